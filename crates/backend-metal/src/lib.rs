@@ -1,0 +1,1 @@
+//! The MLX engine: Metal on Apple silicon, CUDA and CPU on Linux.

@@ -1,0 +1,1 @@
+//! Drives Python's `mlx_lm` in a child process.

@@ -1,0 +1,2 @@
+//! The program `inference`.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Proves that a backend keeps the contract: one documented function per clause.

@@ -1,0 +1,1 @@
+//! Tokenizer, streaming detokenizer, chat templates and stop strings: what any native engine needs around a model.
