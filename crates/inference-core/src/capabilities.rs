@@ -1,0 +1,157 @@
+//! What a backend can do, used twice: to refuse what it would ignore, and to choose the conformance clauses it must keep.
+
+use std::fmt;
+
+macro_rules! features {
+    ($($(#[$doc:meta])* $variant:ident = $name:literal,)+) => {
+        /// One thing that a backend may or may not be able to do.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[repr(u8)]
+        #[non_exhaustive]
+        pub enum Feature { $($(#[$doc])* $variant,)+ }
+
+        impl Feature {
+            /// Every feature, in the order of declaration.
+            pub const ALL: &[Self] = &[$(Self::$variant,)+];
+
+            /// The name in messages and in JSON.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)+ }
+            }
+        }
+    };
+}
+
+features! {
+    /// `TextModel::generate`.
+    Generate = "generate",
+    /// `Prompt::Chat`.
+    Chat = "chat",
+    /// Tools and extra variables given to the chat template.
+    ChatTemplateOptions = "chat-template-options",
+    /// `TextModel::classify`.
+    Classify = "classify",
+    /// Full logits in a classification.
+    Logits = "logits",
+    /// A temperature above zero: drawing instead of taking the likeliest token.
+    Sampling = "sampling",
+    /// A seed that makes a request reproducible whatever runs beside it.
+    Seed = "seed",
+    /// Nucleus sampling.
+    TopP = "top-p",
+    /// The minimum-probability filter.
+    MinP = "min-p",
+    /// The k likeliest tokens.
+    TopK = "top-k",
+    /// Exclude top choices.
+    Xtc = "xtc",
+    /// Additive biases on logits.
+    LogitBias = "logit-bias",
+    /// The multiplicative repetition penalty.
+    RepetitionPenalty = "repetition-penalty",
+    /// The presence penalty.
+    PresencePenalty = "presence-penalty",
+    /// The frequency penalty.
+    FrequencyPenalty = "frequency-penalty",
+    /// Log-probabilities of tokens.
+    LogProbabilities = "log-probabilities",
+    /// Stop strings and further stop tokens.
+    Stop = "stop",
+    /// No end before a number of tokens.
+    MinTokens = "min-tokens",
+    /// LoRA adapters applied at load.
+    Adapter = "adapter",
+    /// A context length chosen at load.
+    ContextLength = "context-length",
+    /// A limit on the memory that the engine may use.
+    MemoryLimit = "memory-limit",
+    /// A limit on the allocator's cache.
+    CacheLimit = "cache-limit",
+    /// A cap on requests decoded at once.
+    MaxBatch = "max-batch",
+    /// A prefill chunk chosen at load.
+    PrefillChunk = "prefill-chunk",
+    /// `TextModel::trainable`.
+    Train = "train",
+}
+
+impl fmt::Display for Feature {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A set of [`Feature`]s. The default is the empty set: a backend says what it can do, nothing is assumed.
+///
+/// ```
+/// use inference_core::{Capabilities, Feature};
+///
+/// const MINE: Capabilities = Capabilities::of(&[Feature::Generate, Feature::Seed]);
+/// assert!(MINE.has(Feature::Seed) && !MINE.has(Feature::Classify));
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
+pub struct Capabilities(u64);
+
+impl Capabilities {
+    /// The set of these features.
+    #[must_use]
+    pub const fn of(features: &[Feature]) -> Self {
+        let mut bits = 0;
+        let mut i = 0;
+        while i < features.len() {
+            bits |= 1 << features[i] as u8;
+            i += 1;
+        }
+        Self(bits)
+    }
+
+    /// Every feature there is.
+    #[must_use]
+    pub const fn all() -> Self {
+        Self::of(Feature::ALL)
+    }
+
+    /// This set and one more feature.
+    #[must_use]
+    pub const fn with(self, feature: Feature) -> Self {
+        Self(self.0 | 1 << feature as u8)
+    }
+
+    /// This set without one feature.
+    #[must_use]
+    pub const fn without(self, feature: Feature) -> Self {
+        Self(self.0 & !(1 << feature as u8))
+    }
+
+    /// Whether the feature is in the set.
+    #[must_use]
+    pub const fn has(self, feature: Feature) -> bool {
+        self.0 & (1 << feature as u8) != 0
+    }
+
+    /// The features of the set, in the order of declaration.
+    pub fn iter(self) -> impl Iterator<Item = Feature> {
+        Feature::ALL.iter().copied().filter(move |feature| self.has(*feature))
+    }
+}
+
+impl fmt::Debug for Capabilities {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.iter()).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_assumed_and_sets_add_up() {
+        assert_eq!(Capabilities::default().iter().count(), 0);
+        assert_eq!(Capabilities::all().iter().count(), Feature::ALL.len());
+        let set = Capabilities::of(&[Feature::Chat]).with(Feature::Train);
+        assert_eq!(set.iter().collect::<Vec<_>>(), [Feature::Chat, Feature::Train]);
+        assert!(!set.without(Feature::Chat).has(Feature::Chat));
+    }
+}

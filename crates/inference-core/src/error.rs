@@ -1,0 +1,253 @@
+//! Everything that can go wrong, as one typed enum.
+
+use std::{fmt, path::PathBuf};
+
+use crate::{Feature, Verdict};
+
+/// What every fallible call of the contract returns.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// A boxed cause, as [`std::error::Error::source`] gives it.
+pub type Source = Box<dyn std::error::Error + Send + Sync + 'static>;
+
+/// A failure. `Display` says what happened and what to do, never the text of its source: print the chain for that.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// No registered backend is available here and supports the model.
+    #[error("no backend can load {}:{}", path.display(), Listing(candidates))]
+    NoBackend {
+        /// The model's folder.
+        path: PathBuf,
+        /// Every registered backend with its verdict, in order of preference.
+        candidates: Vec<Verdict>,
+    },
+    /// A backend was named that is not registered.
+    #[error("there is no backend {backend:?} in this program; it has: {}", known.join(", "))]
+    UnknownBackend {
+        /// The name that was asked for.
+        backend: String,
+        /// The names that exist.
+        known: Vec<String>,
+    },
+    /// The named backend cannot run on this machine.
+    #[error("backend {backend} is not usable here: {reason}")]
+    Unavailable {
+        /// The backend's id.
+        backend: String,
+        /// Why, and what would help.
+        reason: String,
+    },
+    /// The named backend cannot run this model.
+    #[error("backend {backend} does not support this model: {reason}")]
+    UnsupportedModel {
+        /// The backend's id.
+        backend: String,
+        /// Why not.
+        reason: String,
+    },
+    /// An option was set that the backend would have to ignore.
+    #[error("backend {backend} does not support {feature}")]
+    Unsupported {
+        /// The backend's id.
+        backend: String,
+        /// What it lacks.
+        feature: Feature,
+    },
+    /// An option's value makes no sense.
+    #[error("option {option}: {reason}")]
+    InvalidOption {
+        /// The option's name, as its setter is called.
+        option: &'static str,
+        /// What was found and what is expected.
+        reason: String,
+    },
+    /// A prompt cannot be run: empty, or with token ids that the model does not have.
+    #[error("prompt: {reason}")]
+    InvalidPrompt {
+        /// What was found and what is expected.
+        reason: String,
+    },
+    /// The prompt, or prompt and answer, do not fit the model's context.
+    #[error(
+        "the prompt has {tokens} tokens, the context holds {limit}: shorten it, or load with a longer context"
+    )]
+    ContextExceeded {
+        /// Tokens of the prompt.
+        tokens: usize,
+        /// Tokens that fit.
+        limit: usize,
+    },
+    /// A file of the model's folder is missing, broken or not what it claims to be.
+    #[error("{}{}: {}", Printable(&path.to_string_lossy()), Key(key), Printable(reason))]
+    InvalidModel {
+        /// The file (or folder) at fault.
+        path: PathBuf,
+        /// The key, tensor or field in it, where there is one.
+        key: Option<String>,
+        /// What was found and what was expected.
+        reason: String,
+    },
+    /// A chat template could not be applied to the conversation.
+    #[error("chat template: {}", Printable(reason))]
+    Template {
+        /// What the template said or where it failed.
+        reason: String,
+    },
+    /// The model does not fit in memory.
+    #[error("{what} needs {needed} bytes, {available} are available")]
+    OutOfMemory {
+        /// What was to be allocated.
+        what: String,
+        /// Bytes needed.
+        needed: u64,
+        /// Bytes available.
+        available: u64,
+    },
+    /// A file could not be read or written.
+    #[error("cannot {action} {}", Printable(&path.to_string_lossy()))]
+    Io {
+        /// `read`, `write`, `open`, …
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// The engine failed at its own work.
+    #[error("backend {backend} failed to {action}")]
+    Backend {
+        /// The backend's id.
+        backend: String,
+        /// What it was doing: `load the weights`, `decode`, …
+        action: String,
+        /// The engine's own error.
+        source: Source,
+    },
+    /// The engine is gone: its thread or process ended while the call was under way.
+    #[error("backend {backend} has stopped: {}", Printable(reason))]
+    Stopped {
+        /// The backend's id.
+        backend: String,
+        /// The last that is known of it.
+        reason: String,
+    },
+    /// The model was closed.
+    #[error("the model is closed")]
+    Closed,
+    /// The call was cancelled before it had a result. A cancelled generation is no error: see `FinishReason`.
+    #[error("cancelled")]
+    Cancelled,
+}
+
+impl Error {
+    /// A short stable name of the kind of failure, for logs and machines: `invalid_model`, `no_backend`, ….
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::NoBackend { .. } => "no_backend",
+            Self::UnknownBackend { .. } => "unknown_backend",
+            Self::Unavailable { .. } => "unavailable",
+            Self::UnsupportedModel { .. } => "unsupported_model",
+            Self::Unsupported { .. } => "unsupported",
+            Self::InvalidOption { .. } => "invalid_option",
+            Self::InvalidPrompt { .. } => "invalid_prompt",
+            Self::ContextExceeded { .. } => "context_exceeded",
+            Self::InvalidModel { .. } => "invalid_model",
+            Self::Template { .. } => "template",
+            Self::OutOfMemory { .. } => "out_of_memory",
+            Self::Io { .. } => "io",
+            Self::Backend { .. } => "backend",
+            Self::Stopped { .. } => "stopped",
+            Self::Closed => "closed",
+            Self::Cancelled => "cancelled",
+        }
+    }
+
+    /// An [`Error::InvalidModel`] about a whole file or folder.
+    pub fn invalid_file(path: impl Into<PathBuf>, reason: impl Into<String>) -> Self {
+        Self::InvalidModel { path: path.into(), key: None, reason: reason.into() }
+    }
+
+    /// An [`Error::InvalidModel`] about one key of a file.
+    pub fn invalid_key(path: impl Into<PathBuf>, key: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::InvalidModel { path: path.into(), key: Some(key.into()), reason: reason.into() }
+    }
+
+    /// An [`Error::Io`].
+    pub fn io(action: &'static str, path: impl Into<PathBuf>, source: std::io::Error) -> Self {
+        Self::Io { action, path: path.into(), source }
+    }
+
+    /// An [`Error::Backend`].
+    pub fn backend(backend: impl Into<String>, action: impl Into<String>, source: impl Into<Source>) -> Self {
+        Self::Backend { backend: backend.into(), action: action.into(), source: source.into() }
+    }
+}
+
+/// Text from an untrusted file, shown with its control characters escaped so that it cannot drive a terminal, and cut
+/// after 400 characters.
+pub struct Printable<'a>(pub &'a str);
+
+impl fmt::Display for Printable<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const LONGEST: usize = 400;
+        for (shown, c) in self.0.chars().enumerate() {
+            if shown == LONGEST {
+                return f.write_str("…");
+            }
+            // Bidirectional overrides reorder what a terminal shows, as controls move its cursor.
+            let reorders =
+                matches!(c, '\u{200e}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+            if (c.is_control() && c != '\n') || reorders {
+                write!(f, "{}", c.escape_unicode())?;
+            } else {
+                fmt::Write::write_char(f, c)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+struct Key<'a>(&'a Option<String>);
+
+impl fmt::Display for Key<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.as_ref().map_or(Ok(()), |key| write!(f, ": {}", Printable(key)))
+    }
+}
+
+struct Listing<'a>(&'a [Verdict]);
+
+impl fmt::Display for Listing<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            return f.write_str(" none is built into this program; enable a backend feature such as `metal`");
+        }
+        self.0.iter().try_for_each(|verdict| write!(f, "\n  {verdict}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_from_files_cannot_drive_the_terminal() {
+        let error = Error::invalid_key("m/config.json", "a\u{1b}[2Jb", "bad \u{202e}text");
+        assert_eq!(error.to_string(), "m/config.json: a\\u{1b}[2Jb: bad \\u{202e}text");
+    }
+
+    #[test]
+    fn display_leaves_the_source_to_the_chain() {
+        let error = Error::io("read", "m/config.json", std::io::Error::other("disk on fire"));
+        assert_eq!(error.to_string(), "cannot read m/config.json");
+        assert_eq!(std::error::Error::source(&error).unwrap().to_string(), "disk on fire");
+    }
+
+    #[test]
+    fn without_backends_the_message_says_what_to_enable() {
+        let error = Error::NoBackend { path: "m".into(), candidates: vec![] };
+        assert!(error.to_string().contains("enable a backend feature"), "{error}");
+    }
+}

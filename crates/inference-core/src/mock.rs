@@ -1,0 +1,426 @@
+//! A deterministic backend with no model behind it, for tests and examples.
+//!
+//! Its tokens are words. `generate` goes on with the prompt's own words from the second on, over and over; at a temperature
+//! it draws from them; the word `<eos>` ends the text. `classify` prefers labels by the letters they share with the prompt.
+//! It keeps the whole contract and is never selected unless it is named.
+
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Instant,
+};
+
+use async_trait::async_trait;
+use tempfile::TempDir;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    Availability, Backend, BackendDescriptor, BackendInfo, Capabilities, Classification, ClassifyOptions,
+    Error, Feature, Finish, FinishReason, GenerateOptions, LabelScore, LoadOptions, Metrics, ModelInfo,
+    ModelManifest, ModelStats, Prompt, Result, StopCause, Support, TextModel, Token, TokenSink, TokenStream,
+};
+
+/// The mock's entry for a registry; `Registry::linked()` does not hold it.
+pub const DESCRIPTOR: BackendDescriptor = BackendDescriptor::new(
+    ID,
+    -100,
+    || Availability::Available("imagination".to_owned()),
+    || Ok(Arc::new(MockBackend::default())),
+);
+
+/// What the mock can do.
+pub const CAPABILITIES: Capabilities = Capabilities::of(&[
+    Feature::Generate,
+    Feature::Chat,
+    Feature::Classify,
+    Feature::Logits,
+    Feature::Sampling,
+    Feature::Seed,
+    Feature::Stop,
+    Feature::ContextLength,
+]);
+
+/// Ids of the mock's vocabulary: 0 ends a text, a word has the id that its letters hash to.
+pub const VOCAB_SIZE: usize = 4096;
+
+const ID: &str = "mock";
+const EOS: u32 = 0;
+const CONTEXT: usize = 1 << 20;
+
+/// A new folder with a model that the mock can load; it is removed when the value is dropped.
+///
+/// # Panics
+/// The system has no folder for temporary files: this is for tests.
+#[must_use]
+pub fn folder() -> TempDir {
+    let folder = tempfile::tempdir().expect("a folder for temporary files");
+    let header = br#"{"weight":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#;
+    let mut tensors = (header.len() as u64).to_le_bytes().to_vec();
+    tensors.extend_from_slice(header);
+    tensors.extend_from_slice(&[0; 4]);
+    std::fs::write(folder.path().join("config.json"), r#"{"model_type":"mock"}"#).expect("a writable folder");
+    std::fs::write(folder.path().join("model.safetensors"), tensors).expect("a writable folder");
+    folder
+}
+
+/// The mock as a [`Backend`].
+#[derive(Debug)]
+pub struct MockBackend {
+    info: BackendInfo,
+}
+
+impl Default for MockBackend {
+    fn default() -> Self {
+        Self { info: BackendInfo::new(ID, env!("CARGO_PKG_VERSION"), "imagination") }
+    }
+}
+
+#[async_trait]
+impl Backend for MockBackend {
+    fn info(&self) -> &BackendInfo {
+        &self.info
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        CAPABILITIES
+    }
+
+    fn supports(&self, model: &ModelManifest) -> Support {
+        match model.model_type() {
+            "mock" => Support::Yes,
+            other => Support::No(format!("model_type is {other:?}, expected \"mock\"")),
+        }
+    }
+
+    async fn load(&self, model: ModelManifest, options: LoadOptions) -> Result<Arc<dyn TextModel>> {
+        let info = ModelInfo {
+            path: model.path().to_owned(),
+            backend: ID.to_owned(),
+            architecture: model.model_type().to_owned(),
+            vocab_size: VOCAB_SIZE,
+            layers: 1,
+            hidden_size: 1,
+            context_length: options.context_length.unwrap_or(CONTEXT),
+            parameters: 1,
+            weight_bytes: model.weight_bytes(),
+            dtype: "f32".to_owned(),
+            quantization: None,
+            eos_token_ids: vec![EOS],
+        };
+        Ok(Arc::new(MockModel {
+            info,
+            stats: Arc::default(),
+            closed: AtomicBool::new(false),
+            shutdown: CancellationToken::new(),
+        }))
+    }
+}
+
+#[derive(Debug)]
+struct MockModel {
+    info: ModelInfo,
+    stats: Arc<Mutex<ModelStats>>,
+    closed: AtomicBool,
+    shutdown: CancellationToken,
+}
+
+impl MockModel {
+    fn words(&self, prompt: Prompt) -> Result<Vec<Word>> {
+        if self.closed.load(Ordering::Acquire) {
+            return Err(Error::Closed);
+        }
+        let words: Vec<Word> = match prompt {
+            Prompt::Text(text) => text.split_whitespace().map(Word::new).collect(),
+            Prompt::Chat(messages) => messages
+                .iter()
+                .flat_map(|message| message.content.split_whitespace())
+                .map(Word::new)
+                .collect(),
+            Prompt::Tokens(ids) => {
+                if let Some(id) = ids.iter().find(|id| **id as usize >= VOCAB_SIZE) {
+                    let reason = format!("token {id} is outside the vocabulary of {VOCAB_SIZE}");
+                    return Err(Error::InvalidPrompt { reason });
+                }
+                ids.into_iter().map(|id| Word { id, text: format!("#{id}") }).collect()
+            }
+        };
+        if words.is_empty() {
+            return Err(Error::InvalidPrompt { reason: "it is empty".to_owned() });
+        }
+        if words.len() > self.info.context_length {
+            return Err(Error::ContextExceeded { tokens: words.len(), limit: self.info.context_length });
+        }
+        Ok(words)
+    }
+}
+
+#[async_trait]
+impl TextModel for MockModel {
+    fn info(&self) -> &ModelInfo {
+        &self.info
+    }
+
+    async fn generate(&self, prompt: Prompt, options: GenerateOptions) -> Result<TokenStream> {
+        let started = Instant::now();
+        let words = self.words(prompt)?;
+        let (sink, stream) = TokenStream::channel(ID, 64, options.cancel.clone());
+        lock(&self.stats).requests += 1;
+        lock(&self.stats).active += 1;
+        let (stats, shutdown, room) =
+            (self.stats.clone(), self.shutdown.clone(), self.info.context_length - words.len());
+        let run = Run { words, options, room, started, shutdown };
+        let spawned =
+            std::thread::Builder::new().name("mock".to_owned()).spawn(move || run.finish(sink, &stats));
+        spawned.map_err(|error| Error::backend(ID, "start a thread", error))?;
+        Ok(stream)
+    }
+
+    async fn classify(&self, prompts: Vec<Prompt>, options: ClassifyOptions) -> Result<Vec<Classification>> {
+        let mut classifications = Vec::with_capacity(prompts.len());
+        for prompt in prompts {
+            if options.cancel.is_cancelled() {
+                return Err(Error::Cancelled);
+            }
+            let words = self.words(prompt)?;
+            let next = &words[1 % words.len()];
+            let shared = |label: &String| {
+                label.chars().filter(|c| words.iter().any(|w| w.text.contains(*c))).count() as f32
+            };
+            let labels = options.labels.as_deref().unwrap_or_default();
+            let scores: Vec<f32> =
+                labels.iter().map(|label| shared(label) - label.chars().count() as f32).collect();
+            classifications.push(Classification {
+                token: next.id,
+                text: format!(" {}", next.text),
+                labels: LabelScore::normalise(labels, &scores),
+                logits: options
+                    .logits
+                    .then(|| (0..VOCAB_SIZE as u32).map(|id| f32::from(u8::from(id == next.id))).collect()),
+                prompt_tokens: words.len(),
+            });
+        }
+        Ok(classifications)
+    }
+
+    fn stats(&self) -> ModelStats {
+        lock(&self.stats).clone()
+    }
+
+    async fn close(&self) -> Result<()> {
+        self.closed.store(true, Ordering::Release);
+        self.shutdown.cancel();
+        Ok(())
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Word {
+    id: u32,
+    text: String,
+}
+
+impl Word {
+    fn new(text: &str) -> Self {
+        let id = if text == "<eos>" {
+            EOS
+        } else {
+            let hash = text
+                .bytes()
+                .fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
+            1 + (hash % (VOCAB_SIZE as u64 - 1)) as u32
+        };
+        Self { id, text: text.to_owned() }
+    }
+}
+
+struct Run {
+    words: Vec<Word>,
+    options: GenerateOptions,
+    /// Tokens that still fit the context.
+    room: usize,
+    started: Instant,
+    shutdown: CancellationToken,
+}
+
+impl Run {
+    fn finish(self, mut sink: TokenSink, stats: &Mutex<ModelStats>) {
+        let began = Instant::now();
+        let mut held = Held { tokens: Vec::new(), stops: self.options.stop.clone().unwrap_or_default() };
+        let (mut generated, mut first) = (0, None);
+        let reason = loop {
+            if sink.is_cancelled() || self.shutdown.is_cancelled() {
+                break FinishReason::Cancelled;
+            }
+            if generated >= self.options.max_tokens_or_default().min(self.room) {
+                break FinishReason::Length;
+            }
+            let word = &self.words[self.choose(generated)];
+            if let Some(cause) = self.stop_cause(word.id) {
+                break FinishReason::Stop(cause);
+            }
+            generated += 1;
+            first.get_or_insert_with(Instant::now);
+            let matched = held.push(Token::new(word.id, format!(" {}", word.text)));
+            held.release(&mut sink);
+            if let Some(stop) = matched {
+                break FinishReason::Stop(StopCause::StopString(stop));
+            }
+            if sink.is_full() {
+                let (ready, shutdown) =
+                    (std::pin::pin!(sink.ready()), std::pin::pin!(self.shutdown.cancelled()));
+                futures::executor::block_on(futures::future::select(ready, shutdown));
+            }
+        };
+        held.tokens.drain(..).for_each(|token| sink.send(token));
+        let metrics = Metrics {
+            prompt_tokens: self.words.len(),
+            generated_tokens: generated,
+            queued: began - self.started,
+            decode: first.map(|first| first.elapsed()).unwrap_or_default(),
+            time_to_first_token: first.map(|first| first - self.started),
+            ..Metrics::default()
+        };
+        {
+            let mut stats = lock(stats);
+            stats.active -= 1;
+            stats.prompt_tokens += self.words.len() as u64;
+            stats.generated_tokens += generated as u64;
+            stats.cancelled += u64::from(reason == FinishReason::Cancelled);
+        }
+        sink.end(Ok(Finish { reason, metrics }));
+    }
+
+    fn choose(&self, step: usize) -> usize {
+        let sampling = &self.options.sampling;
+        if sampling.temperature_or_greedy() == 0.0 {
+            return (step + 1) % self.words.len();
+        }
+        // SplitMix64; without a seed the clock serves.
+        let seed = sampling.seed.unwrap_or_else(|| self.started.elapsed().as_nanos() as u64);
+        let mut z = seed.wrapping_add((step as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) % self.words.len() as u64) as usize
+    }
+
+    fn stop_cause(&self, id: u32) -> Option<StopCause> {
+        if self.options.stop_tokens.as_ref().is_some_and(|ids| ids.contains(&id)) {
+            return Some(StopCause::StopToken(id));
+        }
+        (id == EOS && !self.options.ignore_eos).then_some(StopCause::EndOfSequence(id))
+    }
+}
+
+/// Tokens whose text may be the beginning of a stop string.
+struct Held {
+    tokens: Vec<Token>,
+    stops: Arc<[String]>,
+}
+
+impl Held {
+    /// Takes a token in; the stop string that it completes, whose text and what follows it are then cut.
+    fn push(&mut self, token: Token) -> Option<String> {
+        self.tokens.push(token);
+        let text: String = self.tokens.iter().map(|token| token.text.as_str()).collect();
+        let (at, stop) = self
+            .stops
+            .iter()
+            .filter_map(|stop| Some((text.find(stop.as_str())?, stop)))
+            .min_by_key(|m| m.0)?;
+        let mut keep = at;
+        for token in &mut self.tokens {
+            let kept = keep.min(token.text.len());
+            token.text.truncate(kept);
+            keep -= kept;
+        }
+        Some(stop.clone())
+    }
+
+    /// Sends the tokens that cannot be part of a stop string any more.
+    fn release(&mut self, sink: &mut TokenSink) {
+        let text: String = self.tokens.iter().map(|token| token.text.as_str()).collect();
+        let undecided = (0..text.len())
+            .filter(|i| text.is_char_boundary(*i))
+            .find(|i| self.stops.iter().any(|stop| stop.starts_with(&text[*i..])))
+            .unwrap_or(text.len());
+        let mut end = 0;
+        let decided = self.tokens.iter().take_while(|token| {
+            end += token.text.len();
+            end <= undecided
+        });
+        let decided = decided.count();
+        self.tokens.drain(..decided).for_each(|token| sink.send(token));
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Message, Registry, TextModelExt as _};
+
+    async fn model() -> Arc<dyn TextModel> {
+        let folder = folder();
+        Registry::empty().with(DESCRIPTOR).load_model(folder.path()).backend("mock").await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn it_goes_on_with_the_prompts_words() {
+        let model = model().await;
+        let answer = model.complete("a b c".into(), GenerateOptions::new().max_tokens(4)).await.unwrap();
+        assert_eq!(answer.text, " b c a b");
+        assert_eq!(answer.finish.reason, FinishReason::Length);
+        assert_eq!(answer.finish.metrics.prompt_tokens, 3);
+        let chat = vec![Message::user("x y <eos>")];
+        let answer = model.complete(chat.into(), GenerateOptions::new()).await.unwrap();
+        assert_eq!(
+            (answer.text.as_str(), answer.finish.reason),
+            (" y", FinishReason::Stop(StopCause::EndOfSequence(0)))
+        );
+        assert_eq!(model.stats().requests, 2);
+    }
+
+    #[tokio::test]
+    async fn stop_strings_cut_across_tokens() {
+        let model = model().await;
+        let answer = model.complete("a b c d".into(), GenerateOptions::new().stop(["c d"])).await.unwrap();
+        assert_eq!(answer.text, " b ");
+        assert_eq!(answer.finish.reason, FinishReason::Stop(StopCause::StopString("c d".into())));
+    }
+
+    #[tokio::test]
+    async fn a_seed_reproduces() {
+        let model = model().await;
+        let options = GenerateOptions::new().temperature(1.0).seed(7).max_tokens(20);
+        let one = model.complete("a b c d e f".into(), options.clone()).await.unwrap();
+        assert_eq!(one.text, model.complete("a b c d e f".into(), options).await.unwrap().text);
+    }
+
+    #[tokio::test]
+    async fn what_it_lacks_is_refused() {
+        let error = model().await.generate("a".into(), GenerateOptions::new().top_k(1)).await.unwrap_err();
+        assert!(matches!(error, Error::Unsupported { feature: Feature::TopK, .. }), "{error}");
+    }
+
+    #[tokio::test]
+    async fn closing_ends_running_requests_and_refuses_new_ones() {
+        let model = model().await;
+        let mut stream =
+            model.generate("a b".into(), GenerateOptions::new().max_tokens(usize::MAX)).await.unwrap();
+        model.close().await.unwrap();
+        assert_eq!(stream.finish().await.unwrap().reason, FinishReason::Cancelled);
+        assert!(matches!(model.generate("a".into(), GenerateOptions::new()).await, Err(Error::Closed)));
+    }
+
+    #[tokio::test]
+    async fn it_is_never_selected_unnamed() {
+        let folder = folder();
+        let error = Registry::empty().with(DESCRIPTOR).load_model(folder.path()).await.unwrap_err();
+        assert!(error.to_string().contains("mock: usable, only when it is named"), "{error}");
+    }
+}

@@ -1,0 +1,154 @@
+//! A loaded model.
+
+use std::{fmt::Debug, path::PathBuf};
+
+use async_trait::async_trait;
+use futures::{StreamExt as _, future::join_all};
+use serde::Serialize;
+
+use crate::{
+    Classification, ClassifyOptions, Finish, GenerateOptions, Message, ModelStats, Prompt, Result, Token,
+    TokenStream, Trainable,
+};
+
+/// A model that is ready to run. Shared freely: calls from many tasks run side by side.
+///
+/// What every implementation promises, and `inference-conformance` checks:
+///
+/// - `generate` returns once the request is taken in; errors of the prompt come from this call, errors of the engine from
+///   the stream. Nothing about a call is kept on the model, so two callers never see each other's error or metrics.
+/// - A request's tokens do not depend on what runs beside it.
+/// - Cancelling ends the work within one decode step or one prefill chunk, and is a finish reason, not an error.
+/// - After `close`, every call fails with [`Error::Closed`](crate::Error::Closed) and the engine's memory is released.
+#[async_trait]
+pub trait TextModel: Debug + Send + Sync + 'static {
+    /// What is known about the model.
+    fn info(&self) -> &ModelInfo;
+
+    /// Continues a prompt.
+    ///
+    /// # Errors
+    /// The prompt is empty, has ids that the model lacks or does not fit the context; the template fails; the model is closed.
+    async fn generate(&self, prompt: Prompt, options: GenerateOptions) -> Result<TokenStream>;
+
+    /// What the model would say next after each prompt, in their order, from one forward pass.
+    ///
+    /// # Errors
+    /// As [`generate`](Self::generate), for any of the prompts; [`Error::Cancelled`](crate::Error::Cancelled).
+    async fn classify(&self, prompts: Vec<Prompt>, options: ClassifyOptions) -> Result<Vec<Classification>>;
+
+    /// The trainer, where the backend has one.
+    fn trainable(&self) -> Option<&dyn Trainable> {
+        None
+    }
+
+    /// Running totals.
+    fn stats(&self) -> ModelStats;
+
+    /// Ends running requests as cancelled and releases weights and caches; returns when that is done. Idempotent.
+    /// Dropping the last `Arc` does the same, unawaited.
+    ///
+    /// # Errors
+    /// The engine failed at it; the model is closed all the same.
+    async fn close(&self) -> Result<()>;
+}
+
+/// What is known about a loaded model.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct ModelInfo {
+    /// The folder it was loaded from.
+    pub path: PathBuf,
+    /// The id of the backend that runs it.
+    pub backend: String,
+    /// The `model_type` of config.json.
+    pub architecture: String,
+    /// Ids that the model can produce.
+    pub vocab_size: usize,
+    /// Transformer blocks.
+    pub layers: usize,
+    /// The width of the residual stream.
+    pub hidden_size: usize,
+    /// Tokens of prompt and answer together.
+    pub context_length: usize,
+    /// Weights of the model before quantisation.
+    pub parameters: u64,
+    /// Bytes of the weights as stored.
+    pub weight_bytes: u64,
+    /// The element type of weights that are not quantised: `bf16`, ….
+    pub dtype: String,
+    /// How the weights are quantised, where they are.
+    pub quantization: Option<Quantization>,
+    /// Ids that end a text.
+    pub eos_token_ids: Vec<u32>,
+}
+
+/// How weights are quantised, by default; single layers may differ.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Quantization {
+    /// Bits of one weight.
+    pub bits: u32,
+    /// Weights that share a scale.
+    pub group_size: u32,
+    /// The scheme: `affine`, `mxfp4`, ….
+    pub mode: String,
+}
+
+impl Quantization {
+    /// A quantisation scheme.
+    pub fn new(bits: u32, group_size: u32, mode: impl Into<String>) -> Self {
+        Self { bits, group_size, mode: mode.into() }
+    }
+}
+
+/// A whole answer.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct Completion {
+    /// The text: the tokens' texts in one.
+    pub text: String,
+    /// The tokens.
+    pub tokens: Vec<Token>,
+    /// How it ended and what it cost.
+    pub finish: Finish,
+}
+
+/// What every [`TextModel`] can do by means of the above.
+#[async_trait]
+pub trait TextModelExt: TextModel {
+    /// Continues a conversation.
+    ///
+    /// # Errors
+    /// As [`TextModel::generate`].
+    async fn chat(&self, messages: Vec<Message>, options: GenerateOptions) -> Result<TokenStream> {
+        self.generate(Prompt::Chat(messages), options).await
+    }
+
+    /// Generates to the end and returns the whole answer.
+    ///
+    /// # Errors
+    /// As [`TextModel::generate`], and whatever ended the stream.
+    async fn complete(&self, prompt: Prompt, options: GenerateOptions) -> Result<Completion> {
+        let mut stream = self.generate(prompt, options).await?;
+        let (mut text, mut tokens) = (String::new(), Vec::new());
+        while let Some(token) = stream.next().await {
+            let token = token?;
+            text.push_str(&token.text);
+            tokens.push(token);
+        }
+        Ok(Completion { text, tokens, finish: stream.finish().await? })
+    }
+
+    /// Completes several prompts side by side, each with its own result, in their order. The same as as many concurrent
+    /// calls of [`complete`](Self::complete): the engine decodes them in batches.
+    async fn batch_generate(
+        &self,
+        prompts: Vec<Prompt>,
+        options: GenerateOptions,
+    ) -> Vec<Result<Completion>> {
+        join_all(prompts.into_iter().map(|prompt| self.complete(prompt, options.clone()))).await
+    }
+}
+
+impl<M: TextModel + ?Sized> TextModelExt for M {}
