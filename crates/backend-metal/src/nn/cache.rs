@@ -1,0 +1,213 @@
+//! Keys and values of the tokens that a row has seen.
+
+use mlx_rs::{
+    Array, Dtype,
+    error::Result,
+    ops::{
+        self,
+        indexing::{IndexUpdateError, TryIndexOp as _, TryIndexUpdateOp as _, UpdateMode},
+    },
+};
+
+/// Buffers grow by this many positions, so that one growth serves many tokens.
+const STEP: usize = 256;
+
+/// The rows of one forward pass.
+#[derive(Debug)]
+pub enum Rows<'a> {
+    /// Row `b` of the tokens continues the text of cache `b`, which then holds these tokens too. Either one row with any
+    /// number of tokens, or any number of rows with one token each.
+    Cached(&'a mut [&'a mut KvCache]),
+    /// Every row begins at position 0 and nothing is kept. Shorter rows are padded on the right: padding never reaches the
+    /// positions before it.
+    Uncached,
+}
+
+/// One row's cache: a [`LayerCache`] for each layer. Cloning is cheap: both share the buffers until one of them grows.
+#[derive(Debug, Clone)]
+pub struct KvCache {
+    layers: Vec<LayerCache>,
+    len: usize,
+}
+
+impl KvCache {
+    /// An empty cache with one layer for each of `windows`: `None` keeps every position, `Some(w)` the last `w`.
+    #[must_use]
+    pub fn new(windows: impl IntoIterator<Item = Option<usize>>) -> Self {
+        Self { layers: windows.into_iter().map(LayerCache::new).collect(), len: 0 }
+    }
+
+    /// Tokens held, which is the position of the next one.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether no token is held.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The buffers, to evaluate them together with the logits.
+    pub fn arrays(&self) -> impl Iterator<Item = &Array> {
+        self.layers.iter().filter_map(|layer| layer.buffers.as_ref()).flat_map(|[keys, values]| [keys, values])
+    }
+
+    /// Bytes of the buffers.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.arrays().map(Array::nbytes).sum()
+    }
+
+    /// Forgets the tokens from position `len` on. Returns `false`, and changes nothing, where a layer with a window has
+    /// already let go of positions that would be needed again: such a text must be computed anew.
+    #[must_use]
+    pub fn truncate(&mut self, len: usize) -> bool {
+        if len >= self.len {
+            return true;
+        }
+        if self.layers.iter().any(|layer| layer.window.is_some_and(|window| self.len > window)) {
+            return false;
+        }
+        self.len = len;
+        true
+    }
+
+    /// The cache of one layer, and the position at which new tokens begin.
+    pub(crate) fn layer(&mut self, index: usize) -> (&mut LayerCache, usize) {
+        (&mut self.layers[index], self.len)
+    }
+
+    /// Counts `tokens` more, once every layer has taken them.
+    pub(crate) fn advance(&mut self, tokens: usize) {
+        self.len += tokens;
+    }
+}
+
+/// Keys and values of one layer of one row, in buffers `[1, kv_heads, capacity, head_dim]`.
+#[derive(Debug, Clone)]
+pub struct LayerCache {
+    /// Positions kept; `None` is all of them.
+    window: Option<usize>,
+    buffers: Option<[Array; 2]>,
+}
+
+impl LayerCache {
+    fn new(window: Option<usize>) -> Self {
+        Self { window, buffers: None }
+    }
+
+    /// Adds keys and values `[1, kv_heads, T, head_dim]` at `position` and returns all that their queries may see, oldest
+    /// first: `[1, kv_heads, S, head_dim]` with S ≥ T, the last T of them the new ones.
+    ///
+    /// A layer with a window `w` returns at most the `w - 1` positions before the first new one. For T = 1 their order is
+    /// not that of the text, which attention does not mind: positions are part of the keys.
+    ///
+    /// # Errors
+    /// MLX's own.
+    pub(crate) fn update(&mut self, position: usize, keys: &Array, values: &Array) -> Result<[Array; 2]> {
+        match self.window {
+            None => self.append(position, [keys, values]),
+            Some(window) => self.rotate(position, window, [keys, values]),
+        }
+    }
+
+    fn append(&mut self, position: usize, new: [&Array; 2]) -> Result<[Array; 2]> {
+        let end = position + new[0].dim(2) as usize;
+        self.reserve(position, end.next_multiple_of(STEP), new)?;
+        self.write(position, new)?;
+        self.read(0, end)
+    }
+
+    /// Position `p` lies in slot `p % window` of a buffer of `window` slots.
+    fn rotate(&mut self, position: usize, window: usize, new: [&Array; 2]) -> Result<[Array; 2]> {
+        let tokens = new[0].dim(2) as usize;
+        let end = position + tokens;
+        if tokens == 1 || end <= window {
+            self.reserve(position.min(window), end.next_multiple_of(STEP).min(window), new)?;
+            self.write(position % window, new)?;
+            return self.read(0, end.min(window));
+        }
+        // Several tokens that wrap round: what they see is laid out in order first, and then its end kept.
+        let seen = match position.min(window - 1) {
+            0 => new.map(Array::clone),
+            before => {
+                let first = (position - before) % window;
+                let held = position.min(window);
+                let old = if first + before <= held {
+                    self.read(first, first + before)?
+                } else {
+                    join(&self.read(first, held)?, &self.read(0, first + before - held)?)?
+                };
+                join(&old, &new.map(Array::clone))?
+            }
+        };
+        let total = seen[0].dim(2);
+        // The last `window` positions, turned so that each lies in its slot.
+        let start = (end - window) % window;
+        let split = total - start as i32;
+        let from = total - window as i32;
+        let mut kept = Vec::with_capacity(2);
+        for array in &seen {
+            let newest = array.try_index((.., .., split.., ..))?;
+            let oldest = array.try_index((.., .., from..split, ..))?;
+            kept.push(if start == 0 { oldest } else { ops::concatenate_axis(&[newest, oldest], 2)? });
+        }
+        self.buffers = kept.try_into().ok();
+        Ok(seen)
+    }
+
+    /// Makes room for `capacity` positions, of which the first `held` are in use.
+    fn reserve(&mut self, held: usize, capacity: usize, like: [&Array; 2]) -> Result<()> {
+        let current = self.buffers.as_ref().map_or(0, |[keys, _]| keys.dim(2) as usize);
+        if current >= capacity {
+            return Ok(());
+        }
+        let mut grown = Vec::with_capacity(2);
+        for (index, new) in like.into_iter().enumerate() {
+            let old = self.buffers.as_ref().map(|buffers| &buffers[index]);
+            let kept = old.map_or(0, |_| held.min(current));
+            let room = [1, new.dim(1), (capacity - kept) as i32, new.dim(3)];
+            let room = ops::zeros_dtype(&room, new.dtype())?;
+            grown.push(match old {
+                Some(old) if kept > 0 => {
+                    ops::concatenate_axis(&[old.try_index((.., .., ..kept as i32, ..))?, room], 2)?
+                }
+                _ => room,
+            });
+        }
+        self.buffers = grown.try_into().ok();
+        Ok(())
+    }
+
+    fn write(&mut self, slot: usize, new: [&Array; 2]) -> Result<()> {
+        // Taken out first: a buffer with a single owner is written in place.
+        let Some([keys, values]) = self.buffers.take() else {
+            return Ok(());
+        };
+        let end = slot as i32 + new[0].dim(2);
+        let put = |buffer: Array, new: &Array| {
+            buffer.try_index_update((.., .., slot as i32..end, ..), new, UpdateMode::Set).map_err(
+                |error| match error {
+                    IndexUpdateError::Exception(error) => error,
+                    other => mlx_rs::error::Exception::custom(other.to_string()),
+                },
+            )
+        };
+        self.buffers = Some([put(keys, new[0])?, put(values, new[1])?]);
+        Ok(())
+    }
+
+    fn read(&self, start: usize, end: usize) -> Result<[Array; 2]> {
+        let Some([keys, values]) = &self.buffers else {
+            return Err(mlx_rs::error::Exception::custom("the cache was read before it was written"));
+        };
+        let range = (.., .., start as i32..end as i32, ..);
+        Ok([keys.try_index(range.clone())?, values.try_index(range)?])
+    }
+}
+
+fn join(a: &[Array; 2], b: &[Array; 2]) -> Result<[Array; 2]> {
+    Ok([ops::concatenate_axis(&[&a[0], &b[0]], 2)?, ops::concatenate_axis(&[&a[1], &b[1]], 2)?])
+}
