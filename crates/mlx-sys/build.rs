@@ -1,2 +1,63 @@
-//! Build script.
-fn main() {}
+//! Links MLX: fetches its published wheel, compiles mlx-c over it, and tells cargo where the result is.
+//!
+//! The README explains the arrangement and the variables that steer it.
+
+use std::env;
+use std::process::ExitCode;
+
+#[path = "build/mlxc.rs"]
+mod mlxc;
+#[path = "build/wheel.rs"]
+mod wheel;
+
+/// What stops the build: what went wrong, and what to do about it.
+type Result<T> = std::result::Result<T, String>;
+
+fn main() -> ExitCode {
+    for file in ["build.rs", "build", "native", "wheels"] {
+        println!("cargo::rerun-if-changed={file}");
+    }
+    // docs.rs has no network and builds no program.
+    if env::var_os("DOCS_RS").is_some() {
+        return ExitCode::SUCCESS;
+    }
+    let (host, target) = (variable("HOST"), variable("TARGET"));
+    if host != target {
+        println!(
+            "cargo::warning=MLX is not linked: nothing native can be made for {target} on {host}. \
+             `cargo check` works; to link a program, build it on a machine of that kind."
+        );
+        return ExitCode::SUCCESS;
+    }
+    match link() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            for line in message.lines().filter(|line| !line.trim().is_empty()) {
+                println!("cargo::error={line}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn link() -> Result<()> {
+    let mlx = wheel::locate()?;
+    let library = mlxc::build(&mlx)?;
+    // Either can vanish with the cache: then this script has to make it again.
+    println!("cargo::rerun-if-changed={}", mlx.library().display());
+    println!("cargo::rerun-if-changed={}", library.file.display());
+    println!("cargo::rustc-link-search=native={}", library.folder().display());
+    println!("cargo::rustc-link-lib=dylib=mlxc");
+    // Dependents read these as DEP_MLX_*.
+    println!("cargo::metadata=version={}", wheel::VERSION);
+    println!("cargo::metadata=lib={}", mlx.lib.display());
+    let include = env::join_paths([&mlx.include, &library.include])
+        .map_err(|error| format!("a folder's name holds the separator of path lists: {error}"))?;
+    println!("cargo::metadata=include={}", include.display());
+    Ok(())
+}
+
+/// A variable that cargo sets for every build script.
+fn variable(name: &str) -> String {
+    env::var(name).unwrap_or_else(|_| panic!("cargo sets {name}"))
+}
