@@ -56,7 +56,7 @@ pub use metrics::{MemoryUsage, Metrics, ModelStats, Percentiles};
 pub use model::{Completion, ModelInfo, Quantization, TextModel, TextModelExt};
 pub use options::{
     ClassifyOptions, DEFAULT_MAX_TOKENS, DEFAULT_PENALTY_WINDOW, Extensions, GenerateOptions, LoadOptions,
-    SamplingOptions, TemplateOptions, Xtc,
+    LoadProgress, Progress, SamplingOptions, TemplateOptions, Xtc,
 };
 pub use prompt::{Message, Prompt, Role};
 pub use registry::{Availability, BackendDescriptor, Load, Outcome, Registry, Verdict, explain, load_model};

@@ -18,17 +18,20 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     Availability, Backend, BackendDescriptor, BackendInfo, Capabilities, Classification, ClassifyOptions,
-    Error, Feature, Finish, FinishReason, GenerateOptions, LabelScore, LoadOptions, Metrics, ModelInfo,
-    ModelManifest, ModelStats, Prompt, Result, StopCause, Support, TextModel, Token, TokenSink, TokenStream,
+    Error, Feature, Finish, FinishReason, GenerateOptions, LabelScore, LoadOptions, LoadProgress, Metrics,
+    ModelInfo, ModelManifest, ModelStats, Prompt, Result, StopCause, Support, TextModel, Token, TokenSink,
+    TokenStream,
 };
 
-/// The mock's entry for a registry; `Registry::linked()` does not hold it.
+/// The mock's entry for a registry. The feature `mock` also registers it, with a priority that needs it to be named.
 pub const DESCRIPTOR: BackendDescriptor = BackendDescriptor::new(
     ID,
     -100,
     || Availability::Available("imagination".to_owned()),
     || Ok(Arc::new(MockBackend::default())),
 );
+
+crate::register_backend!(DESCRIPTOR);
 
 /// What the mock can do.
 pub const CAPABILITIES: Capabilities = Capabilities::of(&[
@@ -95,6 +98,9 @@ impl Backend for MockBackend {
     }
 
     async fn load(&self, model: ModelManifest, options: LoadOptions) -> Result<Arc<dyn TextModel>> {
+        if let Some(progress) = &options.on_progress {
+            progress.report(LoadProgress::new(model.weight_bytes(), model.weight_bytes()));
+        }
         let info = ModelInfo {
             path: model.path().to_owned(),
             backend: ID.to_owned(),

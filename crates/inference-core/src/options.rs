@@ -38,6 +38,8 @@ pub struct LoadOptions {
     pub memory_limit: Option<u64>,
     /// Bytes that the engine's allocator may keep for reuse.
     pub cache_limit: Option<u64>,
+    /// Is told how far the load has come; a backend that cannot tell never calls it.
+    pub on_progress: Option<Progress>,
     /// Cancels the load.
     pub cancel: CancellationToken,
     /// Options of one backend, by type.
@@ -93,6 +95,13 @@ impl LoadOptions {
         self
     }
 
+    /// Calls this as the load goes on, from a thread of the backend: it must be quick and must not block.
+    #[must_use]
+    pub fn on_progress(mut self, callback: impl Fn(LoadProgress) + Send + Sync + 'static) -> Self {
+        self.on_progress = Some(Progress(Arc::new(callback)));
+        self
+    }
+
     /// Cancels the load when this token is cancelled.
     #[must_use]
     pub fn cancel(mut self, token: CancellationToken) -> Self {
@@ -129,6 +138,41 @@ impl LoadOptions {
         ]
         .into_iter()
         .flatten()
+    }
+}
+
+/// How far a load has come.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LoadProgress {
+    /// Bytes of weights that are in place.
+    pub loaded_bytes: u64,
+    /// Bytes of all weights.
+    pub total_bytes: u64,
+}
+
+impl LoadProgress {
+    /// So many bytes of so many.
+    #[must_use]
+    pub fn new(loaded_bytes: u64, total_bytes: u64) -> Self {
+        Self { loaded_bytes, total_bytes }
+    }
+}
+
+/// Who is told how far a load has come. Cheap to clone.
+#[derive(Clone)]
+pub struct Progress(Arc<dyn Fn(LoadProgress) + Send + Sync>);
+
+impl Progress {
+    /// Tells it.
+    pub fn report(&self, progress: LoadProgress) {
+        (self.0)(progress);
+    }
+}
+
+impl fmt::Debug for Progress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Progress")
     }
 }
 
@@ -597,6 +641,15 @@ mod tests {
         zeros.validate().unwrap();
         let needs: Vec<_> = zeros.required_features().collect();
         assert_eq!(needs, [Feature::TopK, Feature::Seed, Feature::LogitBias]);
+    }
+
+    #[test]
+    fn progress_reaches_every_clone_of_the_options() {
+        let seen = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let sink = seen.clone();
+        let options = LoadOptions::new().on_progress(move |progress| sink.lock().unwrap().push(progress));
+        options.clone().on_progress.unwrap().report(LoadProgress::new(1, 4));
+        assert_eq!(*seen.lock().unwrap(), [LoadProgress::new(1, 4)]);
     }
 
     #[test]
