@@ -1,1 +1,28 @@
-//! Tokenizer, streaming detokenizer, chat templates and stop strings: what any native engine needs around a model.
+//! What any native engine needs around a model: tokenizer, streaming detokenizer, stop strings and chat templates.
+//!
+//! - [`Tokenizer`] reads a model folder's tokenizer and knows its special and end-of-sequence tokens.
+//! - [`TextAssembler`] turns generated ids into tokens with text, held back while that text is undecided: half a
+//!   character, or the possible beginning of a stop string. [`Detokenizer`] and [`StopStrings`] are its parts.
+//! - [`ChatTemplate`] renders a conversation the way the model was trained on it.
+//!
+//! Nothing in a model folder is trusted: files are bounded, a hostile tokenizer or template is an error and neither a
+//! panic nor an endless loop.
+#![forbid(unsafe_code)]
+
+mod assembler;
+mod detokenizer;
+mod guard;
+mod pieces;
+mod stop;
+mod template;
+mod tokenizer;
+
+pub use assembler::{TextAssembler, TextEvent};
+pub use detokenizer::Detokenizer;
+pub use stop::StopStrings;
+pub use template::ChatTemplate;
+pub use tokenizer::{SpecialTokens, Tokenizer};
+
+/// The longest text, in bytes, that is tokenised or that a template may render: some four million tokens, far more than
+/// any context holds.
+pub const MAX_TEXT_BYTES: usize = 16 << 20;

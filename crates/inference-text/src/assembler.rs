@@ -1,0 +1,158 @@
+//! From generated ids to tokens with text.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use crate::{Detokenizer, StopStrings, stop::Position};
+
+/// One generated token with its text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TextEvent<T> {
+    /// The id that was pushed.
+    pub id: u32,
+    /// The token's text. A character that spans several tokens belongs to the token that completes it.
+    pub text: String,
+    /// What was pushed with the id.
+    pub data: T,
+}
+
+/// Turns generated ids into tokens with text, and finds stop strings across them.
+///
+/// Every pushed id gives exactly one event, in order. A token is held back, whole, while its text is undecided: its bytes
+/// do not make a character yet, or its text may be the beginning of a stop string. The texts of all events in one are the
+/// full text, from which a stop string and all that follows it are left out; tokens that lie wholly in that part have an
+/// empty text. A push costs amortised constant time.
+///
+/// `T` is what the engine attaches to each token, log-probabilities say.
+#[derive(Debug)]
+pub struct TextAssembler<T> {
+    detokenizer: Detokenizer,
+    stops: Option<Arc<StopStrings>>,
+    position: Position,
+    /// The position after the detokenizer's tentative text, and how much of that it has seen.
+    tentative: (Position, usize),
+    /// Text of which no event was given out; `start` is its place in the whole text.
+    text: String,
+    start: usize,
+    /// Tokens whose text is known, with its end in the whole text.
+    known: VecDeque<(u32, T, usize)>,
+    /// Tokens whose text the detokenizer still holds.
+    open: VecDeque<(u32, T)>,
+    stopped: bool,
+}
+
+impl<T> TextAssembler<T> {
+    /// An assembler for one generation.
+    #[must_use]
+    pub fn new(detokenizer: Detokenizer, stops: Option<Arc<StopStrings>>) -> Self {
+        Self {
+            detokenizer,
+            stops: stops.filter(|stops| !stops.strings().is_empty()),
+            position: Position::START,
+            tentative: (Position::START, 0),
+            text: String::new(),
+            start: 0,
+            known: VecDeque::new(),
+            open: VecDeque::new(),
+            stopped: false,
+        }
+    }
+
+    /// Takes one generated id and appends the events that are decided by it. Returns the stop string that ends the text
+    /// here, once; the events of all tokens so far are then given out, and further tokens have no text.
+    pub fn push(&mut self, id: u32, data: T, events: &mut Vec<TextEvent<T>>) -> Option<String> {
+        if self.stopped {
+            events.push(TextEvent { id, text: String::new(), data });
+            return None;
+        }
+        self.open.push_back((id, data));
+        self.detokenizer.advance(id);
+        let stop = self.take_in().or_else(|| {
+            // Bytes that may yet turn out broken hold back their text, but if the text ended here they would not be.
+            if self.stops_in_tentative() {
+                self.detokenizer.flush();
+                return self.take_in();
+            }
+            None
+        });
+        if stop.is_some() {
+            self.stopped = true;
+        }
+        self.give_out(events);
+        stop
+    }
+
+    /// Appends the events that are still held. Bytes that make no character become U+FFFD.
+    pub fn finish(&mut self, events: &mut Vec<TextEvent<T>>) -> Option<String> {
+        if self.stopped {
+            return None;
+        }
+        self.detokenizer.flush();
+        let stop = self.take_in();
+        self.stopped = true;
+        self.give_out(events);
+        stop
+    }
+
+    /// Takes the detokenizer's new text; the stop string in it, at which the text is cut.
+    fn take_in(&mut self) -> Option<String> {
+        let new = self.detokenizer.text();
+        let end = self.start + self.text.len();
+        for token_end in self.detokenizer.ends() {
+            let (id, data) =
+                self.open.pop_front().expect("the detokenizer closes only tokens that were pushed");
+            self.known.push_back((id, data, end + token_end));
+        }
+        self.text.push_str(new);
+        let stops = self.stops.as_ref()?;
+        for (at, byte) in new.bytes().enumerate() {
+            self.position = stops.step(self.position, byte);
+            if let Some(index) = stops.complete(self.position) {
+                let stop = stops.strings()[index].clone();
+                self.text.truncate(end + at + 1 - stop.len() - self.start);
+                return Some(stop);
+            }
+        }
+        if !new.is_empty() || self.detokenizer.tentative().is_empty() {
+            self.tentative = (self.position, 0);
+        }
+        None
+    }
+
+    /// Whether a stop string is complete in the text that the detokenizer would give if it ended here.
+    fn stops_in_tentative(&mut self) -> bool {
+        let Some(stops) = &self.stops else { return false };
+        let text = self.detokenizer.tentative();
+        let (position, seen) = &mut self.tentative;
+        text.bytes().skip(std::mem::replace(seen, text.len())).any(|byte| {
+            *position = stops.step(*position, byte);
+            stops.complete(*position).is_some()
+        })
+    }
+
+    /// Appends the events of tokens whose text can no longer change; all of them once the text has ended.
+    fn give_out(&mut self, events: &mut Vec<TextEvent<T>>) {
+        let undecided = match &self.stops {
+            Some(stops) if !self.stopped => stops.undecided(self.position),
+            _ => 0,
+        };
+        let decided = self.start + self.text.len() - undecided;
+        let mut taken = 0;
+        while self.known.front().is_some_and(|(_, _, end)| self.stopped || *end <= decided) {
+            let Some((id, data, end)) = self.known.pop_front() else { break };
+            // Behind a stop string there is no text to take.
+            let end = (end - self.start).clamp(taken, self.text.len());
+            events.push(TextEvent { id, text: self.text[taken..end].to_owned(), data });
+            taken = end;
+        }
+        if self.stopped {
+            for (at, (id, data)) in std::mem::take(&mut self.open).into_iter().enumerate() {
+                // Text of a token that never closed: its first characters, before the bytes that a stop string cut off.
+                let text = if at == 0 { self.text[taken..].to_owned() } else { String::new() };
+                events.push(TextEvent { id, text, data });
+            }
+            taken = self.text.len();
+        }
+        self.text.drain(..taken);
+        self.start += taken;
+    }
+}

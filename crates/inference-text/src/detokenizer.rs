@@ -1,0 +1,226 @@
+//! From token ids to text, one id at a time.
+
+use std::sync::Arc;
+
+use crate::pieces::{Join, Piece, Pieces};
+
+const REPLACEMENT: &str = "\u{fffd}";
+
+/// Turns ids into text as they come, never half a character. All texts in one, with [`finish`](Self::finish)'s, are what
+/// the tokenizer decodes from all ids at once, whatever the ids. A push costs amortised constant time.
+///
+/// Where a vocabulary spells rare characters as single bytes (`<0xE4>`), a run of such tokens is held back until another
+/// token ends it: only then is it certain that no broken byte follows, which would make all of the run U+FFFD.
+#[derive(Debug, Clone)]
+pub struct Detokenizer {
+    pieces: Arc<Pieces>,
+    skip_special: bool,
+    /// Whether no token has been taken yet that is part of the text.
+    first: bool,
+    /// How often the decoder's strip character may still be cut from the text's beginning.
+    strip: usize,
+    /// Bytes whose text is undecided: the beginning of a character, or a run of byte tokens.
+    pending: Vec<u8>,
+    /// How many of `pending` are whole characters.
+    valid: usize,
+    /// Whether the run of byte tokens has a broken byte.
+    broken: bool,
+    /// For each token that is held back, where its bytes end in `pending`.
+    open: Vec<usize>,
+    text: String,
+    ends: Vec<usize>,
+}
+
+impl Detokenizer {
+    pub(crate) fn new(pieces: Arc<Pieces>, skip_special: bool) -> Self {
+        Self {
+            strip: pieces.strip.1,
+            pieces,
+            skip_special,
+            first: true,
+            pending: Vec::new(),
+            valid: 0,
+            broken: false,
+            open: Vec::new(),
+            text: String::new(),
+            ends: Vec::new(),
+        }
+    }
+
+    /// Takes an id; the text that became certain by it. An id outside the vocabulary has none.
+    pub fn push(&mut self, id: u32) -> &str {
+        self.advance(id);
+        &self.text
+    }
+
+    /// The text that was held back; an unfinished character is U+FFFD.
+    pub fn finish(&mut self) -> &str {
+        self.flush();
+        &self.text
+    }
+
+    /// The text of the last [`advance`](Self::advance) or [`flush`](Self::flush).
+    pub(crate) fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// For each token, in order, whose text is known since the last call, where it ends in [`text`](Self::text).
+    pub(crate) fn ends(&self) -> &[usize] {
+        &self.ends
+    }
+
+    /// What the text held back would be if the text ended here; without a last, unfinished character.
+    pub(crate) fn tentative(&self) -> &str {
+        if self.pieces.join != Join::ByteFallback {
+            return "";
+        }
+        let mut text = str::from_utf8(&self.pending[..self.valid]).unwrap_or_default();
+        for _ in 0..self.strip {
+            let Some(rest) = text.strip_prefix(self.pieces.strip.0) else { break };
+            text = rest;
+        }
+        text
+    }
+
+    /// [`push`](Self::push), whose result is [`text`](Self::text) and [`ends`](Self::ends).
+    pub(crate) fn advance(&mut self, id: u32) {
+        self.text.clear();
+        self.ends.clear();
+        let pieces = Arc::clone(&self.pieces);
+        let piece = pieces.get(id, self.skip_special);
+        let first = self.first;
+        self.first &= piece == Piece::Nothing;
+        match (pieces.join, piece) {
+            (_, Piece::Nothing) => self.open.push(self.pending.len()),
+            (Join::Bytes, Piece::Byte(_)) | (Join::Text, Piece::Byte(_)) => {}
+            (Join::ByteFallback, Piece::Byte(byte)) => self.extend_run(byte),
+            (_, Piece::Text(bytes)) => {
+                let special = if first { pieces.first(id) } else { None };
+                let bytes = special.as_ref().map_or(bytes, |text| text.as_bytes());
+                match pieces.join {
+                    Join::Bytes => self.extend_bytes(bytes),
+                    Join::Text | Join::ByteFallback => {
+                        self.end_run();
+                        // The table holds whole strings under these joins.
+                        self.append(&String::from_utf8_lossy(bytes));
+                    }
+                }
+                self.open.push(self.pending.len());
+            }
+        }
+        if self.pending.is_empty() {
+            self.close_all();
+        }
+    }
+
+    /// [`finish`](Self::finish), whose result is [`text`](Self::text) and [`ends`](Self::ends).
+    pub(crate) fn flush(&mut self) {
+        self.text.clear();
+        self.ends.clear();
+        match self.pieces.join {
+            Join::Bytes if !self.pending.is_empty() => {
+                self.pending.clear();
+                self.append(REPLACEMENT);
+            }
+            Join::Bytes | Join::Text => {}
+            Join::ByteFallback => self.end_run(),
+        }
+        self.close_all();
+    }
+
+    /// Bytes of one UTF-8 text.
+    fn extend_bytes(&mut self, bytes: &[u8]) {
+        // The tokens that brought the bytes so far have had their text: what comes of the bytes belongs to this one.
+        self.close_all();
+        let joined;
+        let mut rest = if self.pending.is_empty() {
+            bytes
+        } else {
+            self.pending.extend_from_slice(bytes);
+            joined = std::mem::take(&mut self.pending);
+            &joined[..]
+        };
+        while !rest.is_empty() {
+            match str::from_utf8(rest) {
+                Ok(text) => {
+                    self.append(text);
+                    break;
+                }
+                Err(error) => {
+                    let (text, tail) = rest.split_at(error.valid_up_to());
+                    self.append(str::from_utf8(text).unwrap_or_default());
+                    let Some(length) = error.error_len() else {
+                        self.pending = tail.to_vec();
+                        break;
+                    };
+                    self.append(REPLACEMENT);
+                    rest = &tail[length..];
+                }
+            }
+        }
+    }
+
+    /// One more byte token.
+    fn extend_run(&mut self, byte: u8) {
+        if self.broken {
+            self.append(REPLACEMENT);
+            self.ends.push(self.text.len());
+            return;
+        }
+        self.pending.push(byte);
+        self.open.push(self.pending.len());
+        match str::from_utf8(&self.pending[self.valid..]) {
+            Ok(_) => self.valid = self.pending.len(),
+            Err(error) => {
+                self.valid += error.valid_up_to();
+                if error.error_len().is_some() {
+                    self.end_run();
+                    self.broken = true;
+                }
+            }
+        }
+    }
+
+    /// The run of byte tokens is complete: its text is certain.
+    fn end_run(&mut self) {
+        self.broken = false;
+        let run = std::mem::take(&mut self.pending);
+        let valid = std::mem::take(&mut self.valid);
+        if run.is_empty() {
+            return;
+        }
+        let open = std::mem::take(&mut self.open);
+        let mut taken = 0;
+        for end in open {
+            // A character belongs to the token of its last byte; each byte of a broken run is a character of its own.
+            if valid == run.len() {
+                let text = String::from_utf8_lossy(&run);
+                let end = (taken..=end).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(taken);
+                self.append(&text[taken..end]);
+                taken = end;
+            } else {
+                self.append(&REPLACEMENT.repeat(end - taken));
+                taken = end;
+            }
+            self.ends.push(self.text.len());
+        }
+    }
+
+    /// No token is held back any more.
+    fn close_all(&mut self) {
+        let end = self.text.len();
+        self.ends.extend(self.open.drain(..).map(|_| end));
+    }
+
+    fn append(&mut self, mut text: &str) {
+        while self.strip > 0 && !text.is_empty() {
+            let Some(rest) = text.strip_prefix(self.pieces.strip.0) else {
+                self.strip = 0;
+                break;
+            };
+            text = rest;
+            self.strip -= 1;
+        }
+        self.text.push_str(text);
+    }
+}

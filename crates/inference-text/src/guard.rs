@@ -1,0 +1,85 @@
+//! Checks of a tokenizer.json that nobody vouches for, before the `tokenizers` crate acts on it.
+
+use std::path::Path;
+
+use inference_core::{Error, Result};
+use serde::Deserialize;
+use serde_json::Value;
+
+/// The longest text that normalisation may make: it keeps some forty bytes about each.
+const MAX_GROWN: usize = 64 << 20;
+
+/// The parts that say what is done to a text; vocabularies are skipped over.
+#[derive(Deserialize)]
+struct Shape {
+    #[serde(default)]
+    normalizer: Value,
+    #[serde(default)]
+    pre_tokenizer: Value,
+}
+
+/// How long a text of a given length may become: at most `factor` times as long and `constant` bytes more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Growth {
+    factor: usize,
+    constant: usize,
+}
+
+impl Growth {
+    const NONE: Self = Self { factor: 1, constant: 0 };
+
+    /// Whether a text of so many bytes stays within bounds.
+    pub(crate) fn fits(self, bytes: usize) -> bool {
+        bytes.saturating_mul(self.factor).saturating_add(self.constant) <= MAX_GROWN
+    }
+
+    fn times(factor: usize) -> Self {
+        Self { factor, constant: 0 }
+    }
+
+    fn then(self, next: Self) -> Self {
+        Self {
+            factor: self.factor.saturating_mul(next.factor),
+            constant: self.constant.saturating_mul(next.factor).saturating_add(next.constant),
+        }
+    }
+
+    /// Of one step of tokenizer.json, or of a sequence of them.
+    fn of(step: &Value) -> Self {
+        if let Some(steps) = ["normalizers", "pretokenizers"].iter().find_map(|key| step.get(key)?.as_array())
+        {
+            return steps.iter().map(Self::of).fold(Self::NONE, Self::then);
+        }
+        let length = |key: &str| step.get(key).and_then(Value::as_str).map_or(0, str::len);
+        match step.get("type").and_then(Value::as_str) {
+            Some("Replace") => {
+                let literal =
+                    step.get("pattern").and_then(|pattern| pattern.get("String")).and_then(Value::as_str);
+                // A regular expression may match nothing, between any two characters.
+                let matched = literal.map_or(0, str::len);
+                let content = length("content");
+                match matched {
+                    0 => Self { factor: content + 1, constant: content },
+                    _ => Self::times(content.div_ceil(matched).max(1)),
+                }
+            }
+            Some("Prepend") => Self { factor: 1, constant: length("prepend") },
+            Some("ByteLevel") => Self { factor: 2, constant: 2 },
+            Some("Metaspace") => Self { factor: 3, constant: 4 },
+            // Unicode's own limits for UTF-8: 3 for the canonical forms, 11 for the compatibility forms.
+            Some("NFC" | "NFD" | "Lowercase" | "BertNormalizer" | "StripAccents") => Self::times(3),
+            Some("NFKC" | "NFKD" | "Precompiled" | "Nmt") => Self::times(11),
+            _ => Self::NONE,
+        }
+    }
+}
+
+/// Checks the file; how much it may make a text grow.
+///
+/// # Errors
+/// [`Error::InvalidModel`]: it is no tokenizer.
+pub(crate) fn check(path: &Path, bytes: &[u8]) -> Result<Growth> {
+    let shape: Shape = serde_json::from_slice(bytes)
+        .map_err(|error| Error::invalid_file(path, format!("is no tokenizer: {error}")))?;
+    Ok(Growth::of(&shape.normalizer).then(Growth::of(&shape.pre_tokenizer)))
+}

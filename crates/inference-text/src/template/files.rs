@@ -1,0 +1,70 @@
+//! Where a model folder keeps its chat templates.
+
+use std::path::Path;
+
+use inference_core::{Error, Result, read_regular};
+use serde_json::{Map, Value};
+
+use super::{DEFAULT, TOOL_USE};
+use crate::tokenizer::config_of;
+
+/// The longest template: the longest published ones have some 20 KB.
+pub(super) const MAX_SOURCE: u64 = 1 << 20;
+
+/// The templates of a folder by name; `default` is always among them where there is any.
+pub(super) fn sources(folder: &Path) -> Result<Vec<(String, String)>> {
+    let mut sources = Vec::new();
+    let file = folder.join("chat_template.jinja");
+    if file.exists() {
+        sources.push((DEFAULT.to_owned(), text(&file)?));
+        let tools = folder.join("additional_chat_templates").join(format!("{TOOL_USE}.jinja"));
+        if tools.exists() {
+            sources.push((TOOL_USE.to_owned(), text(&tools)?));
+        }
+        return Ok(sources);
+    }
+    for name in ["tokenizer_config.json", "chat_template.json"] {
+        let config = config_of(folder, name)?;
+        sources = from_config(&config)
+            .map_err(|reason| Error::invalid_key(folder.join(name), "chat_template", reason))?;
+        if !sources.is_empty() {
+            break;
+        }
+    }
+    Ok(sources)
+}
+
+fn text(path: &Path) -> Result<String> {
+    let bytes = read_regular(path, MAX_SOURCE)?;
+    String::from_utf8(bytes).map_err(|error| Error::invalid_file(path, format!("is no UTF-8 text: {error}")))
+}
+
+/// `chat_template`: a text, or a list of `{"name": …, "template": …}`.
+fn from_config(config: &Map<String, Value>) -> Result<Vec<(String, String)>, String> {
+    let mut sources = Vec::new();
+    match config.get("chat_template") {
+        None | Some(Value::Null) => {}
+        Some(Value::String(source)) => sources.push((DEFAULT.to_owned(), source.clone())),
+        Some(Value::Array(list)) => {
+            for entry in list {
+                let field = |key: &str| entry.get(key).and_then(Value::as_str).map(str::to_owned);
+                let (Some(name), Some(template)) = (field("name"), field("template")) else {
+                    return Err(
+                        "expected a list of objects with the strings `name` and `template`".to_owned()
+                    );
+                };
+                sources.push((name, template));
+            }
+            if !sources.iter().any(|(name, _)| name == DEFAULT) {
+                return Err("the list has no template named `default`".to_owned());
+            }
+        }
+        Some(_) => return Err("expected a string or a list".to_owned()),
+    }
+    match sources.iter().find(|(_, source)| source.len() as u64 > MAX_SOURCE) {
+        Some((name, source)) => {
+            Err(format!("{name} has {} bytes, expected at most {MAX_SOURCE}", source.len()))
+        }
+        None => Ok(sources),
+    }
+}

@@ -1,0 +1,156 @@
+//! The streaming detokenizer and the assembler against the `tokenizers` library's own decoding.
+
+mod support;
+
+use std::sync::{Arc, LazyLock};
+
+use inference_text::{StopStrings, TextAssembler, TextEvent, Tokenizer};
+use proptest::prelude::*;
+use support::*;
+
+/// A tokenizer of each kind: ours, and the library's on the same file.
+static KINDS: LazyLock<Vec<(Tokenizer, tokenizers::Tokenizer)>> = LazyLock::new(|| {
+    let files = [
+        byte_level(WORDS),
+        byte_fallback(true),
+        byte_fallback(false),
+        unigram(),
+        word_piece(true),
+        word_piece(false),
+    ];
+    files.iter().map(both).collect()
+});
+
+/// Ids, some outside the vocabulary; runs of byte tokens and of UTF-8 sequences are likely.
+fn ids() -> impl Strategy<Value = Vec<u32>> {
+    let bytes = prop::collection::vec(any::<u8>(), 0..4);
+    let text = "[a-e 你é🙂▁\n]{0,4}".prop_map(String::into_bytes);
+    let piece = prop_oneof![
+        bytes.prop_map(|bytes| bytes.into_iter().map(u32::from).collect::<Vec<u32>>()),
+        text.clone().prop_map(|bytes| bytes.into_iter().map(u32::from).collect()),
+        text.prop_map(|bytes| bytes.into_iter().map(|b| u32::from(b) + 3).collect()),
+        prop::collection::vec(0u32..300, 0..4),
+        Just(vec![u32::MAX]),
+    ];
+    prop::collection::vec(piece, 0..8).prop_map(|pieces| pieces.concat())
+}
+
+fn assemble(
+    tokenizer: &Tokenizer,
+    stops: &[&str],
+    ids: &[u32],
+    skip: bool,
+) -> (Vec<TextEvent<usize>>, Option<String>) {
+    let stops = Arc::new(StopStrings::new(stops.iter().copied()).unwrap());
+    let mut assembler = TextAssembler::new(tokenizer.detokenizer(skip), Some(stops));
+    let (mut events, mut stopped) = (Vec::new(), None);
+    for (at, id) in ids.iter().enumerate() {
+        stopped = stopped.or(assembler.push(*id, at, &mut events));
+    }
+    let stopped = stopped.or(assembler.finish(&mut events));
+    (events, stopped)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn streaming_equals_decoding_at_once(ids in ids(), skip: bool) {
+        for (ours, theirs) in KINDS.iter() {
+            let expected = theirs.decode(&ids, skip).unwrap();
+            prop_assert_eq!(&ours.decode(&ids, skip), &expected, "{:?}", theirs.get_decoder());
+
+            let (events, stopped) = assemble(ours, &[], &ids, skip);
+            prop_assert_eq!(stopped, None);
+            prop_assert_eq!(events.iter().map(|event| event.id).collect::<Vec<_>>(), ids.clone());
+            prop_assert!(events.iter().enumerate().all(|(at, event)| event.data == at));
+            prop_assert_eq!(events.iter().map(|event| event.text.as_str()).collect::<String>(), expected);
+        }
+    }
+
+    #[test]
+    fn stop_strings_cut_the_text_at_the_first_complete_match(
+        ids in ids(),
+        stops in prop::collection::vec("[a-c 你é\n]{1,3}", 1..4),
+    ) {
+        let stops: Vec<&str> = stops.iter().map(String::as_str).collect();
+        for (ours, theirs) in KINDS.iter() {
+            let (events, stopped) = assemble(ours, &stops, &ids, false);
+            prop_assert_eq!(events.len(), ids.len());
+            let text: String = events.iter().map(|event| event.text.as_str()).collect();
+            // What the text was when it first had a stop string: a run of bytes that is broken later had not been then.
+            let expected = (0..=ids.len()).find_map(|end| {
+                let whole = theirs.decode(&ids[..end], false).unwrap();
+                let mut at = (0..=whole.len()).filter(|at| whole.is_char_boundary(*at));
+                let end = at.find(|at| stops.iter().any(|stop| whole[..*at].ends_with(stop)))?;
+                let stop = stops.iter().filter(|stop| whole[..end].ends_with(**stop)).max_by_key(|stop| stop.len())?;
+                Some((whole[..end - stop.len()].to_owned(), (*stop).to_owned()))
+            });
+            match expected {
+                Some((before, stop)) => prop_assert_eq!((text, stopped), (before, Some(stop))),
+                None => prop_assert_eq!((text, stopped), (theirs.decode(&ids, false).unwrap(), None)),
+            }
+        }
+    }
+}
+
+#[test]
+fn a_character_belongs_to_the_token_that_completes_it() {
+    let tokenizer = load(&byte_fallback(true));
+    let id = |token: &str| tokenizer.token_to_id(token).unwrap();
+    let ids = [id("▁hello"), id("<0xE4>"), id("<0xBD>"), id("<0xA0>"), id("<0x0A>"), id("!")];
+    let texts = |ids: &[u32]| {
+        assemble(&tokenizer, &[], ids, true).0.into_iter().map(|event| event.text).collect::<Vec<_>>()
+    };
+    assert_eq!(texts(&ids), ["hello", "", "", "你", "\n", "!"]);
+    assert_eq!(texts(&ids[..3]), ["hello", "\u{fffd}", "\u{fffd}"]);
+
+    let tokenizer = load(&byte_level(WORDS));
+    let mut assembler = TextAssembler::new(tokenizer.detokenizer(true), None);
+    let mut events = Vec::new();
+    assembler.push(0xe4, (), &mut events);
+    assert!(events.is_empty(), "half a character was given out");
+    assembler.push(0xbd, (), &mut events);
+    assembler.push(0xa0, (), &mut events);
+    assert_eq!(events.iter().map(|event| event.text.as_str()).collect::<Vec<_>>(), ["", "", "你"]);
+}
+
+#[test]
+fn a_possible_stop_string_is_held_back_and_comes_out_whole() {
+    let tokenizer = load(&byte_level(WORDS));
+    let stops = Arc::new(StopStrings::new(["hey!", "hello world"]).unwrap());
+    let mut assembler = TextAssembler::new(tokenizer.detokenizer(true), Some(stops));
+    let mut events = Vec::new();
+    let hello = tokenizer.token_to_id("hello").unwrap();
+    assert_eq!(assembler.push(u32::from(b'a'), 0, &mut events), None);
+    assert_eq!(assembler.push(hello, 1, &mut events), None);
+    assert_eq!(assembler.push(u32::from(b' '), 2, &mut events), None);
+    assert_eq!(events.len(), 1);
+    assert_eq!(assembler.push(u32::from(b'!'), 3, &mut events), None);
+    let texts: Vec<_> = events.iter().map(|event| event.text.as_str()).collect();
+    assert_eq!(texts, ["a", "hello", " ", "!"]);
+
+    // Tokens within the stop string have no text, and neither has what comes after it.
+    events.clear();
+    for id in "xhey".bytes() {
+        assert_eq!(assembler.push(u32::from(id), 4, &mut events), None);
+    }
+    assert_eq!(assembler.push(u32::from(b'!'), 5, &mut events), Some("hey!".to_owned()));
+    assert_eq!(assembler.push(u32::from(b'z'), 6, &mut events), None);
+    assert_eq!(assembler.finish(&mut events), None);
+    let texts: Vec<_> = events.iter().map(|event| event.text.as_str()).collect();
+    assert_eq!(texts, ["x", "", "", "", "", ""]);
+}
+
+#[test]
+fn a_stop_string_of_byte_tokens_is_seen_without_waiting_for_their_run_to_end() {
+    let tokenizer = load(&byte_fallback(true));
+    let newline = tokenizer.token_to_id("<0x0A>").unwrap();
+    let stops = Arc::new(StopStrings::new(["\n\n"]).unwrap());
+    let mut assembler = TextAssembler::new(tokenizer.detokenizer(true), Some(stops));
+    let mut events = Vec::new();
+    assert_eq!(assembler.push(tokenizer.token_to_id("h").unwrap(), (), &mut events), None);
+    assert_eq!(assembler.push(newline, (), &mut events), None);
+    assert_eq!(assembler.push(newline, (), &mut events), Some("\n\n".to_owned()));
+    assert_eq!(events.iter().map(|event| event.text.as_str()).collect::<Vec<_>>(), ["h", "", ""]);
+}
