@@ -1,2 +1,61 @@
-//! The project's chores.
-fn main() {}
+//! The project's chores: `cargo xtask help` lists them. CI runs the same ones.
+
+#[cfg(feature = "bindings")]
+mod bindings;
+mod check;
+mod python;
+mod sh;
+mod test;
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "The project's chores")]
+struct Cli {
+    #[command(subcommand)]
+    chore: Chore,
+}
+
+#[derive(Subcommand)]
+enum Chore {
+    /// Everything that CI runs: `check`, then `test`.
+    Ci,
+    /// Formatting, lints, documentation, and the type check for Apple silicon.
+    Check,
+    /// Every test, the mlx_lm backend's with a Python environment that it makes under target/.
+    Test {
+        /// Given to `cargo test`: `-p inference-core`, say. Without it everything is tested.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// Makes the golden fixtures anew, from mlx_lm and transformers.
+    Golden,
+    /// Makes the demo model anew: data, training, quantisation, scores.
+    DemoModel {
+        /// The folder to write.
+        #[arg(long, default_value = "models/demo")]
+        out: PathBuf,
+    },
+    /// Writes the bindings of mlx-sys anew. Needs libclang.
+    #[cfg(feature = "bindings")]
+    Bindings,
+}
+
+fn main() -> Result<()> {
+    std::env::set_current_dir(sh::root())?;
+    match Cli::parse().chore {
+        Chore::Ci => {
+            check::run()?;
+            test::run(&[])
+        }
+        Chore::Check => check::run(),
+        Chore::Test { args } => test::run(&args),
+        Chore::Golden => python::golden(),
+        Chore::DemoModel { out } => python::demo_model(&out),
+        #[cfg(feature = "bindings")]
+        Chore::Bindings => bindings::run(),
+    }
+}

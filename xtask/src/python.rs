@@ -1,0 +1,58 @@
+//! Python's part in the chores: environments under target/, each with the versions that its requirements file pins.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::sh;
+
+/// The environment of the mlx_lm backend's tests; returns its interpreter.
+///
+/// # Errors
+/// `python3` or its `venv` module is missing, or a package cannot be had.
+pub(crate) fn mlx_lm() -> Result<PathBuf> {
+    environment("mlx_lm-venv", Path::new("crates/backend-mlxlm/python/requirements.txt"))
+}
+
+/// Makes the golden fixtures anew.
+///
+/// # Errors
+/// As [`mlx_lm`], or the two oracles disagree.
+pub(crate) fn golden() -> Result<()> {
+    let python = environment("golden-venv", Path::new("xtask/python/golden/requirements.txt"))?;
+    sh::run(path(&python)?, ["xtask/python/golden/make.py"])
+}
+
+/// Makes the demo model anew.
+///
+/// # Errors
+/// As [`mlx_lm`], or the training fails.
+pub(crate) fn demo_model(out: &Path) -> Result<()> {
+    let python = environment("demo-venv", Path::new("xtask/python/demo_model/requirements.txt"))?;
+    sh::run(path(&python)?, ["xtask/python/demo_model/make.py", "--out", path(out)?])
+}
+
+/// The environment `target/<name>` with what the requirements file lists, made at the first call and whenever that file
+/// has changed.
+fn environment(name: &str, requirements: &Path) -> Result<PathBuf> {
+    let folder = sh::root().join("target").join(name);
+    let python = folder.join("bin/python");
+    let wanted = std::fs::read_to_string(requirements)
+        .with_context(|| format!("cannot read {}", requirements.display()))?;
+    let stamp = folder.join("requirements.installed");
+    if std::fs::read_to_string(&stamp).is_ok_and(|installed| installed == wanted) {
+        return Ok(python);
+    }
+    if folder.exists() {
+        std::fs::remove_dir_all(&folder)?;
+    }
+    sh::run("python3", ["-m", "venv", path(&folder)?])?;
+    sh::run(path(&python)?, ["-m", "pip", "install", "--quiet", "--requirement", path(requirements)?])?;
+    std::fs::write(stamp, wanted)?;
+    Ok(python)
+}
+
+fn path(path: &Path) -> Result<&str> {
+    let Some(text) = path.to_str() else { bail!("{} is not UTF-8", path.display()) };
+    Ok(text)
+}

@@ -1,0 +1,19 @@
+//! Every test of the project.
+
+use anyhow::Result;
+
+use crate::{python, sh};
+
+/// Runs `cargo test` with these arguments; without any, everything: the workspace and the out-of-tree example.
+///
+/// # Errors
+/// A test fails, or what it needs cannot be had.
+pub(crate) fn run(args: &[String]) -> Result<()> {
+    let python = python::mlx_lm()?;
+    let variables = || [("INFERENCE_PYTHON", python.display().to_string())];
+    let cargo = sh::cargo();
+    if !args.is_empty() {
+        return sh::run_with(&cargo, std::iter::once(&"test".to_owned()).chain(args), variables());
+    }
+    sh::run_with(&cargo, ["test", "--workspace", "--all-features", "--exclude", "xtask"], variables())
+}
