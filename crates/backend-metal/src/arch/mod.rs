@@ -1,11 +1,18 @@
 //! Model architectures: one file a family, one table of them all.
 
+mod config;
+mod llama;
+mod qwen3;
+
+use inference_core::Result as LoadResult;
 use mlx_rs::{Array, error::Result};
 
-use crate::nn::{KvCache, Rows};
+pub(crate) use config::Dimensions;
+
+use crate::nn::{KvCache, Rows, Weights};
 
 /// A loaded model: builds the graphs that compute it. Everything runs on the thread that loaded it.
-pub trait Architecture {
+pub(crate) trait Architecture {
     /// What is known about it.
     fn config(&self) -> &ModelConfig;
 
@@ -29,37 +36,64 @@ pub trait Architecture {
 
 /// What the engine must know about a model, whatever its family.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct ModelConfig {
+pub(crate) struct ModelConfig {
     /// The `model_type` of config.json.
-    pub model_type: String,
+    pub(crate) model_type: String,
     /// Ids of the embedding, and columns of the logits.
-    pub vocab_size: usize,
+    pub(crate) vocab_size: usize,
     /// Transformer blocks.
-    pub layers: usize,
+    pub(crate) layers: usize,
     /// The width of the residual stream.
-    pub hidden_size: usize,
+    pub(crate) hidden_size: usize,
     /// Tokens of prompt and answer together.
-    pub context_length: usize,
+    pub(crate) context_length: usize,
     /// Heads of keys and values.
-    pub kv_heads: usize,
+    pub(crate) kv_heads: usize,
     /// The width of one head.
-    pub head_dim: usize,
+    pub(crate) head_dim: usize,
     /// For each layer, the positions that it attends to, itself included; `None` is all.
-    pub windows: Vec<Option<usize>>,
+    pub(crate) windows: Vec<Option<usize>>,
     /// Weights of the model, counted before quantisation.
-    pub parameters: u64,
+    pub(crate) parameters: u64,
+    /// A text that grows past this many tokens must be computed anew from its first, with `KvCache::expect` on the new
+    /// cache: beyond, every position is encoded differently. `None` for all but longrope.
+    pub(crate) recompute_at: Option<usize>,
     /// The element type of weights that are not quantised: `bf16`, ….
-    pub dtype: String,
+    pub(crate) dtype: String,
     /// Ids that end a text, by config.json alone.
-    pub eos_token_ids: Vec<u32>,
+    pub(crate) eos_token_ids: Vec<u32>,
 }
 
 impl ModelConfig {
     /// Bytes of the cache of one row of `tokens` tokens, with elements of `element_bytes` bytes.
     #[must_use]
-    pub fn cache_bytes(&self, tokens: usize, element_bytes: usize) -> u64 {
+    pub(crate) fn cache_bytes(&self, tokens: usize, element_bytes: usize) -> u64 {
         let positions: u64 =
             self.windows.iter().map(|window| window.map_or(tokens, |w| w.min(tokens)) as u64).sum();
         2 * positions * (self.kv_heads * self.head_dim * element_bytes) as u64
     }
+}
+
+/// A family of models.
+#[derive(Debug)]
+pub(crate) struct Family {
+    /// The `model_type`s of config.json that it knows.
+    pub(crate) model_types: &'static [&'static str],
+    /// Binds a checkpoint.
+    pub(crate) load: fn(&Weights<'_>) -> LoadResult<Box<dyn Architecture>>,
+}
+
+/// Every family.
+pub(crate) const ARCHITECTURES: &[Family] = &[
+    Family { model_types: &["llama"], load: llama::load },
+    Family { model_types: &["qwen3"], load: qwen3::load },
+];
+
+/// The family of a `model_type`, or why there is none: the types that there are.
+pub(crate) fn lookup(model_type: &str) -> std::result::Result<&'static Family, String> {
+    ARCHITECTURES.iter().find(|family| family.model_types.contains(&model_type)).ok_or_else(|| {
+        let mut known: Vec<_> = ARCHITECTURES.iter().flat_map(|family| family.model_types).copied().collect();
+        known.sort_unstable();
+        format!("it has no architecture {model_type:?}, only: {}", known.join(", "))
+    })
 }

@@ -1,30 +1,44 @@
 //! From a model's folder to an [`Architecture`]: reads the weights and binds them.
 
-use inference_core::{ModelManifest, Result};
+mod reader;
 
-use crate::arch::Architecture;
+use inference_core::{Error, ModelManifest, Result};
+
+pub(crate) use self::reader::{Reader, mlx_dtype};
+use crate::{
+    arch::{self, Architecture},
+    nn::Source,
+};
 
 /// How far a load has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Progress {
+pub(crate) struct Progress {
     /// Bytes of weights read.
-    pub bytes: u64,
+    pub(crate) bytes: u64,
     /// Bytes of weights in all.
-    pub total: u64,
+    pub(crate) total: u64,
 }
 
 /// Loads the model that the manifest describes, on this thread and MLX's default device.
 ///
-/// `observe` is called after every tensor; the load ends with [`Error::Cancelled`](inference_core::Error::Cancelled) once it
-/// returns `false`.
+/// `observe` is called as the weights come in; the load ends with [`Error::Cancelled`] once it returns `false`. Memory at its
+/// highest is that of the weights: each byte is read to where it stays.
 ///
 /// # Errors
-/// [`Error::UnsupportedModel`](inference_core::Error::UnsupportedModel) where the architecture is unknown,
-/// [`Error::InvalidModel`](inference_core::Error::InvalidModel) with the file and the key or tensor at fault.
-pub fn load(
+/// [`Error::UnsupportedModel`] where the architecture is unknown, [`Error::InvalidModel`] with the file and the key or tensor
+/// at fault.
+pub(crate) fn load(
+    backend: &str,
     manifest: &ModelManifest,
     observe: &mut dyn FnMut(Progress) -> bool,
 ) -> Result<Box<dyn Architecture>> {
-    let _ = (manifest, observe);
-    Err(inference_core::Error::backend("mlx", "load the weights", "not built yet"))
+    let family = arch::lookup(manifest.model_type())
+        .map_err(|reason| Error::UnsupportedModel { backend: backend.to_owned(), reason })?;
+    let source = Source::new(Reader::new(manifest, observe));
+    let weights = source.weights();
+    // Positions are computed, not loaded; old checkpoints carry them all the same.
+    weights.skip(|name| name.ends_with(".rotary_emb.inv_freq"));
+    let model = (family.load)(&weights)?;
+    weights.finish()?;
+    Ok(model)
 }

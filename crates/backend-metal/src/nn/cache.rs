@@ -1,7 +1,7 @@
 //! Keys and values of the tokens that a row has seen.
 
 use mlx_rs::{
-    Array, Dtype,
+    Array,
     error::Result,
     ops::{
         self,
@@ -14,7 +14,7 @@ const STEP: usize = 256;
 
 /// The rows of one forward pass.
 #[derive(Debug)]
-pub enum Rows<'a> {
+pub(crate) enum Rows<'a> {
     /// Row `b` of the tokens continues the text of cache `b`, which then holds these tokens too. Either one row with any
     /// number of tokens, or any number of rows with one token each.
     Cached(&'a mut [&'a mut KvCache]),
@@ -25,45 +25,60 @@ pub enum Rows<'a> {
 
 /// One row's cache: a [`LayerCache`] for each layer. Cloning is cheap: both share the buffers until one of them grows.
 #[derive(Debug, Clone)]
-pub struct KvCache {
+pub(crate) struct KvCache {
     layers: Vec<LayerCache>,
     len: usize,
+    expected: usize,
 }
 
 impl KvCache {
     /// An empty cache with one layer for each of `windows`: `None` keeps every position, `Some(w)` the last `w`.
     #[must_use]
-    pub fn new(windows: impl IntoIterator<Item = Option<usize>>) -> Self {
-        Self { layers: windows.into_iter().map(LayerCache::new).collect(), len: 0 }
+    pub(crate) fn new(windows: impl IntoIterator<Item = Option<usize>>) -> Self {
+        Self { layers: windows.into_iter().map(LayerCache::new).collect(), len: 0, expected: 0 }
     }
 
     /// Tokens held, which is the position of the next one.
     #[must_use]
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.len
     }
 
     /// Whether no token is held.
     #[must_use]
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.len == 0
     }
 
+    /// Says how long the text is that is about to be computed in chunks, for models whose positions depend on it
+    /// (`ModelConfig::recompute_at`). Without it, chunks could differ from the whole.
+    pub(crate) fn expect(&mut self, len: usize) {
+        self.expected = len;
+    }
+
+    /// The length of the text once `tokens` more are computed, or the expected one.
+    pub(crate) fn length_with(&self, tokens: usize) -> usize {
+        self.expected.max(self.len + tokens)
+    }
+
     /// The buffers, to evaluate them together with the logits.
-    pub fn arrays(&self) -> impl Iterator<Item = &Array> {
-        self.layers.iter().filter_map(|layer| layer.buffers.as_ref()).flat_map(|[keys, values]| [keys, values])
+    pub(crate) fn arrays(&self) -> impl Iterator<Item = &Array> {
+        self.layers
+            .iter()
+            .filter_map(|layer| layer.buffers.as_ref())
+            .flat_map(|[keys, values]| [keys, values])
     }
 
     /// Bytes of the buffers.
     #[must_use]
-    pub fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.arrays().map(Array::nbytes).sum()
     }
 
     /// Forgets the tokens from position `len` on. Returns `false`, and changes nothing, where a layer with a window has
     /// already let go of positions that would be needed again: such a text must be computed anew.
     #[must_use]
-    pub fn truncate(&mut self, len: usize) -> bool {
+    pub(crate) fn truncate(&mut self, len: usize) -> bool {
         if len >= self.len {
             return true;
         }
@@ -87,7 +102,7 @@ impl KvCache {
 
 /// Keys and values of one layer of one row, in buffers `[1, kv_heads, capacity, head_dim]`.
 #[derive(Debug, Clone)]
-pub struct LayerCache {
+pub(crate) struct LayerCache {
     /// Positions kept; `None` is all of them.
     window: Option<usize>,
     buffers: Option<[Array; 2]>,
@@ -152,7 +167,7 @@ impl LayerCache {
         for array in &seen {
             let newest = array.try_index((.., .., split.., ..))?;
             let oldest = array.try_index((.., .., from..split, ..))?;
-            kept.push(if start == 0 { oldest } else { ops::concatenate_axis(&[newest, oldest], 2)? });
+            kept.push(if start == 0 { oldest } else { ops::concatenate(&[newest, oldest], 2)? });
         }
         self.buffers = kept.try_into().ok();
         Ok(seen)
@@ -172,7 +187,7 @@ impl LayerCache {
             let room = ops::zeros_dtype(&room, new.dtype())?;
             grown.push(match old {
                 Some(old) if kept > 0 => {
-                    ops::concatenate_axis(&[old.try_index((.., .., ..kept as i32, ..))?, room], 2)?
+                    ops::concatenate(&[old.try_index((.., .., ..kept as i32, ..))?, room], 2)?
                 }
                 _ => room,
             });
@@ -188,7 +203,7 @@ impl LayerCache {
         };
         let end = slot as i32 + new[0].dim(2);
         let put = |buffer: Array, new: &Array| {
-            buffer.try_index_update((.., .., slot as i32..end, ..), new, UpdateMode::Set).map_err(
+            buffer.try_index_update((.., .., slot as i32..end, ..), new, UpdateMode::Replace).map_err(
                 |error| match error {
                     IndexUpdateError::Exception(error) => error,
                     other => mlx_rs::error::Exception::custom(other.to_string()),
@@ -209,5 +224,5 @@ impl LayerCache {
 }
 
 fn join(a: &[Array; 2], b: &[Array; 2]) -> Result<[Array; 2]> {
-    Ok([ops::concatenate_axis(&[&a[0], &b[0]], 2)?, ops::concatenate_axis(&[&a[1], &b[1]], 2)?])
+    Ok([ops::concatenate(&[&a[0], &b[0]], 2)?, ops::concatenate(&[&a[1], &b[1]], 2)?])
 }

@@ -1,5 +1,23 @@
-//! The blocks that architectures are built of.
+//! The blocks that architectures are built of. Shapes: B rows, T new tokens, S tokens seen, D the width of the residual
+//! stream. What belongs to a checkpoint is loaded by `load` functions, which read tensors by the names that it gives them;
+//! what builds graphs is called `forward`.
 
+mod attention;
 mod cache;
+mod decoder;
+mod linear;
+mod mlp;
+mod norm;
+pub(crate) mod ops;
+mod pass;
+mod rope;
+mod weights;
 
-pub use cache::{KvCache, LayerCache, Rows};
+pub(crate) use attention::{Attention, Heads, QkNorm};
+pub(crate) use cache::{KvCache, Rows};
+pub(crate) use decoder::{Block, Decoder};
+pub(crate) use mlp::{Activation, GatedMlp};
+pub(crate) use norm::RmsNorm;
+pub(crate) use pass::{Attend, Pass};
+pub(crate) use rope::{Rope, RopeShape};
+pub(crate) use weights::{Source, Weights};

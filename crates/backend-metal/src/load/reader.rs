@@ -1,0 +1,127 @@
+//! Tensors from safetensors files into MLX's memory, each byte read once and held once.
+
+use std::{
+    cell::{Cell, OnceCell, RefCell},
+    fs::File,
+    io,
+    os::unix::fs::FileExt as _,
+};
+
+use inference_core::{Dtype, Error, ModelManifest, Result, TensorInfo};
+use mlx_rs::{Array, error::Exception};
+
+use super::Progress;
+use crate::nn::ops;
+
+/// Bytes read in one call, between two looks at whether the load was cancelled.
+const PIECE: usize = 64 << 20;
+
+/// Reads the tensors of a model's files. The manifest has checked their headers: every range lies within its file.
+pub(crate) struct Reader<'a> {
+    manifest: &'a ModelManifest,
+    files: Vec<OnceCell<File>>,
+    read: Cell<u64>,
+    observe: RefCell<&'a mut dyn FnMut(Progress) -> bool>,
+}
+
+impl<'a> Reader<'a> {
+    /// A reader that tells `observe` how far it has come, and stops once that returns `false`.
+    pub(crate) fn new(manifest: &'a ModelManifest, observe: &'a mut dyn FnMut(Progress) -> bool) -> Self {
+        let files = manifest.files().iter().map(|_| OnceCell::new()).collect();
+        Self { manifest, files, read: Cell::new(0), observe: RefCell::new(observe) }
+    }
+
+    /// What the folder says about itself.
+    pub(crate) fn manifest(&self) -> &'a ModelManifest {
+        self.manifest
+    }
+
+    /// The tensors, one after the other in memory, as one array of this shape. They are of one type, and the shape holds as
+    /// many elements as they do.
+    pub(crate) fn read(&self, tensors: &[&TensorInfo], shape: &[i32]) -> Result<Array> {
+        let dtype = tensors.first().and_then(|tensor| mlx_dtype(tensor.dtype)).ok_or_else(|| {
+            Error::backend("mlx", "read a tensor", "MLX has no such element type".to_owned())
+        })?;
+        ops::filled(shape, dtype, |mut memory| {
+            for tensor in tensors {
+                let bytes = (tensor.range.end - tensor.range.start) as usize;
+                if bytes > memory.len() {
+                    return Err(Failed::Inference(Error::backend(
+                        "mlx",
+                        "read a tensor",
+                        "it outgrew its shape",
+                    )));
+                }
+                let (part, rest) = memory.split_at_mut(bytes);
+                self.fill(tensor, part)?;
+                memory = rest;
+            }
+            Ok(())
+        })
+        .map_err(|failed| match failed {
+            Failed::Inference(error) => error,
+            Failed::Mlx(error) => Error::backend("mlx", "allocate memory for the weights", error),
+        })
+    }
+
+    fn fill(&self, tensor: &TensorInfo, memory: &mut [u8]) -> Result<()> {
+        let path = &self.manifest.files()[tensor.file];
+        let file = match self.files[tensor.file].get() {
+            Some(file) => file,
+            None => {
+                let file = File::open(path).map_err(|source| Error::io("open", path, source))?;
+                self.files[tensor.file].get_or_init(|| file)
+            }
+        };
+        let mut position = tensor.range.start;
+        for piece in memory.chunks_mut(PIECE) {
+            file.read_exact_at(piece, position).map_err(|source| match source.kind() {
+                io::ErrorKind::UnexpectedEof => Error::invalid_file(path, "became shorter while it was read"),
+                _ => Error::io("read", path, source),
+            })?;
+            position += piece.len() as u64;
+            self.read.set(self.read.get() + piece.len() as u64);
+            let progress = Progress { bytes: self.read.get(), total: self.manifest.weight_bytes() };
+            if !(self.observe.borrow_mut())(progress) {
+                return Err(Error::Cancelled);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// MLX's type for elements of a file, where it has one. Eight-bit floats come as bytes: they are scales, or packed.
+pub(crate) fn mlx_dtype(dtype: Dtype) -> Option<mlx_rs::Dtype> {
+    Some(match dtype {
+        Dtype::Bool => mlx_rs::Dtype::Bool,
+        Dtype::U8 | Dtype::F8E4m3 | Dtype::F8E5m2 | Dtype::F8E8m0 => mlx_rs::Dtype::Uint8,
+        Dtype::I8 => mlx_rs::Dtype::Int8,
+        Dtype::U16 => mlx_rs::Dtype::Uint16,
+        Dtype::I16 => mlx_rs::Dtype::Int16,
+        Dtype::U32 => mlx_rs::Dtype::Uint32,
+        Dtype::I32 => mlx_rs::Dtype::Int32,
+        Dtype::U64 => mlx_rs::Dtype::Uint64,
+        Dtype::I64 => mlx_rs::Dtype::Int64,
+        Dtype::F16 => mlx_rs::Dtype::Float16,
+        Dtype::Bf16 => mlx_rs::Dtype::Bfloat16,
+        Dtype::F32 => mlx_rs::Dtype::Float32,
+        _ => return None,
+    })
+}
+
+enum Failed {
+    Inference(Error),
+    Mlx(Exception),
+}
+
+impl From<Exception> for Failed {
+    fn from(error: Exception) -> Self {
+        Self::Mlx(error)
+    }
+}
+
+impl From<Error> for Failed {
+    fn from(error: Error) -> Self {
+        Self::Inference(error)
+    }
+}

@@ -1,0 +1,112 @@
+//! Self-attention with grouped heads, as all families have it, and what single ones add to it.
+
+use std::rc::Rc;
+
+use inference_core::Result as LoadResult;
+use mlx_rs::{Array, error::Result};
+
+use super::{
+    linear::{Linear, Projections},
+    norm::RmsNorm,
+    pass::{Attend, Pass},
+    rope::Rope,
+    weights::Weights,
+};
+
+/// The sizes of an attention block.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Heads {
+    /// The width of the residual stream.
+    pub(crate) hidden_size: usize,
+    /// Heads of queries.
+    pub(crate) heads: usize,
+    /// Heads of keys and values, which divide those of queries.
+    pub(crate) kv_heads: usize,
+    /// The width of one head.
+    pub(crate) head_dim: usize,
+}
+
+/// Where queries and keys are normalised.
+#[derive(Debug, Clone)]
+pub(crate) enum QkNorm {
+    /// Nowhere.
+    None,
+    /// Each head for itself.
+    Heads(RmsNorm, RmsNorm),
+    /// All heads together.
+    Whole(RmsNorm, RmsNorm),
+}
+
+/// A self-attention block.
+#[derive(Debug)]
+pub(crate) struct Attention {
+    qkv_proj: Projections,
+    o_proj: Linear,
+    norm: QkNorm,
+    rope: Option<Rc<Rope>>,
+    attend: Attend,
+    heads: i32,
+    kv_heads: i32,
+    head_dim: i32,
+}
+
+impl Attention {
+    /// The block at `weights`: `q_proj`, `k_proj` and `v_proj`, or all in one as `qkv_proj`, and `o_proj`. The biases say
+    /// whether the former and the latter have one.
+    pub(crate) fn load(
+        weights: &Weights<'_>,
+        heads: Heads,
+        [qkv_bias, o_bias]: [bool; 2],
+        rope: Option<Rc<Rope>>,
+        attend: Attend,
+    ) -> LoadResult<Self> {
+        let Heads { hidden_size, heads, kv_heads, head_dim } = heads;
+        let (queries, keys) = (heads * head_dim, kv_heads * head_dim);
+        let names = [("q_proj", queries), ("k_proj", keys), ("v_proj", keys)];
+        Ok(Self {
+            qkv_proj: Projections::load(weights, "qkv_proj", names, hidden_size, qkv_bias)?,
+            o_proj: Linear::load(&weights.at("o_proj"), hidden_size, queries, o_bias)?,
+            norm: QkNorm::None,
+            rope,
+            attend,
+            heads: heads as i32,
+            kv_heads: kv_heads as i32,
+            head_dim: head_dim as i32,
+        })
+    }
+
+    /// The same with queries and keys normalised.
+    pub(crate) fn with_norm(self, norm: QkNorm) -> Self {
+        Self { norm, ..self }
+    }
+
+    /// Positions that it attends to, where they are limited.
+    pub(crate) fn window(&self) -> Option<usize> {
+        self.attend.window
+    }
+
+    /// `[B, T, hidden]` → the same; the block is that of layer `layer`.
+    pub(crate) fn forward(&self, x: &Array, pass: &mut Pass<'_>, layer: usize) -> Result<Array> {
+        let &[batch, tokens, _] = x.shape() else {
+            return Err(mlx_rs::error::Exception::custom("hidden states must be [B, T, hidden]"));
+        };
+        let [mut queries, mut keys, values] = self.qkv_proj.forward(x)?;
+        if let QkNorm::Whole(q_norm, k_norm) = &self.norm {
+            (queries, keys) = (q_norm.forward(&queries)?, k_norm.forward(&keys)?);
+        }
+        let split = |x: Array, heads: i32| x.reshape(&[batch, tokens, heads, self.head_dim]);
+        (queries, keys) = (split(queries, self.heads)?, split(keys, self.kv_heads)?);
+        if let QkNorm::Heads(q_norm, k_norm) = &self.norm {
+            (queries, keys) = (q_norm.forward(&queries)?, k_norm.forward(&keys)?);
+        }
+        let heads_first = |x: Array| x.swap_axes(1, 2);
+        let values = heads_first(split(values, self.kv_heads)?)?;
+        (queries, keys) = (heads_first(queries)?, heads_first(keys)?);
+        if let Some(rope) = &self.rope {
+            queries = rope.forward(&queries, pass.offsets(), pass.lengths())?;
+            keys = rope.forward(&keys, pass.offsets(), pass.lengths())?;
+        }
+        let mixed = pass.attend(layer, [&queries, &keys, &values], &self.attend)?;
+        self.o_proj.forward(&mixed.swap_axes(1, 2)?.reshape(&[batch, tokens, self.heads * self.head_dim])?)
+    }
+}

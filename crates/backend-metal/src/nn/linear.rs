@@ -1,0 +1,252 @@
+//! Matrices that the checkpoint holds dense or quantised, and the layers made of them.
+
+use inference_core::{Dtype, Error, Result as LoadResult};
+use mlx_rs::{
+    Array,
+    error::{Exception, Result},
+    ops,
+};
+
+use super::{
+    ops::{Packed, Scheme, dequantize, gather_qmm, on_cpu, quantized_matmul},
+    weights::{FLOATS, Weights, take_joined},
+};
+
+/// A matrix `[out, in]`, or a stack of matrices `[n, out, in]`.
+#[derive(Debug, Clone)]
+pub(crate) enum Matrix {
+    /// Transposed, so that products need no further step: `[.., in, out]`.
+    Dense(Array),
+    /// As the checkpoint has it.
+    Packed(Packed),
+}
+
+impl Matrix {
+    /// The matrix at `weights`, in the form that the checkpoint has.
+    pub(crate) fn load(weights: &Weights<'_>, outputs: usize, inputs: usize) -> LoadResult<Self> {
+        Self::load_joined(&[weights], &[], &[outputs], inputs)
+    }
+
+    /// Matrices that share their inputs, in one: see [`take_joined`]. They are stored alike: see [`alike`].
+    pub(crate) fn load_joined(
+        parts: &[&Weights<'_>],
+        stack: &[usize],
+        outputs: &[usize],
+        inputs: usize,
+    ) -> LoadResult<Self> {
+        let take = |name: &str, columns: usize, dtypes: &[Dtype]| {
+            let shapes: Vec<_> = outputs.iter().map(|rows| vec![*rows, columns]).collect();
+            take_joined(parts, stack, name, &shapes, dtypes)
+        };
+        Self::assemble(parts[0], inputs, take)
+    }
+
+    /// A stack of `n` matrices that the checkpoint holds as one tensor.
+    pub(crate) fn load_stack(
+        weights: &Weights<'_>,
+        n: usize,
+        outputs: usize,
+        inputs: usize,
+    ) -> LoadResult<Self> {
+        Self::assemble(weights, inputs, |name, columns, dtypes| {
+            weights.take_as(name, &[n, outputs, columns], dtypes)
+        })
+    }
+
+    fn assemble(
+        weights: &Weights<'_>,
+        inputs: usize,
+        take: impl Fn(&str, usize, &[Dtype]) -> LoadResult<Array>,
+    ) -> LoadResult<Self> {
+        if !weights.has("scales") {
+            let weight = take("weight", inputs, FLOATS)?;
+            let transposed =
+                weight.swap_axes(-1, -2).map_err(|error| Error::backend("mlx", "bind the weights", error))?;
+            return Ok(Self::Dense(transposed));
+        }
+        let scheme = weights.scheme()?;
+        let Scheme { mode, bits, group_size } = scheme;
+        if inputs % group_size != 0 || inputs * bits % 32 != 0 {
+            let reason =
+                format!("{inputs} inputs do not divide into groups of {group_size} with {bits} bits");
+            return Err(Error::invalid_key(weights.manifest().config_path(), weights.name("weight"), reason));
+        }
+        let groups = inputs / group_size;
+        let scales = if mode.has_biases() { FLOATS } else { &[Dtype::U8, Dtype::F8E8m0, Dtype::F8E4m3] };
+        Ok(Self::Packed(Packed {
+            weight: take("weight", inputs * bits / 32, &[Dtype::U32])?,
+            scales: take("scales", groups, scales)?,
+            biases: mode.has_biases().then(|| take("biases", groups, scales)).transpose()?,
+            scheme,
+        }))
+    }
+
+    /// `x · wᵀ`: `[.., in]` → `[.., out]`.
+    pub(crate) fn multiply(&self, x: &Array) -> Result<Array> {
+        match self {
+            Self::Dense(transposed) => x.matmul(transposed),
+            Self::Packed(packed) => quantized_matmul(x, packed),
+        }
+    }
+
+    /// Of a stack: `x · w[i]ᵀ`, one `i` of `indices` for each matrix of x: `[.., M, in]`, `[..]` → `[.., M, out]`.
+    ///
+    /// MLX's gather of dense half-precision matrices on the CPU knows float32 only, and aborts the process otherwise. There
+    /// the matrices are gathered, or where that were more than all there are, widened.
+    pub(crate) fn gather(&self, x: &Array, indices: &Array, sorted: bool) -> Result<Array> {
+        match self {
+            Self::Packed(packed) => gather_qmm(x, packed, indices, sorted),
+            Self::Dense(transposed) if transposed.dtype() == mlx_rs::Dtype::Float32 || !on_cpu() => {
+                ops::gather_mm(x, transposed, None, indices, sorted)
+            }
+            Self::Dense(transposed) if indices.size() <= transposed.dim(0) as usize => {
+                x.matmul(transposed.take_axis(indices, 0)?)
+            }
+            Self::Dense(transposed) => {
+                let wide = mlx_rs::Dtype::Float32;
+                ops::gather_mm(x.as_dtype(wide)?, transposed.as_dtype(wide)?, None, indices, sorted)?
+                    .as_dtype(x.dtype())
+            }
+        }
+    }
+
+    /// The rows `ids` `[..]` → `[.., in]`, in full.
+    pub(crate) fn rows(&self, ids: &Array, dtype: mlx_rs::Dtype) -> Result<Array> {
+        match self {
+            Self::Dense(transposed) => transposed.swap_axes(-1, -2)?.take_axis(ids, 0),
+            Self::Packed(Packed { weight, scales, biases, scheme }) => {
+                let biases = biases.as_ref().map(|biases| biases.take_axis(ids, 0)).transpose()?;
+                let (weight, scales) = (weight.take_axis(ids, 0)?, scales.take_axis(ids, 0)?);
+                dequantize(&Packed { weight, scales, biases, scheme: *scheme }, dtype)
+            }
+        }
+    }
+}
+
+/// Whether these matrices are stored alike, so that they can be held as one.
+pub(crate) fn alike(parts: &[&Weights<'_>]) -> LoadResult<bool> {
+    let mut first = None;
+    for part in parts {
+        let scales = part.has("scales").then(|| part.info("scales")).transpose()?;
+        let scheme = scales.map(|_| part.scheme()).transpose()?;
+        let kind = (part.info("weight")?.dtype, scales.map(|scales| scales.dtype), scheme, part.has("bias"));
+        if *first.get_or_insert(kind) != kind {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// A linear map with an optional bias.
+#[derive(Debug, Clone)]
+pub(crate) struct Linear {
+    matrix: Matrix,
+    /// `[out]`
+    bias: Option<Array>,
+}
+
+impl Linear {
+    /// The map at `weights`. `bias` says whether there is one.
+    pub(crate) fn load(weights: &Weights<'_>, outputs: usize, inputs: usize, bias: bool) -> LoadResult<Self> {
+        Self::load_joined(&[weights], &[outputs], inputs, bias)
+    }
+
+    /// The map that an already loaded matrix is.
+    pub(crate) fn new(matrix: Matrix) -> Self {
+        Self { matrix, bias: None }
+    }
+
+    fn load_joined(parts: &[&Weights<'_>], outputs: &[usize], inputs: usize, bias: bool) -> LoadResult<Self> {
+        let matrix = Matrix::load_joined(parts, &[], outputs, inputs)?;
+        let shapes: Vec<_> = outputs.iter().map(|rows| vec![*rows]).collect();
+        let bias = bias.then(|| take_joined(parts, &[], "bias", &shapes, FLOATS)).transpose()?;
+        Ok(Self { matrix, bias })
+    }
+
+    /// `[.., in]` → `[.., out]`
+    pub(crate) fn forward(&self, x: &Array) -> Result<Array> {
+        match (&self.matrix, &self.bias) {
+            (Matrix::Dense(transposed), Some(bias)) => ops::addmm(bias, x, transposed, None, None),
+            (matrix, Some(bias)) => matrix.multiply(x)?.add(bias),
+            (matrix, None) => matrix.multiply(x),
+        }
+    }
+}
+
+/// Linear maps that share their input: computed as one where the checkpoint stores them alike.
+#[derive(Debug, Clone)]
+pub(crate) struct Projections {
+    linears: Vec<Linear>,
+    /// Where to cut the output of a single map, for several.
+    cuts: Vec<i32>,
+}
+
+impl Projections {
+    /// The maps at `names` below `weights`, each with its number of outputs, or all in one at `joined`, where the checkpoint
+    /// holds them so.
+    pub(crate) fn load<const N: usize>(
+        weights: &Weights<'_>,
+        joined: &str,
+        names: [(&str, usize); N],
+        inputs: usize,
+        bias: bool,
+    ) -> LoadResult<Self> {
+        let outputs = names.map(|(_, outputs)| outputs);
+        if weights.has_any(joined) {
+            let linear = Linear::load(&weights.at(joined), outputs.iter().sum(), inputs, bias)?;
+            return Ok(Self { linears: vec![linear], cuts: cuts(&outputs) });
+        }
+        let parts = names.map(|(name, _)| weights.at(name));
+        let parts: Vec<_> = parts.iter().collect();
+        if alike(&parts)? {
+            let linear = Linear::load_joined(&parts, &outputs, inputs, bias)?;
+            return Ok(Self { linears: vec![linear], cuts: cuts(&outputs) });
+        }
+        let linears =
+            parts.iter().zip(outputs).map(|(part, outputs)| Linear::load(part, outputs, inputs, bias));
+        Ok(Self { linears: linears.collect::<LoadResult<_>>()?, cuts: Vec::new() })
+    }
+
+    /// `[.., in]` → one `[.., out]` for each of the N maps.
+    pub(crate) fn forward<const N: usize>(&self, x: &Array) -> Result<[Array; N]> {
+        let outputs: Vec<_> = match self.linears.as_slice() {
+            [linear] => ops::split_at_indices(linear.forward(x)?, &self.cuts, -1)?,
+            linears => linears.iter().map(|linear| linear.forward(x)).collect::<Result<_>>()?,
+        };
+        let found = outputs.len();
+        outputs.try_into().map_err(|_| Exception::custom(format!("{found} projections, expected {N}")))
+    }
+}
+
+fn cuts(outputs: &[usize]) -> Vec<i32> {
+    let ends = outputs.iter().scan(0, |end, outputs| {
+        *end += *outputs as i32;
+        Some(*end)
+    });
+    ends.take(outputs.len().saturating_sub(1)).collect()
+}
+
+/// A table of vectors, one for each token id.
+#[derive(Debug, Clone)]
+pub(crate) struct Embedding {
+    matrix: Matrix,
+    dtype: mlx_rs::Dtype,
+}
+
+impl Embedding {
+    /// The table at `weights`.
+    pub(crate) fn load(weights: &Weights<'_>, vocab_size: usize, hidden_size: usize) -> LoadResult<Self> {
+        let matrix = Matrix::load(weights, vocab_size, hidden_size)?;
+        Ok(Self { matrix, dtype: weights.float_dtype() })
+    }
+
+    /// Ids `[..]` → `[.., hidden_size]`. Every id is less than the table is long: MLX does not check.
+    pub(crate) fn forward(&self, ids: &Array) -> Result<Array> {
+        self.matrix.rows(ids, self.dtype)
+    }
+
+    /// The table as an output layer, where the checkpoint ties them: `[.., hidden_size]` → `[.., vocab_size]`.
+    pub(crate) fn as_linear(&self) -> Linear {
+        Linear::new(self.matrix.clone())
+    }
+}

@@ -1,0 +1,80 @@
+//! The gated feed-forward block.
+
+use inference_core::Result as LoadResult;
+use mlx_rs::{
+    Array,
+    error::Result,
+    ops::{erf, sigmoid, tanh},
+};
+use serde::Deserialize;
+
+use super::{
+    linear::{Linear, Projections},
+    ops::scalar,
+    weights::Weights,
+};
+
+/// What stands between the two halves of a feed-forward block, by the names that config.json uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub(crate) enum Activation {
+    /// x · σ(x)
+    #[serde(rename = "silu", alias = "swish")]
+    Silu,
+    /// x · Φ(x)
+    #[serde(rename = "gelu")]
+    Gelu,
+    /// x · Φ(x), with tanh in place of the error function.
+    #[serde(rename = "gelu_pytorch_tanh", alias = "gelu_new")]
+    GeluTanh,
+}
+
+impl Activation {
+    /// Element by element.
+    pub(crate) fn apply(self, x: &Array) -> Result<Array> {
+        let number = |value| scalar(value, x.dtype());
+        match self {
+            Self::Silu => x.multiply(sigmoid(x)?),
+            Self::Gelu => {
+                let phi = erf(x.multiply(number(std::f32::consts::FRAC_1_SQRT_2)?)?)?.add(number(1.0)?)?;
+                x.multiply(phi)?.multiply(number(0.5)?)
+            }
+            Self::GeluTanh => {
+                let cubed = x.multiply(x)?.multiply(x)?.multiply(number(0.044_715)?)?;
+                let inner = x.add(cubed)?.multiply(number((2.0 / std::f32::consts::PI).sqrt())?)?;
+                x.multiply(tanh(inner)?.add(number(1.0)?)?)?.multiply(number(0.5)?)
+            }
+        }
+    }
+}
+
+/// down(act(gate(x)) · up(x))
+#[derive(Debug, Clone)]
+pub(crate) struct GatedMlp {
+    gate_up_proj: Projections,
+    down_proj: Linear,
+    activation: Activation,
+}
+
+impl GatedMlp {
+    /// The block at `weights`: `gate_proj` and `up_proj`, or both in one as `gate_up_proj`, and `down_proj`.
+    pub(crate) fn load(
+        weights: &Weights<'_>,
+        hidden_size: usize,
+        intermediate_size: usize,
+        activation: Activation,
+        bias: bool,
+    ) -> LoadResult<Self> {
+        let names = [("gate_proj", intermediate_size), ("up_proj", intermediate_size)];
+        Ok(Self {
+            gate_up_proj: Projections::load(weights, "gate_up_proj", names, hidden_size, bias)?,
+            down_proj: Linear::load(&weights.at("down_proj"), hidden_size, intermediate_size, bias)?,
+            activation,
+        })
+    }
+
+    /// `[B, T, hidden]` → the same
+    pub(crate) fn forward(&self, x: &Array) -> Result<Array> {
+        let [gate, up] = self.gate_up_proj.forward(x)?;
+        self.down_proj.forward(&self.activation.apply(&gate)?.multiply(up)?)
+    }
+}

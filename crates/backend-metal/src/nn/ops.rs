@@ -1,0 +1,198 @@
+//! MLX operations that mlx-rs does not offer in safe form: quantised matrices of every mode, and buffers filled in place.
+
+use std::{ffi::CStr, ptr};
+
+use mlx_rs::{
+    Array, Device, DeviceType, Dtype, Stream,
+    error::{Exception, Result},
+    ops,
+};
+
+/// How the elements of a quantised matrix are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Scheme {
+    /// The encoding.
+    pub(crate) mode: Mode,
+    /// Bits of one element.
+    pub(crate) bits: usize,
+    /// Elements of a row that share a scale.
+    pub(crate) group_size: usize,
+}
+
+/// The encodings of quantised matrices that MLX has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Mode {
+    /// Integers with a scale and a bias for each group.
+    Affine,
+    /// Four-bit floats; scales are powers of two.
+    Mxfp4,
+    /// Four-bit floats; scales are eight-bit floats.
+    Nvfp4,
+    /// Eight-bit floats; scales are powers of two.
+    Mxfp8,
+}
+
+impl Mode {
+    /// The encoding of this name.
+    pub(crate) fn named(name: &str) -> Option<Self> {
+        [Self::Affine, Self::Mxfp4, Self::Nvfp4, Self::Mxfp8]
+            .into_iter()
+            .find(|mode| mode.c_name().to_bytes() == name.as_bytes())
+    }
+
+    /// Whether groups have a bias besides their scale.
+    pub(crate) fn has_biases(self) -> bool {
+        self == Self::Affine
+    }
+
+    fn c_name(self) -> &'static CStr {
+        match self {
+            Self::Affine => c"affine",
+            Self::Mxfp4 => c"mxfp4",
+            Self::Nvfp4 => c"nvfp4",
+            Self::Mxfp8 => c"mxfp8",
+        }
+    }
+}
+
+impl Scheme {
+    /// Whether MLX has kernels for these numbers.
+    pub(crate) fn is_supported(self) -> bool {
+        match self.mode {
+            Mode::Affine => matches!(self.bits, 2..=6 | 8) && matches!(self.group_size, 32 | 64 | 128),
+            Mode::Mxfp4 => (self.bits, self.group_size) == (4, 32),
+            Mode::Nvfp4 => (self.bits, self.group_size) == (4, 16),
+            Mode::Mxfp8 => (self.bits, self.group_size) == (8, 32),
+        }
+    }
+
+    fn bits(self) -> mlx_sys::mlx_optional_int {
+        mlx_sys::mlx_optional_int { value: self.bits as i32, has_value: true }
+    }
+
+    fn group_size(self) -> mlx_sys::mlx_optional_int {
+        mlx_sys::mlx_optional_int { value: self.group_size as i32, has_value: true }
+    }
+}
+
+/// A quantised matrix `[out, in]`, or a stack of them `[n, out, in]`.
+#[derive(Debug, Clone)]
+pub(crate) struct Packed {
+    /// Elements, packed into u32: `[.., out, in * bits / 32]`.
+    pub(crate) weight: Array,
+    /// `[.., out, in / group_size]`
+    pub(crate) scales: Array,
+    /// As the scales; affine only.
+    pub(crate) biases: Option<Array>,
+    /// The storage.
+    pub(crate) scheme: Scheme,
+}
+
+/// `x · wᵀ`: `[.., in]` → `[.., out]`.
+pub(crate) fn quantized_matmul(x: &Array, w: &Packed) -> Result<Array> {
+    let stream = Stream::thread_local_or_default();
+    // SAFETY: every handle belongs to an array that lives through the call; a null handle stands for an absent one.
+    call("quantized_matmul", |result| unsafe {
+        mlx_sys::mlx_quantized_matmul(
+            result,
+            x.as_ptr(),
+            w.weight.as_ptr(),
+            w.scales.as_ptr(),
+            handle(w.biases.as_ref()),
+            true,
+            w.scheme.group_size(),
+            w.scheme.bits(),
+            w.scheme.mode.c_name().as_ptr(),
+            stream.as_ref().as_ptr(),
+        )
+    })
+}
+
+/// `x · w[i]ᵀ` with one `i` of `indices` for each matrix of x: `[.., M, in]`, `[..]` → `[.., M, out]`.
+pub(crate) fn gather_qmm(x: &Array, w: &Packed, indices: &Array, sorted: bool) -> Result<Array> {
+    let stream = Stream::thread_local_or_default();
+    // SAFETY: as in `quantized_matmul`.
+    call("gather_qmm", |result| unsafe {
+        mlx_sys::mlx_gather_qmm(
+            result,
+            x.as_ptr(),
+            w.weight.as_ptr(),
+            w.scales.as_ptr(),
+            handle(w.biases.as_ref()),
+            handle(None),
+            indices.as_ptr(),
+            true,
+            w.scheme.group_size(),
+            w.scheme.bits(),
+            w.scheme.mode.c_name().as_ptr(),
+            sorted,
+            stream.as_ref().as_ptr(),
+        )
+    })
+}
+
+/// The matrix in full, `[.., out, in]`, with elements of type `dtype`.
+pub(crate) fn dequantize(w: &Packed, dtype: Dtype) -> Result<Array> {
+    let stream = Stream::thread_local_or_default();
+    // SAFETY: as in `quantized_matmul`.
+    call("dequantize", |result| unsafe {
+        mlx_sys::mlx_dequantize(
+            result,
+            w.weight.as_ptr(),
+            w.scales.as_ptr(),
+            handle(w.biases.as_ref()),
+            w.scheme.group_size(),
+            w.scheme.bits(),
+            w.scheme.mode.c_name().as_ptr(),
+            handle(None),
+            mlx_sys::mlx_optional_dtype { value: dtype.into(), has_value: true },
+            stream.as_ref().as_ptr(),
+        )
+    })
+}
+
+/// A number as an array of type `dtype`, so that arithmetic with it keeps the other side's type.
+pub(crate) fn scalar(value: f32, dtype: Dtype) -> Result<Array> {
+    Array::from_f32(value).as_dtype(dtype)
+}
+
+/// An array whose bytes `fill` writes, in MLX's own memory: nothing is held twice. `shape` must not be empty of elements.
+pub(crate) fn filled<E: From<Exception>>(
+    shape: &[i32],
+    dtype: Dtype,
+    fill: impl FnOnce(&mut [u8]) -> std::result::Result<(), E>,
+) -> std::result::Result<Array, E> {
+    // On the CPU, whatever the default device: the memory must be reachable from here.
+    let array = mlx_rs::with_stream(&Stream::cpu(), || ops::zeros_dtype(shape, dtype))?;
+    array.eval()?;
+    // SAFETY: the handle is valid, and the array was evaluated.
+    let data = unsafe { mlx_sys::mlx_array_data_uint8(array.as_ptr()) }.cast_mut();
+    if data.is_null() {
+        return Err(Exception::custom("MLX gave an array without memory").into());
+    }
+    // SAFETY: a fresh evaluated array of zeros is contiguous, `nbytes` long and owned by this handle alone, and nothing
+    // reads it before this function returns.
+    fill(unsafe { std::slice::from_raw_parts_mut(data, array.nbytes()) })?;
+    Ok(array)
+}
+
+/// Whether arrays are computed on the CPU by default.
+pub(crate) fn on_cpu() -> bool {
+    Device::try_default()
+        .and_then(|device| device.get_type())
+        .is_ok_and(|device| matches!(device, DeviceType::Cpu))
+}
+
+fn handle(array: Option<&Array>) -> mlx_sys::mlx_array {
+    array.map_or(mlx_sys::mlx_array { ctx: ptr::null_mut() }, Array::as_ptr)
+}
+
+/// Runs a function of MLX's C interface that writes one array.
+fn call(name: &str, function: impl FnOnce(*mut mlx_sys::mlx_array) -> i32) -> Result<Array> {
+    let mut result = handle(None);
+    match function(&raw mut result) {
+        // SAFETY: on success the function stored a fresh handle, which nothing else owns.
+        0 => Ok(unsafe { Array::from_ptr(result) }),
+        status => Err(Exception::custom(format!("{name} failed with status {status}"))),
+    }
+}

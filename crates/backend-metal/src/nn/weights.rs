@@ -1,0 +1,254 @@
+//! A checkpoint's tensors by name, each taken once and checked against the shape that the config demands.
+
+use std::{cell::RefCell, collections::BTreeSet, fmt::Display};
+
+use inference_core::{Dtype, Error, ModelManifest, Result, TensorInfo};
+use mlx_rs::Array;
+use serde_json::Value;
+
+use super::ops::{Mode, Scheme};
+use crate::load::{Reader, mlx_dtype};
+
+/// Types of weights that are numbers as they stand.
+pub(crate) const FLOATS: &[Dtype] = &[Dtype::F32, Dtype::F16, Dtype::Bf16];
+
+/// The tensors below one name, as `model.layers.3`. What is taken is remembered: [`finish`](Self::finish) lists the rest.
+pub(crate) struct Weights<'a> {
+    source: &'a Source<'a>,
+    path: String,
+}
+
+/// All tensors of a checkpoint.
+pub(crate) struct Source<'a> {
+    reader: Reader<'a>,
+    taken: RefCell<BTreeSet<&'a str>>,
+    float: Dtype,
+}
+
+impl<'a> Source<'a> {
+    /// The tensors that this reader reads.
+    pub(crate) fn new(reader: Reader<'a>) -> Self {
+        let mut elements = [0; FLOATS.len()];
+        for tensor in reader.manifest().tensors().values() {
+            if let Some(index) = FLOATS.iter().position(|dtype| *dtype == tensor.dtype) {
+                elements[index] += tensor.range.end - tensor.range.start;
+            }
+        }
+        let most = (0..FLOATS.len()).max_by_key(|index| elements[*index]).unwrap_or_default();
+        Self { reader, taken: RefCell::default(), float: FLOATS[most] }
+    }
+
+    /// The whole checkpoint.
+    pub(crate) fn weights(&'a self) -> Weights<'a> {
+        Weights { source: self, path: String::new() }
+    }
+}
+
+impl<'a> Weights<'a> {
+    /// The tensors below `name` of these.
+    pub(crate) fn at(&self, name: impl Display) -> Self {
+        Self { source: self.source, path: self.name(name) }
+    }
+
+    /// The tensors of one of several equals: `layers.3`.
+    pub(crate) fn index(&self, index: usize) -> Self {
+        self.at(index)
+    }
+
+    /// The full name of a tensor below this one.
+    pub(crate) fn name(&self, name: impl Display) -> String {
+        if self.path.is_empty() { name.to_string() } else { format!("{}.{name}", self.path) }
+    }
+
+    /// The model's folder.
+    pub(crate) fn manifest(&self) -> &'a ModelManifest {
+        self.source.reader.manifest()
+    }
+
+    /// The type that most of the checkpoint's floats have: that of the activations.
+    pub(crate) fn float_dtype(&self) -> mlx_rs::Dtype {
+        mlx_dtype(self.source.float).unwrap_or(mlx_rs::Dtype::Float32)
+    }
+
+    /// The name of that type.
+    pub(crate) fn float_name(&self) -> &'static str {
+        match self.source.float {
+            Dtype::F16 => "f16",
+            Dtype::Bf16 => "bf16",
+            _ => "f32",
+        }
+    }
+
+    /// Whether there is such a tensor.
+    pub(crate) fn has(&self, name: impl Display) -> bool {
+        self.manifest().tensors().contains_key(&self.name(name))
+    }
+
+    /// Whether anything lies below `name`.
+    pub(crate) fn has_any(&self, name: impl Display) -> bool {
+        let prefix = format!("{}.", self.name(name));
+        self.manifest()
+            .tensors()
+            .range(prefix.clone()..)
+            .next()
+            .is_some_and(|(name, _)| name.starts_with(&prefix))
+    }
+
+    /// What the file says about a tensor.
+    ///
+    /// # Errors
+    /// [`Error::InvalidModel`]: there is no such tensor.
+    pub(crate) fn info(&self, name: impl Display) -> Result<&'a TensorInfo> {
+        let name = self.name(name);
+        self.manifest().tensors().get(&name).ok_or_else(|| {
+            Error::invalid_key(self.manifest().path(), name, "is missing from the safetensors files")
+        })
+    }
+
+    /// The tensor `name`, of any of the types of [`FLOATS`].
+    ///
+    /// # Errors
+    /// [`Error::InvalidModel`] where it is missing or its shape or type is another.
+    pub(crate) fn take(&self, name: &str, shape: &[usize]) -> Result<Array> {
+        self.take_as(name, shape, FLOATS)
+    }
+
+    /// The tensor `name`, of one of these types.
+    ///
+    /// # Errors
+    /// As [`take`](Self::take).
+    pub(crate) fn take_as(&self, name: &str, shape: &[usize], dtypes: &[Dtype]) -> Result<Array> {
+        take_joined(&[self], &[], name, &[shape.to_vec()], dtypes)
+    }
+
+    /// Marks what `unneeded` picks, by full name, as known and not needed.
+    pub(crate) fn skip(&self, unneeded: impl Fn(&str) -> bool) {
+        let names = self.manifest().tensors().keys().map(String::as_str);
+        self.source.taken.borrow_mut().extend(names.filter(|name| unneeded(name)));
+    }
+
+    /// How the matrix at this name is quantised: `quantization` of config.json, or what it says of this name.
+    ///
+    /// # Errors
+    /// [`Error::InvalidModel`] where it says nothing, or what MLX cannot do.
+    pub(crate) fn scheme(&self) -> Result<Scheme> {
+        let config = self.manifest().config();
+        let invalid =
+            |key: String, reason: String| Error::invalid_key(self.manifest().config_path(), key, reason);
+        let Some((section, settings)) = ["quantization", "quantization_config"]
+            .iter()
+            .find_map(|key| Some((*key, config.get(*key)?.as_object()?)))
+        else {
+            let reason = format!("is missing, yet {} has scales", self.path);
+            return Err(invalid("quantization".to_owned(), reason));
+        };
+        let (key, own) = match settings.get(&self.path) {
+            Some(Value::Object(own)) => (format!("{section}.{}", self.path), own),
+            _ => (section.to_owned(), settings),
+        };
+        let mode = own.get("mode").and_then(Value::as_str).unwrap_or("affine");
+        let mode = Mode::named(mode).ok_or_else(|| {
+            invalid(format!("{key}.mode"), format!("{mode:?}, expected affine, mxfp4, nvfp4 or mxfp8"))
+        })?;
+        let (group_size, bits) = match mode {
+            Mode::Affine => (64, 4),
+            Mode::Mxfp4 => (32, 4),
+            Mode::Nvfp4 => (16, 4),
+            Mode::Mxfp8 => (32, 8),
+        };
+        let number = |field: &str, default: usize| match own.get(field) {
+            None | Some(Value::Null) => Ok(default),
+            Some(value) => value.as_u64().and_then(|n| usize::try_from(n).ok()).ok_or_else(|| {
+                invalid(format!("{key}.{field}"), format!("{value}, expected a whole number"))
+            }),
+        };
+        let scheme =
+            Scheme { mode, bits: number("bits", bits)?, group_size: number("group_size", group_size)? };
+        if !scheme.is_supported() {
+            let Scheme { mode, bits, group_size } = scheme;
+            let reason = format!(
+                "{mode:?} with {bits} bits in groups of {group_size} is nothing that MLX can compute"
+            );
+            return Err(invalid(key, reason));
+        }
+        Ok(scheme)
+    }
+
+    /// Says that everything was bound.
+    ///
+    /// # Errors
+    /// [`Error::InvalidModel`] lists tensors that nothing took: the architecture is not the one that config.json names.
+    pub(crate) fn finish(&self) -> Result<()> {
+        const SHOWN: usize = 8;
+        let taken = self.source.taken.borrow();
+        let unused: Vec<_> =
+            self.manifest().tensors().keys().filter(|name| !taken.contains(name.as_str())).collect();
+        let Some(first) = unused.first() else {
+            return Ok(());
+        };
+        let file = &self.manifest().files()[self.manifest().tensors()[*first].file];
+        let mut listed: Vec<_> = unused.iter().take(SHOWN).map(|name| name.as_str()).collect();
+        let more = format!("and {} more", unused.len().saturating_sub(SHOWN));
+        if unused.len() > SHOWN {
+            listed.push(&more);
+        }
+        let reason = format!(
+            "{} tensors are not part of a {} of this config: {}",
+            unused.len(),
+            self.manifest().model_type(),
+            listed.join(", ")
+        );
+        Err(Error::invalid_file(file, reason))
+    }
+}
+
+/// The tensor `name` below each of `parts`, in one array: their rows one below the other, or, with `stack`, as
+/// `[stack.., rows, ..]`. Part `i` has the shape `shapes[i]`; all but their rows agree. Nothing is copied.
+///
+/// # Errors
+/// [`Error::InvalidModel`] where one is missing, or has another shape or a type that is not among `dtypes` or not the
+/// first one's.
+pub(crate) fn take_joined(
+    parts: &[&Weights<'_>],
+    stack: &[usize],
+    name: &str,
+    shapes: &[Vec<usize>],
+    dtypes: &[Dtype],
+) -> Result<Array> {
+    let mut infos = Vec::with_capacity(parts.len());
+    for (weights, shape) in parts.iter().zip(shapes) {
+        let info = weights.info(name)?;
+        let file = &weights.manifest().files()[info.file];
+        if info.shape != *shape {
+            let reason = format!("has the shape {:?}, the config demands {shape:?}", info.shape);
+            return Err(Error::invalid_key(file, weights.name(name), reason));
+        }
+        let first = infos.first().map_or(info.dtype, |first: &&TensorInfo| first.dtype);
+        if !dtypes.contains(&info.dtype) || info.dtype != first {
+            let expected =
+                if dtypes.contains(&first) { format!("{first:?}") } else { format!("one of {dtypes:?}") };
+            let reason = format!("has elements of type {:?}, expected {expected}", info.dtype);
+            return Err(Error::invalid_key(file, weights.name(name), reason));
+        }
+        infos.push(info);
+    }
+    for weights in parts {
+        if let Some((name, _)) = weights.manifest().tensors().get_key_value(&weights.name(name)) {
+            weights.source.taken.borrow_mut().insert(name);
+        }
+    }
+    let (Some(weights), Some(first)) = (parts.first(), shapes.first()) else {
+        return Err(Error::backend("mlx", "bind the weights", "no parts to join"));
+    };
+    let rows = if stack.is_empty() { shapes.iter().map(|shape| shape[0]).sum() } else { first[0] };
+    let shape = stack.iter().copied().chain([rows]).chain(first[1..].iter().copied());
+    let shape: Option<Vec<i32>> = shape.map(|n| i32::try_from(n).ok().filter(|n| *n > 0)).collect();
+    let shape = shape.ok_or_else(|| {
+        Error::invalid_key(
+            weights.manifest().path(),
+            weights.name(name),
+            "has a dimension that MLX cannot hold",
+        )
+    })?;
+    weights.source.reader.read(&infos, &shape)
+}
