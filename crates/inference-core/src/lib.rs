@@ -51,7 +51,7 @@ pub use classify::{Classification, LabelScore};
 pub use discover::{Discover, Discovered, discover};
 pub use error::{Error, Printable, Result, Source};
 pub use files::{read_json, read_regular};
-pub use manifest::ModelManifest;
+pub use manifest::{MemoryEstimate, ModelManifest};
 pub use metrics::{MemoryUsage, Metrics, ModelStats, Percentiles};
 pub use model::{Completion, ModelInfo, Quantization, TextModel, TextModelExt};
 pub use options::{
@@ -60,7 +60,7 @@ pub use options::{
 };
 pub use prompt::{Message, Prompt, Role};
 pub use registry::{Availability, BackendDescriptor, Load, Outcome, Registry, Verdict, explain, load_model};
-pub use safetensors::{Dtype, TensorInfo};
+pub use safetensors::{Dtype, TensorInfo, read_tensors};
 pub use stream::{Alternative, Finish, FinishReason, StopCause, Token, TokenSink, TokenStream};
 pub use tokio_util::sync::CancellationToken;
 pub use train::{Example, Method, TrainEvent, TrainOptions, Trainable, TrainingData};

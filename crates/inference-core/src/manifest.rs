@@ -1,22 +1,41 @@
 //! What a model's folder says about itself, read from its config and tensor headers alone.
 
+mod config;
+mod estimate;
+mod quantization;
+mod shards;
+
 use std::{
     collections::BTreeMap,
+    fs,
     path::{Path, PathBuf},
 };
 
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::{Error, Quantization, Result, files::read_json, safetensors, safetensors::TensorInfo};
+pub use self::estimate::MemoryEstimate;
+pub(crate) use self::shards::INDEX;
+use self::{config::Config, quantization::Settings};
+use crate::{
+    Dtype, Error, Quantization, Result,
+    files::{from_value, read_json},
+    safetensors::TensorInfo,
+};
+
+/// The longest config.json, in bytes; published ones stay under 100 kB.
+const LONGEST_CONFIG: u64 = 16 << 20;
 
 /// A folder in the published layout: config.json and safetensors files. Nothing of the weights is read.
+///
+/// The tensors are those of the files that `model.safetensors.index.json` names; without an index those of
+/// `model.safetensors`; without that those of every `model*.safetensors`.
 #[derive(Debug, Clone)]
 pub struct ModelManifest {
     path: PathBuf,
     config: Value,
     model_type: String,
-    quantization: Option<Quantization>,
+    quantization: Option<Settings>,
     files: Vec<PathBuf>,
     tensors: BTreeMap<String, TensorInfo>,
 }
@@ -24,25 +43,28 @@ pub struct ModelManifest {
 impl ModelManifest {
     /// Reads the folder's config and tensor headers.
     ///
+    /// A config that asks for code from the folder to be run, or for a quantisation that no backend here can read, is
+    /// refused. `auto_map` is allowed where it names the modules of the architecture itself (`modeling_phi3` for `phi3`):
+    /// that is code which a backend that knows the `model_type` replaces.
+    ///
     /// # Errors
-    /// [`Error::InvalidModel`] names the file and the key at fault.
+    /// [`Error::InvalidModel`] names the file and the key at fault and what to do; [`Error::Io`] if one is unreadable.
     pub fn read(folder: impl AsRef<Path>) -> Result<Self> {
         let path = folder.as_ref().to_owned();
+        check_folder(&path)?;
         let config_path = path.join("config.json");
-        let config: Value = read_json(&config_path, 16 << 20)?;
-        let Some(model_type) = config.get("model_type").and_then(Value::as_str).map(str::to_owned) else {
-            return Err(Error::invalid_key(
+        let config: Value = read_json(&config_path, LONGEST_CONFIG)?;
+        if !config.is_object() {
+            return Err(Error::invalid_file(
                 config_path,
-                "model_type",
-                "is missing, expected the architecture's name",
+                "is no JSON object, expected a model's configuration",
             ));
-        };
-        let quantization = read_quantization(&config, &config_path)?;
-        let files = find_files(&path)?;
-        let mut tensors = BTreeMap::new();
-        for (index, file) in files.iter().enumerate() {
-            tensors.extend(safetensors::read_header(file, index)?);
         }
+        let reader = Config::new(&config_path, &config);
+        let model_type = reader.model_type()?.to_owned();
+        reader.refuse_code(&model_type)?;
+        let quantization = quantization::read(&reader)?;
+        let (files, tensors) = shards::read(&path)?;
         Ok(Self { path, config, model_type, quantization, files, tensors })
     }
 
@@ -52,7 +74,7 @@ impl ModelManifest {
         &self.path
     }
 
-    /// config.json as it stands.
+    /// config.json as it stands: an object.
     #[must_use]
     pub fn config(&self) -> &Value {
         &self.config
@@ -61,10 +83,9 @@ impl ModelManifest {
     /// config.json as a type; unknown keys are the type's affair.
     ///
     /// # Errors
-    /// [`Error::InvalidModel`] with serde's reason.
+    /// [`Error::InvalidModel`] with the key at fault and serde's reason.
     pub fn parse_config<T: DeserializeOwned>(&self) -> Result<T> {
-        T::deserialize(&self.config)
-            .map_err(|error| Error::invalid_file(self.config_path(), error.to_string()))
+        from_value(&self.config_path(), &self.config)
     }
 
     /// The path of config.json, for errors about it.
@@ -79,10 +100,86 @@ impl ModelManifest {
         &self.model_type
     }
 
-    /// The default quantisation, where config.json has one.
+    /// The default quantisation, where config.json has one (`quantization`, else `quantization_config`).
     #[must_use]
     pub fn quantization(&self) -> Option<&Quantization> {
-        self.quantization.as_ref()
+        self.quantization.as_ref().map(|settings| &settings.default)
+    }
+
+    /// How one layer, such as `model.layers.0.self_attn.q_proj`, is quantised; `None` if it is not.
+    ///
+    /// A layer is quantised if the files hold its `.scales`. How, is what config.json says of that layer, else its default.
+    ///
+    /// # Errors
+    /// [`Error::InvalidModel`] if config.json and the tensors disagree on whether it is.
+    pub fn quantization_of(&self, layer: &str) -> Result<Option<Quantization>> {
+        let holds = |part: &str| self.tensors.contains_key(&format!("{layer}.{part}"));
+        let invalid = |key: String, reason: String| Err(Error::invalid_key(self.config_path(), key, reason));
+        let Some(settings) = &self.quantization else {
+            if holds("scales") {
+                let reason = format!("is missing, but the files hold {layer:?} with scales, as quantised");
+                return invalid("quantization".to_owned(), reason);
+            }
+            return Ok(None);
+        };
+        match (settings.layers.get(layer), holds("scales")) {
+            (Some(Some(own)), true) => Ok(Some(own.clone())),
+            (None, true) => Ok(Some(settings.default.clone())),
+            (Some(None), true) => {
+                let reason = "is false, but the files hold its scales, as quantised";
+                invalid(format!("{}.{layer}", settings.key), reason.to_owned())
+            }
+            (Some(Some(_)), false) if holds("weight") => {
+                let reason = "says how it is quantised, but the files hold its weight without scales";
+                invalid(format!("{}.{layer}", settings.key), reason.to_owned())
+            }
+            (_, false) => Ok(None),
+        }
+    }
+
+    /// The element type of weights that are not quantised: `dtype` or `torch_dtype` of config.json, else the type that
+    /// most bytes of floating-point tensors have. `None` if there are none.
+    ///
+    /// # Errors
+    /// [`Error::InvalidModel`] if config.json names no known type.
+    pub fn dtype(&self) -> Result<Option<Dtype>> {
+        let path = self.config_path();
+        if let Some(dtype) = Config::new(&path, &self.config).dtype()? {
+            return Ok(Some(dtype));
+        }
+        let mut bytes = BTreeMap::new();
+        for tensor in self.tensors.values().filter(|tensor| tensor.dtype.is_float()) {
+            *bytes.entry(tensor.dtype).or_insert(0) += tensor.bytes();
+        }
+        Ok(bytes.into_iter().max_by_key(|(_, bytes)| *bytes).map(|(dtype, _)| dtype))
+    }
+
+    /// The tokens that the model was made for, prompt and answer together: `max_position_embeddings` of config.json or of
+    /// its `text_config`, or an older name of it. `None` where config.json leaves it to the architecture.
+    ///
+    /// # Errors
+    /// [`Error::InvalidModel`] if it is no whole number from 1 to 2³¹ − 1.
+    pub fn context_length(&self) -> Result<Option<usize>> {
+        let path = self.config_path();
+        let names = ["max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "n_ctx"];
+        Config::new(&path, &self.config).count(&names)
+    }
+
+    /// The weights of the model before quantisation, by the tensors' shapes: a word that packs eight 4-bit weights counts
+    /// as eight, and scales and biases of a quantisation as none.
+    #[must_use]
+    pub fn parameters(&self) -> u64 {
+        let parameters = self.tensors.iter().map(|(name, tensor)| self.parameters_of(name, tensor));
+        parameters.fold(0, u64::saturating_add)
+    }
+
+    /// The bytes needed to run `batch` texts of `context` tokens each.
+    ///
+    /// # Errors
+    /// [`Error::InvalidModel`] names the key of config.json that is missing or makes no sense; [`Error::InvalidOption`] if
+    /// `context` or `batch` is zero or beyond what 64 bits count.
+    pub fn estimate(&self, context: usize, batch: usize) -> Result<MemoryEstimate> {
+        estimate::estimate(self, context, batch)
     }
 
     /// The safetensors files, in order.
@@ -100,46 +197,56 @@ impl ModelManifest {
     /// Bytes of all tensors as stored.
     #[must_use]
     pub fn weight_bytes(&self) -> u64 {
-        self.tensors.values().map(|tensor| tensor.range.end - tensor.range.start).sum()
+        self.tensors.values().map(TensorInfo::bytes).fold(0, u64::saturating_add)
     }
-}
 
-fn read_quantization(config: &Value, path: &Path) -> Result<Option<Quantization>> {
-    let Some((key, value)) =
-        ["quantization", "quantization_config"].iter().find_map(|key| Some((key, config.get(key)?)))
-    else {
-        return Ok(None);
-    };
-    let number = |field: &str, default: u32| match value.get(field) {
-        None => Ok(default),
-        Some(n) => n.as_u64().and_then(|n| u32::try_from(n).ok()).ok_or_else(|| {
-            Error::invalid_key(path, format!("{key}.{field}"), format!("{n}, expected a whole number"))
-        }),
-    };
-    let mode = value.get("mode").and_then(Value::as_str).unwrap_or("affine");
-    Ok(Some(Quantization::new(number("bits", 4)?, number("group_size", 64)?, mode)))
-}
-
-fn find_files(folder: &Path) -> Result<Vec<PathBuf>> {
-    let index_path = folder.join("model.safetensors.index.json");
-    if index_path.exists() {
-        #[derive(Deserialize)]
-        struct Index {
-            weight_map: BTreeMap<String, String>,
+    fn parameters_of(&self, name: &str, tensor: &TensorInfo) -> u64 {
+        let packed = |layer: &str| {
+            let weight = self.tensors.get(&format!("{layer}.weight"));
+            let scales = self.tensors.contains_key(&format!("{layer}.scales"));
+            scales && weight.is_some_and(|weight| weight.dtype == Dtype::U32)
+        };
+        let stored = tensor.elements();
+        let (layer, part) = name.rsplit_once('.').unwrap_or(("", name));
+        match part {
+            "weight" if packed(layer) => {
+                let bits = self.quantization_of(layer).ok().flatten().map_or(32, |setting| setting.bits);
+                stored.saturating_mul(32) / u64::from(bits)
+            }
+            "scales" | "biases" if packed(layer) => 0,
+            // The layout of mxfp4 experts before MLX packs them: two weights in a byte, beside their scales.
+            _ => match name.strip_suffix("_blocks").map(|stem| format!("{stem}_scales")) {
+                Some(scales) if self.tensors.contains_key(&scales) => stored.saturating_mul(2),
+                _ => match name.strip_suffix("_scales").map(|stem| format!("{stem}_blocks")) {
+                    Some(blocks) if self.tensors.contains_key(&blocks) => 0,
+                    _ => stored,
+                },
+            },
         }
-        let index: Index = read_json(&index_path, 64 << 20)?;
-        let names: std::collections::BTreeSet<_> = index.weight_map.into_values().collect();
-        return Ok(names.into_iter().map(|name| folder.join(name)).collect());
     }
-    let entries = std::fs::read_dir(folder).map_err(|source| Error::io("read", folder, source))?;
-    let mut files: Vec<_> = entries
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| path.extension().is_some_and(|e| e == "safetensors"))
-        .filter(|path| path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("model")))
-        .collect();
-    files.sort();
-    if files.is_empty() {
-        return Err(Error::invalid_file(folder, "has no model*.safetensors"));
+}
+
+/// Says what is wrong with a path that cannot be a model's folder, before its parts are looked for.
+fn check_folder(path: &Path) -> Result<()> {
+    let metadata = fs::metadata(path).map_err(|source| match source.kind() {
+        std::io::ErrorKind::NotFound => {
+            let reason = "does not exist: give the folder of a model, for example one made by \
+                          `hf download ORGANISATION/NAME --local-dir FOLDER`";
+            Error::invalid_file(path, reason)
+        }
+        _ => Error::io("read", path, source),
+    })?;
+    if !metadata.is_dir() {
+        let reason = "is no folder: give the folder that holds config.json and the safetensors files";
+        return Err(Error::invalid_file(path, reason));
     }
-    Ok(files)
+    if fs::symlink_metadata(path.join("config.json")).is_err() {
+        let reason = if path.join("snapshots").is_dir() {
+            "is an entry of a Hugging Face cache: give one of the folders in its snapshots/"
+        } else {
+            shards::other_formats(path).unwrap_or("has no config.json: give the folder of a model")
+        };
+        return Err(Error::invalid_file(path, reason));
+    }
+    Ok(())
 }
