@@ -1,1 +1,19 @@
-//! The MLX engine: Metal on Apple silicon, CUDA and CPU on Linux.
+//! The MLX engine: Metal on Apple silicon, CUDA and CPU on Linux, through `mlx-rs`.
+//!
+//! Linking this crate registers the backends `metal` (priority 100), `cuda` (90) and `cpu` (20); each says whether this
+//! machine has its device. They share one MLX thread per process, because MLX keeps streams and compiled code per thread:
+//! every model lives there, handles outside hold a channel, and no array crosses over.
+//!
+//! - `engine/`: the thread, its scheduler and the sampler. Requests are rows that join and leave a batch.
+//! - `arch/`: one file for each family of models.
+//! - `nn/`: the blocks that the families share.
+//! - `load/`: weights from disk.
+
+mod arch;
+mod backend;
+mod engine;
+mod load;
+mod model;
+mod nn;
+
+pub use backend::MlxBackend;

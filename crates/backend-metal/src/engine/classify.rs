@@ -1,0 +1,213 @@
+//! Classification: one forward pass over many prompts, in buckets of similar length.
+//!
+//! Nothing is cached and only the positions that are asked for go through the head. A label of several tokens costs one
+//! more sequence: the prompt with the label's tokens but the last.
+
+use std::collections::VecDeque;
+
+use inference_core::{CancellationToken, Error};
+use mlx_rs::{
+    Array,
+    error::{Exception, Result},
+    ops::{self, indexing::argmax_axis},
+};
+use tokio::sync::oneshot;
+
+use crate::{arch::Architecture, nn::Rows};
+
+/// Padded tokens in one forward pass.
+const BUCKET_TOKENS: usize = 16 * 1024;
+
+/// Logits computed in one forward pass: 256 MiB of f32.
+const BUCKET_LOGITS: usize = 1 << 26;
+
+/// A classification, as the caller hands it over.
+#[derive(Debug)]
+pub(crate) struct ClassifyRequest {
+    /// The prompts: not empty, every id within the vocabulary, short enough for the context with any label.
+    pub(crate) prompts: Vec<Vec<u32>>,
+    /// The labels' tokens, none empty.
+    pub(crate) labels: Vec<Vec<u32>>,
+    pub(crate) logits: bool,
+    pub(crate) cancel: CancellationToken,
+    pub(crate) reply: oneshot::Sender<inference_core::Result<Vec<Classified>>>,
+}
+
+/// The outcome for one prompt.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Classified {
+    /// The likeliest next token.
+    pub(crate) token: u32,
+    /// The log-probability of each label.
+    pub(crate) labels: Vec<f32>,
+    /// The next token's logits, if asked for.
+    pub(crate) logits: Option<Vec<f32>>,
+}
+
+/// A classification under way.
+#[derive(Debug)]
+pub(super) struct ClassifyJob {
+    request: ClassifyRequest,
+    /// Shortest first.
+    sequences: VecDeque<Sequence>,
+    results: Vec<Classified>,
+}
+
+/// One row of a forward pass.
+#[derive(Debug)]
+struct Sequence {
+    prompt: usize,
+    /// The label whose later tokens are scored; `None` scores the next token.
+    label: Option<usize>,
+    len: usize,
+}
+
+impl ClassifyJob {
+    pub(super) fn new(request: ClassifyRequest) -> Self {
+        let mut sequences = Vec::new();
+        for (prompt, tokens) in request.prompts.iter().enumerate() {
+            sequences.push(Sequence { prompt, label: None, len: tokens.len() });
+            for (label, continuation) in
+                request.labels.iter().enumerate().filter(|(_, tokens)| tokens.len() > 1)
+            {
+                sequences.push(Sequence {
+                    prompt,
+                    label: Some(label),
+                    len: tokens.len() + continuation.len() - 1,
+                });
+            }
+        }
+        sequences.sort_by_key(|sequence| sequence.len);
+        let empty = Classified { labels: vec![0.0; request.labels.len()], ..Classified::default() };
+        let results = vec![empty; request.prompts.len()];
+        Self { request, sequences: sequences.into(), results }
+    }
+
+    /// Computes one bucket; whether that was the last. A cancelled job has nothing left.
+    pub(super) fn advance(&mut self, model: &dyn Architecture) -> Result<bool> {
+        if self.request.cancel.is_cancelled() || self.request.reply.is_closed() {
+            return Ok(true);
+        }
+        let bucket = self.next_bucket(model.config().vocab_size);
+        self.compute(model, &bucket)?;
+        Ok(self.sequences.is_empty())
+    }
+
+    /// Answers the caller.
+    pub(super) fn finish(mut self) {
+        let results = std::mem::take(&mut self.results);
+        let cancelled = self.request.cancel.is_cancelled();
+        self.end(if cancelled { Err(Error::Cancelled) } else { Ok(results) });
+    }
+
+    /// Answers the caller with this result.
+    pub(super) fn end(self, result: inference_core::Result<Vec<Classified>>) {
+        // A caller that has gone needs no answer.
+        let _ = self.request.reply.send(result);
+    }
+
+    /// The shortest sequences that are left, as many as fit one pass without much padding.
+    fn next_bucket(&mut self, vocab_size: usize) -> Vec<Sequence> {
+        let Some(shortest) = self.sequences.front().map(|sequence| sequence.len) else { return Vec::new() };
+        let longest = shortest + shortest / 4 + 8;
+        let mut bucket = Vec::new();
+        let mut logits = 0;
+        while let Some(next) = self.sequences.front() {
+            logits += next.label.map_or(1, |label| self.request.labels[label].len() - 1) * vocab_size;
+            let fits = next.len <= longest
+                && next.len * (bucket.len() + 1) <= BUCKET_TOKENS
+                && logits <= BUCKET_LOGITS;
+            if !bucket.is_empty() && !fits {
+                break;
+            }
+            bucket.extend(self.sequences.pop_front());
+        }
+        bucket
+    }
+
+    fn compute(&mut self, model: &dyn Architecture, bucket: &[Sequence]) -> Result<()> {
+        let Some(width) = bucket.last().map(|sequence| sequence.len) else { return Ok(()) };
+        let mut tokens = vec![0; bucket.len() * width];
+        // Places in [B · T] whose logits are wanted.
+        let mut places = Vec::new();
+        for (row, sequence) in bucket.iter().enumerate() {
+            let prompt = &self.request.prompts[sequence.prompt];
+            let start = row * width;
+            tokens[start..start + prompt.len()].copy_from_slice(prompt);
+            let first = start + prompt.len();
+            match sequence.label {
+                None => places.push(first - 1),
+                Some(label) => {
+                    let label = &self.request.labels[label];
+                    let given = &label[..label.len() - 1];
+                    tokens[first..first + given.len()].copy_from_slice(given);
+                    places.extend(first..first + given.len());
+                }
+            }
+        }
+        let tokens = Array::from_slice(&tokens, &[bucket.len() as i32, width as i32]);
+        let hidden = model.hidden(&tokens, Rows::Uncached)?;
+        let places: Vec<u32> = places.into_iter().map(|place| place as u32).collect();
+        let places = Array::from_slice(&places, &[places.len() as i32]);
+        let hidden = hidden.reshape(&[-1, hidden.dim(-1)])?.take_axis(&places, 0)?;
+        let logits =
+            model.logits(&hidden.expand_dims(0)?)?.reshape(&[places.dim(0), -1])?.as_type::<f32>()?;
+        self.read(bucket, &logits)
+    }
+
+    /// Takes the wanted figures out of logits [N, V].
+    fn read(&mut self, bucket: &[Sequence], logits: &Array) -> Result<()> {
+        let normaliser = ops::logsumexp_axis(logits, -1, true)?;
+        let likeliest = argmax_axis(logits, -1, false)?;
+        // For each place the ids whose log-probabilities are wanted: every label's first token, or the label's next one.
+        let labels = &self.request.labels;
+        let firsts: Vec<u32> = labels.iter().map(|label| label[0]).collect();
+        let width = firsts.len().max(1);
+        let mut wanted = Vec::new();
+        for sequence in bucket {
+            match sequence.label {
+                None if firsts.is_empty() => wanted.push(0),
+                None => wanted.extend(&firsts),
+                Some(label) => {
+                    for id in &labels[label][1..] {
+                        wanted.extend(std::iter::repeat_n(id, width));
+                    }
+                }
+            }
+        }
+        let wanted = Array::from_slice(&wanted, &[logits.dim(0), width as i32]);
+        let scores = logits.take_along_axis(&wanted, -1)?.subtract(&normaliser)?;
+        let scores = scores.to_vec_exact::<f32>().map_err(convert)?;
+        let likeliest = likeliest.to_vec_exact::<u32>().map_err(convert)?;
+        let full =
+            if self.request.logits { logits.to_vec_exact::<f32>().map_err(convert)? } else { Vec::new() };
+        let vocab_size = logits.dim(-1) as usize;
+        let mut place = 0;
+        for sequence in bucket {
+            let result = &mut self.results[sequence.prompt];
+            match sequence.label {
+                None => {
+                    result.token = likeliest[place];
+                    for (score, first) in result.labels.iter_mut().zip(&scores[place * width..]) {
+                        *score += first;
+                    }
+                    if self.request.logits {
+                        result.logits = Some(full[place * vocab_size..(place + 1) * vocab_size].to_vec());
+                    }
+                    place += 1;
+                }
+                Some(label) => {
+                    let later = labels[label].len() - 1;
+                    result.labels[label] +=
+                        (place..place + later).map(|place| scores[place * width]).sum::<f32>();
+                    place += later;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn convert(error: impl std::fmt::Display) -> Exception {
+    Exception::custom(error.to_string())
+}

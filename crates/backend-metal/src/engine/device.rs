@@ -1,0 +1,130 @@
+//! Which devices MLX has on this machine.
+
+use std::ffi::CStr;
+
+use inference_core::Availability;
+use mlx_rs::{DeviceType, Stream};
+
+/// A kind of device, which is a backend of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Device {
+    /// The GPU of Apple silicon.
+    Metal,
+    /// An NVIDIA GPU.
+    Cuda,
+    /// The processor.
+    Cpu,
+}
+
+impl Device {
+    /// The backend's id.
+    pub(crate) const fn id(self) -> &'static str {
+        match self {
+            Self::Metal => "metal",
+            Self::Cuda => "cuda",
+            Self::Cpu => "cpu",
+        }
+    }
+
+    /// Whether MLX, as linked, has this device here.
+    pub(crate) fn probe(self) -> Availability {
+        let reason = match self {
+            Self::Cpu => return Availability::Available(cpu_name()),
+            Self::Metal if !cfg!(target_os = "macos") => "Metal exists only on Apple silicon under macOS",
+            Self::Cuda if cfg!(target_os = "macos") => "macOS has no CUDA",
+            Self::Metal | Self::Cuda if gpu_is_available() => return Availability::Available(gpu_name()),
+            Self::Metal => "MLX finds no Metal device",
+            Self::Cuda if !std::path::Path::new("/proc/driver/nvidia/version").exists() => {
+                "no NVIDIA driver is loaded (/proc/driver/nvidia is missing)"
+            }
+            Self::Cuda => {
+                "the linked libmlx has no CUDA: build with MLX_WHEEL=cuda-13 (or cuda-12), or put its libmlx.so first"
+            }
+        };
+        Availability::Unavailable(reason.to_owned())
+    }
+
+    /// A new stream of the calling thread on this device.
+    pub(super) fn stream(self) -> Stream {
+        let kind = match self {
+            Self::Metal | Self::Cuda => DeviceType::Gpu,
+            Self::Cpu => DeviceType::Cpu,
+        };
+        Stream::new_with_device(&mlx_rs::Device::new(kind, 0))
+    }
+}
+
+/// The version of MLX that is linked.
+pub(crate) fn mlx_version() -> String {
+    // SAFETY: the string is made, filled, read and freed here; a failed call leaves it empty.
+    unsafe {
+        let mut version = mlx_sys::mlx_string_new();
+        mlx_sys::mlx_version(&raw mut version);
+        let data = mlx_sys::mlx_string_data(version);
+        let text =
+            if data.is_null() { String::new() } else { CStr::from_ptr(data).to_string_lossy().into_owned() };
+        mlx_sys::mlx_string_free(version);
+        text
+    }
+}
+
+fn gpu_is_available() -> bool {
+    let gpu = RawGpu::new();
+    let mut available = false;
+    // SAFETY: the device is alive, and the result is written only on success.
+    let status = unsafe { mlx_sys::mlx_device_is_available(&raw mut available, gpu.0) };
+    status == 0 && available
+}
+
+fn gpu_name() -> String {
+    let gpu = RawGpu::new();
+    // SAFETY: the info object is made, filled, read and freed here; its string lives as long as it does.
+    unsafe {
+        let mut info = mlx_sys::mlx_device_info_new();
+        let mut name = std::ptr::null();
+        let found = mlx_sys::mlx_device_info_get(&raw mut info, gpu.0) == 0
+            && mlx_sys::mlx_device_info_get_string(&raw mut name, info, c"device_name".as_ptr()) == 0
+            && !name.is_null();
+        let text = if found { CStr::from_ptr(name).to_string_lossy().into_owned() } else { "GPU".to_owned() };
+        mlx_sys::mlx_device_info_free(info);
+        text
+    }
+}
+
+fn cpu_name() -> String {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    format!("CPU, {threads} threads")
+}
+
+struct RawGpu(mlx_sys::mlx_device);
+
+impl RawGpu {
+    fn new() -> Self {
+        // SAFETY: naming a device touches no hardware.
+        Self(unsafe { mlx_sys::mlx_device_new_type(mlx_sys::mlx_device_type__MLX_GPU, 0) })
+    }
+}
+
+impl Drop for RawGpu {
+    fn drop(&mut self) {
+        // SAFETY: made by `new`, freed once.
+        unsafe { mlx_sys::mlx_device_free(self.0) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_processor_is_always_there_and_the_rest_says_why_not() {
+        assert!(matches!(Device::Cpu.probe(), Availability::Available(_)));
+        for device in [Device::Metal, Device::Cuda] {
+            match device.probe() {
+                Availability::Available(name) => assert!(!name.is_empty()),
+                Availability::Unavailable(reason) => assert!(!reason.is_empty()),
+            }
+        }
+        assert!(mlx_version().starts_with("0."), "{}", mlx_version());
+    }
+}

@@ -1,0 +1,282 @@
+//! The MLX thread: one per process, shared by all models and devices.
+//!
+//! MLX keeps its streams per thread, and a lazy array can be evaluated only where it was built. So one thread owns every
+//! model, and what crosses over to it is plain data and the ends of channels.
+
+mod classify;
+mod device;
+mod memory;
+mod row;
+mod sampler;
+mod scheduler;
+mod stats;
+
+use std::{
+    collections::BTreeMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::pin,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use futures::future::{Either, select};
+use inference_core::{Error, LoadOptions, LoadProgress, ModelManifest, Result};
+use mlx_rs::with_stream;
+use tokio::sync::{mpsc, oneshot};
+
+use self::{
+    classify::ClassifyJob,
+    scheduler::{Limits, Scheduler, Turn},
+};
+pub(crate) use self::{
+    classify::ClassifyRequest,
+    device::{Device, mlx_version},
+    memory::Memory,
+    row::Request,
+    stats::Stats,
+};
+use crate::{arch::ModelConfig, load};
+
+/// Requests decoded at once where the caller sets no limit.
+const DEFAULT_MAX_BATCH: usize = 32;
+
+/// Prompt tokens computed at once where the caller sets none.
+const DEFAULT_PREFILL_CHUNK: usize = 1024;
+
+/// A model that lives on the MLX thread. Dropping it releases the model.
+#[derive(Debug)]
+pub(crate) struct Handle {
+    model: ModelId,
+    device: Device,
+    commands: mpsc::UnboundedSender<Command>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct ModelId(u64);
+
+#[derive(Debug)]
+enum Command {
+    Load { model: ModelId, load: Box<Load>, reply: oneshot::Sender<Result<ModelConfig>> },
+    Generate { model: ModelId, request: Box<Request> },
+    Classify { model: ModelId, request: ClassifyRequest },
+    Close { model: ModelId, reply: Option<oneshot::Sender<()>> },
+}
+
+#[derive(Debug)]
+struct Load {
+    device: Device,
+    manifest: ModelManifest,
+    options: LoadOptions,
+    eos: Vec<u32>,
+    stats: Arc<Stats>,
+}
+
+impl Handle {
+    /// Loads a model. `eos` are the ids that end a text, and `stats` is kept up to date.
+    pub(crate) async fn load(
+        device: Device,
+        manifest: ModelManifest,
+        options: LoadOptions,
+        eos: Vec<u32>,
+        stats: Arc<Stats>,
+    ) -> Result<(Self, ModelConfig)> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let model = ModelId(NEXT.fetch_add(1, Ordering::Relaxed));
+        // From here on a caller that goes away while it waits drops the handle, which releases the model.
+        let handle = Self { model, device, commands: thread(device)?.clone() };
+        let (reply, loaded) = oneshot::channel();
+        let load = Box::new(Load { device, manifest, options, eos, stats });
+        handle.send(Command::Load { model, load, reply })?;
+        let config = loaded.await.map_err(|_| handle.stopped())??;
+        Ok((handle, config))
+    }
+
+    /// Hands over a generation; its stream tells the rest.
+    pub(crate) fn generate(&self, request: Request) -> Result<()> {
+        self.send(Command::Generate { model: self.model, request: Box::new(request) })
+    }
+
+    /// Hands over a classification; its channel tells the rest.
+    pub(crate) fn classify(&self, request: ClassifyRequest) -> Result<()> {
+        self.send(Command::Classify { model: self.model, request })
+    }
+
+    /// Ends all requests and releases the model; returns when that is done.
+    pub(crate) async fn close(&self) -> Result<()> {
+        let (reply, closed) = oneshot::channel();
+        self.send(Command::Close { model: self.model, reply: Some(reply) })?;
+        closed.await.map_err(|_| self.stopped())
+    }
+
+    /// The error of a thread that is gone.
+    pub(crate) fn stopped(&self) -> Error {
+        Error::Stopped { backend: self.device.id().to_owned(), reason: "the MLX thread has ended".to_owned() }
+    }
+
+    fn send(&self, command: Command) -> Result<()> {
+        self.commands.send(command).map_err(|_| self.stopped())
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        // A thread that is gone holds no model.
+        let _ = self.send(Command::Close { model: self.model, reply: None });
+    }
+}
+
+/// The way to the thread, which is started at the first call.
+fn thread(device: Device) -> Result<&'static mpsc::UnboundedSender<Command>> {
+    static THREAD: OnceLock<std::result::Result<mpsc::UnboundedSender<Command>, String>> = OnceLock::new();
+    let started = THREAD.get_or_init(|| {
+        let (commands, received) = mpsc::unbounded_channel();
+        let spawned =
+            std::thread::Builder::new().name("mlx".to_owned()).spawn(move || Engine::default().run(received));
+        spawned.map(|_| commands).map_err(|error| error.to_string())
+    });
+    started.as_ref().map_err(|reason| Error::backend(device.id(), "start the MLX thread", reason.clone()))
+}
+
+/// What the thread owns. `!Send`: see the test.
+#[derive(Default)]
+struct Engine {
+    models: BTreeMap<ModelId, Scheduler>,
+}
+
+impl Engine {
+    fn run(mut self, mut commands: mpsc::UnboundedReceiver<Command>) {
+        loop {
+            while let Ok(command) = commands.try_recv() {
+                self.take(command);
+            }
+            let mut overall = Turn::Idle;
+            for scheduler in self.models.values_mut() {
+                match scheduler.turn() {
+                    Turn::Worked => overall = Turn::Worked,
+                    Turn::Blocked if overall == Turn::Idle => overall = Turn::Blocked,
+                    Turn::Blocked | Turn::Idle => {}
+                }
+            }
+            match overall {
+                Turn::Worked => {}
+                Turn::Blocked => {
+                    let next = {
+                        let received = pin!(commands.recv());
+                        match futures::executor::block_on(select(received, pin!(self.unblocked()))) {
+                            Either::Left((command, _)) => command,
+                            Either::Right(_) => continue,
+                        }
+                    };
+                    let Some(command) = next else { return };
+                    self.take(command);
+                }
+                Turn::Idle => {
+                    let Some(command) = commands.blocking_recv() else { return };
+                    self.take(command);
+                }
+            }
+        }
+    }
+
+    async fn unblocked(&self) {
+        let waits = self
+            .models
+            .values()
+            .filter(|scheduler| scheduler.is_blocked())
+            .map(|scheduler| Box::pin(scheduler.unblocked()));
+        futures::future::select_all(waits).await;
+    }
+
+    fn take(&mut self, command: Command) {
+        match command {
+            Command::Load { model, load, reply } => {
+                let backend = load.device.id();
+                let loaded = catch_unwind(AssertUnwindSafe(|| load_model(*load))).unwrap_or_else(|panic| {
+                    let text = format!("panicked: {}", scheduler::panic_text(panic.as_ref()));
+                    Err(Error::backend(backend, "load the model", text))
+                });
+                let result = loaded.map(|(scheduler, config)| {
+                    self.models.insert(model, scheduler);
+                    config
+                });
+                // A caller that went away has dropped its handle, and the close is on its way.
+                let _ = reply.send(result);
+            }
+            Command::Generate { model, request } => match self.models.get_mut(&model) {
+                Some(scheduler) => scheduler.push(*request),
+                None => request.sink.end(Err(Error::Closed)),
+            },
+            Command::Classify { model, request } => match self.models.get_mut(&model) {
+                Some(scheduler) => scheduler.push_job(ClassifyJob::new(request)),
+                None => ClassifyJob::new(request).end(Err(Error::Closed)),
+            },
+            Command::Close { model, reply } => {
+                if let Some(scheduler) = self.models.remove(&model) {
+                    scheduler.close();
+                }
+                if let Some(reply) = reply {
+                    // Nobody waits any more: that is fine.
+                    let _ = reply.send(());
+                }
+            }
+        }
+    }
+}
+
+fn load_model(load: Load) -> Result<(Scheduler, ModelConfig)> {
+    let Load { device, manifest, options, eos, stats } = load;
+    set_limits(device, &options)?;
+    let stream = device.stream();
+    let mut observe = |progress: load::Progress| {
+        if let Some(callback) = &options.on_progress {
+            callback.report(LoadProgress::new(progress.bytes, progress.total));
+        }
+        !options.cancel.is_cancelled()
+    };
+    let model = with_stream(&stream, || load::load(device.id(), &manifest, &mut observe))?;
+    let mut config = model.config().clone();
+    let context_length = options.context_length.unwrap_or(config.context_length);
+    if context_length > config.context_length {
+        let reason = format!("{context_length}, the model holds {}", config.context_length);
+        return Err(Error::InvalidOption { option: "context_length", reason });
+    }
+    config.context_length = context_length;
+    let limits = Limits {
+        backend: device.id(),
+        max_batch: options.max_batch.unwrap_or(DEFAULT_MAX_BATCH),
+        prefill_chunk: options.prefill_chunk.unwrap_or(DEFAULT_PREFILL_CHUNK),
+        context_length,
+        eos,
+    };
+    Ok((Scheduler::new(model, stream, limits, stats), config))
+}
+
+fn set_limits(device: Device, options: &LoadOptions) -> Result<()> {
+    use inference_core::MemoryControl as _;
+    let mut limits = inference_core::MemoryLimits::new();
+    limits.memory = options.memory_limit;
+    limits.cache = options.cache_limit;
+    Memory
+        .set_limits(limits)
+        .map(|_| ())
+        .map_err(|error| Error::backend(device.id(), "set memory limits", error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Compiles only while `Engine` is not `Send`: with both impls the call below would be ambiguous.
+    #[test]
+    fn the_engine_cannot_leave_its_thread() {
+        trait Ambiguous<A> {
+            fn probe() {}
+        }
+        impl<T: ?Sized> Ambiguous<()> for T {}
+        struct IsSend;
+        impl<T: ?Sized + Send> Ambiguous<IsSend> for T {}
+        <Engine as Ambiguous<_>>::probe();
+    }
+}

@@ -1,0 +1,295 @@
+//! One request in the scheduler: its tokens, its cache, its sampler and the stream that it fills.
+
+use std::{
+    collections::VecDeque,
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use inference_core::{
+    Alternative, Finish, FinishReason, GenerateOptions, Metrics, Percentiles, Result, StopCause, Token,
+    TokenSink,
+};
+use inference_text::{TextAssembler, TextEvent};
+use mlx_rs::{
+    Array,
+    error::{Exception, Result as MlxResult},
+    ops::{self, indexing::TryIndexOp as _},
+};
+
+use super::{
+    sampler::{Choice, Report, Sampler},
+    stats::Stats,
+};
+use crate::nn::KvCache;
+
+/// What a caller hands over to the engine. Plain data and ends of channels: no array crosses the thread.
+#[derive(Debug)]
+pub(crate) struct Request {
+    /// The prompt, not empty, every id within the vocabulary, short enough for the context.
+    pub(crate) prompt: Vec<u32>,
+    pub(crate) options: GenerateOptions,
+    pub(crate) sink: TokenSink,
+    pub(crate) assembler: TextAssembler<Scores>,
+    /// When the caller called.
+    pub(crate) called: Instant,
+    /// The caller's span.
+    pub(crate) span: tracing::Span,
+}
+
+/// The log-probabilities that go with a token.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Scores {
+    chosen: Option<f32>,
+    top: Vec<Alternative>,
+}
+
+/// A token that was chosen on the device and not yet read.
+#[derive(Debug)]
+pub(super) struct InFlight {
+    /// [n], u32: the choices of the step, which its rows share.
+    pub(super) ids: Rc<Array>,
+    /// The row's place in them.
+    pub(super) index: i32,
+    pub(super) report: Option<Report>,
+}
+
+impl InFlight {
+    pub(super) fn alone(choice: Choice) -> Self {
+        Self { ids: Rc::new(choice.id), index: 0, report: choice.report }
+    }
+
+    /// The id, still on the device: [1], u32.
+    pub(super) fn id(&self) -> MlxResult<Array> {
+        if self.ids.dim(0) == 1 {
+            return Ok((*self.ids).clone());
+        }
+        self.ids.try_index(self.index..self.index + 1)
+    }
+}
+
+/// A request that the scheduler holds.
+#[derive(Debug)]
+pub(super) struct Row {
+    pub(super) cache: KvCache,
+    pub(super) sampler: Sampler,
+    /// The prompt and every token that was read.
+    pub(super) tokens: Vec<u32>,
+    /// Prompt tokens that are in the cache.
+    pub(super) prefilled: usize,
+    /// Chosen and not yet read, oldest first: at most two.
+    pub(super) in_flight: VecDeque<InFlight>,
+    prompt_len: usize,
+    max_tokens: usize,
+    options: GenerateOptions,
+    eos: Vec<u32>,
+    sink: TokenSink,
+    assembler: TextAssembler<Scores>,
+    events: Vec<TextEvent<Scores>>,
+    span: tracing::Span,
+    called: Instant,
+    began: Instant,
+    first: Option<Instant>,
+    last: Instant,
+    gaps: Vec<Duration>,
+    pub(super) peak_bytes: u64,
+}
+
+impl Row {
+    /// Takes a request in. `room` is how many tokens fit the context behind the prompt; `eos` are the model's own ids.
+    pub(super) fn new(request: Request, cache: KvCache, eos: &[u32], vocab_size: usize, room: usize) -> Self {
+        let Request { prompt, options, sink, assembler, called, span } = request;
+        let now = Instant::now();
+        Self {
+            cache,
+            sampler: Sampler::new(&options, eos, vocab_size),
+            prefilled: 0,
+            in_flight: VecDeque::with_capacity(2),
+            prompt_len: prompt.len(),
+            max_tokens: options.max_tokens_or_default().min(room),
+            tokens: prompt,
+            options,
+            eos: eos.to_vec(),
+            sink,
+            assembler,
+            events: Vec::new(),
+            span,
+            called,
+            began: now,
+            first: None,
+            last: now,
+            gaps: Vec::new(),
+            peak_bytes: 0,
+        }
+    }
+
+    /// The engine begins with it.
+    pub(super) fn begin(&mut self) {
+        self.began = Instant::now();
+    }
+
+    pub(super) fn prompt(&self) -> &[u32] {
+        &self.tokens[..self.prompt_len]
+    }
+
+    /// Tokens read so far.
+    fn generated(&self) -> usize {
+        self.tokens.len() - self.prompt_len
+    }
+
+    /// Tokens chosen so far, read or not: the step of the next choice.
+    pub(super) fn chosen(&self) -> usize {
+        self.generated() + self.in_flight.len()
+    }
+
+    /// Whether another token may be chosen.
+    pub(super) fn wants_more(&self) -> bool {
+        self.chosen() < self.max_tokens
+    }
+
+    pub(super) fn is_cancelled(&self) -> bool {
+        self.sink.is_cancelled()
+    }
+
+    /// Whether the reader is too far behind for another token.
+    pub(super) fn is_blocked(&mut self) -> bool {
+        self.sink.is_full()
+    }
+
+    /// Waits until the reader has made room, or wants no more.
+    pub(super) async fn unblocked(&self) {
+        self.sink.ready().await;
+    }
+
+    /// The last token, which is the input of the next step: [1], u32.
+    pub(super) fn last_token(&self) -> MlxResult<Array> {
+        match self.in_flight.back() {
+            Some(in_flight) => in_flight.id(),
+            None => Ok(Array::from_slice(&self.tokens[self.tokens.len() - 1..], &[1])),
+        }
+    }
+
+    /// The last tokens that the sampler wants to see, the unread one included: [n], u32.
+    pub(super) fn recent(&self) -> MlxResult<Option<Array>> {
+        let window = self.sampler.window();
+        if window == 0 {
+            return Ok(None);
+        }
+        let known = |count: usize| {
+            let tail = &self.tokens[self.tokens.len().saturating_sub(count)..];
+            Array::from_slice(tail, &[tail.len() as i32])
+        };
+        let Some(unread) = self.in_flight.back() else { return Ok(Some(known(window))) };
+        if window == 1 {
+            return Ok(Some(unread.id()?));
+        }
+        ops::concatenate(&[known(window - 1), unread.id()?], 0).map(Some)
+    }
+
+    /// Reads the oldest unread token, which waits for the device, and delivers it. The reason if the text ends with it.
+    pub(super) fn deliver(&mut self) -> MlxResult<Option<FinishReason>> {
+        let Some(in_flight) = self.in_flight.pop_front() else { return Ok(None) };
+        let id = in_flight.ids.try_as_slice::<u32>().map_err(convert)?[in_flight.index as usize];
+        let scores = in_flight.report.as_ref().map(read_scores).transpose()?.unwrap_or_default();
+        self.note_time();
+        if let Some(cause) = self.stop_cause(id) {
+            return Ok(Some(FinishReason::Stop(cause)));
+        }
+        self.tokens.push(id);
+        let stop = self.assembler.push(id, scores, &mut self.events);
+        self.send_events();
+        if let Some(stop) = stop {
+            return Ok(Some(FinishReason::Stop(StopCause::StopString(stop))));
+        }
+        Ok((self.generated() >= self.max_tokens).then_some(FinishReason::Length))
+    }
+
+    /// Ends the stream with what is known of it.
+    pub(super) fn finish(mut self, result: Result<FinishReason>, stats: &Stats) {
+        let stop = self.assembler.finish(&mut self.events);
+        self.send_events();
+        let metrics = self.metrics();
+        let result = result.map(|reason| {
+            let reason = match stop {
+                Some(stop) if reason == FinishReason::Length => {
+                    FinishReason::Stop(StopCause::StopString(stop))
+                }
+                _ => reason,
+            };
+            Finish { reason, metrics: metrics.clone() }
+        });
+        stats.ended(&metrics, result.as_ref().map(|finish| &finish.reason));
+        self.span.in_scope(|| {
+            tracing::debug!(
+                prompt_tokens = metrics.prompt_tokens,
+                cached_tokens = metrics.cached_tokens,
+                generated_tokens = metrics.generated_tokens,
+                queued_seconds = metrics.queued.as_secs_f64(),
+                prefill_seconds = metrics.prefill.as_secs_f64(),
+                decode_seconds = metrics.decode.as_secs_f64(),
+                reason = ?result.as_ref().map(|finish| &finish.reason),
+                "request ended"
+            );
+        });
+        self.sink.end(result);
+    }
+
+    fn stop_cause(&self, id: u32) -> Option<StopCause> {
+        if self.options.stop_tokens.as_ref().is_some_and(|ids| ids.contains(&id)) {
+            return Some(StopCause::StopToken(id));
+        }
+        (self.eos.contains(&id) && !self.options.ignore_eos).then_some(StopCause::EndOfSequence(id))
+    }
+
+    fn note_time(&mut self) {
+        let now = Instant::now();
+        if self.first.is_none() {
+            self.first = Some(now);
+        } else {
+            self.gaps.push(now - self.last);
+        }
+        self.last = now;
+    }
+
+    fn send_events(&mut self) {
+        for TextEvent { id, text, data } in self.events.drain(..) {
+            let mut token = Token::new(id, text);
+            token.log_probability = data.chosen;
+            token.top = data.top;
+            self.sink.send(token);
+        }
+    }
+
+    fn metrics(&mut self) -> Metrics {
+        let mut metrics = Metrics::default();
+        metrics.prompt_tokens = self.prompt_len;
+        metrics.generated_tokens = self.generated();
+        metrics.queued = self.began - self.called;
+        metrics.prefill = self.first.unwrap_or_else(Instant::now) - self.began;
+        metrics.decode = self.first.map(|first| self.last - first).unwrap_or_default();
+        metrics.time_to_first_token = self.first.map(|first| first - self.called);
+        metrics.inter_token = Percentiles::of(&mut self.gaps);
+        metrics.peak_memory_bytes = self.peak_bytes;
+        metrics.active_memory_bytes = super::memory::usage().active_bytes;
+        metrics
+    }
+}
+
+fn read_scores(report: &Report) -> MlxResult<Scores> {
+    let chosen = Some(report.chosen.try_item_exact::<f32>().map_err(convert)?);
+    let mut top = Vec::new();
+    if let Some((ids, values)) = &report.top {
+        let ids = ids.to_vec_exact::<u32>().map_err(convert)?;
+        let values = values.to_vec_exact::<f32>().map_err(convert)?;
+        top = ids
+            .into_iter()
+            .zip(values)
+            .map(|(id, log_probability)| Alternative { id, log_probability })
+            .collect();
+    }
+    Ok(Scores { chosen, top })
+}
+
+fn convert(error: impl std::fmt::Display) -> Exception {
+    Exception::custom(error.to_string())
+}

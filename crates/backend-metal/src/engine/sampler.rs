@@ -1,0 +1,374 @@
+//! From logits to a token id, on the device, in the contract's order.
+//!
+//! Logit bias → repetition, presence, frequency penalties → log-probabilities → top-p → min-p → XTC → top-k →
+//! temperature → draw. Draws take their noise from the row's own seed and step, so that they do not depend on the batch.
+
+use inference_core::{GenerateOptions, SamplingOptions};
+use mlx_rs::{
+    Array,
+    error::Result,
+    ops::{
+        self,
+        indexing::{argmax_axis, scatter_add_single},
+    },
+    random,
+};
+
+/// How one row chooses its tokens.
+#[derive(Debug)]
+pub(super) struct Sampler {
+    options: SamplingOptions,
+    /// [1, V], added to the logits.
+    bias: Option<Array>,
+    /// [1, V], −∞ at the end-of-sequence ids, added before `min_tokens`.
+    no_end: Option<Array>,
+    min_tokens: usize,
+    seed: u64,
+    /// How many likeliest tokens to report, if log-probabilities are asked for.
+    report: Option<usize>,
+}
+
+/// One row's choice, not yet computed.
+#[derive(Debug, Clone)]
+pub(super) struct Choice {
+    /// [1], u32.
+    pub(super) id: Array,
+    pub(super) report: Option<Report>,
+}
+
+/// The log-probabilities of a choice, not yet computed.
+#[derive(Debug, Clone)]
+pub(super) struct Report {
+    /// [1, 1], f32: the chosen token's.
+    pub(super) chosen: Array,
+    /// [1, n], u32 and f32: the n likeliest, in no order.
+    pub(super) top: Option<(Array, Array)>,
+}
+
+impl Sampler {
+    /// A sampler for one request; `eos` are the ids that end its text.
+    pub(super) fn new(options: &GenerateOptions, eos: &[u32], vocab_size: usize) -> Self {
+        let dense = |entries: &mut dyn Iterator<Item = (u32, f32)>| {
+            let mut values = vec![0.0; vocab_size];
+            for (id, bias) in entries {
+                if let Some(value) = values.get_mut(id as usize) {
+                    *value += bias;
+                }
+            }
+            Array::from_slice(&values, &[1, vocab_size as i32])
+        };
+        let sampling = &options.sampling;
+        let biases = sampling.logit_bias.as_deref().filter(|biases| !biases.is_empty());
+        let min_tokens = options.min_tokens.unwrap_or(0);
+        Self {
+            bias: biases.map(|biases| dense(&mut biases.iter().copied())),
+            no_end: (min_tokens > 0).then(|| dense(&mut eos.iter().map(|id| (*id, f32::NEG_INFINITY)))),
+            min_tokens,
+            seed: sampling.seed.unwrap_or_else(rand::random),
+            report: options.log_probabilities,
+            options: sampling.clone(),
+        }
+    }
+
+    /// Whether the choice is the likeliest of the raw logits, which a whole batch can share one operation for.
+    pub(super) fn is_plain(&self) -> bool {
+        self.options.temperature_or_greedy() == 0.0
+            && self.bias.is_none()
+            && self.no_end.is_none()
+            && self.report.is_none()
+            && !self.options.has_penalties()
+    }
+
+    /// How many of the last tokens [`sample`](Self::sample) wants to see.
+    pub(super) fn window(&self) -> usize {
+        if self.options.has_penalties() { self.options.window() } else { 0 }
+    }
+
+    /// Chooses the token at `step` (from 0) of the answer.
+    ///
+    /// `logits` is [1, V]; `recent` is [n], u32: the last tokens, at most [`window`](Self::window) of them.
+    pub(super) fn sample(&self, logits: &Array, recent: Option<&Array>, step: usize) -> Result<Choice> {
+        let mut logits = logits.as_type::<f32>()?;
+        if let Some(bias) = &self.bias {
+            logits = logits.add(bias)?;
+        }
+        if let Some(no_end) = self.no_end.as_ref().filter(|_| step < self.min_tokens) {
+            logits = logits.add(no_end)?;
+        }
+        if let Some(recent) = recent {
+            logits = self.penalise(logits, recent)?;
+        }
+        let temperature = self.options.temperature_or_greedy();
+        if temperature == 0.0 && self.report.is_none() {
+            return Ok(Choice { id: argmax_axis(&logits, -1, false)?, report: None });
+        }
+        let log_probabilities = logits.subtract(ops::logsumexp_axis(&logits, -1, true)?)?;
+        let id = if temperature == 0.0 {
+            argmax_axis(&logits, -1, false)?
+        } else {
+            self.draw(&self.filter(log_probabilities.clone(), step)?, temperature, step)?
+        };
+        let report = self.report.map(|top| report(&log_probabilities, &id, top)).transpose()?;
+        Ok(Choice { id, report })
+    }
+
+    fn penalise(&self, mut logits: Array, recent: &Array) -> Result<Array> {
+        let ids = recent.reshape(&[1, -1])?;
+        if let Some(penalty) = self.options.repetition_penalty.filter(|p| *p != 1.0) {
+            let seen = logits.take_along_axis(&ids, -1)?;
+            let penalty = Array::from_f32(penalty);
+            let seen = ops::select(
+                seen.lt(Array::from_f32(0.0))?,
+                seen.multiply(&penalty)?,
+                seen.divide(&penalty)?,
+            )?;
+            logits = logits.put_along_axis(&ids, seen, -1)?;
+        }
+        if let Some(penalty) = self.options.presence_penalty.filter(|p| *p != 0.0) {
+            // A token that was seen twice is written twice, with the same value.
+            let seen = logits.take_along_axis(&ids, -1)?.subtract(Array::from_f32(penalty))?;
+            logits = logits.put_along_axis(&ids, seen, -1)?;
+        }
+        if let Some(penalty) = self.options.frequency_penalty.filter(|p| *p != 0.0) {
+            let count = recent.dim(0);
+            let updates = ops::full::<f32>(&[count, 1, 1], Array::from_f32(-penalty))?;
+            logits = scatter_add_single(&logits, recent, updates, 1)?;
+        }
+        Ok(logits)
+    }
+
+    /// Draws from filtered log-probabilities [1, V] by the Gumbel-max trick; [1], u32. The noise belongs to the ids, so that
+    /// two tokens which change places by rounding do not change the draw.
+    fn draw(&self, filtered: &Array, temperature: f32, step: usize) -> Result<Array> {
+        let random = mix(self.seed, step as u64);
+        let key = Array::from_slice(&[(random >> 32) as u32, random as u32], &[2]);
+        let noise = random::gumbel::<f32>(filtered.shape(), &key)?;
+        argmax_axis(filtered.divide(Array::from_f32(temperature))?.add(noise)?, -1, false)
+    }
+
+    /// Sets what top-p, min-p, XTC and top-k drop from log-probabilities [1, V] to −∞.
+    fn filter(&self, log_probabilities: Array, step: usize) -> Result<Array> {
+        let options = &self.options;
+        let xtc = options.xtc.filter(|xtc| xtc.probability > unit(mix(!self.seed, step as u64)));
+        let vocab_size = log_probabilities.dim(-1);
+        let top_k = options.top_k.and_then(|k| i32::try_from(k).ok()).filter(|k| *k > 0 && *k < vocab_size);
+        let top_p = options.top_p.filter(|p| *p < 1.0);
+        let min_p = options.min_p.filter(|p| *p > 0.0);
+        if top_p.is_none() && xtc.is_none() && top_k.is_none() {
+            return match min_p {
+                Some(min_p) => at_least(&log_probabilities, min_p),
+                None => Ok(log_probabilities),
+            };
+        }
+
+        // These look at ranks: here tokens are in order, the likeliest first.
+        let order = ops::argsort_axis(log_probabilities.negative()?, -1)?;
+        let mut kept = log_probabilities.take_along_axis(&order, -1)?;
+        let nothing = Array::from_f32(f32::NEG_INFINITY);
+        if let Some(top_p) = top_p {
+            let before = kept.exp()?.cumsum(-1, false, false)?;
+            kept = ops::select(before.lt(Array::from_f32(top_p))?, &kept, &nothing)?;
+        }
+        if let Some(min_p) = min_p {
+            kept = at_least(&kept, min_p)?;
+        }
+        if let Some(xtc) = xtc {
+            let probabilities = ops::softmax_axis(&kept, -1, true)?;
+            let above = probabilities.gt(Array::from_f32(xtc.threshold))?;
+            let least = ops::select(&above, &probabilities, Array::from_f32(f32::INFINITY))?;
+            let least = ops::min_axis(least, -1, true)?;
+            kept = ops::select(probabilities.gt(least)?, &nothing, &kept)?;
+        }
+        if let Some(top_k) = top_k {
+            let rank = kept.gt(&nothing)?.as_type::<i32>()?.cumsum(-1, false, true)?;
+            kept = ops::select(rank.le(Array::from_int(top_k))?, &kept, &nothing)?;
+        }
+        log_probabilities.put_along_axis(&order, kept, -1)
+    }
+}
+
+/// Drops what is less likely than `min_p` of the likeliest.
+fn at_least(log_probabilities: &Array, min_p: f32) -> Result<Array> {
+    let floor = ops::max_axis(log_probabilities, -1, true)?.add(Array::from_f32(min_p.ln()))?;
+    ops::select(log_probabilities.ge(floor)?, log_probabilities, Array::from_f32(f32::NEG_INFINITY))
+}
+
+fn report(log_probabilities: &Array, id: &Array, top: usize) -> Result<Report> {
+    let chosen = log_probabilities.take_along_axis(id.reshape(&[1, 1])?, -1)?;
+    let vocab_size = log_probabilities.dim(-1);
+    let top = i32::try_from(top).unwrap_or(vocab_size).min(vocab_size);
+    if top == 0 {
+        return Ok(Report { chosen, top: None });
+    }
+    let order = ops::argsort_axis(log_probabilities.negative()?, -1)?;
+    let ids = order.as_strided(&[1, top], None, None)?;
+    let values = log_probabilities.take_along_axis(&ids, -1)?;
+    Ok(Report { chosen, top: Some((ids, values)) })
+}
+
+/// SplitMix64 (Steele, Lea, Flood 2014) of a seed and a counter.
+fn mix(seed: u64, step: u64) -> u64 {
+    let mut z = seed.wrapping_add((step + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+/// A number in [0, 1).
+fn unit(bits: u64) -> f32 {
+    (bits >> 40) as f32 / (1u64 << 24) as f32
+}
+
+#[cfg(test)]
+mod tests {
+    use inference_conformance::sampler as reference;
+    use inference_core::Xtc;
+    use mlx_rs::{Device, with_device};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn array(values: &[f32]) -> Array {
+        Array::from_slice(values, &[1, values.len() as i32])
+    }
+
+    fn recent(history: &[u32], sampler: &Sampler) -> Option<Array> {
+        let tail = &history[history.len().saturating_sub(sampler.window())..];
+        (!tail.is_empty()).then(|| Array::from_slice(tail, &[tail.len() as i32]))
+    }
+
+    /// What the draw is made from, as probabilities.
+    fn on_device(logits: &[f32], history: &[u32], options: &GenerateOptions) -> Vec<f64> {
+        let sampler = Sampler::new(options, &[], logits.len());
+        let mut values = array(logits);
+        if let Some(bias) = &sampler.bias {
+            values = values.add(bias).unwrap();
+        }
+        if let Some(recent) = recent(history, &sampler) {
+            values = sampler.penalise(values, &recent).unwrap();
+        }
+        let values = values.subtract(ops::logsumexp_axis(&values, -1, true).unwrap()).unwrap();
+        let filtered = sampler.filter(values, 0).unwrap().to_vec_exact::<f32>().unwrap();
+        let filtered: Vec<f64> = filtered.into_iter().map(f64::from).collect();
+        reference::temper(&filtered, f64::from(options.sampling.temperature_or_greedy()))
+    }
+
+    fn options() -> impl Strategy<Value = GenerateOptions> {
+        let filters = (
+            proptest::option::of(0.05..1.0f32),
+            proptest::option::of(0.0..0.5f32),
+            proptest::option::of(0usize..12),
+            proptest::option::of((prop_oneof![Just(0.0f32), Just(1.0)], 0.0..0.5f32)),
+        );
+        let penalties = (
+            proptest::option::of(0.5..2.0f32),
+            proptest::option::of(-1.0..1.0f32),
+            proptest::option::of(-1.0..1.0f32),
+            1usize..8,
+            proptest::option::of(proptest::collection::vec((0u32..24, -3.0..3.0f32), 1..4)),
+        );
+        (filters, penalties, 0.2..2.0f32).prop_map(|((p, m, k, x), (r, pr, f, w, b), t)| {
+            let mut o = GenerateOptions::new().temperature(t).penalty_window(w).seed(3);
+            o.sampling.top_p = p;
+            o.sampling.min_p = m;
+            o.sampling.top_k = k;
+            o.sampling.xtc = x.map(|(probability, threshold)| Xtc { probability, threshold });
+            o.sampling.repetition_penalty = r;
+            o.sampling.presence_penalty = pr;
+            o.sampling.frequency_penalty = f;
+            o.sampling.logit_bias = b.map(Into::into);
+            o
+        })
+    }
+
+    proptest! {
+        /// A probability may fall on either side of a threshold by rounding; such a case says nothing and is drawn anew.
+        #[test]
+        fn the_distribution_is_the_contracts(
+            logits in proptest::collection::vec(-6.0..6.0f32, 24),
+            history in proptest::collection::vec(0u32..24, 1..10),
+            options in options(),
+        ) {
+            with_device(Device::cpu(), || {
+                let exact: Vec<f64> = logits.iter().map(|l| f64::from(*l)).collect();
+                let expected = reference::probabilities(&exact, &history, &options.sampling);
+                let mut nudged = options.sampling.clone();
+                let steady = [1.0 - 1e-5, 1.0 + 1e-5].iter().all(|nudge| {
+                    nudged.top_p = options.sampling.top_p.map(|p| (p * nudge).min(1.0));
+                    nudged.min_p = options.sampling.min_p.map(|p| p * nudge);
+                    nudged.xtc = options.sampling.xtc.map(|x| Xtc { threshold: x.threshold * nudge, ..x });
+                    let other = reference::probabilities(&exact, &history, &nudged);
+                    other.iter().zip(&expected).all(|(a, b)| (*a > 0.0) == (*b > 0.0))
+                });
+                prop_assume!(steady);
+                let found = on_device(&logits, &history, &options);
+                for (id, (found, expected)) in found.iter().zip(&expected).enumerate() {
+                    prop_assert!((found - expected).abs() < 1e-4, "token {id}: {found}, expected {expected}");
+                }
+                Ok(())
+            })?;
+        }
+    }
+
+    #[test]
+    fn draws_follow_the_distribution() {
+        with_device(Device::cpu(), || {
+            let logits = [1.0, 0.5, -0.3, 2.0, -4.0, 0.0, 1.7, -1.0];
+            let options = GenerateOptions::new().temperature(0.8).top_p(0.95).seed(11);
+            let sampler = Sampler::new(&options, &[], logits.len());
+            let values = array(&logits);
+            let mut observed = vec![0; logits.len()];
+            for start in (0..20_000).step_by(500) {
+                let ids: Vec<_> = (start..start + 500)
+                    .map(|step| sampler.sample(&values, None, step).unwrap().id)
+                    .collect();
+                let ids = ops::concatenate(&ids, 0).unwrap().to_vec_exact::<u32>().unwrap();
+                ids.into_iter().for_each(|id| observed[id as usize] += 1);
+            }
+            let exact = logits.map(f64::from);
+            let expected = reference::probabilities(&exact, &[], &options.sampling);
+            let test = reference::chi_square(&observed, &expected);
+            assert!(test.p_value > 1e-3, "{test:?}: {observed:?} against {expected:?}");
+        });
+    }
+
+    #[test]
+    fn a_draw_depends_on_seed_and_step_alone() {
+        with_device(Device::cpu(), || {
+            let logits = array(&[0.0; 64]);
+            let ids = |seed| {
+                let sampler = Sampler::new(&GenerateOptions::new().temperature(1.0).seed(seed), &[], 64);
+                (0..16)
+                    .map(|step| sampler.sample(&logits, None, step).unwrap().id.item_exact::<u32>())
+                    .collect::<Vec<_>>()
+            };
+            assert_eq!(ids(5), ids(5));
+            assert_ne!(ids(5), ids(6));
+        });
+    }
+
+    #[test]
+    fn no_end_is_chosen_before_min_tokens() {
+        with_device(Device::cpu(), || {
+            let logits = array(&[9.0, 1.0, 0.0]);
+            let sampler = Sampler::new(&GenerateOptions::new().min_tokens(2), &[0], 3);
+            let id = |step| sampler.sample(&logits, None, step).unwrap().id.item_exact::<u32>();
+            assert_eq!([id(0), id(1), id(2)], [1, 1, 0]);
+        });
+    }
+
+    #[test]
+    fn reported_log_probabilities_are_those_before_temperature() {
+        with_device(Device::cpu(), || {
+            let logits = array(&[1.0, 3.0, 2.0, 0.0]);
+            let sampler = Sampler::new(&GenerateOptions::new().log_probabilities(2), &[], 4);
+            let choice = sampler.sample(&logits, None, 0).unwrap();
+            let report = choice.report.unwrap();
+            let expected = reference::log_softmax(&[1.0, 3.0, 2.0, 0.0]);
+            assert!((f64::from(report.chosen.item_exact::<f32>()) - expected[1]).abs() < 1e-6);
+            let (ids, values) = report.top.unwrap();
+            assert_eq!(ids.to_vec_exact::<u32>().unwrap(), [1, 2]);
+            assert!((f64::from(values.to_vec_exact::<f32>().unwrap()[1]) - expected[2]).abs() < 1e-6);
+        });
+    }
+}

@@ -1,0 +1,353 @@
+//! One model's work: rows join and leave a batch.
+//!
+//! Each turn computes one chunk of one waiting prompt, then one decode step for all running rows together, and only then
+//! reads the tokens of the step before: the device works while they are detokenised and delivered. A single request is a
+//! batch of one.
+
+use std::{
+    any::Any,
+    collections::VecDeque,
+    panic::{AssertUnwindSafe, catch_unwind},
+    rc::Rc,
+    sync::Arc,
+};
+
+use futures::{StreamExt as _, stream::FuturesUnordered};
+use inference_core::{Error, FinishReason};
+use mlx_rs::{
+    Array, Stream,
+    error::Result,
+    ops::{
+        self,
+        indexing::{TryIndexOp as _, argmax_axis},
+    },
+    transforms, with_stream,
+};
+
+use super::{
+    classify::ClassifyJob,
+    memory,
+    row::{InFlight, Request, Row},
+    stats::Stats,
+};
+use crate::{
+    arch::Architecture,
+    nn::{KvCache, Rows},
+};
+
+/// Decode steps between two clearings of the allocator's cache, which otherwise keeps a buffer of every size it met.
+const CLEAR_EVERY: u64 = 256;
+
+/// How a model is run.
+#[derive(Debug, Clone)]
+pub(super) struct Limits {
+    pub(super) backend: &'static str,
+    pub(super) max_batch: usize,
+    pub(super) prefill_chunk: usize,
+    pub(super) context_length: usize,
+    pub(super) eos: Vec<u32>,
+}
+
+/// A loaded model and its requests.
+pub(super) struct Scheduler {
+    model: Box<dyn Architecture>,
+    stream: Stream,
+    limits: Limits,
+    stats: Arc<Stats>,
+    waiting: VecDeque<Row>,
+    running: Vec<Row>,
+    jobs: VecDeque<ClassifyJob>,
+    steps: u64,
+}
+
+/// What a turn came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// There is more to do.
+    Worked,
+    /// Every row waits for its reader.
+    Blocked,
+    /// There is nothing to do.
+    Idle,
+}
+
+impl Scheduler {
+    pub(super) fn new(
+        model: Box<dyn Architecture>,
+        stream: Stream,
+        limits: Limits,
+        stats: Arc<Stats>,
+    ) -> Self {
+        let (waiting, running, jobs) = (VecDeque::new(), Vec::new(), VecDeque::new());
+        Self { model, stream, limits, stats, waiting, running, jobs, steps: 0 }
+    }
+
+    pub(super) fn push(&mut self, request: Request) {
+        let room = self.limits.context_length.saturating_sub(request.prompt.len());
+        let vocab_size = self.model.config().vocab_size;
+        let row = Row::new(request, self.model.new_cache(), &self.limits.eos, vocab_size, room);
+        self.waiting.push_back(row);
+    }
+
+    pub(super) fn push_job(&mut self, job: ClassifyJob) {
+        self.jobs.push_back(job);
+    }
+
+    /// Ends everything as cancelled and lets go of the model.
+    pub(super) fn close(mut self) {
+        for row in self.waiting.drain(..).chain(self.running.drain(..)) {
+            row.finish(Ok(FinishReason::Cancelled), &self.stats);
+        }
+        for job in self.jobs.drain(..) {
+            job.end(Err(Error::Closed));
+        }
+        drop(self.model);
+        // Without it the weights' memory stays with the allocator; a failure leaves it there.
+        let _ = mlx_rs::memory::clear_cache();
+    }
+
+    /// Whether there are rows, all of which wait for their readers after a turn that was [`Turn::Blocked`].
+    pub(super) fn is_blocked(&self) -> bool {
+        !self.running.is_empty()
+    }
+
+    /// Waits until a reader of a blocked row has made room.
+    pub(super) async fn unblocked(&self) {
+        let mut rows: FuturesUnordered<_> = self.running.iter().map(Row::unblocked).collect();
+        rows.next().await;
+    }
+
+    /// Does one round of work.
+    pub(super) fn turn(&mut self) -> Turn {
+        let stream = self.stream.clone();
+        with_stream(&stream, || self.turn_on_stream())
+    }
+
+    fn turn_on_stream(&mut self) -> Turn {
+        self.retire_cancelled();
+        let classified = self.classify_some();
+        let prefilled = self.prefill_some();
+        let stepped = self.decode_step();
+        let read = self.read_previous(stepped);
+        if !(classified || prefilled || stepped > 0 || read) {
+            return if self.running.is_empty() { Turn::Idle } else { Turn::Blocked };
+        }
+        let peak = memory::take_peak();
+        self.running
+            .iter_mut()
+            .chain(self.waiting.front_mut())
+            .for_each(|row| row.peak_bytes = row.peak_bytes.max(peak));
+        Turn::Worked
+    }
+
+    fn retire_cancelled(&mut self) {
+        for row in self.running.extract_if(.., |row| row.is_cancelled()) {
+            row.finish(Ok(FinishReason::Cancelled), &self.stats);
+        }
+        for _ in 0..self.waiting.len() {
+            match self.waiting.pop_front() {
+                Some(row) if row.is_cancelled() => row.finish(Ok(FinishReason::Cancelled), &self.stats),
+                row => self.waiting.extend(row),
+            }
+        }
+    }
+
+    fn classify_some(&mut self) -> bool {
+        let Some(job) = self.jobs.front_mut() else { return false };
+        let model = self.model.as_ref();
+        let done = guard(self.limits.backend, "classify", || job.advance(model));
+        match done {
+            Ok(false) => {}
+            Ok(true) => {
+                if let Some(job) = self.jobs.pop_front() {
+                    job.finish();
+                }
+            }
+            Err(error) => {
+                if let Some(job) = self.jobs.pop_front() {
+                    job.end(Err(error));
+                }
+            }
+        }
+        true
+    }
+
+    /// Computes one chunk of the first waiting prompt; with its last chunk the row joins the batch.
+    fn prefill_some(&mut self) -> bool {
+        if self.running.len() >= self.limits.max_batch {
+            return false;
+        }
+        let Some(mut row) = self.waiting.pop_front() else { return false };
+        if row.prefilled == 0 {
+            row.begin();
+        }
+        let chunk = self.limits.prefill_chunk;
+        let model = self.model.as_ref();
+        match guard(self.limits.backend, "compute the prompt", || prefill_chunk(model, &mut row, chunk)) {
+            Err(error) => row.finish(Err(error), &self.stats),
+            Ok(()) if row.prefilled < row.prompt().len() => self.waiting.push_front(row),
+            Ok(()) if row.in_flight.is_empty() => row.finish(Ok(FinishReason::Length), &self.stats),
+            Ok(()) => self.running.push(row),
+        }
+        true
+    }
+
+    /// Submits one token for every running row that wants one and has a reader for it; how many there were. They are moved
+    /// to the front of `running`.
+    fn decode_step(&mut self) -> usize {
+        let (mut ready, mut blocked) = (Vec::new(), Vec::new());
+        for mut row in self.running.drain(..) {
+            let list = if row.wants_more() && !row.is_blocked() { &mut ready } else { &mut blocked };
+            list.push(row);
+        }
+        if ready.is_empty() {
+            self.running = blocked;
+            return 0;
+        }
+        let model = self.model.as_ref();
+        let count = match guard(self.limits.backend, "decode", || step(model, &mut ready)) {
+            Ok(()) => ready.len(),
+            Err(error) => {
+                // What the device was to do is lost for every row of the step; the others go on.
+                let reason = chain(&error);
+                let mut error = Some(error);
+                for row in ready.drain(..) {
+                    let error = error
+                        .take()
+                        .unwrap_or_else(|| Error::backend(self.limits.backend, "decode", reason.clone()));
+                    row.finish(Err(error), &self.stats);
+                }
+                0
+            }
+        };
+        self.running = ready;
+        self.running.extend(blocked);
+        self.steps += 1;
+        if self.steps.is_multiple_of(CLEAR_EVERY) {
+            // The cache only saves time: a failure to clear it changes nothing.
+            let _ = mlx_rs::memory::clear_cache();
+        }
+        count
+    }
+
+    /// Reads and delivers the tokens that were chosen before the step of the first `stepped` rows; whether there were any.
+    fn read_previous(&mut self, stepped: usize) -> bool {
+        let mut read = false;
+        let mut kept = Vec::with_capacity(self.running.len());
+        for (index, mut row) in std::mem::take(&mut self.running).into_iter().enumerate() {
+            let unread = row.in_flight.len() - usize::from(index < stepped);
+            if unread == 0 {
+                kept.push(row);
+                continue;
+            }
+            read = true;
+            match guard(self.limits.backend, "read a token", || row.deliver()) {
+                Ok(None) => kept.push(row),
+                Ok(Some(reason)) => row.finish(Ok(reason), &self.stats),
+                Err(error) => row.finish(Err(error), &self.stats),
+            }
+        }
+        self.running = kept;
+        read
+    }
+}
+
+fn prefill_chunk(model: &dyn Architecture, row: &mut Row, chunk: usize) -> Result<()> {
+    let prompt = row.prompt();
+    let end = prompt.len().min(row.prefilled + chunk);
+    let tokens = Array::from_slice(&prompt[row.prefilled..end], &[1, (end - row.prefilled) as i32]);
+    let last = end == prompt.len();
+    let hidden = model.hidden(&tokens, Rows::Cached(&mut [&mut row.cache]))?;
+    row.prefilled = end;
+    if !last || !row.wants_more() {
+        transforms::eval(row.cache.arrays())?;
+        return mlx_rs::memory::clear_cache();
+    }
+    let hidden = hidden.try_index((.., -1.., ..))?;
+    let logits = model.logits(&hidden)?.reshape(&[1, -1])?;
+    let choice = row.sampler.sample(&logits, row.recent()?.as_ref(), 0)?;
+    submit([&choice.id], choice.report.iter())?;
+    row.in_flight.push_back(InFlight::alone(choice));
+    Ok(())
+}
+
+/// Submits the next token of every row, without waiting for it.
+fn step(model: &dyn Architecture, rows: &mut [Row]) -> Result<()> {
+    let count = rows.len() as i32;
+    let tokens = inputs(rows)?.reshape(&[count, 1])?;
+    let mut caches: Vec<&mut KvCache> = rows.iter_mut().map(|row| &mut row.cache).collect();
+    let hidden = model.hidden(&tokens, Rows::Cached(&mut caches))?;
+    let logits = model.logits(&hidden)?.reshape(&[count, -1])?;
+    if rows.iter().all(|row| row.sampler.is_plain()) {
+        let ids = Rc::new(argmax_axis(&logits, -1, false)?);
+        submit([&*ids], [].iter())?;
+        for (index, row) in rows.iter_mut().enumerate() {
+            row.in_flight.push_back(InFlight { ids: ids.clone(), index: index as i32, report: None });
+        }
+        return Ok(());
+    }
+    let mut choices = Vec::with_capacity(rows.len());
+    for (index, row) in rows.iter().enumerate() {
+        let logits =
+            if count == 1 { logits.clone() } else { logits.try_index(index as i32..index as i32 + 1)? };
+        choices.push(row.sampler.sample(&logits, row.recent()?.as_ref(), row.chosen())?);
+    }
+    submit(
+        choices.iter().map(|choice| &choice.id),
+        choices.iter().filter_map(|choice| choice.report.as_ref()),
+    )?;
+    for (row, choice) in rows.iter_mut().zip(choices) {
+        row.in_flight.push_back(InFlight::alone(choice));
+    }
+    Ok(())
+}
+
+/// The last token of every row: [n], u32. Where the rows are those of the step before, its choices serve as they are.
+fn inputs(rows: &[Row]) -> Result<Array> {
+    if let Some(previous) = rows[0].in_flight.back()
+        && previous.ids.dim(0) as usize == rows.len()
+        && rows.iter().enumerate().all(|(index, row)| {
+            let own = row.in_flight.back();
+            own.is_some_and(|own| own.index == index as i32 && Rc::ptr_eq(&own.ids, &previous.ids))
+        })
+    {
+        return Ok((*previous.ids).clone());
+    }
+    let tokens = rows.iter().map(Row::last_token).collect::<Result<Vec<_>>>()?;
+    ops::concatenate(&tokens, 0)
+}
+
+fn submit<'a>(
+    ids: impl IntoIterator<Item = &'a Array>,
+    reports: impl Iterator<Item = &'a super::sampler::Report>,
+) -> Result<()> {
+    let reports = reports.flat_map(|report| {
+        let top = report.top.iter().flat_map(|(ids, values)| [ids, values]);
+        std::iter::once(&report.chosen).chain(top)
+    });
+    transforms::async_eval(ids.into_iter().chain(reports))
+}
+
+/// Runs work that may panic or fail in MLX: either fails the request at hand and nothing else.
+fn guard<T>(
+    backend: &'static str,
+    action: &'static str,
+    work: impl FnOnce() -> Result<T>,
+) -> inference_core::Result<T> {
+    match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(exception)) => Err(Error::backend(backend, action, exception)),
+        Err(panic) => {
+            Err(Error::backend(backend, action, format!("panicked: {}", panic_text(panic.as_ref()))))
+        }
+    }
+}
+
+pub(super) fn panic_text(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("without a message")
+}
+
+fn chain(error: &Error) -> String {
+    std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
+}
