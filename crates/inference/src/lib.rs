@@ -1,1 +1,54 @@
 //! Load a language model from a folder and stream text out of it, whichever engine runs it.
+//!
+//! The folder has the published layout: `config.json`, safetensors files, `tokenizer.json`. [`load_model`] takes the first
+//! engine that runs on this machine and supports the model; nothing else of a program changes when another one does.
+//!
+//! ```no_run
+//! use futures::StreamExt as _;
+//! use inference::{GenerateOptions, Message, TextModelExt as _};
+//!
+//! # async fn example() -> inference::Result<()> {
+//! let model = inference::load_model("models/demo").await?;
+//!
+//! let conversation = vec![Message::user("What is 2+2?")];
+//! let mut answer = model.chat(conversation, GenerateOptions::new().max_tokens(64)).await?;
+//! while let Some(token) = answer.next().await {
+//!     print!("{}", token?.text);
+//! }
+//! let finish = answer.finish().await?;
+//! println!("\n{:?}, {:.1} tokens/s", finish.reason, finish.metrics.decode_tokens_per_second());
+//! # Ok(()) }
+//! ```
+//!
+//! | to | call |
+//! | --- | --- |
+//! | stream an answer | [`TextModelExt::chat`], or [`TextModel::generate`] with any [`Prompt`] |
+//! | have it whole, or many at once | [`TextModelExt::complete`], [`TextModelExt::batch_generate`] |
+//! | score labels in one forward pass | [`TextModel::classify`] |
+//! | choose the engine | `load_model(path).backend("cpu")`; [`explain`] says what each makes of a model |
+//! | set how tokens are chosen | [`GenerateOptions`], whose setters say what each value means |
+//! | stop an answer | [`GenerateOptions::cancel`] with a [`CancellationToken`], or drop the stream |
+//! | find models on a disk | [`discover()`] |
+//!
+//! # Engines
+//!
+//! | feature | registers | what it is |
+//! | --- | --- | --- |
+//! | `metal` (default) | `metal`, `cuda`, `cpu` | MLX in this process, on the devices that this machine has |
+//! | `mlxlm` (default) | `mlx_lm` | Python's mlx_lm in a child process |
+//! | `mock` | `mock` | no model: repeats the prompt's words, for the tests of a program |
+//!
+//! An engine of your own is a crate that depends on `inference-core` alone and calls [`register_backend!`]; a program that
+//! names the crate (`use my_backend as _;`) has it in [`load_model`] with no further line.
+//!
+//! No async runtime is prescribed: every future here runs under any executor.
+#![forbid(unsafe_code)]
+
+// A crate that no code names is not linked, and would register nothing.
+#[cfg(feature = "metal")]
+use backend_metal as _;
+#[cfg(feature = "mlxlm")]
+use backend_mlxlm as _;
+
+#[doc(inline)]
+pub use inference_core::*;

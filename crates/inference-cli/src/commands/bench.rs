@@ -1,0 +1,339 @@
+//! `inference bench`: how fast an engine runs a model, on random prompts.
+
+use std::{
+    path::PathBuf,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use anyhow::ensure;
+use futures::{StreamExt as _, future::try_join_all};
+use inference::{
+    BackendInfo, CancellationToken, FinishReason, GenerateOptions, ModelInfo, Prompt, Registry, TextModel,
+};
+use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
+use serde::Serialize;
+
+use crate::{
+    failure::INTERRUPTED,
+    interrupt::Scope,
+    model,
+    options::LoadArgs,
+    render::{self, Out},
+};
+
+/// Measure how fast an engine runs a model
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Each trial sends --batch requests at once, each with a random prompt of its own; one more trial before the
+others warms up and is not counted. All times are the caller's, from sending the requests:
+
+  time_to_first_token_ms     until every request has its first token
+  prefill_tokens_per_second  tokens of all prompts over that time
+  decode_tokens_per_second   tokens of all requests that came after that, over the time from then to the last one
+  peak_memory_bytes          the engine's highest use during the trial, weights included; 0 where it cannot tell
+
+Example:
+  inference bench --model ~/models/Qwen3-0.6B --batch 8 --json"
+)]
+pub(crate) struct Args {
+    /// The model's folder
+    #[arg(long, short, value_name = "PATH")]
+    model: PathBuf,
+
+    /// Tokens of each prompt
+    #[arg(long, value_name = "TOKENS", default_value_t = 512, value_parser = positive)]
+    prompt_tokens: usize,
+
+    /// Tokens that each request generates
+    #[arg(long, value_name = "TOKENS", default_value_t = 128, value_parser = positive)]
+    generate_tokens: usize,
+
+    /// Requests that run at once
+    #[arg(long, value_name = "REQUESTS", default_value_t = 1, value_parser = positive)]
+    batch: usize,
+
+    /// Trials that are measured
+    #[arg(long, value_name = "TIMES", default_value_t = 5, value_parser = positive)]
+    trials: usize,
+
+    /// Chooses the random prompts
+    #[arg(long, value_name = "NUMBER", default_value_t = 0)]
+    seed: u64,
+
+    #[command(flatten)]
+    load: LoadArgs,
+
+    /// Print a JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    /// Print no progress on stderr
+    #[arg(long, short)]
+    quiet: bool,
+}
+
+pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let scope = Scope::enter();
+    let model = model::load(&args.model, &args.load, scope.token(), args.quiet).await?;
+    let bar = render::progress(args.trials as u64 + 1, "measuring {wide_bar:.cyan} {pos}/{len} trials");
+    if args.quiet {
+        bar.set_draw_target(indicatif::ProgressDrawTarget::hidden());
+    }
+    let mut random = StdRng::seed_from_u64(args.seed);
+    let mut trials = Vec::with_capacity(args.trials);
+    for trial in 0..=args.trials {
+        let measured = Trial::run(&*model, &args, &mut random, &scope.token()).await?;
+        bar.inc(1);
+        if scope.interrupted() {
+            bar.finish_and_clear();
+            model.close().await?;
+            return Ok(ExitCode::from(INTERRUPTED));
+        }
+        if trial > 0 {
+            trials.push(measured);
+        }
+    }
+    bar.finish_and_clear();
+    let backend = Registry::linked().open(&model.info().backend)?;
+    let report = Report::new(&args, model.info(), backend.info(), &trials);
+    let mut out = Out::new();
+    if args.json {
+        out.json(&report)?;
+    } else {
+        report.print(&mut out)?;
+    }
+    model.close().await?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What one trial showed.
+#[derive(Debug, Clone, Copy)]
+struct Trial {
+    prefill: f64,
+    decode: f64,
+    first_token: Duration,
+    peak_memory: u64,
+}
+
+/// What the caller of one request saw.
+struct Request {
+    /// When each token came, from the start of the trial.
+    tokens: Vec<Duration>,
+    peak_memory: u64,
+    reason: FinishReason,
+}
+
+impl Trial {
+    async fn run(
+        model: &dyn TextModel,
+        args: &Args,
+        random: &mut StdRng,
+        cancel: &CancellationToken,
+    ) -> anyhow::Result<Self> {
+        // New prompts each time: a prefix that the engine has kept would not be computed again.
+        let vocabulary = u32::try_from(model.info().vocab_size).unwrap_or(u32::MAX).max(1);
+        let prompts: Vec<Vec<u32>> = (0..args.batch)
+            .map(|_| (0..args.prompt_tokens).map(|_| random.random_range(0..vocabulary)).collect())
+            .collect();
+        let options =
+            GenerateOptions::new().max_tokens(args.generate_tokens).ignore_eos(true).cancel(cancel.clone());
+        let began = Instant::now();
+        let requests = prompts.into_iter().map(|prompt| request(model, prompt, options.clone(), began));
+        let requests = try_join_all(requests).await?;
+        if !cancel.is_cancelled() {
+            for request in &requests {
+                ensure!(
+                    request.tokens.len() == args.generate_tokens,
+                    "a request ended after {} tokens of {} ({:?}): prompt and answer may not fit the context",
+                    request.tokens.len(),
+                    args.generate_tokens,
+                    request.reason,
+                );
+            }
+        }
+        Ok(Self::of(args.prompt_tokens, &requests))
+    }
+
+    fn of(prompt_tokens: usize, requests: &[Request]) -> Self {
+        let first_token = requests.iter().filter_map(|r| r.tokens.first()).max().copied().unwrap_or_default();
+        let last_token = requests.iter().filter_map(|r| r.tokens.last()).max().copied().unwrap_or_default();
+        let decoded =
+            requests.iter().flat_map(|request| &request.tokens).filter(|at| **at > first_token).count();
+        Self {
+            prefill: per_second(prompt_tokens * requests.len(), first_token),
+            decode: per_second(decoded, last_token.saturating_sub(first_token)),
+            first_token,
+            peak_memory: requests.iter().map(|request| request.peak_memory).max().unwrap_or_default(),
+        }
+    }
+}
+
+async fn request(
+    model: &dyn TextModel,
+    prompt: Vec<u32>,
+    options: GenerateOptions,
+    began: Instant,
+) -> anyhow::Result<Request> {
+    let mut stream = model.generate(Prompt::Tokens(prompt), options).await?;
+    let mut tokens = Vec::new();
+    while let Some(token) = stream.next().await {
+        token?;
+        tokens.push(began.elapsed());
+    }
+    let finish = stream.finish().await?;
+    Ok(Request { tokens, peak_memory: finish.metrics.peak_memory_bytes, reason: finish.reason })
+}
+
+#[derive(Debug, Serialize)]
+struct Report<'a> {
+    model: &'a ModelInfo,
+    backend: &'a BackendInfo,
+    program: Program,
+    prompt_tokens: usize,
+    generate_tokens: usize,
+    batch: usize,
+    trials: usize,
+    seed: u64,
+    prefill_tokens_per_second: Spread,
+    decode_tokens_per_second: Spread,
+    time_to_first_token_ms: Spread,
+    peak_memory_bytes: Spread,
+}
+
+/// What was measured with.
+#[derive(Debug, Serialize)]
+struct Program {
+    version: &'static str,
+    profile: &'static str,
+    os: &'static str,
+    arch: &'static str,
+}
+
+/// The spread of one figure over the trials.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+struct Spread {
+    min: f64,
+    median: f64,
+    max: f64,
+}
+
+impl<'a> Report<'a> {
+    fn new(args: &Args, model: &'a ModelInfo, backend: &'a BackendInfo, trials: &[Trial]) -> Self {
+        let spread = |figure: fn(&Trial) -> f64| Spread::of(trials.iter().map(figure).collect());
+        Self {
+            model,
+            backend,
+            program: Program {
+                version: env!("CARGO_PKG_VERSION"),
+                profile: if cfg!(debug_assertions) { "debug" } else { "release" },
+                os: std::env::consts::OS,
+                arch: std::env::consts::ARCH,
+            },
+            prompt_tokens: args.prompt_tokens,
+            generate_tokens: args.generate_tokens,
+            batch: args.batch,
+            trials: args.trials,
+            seed: args.seed,
+            prefill_tokens_per_second: spread(|trial| trial.prefill),
+            decode_tokens_per_second: spread(|trial| trial.decode),
+            time_to_first_token_ms: spread(|trial| trial.first_token.as_secs_f64() * 1e3),
+            peak_memory_bytes: spread(|trial| trial.peak_memory as f64),
+        }
+    }
+
+    fn print(&self, out: &mut Out) -> anyhow::Result<()> {
+        let model = &self.model;
+        out.table(&render::facts([
+            (
+                "model",
+                format!(
+                    "{}, {}, {} parameters",
+                    model.path.display(),
+                    model.architecture,
+                    render::count(model.parameters)
+                ),
+            ),
+            ("backend", format!("{}, {} on {}", self.backend.id, self.backend.version, self.backend.device)),
+            (
+                "trials",
+                format!(
+                    "{} of {} at once, {} prompt tokens and {} generated each",
+                    self.trials,
+                    render::things(self.batch, "request"),
+                    self.prompt_tokens,
+                    self.generate_tokens
+                ),
+            ),
+        ]))?;
+        out.line("")?;
+        let mut table = render::table(&["", "min", "median", "max"]);
+        let mut row = |name: &str, spread: Spread, show: &dyn Fn(f64) -> String| {
+            let cells = [spread.min, spread.median, spread.max].map(|value| render::right(show(value)));
+            table.add_row([comfy_table::Cell::new(name)].into_iter().chain(cells));
+        };
+        row("prefill, tokens/s", self.prefill_tokens_per_second, &render::rate);
+        row("decode, tokens/s", self.decode_tokens_per_second, &render::rate);
+        row("time to first token, ms", self.time_to_first_token_ms, &|ms| format!("{ms:.2}"));
+        row("peak memory", self.peak_memory_bytes, &|bytes| render::bytes(bytes as u64));
+        out.table(&table)
+    }
+}
+
+impl Spread {
+    fn of(mut values: Vec<f64>) -> Self {
+        values.sort_by(f64::total_cmp);
+        let middle = values.len() / 2;
+        let median = match values.len() % 2 {
+            0 => (values[middle - 1] + values[middle]) / 2.0,
+            _ => values[middle],
+        };
+        Self { min: values[0], median, max: values[values.len() - 1] }
+    }
+}
+
+fn per_second(tokens: usize, time: Duration) -> f64 {
+    if time.is_zero() { 0.0 } else { tokens as f64 / time.as_secs_f64() }
+}
+
+fn positive(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("expected at least 1".to_owned()),
+        Ok(number) => Ok(number),
+        Err(_) => Err("expected a whole number".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(milliseconds: &[u64]) -> Request {
+        Request {
+            tokens: milliseconds.iter().map(|ms| Duration::from_millis(*ms)).collect(),
+            peak_memory: milliseconds[0],
+            reason: FinishReason::Length,
+        }
+    }
+
+    #[test]
+    fn a_batch_decodes_once_every_request_has_begun() {
+        let trial = Trial::of(50, &[request(&[100, 150, 300, 400]), request(&[200, 300, 400, 600])]);
+        assert_eq!(trial.first_token, Duration::from_millis(200));
+        assert_eq!(trial.prefill, 100.0 / 0.2);
+        assert_eq!(trial.decode, 5.0 / 0.4);
+        assert_eq!(trial.peak_memory, 200);
+    }
+
+    #[test]
+    fn the_median_is_the_middle_or_between_the_middles() {
+        assert_eq!(Spread::of(vec![3.0, 1.0, 2.0]), Spread { min: 1.0, median: 2.0, max: 3.0 });
+        assert_eq!(Spread::of(vec![4.0, 1.0]).median, 2.5);
+    }
+
+    #[test]
+    fn nothing_is_no_measurement() {
+        assert!(positive("0").is_err() && positive("-1").is_err());
+        assert_eq!(positive("3"), Ok(3));
+    }
+}

@@ -1,0 +1,222 @@
+//! A conversation of many turns: reading lines, and the commands that begin with a slash.
+
+use std::{
+    io::{self, BufRead as _, IsTerminal as _},
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::Context as _;
+use directories::ProjectDirs;
+use inference::FinishReason;
+use rustyline::{DefaultEditor, error::ReadlineError};
+
+use super::Conversation;
+use crate::{
+    failure::{self, INTERRUPTED, OutputClosed},
+    interrupt::Scope,
+    render,
+};
+
+const HELP: &str = "\
+/help           this list
+/clear          forget the conversation, keep the instructions
+/system [TEXT]  set the instructions; without TEXT, remove them
+/save FILE      write the conversation to FILE as JSON
+/exit           leave; Ctrl-D does too
+Ctrl-C stops an answer; pressed again at the prompt, it leaves.";
+
+/// Lines of history that are kept.
+const HISTORY: usize = 1000;
+
+pub(super) async fn run(conversation: &mut Conversation) -> anyhow::Result<ExitCode> {
+    let mut input = Input::open()?;
+    if input.is_terminal() && !conversation.args.quiet {
+        let info = conversation.model.info();
+        let name = info.path.canonicalize().unwrap_or_else(|_| info.path.clone());
+        let name = name.file_name().map_or_else(|| name.display().to_string(), |n| n.display().to_string());
+        render::remark(&format!("{} on {} · /help for commands", render::harmless(&name), info.backend));
+    }
+    // A first Ctrl-C stops an answer or warns; the next one leaves.
+    let mut warned = false;
+    let status = loop {
+        let line = match input.next()? {
+            Line::Text(line) => line,
+            Line::End => break ExitCode::SUCCESS,
+            Line::Interrupted if warned => break ExitCode::from(INTERRUPTED),
+            Line::Interrupted => {
+                warned = true;
+                render::remark("Ctrl-C again, /exit or Ctrl-D leaves");
+                continue;
+            }
+        };
+        warned = false;
+        match Turn::parse(&line) {
+            Turn::Nothing => {}
+            Turn::Exit => break ExitCode::SUCCESS,
+            Turn::Question(question) => warned = turn(conversation, question).await?,
+            Turn::Help => render::remark(HELP),
+            Turn::Clear => {
+                conversation.clear();
+                render::remark("the conversation is forgotten");
+            }
+            Turn::System(text) => {
+                conversation.set_system(text);
+                render::remark(if text.is_empty() { "no instructions" } else { "instructions set" });
+            }
+            Turn::Save(file) => match save(conversation, file) {
+                Ok(()) => render::remark(&format!("saved to {}", file.display())),
+                Err(error) => tell(&error, false),
+            },
+            Turn::Mistake(message) => render::remark(&message),
+        }
+    };
+    input.close();
+    Ok(status)
+}
+
+/// Asks; whether the answer was cancelled. A failed question is told and the conversation goes on.
+async fn turn(conversation: &mut Conversation, question: &str) -> anyhow::Result<bool> {
+    let scope = Scope::enter();
+    match conversation.ask(question.to_owned(), &scope).await {
+        Ok(printed) => Ok(printed.finish.reason == FinishReason::Cancelled),
+        Err(error) if error.is::<OutputClosed>() => Err(error),
+        Err(error) => {
+            tell(&error, conversation.args.json);
+            Ok(scope.interrupted())
+        }
+    }
+}
+
+fn tell(error: &anyhow::Error, json: bool) {
+    // The conversation goes on: the status is for programs that end.
+    let _ = failure::report(error, json);
+}
+
+fn save(conversation: &Conversation, file: &Path) -> anyhow::Result<()> {
+    let json = serde_json::to_string_pretty(&conversation.messages)?;
+    std::fs::write(file, json + "\n").with_context(|| format!("cannot write {}", file.display()))
+}
+
+/// What a line asks for.
+#[derive(Debug, PartialEq)]
+enum Turn<'a> {
+    Nothing,
+    Question(&'a str),
+    Help,
+    Clear,
+    System(&'a str),
+    Save(&'a Path),
+    Exit,
+    Mistake(String),
+}
+
+impl<'a> Turn<'a> {
+    fn parse(line: &'a str) -> Self {
+        let line = line.trim();
+        if line.is_empty() {
+            return Self::Nothing;
+        }
+        if !line.starts_with('/') {
+            return Self::Question(line);
+        }
+        let (command, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
+        let rest = rest.trim();
+        match command {
+            "/help" | "/?" => Self::Help,
+            "/clear" => Self::Clear,
+            "/system" => Self::System(rest),
+            "/save" if rest.is_empty() => Self::Mistake("/save needs a file: /save talk.json".to_owned()),
+            "/save" => Self::Save(Path::new(rest)),
+            "/exit" | "/quit" => Self::Exit,
+            other => Self::Mistake(format!("there is no {other}; /help lists the commands")),
+        }
+    }
+}
+
+enum Line {
+    Text(String),
+    Interrupted,
+    End,
+}
+
+/// Where lines come from: an editor on a terminal, plain lines otherwise.
+enum Input {
+    Terminal { editor: Box<DefaultEditor>, history: Option<PathBuf> },
+    Lines,
+}
+
+impl Input {
+    fn open() -> anyhow::Result<Self> {
+        if !io::stdin().is_terminal() {
+            return Ok(Self::Lines);
+        }
+        let config = rustyline::Config::builder().max_history_size(HISTORY)?.auto_add_history(true).build();
+        let mut editor = DefaultEditor::with_config(config)?;
+        let history = history_file();
+        if let Some(file) = &history {
+            // The first conversation has no history.
+            let _ = editor.load_history(file);
+        }
+        Ok(Self::Terminal { editor: Box::new(editor), history })
+    }
+
+    fn is_terminal(&self) -> bool {
+        matches!(self, Self::Terminal { .. })
+    }
+
+    fn next(&mut self) -> anyhow::Result<Line> {
+        match self {
+            Self::Terminal { editor, .. } => match editor.readline("> ") {
+                Ok(line) => Ok(Line::Text(line)),
+                Err(ReadlineError::Interrupted) => Ok(Line::Interrupted),
+                Err(ReadlineError::Eof) => Ok(Line::End),
+                Err(error) => Err(error).context("cannot read from the terminal"),
+            },
+            Self::Lines => {
+                let mut line = String::new();
+                let read = io::stdin().lock().read_line(&mut line).context("cannot read the input")?;
+                Ok(if read == 0 { Line::End } else { Line::Text(line) })
+            }
+        }
+    }
+
+    /// Keeps the history. A history that cannot be kept spoils nothing that the person asked for.
+    fn close(self) {
+        if let Self::Terminal { mut editor, history: Some(file) } = self
+            && let Err(error) = editor.save_history(&file)
+        {
+            render::remark(&format!("the history could not be kept in {}: {error}", file.display()));
+        }
+    }
+}
+
+/// In the user's state folder (`~/.local/state/inference` on Linux), which is made where it is missing.
+fn history_file() -> Option<PathBuf> {
+    let folders = ProjectDirs::from("", "", "inference")?;
+    let folder = folders.state_dir().unwrap_or_else(|| folders.data_local_dir());
+    std::fs::create_dir_all(folder).ok()?;
+    Some(folder.join("history.txt"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_questions_or_commands() {
+        assert_eq!(Turn::parse("  \n"), Turn::Nothing);
+        assert_eq!(Turn::parse(" what is /help?\n"), Turn::Question("what is /help?"));
+        assert_eq!(Turn::parse("/help"), Turn::Help);
+        assert_eq!(Turn::parse("/system  be brief \n"), Turn::System("be brief"));
+        assert_eq!(Turn::parse("/system"), Turn::System(""));
+        assert_eq!(Turn::parse("/save a b.json"), Turn::Save(Path::new("a b.json")));
+        assert_eq!(Turn::parse("/quit"), Turn::Exit);
+    }
+
+    #[test]
+    fn what_is_no_command_is_said_and_not_asked() {
+        assert!(matches!(Turn::parse("/save"), Turn::Mistake(m) if m.contains("file")));
+        assert!(matches!(Turn::parse("/claer"), Turn::Mistake(m) if m.contains("/claer")));
+    }
+}

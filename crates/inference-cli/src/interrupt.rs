@@ -1,0 +1,67 @@
+//! Ctrl-C: the first ends what is running in good order, the second ends the program.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use anyhow::Context as _;
+use inference::CancellationToken;
+
+use crate::failure::INTERRUPTED;
+
+/// What Ctrl-C cancels; `None` where it ends the program.
+static RUNNING: Mutex<Option<CancellationToken>> = Mutex::new(None);
+
+/// Work that Ctrl-C cancels for as long as this value lives.
+#[derive(Debug)]
+#[must_use = "Ctrl-C ends the program as soon as the scope is dropped"]
+pub(crate) struct Scope {
+    token: CancellationToken,
+}
+
+impl Scope {
+    /// From now on Ctrl-C cancels [`token`](Self::token), and ends the program only when pressed again.
+    pub(crate) fn enter() -> Self {
+        let token = CancellationToken::new();
+        *running() = Some(token.clone());
+        Self { token }
+    }
+
+    /// What Ctrl-C cancels.
+    pub(crate) fn token(&self) -> CancellationToken {
+        self.token.clone()
+    }
+
+    /// Whether Ctrl-C was pressed.
+    pub(crate) fn interrupted(&self) -> bool {
+        self.token.is_cancelled()
+    }
+}
+
+impl Drop for Scope {
+    fn drop(&mut self) {
+        *running() = None;
+    }
+}
+
+/// Takes over SIGINT.
+pub(crate) fn install() -> anyhow::Result<()> {
+    ctrlc::set_handler(|| match &*running() {
+        Some(token) if !token.is_cancelled() => token.cancel(),
+        _ => end_at_once(),
+    })
+    .context("cannot take over Ctrl-C")
+}
+
+fn end_at_once() -> ! {
+    // An engine's threads are at work: the destructors that `exit` runs would pull its library from under them.
+    // SAFETY: `_exit` takes any status and touches no memory of this process.
+    #[cfg(unix)]
+    unsafe {
+        libc::_exit(i32::from(INTERRUPTED))
+    }
+    #[cfg(not(unix))]
+    std::process::exit(i32::from(INTERRUPTED))
+}
+
+fn running() -> MutexGuard<'static, Option<CancellationToken>> {
+    RUNNING.lock().unwrap_or_else(PoisonError::into_inner)
+}

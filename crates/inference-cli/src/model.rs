@@ -1,0 +1,133 @@
+//! Finding and loading the model that a command works with.
+
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use inference::{CancellationToken, Error, TextModel};
+
+use crate::{failure::Usage, options::LoadArgs, render};
+
+/// Loads that take longer show how far they have come.
+const PATIENCE: Duration = Duration::from_millis(300);
+
+/// Names the demo model's folder, above all other places.
+const DEMO_VARIABLE: &str = "INFERENCE_DEMO_MODEL";
+
+/// Loads a model; with a progress bar on a terminal, unless `quiet`.
+pub(crate) async fn load(
+    path: &Path,
+    args: &LoadArgs,
+    cancel: CancellationToken,
+    quiet: bool,
+) -> anyhow::Result<Arc<dyn TextModel>> {
+    check_folder(path)?;
+    let bar = render::progress(0, "loading {wide_bar:.cyan} {bytes}/{total_bytes}");
+    if quiet {
+        bar.set_draw_target(indicatif::ProgressDrawTarget::hidden());
+    }
+    let began = std::time::Instant::now();
+    let shown = bar.clone();
+    let options = args.options(cancel).on_progress(move |progress| {
+        if began.elapsed() >= PATIENCE {
+            shown.set_length(progress.total_bytes);
+            shown.set_position(progress.loaded_bytes);
+        }
+    });
+    let mut load = inference::load_model(path).options(options);
+    if let Some(backend) = &args.backend {
+        load = load.backend(backend);
+    }
+    let loaded = load.await;
+    bar.finish_and_clear();
+    Ok(loaded?)
+}
+
+/// Fails early, and in a person's terms, where the path cannot be a model.
+pub(crate) fn check_folder(path: &Path) -> anyhow::Result<()> {
+    let reason = if !path.exists() {
+        "there is no such folder".to_owned()
+    } else if path.is_file() {
+        match path.parent() {
+            Some(parent) if parent.join("config.json").is_file() => {
+                format!("is a file; give its folder, {}", parent.display())
+            }
+            _ => "is a file, expected the model's folder".to_owned(),
+        }
+    } else if !path.join("config.json").exists() {
+        "has no config.json".to_owned()
+    } else {
+        return Ok(());
+    };
+    Err(Error::invalid_file(path, reason).into())
+}
+
+/// The folder of the demo model that ships with the program.
+pub(crate) fn demo() -> anyhow::Result<PathBuf> {
+    let executable = std::env::current_exe().ok();
+    let places = demo_places(std::env::var_os(DEMO_VARIABLE), executable.as_deref());
+    if let Some(found) = places.iter().find(|place| place.join("config.json").is_file()) {
+        return Ok(found.clone());
+    }
+    let places: Vec<_> = places.iter().map(|place| format!("\n  {}", place.display())).collect();
+    let message = format!(
+        "the demo model is in none of its places; name a model with --model, or the demo's folder with \
+         {DEMO_VARIABLE}. Looked in:{}",
+        places.concat()
+    );
+    Err(Usage(message).into())
+}
+
+/// Where the demo model may be, first one first: where the person says; beside the program as it is distributed; in the
+/// source tree that the program was built from.
+fn demo_places(named: Option<OsString>, executable: Option<&Path>) -> Vec<PathBuf> {
+    if let Some(named) = named.filter(|named| !named.is_empty()) {
+        return vec![named.into()];
+    }
+    let mut places = Vec::new();
+    if let Some(folder) = executable.and_then(Path::parent) {
+        places.push(folder.join("models/demo"));
+        if let Some(prefix) = folder.parent() {
+            places.push(prefix.join("models/demo"));
+            places.push(prefix.join("share/inference/models/demo"));
+        }
+    }
+    places.push(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/demo"));
+    places
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_named_demo_is_the_only_place() {
+        assert_eq!(
+            demo_places(Some("/d".into()), Some(Path::new("/opt/i/bin/inference"))),
+            [Path::new("/d")]
+        );
+    }
+
+    #[test]
+    fn the_demo_is_sought_beside_the_program_before_the_source_tree() {
+        let places = demo_places(Some("".into()), Some(Path::new("/opt/i/bin/inference")));
+        assert_eq!(places[1], Path::new("/opt/i/models/demo"));
+        assert_eq!(places[2], Path::new("/opt/i/share/inference/models/demo"));
+        assert!(places[3].ends_with("../../models/demo"));
+    }
+
+    #[test]
+    fn what_cannot_be_a_model_is_said_in_a_persons_terms() {
+        let folder = tempfile::tempdir().unwrap();
+        let message = |path: &Path| check_folder(path).unwrap_err().to_string();
+        assert!(message(&folder.path().join("none")).ends_with("there is no such folder"));
+        assert!(message(folder.path()).ends_with("has no config.json"));
+        let config = folder.path().join("config.json");
+        std::fs::write(&config, "{}").unwrap();
+        assert!(message(&config).contains("is a file; give its folder"));
+        check_folder(folder.path()).unwrap();
+    }
+}

@@ -1,0 +1,377 @@
+//! The options that commands share, and what they become in the library.
+
+use std::{path::PathBuf, str::FromStr};
+
+use clap::Args;
+use inference::{CancellationToken, GenerateOptions, LoadOptions, Xtc};
+use serde_json::Value;
+
+/// Which engine loads the model, and how.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Loading")]
+pub(crate) struct LoadArgs {
+    /// The engine: see `inference backends` [default: the best that runs here and supports the model]
+    #[arg(long, value_name = "ID")]
+    pub(crate) backend: Option<String>,
+
+    /// Tokens of prompt and answer together [default: the model's own]
+    #[arg(long, value_name = "TOKENS")]
+    context_length: Option<usize>,
+
+    /// A folder with a LoRA adapter to apply
+    #[arg(long, value_name = "PATH")]
+    adapter: Option<PathBuf>,
+
+    /// Requests decoded at once [default: the engine's choice]
+    #[arg(long, value_name = "REQUESTS")]
+    max_batch: Option<usize>,
+
+    /// Prompt tokens computed at once [default: the engine's choice]
+    #[arg(long, value_name = "TOKENS")]
+    prefill_chunk: Option<usize>,
+
+    /// Memory that the engine may use, such as 8GB or 512MiB [default: no limit]
+    #[arg(long, value_name = "SIZE")]
+    memory_limit: Option<ByteSize>,
+
+    /// Memory that the engine's allocator may keep for reuse [default: the engine's choice]
+    #[arg(long, value_name = "SIZE")]
+    cache_limit: Option<ByteSize>,
+}
+
+impl LoadArgs {
+    /// The library's options; `cancel` cancels the load.
+    pub(crate) fn options(&self, cancel: CancellationToken) -> LoadOptions {
+        let mut options = LoadOptions::new().cancel(cancel);
+        options.context_length = self.context_length;
+        options.adapter = self.adapter.clone();
+        options.max_batch = self.max_batch;
+        options.prefill_chunk = self.prefill_chunk;
+        options.memory_limit = self.memory_limit.map(|size| size.0);
+        options.cache_limit = self.cache_limit.map(|size| size.0);
+        options
+    }
+}
+
+/// How much is generated, and how tokens are chosen.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Generation")]
+pub(crate) struct GenerateArgs {
+    /// Tokens generated at most [default: 256]
+    #[arg(long, short = 'n', value_name = "TOKENS")]
+    max_tokens: Option<usize>,
+
+    /// Tokens before which the text cannot end [default: none]
+    #[arg(long, value_name = "TOKENS")]
+    min_tokens: Option<usize>,
+
+    /// How far to stray from the likeliest token; 0 never does [default: 0]
+    #[arg(long, short = 't', value_name = "NUMBER", allow_negative_numbers = true)]
+    temperature: Option<f32>,
+
+    /// Choose among the likeliest tokens that hold this share of the probability [default: all]
+    #[arg(long, value_name = "0..1", allow_negative_numbers = true)]
+    top_p: Option<f32>,
+
+    /// Choose among this many of the likeliest tokens; 0 is all [default: all]
+    #[arg(long, value_name = "TOKENS")]
+    top_k: Option<usize>,
+
+    /// Drop tokens less likely than this share of the likeliest one's probability [default: none]
+    #[arg(long, value_name = "0..1", allow_negative_numbers = true)]
+    min_p: Option<f32>,
+
+    /// Now and then drop all tokens above a probability but the least likely of them
+    #[arg(long, value_name = "PROBABILITY,THRESHOLD")]
+    xtc: Option<XtcPair>,
+
+    /// Makes a run at a temperature reproducible [default: another draw each time]
+    #[arg(long, value_name = "NUMBER")]
+    pub(crate) seed: Option<u64>,
+
+    /// Make recent tokens less likely: above 1 by a factor [default: 1, off]
+    #[arg(long, value_name = "FACTOR", allow_negative_numbers = true)]
+    repetition_penalty: Option<f32>,
+
+    /// Subtracted from the logit of each recent token [default: 0]
+    #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
+    presence_penalty: Option<f32>,
+
+    /// Subtracted from a recent token's logit for each time it was seen [default: 0]
+    #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
+    frequency_penalty: Option<f32>,
+
+    /// How many of the last tokens the penalties look at [default: 64]
+    #[arg(long, value_name = "TOKENS")]
+    penalty_window: Option<usize>,
+
+    /// Added to a token's logit; -inf bans the token; may be repeated
+    #[arg(long, value_name = "ID=NUMBER", allow_hyphen_values = true)]
+    logit_bias: Vec<LogitBias>,
+
+    /// End the text before this string; may be repeated
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    stop: Vec<String>,
+
+    /// End the text at this token id; may be repeated
+    #[arg(long, value_name = "ID")]
+    stop_token: Vec<u32>,
+
+    /// Go on past the model's end-of-sequence tokens
+    #[arg(long)]
+    ignore_eos: bool,
+
+    /// With --json: each token's log-probability, and those of the N likeliest
+    #[arg(long, value_name = "N", requires = "json")]
+    log_probs: Option<usize>,
+}
+
+impl GenerateArgs {
+    /// The library's options; `cancel` cancels the generation.
+    pub(crate) fn options(&self, cancel: CancellationToken) -> GenerateOptions {
+        let mut options = GenerateOptions::new().ignore_eos(self.ignore_eos).cancel(cancel);
+        options.max_tokens = self.max_tokens;
+        options.min_tokens = self.min_tokens;
+        options.log_probabilities = self.log_probs;
+        options.sampling.temperature = self.temperature;
+        options.sampling.top_p = self.top_p;
+        options.sampling.top_k = self.top_k;
+        options.sampling.min_p = self.min_p;
+        options.sampling.xtc = self.xtc.map(|pair| pair.0);
+        options.sampling.seed = self.seed;
+        options.sampling.repetition_penalty = self.repetition_penalty;
+        options.sampling.presence_penalty = self.presence_penalty;
+        options.sampling.frequency_penalty = self.frequency_penalty;
+        options.sampling.penalty_window = self.penalty_window;
+        if !self.logit_bias.is_empty() {
+            options = options.logit_bias(self.logit_bias.iter().map(|bias| bias.0));
+        }
+        if !self.stop.is_empty() {
+            options = options.stop(self.stop.iter().cloned());
+        }
+        if !self.stop_token.is_empty() {
+            options = options.stop_tokens(self.stop_token.iter().copied());
+        }
+        options
+    }
+}
+
+/// What the model's chat template is given besides the messages.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Conversation")]
+pub(crate) struct TemplateArgs {
+    /// Instructions for the whole conversation
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub(crate) system: Option<String>,
+
+    /// A JSON file with a list of tool definitions for the chat template
+    #[arg(long, value_name = "FILE")]
+    tools: Option<PathBuf>,
+
+    /// A variable for the chat template, such as enable_thinking=false; may be repeated
+    #[arg(long = "var", value_name = "NAME=VALUE")]
+    variables: Vec<Variable>,
+}
+
+impl TemplateArgs {
+    /// Adds to the options what the template is given.
+    pub(crate) fn apply(&self, mut options: GenerateOptions) -> anyhow::Result<GenerateOptions> {
+        if let Some(path) = &self.tools {
+            options = options.tools(inference::read_json::<Vec<Value>>(path, 1 << 20)?);
+        }
+        for Variable(name, value) in &self.variables {
+            options = options.template_variable(name, value.clone());
+        }
+        Ok(options)
+    }
+}
+
+/// A number of bytes, written with a unit: `8GB` is decimal, `8GiB` binary, a bare number bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ByteSize(pub(crate) u64);
+
+impl FromStr for ByteSize {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+        let (number, unit) = text.split_at(split);
+        let scale: u64 = match unit.trim().to_ascii_lowercase().as_str() {
+            "" | "b" => 1,
+            "kb" => 1000,
+            "mb" => 1000 * 1000,
+            "gb" => 1000 * 1000 * 1000,
+            "kib" => 1 << 10,
+            "mib" => 1 << 20,
+            "gib" => 1 << 30,
+            _ => return Err(format!("unknown unit {unit:?}, expected KB, MB, GB, KiB, MiB or GiB")),
+        };
+        let number: f64 =
+            number.parse().map_err(|_| "expected a number and a unit, such as 8GB".to_owned())?;
+        Ok(Self((number * scale as f64) as u64))
+    }
+}
+
+/// Token ids as a JSON list: `[1,2,3]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct TokenIds(pub(crate) Vec<u32>);
+
+impl FromStr for TokenIds {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        serde_json::from_str(text)
+            .map(Self)
+            .map_err(|error| format!("expected a JSON list of token ids, such as [1,2,3]: {error}"))
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct XtcPair(Xtc);
+
+impl FromStr for XtcPair {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let pair = text.split_once(',').and_then(|(probability, threshold)| {
+            Some(Xtc {
+                probability: probability.trim().parse().ok()?,
+                threshold: threshold.trim().parse().ok()?,
+            })
+        });
+        pair.map(Self).ok_or_else(|| "expected two numbers, such as 0.5,0.1".to_owned())
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct LogitBias((u32, f32));
+
+impl FromStr for LogitBias {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let pair = text
+            .split_once('=')
+            .and_then(|(id, bias)| Some((id.trim().parse().ok()?, bias.trim().parse().ok()?)));
+        pair.map(Self).ok_or_else(|| "expected a token id and a number, such as 42=-1.5".to_owned())
+    }
+}
+
+#[derive(Debug, Clone, PartialEq)]
+struct Variable(String, Value);
+
+impl FromStr for Variable {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, value) =
+            text.split_once('=').ok_or("expected a name and a value, such as thinking=false")?;
+        // What is no JSON is a string, so that nobody has to quote twice.
+        let value = serde_json::from_str(value).unwrap_or_else(|_| Value::String(value.to_owned()));
+        Ok(Self(name.to_owned(), value))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        load: LoadArgs,
+        #[command(flatten)]
+        generate: GenerateArgs,
+        #[command(flatten)]
+        template: TemplateArgs,
+        #[arg(long)]
+        json: bool,
+    }
+
+    fn parse(line: &[&str]) -> Result<Line, clap::Error> {
+        Line::try_parse_from(std::iter::once("test").chain(line.iter().copied()))
+    }
+
+    #[test]
+    fn what_is_not_given_stays_unset() {
+        let line = parse(&[]).unwrap();
+        let options = line.generate.options(CancellationToken::new());
+        assert_eq!(options.required_features().count(), 0);
+        assert_eq!(options.max_tokens, None);
+        assert_eq!(line.load.options(CancellationToken::new()).required_features().count(), 0);
+    }
+
+    #[test]
+    fn every_option_arrives() {
+        let line = parse(&[
+            "--max-tokens=9",
+            "--temperature=0.5",
+            "--top-p=0.9",
+            "--top-k=4",
+            "--min-p=0.1",
+            "--seed=7",
+            "--repetition-penalty=1.1",
+            "--presence-penalty",
+            "-0.5",
+            "--frequency-penalty=0.2",
+            "--penalty-window=32",
+            "--xtc=0.5,0.1",
+            "--logit-bias=3=-inf",
+            "--stop=a",
+            "--stop=b",
+            "--stop-token=5",
+            "--min-tokens=2",
+            "--ignore-eos",
+            "--log-probs=3",
+            "--json",
+        ]);
+        let options = line.unwrap().generate.options(CancellationToken::new());
+        let sampling = &options.sampling;
+        assert_eq!((options.max_tokens, options.min_tokens, sampling.seed), (Some(9), Some(2), Some(7)));
+        assert_eq!((sampling.temperature, sampling.top_p, sampling.min_p), (Some(0.5), Some(0.9), Some(0.1)));
+        assert_eq!((sampling.top_k, sampling.repetition_penalty), (Some(4), Some(1.1)));
+        assert_eq!((sampling.presence_penalty, sampling.frequency_penalty), (Some(-0.5), Some(0.2)));
+        assert_eq!(sampling.penalty_window, Some(32));
+        assert_eq!(sampling.xtc, Some(Xtc { probability: 0.5, threshold: 0.1 }));
+        assert_eq!(sampling.logit_bias.as_deref(), Some(&[(3, f32::NEG_INFINITY)][..]));
+        assert_eq!(options.stop.as_deref(), Some(&["a".to_owned(), "b".to_owned()][..]));
+        assert_eq!(options.stop_tokens.as_deref(), Some(&[5][..]));
+        assert!(options.ignore_eos);
+        assert_eq!(options.log_probabilities, Some(3));
+    }
+
+    #[test]
+    fn load_options_arrive() {
+        let line = parse(&["--context-length=10", "--adapter=a", "--max-batch=2", "--memory-limit=2GiB"]);
+        let options = line.unwrap().load.options(CancellationToken::new());
+        assert_eq!((options.context_length, options.max_batch), (Some(10), Some(2)));
+        assert_eq!(options.adapter.as_deref(), Some(std::path::Path::new("a")));
+        assert_eq!(options.memory_limit, Some(2 << 30));
+    }
+
+    #[test]
+    fn sizes_have_decimal_and_binary_units() {
+        let parse = |text: &str| text.parse::<ByteSize>().map(|size| size.0);
+        assert_eq!(parse("1.5GB"), Ok(1_500_000_000));
+        assert_eq!(parse("2 MiB"), Ok(2 << 20));
+        assert_eq!(parse("17"), Ok(17));
+        assert!(parse("3 apples").unwrap_err().contains("apples"));
+        assert!(parse("GB").is_err());
+    }
+
+    #[test]
+    fn token_ids_are_a_json_list() {
+        assert_eq!("[1, 2]".parse(), Ok(TokenIds(vec![1, 2])));
+        assert!("[1,-2]".parse::<TokenIds>().is_err());
+        assert!("1,2".parse::<TokenIds>().unwrap_err().contains("[1,2,3]"));
+    }
+
+    #[test]
+    fn variables_are_json_where_they_can_be() {
+        assert_eq!("think=false".parse(), Ok(Variable("think".into(), false.into())));
+        assert_eq!("name=Ada".parse(), Ok(Variable("name".into(), "Ada".into())));
+        assert!("name".parse::<Variable>().is_err());
+    }
+}

@@ -1,0 +1,305 @@
+//! The program end to end, on the mock: what is printed where, and with which exit status.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
+
+use std::{
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    path::Path,
+    process::{Child, Command, Output, Stdio},
+};
+
+use serde_json::{Value, json};
+
+#[test]
+fn generate_streams_the_text_and_tells_the_figures_apart() {
+    let folder = model();
+    let output = generate(folder.path(), &["a b c", "--max-tokens=4"]);
+    assert_eq!(text(&output), " b c a b\n");
+    assert!(errors(&output).contains("prompt 3 tokens · answer 4 tokens"), "{}", errors(&output));
+    assert!(errors(&output).contains("cut at the limit"), "{}", errors(&output));
+    assert_eq!(output.status.code(), Some(0));
+    let quiet = generate(folder.path(), &["a b c", "--quiet"]);
+    assert_eq!(errors(&quiet), "");
+}
+
+#[test]
+fn generate_prints_json_lines() {
+    let folder = model();
+    let output = generate(folder.path(), &["a b <eos>", "--json"]);
+    let lines = json_lines(&output);
+    assert_eq!(lines.len(), 2);
+    assert_eq!(lines[0]["token"]["text"], " b");
+    assert!(lines[0]["token"]["id"].is_u64());
+    assert_eq!(lines[1]["finish"]["reason"], json!({"stop": {"end_of_sequence": 0}}));
+    assert_eq!(lines[1]["finish"]["metrics"]["generated_tokens"], 1);
+    assert_eq!(errors(&output), "");
+}
+
+#[test]
+fn generate_takes_token_ids_and_a_prompt_from_stdin() {
+    let folder = model();
+    let output = generate(folder.path(), &["--prompt-tokens", "[5, 6]", "--max-tokens=2"]);
+    assert_eq!(text(&output), " #6 #5\n");
+
+    let mut command = inference(&["generate", "--backend=mock", "-", "--max-tokens=1", "--model"]);
+    let mut child = spawn(command.arg(folder.path()).stdin(Stdio::piped()));
+    child.stdin.take().unwrap().write_all(b"x y\n").unwrap();
+    assert_eq!(text(&child.wait_with_output().unwrap()), " y\n");
+}
+
+#[test]
+fn wrong_usage_is_told_apart_from_failure() {
+    let folder = model();
+    let status = |arguments: &[&str]| generate(folder.path(), arguments).status.code();
+    assert_eq!(status(&[]), Some(2), "no prompt");
+    assert_eq!(status(&["a", "--prompt-tokens=[1]"]), Some(2), "two prompts");
+    assert_eq!(status(&["--prompt-tokens=1,2"]), Some(2), "no JSON");
+    assert_eq!(status(&["a", "--nonsense"]), Some(2));
+    assert_eq!(status(&["a", "--log-probs=1"]), Some(2), "without --json");
+    assert_eq!(status(&["a", "--backend=nonsense"]), Some(2));
+    assert_eq!(status(&["a", "--top-k=1"]), Some(1), "the mock has no top-k");
+    assert_eq!(status(&["  "]), Some(1), "an empty prompt");
+    let output = generate(folder.path(), &["a", "--temperature=-1"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(errors(&output).starts_with("error: option temperature: -1"), "{}", errors(&output));
+    assert!(errors(&output).contains("help: see --temperature"), "{}", errors(&output));
+}
+
+#[test]
+fn a_failure_names_the_folder_and_what_to_do() {
+    let folder = model();
+    let missing = folder.path().join("missing");
+    let output = run(&["generate", "a", "--model", missing.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(errors(&output).contains("missing: there is no such folder"), "{}", errors(&output));
+    assert!(errors(&output).contains("help: a model is a folder"), "{}", errors(&output));
+
+    let output = run(&["generate", "a", "--json", "--model", missing.to_str().unwrap()]);
+    let lines = json_lines(&output);
+    assert_eq!(lines[0]["error"]["kind"], "invalid_model");
+    assert!(lines[0]["error"]["message"].as_str().unwrap().contains("no such folder"));
+    assert_eq!(output.status.code(), Some(1));
+
+    std::fs::write(folder.path().join("config.json"), "{").unwrap();
+    let output = run(&["info", folder.path().to_str().unwrap()]);
+    assert!(errors(&output).contains("config.json"), "{}", errors(&output));
+    assert_eq!(output.status.code(), Some(1));
+}
+
+#[test]
+fn chat_answers_once() {
+    let folder = model();
+    let output = chat(folder.path(), &["what now <eos>", "--system", "be brief"], "");
+    assert_eq!(text(&output), " brief what now\n");
+}
+
+#[test]
+fn a_conversation_remembers_clears_and_saves() {
+    let folder = model();
+    let saved = folder.path().join("talk.json");
+    let lines = format!("a b\n/nonsense\n/clear\n/system s\nc d\n/save {}\n/exit\nnever\n", saved.display());
+    let output = chat(folder.path(), &["--max-tokens=3"], &lines);
+    // The second prompt is the instructions and the question alone.
+    assert_eq!(text(&output), " b a b\n c d s\n");
+    assert!(errors(&output).contains("there is no /nonsense"), "{}", errors(&output));
+    let talk: Value = serde_json::from_slice(&std::fs::read(saved).unwrap()).unwrap();
+    let expected = json!([
+        {"role": "system", "content": "s"},
+        {"role": "user", "content": "c d"},
+        {"role": "assistant", "content": " c d s"},
+    ]);
+    assert_eq!(talk, expected);
+    assert_eq!(output.status.code(), Some(0));
+}
+
+#[test]
+fn a_conversation_sends_what_was_said_before() {
+    let folder = model();
+    let output = chat(folder.path(), &["--max-tokens=4", "--quiet"], "a b\nc\n");
+    assert_eq!(text(&output), " b a b a\n b b a b\n");
+}
+
+#[test]
+fn a_failed_question_does_not_end_the_conversation() {
+    let folder = model();
+    let output = chat(folder.path(), &["--context-length=3", "--max-tokens=1", "--quiet"], "a b c d\nx y\n");
+    assert_eq!(text(&output), " y\n");
+    assert!(errors(&output).contains("the context holds 3"), "{}", errors(&output));
+}
+
+#[test]
+fn without_a_demo_model_chat_says_where_it_looked() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = inference(&["chat", "hello"])
+        .env("INFERENCE_DEMO_MODEL", folder.path().join("none"))
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(errors(&output).contains("--model") && errors(&output).contains("none"), "{}", errors(&output));
+}
+
+#[test]
+fn a_reader_that_goes_is_no_failure() {
+    let folder = model();
+    let mut child = endless(folder.path(), &[]);
+    let mut first = [0; 16];
+    child.stdout.take().unwrap().read_exact(&mut first).unwrap(); // and closes
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), errors(&output).as_str()), (Some(0), ""));
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_ends_the_answer_in_good_order() {
+    let folder = model();
+    let mut child = endless(folder.path(), &["--json"]);
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    assert!(lines.next().unwrap().unwrap().starts_with(r#"{"token":"#));
+    interrupt(&child);
+    let last: Value = serde_json::from_str(&lines.last().unwrap().unwrap()).unwrap();
+    assert_eq!(last["finish"]["reason"], "cancelled");
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+}
+
+#[cfg(unix)]
+#[test]
+fn a_second_ctrl_c_ends_the_program_at_once() {
+    let folder = model();
+    let mut child = endless(folder.path(), &[]);
+    let mut stdout = child.stdout.take().unwrap();
+    stdout.read_exact(&mut [0; 16]).unwrap();
+    // Unread output blocks the program, so that it cannot end in good order.
+    interrupt(&child);
+    while child.try_wait().unwrap().is_none() {
+        interrupt(&child);
+        std::thread::yield_now();
+    }
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+}
+
+#[test]
+fn backends_are_listed_with_a_reason() {
+    let output = run(&["backends"]);
+    assert!(text(&output).contains("mock") && text(&output).contains("only when named"), "{}", text(&output));
+    let rows = json_lines(&run(&["backends", "--json"]));
+    let mock = rows[0].as_array().unwrap().iter().find(|row| row["id"] == "mock").unwrap();
+    assert_eq!((&mock["usable"], &mock["device"]), (&json!(true), &json!("imagination")));
+    for row in rows[0].as_array().unwrap() {
+        assert_eq!(row["usable"] == json!(false), row["reason"].is_string(), "{row}");
+    }
+}
+
+#[test]
+fn explain_gives_every_verdict() {
+    let folder = model();
+    let path = folder.path().to_str().unwrap();
+    let output = run(&["explain", path]);
+    assert!(text(&output).contains("usable, only when it is named"), "{}", text(&output));
+    let verdicts = json_lines(&run(&["explain", path, "--json"]));
+    let mock = verdicts[0].as_array().unwrap().iter().find(|row| row["backend"] == "mock").unwrap();
+    assert_eq!(mock["outcome"], "only_when_named");
+}
+
+#[test]
+fn info_reads_headers_alone() {
+    let folder = model();
+    let path = folder.path().to_str().unwrap();
+    let output = run(&["info", path]);
+    assert!(text(&output).contains("architecture   mock"), "{}", text(&output));
+    let facts = &json_lines(&run(&["info", path, "--json"]))[0];
+    assert_eq!(facts["parameters"], 1);
+    assert_eq!(facts["dtypes"], json!({"F32": 4}));
+    assert_eq!(facts["quantization"], Value::Null);
+}
+
+#[test]
+fn bench_reports_every_figure_with_its_spread() {
+    let folder = model();
+    let bench = |arguments: &[&str]| {
+        let mut command =
+            inference(&["bench", "--backend=mock", "--prompt-tokens=8", "--generate-tokens=20"]);
+        command.arg("--model").arg(folder.path()).args(arguments).output().unwrap()
+    };
+    let report = &json_lines(&bench(&["--trials=3", "--batch=2", "--json"]))[0];
+    for figure in ["prefill_tokens_per_second", "decode_tokens_per_second", "time_to_first_token_ms"] {
+        let [min, median, max] = ["min", "median", "max"].map(|name| report[figure][name].as_f64().unwrap());
+        assert!(0.0 < min && min <= median && median <= max, "{figure}: {report}");
+    }
+    assert_eq!(report["peak_memory_bytes"]["max"], 0.0);
+    assert_eq!((&report["batch"], &report["trials"]), (&json!(2), &json!(3)));
+    assert_eq!(report["backend"]["id"], "mock");
+    assert_eq!(report["model"]["architecture"], "mock");
+    let output = bench(&["--trials=1"]);
+    assert!(text(&output).contains("decode, tokens/s"), "{}", text(&output));
+    let output = bench(&["--context-length=10"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(errors(&output).contains("may not fit the context"), "{}", errors(&output));
+}
+
+#[test]
+fn help_is_given_where_nothing_is_asked() {
+    let output = run(&[]);
+    assert_eq!(output.status.code(), Some(2));
+    let help = run(&["--help"]);
+    assert!(text(&help).contains("Exit status: 0 success"), "{}", text(&help));
+}
+
+/// A folder with a model for the mock.
+fn model() -> tempfile::TempDir {
+    inference::mock::folder()
+}
+
+fn inference(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_inference"));
+    command
+        .args(arguments)
+        .stdin(Stdio::null())
+        .env_remove("INFERENCE_DEMO_MODEL")
+        .env_remove("INFERENCE_LOG");
+    command
+}
+
+fn run(arguments: &[&str]) -> Output {
+    inference(arguments).output().unwrap()
+}
+
+fn generate(model: &Path, arguments: &[&str]) -> Output {
+    inference(&["generate", "--backend=mock", "--model"]).arg(model).args(arguments).output().unwrap()
+}
+
+fn chat(model: &Path, arguments: &[&str], lines: &str) -> Output {
+    let mut command = inference(&["chat", "--backend=mock", "--model"]);
+    let mut child = spawn(command.arg(model).args(arguments).stdin(Stdio::piped()));
+    // A program that asks nothing may end before it has read.
+    let _ = child.stdin.take().unwrap().write_all(lines.as_bytes());
+    child.wait_with_output().unwrap()
+}
+
+/// A program that generates for ever.
+fn endless(model: &Path, arguments: &[&str]) -> Child {
+    let mut command =
+        inference(&["generate", "a b c", "--backend=mock", "--max-tokens=1000000000", "--model"]);
+    spawn(command.arg(model).args(arguments))
+}
+
+fn spawn(command: &mut Command) -> Child {
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+#[cfg(unix)]
+fn interrupt(child: &Child) {
+    let sent = Command::new("kill").args(["-INT", &child.id().to_string()]).stderr(Stdio::null()).status();
+    sent.unwrap();
+}
+
+fn text(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn errors(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+fn json_lines(output: &Output) -> Vec<Value> {
+    text(output).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
