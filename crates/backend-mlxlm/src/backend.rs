@@ -1,0 +1,93 @@
+//! The backend, as programs and the registry see it.
+
+use std::{path::PathBuf, sync::Arc};
+
+use async_trait::async_trait;
+use inference_core::{
+    Availability, Backend, BackendDescriptor, BackendInfo, Capabilities, Error, Feature, LoadOptions,
+    ModelManifest, Result, Support, TextModel, register_backend,
+};
+
+use crate::{
+    ID,
+    interpreter::{self, Interpreter},
+    model::MlxLmModel,
+};
+
+/// The backend's entry for a registry, which linking this crate makes.
+pub const DESCRIPTOR: BackendDescriptor = BackendDescriptor::new(ID, 10, probe, open);
+
+register_backend!(DESCRIPTOR);
+
+/// Everything but training, for which there is a native engine.
+pub(crate) const CAPABILITIES: Capabilities = Capabilities::all().without(Feature::Train);
+
+/// Python's mlx_lm, one child process for each model.
+#[derive(Debug)]
+pub struct MlxLmBackend {
+    info: BackendInfo,
+    python: PathBuf,
+    /// `None` where the interpreter was named and not asked.
+    interpreter: Option<Arc<Interpreter>>,
+}
+
+impl MlxLmBackend {
+    /// The backend with the interpreter that is found on this machine.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] says where was looked, and how to make an environment that has mlx_lm.
+    pub fn find() -> Result<Self> {
+        let unavailable = |reason| Error::Unavailable { backend: ID.to_owned(), reason };
+        let interpreter = interpreter::find().map_err(unavailable)?;
+        let version = format!("mlx_lm {} (MLX {})", interpreter.mlx_lm, interpreter.mlx);
+        let info = BackendInfo::new(ID, version, device(&interpreter));
+        Ok(Self { info, python: interpreter.path.clone(), interpreter: Some(interpreter) })
+    }
+
+    /// The backend with this interpreter, which is not asked what it has before a model is loaded.
+    pub fn with_python(path: impl Into<PathBuf>) -> Self {
+        let python = path.into();
+        let info = BackendInfo::new(ID, "mlx_lm", python.display().to_string());
+        Self { info, python, interpreter: None }
+    }
+}
+
+#[async_trait]
+impl Backend for MlxLmBackend {
+    fn info(&self) -> &BackendInfo {
+        &self.info
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        CAPABILITIES
+    }
+
+    fn supports(&self, model: &ModelManifest) -> Support {
+        match &self.interpreter {
+            Some(interpreter) if !interpreter.knows(model.model_type()) => {
+                let (version, model_type) = (&interpreter.mlx_lm, model.model_type());
+                Support::No(format!("mlx_lm {version} has no model_type {model_type:?}"))
+            }
+            Some(_) | None => Support::Yes,
+        }
+    }
+
+    async fn load(&self, model: ModelManifest, options: LoadOptions) -> Result<Arc<dyn TextModel>> {
+        Ok(Arc::new(MlxLmModel::load(&self.python, model, options).await?))
+    }
+}
+
+fn probe() -> Availability {
+    match interpreter::find() {
+        Ok(interpreter) => Availability::Available(device(&interpreter)),
+        Err(reason) => Availability::Unavailable(reason),
+    }
+}
+
+fn open() -> Result<Arc<dyn Backend>> {
+    Ok(Arc::new(MlxLmBackend::find()?))
+}
+
+fn device(interpreter: &Interpreter) -> String {
+    format!("Python {} at {}", interpreter.python, interpreter.path.display())
+}

@@ -1,0 +1,77 @@
+//! What config.json and the tensor headers say of a model, under the names that its many families use.
+
+use inference_core::{Error, ModelInfo, ModelManifest, Result};
+use serde_json::Value;
+
+use crate::ID;
+
+/// The context of a model that names none, such as one with a recurrent state.
+const UNBOUNDED: usize = 1 << 20;
+
+/// The description of a model before it is loaded; parameters and end-of-sequence ids come later.
+pub(crate) fn describe(manifest: &ModelManifest, context_length: Option<usize>) -> Result<ModelInfo> {
+    let number = |names: &[&str]| number(manifest, names);
+    let vocab_size = number(&["vocab_size", "padded_vocab_size", "n_vocab"])?.ok_or_else(|| {
+        Error::invalid_key(
+            manifest.config_path(),
+            "vocab_size",
+            "is missing, expected the number of token ids",
+        )
+    })?;
+    let own = [
+        "max_position_embeddings",
+        "n_positions",
+        "max_seq_len",
+        "max_sequence_length",
+        "seq_length",
+        "n_ctx",
+    ];
+    let own = number(&own)?.unwrap_or(UNBOUNDED);
+    let context = context_length.unwrap_or(own);
+    if context > own {
+        let reason = format!("{context}, the model holds {own}");
+        return Err(Error::InvalidOption { option: "context_length", reason });
+    }
+    let mut info = ModelInfo::default();
+    info.path = manifest.path().to_owned();
+    info.backend = ID.to_owned();
+    info.architecture = manifest.model_type().to_owned();
+    info.vocab_size = vocab_size;
+    info.layers = number(&["num_hidden_layers", "n_layers", "n_layer", "num_layers"])?.unwrap_or(0);
+    info.hidden_size = number(&["hidden_size", "n_embd", "d_model", "model_dim", "dim"])?.unwrap_or(0);
+    info.context_length = context;
+    info.weight_bytes = manifest.weight_bytes();
+    info.dtype = dtype(manifest);
+    info.quantization = manifest.quantization().cloned();
+    Ok(info)
+}
+
+/// The first of these keys that config.json has, at its top or in the part about text of a model for several media.
+fn number(manifest: &ModelManifest, names: &[&str]) -> Result<Option<usize>> {
+    let config = manifest.config();
+    let places = [Some(config), config.get("text_config"), config.get("language_config")];
+    for (place, name) in
+        places.into_iter().flatten().flat_map(|place| names.iter().map(move |name| (place, name)))
+    {
+        match place.get(name) {
+            None | Some(Value::Null) => {}
+            Some(value) => match value.as_u64().and_then(|n| usize::try_from(n).ok()) {
+                Some(n) => return Ok(Some(n)),
+                None => {
+                    let reason = format!("{value}, expected a whole number");
+                    return Err(Error::invalid_key(manifest.config_path(), *name, reason));
+                }
+            },
+        }
+    }
+    Ok(None)
+}
+
+/// The floating-point type that most weights have.
+fn dtype(manifest: &ModelManifest) -> String {
+    let mut bytes = std::collections::BTreeMap::new();
+    for tensor in manifest.tensors().values().filter(|tensor| tensor.dtype.is_float()) {
+        *bytes.entry(tensor.dtype).or_insert(0) += tensor.bytes();
+    }
+    bytes.into_iter().max_by_key(|(_, bytes)| *bytes).map(|(dtype, _)| dtype.to_string()).unwrap_or_default()
+}

@@ -1,0 +1,492 @@
+//! A loaded model: text on this side, ids and arithmetic in the child.
+
+use std::{
+    path::Path,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use async_trait::async_trait;
+use futures::lock::Mutex as AsyncMutex;
+use inference_core::{
+    CancellationToken, Classification, ClassifyOptions, Error, FinishReason, GenerateOptions, LabelScore,
+    LoadOptions, Metrics, ModelInfo, ModelManifest, ModelStats, Prompt, Result, TemplateOptions, TextModel,
+    TokenStream,
+};
+use inference_text::{ChatTemplate, StopStrings, TextAssembler, Tokenizer};
+
+use crate::{
+    ID, MlxLmOptions,
+    client::{Answers, Client},
+    config,
+    generation::{CREDIT, Generation},
+    interpreter::REMEDY,
+    process::Launch,
+    protocol::{self, ErrorKind, Event, Memory, Request, decode_floats, or_minus_infinity},
+};
+
+/// Tokens that wait in the stream's channel for a slow reader.
+const STREAM_CAPACITY: usize = 64;
+
+/// Requests that are decoded at once where the caller has no wish.
+const MAX_BATCH: usize = 32;
+
+/// Prompt tokens that are computed at once where the caller has no wish: cancelling waits for one chunk.
+const PREFILL_CHUNK: usize = 512;
+
+/// A model in a child process.
+#[derive(Debug)]
+pub(crate) struct MlxLmModel {
+    info: ModelInfo,
+    tokenizer: Tokenizer,
+    template: Option<ChatTemplate>,
+    child: ChildSource,
+    totals: Arc<Totals>,
+    shutdown: CancellationToken,
+}
+
+/// Where the child comes from: it is started again after a crash.
+#[derive(Debug)]
+struct ChildSource {
+    launch: Launch,
+    patience: Duration,
+    restart: bool,
+    load: protocol::Load,
+    current: AsyncMutex<Option<Arc<Client>>>,
+    closed: AtomicBool,
+}
+
+/// Running totals.
+#[derive(Debug, Default)]
+pub(crate) struct Totals(Mutex<ModelStats>);
+
+/// What the child says of a model that it has loaded.
+#[derive(Debug, Clone, Default)]
+struct Loaded {
+    parameters: u64,
+}
+
+impl MlxLmModel {
+    /// Loads the model in a child that runs this interpreter.
+    pub(crate) async fn load(python: &Path, manifest: ModelManifest, options: LoadOptions) -> Result<Self> {
+        let own = options.extensions.get::<MlxLmOptions>().cloned().unwrap_or_default();
+        let load = protocol::Load {
+            id: 0,
+            path: utf8(manifest.path())?,
+            adapter: options.adapter.as_deref().map(utf8).transpose()?,
+            max_batch: options.max_batch.unwrap_or(MAX_BATCH),
+            prefill_chunk: options.prefill_chunk.unwrap_or(PREFILL_CHUNK),
+            memory_limit: options.memory_limit,
+            cache_limit: options.cache_limit,
+            trust_remote_code: own.trust_remote_code,
+        };
+        let launch = Launch {
+            python: own.python.unwrap_or_else(|| python.to_owned()),
+            environment: own.environment,
+            longest_line: own.longest_line,
+        };
+        let mut info = config::describe(&manifest, options.context_length)?;
+        let child = ChildSource {
+            launch,
+            patience: own.patience,
+            restart: own.restart,
+            load,
+            current: AsyncMutex::new(None),
+            closed: AtomicBool::new(false),
+        };
+        // The tokenizer is read while the child reads the weights.
+        let path = manifest.path().to_owned();
+        let text = on_a_thread(move || {
+            let tokenizer = Tokenizer::load(&path)?;
+            let template = ChatTemplate::load(&path, tokenizer.special_tokens())?;
+            Ok((tokenizer, template))
+        })?;
+        let (client, loaded) = tokio::select! {
+            started = child.start() => started?,
+            () = options.cancel.cancelled() => return Err(Error::Cancelled),
+        };
+        let (tokenizer, template) = text.await.map_err(|_| panicked())??;
+        *child.current.lock().await = Some(client);
+        info.parameters = loaded.parameters;
+        info.eos_token_ids = tokenizer.eos_ids().to_vec();
+        let (totals, shutdown) = (Arc::default(), CancellationToken::new());
+        Ok(Self { info, tokenizer, template, child, totals, shutdown })
+    }
+
+    /// The prompt's ids: not empty, within the vocabulary, with room for `more` tokens in the context.
+    fn tokens(&self, prompt: Prompt, template: &TemplateOptions, more: usize) -> Result<Vec<u32>> {
+        let tokens = match prompt {
+            Prompt::Tokens(tokens) => tokens,
+            Prompt::Text(text) => self.tokenizer.encode(&text, true)?,
+            Prompt::Chat(messages) => {
+                let Some(chat) = &self.template else {
+                    let reason = "the model's folder has no chat template; use a text prompt".to_owned();
+                    return Err(Error::Template { reason });
+                };
+                self.tokenizer.encode(&chat.render(&messages, template, true)?, false)?
+            }
+            other => {
+                let reason = format!("{other:?} is of a kind that this backend does not know");
+                return Err(Error::InvalidPrompt { reason });
+            }
+        };
+        if tokens.is_empty() {
+            return Err(Error::InvalidPrompt { reason: "it is empty".to_owned() });
+        }
+        // MLX does not check: an id past the embeddings reads whatever lies there.
+        let vocab_size = self.info.vocab_size;
+        if let Some(id) = tokens.iter().find(|id| **id as usize >= vocab_size) {
+            let reason = format!("token {id} is outside the vocabulary of {vocab_size}");
+            return Err(Error::InvalidPrompt { reason });
+        }
+        if tokens.len() + more > self.info.context_length {
+            return Err(Error::ContextExceeded { tokens: tokens.len(), limit: self.info.context_length });
+        }
+        Ok(tokens)
+    }
+
+    /// The child's request; `room` is how many tokens fit behind the prompt.
+    fn request(&self, id: u64, prompt: Vec<u32>, options: &GenerateOptions) -> Request {
+        let sampling = &options.sampling;
+        let room = self.info.context_length - prompt.len();
+        let own_ends = self.info.eos_token_ids.iter().filter(|_| !options.ignore_eos);
+        let min_tokens = options.min_tokens.filter(|tokens| *tokens > 0);
+        let vocab_size = self.info.vocab_size;
+        let biases = sampling.logit_bias.as_deref().unwrap_or_default().iter();
+        let biases = biases.filter(|(id, _)| (*id as usize) < vocab_size);
+        Request::Generate(Box::new(protocol::Generate {
+            id,
+            max_tokens: options.max_tokens_or_default().min(room),
+            credit: CREDIT,
+            stop: own_ends.chain(options.stop_tokens.iter().flat_map(|ids| ids.iter())).copied().collect(),
+            seed: sampling.seed.unwrap_or_else(random_seed),
+            temperature: sampling.temperature_or_greedy(),
+            top_p: sampling.top_p,
+            min_p: sampling.min_p,
+            top_k: sampling.top_k,
+            xtc: sampling
+                .xtc
+                .map(|xtc| protocol::Xtc { probability: xtc.probability, threshold: xtc.threshold }),
+            logit_bias: biases.map(|(id, bias)| (*id, bias.is_finite().then_some(*bias))).collect(),
+            repetition_penalty: sampling.repetition_penalty,
+            presence_penalty: sampling.presence_penalty,
+            frequency_penalty: sampling.frequency_penalty,
+            penalty_window: sampling.has_penalties().then(|| sampling.window()),
+            min_tokens,
+            eos: min_tokens.map(|_| self.info.eos_token_ids.clone()).unwrap_or_default(),
+            logprobs: options.log_probabilities,
+            prompt,
+        }))
+    }
+
+    /// Takes the verdicts on `prompts` prompts.
+    async fn verdicts(
+        &self,
+        client: &Client,
+        mut answers: Answers,
+        prompts: usize,
+        cancel: &CancellationToken,
+    ) -> Result<Vec<protocol::Classified>> {
+        let mut verdicts = Vec::with_capacity(prompts);
+        while verdicts.len() < prompts {
+            let event = tokio::select! {
+                biased;
+                () = self.shutdown.cancelled() => return Err(Error::Closed),
+                () = cancel.cancelled() => return Err(Error::Cancelled),
+                event = answers.next() => event,
+            };
+            match event {
+                None => return Err(answers.stopped()),
+                Some(Event::Classified(verdict)) if verdict.index == verdicts.len() => verdicts.push(verdict),
+                Some(Event::Progress { .. }) => {}
+                Some(Event::Error { kind, message, needed, .. }) => {
+                    return Err(error_of(kind, message, needed, "classify"));
+                }
+                Some(event) => {
+                    client.breach(format!("it answered a classification with {event:?}"));
+                    return Err(answers.stopped());
+                }
+            }
+        }
+        Ok(verdicts)
+    }
+
+    fn classification(
+        &self,
+        verdict: protocol::Classified,
+        labels: &[String],
+        prompt_tokens: usize,
+    ) -> Result<Classification> {
+        let scores: Vec<f32> = verdict.scores.iter().copied().map(or_minus_infinity).collect();
+        let logits = verdict.logits.as_deref().map(|base64| {
+            decode_floats(base64)
+                .ok_or_else(|| Error::backend(ID, "read logits", "they are not base64 of float32"))
+        });
+        let mut classification = Classification::default();
+        classification.token = verdict.token;
+        classification.text = self.tokenizer.decode(&[verdict.token], false);
+        classification.labels = LabelScore::normalise(labels, &scores);
+        classification.logits = logits.transpose()?;
+        classification.prompt_tokens = prompt_tokens;
+        Ok(classification)
+    }
+}
+
+#[async_trait]
+impl TextModel for MlxLmModel {
+    fn info(&self) -> &ModelInfo {
+        &self.info
+    }
+
+    async fn generate(&self, prompt: Prompt, options: GenerateOptions) -> Result<TokenStream> {
+        let called = Instant::now();
+        self.child.check_open()?;
+        let prompt = self.tokens(prompt, &options.template, 0)?;
+        let stops = options.stop.as_ref().map(|stops| StopStrings::new(stops.iter().cloned())).transpose()?;
+        let assembler = TextAssembler::new(self.tokenizer.detokenizer(true), stops.map(Arc::new));
+        let client = self.child.get().await?;
+        let (sink, stream) = TokenStream::channel(ID, STREAM_CAPACITY, options.cancel.clone());
+        self.totals.began();
+        let prompt_tokens = prompt.len();
+        let answers = client.request(|id| self.request(id, prompt, &options));
+        let generation = Generation {
+            client: client.clone(),
+            answers,
+            sink,
+            assembler,
+            totals: self.totals.clone(),
+            shutdown: self.shutdown.clone(),
+            stop_tokens: options.stop_tokens,
+            prompt_tokens,
+            called,
+            sent: Instant::now(),
+            span: tracing::Span::current(),
+        };
+        client.spawn(generation.run());
+        Ok(stream)
+    }
+
+    async fn classify(&self, prompts: Vec<Prompt>, options: ClassifyOptions) -> Result<Vec<Classification>> {
+        self.child.check_open()?;
+        let labels = options.labels.as_deref().unwrap_or_default();
+        let label_tokens =
+            labels.iter().map(|label| self.tokenizer.encode(label, false)).collect::<Result<Vec<_>>>()?;
+        if let Some(index) = label_tokens.iter().position(Vec::is_empty) {
+            let reason = format!("{:?} has no tokens", labels[index]);
+            return Err(Error::InvalidOption { option: "labels", reason });
+        }
+        let longest = label_tokens.iter().map(Vec::len).max().unwrap_or(1) - 1;
+        let prompts = prompts.into_iter().map(|prompt| self.tokens(prompt, &options.template, longest));
+        let prompts = prompts.collect::<Result<Vec<_>>>()?;
+        let lengths: Vec<usize> = prompts.iter().map(Vec::len).collect();
+        if options.cancel.is_cancelled() {
+            return Err(Error::Cancelled);
+        }
+        let client = self.child.get().await?;
+        let logits = options.logits;
+        let answers = client.request(|id| {
+            Request::Classify(protocol::Classify { id, prompts, labels: label_tokens, logits })
+        });
+        // A caller who stops waiting wants no more of it.
+        let mut unfinished = CancelOnDrop { client: &client, id: Some(answers.id) };
+        let verdicts = self.verdicts(&client, answers, lengths.len(), &options.cancel).await?;
+        unfinished.id = None;
+        let verdicts = verdicts.into_iter().zip(lengths);
+        verdicts.map(|(verdict, length)| self.classification(verdict, labels, length)).collect()
+    }
+
+    fn stats(&self) -> ModelStats {
+        let mut stats = self.totals.lock().clone();
+        if let Some(client) = self.child.current.try_lock().as_deref().and_then(Option::as_ref) {
+            let Memory { active_memory, peak_memory, cache_memory } = client.memory();
+            stats.memory.active_bytes = active_memory;
+            stats.memory.peak_bytes = peak_memory;
+            stats.memory.cache_bytes = cache_memory;
+        }
+        stats
+    }
+
+    async fn close(&self) -> Result<()> {
+        self.child.closed.store(true, Ordering::Release);
+        self.shutdown.cancel();
+        let mut current = self.child.current.lock().await;
+        if let Some(client) = current.as_ref() {
+            client.close().await;
+        }
+        *current = None;
+        Ok(())
+    }
+}
+
+impl Drop for MlxLmModel {
+    fn drop(&mut self) {
+        // Running generations hold the child until they see this.
+        self.shutdown.cancel();
+    }
+}
+
+impl ChildSource {
+    fn check_open(&self) -> Result<()> {
+        if self.closed.load(Ordering::Acquire) { Err(Error::Closed) } else { Ok(()) }
+    }
+
+    /// The child; a new one where the last has crashed.
+    async fn get(&self) -> Result<Arc<Client>> {
+        let mut current = self.current.lock().await;
+        self.check_open()?;
+        if let Some(client) = current.as_ref() {
+            match client.ended() {
+                None => return Ok(client.clone()),
+                Some(error) if !self.restart => return Err(error),
+                Some(error) => tracing::warn!("starting again: {error}"),
+            }
+        }
+        let (client, _) = self.start().await?;
+        *current = Some(client.clone());
+        Ok(client)
+    }
+
+    /// Starts a child and loads the model in it.
+    async fn start(&self) -> Result<(Arc<Client>, Loaded)> {
+        let (client, hello) = Client::start(self.launch.clone(), self.patience).await?;
+        if hello.mlx_lm.is_none() || hello.mlx.is_none() {
+            let missing = if hello.mlx_lm.is_none() { "mlx_lm" } else { "mlx" };
+            let python = self.launch.python.display();
+            let reason = format!("{python} (Python {}) has no {missing}; {REMEDY}", hello.python);
+            return Err(Error::Unavailable { backend: ID.to_owned(), reason });
+        }
+        let client = KillOnDrop(Some(Arc::new(client)));
+        let mut answers =
+            client.get().request(|id| Request::Load(protocol::Load { id, ..self.load.clone() }));
+        loop {
+            match answers.next().await {
+                None => return Err(answers.stopped()),
+                Some(Event::Loaded { parameters, device, .. }) => {
+                    tracing::debug!(device, parameters, "loaded");
+                    return Ok((client.keep(), Loaded { parameters }));
+                }
+                Some(Event::Progress { .. }) => {}
+                Some(Event::Error { kind: ErrorKind::InvalidModel, message, .. }) => {
+                    return Err(Error::invalid_file(&self.load.path, message));
+                }
+                Some(Event::Error { kind, message, needed, .. }) => {
+                    return Err(error_of(kind, message, needed, "load the model"));
+                }
+                Some(event) => {
+                    client.get().breach(format!("it answered a load with {event:?}"));
+                    // Wait for its end, which tells why.
+                }
+            }
+        }
+    }
+}
+
+/// Kills a child whose load nobody waits for any more.
+struct KillOnDrop(Option<Arc<Client>>);
+
+impl KillOnDrop {
+    fn get(&self) -> &Arc<Client> {
+        self.0.as_ref().expect("the client is there until it is kept")
+    }
+
+    fn keep(mut self) -> Arc<Client> {
+        self.0.take().expect("the client is there until it is kept")
+    }
+}
+
+impl Drop for KillOnDrop {
+    fn drop(&mut self) {
+        if let Some(client) = &self.0 {
+            client.kill();
+        }
+    }
+}
+
+/// Cancels a request whose answer nobody waits for any more.
+struct CancelOnDrop<'a> {
+    client: &'a Client,
+    id: Option<u64>,
+}
+
+impl Drop for CancelOnDrop<'_> {
+    fn drop(&mut self) {
+        if let Some(id) = self.id {
+            self.client.send(&Request::Cancel { id });
+        }
+    }
+}
+
+impl Totals {
+    fn lock(&self) -> std::sync::MutexGuard<'_, ModelStats> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn began(&self) {
+        let mut stats = self.lock();
+        stats.requests += 1;
+        stats.active += 1;
+    }
+
+    pub(crate) fn ended(&self, metrics: &Metrics, reason: Result<&FinishReason, &Error>) {
+        let mut stats = self.lock();
+        stats.active -= 1;
+        stats.failed += u64::from(reason.is_err());
+        stats.cancelled += u64::from(matches!(reason, Ok(FinishReason::Cancelled)));
+        stats.prompt_tokens += metrics.prompt_tokens as u64;
+        stats.cached_tokens += metrics.cached_tokens as u64;
+        stats.generated_tokens += metrics.generated_tokens as u64;
+    }
+}
+
+/// The child's error as the contract's.
+pub(crate) fn error_of(kind: ErrorKind, message: String, needed: u64, action: &str) -> Error {
+    match kind {
+        ErrorKind::OutOfMemory => {
+            Error::OutOfMemory { what: format!("the attempt to {action} ({message})"), needed, available: 0 }
+        }
+        ErrorKind::Import => {
+            let reason = format!("mlx_lm cannot be imported ({message}); {REMEDY}");
+            Error::Unavailable { backend: ID.to_owned(), reason }
+        }
+        ErrorKind::Protocol | ErrorKind::InvalidModel | ErrorKind::Failed => {
+            Error::backend(ID, action, message)
+        }
+    }
+}
+
+/// Runs blocking work on a thread of its own.
+fn on_a_thread<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<tokio::sync::oneshot::Receiver<Result<T>>> {
+    let (done, result) = tokio::sync::oneshot::channel();
+    let thread = std::thread::Builder::new().name("mlx_lm read".to_owned());
+    let spawned = thread.spawn(move || {
+        // The caller may have gone; then nobody needs the result.
+        let _ = done.send(work());
+    });
+    spawned.map_err(|error| Error::backend(ID, "start a thread", error))?;
+    Ok(result)
+}
+
+fn panicked() -> Error {
+    Error::Stopped { backend: ID.to_owned(), reason: "reading the tokenizer panicked".to_owned() }
+}
+
+/// The child gets paths as JSON, which is UTF-8.
+fn utf8(path: &Path) -> Result<String> {
+    let absolute = std::path::absolute(path).map_err(|source| Error::io("resolve", path, source))?;
+    match absolute.to_str() {
+        Some(text) => Ok(text.to_owned()),
+        None => Err(Error::invalid_file(path, "its path is not UTF-8, which the mlx_lm backend needs")),
+    }
+}
+
+/// A seed for a request without one.
+fn random_seed() -> u64 {
+    use std::hash::{BuildHasher as _, Hasher as _};
+    // The standard library seeds each map's hasher from the system's randomness.
+    std::hash::RandomState::new().build_hasher().finish()
+}
