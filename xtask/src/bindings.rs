@@ -28,7 +28,7 @@ pub struct FILE {
 /// # Errors
 ///
 /// When the sources are not there (`cargo build -p mlx-sys` fetches them), libclang is missing, or bindgen fails.
-pub fn run() -> Result<()> {
+pub(crate) fn run() -> Result<()> {
     let sources = mlx_c()?;
     let header = sources.join("mlx/c/mlx.h");
     let text = bindgen::Builder::default()
@@ -55,8 +55,12 @@ pub fn run() -> Result<()> {
 
 /// mlx-c's folder in the upstream crate.
 fn mlx_c() -> Result<PathBuf> {
-    let cargo_home = home::cargo_home().context("no folder for cargo's registry")?;
-    let registry = cargo_home.join("registry/src");
+    let home = || Some(std::env::home_dir()?.join(".cargo"));
+    let cargo = std::env::var_os("CARGO_HOME")
+        .map(PathBuf::from)
+        .or_else(home)
+        .context("no CARGO_HOME and no home")?;
+    let registry = cargo.join("registry/src");
     let found = std::fs::read_dir(&registry)
         .with_context(|| format!("cannot read {}", registry.display()))?
         .filter_map(|index| Some(index.ok()?.path().join(format!("mlx-sys-{VERSION}/src/mlx-c"))))

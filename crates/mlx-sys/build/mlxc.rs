@@ -30,65 +30,48 @@ const FILE: &str = if cfg!(target_os = "macos") { "libmlxc.dylib" } else { "libm
 
 /// Compiles mlx-c over `mlx`, unless that was done before with the same sources, compiler and flags.
 ///
-/// The result is a shared library that programs name by its absolute path, as dylibs are named on macOS. A build script
-/// cannot put an rpath into the programs of the crates that depend on it, and with this it need not: the program finds
-/// mlx-c by that path, and mlx-c finds MLX by its own rpath (RUNPATH on Linux, so that LD_LIBRARY_PATH goes first and can
-/// put another build of MLX, such as that for CUDA, under the same program).
+/// The result is a shared library that programs name by its absolute path, as is usual on macOS. A build script cannot put
+/// an rpath into the programs of the crates that depend on it, and with this it need not: a program finds mlx-c by that
+/// path, and mlx-c finds MLX by its own rpath. On Linux that is a RUNPATH, so LD_LIBRARY_PATH goes first and can put
+/// another build of MLX, such as that for CUDA, under the same program.
+///
+/// # Errors
+///
+/// No compiler, one without C++20, no sources, or a folder that cannot be written.
 pub(crate) fn build(mlx: &Mlx) -> Result<Library> {
     let include = sources()?;
-    let out = PathBuf::from(variable("OUT_DIR"));
     let unity = unity(&include)?;
-    let mut compiler = cc::Build::new();
-    compiler
-        .cpp(true)
-        .std("c++20")
-        .opt_level(1)
-        .debug(false)
-        .warnings(false)
-        .pic(true)
-        // half.h has its types on some processors only; ours are in lib.rs.
-        .define("MLX_HALF_H", None)
-        .include(&include)
-        .include(&mlx.include);
-    let compiler = compiler.try_get_compiler().map_err(|error| no_compiler(&error.to_string()))?;
-    let mut command = compiler.to_command();
-    let native = Path::new(&variable("CARGO_MANIFEST_DIR")).join("native");
-    command.arg("-include").arg(native.join("format.h")).arg("-x").arg("c++").arg(out.join("mlxc.cpp"));
-    command.args(["-x", "none"]).arg("-L").arg(&mlx.lib).arg("-lmlx");
-
-    let mut key = DefaultHasher::new();
-    (&unity, format!("{command:?}"), &mlx.rpath, version(compiler.path())?).hash(&mut key);
-    for file in [native.join("format.h"), PathBuf::from("build/mlxc.rs")] {
-        fs::read(&file).map_err(|error| format!("cannot read {}: {error}", file.display()))?.hash(&mut key);
-    }
-    let folder = mlx.home.join(format!("mlxc-{:016x}", key.finish()));
-    let library = Library { file: folder.join(FILE), include };
+    let mut command = compiler(&include, mlx)?;
+    let arguments: Vec<_> = command.get_args().map(|argument| argument.to_string_lossy()).collect();
+    let key = key(&[&unity, &arguments.join(" "), &mlx.rpath, &version(&command)?]);
+    let library = Library { file: mlx.home.join(format!("mlxc-{key:016x}")).join(FILE), include };
     if library.file.is_file() {
         return Ok(library);
     }
 
-    write(&out.join("mlxc.cpp"), &unity)?;
-    let aside = folder.join(format!(".{}-{FILE}", std::process::id()));
-    fs::create_dir_all(&folder).map_err(|error| format!("cannot create {}: {error}", folder.display()))?;
-    command.arg("-o").arg(&aside);
-    if cfg!(target_os = "macos") {
-        // MLX's own minimum, and the first with std::format.
-        command.args(["-mmacosx-version-min=14.0", "-dynamiclib", "-install_name"]).arg(&library.file);
+    let source = PathBuf::from(variable("OUT_DIR")).join("mlxc.cpp");
+    write(&source, &unity)?;
+    let aside = library.folder().join(format!(".{}-{FILE}", std::process::id()));
+    fs::create_dir_all(library.folder())
+        .map_err(|error| format!("cannot create {}: {error}", library.folder().display()))?;
+
+    command.arg("-include").arg(Path::new(&variable("CARGO_MANIFEST_DIR")).join("native/format.h"));
+    let (shared, name) = if cfg!(target_os = "macos") {
+        ("-dynamiclib", "-install_name")
     } else {
-        command.args(["-shared", "-Wl,-z,defs", "-Wl,--enable-new-dtags", "-Xlinker", "-soname"]);
-        command.arg("-Xlinker").arg(&library.file);
+        command.args(["-Wl,-z,defs", "-Wl,--enable-new-dtags"]);
+        ("-shared", "-soname")
+    };
+    command.arg(shared).args(["-x", "c++"]).arg(source).args(["-x", "none"]);
+    command.arg("-L").arg(&mlx.lib).arg("-lmlx").arg("-o").arg(&aside);
+    for argument in [name.as_ref(), library.file.as_os_str(), "-rpath".as_ref(), mlx.rpath.as_ref()] {
+        command.arg("-Xlinker").arg(argument);
     }
-    command.args(["-Xlinker", "-rpath", "-Xlinker"]).arg(&mlx.rpath);
     let output = command.output().map_err(|error| no_compiler(&error.to_string()))?;
     if !output.status.success() {
+        // Whether there is something to remove depends on how far the compiler came.
         let _ = fs::remove_file(&aside);
-        let text = String::from_utf8_lossy(&output.stderr);
-        let errors: Vec<_> = text.lines().filter(|line| line.contains("error")).take(5).collect();
-        return Err(format!(
-            "{} cannot compile mlx-c, which needs C++20 (g++ 11, clang++ 15 or newer; CXX names another compiler):\n{}",
-            compiler.path().display(),
-            if errors.is_empty() { text.trim().to_owned() } else { errors.join("\n") }
-        ));
+        return Err(explain(&command, &String::from_utf8_lossy(&output.stderr)));
     }
     // In one step, for builds beside this one.
     fs::rename(&aside, &library.file)
@@ -98,34 +81,37 @@ pub(crate) fn build(mlx: &Mlx) -> Result<Library> {
 
 /// mlx-c's sources: those of the crate that we stand in for, which cargo itself brings.
 ///
-/// A manifest of its own, outside our workspace and its patch, depends on upstream's mlx-sys; `cargo metadata` fetches it as
-/// it would any dependency, so registries' mirrors, vendored sources and offline work as the user has set them.
+/// A manifest outside our workspace and its patch depends on upstream's mlx-sys; `cargo metadata` fetches it as it would any
+/// dependency, so mirrors, vendored sources and offline work as the user has set them.
 fn sources() -> Result<PathBuf> {
+    let (name, version) = (variable("CARGO_PKG_NAME"), variable("CARGO_PKG_VERSION"));
     let folder = PathBuf::from(variable("OUT_DIR")).join("upstream");
-    let name = variable("CARGO_PKG_NAME");
-    let manifest = format!(
-        "[package]\nname = \"upstream\"\nversion = \"0.0.0\"\nedition = \"2021\"\n\n\
-         [dependencies]\n{name} = {{ version = \"={}\", default-features = false }}\n\n[workspace]\n",
-        variable("CARGO_PKG_VERSION")
-    );
-    write(&folder.join("Cargo.toml"), &manifest)?;
+    write(
+        &folder.join("Cargo.toml"),
+        &format!(
+            "[package]\nname = \"upstream\"\nversion = \"0.0.0\"\nedition = \"2021\"\n\n[dependencies]\n\
+             {name} = {{ version = \"={version}\", default-features = false }}\n\n[workspace]\n"
+        ),
+    )?;
     write(&folder.join("src/lib.rs"), "")?;
     // What is there already needs no network, whatever cargo was told.
-    let metadata = metadata(&folder, &["--offline"]).or_else(|_| metadata(&folder, &[])).map_err(|reason| {
-        format!(
-            "cargo cannot fetch the sources of {name} {}: {reason}\nThis needs the network, a mirror or vendored sources once.",
-            variable("CARGO_PKG_VERSION")
-        )
-    })?;
+    let metadata =
+        metadata(&folder, &["--offline"]).or_else(|_| metadata(&folder, &[])).map_err(|reason| {
+            format!(
+                "cargo cannot fetch {name} {version} from its registry, for the sources of mlx-c: {reason}\n\
+             This needs the network once, or a mirror or vendored sources in cargo's configuration."
+            )
+        })?;
     let mut manifests =
         metadata.split(r#""manifest_path":""#).skip(1).filter_map(|rest| rest.split('"').next());
     let found = manifests.find_map(|path| {
-        let root = Path::new(&path.replace(r"\\", r"\")).parent()?.join("src/mlx-c");
+        let root = Path::new(path).parent()?.join("src/mlx-c");
         root.join("mlx/c/mlx.h").is_file().then_some(root)
     });
-    found.ok_or_else(|| format!("{name} {} holds no src/mlx-c/mlx/c/mlx.h", variable("CARGO_PKG_VERSION")))
+    found.ok_or_else(|| format!("{name} {version} in cargo's registry holds no src/mlx-c/mlx/c/mlx.h"))
 }
 
+/// What cargo says of the package in `folder` and its dependencies, or why it cannot.
 fn metadata(folder: &Path, options: &[&str]) -> Result<String> {
     let output = Command::new(variable("CARGO"))
         .args(["metadata", "--format-version=1", "--quiet"])
@@ -158,10 +144,48 @@ fn unity(include: &Path) -> Result<String> {
     Ok(names.iter().map(|name| format!("#include \"mlx/c/{name}\"\n")).collect())
 }
 
+/// The C++ compiler with its flags, but neither source nor output: what says how the library is made, not where.
+fn compiler(include: &Path, mlx: &Mlx) -> Result<Command> {
+    let mut build = cc::Build::new();
+    build.cpp(true).std("c++20").opt_level(1).debug(false).warnings(false).pic(true).cargo_warnings(false);
+    build.include(include).include(&mlx.include);
+    // MLX's errors name the file and the line: mlx-c/mlx/c/…, wherever cargo keeps it.
+    build.flag(format!("-fmacro-prefix-map={}=mlx-c", include.display()));
+    // half.h has its types on some processors only: src/half.rs has them on all.
+    build.define("MLX_HALF_H", None);
+    if env::var_os("MACOSX_DEPLOYMENT_TARGET").is_none() {
+        // MLX's own minimum; what rustc aims at is older than std::format.
+        build.env("MACOSX_DEPLOYMENT_TARGET", "14.0");
+    }
+    let tool = build.try_get_compiler().map_err(|error| no_compiler(&error.to_string()))?;
+    Ok(tool.to_command())
+}
+
 /// What the compiler says it is.
-fn version(compiler: &Path) -> Result<Vec<u8>> {
-    let output = Command::new(compiler).arg("--version").output();
-    Ok(output.map_err(|error| no_compiler(&format!("{}: {error}", compiler.display())))?.stdout)
+fn version(compiler: &Command) -> Result<String> {
+    let output = Command::new(compiler.get_program()).arg("--version").output();
+    let output =
+        output.map_err(|error| no_compiler(&format!("{}: {error}", compiler.get_program().display())))?;
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// A number that changes with whatever the library is made of.
+fn key(parts: &[&str]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    parts.hash(&mut hasher);
+    // These two hold the other half of the command, and a source.
+    (include_str!("mlxc.rs"), include_str!("../native/format.h")).hash(&mut hasher);
+    hasher.finish()
+}
+
+/// What a compiler's complaint comes down to.
+fn explain(compiler: &Command, stderr: &str) -> String {
+    let errors: Vec<_> = stderr.lines().filter(|line| line.contains("error")).take(5).collect();
+    format!(
+        "{} cannot compile mlx-c over MLX, which takes C++20 (g++ 11 or clang++ 15, or newer; CXX names another compiler):\n{}",
+        compiler.get_program().display(),
+        if errors.is_empty() { stderr.trim().to_owned() } else { errors.join("\n") }
+    )
 }
 
 fn no_compiler(reason: &str) -> String {

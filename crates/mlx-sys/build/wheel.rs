@@ -37,7 +37,7 @@ pub(crate) fn locate() -> Result<Mlx> {
     }
     let cache = cache()?.join(VERSION);
     if let Some(root) = env::var_os("MLX_ROOT").filter(|root| !root.is_empty()) {
-        return in_folder(PathBuf::from(root), cache.join("root"));
+        return in_folder(Path::new(&root), cache.join("root"));
     }
     let wheel = Wheel::for_this_machine()?;
     let home = cache.join(wheel.name());
@@ -65,7 +65,7 @@ pub(crate) fn locate() -> Result<Mlx> {
 const ORIGIN: &str = if cfg!(target_os = "macos") { "@loader_path" } else { "$ORIGIN" };
 
 /// An MLX that the user built or unpacked.
-fn in_folder(root: PathBuf, home: PathBuf) -> Result<Mlx> {
+fn in_folder(root: &Path, home: PathBuf) -> Result<Mlx> {
     let root = root.canonicalize().map_err(|error| format!("MLX_ROOT is {}: {error}", root.display()))?;
     let lib = root.join("lib");
     let mlx = Mlx { include: root.join("include"), rpath: lib.display().to_string(), lib, home };
@@ -298,4 +298,81 @@ fn run(command: &mut Command) -> Result<Output> {
              install python3-pip`), or set MLX_ROOT to a folder with MLX's include/ and lib/."
         )
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_drivers_release_picks_the_wheel() {
+        let text = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.82.07  Fri Aug  1 00:00:00 UTC 2025\n\
+                    GCC version:  gcc version 12.2.0\n";
+        let open = "NVRM version: NVIDIA UNIX Open Kernel Module for aarch64  550.54.14  Release Build\n";
+        assert_eq!(driver_release(text), Some(580));
+        assert_eq!(driver_release(open), Some(550));
+        assert_eq!(driver_release("GCC version:  gcc version 12.2.0\n"), None);
+        assert_eq!(Wheel::for_driver(Some(595)), Wheel::Cuda13);
+        assert_eq!(Wheel::for_driver(Some(580)), Wheel::Cuda13);
+        assert_eq!(Wheel::for_driver(Some(579)), Wheel::Cuda12);
+        assert_eq!(Wheel::for_driver(Some(535)), Wheel::Cpu);
+        assert_eq!(Wheel::for_driver(None), Wheel::Cpu);
+    }
+
+    #[test]
+    fn the_version_is_read_from_the_header() {
+        let header =
+            "#define MLX_VERSION_MAJOR 0\n#define MLX_VERSION_MINOR 32\n#define MLX_VERSION_PATCH 2\n";
+        assert_eq!(version(header).as_deref(), Some("0.32.2"));
+        assert_eq!(version("#define MLX_VERSION_MAJOR 0\n"), None);
+    }
+
+    #[test]
+    fn every_complaint_of_pips_says_what_to_do() {
+        let missing = Wheel::Cpu.explain("/usr/bin/python3: No module named pip\n");
+        assert!(missing.contains("apt-get install python3-pip") && missing.contains("MLX_ROOT"), "{missing}");
+        let other = "ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE.\n    mlx-cpu==0.32.2:\n  \
+                     Expected sha256 00\n     Got        fc5d31\n";
+        let other = Wheel::Cpu.explain(other);
+        assert!(other.contains("fc5d31") && other.contains("wheels/mlx-cpu.txt"), "{other}");
+        let unreachable = Wheel::Metal.explain(
+            "WARNING: Retrying\nERROR: Could not find a version that satisfies the requirement mlx-metal==0.32.2\n\
+             ERROR: No matching distribution found for mlx-metal==0.32.2\n",
+        );
+        assert!(
+            unreachable.contains("No matching distribution") && unreachable.contains("PIP_INDEX_URL"),
+            "{unreachable}"
+        );
+    }
+
+    #[test]
+    fn a_folder_that_is_no_mlx_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let refusal = |folder: &Path| in_folder(folder, PathBuf::new()).unwrap_err();
+        assert!(refusal(&folder.path().join("absent")).contains("MLX_ROOT is"));
+        assert!(refusal(folder.path()).contains("include/mlx and lib"));
+
+        let mlx = folder.path().join("include/mlx");
+        fs::create_dir_all(&mlx).unwrap();
+        let header =
+            "#define MLX_VERSION_MAJOR 0\n#define MLX_VERSION_MINOR 31\n#define MLX_VERSION_PATCH 0\n";
+        fs::write(mlx.join("version.h"), header).unwrap();
+        fs::create_dir_all(folder.path().join("lib")).unwrap();
+        for name in ["libmlx.so", "libmlx.dylib"] {
+            fs::write(folder.path().join("lib").join(name), "").unwrap();
+        }
+        assert!(refusal(folder.path()).contains("holds MLX 0.31.0: mlx-rs 0.33 needs 0.32.2"));
+
+        fs::write(mlx.join("version.h"), header.replace("31", "32").replace("PATCH 0", "PATCH 2")).unwrap();
+        assert!(in_folder(folder.path(), PathBuf::new()).is_ok());
+    }
+
+    #[test]
+    fn every_wheel_is_pinned() {
+        for wheel in [Wheel::Cpu, Wheel::Cuda12, Wheel::Cuda13, Wheel::Metal] {
+            let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("wheels/{}.txt", wheel.name()));
+            let pins = fs::read_to_string(file).unwrap();
+            assert!(pins.contains(&format!("{}=={VERSION} \\\n    --hash=sha256:", wheel.name())), "{pins}");
+        }
+    }
 }

@@ -30,26 +30,26 @@ pub type mlx_optional_dtype = mlx_optional_dtype_;
 /// A MLX device object.
 pub type mlx_device = mlx_device_;
 /** A MLX vector of strings.
-Forward declaration to avoid circular references.*/
+ Forward declaration to avoid circular references.*/
 pub type mlx_vector_string = mlx_vector_string_;
 /// Device type.
 pub type mlx_device_type_ = ::std::os::raw::c_uint;
 /** A MLX device info object.
-Contains key-value pairs with device properties.
-Keys vary by backend but common keys include:
-  - device_name (string): Device name
-  - architecture (string): Architecture identifier
-Additional keys may be present depending on the backend.*/
+ Contains key-value pairs with device properties.
+ Keys vary by backend but common keys include:
+   - device_name (string): Device name
+   - architecture (string): Architecture identifier
+ Additional keys may be present depending on the backend.*/
 pub type mlx_device_info = mlx_device_info_;
 /// A MLX stream object.
 pub type mlx_stream = mlx_stream_;
 /** A per-thread stream object.
 
-The same thread-local stream can be used from any number of threads; the
-stream's GPU command encoder is registered once per thread.*/
+ The same thread-local stream can be used from any number of threads; the
+ stream's GPU command encoder is registered once per thread.*/
 pub type mlx_stream_thread_local = mlx_stream_thread_local_;
 /** A vector of mlx_stream.
-Forward declaration to avoid circular references.*/
+ Forward declaration to avoid circular references.*/
 pub type mlx_vector_stream = mlx_vector_stream_;
 /// A vector of array.
 pub type mlx_vector_array = mlx_vector_array_;
@@ -79,7 +79,10 @@ pub type mlx_compile_mode_ = ::std::os::raw::c_uint;
 pub type mlx_compile_cache = mlx_compile_cache_;
 #[doc = " \\defgroup mlx_error Error management\n/\n/**@{"]
 pub type mlx_error_handler_func = ::std::option::Option<
-    unsafe extern "C" fn(msg: *const ::std::os::raw::c_char, data: *mut ::std::os::raw::c_void),
+    unsafe extern "C" fn(
+        msg: *const ::std::os::raw::c_char,
+        data: *mut ::std::os::raw::c_void,
+    ),
 >;
 pub type mlx_function_exporter = mlx_function_exporter_;
 pub type mlx_imported_function = mlx_imported_function_;
@@ -163,11 +166,11 @@ pub struct mlx_device_ {
     pub ctx: *mut ::std::os::raw::c_void,
 }
 /** A MLX device info object.
-Contains key-value pairs with device properties.
-Keys vary by backend but common keys include:
-  - device_name (string): Device name
-  - architecture (string): Architecture identifier
-Additional keys may be present depending on the backend.*/
+ Contains key-value pairs with device properties.
+ Keys vary by backend but common keys include:
+   - device_name (string): Device name
+   - architecture (string): Architecture identifier
+ Additional keys may be present depending on the backend.*/
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct mlx_device_info_ {
@@ -181,8 +184,8 @@ pub struct mlx_stream_ {
 }
 /** A per-thread stream object.
 
-The same thread-local stream can be used from any number of threads; the
-stream's GPU command encoder is registered once per thread.*/
+ The same thread-local stream can be used from any number of threads; the
+ stream's GPU command encoder is registered once per thread.*/
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct mlx_stream_thread_local_ {
@@ -271,9 +274,15 @@ pub struct mlx_io_writer_ {
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct mlx_io_vtable_ {
-    pub is_open: ::std::option::Option<unsafe extern "C" fn(arg1: *mut ::std::os::raw::c_void) -> bool>,
-    pub good: ::std::option::Option<unsafe extern "C" fn(arg1: *mut ::std::os::raw::c_void) -> bool>,
-    pub tell: ::std::option::Option<unsafe extern "C" fn(arg1: *mut ::std::os::raw::c_void) -> usize>,
+    pub is_open: ::std::option::Option<
+        unsafe extern "C" fn(arg1: *mut ::std::os::raw::c_void) -> bool,
+    >,
+    pub good: ::std::option::Option<
+        unsafe extern "C" fn(arg1: *mut ::std::os::raw::c_void) -> bool,
+    >,
+    pub tell: ::std::option::Option<
+        unsafe extern "C" fn(arg1: *mut ::std::os::raw::c_void) -> usize,
+    >,
     pub seek: ::std::option::Option<
         unsafe extern "C" fn(
             arg1: *mut ::std::os::raw::c_void,
@@ -304,9 +313,13 @@ pub struct mlx_io_vtable_ {
         ) -> usize,
     >,
     pub label: ::std::option::Option<
-        unsafe extern "C" fn(arg1: *mut ::std::os::raw::c_void) -> *const ::std::os::raw::c_char,
+        unsafe extern "C" fn(
+            arg1: *mut ::std::os::raw::c_void,
+        ) -> *const ::std::os::raw::c_char,
     >,
-    pub free: ::std::option::Option<unsafe extern "C" fn(arg1: *mut ::std::os::raw::c_void)>,
+    pub free: ::std::option::Option<
+        unsafe extern "C" fn(arg1: *mut ::std::os::raw::c_void),
+    >,
 }
 /// A MLX GGUF object.
 #[repr(C)]
@@ -378,12 +391,12 @@ pub const mlx_compile_mode__MLX_COMPILE_MODE_ENABLED: mlx_compile_mode_ = 3;
 pub const mlx_fft_norm__MLX_FFT_NORM_BACKWARD: mlx_fft_norm_ = 0;
 pub const mlx_fft_norm__MLX_FFT_NORM_ORTHO: mlx_fft_norm_ = 1;
 pub const mlx_fft_norm__MLX_FFT_NORM_FORWARD: mlx_fft_norm_ = 2;
-#[doc = " \\defgroup compile Compilation operations\n/\n/**@{"]
-pub use self::mlx_compile_mode_ as mlx_compile_mode;
-/// Device type.
-pub use self::mlx_device_type_ as mlx_device_type;
 /// Array element type.
 pub use self::mlx_dtype_ as mlx_dtype;
+/// Device type.
+pub use self::mlx_device_type_ as mlx_device_type;
+#[doc = " \\defgroup compile Compilation operations\n/\n/**@{"]
+pub use self::mlx_compile_mode_ as mlx_compile_mode;
 #[doc = " \\defgroup fft FFT operations\n/\n/**@{"]
 pub use self::mlx_fft_norm_ as mlx_fft_norm;
 unsafe extern "C" {
@@ -392,9 +405,12 @@ unsafe extern "C" {
     /// Returns a new string, copying contents from `str`, which must end with `\0`.
     pub fn mlx_string_new_data(str_: *const ::std::os::raw::c_char) -> mlx_string;
     /// Set string to src string.
-    pub fn mlx_string_set(str_: *mut mlx_string, src: mlx_string) -> ::std::os::raw::c_int;
+    pub fn mlx_string_set(
+        str_: *mut mlx_string,
+        src: mlx_string,
+    ) -> ::std::os::raw::c_int;
     /** Returns a pointer to the string contents.
-    The pointer is valid for the life duration of the string.*/
+ The pointer is valid for the life duration of the string.*/
     pub fn mlx_string_data(str_: mlx_string) -> *const ::std::os::raw::c_char;
     /// Free string.
     pub fn mlx_string_free(str_: mlx_string) -> ::std::os::raw::c_int;
@@ -402,7 +418,10 @@ unsafe extern "C" {
     /// Size of given mlx_dtype datatype in bytes.
     pub fn mlx_dtype_size(dtype: mlx_dtype) -> usize;
     /// Get array description.
-    pub fn mlx_array_tostring(str_: *mut mlx_string, arr: mlx_array) -> ::std::os::raw::c_int;
+    pub fn mlx_array_tostring(
+        str_: *mut mlx_string,
+        arr: mlx_array,
+    ) -> ::std::os::raw::c_int;
     /// New empty array.
     pub fn mlx_array_new() -> mlx_array;
     /// Free an array.
@@ -414,20 +433,20 @@ unsafe extern "C" {
     /// New array from a float32 scalar.
     pub fn mlx_array_new_float32(val: f32) -> mlx_array;
     /** New array from a float scalar.
-    Same as float32.*/
+ Same as float32.*/
     pub fn mlx_array_new_float(val: f32) -> mlx_array;
     /// New array from a float64 scalar.
     pub fn mlx_array_new_float64(val: f64) -> mlx_array;
     /** New array from a double scalar.
-    Same as float64.*/
+ Same as float64.*/
     pub fn mlx_array_new_double(val: f64) -> mlx_array;
     /// New array from a complex scalar.
     pub fn mlx_array_new_complex(real_val: f32, imag_val: f32) -> mlx_array;
     /** New array from existing buffer.
-    @param data A buffer which will be copied.
-    @param shape Shape of the array.
-    @param dim Number of dimensions (size of `shape`).
-    @param dtype Type of array elements.*/
+ @param data A buffer which will be copied.
+ @param shape Shape of the array.
+ @param dim Number of dimensions (size of `shape`).
+ @param dtype Type of array elements.*/
     pub fn mlx_array_new_data(
         data: *const ::std::os::raw::c_void,
         shape: *const ::std::os::raw::c_int,
@@ -435,40 +454,47 @@ unsafe extern "C" {
         dtype: mlx_dtype,
     ) -> mlx_array;
     /** New array from existing buffer.
-    @param data A buffer which will be copied.
-    @param shape Shape of the array.
-    @param dim Number of dimensions (size of `shape`).
-    @param dtype Type of array elements.
-    @param dtor Callback for when the buffer is no longer needed.*/
+ @param data A buffer which will be copied.
+ @param shape Shape of the array.
+ @param dim Number of dimensions (size of `shape`).
+ @param dtype Type of array elements.
+ @param dtor Callback for when the buffer is no longer needed.*/
     pub fn mlx_array_new_data_managed(
         data: *mut ::std::os::raw::c_void,
         shape: *const ::std::os::raw::c_int,
         dim: ::std::os::raw::c_int,
         dtype: mlx_dtype,
-        dtor: ::std::option::Option<unsafe extern "C" fn(arg1: *mut ::std::os::raw::c_void)>,
+        dtor: ::std::option::Option<
+            unsafe extern "C" fn(arg1: *mut ::std::os::raw::c_void),
+        >,
     ) -> mlx_array;
     /** New array from existing buffer.
-    @param data A buffer which will be copied.
-    @param shape Shape of the array.
-    @param dim Number of dimensions (size of `shape`).
-    @param dtype Type of array elements.
-    @param payload Payload pointer passed to the `dtor` callback instead of
-    `data`.
-    @param dtor Callback for when the buffer is no longer needed.*/
+ @param data A buffer which will be copied.
+ @param shape Shape of the array.
+ @param dim Number of dimensions (size of `shape`).
+ @param dtype Type of array elements.
+ @param payload Payload pointer passed to the `dtor` callback instead of
+ `data`.
+ @param dtor Callback for when the buffer is no longer needed.*/
     pub fn mlx_array_new_data_managed_payload(
         data: *mut ::std::os::raw::c_void,
         shape: *const ::std::os::raw::c_int,
         dim: ::std::os::raw::c_int,
         dtype: mlx_dtype,
         payload: *mut ::std::os::raw::c_void,
-        dtor: ::std::option::Option<unsafe extern "C" fn(arg1: *mut ::std::os::raw::c_void)>,
+        dtor: ::std::option::Option<
+            unsafe extern "C" fn(arg1: *mut ::std::os::raw::c_void),
+        >,
     ) -> mlx_array;
     /// Set array to provided src array.
     pub fn mlx_array_set(arr: *mut mlx_array, src: mlx_array) -> ::std::os::raw::c_int;
     /// Set array to a bool scalar.
     pub fn mlx_array_set_bool(arr: *mut mlx_array, val: bool) -> ::std::os::raw::c_int;
     /// Set array to a int scalar.
-    pub fn mlx_array_set_int(arr: *mut mlx_array, val: ::std::os::raw::c_int) -> ::std::os::raw::c_int;
+    pub fn mlx_array_set_int(
+        arr: *mut mlx_array,
+        val: ::std::os::raw::c_int,
+    ) -> ::std::os::raw::c_int;
     /// Set array to a float32 scalar.
     pub fn mlx_array_set_float32(arr: *mut mlx_array, val: f32) -> ::std::os::raw::c_int;
     /// Set array to a float scalar.
@@ -478,13 +504,17 @@ unsafe extern "C" {
     /// Set array to a double scalar.
     pub fn mlx_array_set_double(arr: *mut mlx_array, val: f64) -> ::std::os::raw::c_int;
     /// Set array to a complex scalar.
-    pub fn mlx_array_set_complex(arr: *mut mlx_array, real_val: f32, imag_val: f32) -> ::std::os::raw::c_int;
+    pub fn mlx_array_set_complex(
+        arr: *mut mlx_array,
+        real_val: f32,
+        imag_val: f32,
+    ) -> ::std::os::raw::c_int;
     /** Set array to specified data and shape.
-    @param arr Destination array.
-    @param data A buffer which will be copied.
-    @param shape Shape of the array.
-    @param dim Number of dimensions (size of `shape`).
-    @param dtype Type of array elements.*/
+ @param arr Destination array.
+ @param data A buffer which will be copied.
+ @param shape Shape of the array.
+ @param dim Number of dimensions (size of `shape`).
+ @param dtype Type of array elements.*/
     pub fn mlx_array_set_data(
         arr: *mut mlx_array,
         data: *const ::std::os::raw::c_void,
@@ -501,13 +531,16 @@ unsafe extern "C" {
     /// The array's dimension.
     pub fn mlx_array_ndim(arr: mlx_array) -> usize;
     /** The shape of the array.
-    Returns: a pointer to the sizes of each dimension.*/
+ Returns: a pointer to the sizes of each dimension.*/
     pub fn mlx_array_shape(arr: mlx_array) -> *const ::std::os::raw::c_int;
     /** The strides of the array.
-    Returns: a pointer to the sizes of each dimension.*/
+ Returns: a pointer to the sizes of each dimension.*/
     pub fn mlx_array_strides(arr: mlx_array) -> *const usize;
     /// The shape of the array in a particular dimension.
-    pub fn mlx_array_dim(arr: mlx_array, dim: ::std::os::raw::c_int) -> ::std::os::raw::c_int;
+    pub fn mlx_array_dim(
+        arr: mlx_array,
+        dim: ::std::os::raw::c_int,
+    ) -> ::std::os::raw::c_int;
     /// The array element type.
     pub fn mlx_array_dtype(arr: mlx_array) -> mlx_dtype;
     /// Evaluate the array.
@@ -531,62 +564,83 @@ unsafe extern "C" {
     /// Access the value of a scalar array.
     pub fn mlx_array_item_int64(res: *mut i64, arr: mlx_array) -> ::std::os::raw::c_int;
     /// Access the value of a scalar array.
-    pub fn mlx_array_item_float32(res: *mut f32, arr: mlx_array) -> ::std::os::raw::c_int;
+    pub fn mlx_array_item_float32(
+        res: *mut f32,
+        arr: mlx_array,
+    ) -> ::std::os::raw::c_int;
     /// Access the value of a scalar array.
-    pub fn mlx_array_item_float64(res: *mut f64, arr: mlx_array) -> ::std::os::raw::c_int;
+    pub fn mlx_array_item_float64(
+        res: *mut f64,
+        arr: mlx_array,
+    ) -> ::std::os::raw::c_int;
     /// Access the value of a scalar array.
-    pub fn mlx_array_item_complex64(res: *mut mlx_complex64_t, arr: mlx_array) -> ::std::os::raw::c_int;
+    pub fn mlx_array_item_complex64(
+        res: *mut mlx_complex64_t,
+        arr: mlx_array,
+    ) -> ::std::os::raw::c_int;
     /** Returns a pointer to the array data, cast to `bool*`.
-    Array must be evaluated, otherwise returns NULL.*/
+ Array must be evaluated, otherwise returns NULL.*/
     pub fn mlx_array_data_bool(arr: mlx_array) -> *const bool;
     /** Returns a pointer to the array data, cast to `uint8_t*`.
-    Array must be evaluated, otherwise returns NULL.*/
+ Array must be evaluated, otherwise returns NULL.*/
     pub fn mlx_array_data_uint8(arr: mlx_array) -> *const u8;
     /** Returns a pointer to the array data, cast to `uint16_t*`.
-    Array must be evaluated, otherwise returns NULL.*/
+ Array must be evaluated, otherwise returns NULL.*/
     pub fn mlx_array_data_uint16(arr: mlx_array) -> *const u16;
     /** Returns a pointer to the array data, cast to `uint32_t*`.
-    Array must be evaluated, otherwise returns NULL.*/
+ Array must be evaluated, otherwise returns NULL.*/
     pub fn mlx_array_data_uint32(arr: mlx_array) -> *const u32;
     /** Returns a pointer to the array data, cast to `uint64_t*`.
-    Array must be evaluated, otherwise returns NULL.*/
+ Array must be evaluated, otherwise returns NULL.*/
     pub fn mlx_array_data_uint64(arr: mlx_array) -> *const u64;
     /** Returns a pointer to the array data, cast to `int8_t*`.
-    Array must be evaluated, otherwise returns NULL.*/
+ Array must be evaluated, otherwise returns NULL.*/
     pub fn mlx_array_data_int8(arr: mlx_array) -> *const i8;
     /** Returns a pointer to the array data, cast to `int16_t*`.
-    Array must be evaluated, otherwise returns NULL.*/
+ Array must be evaluated, otherwise returns NULL.*/
     pub fn mlx_array_data_int16(arr: mlx_array) -> *const i16;
     /** Returns a pointer to the array data, cast to `int32_t*`.
-    Array must be evaluated, otherwise returns NULL.*/
+ Array must be evaluated, otherwise returns NULL.*/
     pub fn mlx_array_data_int32(arr: mlx_array) -> *const i32;
     /** Returns a pointer to the array data, cast to `int64_t*`.
-    Array must be evaluated, otherwise returns NULL.*/
+ Array must be evaluated, otherwise returns NULL.*/
     pub fn mlx_array_data_int64(arr: mlx_array) -> *const i64;
     /** Returns a pointer to the array data, cast to `float32*`.
-    Array must be evaluated, otherwise returns NULL.*/
+ Array must be evaluated, otherwise returns NULL.*/
     pub fn mlx_array_data_float32(arr: mlx_array) -> *const f32;
     /** Returns a pointer to the array data, cast to `float64*`.
-    Array must be evaluated, otherwise returns NULL.*/
+ Array must be evaluated, otherwise returns NULL.*/
     pub fn mlx_array_data_float64(arr: mlx_array) -> *const f64;
     /** Returns a pointer to the array data, cast to `_Complex*`.
-    Array must be evaluated, otherwise returns NULL.*/
+ Array must be evaluated, otherwise returns NULL.*/
     pub fn mlx_array_data_complex64(arr: mlx_array) -> *const mlx_complex64_t;
     /** Check if the array is available.
-    Internal function: use at your own risk.*/
-    pub fn _mlx_array_is_available(res: *mut bool, arr: mlx_array) -> ::std::os::raw::c_int;
+ Internal function: use at your own risk.*/
+    pub fn _mlx_array_is_available(
+        res: *mut bool,
+        arr: mlx_array,
+    ) -> ::std::os::raw::c_int;
     /** Wait on the array to be available. After this `_mlx_array_is_available`
-    returns `true`. Internal function: use at your own risk.*/
+ returns `true`. Internal function: use at your own risk.*/
     pub fn _mlx_array_wait(arr: mlx_array) -> ::std::os::raw::c_int;
     /** Whether the array is contiguous in memory.
-    Internal function: use at your own risk.*/
-    pub fn _mlx_array_is_contiguous(res: *mut bool, arr: mlx_array) -> ::std::os::raw::c_int;
+ Internal function: use at your own risk.*/
+    pub fn _mlx_array_is_contiguous(
+        res: *mut bool,
+        arr: mlx_array,
+    ) -> ::std::os::raw::c_int;
     /** Whether the array's rows are contiguous in memory.
-    Internal function: use at your own risk.*/
-    pub fn _mlx_array_is_row_contiguous(res: *mut bool, arr: mlx_array) -> ::std::os::raw::c_int;
+ Internal function: use at your own risk.*/
+    pub fn _mlx_array_is_row_contiguous(
+        res: *mut bool,
+        arr: mlx_array,
+    ) -> ::std::os::raw::c_int;
     /** Whether the array's columns are contiguous in memory.
-    Internal function: use at your own risk.*/
-    pub fn _mlx_array_is_col_contiguous(res: *mut bool, arr: mlx_array) -> ::std::os::raw::c_int;
+ Internal function: use at your own risk.*/
+    pub fn _mlx_array_is_col_contiguous(
+        res: *mut bool,
+        arr: mlx_array,
+    ) -> ::std::os::raw::c_int;
     /// Returns a new empty string-to-array map.
     pub fn mlx_map_string_to_array_new() -> mlx_map_string_to_array;
     /// Set map to provided src map.
@@ -595,7 +649,9 @@ unsafe extern "C" {
         src: mlx_map_string_to_array,
     ) -> ::std::os::raw::c_int;
     /// Free a string-to-array map.
-    pub fn mlx_map_string_to_array_free(map: mlx_map_string_to_array) -> ::std::os::raw::c_int;
+    pub fn mlx_map_string_to_array_free(
+        map: mlx_map_string_to_array,
+    ) -> ::std::os::raw::c_int;
     /// Insert a new `value` at the specified `key` in the map.
     pub fn mlx_map_string_to_array_insert(
         map: mlx_map_string_to_array,
@@ -630,7 +686,9 @@ unsafe extern "C" {
         src: mlx_map_string_to_string,
     ) -> ::std::os::raw::c_int;
     /// Free a string-to-string map.
-    pub fn mlx_map_string_to_string_free(map: mlx_map_string_to_string) -> ::std::os::raw::c_int;
+    pub fn mlx_map_string_to_string_free(
+        map: mlx_map_string_to_string,
+    ) -> ::std::os::raw::c_int;
     /// Insert a new `value` at the specified `key` in the map.
     pub fn mlx_map_string_to_string_insert(
         map: mlx_map_string_to_string,
@@ -660,25 +718,43 @@ unsafe extern "C" {
     /// Returns a new empty device.
     pub fn mlx_device_new() -> mlx_device;
     /// Returns a new device of specified `type`, with specified `index`.
-    pub fn mlx_device_new_type(type_: mlx_device_type, index: ::std::os::raw::c_int) -> mlx_device;
+    pub fn mlx_device_new_type(
+        type_: mlx_device_type,
+        index: ::std::os::raw::c_int,
+    ) -> mlx_device;
     /// Free a device.
     pub fn mlx_device_free(dev: mlx_device) -> ::std::os::raw::c_int;
     /// Set device to provided src device.
-    pub fn mlx_device_set(dev: *mut mlx_device, src: mlx_device) -> ::std::os::raw::c_int;
+    pub fn mlx_device_set(
+        dev: *mut mlx_device,
+        src: mlx_device,
+    ) -> ::std::os::raw::c_int;
     /// Get device description.
-    pub fn mlx_device_tostring(str_: *mut mlx_string, dev: mlx_device) -> ::std::os::raw::c_int;
+    pub fn mlx_device_tostring(
+        str_: *mut mlx_string,
+        dev: mlx_device,
+    ) -> ::std::os::raw::c_int;
     /// Check if devices are the same.
     pub fn mlx_device_equal(lhs: mlx_device, rhs: mlx_device) -> bool;
     /// Returns the index of the device.
-    pub fn mlx_device_get_index(index: *mut ::std::os::raw::c_int, dev: mlx_device) -> ::std::os::raw::c_int;
+    pub fn mlx_device_get_index(
+        index: *mut ::std::os::raw::c_int,
+        dev: mlx_device,
+    ) -> ::std::os::raw::c_int;
     /// Returns the type of the device.
-    pub fn mlx_device_get_type(type_: *mut mlx_device_type, dev: mlx_device) -> ::std::os::raw::c_int;
+    pub fn mlx_device_get_type(
+        type_: *mut mlx_device_type,
+        dev: mlx_device,
+    ) -> ::std::os::raw::c_int;
     /// Returns the default MLX device.
     pub fn mlx_get_default_device(dev: *mut mlx_device) -> ::std::os::raw::c_int;
     /// Set the default MLX device.
     pub fn mlx_set_default_device(dev: mlx_device) -> ::std::os::raw::c_int;
     /// Check if device is available.
-    pub fn mlx_device_is_available(avail: *mut bool, dev: mlx_device) -> ::std::os::raw::c_int;
+    pub fn mlx_device_is_available(
+        avail: *mut bool,
+        dev: mlx_device,
+    ) -> ::std::os::raw::c_int;
     /// Get the number of available devices for a device type.
     pub fn mlx_device_count(
         count: *mut ::std::os::raw::c_int,
@@ -687,41 +763,44 @@ unsafe extern "C" {
     /// Returns a new empty device info object.
     pub fn mlx_device_info_new() -> mlx_device_info;
     /// Get device information for a device.
-    pub fn mlx_device_info_get(info: *mut mlx_device_info, dev: mlx_device) -> ::std::os::raw::c_int;
+    pub fn mlx_device_info_get(
+        info: *mut mlx_device_info,
+        dev: mlx_device,
+    ) -> ::std::os::raw::c_int;
     /// Free a device info object.
     pub fn mlx_device_info_free(info: mlx_device_info) -> ::std::os::raw::c_int;
     /** Check if a key exists in the device info.
-    Returns 0 on success, 1 on error.
-    Sets *exists to true if the key exists, false otherwise.*/
+ Returns 0 on success, 1 on error.
+ Sets *exists to true if the key exists, false otherwise.*/
     pub fn mlx_device_info_has_key(
         exists: *mut bool,
         info: mlx_device_info,
         key: *const ::std::os::raw::c_char,
     ) -> ::std::os::raw::c_int;
     /** Check if a value is a string type.
-    Returns 0 on success, 1 on error.
-    Sets *is_string to true if the value is a string, false if it's a size_t.*/
+ Returns 0 on success, 1 on error.
+ Sets *is_string to true if the value is a string, false if it's a size_t.*/
     pub fn mlx_device_info_is_string(
         is_string: *mut bool,
         info: mlx_device_info,
         key: *const ::std::os::raw::c_char,
     ) -> ::std::os::raw::c_int;
     /** Get a string value from device info.
-    Returns 0 on success, 1 on error, 2 if key not found or wrong type.*/
+ Returns 0 on success, 1 on error, 2 if key not found or wrong type.*/
     pub fn mlx_device_info_get_string(
         value: *mut *const ::std::os::raw::c_char,
         info: mlx_device_info,
         key: *const ::std::os::raw::c_char,
     ) -> ::std::os::raw::c_int;
     /** Get a size_t value from device info.
-    Returns 0 on success, 1 on error, 2 if key not found or wrong type.*/
+ Returns 0 on success, 1 on error, 2 if key not found or wrong type.*/
     pub fn mlx_device_info_get_size(
         value: *mut usize,
         info: mlx_device_info,
         key: *const ::std::os::raw::c_char,
     ) -> ::std::os::raw::c_int;
     /** Get all keys from device info.
-    Returns 0 on success, 1 on error.*/
+ Returns 0 on success, 1 on error.*/
     pub fn mlx_device_info_get_keys(
         keys: *mut mlx_vector_string,
         info: mlx_device_info,
@@ -732,18 +811,18 @@ unsafe extern "C" {
     pub fn mlx_stream_new_device(dev: mlx_device) -> mlx_stream;
     /** Returns a new stream on a device that can be used from any thread.
 
-    Streams are otherwise thread affine: a stream's GPU command encoder is
-    registered per thread, so evaluating on a stream from a thread other than
-    the one that created it fails. Streams returned here are registered
-    globally instead.
+ Streams are otherwise thread affine: a stream's GPU command encoder is
+ registered per thread, so evaluating on a stream from a thread other than
+ the one that created it fails. Streams returned here are registered
+ globally instead.
 
-    MLX applies no synchronization to these streams -- it is the caller's
-    responsibility to ensure there are no data races on them.*/
+ MLX applies no synchronization to these streams -- it is the caller's
+ responsibility to ensure there are no data races on them.*/
     pub fn mlx_stream_new_thread_unsafe(dev: mlx_device) -> mlx_stream;
     /** Returns a new per-thread stream on a device.
 
-    Streams created this way are unique per thread: evaluating the same
-    `mlx_stream_thread_local` from different threads yields distinct streams.*/
+ Streams created this way are unique per thread: evaluating the same
+ `mlx_stream_thread_local` from different threads yields distinct streams.*/
     pub fn mlx_stream_thread_local_new(dev: mlx_device) -> mlx_stream_thread_local;
     /// Set a per-thread stream to the provided src stream.
     pub fn mlx_stream_thread_local_set(
@@ -751,9 +830,11 @@ unsafe extern "C" {
         src: mlx_stream_thread_local,
     ) -> ::std::os::raw::c_int;
     /// Free a per-thread stream.
-    pub fn mlx_stream_thread_local_free(tls: mlx_stream_thread_local) -> ::std::os::raw::c_int;
+    pub fn mlx_stream_thread_local_free(
+        tls: mlx_stream_thread_local,
+    ) -> ::std::os::raw::c_int;
     /** Returns the concrete stream backing a per-thread stream on the current
-    thread.*/
+ thread.*/
     pub fn mlx_stream_from_thread_local(
         res: *mut mlx_stream,
         tls: mlx_stream_thread_local,
@@ -761,15 +842,24 @@ unsafe extern "C" {
     /// Get the vector of available streams.
     pub fn mlx_get_streams(res: *mut mlx_vector_stream) -> ::std::os::raw::c_int;
     /// Set stream to provided src stream.
-    pub fn mlx_stream_set(stream: *mut mlx_stream, src: mlx_stream) -> ::std::os::raw::c_int;
+    pub fn mlx_stream_set(
+        stream: *mut mlx_stream,
+        src: mlx_stream,
+    ) -> ::std::os::raw::c_int;
     /// Free a stream.
     pub fn mlx_stream_free(stream: mlx_stream) -> ::std::os::raw::c_int;
     /// Get stream description.
-    pub fn mlx_stream_tostring(str_: *mut mlx_string, stream: mlx_stream) -> ::std::os::raw::c_int;
+    pub fn mlx_stream_tostring(
+        str_: *mut mlx_string,
+        stream: mlx_stream,
+    ) -> ::std::os::raw::c_int;
     /// Check if streams are the same.
     pub fn mlx_stream_equal(lhs: mlx_stream, rhs: mlx_stream) -> bool;
     /// Return the device of the stream.
-    pub fn mlx_stream_get_device(dev: *mut mlx_device, stream: mlx_stream) -> ::std::os::raw::c_int;
+    pub fn mlx_stream_get_device(
+        dev: *mut mlx_device,
+        stream: mlx_stream,
+    ) -> ::std::os::raw::c_int;
     /// Return the index of the stream.
     pub fn mlx_stream_get_index(
         index: *mut ::std::os::raw::c_int,
@@ -780,11 +870,16 @@ unsafe extern "C" {
     /// Synchronize with the default stream.
     pub fn mlx_synchronize_default() -> ::std::os::raw::c_int;
     /// Synchronize with the stream corresponding to the current thread.
-    pub fn mlx_synchronize_thread_local(tls: mlx_stream_thread_local) -> ::std::os::raw::c_int;
+    pub fn mlx_synchronize_thread_local(
+        tls: mlx_stream_thread_local,
+    ) -> ::std::os::raw::c_int;
     /// Destroy all streams created in the current thread.
     pub fn mlx_clear_streams() -> ::std::os::raw::c_int;
     /// Returns the default stream on the given device.
-    pub fn mlx_get_default_stream(stream: *mut mlx_stream, dev: mlx_device) -> ::std::os::raw::c_int;
+    pub fn mlx_get_default_stream(
+        stream: *mut mlx_stream,
+        dev: mlx_device,
+    ) -> ::std::os::raw::c_int;
     /// Set default stream.
     pub fn mlx_set_default_stream(stream: mlx_stream) -> ::std::os::raw::c_int;
     /// Returns the current default CPU stream.
@@ -792,22 +887,34 @@ unsafe extern "C" {
     /// Returns the current default GPU stream.
     pub fn mlx_default_gpu_stream_new() -> mlx_stream;
     pub fn mlx_vector_array_new() -> mlx_vector_array;
-    pub fn mlx_vector_array_set(vec: *mut mlx_vector_array, src: mlx_vector_array) -> ::std::os::raw::c_int;
+    pub fn mlx_vector_array_set(
+        vec: *mut mlx_vector_array,
+        src: mlx_vector_array,
+    ) -> ::std::os::raw::c_int;
     pub fn mlx_vector_array_free(vec: mlx_vector_array) -> ::std::os::raw::c_int;
-    pub fn mlx_vector_array_new_data(data: *const mlx_array, size: usize) -> mlx_vector_array;
+    pub fn mlx_vector_array_new_data(
+        data: *const mlx_array,
+        size: usize,
+    ) -> mlx_vector_array;
     pub fn mlx_vector_array_new_value(val: mlx_array) -> mlx_vector_array;
     pub fn mlx_vector_array_set_data(
         vec: *mut mlx_vector_array,
         data: *const mlx_array,
         size: usize,
     ) -> ::std::os::raw::c_int;
-    pub fn mlx_vector_array_set_value(vec: *mut mlx_vector_array, val: mlx_array) -> ::std::os::raw::c_int;
+    pub fn mlx_vector_array_set_value(
+        vec: *mut mlx_vector_array,
+        val: mlx_array,
+    ) -> ::std::os::raw::c_int;
     pub fn mlx_vector_array_append_data(
         vec: mlx_vector_array,
         data: *const mlx_array,
         size: usize,
     ) -> ::std::os::raw::c_int;
-    pub fn mlx_vector_array_append_value(vec: mlx_vector_array, val: mlx_array) -> ::std::os::raw::c_int;
+    pub fn mlx_vector_array_append_value(
+        vec: mlx_vector_array,
+        val: mlx_array,
+    ) -> ::std::os::raw::c_int;
     pub fn mlx_vector_array_size(vec: mlx_vector_array) -> usize;
     pub fn mlx_vector_array_get(
         res: *mut mlx_array,
@@ -819,12 +926,16 @@ unsafe extern "C" {
         vec: *mut mlx_vector_vector_array,
         src: mlx_vector_vector_array,
     ) -> ::std::os::raw::c_int;
-    pub fn mlx_vector_vector_array_free(vec: mlx_vector_vector_array) -> ::std::os::raw::c_int;
+    pub fn mlx_vector_vector_array_free(
+        vec: mlx_vector_vector_array,
+    ) -> ::std::os::raw::c_int;
     pub fn mlx_vector_vector_array_new_data(
         data: *const mlx_vector_array,
         size: usize,
     ) -> mlx_vector_vector_array;
-    pub fn mlx_vector_vector_array_new_value(val: mlx_vector_array) -> mlx_vector_vector_array;
+    pub fn mlx_vector_vector_array_new_value(
+        val: mlx_vector_array,
+    ) -> mlx_vector_vector_array;
     pub fn mlx_vector_vector_array_set_data(
         vec: *mut mlx_vector_vector_array,
         data: *const mlx_vector_array,
@@ -850,9 +961,15 @@ unsafe extern "C" {
         idx: usize,
     ) -> ::std::os::raw::c_int;
     pub fn mlx_vector_int_new() -> mlx_vector_int;
-    pub fn mlx_vector_int_set(vec: *mut mlx_vector_int, src: mlx_vector_int) -> ::std::os::raw::c_int;
+    pub fn mlx_vector_int_set(
+        vec: *mut mlx_vector_int,
+        src: mlx_vector_int,
+    ) -> ::std::os::raw::c_int;
     pub fn mlx_vector_int_free(vec: mlx_vector_int) -> ::std::os::raw::c_int;
-    pub fn mlx_vector_int_new_data(data: *mut ::std::os::raw::c_int, size: usize) -> mlx_vector_int;
+    pub fn mlx_vector_int_new_data(
+        data: *mut ::std::os::raw::c_int,
+        size: usize,
+    ) -> mlx_vector_int;
     pub fn mlx_vector_int_new_value(val: ::std::os::raw::c_int) -> mlx_vector_int;
     pub fn mlx_vector_int_set_data(
         vec: *mut mlx_vector_int,
@@ -888,7 +1005,9 @@ unsafe extern "C" {
         data: *mut *const ::std::os::raw::c_char,
         size: usize,
     ) -> mlx_vector_string;
-    pub fn mlx_vector_string_new_value(val: *const ::std::os::raw::c_char) -> mlx_vector_string;
+    pub fn mlx_vector_string_new_value(
+        val: *const ::std::os::raw::c_char,
+    ) -> mlx_vector_string;
     pub fn mlx_vector_string_set_data(
         vec: *mut mlx_vector_string,
         data: *mut *const ::std::os::raw::c_char,
@@ -919,21 +1038,29 @@ unsafe extern "C" {
         src: mlx_vector_stream,
     ) -> ::std::os::raw::c_int;
     pub fn mlx_vector_stream_free(vec: mlx_vector_stream) -> ::std::os::raw::c_int;
-    pub fn mlx_vector_stream_new_data(data: *const mlx_stream, size: usize) -> mlx_vector_stream;
+    pub fn mlx_vector_stream_new_data(
+        data: *const mlx_stream,
+        size: usize,
+    ) -> mlx_vector_stream;
     pub fn mlx_vector_stream_new_value(val: mlx_stream) -> mlx_vector_stream;
     pub fn mlx_vector_stream_set_data(
         vec: *mut mlx_vector_stream,
         data: *const mlx_stream,
         size: usize,
     ) -> ::std::os::raw::c_int;
-    pub fn mlx_vector_stream_set_value(vec: *mut mlx_vector_stream, val: mlx_stream)
-    -> ::std::os::raw::c_int;
+    pub fn mlx_vector_stream_set_value(
+        vec: *mut mlx_vector_stream,
+        val: mlx_stream,
+    ) -> ::std::os::raw::c_int;
     pub fn mlx_vector_stream_append_data(
         vec: mlx_vector_stream,
         data: *const mlx_stream,
         size: usize,
     ) -> ::std::os::raw::c_int;
-    pub fn mlx_vector_stream_append_value(vec: mlx_vector_stream, val: mlx_stream) -> ::std::os::raw::c_int;
+    pub fn mlx_vector_stream_append_value(
+        vec: mlx_vector_stream,
+        val: mlx_stream,
+    ) -> ::std::os::raw::c_int;
     pub fn mlx_vector_stream_size(vec: mlx_vector_stream) -> usize;
     pub fn mlx_vector_stream_get(
         res: *mut mlx_stream,
@@ -959,9 +1086,14 @@ unsafe extern "C" {
             ) -> ::std::os::raw::c_int,
         >,
         payload: *mut ::std::os::raw::c_void,
-        dtor: ::std::option::Option<unsafe extern "C" fn(arg1: *mut ::std::os::raw::c_void)>,
+        dtor: ::std::option::Option<
+            unsafe extern "C" fn(arg1: *mut ::std::os::raw::c_void),
+        >,
     ) -> mlx_closure;
-    pub fn mlx_closure_set(cls: *mut mlx_closure, src: mlx_closure) -> ::std::os::raw::c_int;
+    pub fn mlx_closure_set(
+        cls: *mut mlx_closure,
+        src: mlx_closure,
+    ) -> ::std::os::raw::c_int;
     pub fn mlx_closure_apply(
         res: *mut mlx_vector_array,
         cls: mlx_closure,
@@ -969,7 +1101,10 @@ unsafe extern "C" {
     ) -> ::std::os::raw::c_int;
     pub fn mlx_closure_new_unary(
         fun: ::std::option::Option<
-            unsafe extern "C" fn(arg1: *mut mlx_array, arg2: mlx_array) -> ::std::os::raw::c_int,
+            unsafe extern "C" fn(
+                arg1: *mut mlx_array,
+                arg2: mlx_array,
+            ) -> ::std::os::raw::c_int,
         >,
     ) -> mlx_closure;
     pub fn mlx_closure_kwargs_new() -> mlx_closure_kwargs;
@@ -993,7 +1128,9 @@ unsafe extern "C" {
             ) -> ::std::os::raw::c_int,
         >,
         payload: *mut ::std::os::raw::c_void,
-        dtor: ::std::option::Option<unsafe extern "C" fn(arg1: *mut ::std::os::raw::c_void)>,
+        dtor: ::std::option::Option<
+            unsafe extern "C" fn(arg1: *mut ::std::os::raw::c_void),
+        >,
     ) -> mlx_closure_kwargs;
     pub fn mlx_closure_kwargs_set(
         cls: *mut mlx_closure_kwargs,
@@ -1006,7 +1143,9 @@ unsafe extern "C" {
         input_1: mlx_map_string_to_array,
     ) -> ::std::os::raw::c_int;
     pub fn mlx_closure_value_and_grad_new() -> mlx_closure_value_and_grad;
-    pub fn mlx_closure_value_and_grad_free(cls: mlx_closure_value_and_grad) -> ::std::os::raw::c_int;
+    pub fn mlx_closure_value_and_grad_free(
+        cls: mlx_closure_value_and_grad,
+    ) -> ::std::os::raw::c_int;
     pub fn mlx_closure_value_and_grad_new_func(
         fun: ::std::option::Option<
             unsafe extern "C" fn(
@@ -1026,7 +1165,9 @@ unsafe extern "C" {
             ) -> ::std::os::raw::c_int,
         >,
         payload: *mut ::std::os::raw::c_void,
-        dtor: ::std::option::Option<unsafe extern "C" fn(arg1: *mut ::std::os::raw::c_void)>,
+        dtor: ::std::option::Option<
+            unsafe extern "C" fn(arg1: *mut ::std::os::raw::c_void),
+        >,
     ) -> mlx_closure_value_and_grad;
     pub fn mlx_closure_value_and_grad_set(
         cls: *mut mlx_closure_value_and_grad,
@@ -1061,7 +1202,9 @@ unsafe extern "C" {
             ) -> ::std::os::raw::c_int,
         >,
         payload: *mut ::std::os::raw::c_void,
-        dtor: ::std::option::Option<unsafe extern "C" fn(arg1: *mut ::std::os::raw::c_void)>,
+        dtor: ::std::option::Option<
+            unsafe extern "C" fn(arg1: *mut ::std::os::raw::c_void),
+        >,
     ) -> mlx_closure_custom;
     pub fn mlx_closure_custom_set(
         cls: *mut mlx_closure_custom,
@@ -1075,7 +1218,9 @@ unsafe extern "C" {
         input_2: mlx_vector_array,
     ) -> ::std::os::raw::c_int;
     pub fn mlx_closure_custom_jvp_new() -> mlx_closure_custom_jvp;
-    pub fn mlx_closure_custom_jvp_free(cls: mlx_closure_custom_jvp) -> ::std::os::raw::c_int;
+    pub fn mlx_closure_custom_jvp_free(
+        cls: mlx_closure_custom_jvp,
+    ) -> ::std::os::raw::c_int;
     pub fn mlx_closure_custom_jvp_new_func(
         fun: ::std::option::Option<
             unsafe extern "C" fn(
@@ -1099,7 +1244,9 @@ unsafe extern "C" {
             ) -> ::std::os::raw::c_int,
         >,
         payload: *mut ::std::os::raw::c_void,
-        dtor: ::std::option::Option<unsafe extern "C" fn(arg1: *mut ::std::os::raw::c_void)>,
+        dtor: ::std::option::Option<
+            unsafe extern "C" fn(arg1: *mut ::std::os::raw::c_void),
+        >,
     ) -> mlx_closure_custom_jvp;
     pub fn mlx_closure_custom_jvp_set(
         cls: *mut mlx_closure_custom_jvp,
@@ -1114,7 +1261,9 @@ unsafe extern "C" {
         input_2_num: usize,
     ) -> ::std::os::raw::c_int;
     pub fn mlx_closure_custom_vmap_new() -> mlx_closure_custom_vmap;
-    pub fn mlx_closure_custom_vmap_free(cls: mlx_closure_custom_vmap) -> ::std::os::raw::c_int;
+    pub fn mlx_closure_custom_vmap_free(
+        cls: mlx_closure_custom_vmap,
+    ) -> ::std::os::raw::c_int;
     pub fn mlx_closure_custom_vmap_new_func(
         fun: ::std::option::Option<
             unsafe extern "C" fn(
@@ -1138,7 +1287,9 @@ unsafe extern "C" {
             ) -> ::std::os::raw::c_int,
         >,
         payload: *mut ::std::os::raw::c_void,
-        dtor: ::std::option::Option<unsafe extern "C" fn(arg1: *mut ::std::os::raw::c_void)>,
+        dtor: ::std::option::Option<
+            unsafe extern "C" fn(arg1: *mut ::std::os::raw::c_void),
+        >,
     ) -> mlx_closure_custom_vmap;
     pub fn mlx_closure_custom_vmap_set(
         cls: *mut mlx_closure_custom_vmap,
@@ -1155,7 +1306,9 @@ unsafe extern "C" {
     /// Create an empty group.
     pub fn mlx_distributed_group_new() -> mlx_distributed_group;
     /// Free the group.
-    pub fn mlx_distributed_group_free(group: mlx_distributed_group) -> ::std::os::raw::c_int;
+    pub fn mlx_distributed_group_free(
+        group: mlx_distributed_group,
+    ) -> ::std::os::raw::c_int;
     /// Initialize distributed.
     pub fn mlx_distributed_init(
         res: *mut mlx_distributed_group,
@@ -1163,9 +1316,13 @@ unsafe extern "C" {
         bk: *const ::std::os::raw::c_char,
     ) -> ::std::os::raw::c_int;
     /// Get the rank.
-    pub fn mlx_distributed_group_rank(group: mlx_distributed_group) -> ::std::os::raw::c_int;
+    pub fn mlx_distributed_group_rank(
+        group: mlx_distributed_group,
+    ) -> ::std::os::raw::c_int;
     /// Get the group size.
-    pub fn mlx_distributed_group_size(group: mlx_distributed_group) -> ::std::os::raw::c_int;
+    pub fn mlx_distributed_group_size(
+        group: mlx_distributed_group,
+    ) -> ::std::os::raw::c_int;
     /// Split the group.
     pub fn mlx_distributed_group_split(
         res: *mut mlx_distributed_group,
@@ -1176,40 +1333,55 @@ unsafe extern "C" {
     /// Check if distributed is available.
     pub fn mlx_distributed_is_available(bk: *const ::std::os::raw::c_char) -> bool;
     /** Returns a new custom IO reader.
-    `vtable` operates on user descriptor `desc`.*/
-    pub fn mlx_io_reader_new(desc: *mut ::std::os::raw::c_void, vtable: mlx_io_vtable) -> mlx_io_reader;
+ `vtable` operates on user descriptor `desc`.*/
+    pub fn mlx_io_reader_new(
+        desc: *mut ::std::os::raw::c_void,
+        vtable: mlx_io_vtable,
+    ) -> mlx_io_reader;
     /// Get IO reader user descriptor.
     pub fn mlx_io_reader_descriptor(
         desc_: *mut *mut ::std::os::raw::c_void,
         io: mlx_io_reader,
     ) -> ::std::os::raw::c_int;
     /// Get IO reader description.
-    pub fn mlx_io_reader_tostring(str_: *mut mlx_string, io: mlx_io_reader) -> ::std::os::raw::c_int;
+    pub fn mlx_io_reader_tostring(
+        str_: *mut mlx_string,
+        io: mlx_io_reader,
+    ) -> ::std::os::raw::c_int;
     /** Free IO reader.
 
-    Note that MLX arrays are lazily evaluated, so the underlying object may
-    be not freed right away. The ``free()`` callback from ``mlx_io_vtable``
-    will be called when the underlying object is actually freed.*/
+ Note that MLX arrays are lazily evaluated, so the underlying object may
+ be not freed right away. The ``free()`` callback from ``mlx_io_vtable``
+ will be called when the underlying object is actually freed.*/
     pub fn mlx_io_reader_free(io: mlx_io_reader) -> ::std::os::raw::c_int;
     /** Returns a new custom IO writer.
-    `vtable` operates on user descriptor `desc`.*/
-    pub fn mlx_io_writer_new(desc: *mut ::std::os::raw::c_void, vtable: mlx_io_vtable) -> mlx_io_writer;
+ `vtable` operates on user descriptor `desc`.*/
+    pub fn mlx_io_writer_new(
+        desc: *mut ::std::os::raw::c_void,
+        vtable: mlx_io_vtable,
+    ) -> mlx_io_writer;
     /// Get IO writer user descriptor.
     pub fn mlx_io_writer_descriptor(
         desc_: *mut *mut ::std::os::raw::c_void,
         io: mlx_io_writer,
     ) -> ::std::os::raw::c_int;
     /// Get IO writer description.
-    pub fn mlx_io_writer_tostring(str_: *mut mlx_string, io: mlx_io_writer) -> ::std::os::raw::c_int;
+    pub fn mlx_io_writer_tostring(
+        str_: *mut mlx_string,
+        io: mlx_io_writer,
+    ) -> ::std::os::raw::c_int;
     /** Free IO writer.
 
-    Note that MLX arrays are lazily evaluated, so the underlying object may
-    be not freed right away. The ``free()`` callback from ``mlx_io_vtable``
-    will be called when the underlying object is actually freed.*/
+ Note that MLX arrays are lazily evaluated, so the underlying object may
+ be not freed right away. The ``free()`` callback from ``mlx_io_vtable``
+ will be called when the underlying object is actually freed.*/
     pub fn mlx_io_writer_free(io: mlx_io_writer) -> ::std::os::raw::c_int;
     pub fn mlx_io_gguf_new() -> mlx_io_gguf;
     pub fn mlx_io_gguf_free(io: mlx_io_gguf) -> ::std::os::raw::c_int;
-    pub fn mlx_io_gguf_get_keys(keys: *mut mlx_vector_string, io: mlx_io_gguf) -> ::std::os::raw::c_int;
+    pub fn mlx_io_gguf_get_keys(
+        keys: *mut mlx_vector_string,
+        io: mlx_io_gguf,
+    ) -> ::std::os::raw::c_int;
     pub fn mlx_io_gguf_get_array(
         arr: *mut mlx_array,
         io: mlx_io_gguf,
@@ -1267,7 +1439,11 @@ unsafe extern "C" {
     ) -> ::std::os::raw::c_int;
     pub fn mlx_compile_cache_new() -> mlx_compile_cache;
     pub fn mlx_compile_cache_free(cache: mlx_compile_cache) -> ::std::os::raw::c_int;
-    pub fn mlx_compile(res: *mut mlx_closure, fun: mlx_closure, shapeless: bool) -> ::std::os::raw::c_int;
+    pub fn mlx_compile(
+        res: *mut mlx_closure,
+        fun: mlx_closure,
+        shapeless: bool,
+    ) -> ::std::os::raw::c_int;
     pub fn mlx_detail_compile(
         res: *mut mlx_closure,
         fun: mlx_closure,
@@ -1276,9 +1452,16 @@ unsafe extern "C" {
         constants: *const u64,
         constants_num: usize,
     ) -> ::std::os::raw::c_int;
-    pub fn mlx_detail_compile_cache(res: *mut mlx_compile_cache) -> ::std::os::raw::c_int;
-    pub fn mlx_detail_compile_clear_cache(cache: mlx_compile_cache) -> ::std::os::raw::c_int;
-    pub fn mlx_detail_compile_erase(cache: mlx_compile_cache, fun_id: usize) -> ::std::os::raw::c_int;
+    pub fn mlx_detail_compile_cache(
+        res: *mut mlx_compile_cache,
+    ) -> ::std::os::raw::c_int;
+    pub fn mlx_detail_compile_clear_cache(
+        cache: mlx_compile_cache,
+    ) -> ::std::os::raw::c_int;
+    pub fn mlx_detail_compile_erase(
+        cache: mlx_compile_cache,
+        fun_id: usize,
+    ) -> ::std::os::raw::c_int;
     pub fn mlx_disable_compile() -> ::std::os::raw::c_int;
     pub fn mlx_enable_compile() -> ::std::os::raw::c_int;
     pub fn mlx_set_compile_mode(mode: mlx_compile_mode) -> ::std::os::raw::c_int;
@@ -1342,7 +1525,9 @@ unsafe extern "C" {
     pub fn mlx_set_error_handler(
         handler: mlx_error_handler_func,
         data: *mut ::std::os::raw::c_void,
-        dtor: ::std::option::Option<unsafe extern "C" fn(arg1: *mut ::std::os::raw::c_void)>,
+        dtor: ::std::option::Option<
+            unsafe extern "C" fn(arg1: *mut ::std::os::raw::c_void),
+        >,
     );
     /// Throw an error.
     pub fn _mlx_error(
@@ -1370,7 +1555,9 @@ unsafe extern "C" {
         fun: mlx_closure,
         shapeless: bool,
     ) -> mlx_function_exporter;
-    pub fn mlx_function_exporter_free(xfunc: mlx_function_exporter) -> ::std::os::raw::c_int;
+    pub fn mlx_function_exporter_free(
+        xfunc: mlx_function_exporter,
+    ) -> ::std::os::raw::c_int;
     pub fn mlx_function_exporter_apply(
         xfunc: mlx_function_exporter,
         args: mlx_vector_array,
@@ -1380,8 +1567,12 @@ unsafe extern "C" {
         args: mlx_vector_array,
         kwargs: mlx_map_string_to_array,
     ) -> ::std::os::raw::c_int;
-    pub fn mlx_imported_function_new(file: *const ::std::os::raw::c_char) -> mlx_imported_function;
-    pub fn mlx_imported_function_free(xfunc: mlx_imported_function) -> ::std::os::raw::c_int;
+    pub fn mlx_imported_function_new(
+        file: *const ::std::os::raw::c_char,
+    ) -> mlx_imported_function;
+    pub fn mlx_imported_function_free(
+        xfunc: mlx_imported_function,
+    ) -> ::std::os::raw::c_int;
     pub fn mlx_imported_function_apply(
         res: *mut mlx_vector_array,
         xfunc: mlx_imported_function,
@@ -1757,9 +1948,18 @@ unsafe extern "C" {
         file: *const ::std::os::raw::c_char,
         s: mlx_stream,
     ) -> ::std::os::raw::c_int;
-    pub fn mlx_save_writer(out_stream: mlx_io_writer, a: mlx_array) -> ::std::os::raw::c_int;
-    pub fn mlx_save(file: *const ::std::os::raw::c_char, a: mlx_array) -> ::std::os::raw::c_int;
-    pub fn mlx_save_gguf(file: *const ::std::os::raw::c_char, gguf: mlx_io_gguf) -> ::std::os::raw::c_int;
+    pub fn mlx_save_writer(
+        out_stream: mlx_io_writer,
+        a: mlx_array,
+    ) -> ::std::os::raw::c_int;
+    pub fn mlx_save(
+        file: *const ::std::os::raw::c_char,
+        a: mlx_array,
+    ) -> ::std::os::raw::c_int;
+    pub fn mlx_save_gguf(
+        file: *const ::std::os::raw::c_char,
+        gguf: mlx_io_gguf,
+    ) -> ::std::os::raw::c_int;
     pub fn mlx_save_safetensors_writer(
         in_stream: mlx_io_writer,
         param: mlx_map_string_to_array,
@@ -1790,7 +1990,11 @@ unsafe extern "C" {
         axis: ::std::os::raw::c_int,
         s: mlx_stream,
     ) -> ::std::os::raw::c_int;
-    pub fn mlx_linalg_det(res: *mut mlx_array, a: mlx_array, s: mlx_stream) -> ::std::os::raw::c_int;
+    pub fn mlx_linalg_det(
+        res: *mut mlx_array,
+        a: mlx_array,
+        s: mlx_stream,
+    ) -> ::std::os::raw::c_int;
     pub fn mlx_linalg_eig(
         res_0: *mut mlx_array,
         res_1: *mut mlx_array,
@@ -1804,15 +2008,27 @@ unsafe extern "C" {
         UPLO: *const ::std::os::raw::c_char,
         s: mlx_stream,
     ) -> ::std::os::raw::c_int;
-    pub fn mlx_linalg_eigvals(res: *mut mlx_array, a: mlx_array, s: mlx_stream) -> ::std::os::raw::c_int;
+    pub fn mlx_linalg_eigvals(
+        res: *mut mlx_array,
+        a: mlx_array,
+        s: mlx_stream,
+    ) -> ::std::os::raw::c_int;
     pub fn mlx_linalg_eigvalsh(
         res: *mut mlx_array,
         a: mlx_array,
         UPLO: *const ::std::os::raw::c_char,
         s: mlx_stream,
     ) -> ::std::os::raw::c_int;
-    pub fn mlx_linalg_inv(res: *mut mlx_array, a: mlx_array, s: mlx_stream) -> ::std::os::raw::c_int;
-    pub fn mlx_linalg_lu(res: *mut mlx_vector_array, a: mlx_array, s: mlx_stream) -> ::std::os::raw::c_int;
+    pub fn mlx_linalg_inv(
+        res: *mut mlx_array,
+        a: mlx_array,
+        s: mlx_stream,
+    ) -> ::std::os::raw::c_int;
+    pub fn mlx_linalg_lu(
+        res: *mut mlx_vector_array,
+        a: mlx_array,
+        s: mlx_stream,
+    ) -> ::std::os::raw::c_int;
     pub fn mlx_linalg_lu_factor(
         res_0: *mut mlx_array,
         res_1: *mut mlx_array,
@@ -1845,7 +2061,11 @@ unsafe extern "C" {
         keepdims: bool,
         s: mlx_stream,
     ) -> ::std::os::raw::c_int;
-    pub fn mlx_linalg_pinv(res: *mut mlx_array, a: mlx_array, s: mlx_stream) -> ::std::os::raw::c_int;
+    pub fn mlx_linalg_pinv(
+        res: *mut mlx_array,
+        a: mlx_array,
+        s: mlx_stream,
+    ) -> ::std::os::raw::c_int;
     pub fn mlx_linalg_qr(
         res_0: *mut mlx_array,
         res_1: *mut mlx_array,
@@ -1896,12 +2116,25 @@ unsafe extern "C" {
     #[doc = " \\defgroup metal Metal specific operations\n/\n/**@{"]
     pub fn mlx_metal_get_metallib_path(res: *mut mlx_string) -> ::std::os::raw::c_int;
     pub fn mlx_metal_is_available(res: *mut bool) -> ::std::os::raw::c_int;
-    pub fn mlx_metal_set_metallib_path(path: *const ::std::os::raw::c_char) -> ::std::os::raw::c_int;
-    pub fn mlx_metal_start_capture(path: *const ::std::os::raw::c_char) -> ::std::os::raw::c_int;
+    pub fn mlx_metal_set_metallib_path(
+        path: *const ::std::os::raw::c_char,
+    ) -> ::std::os::raw::c_int;
+    pub fn mlx_metal_start_capture(
+        path: *const ::std::os::raw::c_char,
+    ) -> ::std::os::raw::c_int;
     pub fn mlx_metal_stop_capture() -> ::std::os::raw::c_int;
     #[doc = " \\defgroup ops Core array operations\n/\n/**@{"]
-    pub fn mlx_abs(res: *mut mlx_array, a: mlx_array, s: mlx_stream) -> ::std::os::raw::c_int;
-    pub fn mlx_add(res: *mut mlx_array, a: mlx_array, b: mlx_array, s: mlx_stream) -> ::std::os::raw::c_int;
+    pub fn mlx_abs(
+        res: *mut mlx_array,
+        a: mlx_array,
+        s: mlx_stream,
+    ) -> ::std::os::raw::c_int;
+    pub fn mlx_add(
+        res: *mut mlx_array,
+        a: mlx_array,
+        b: mlx_array,
+        s: mlx_stream,
+    ) -> ::std::os::raw::c_int;
     pub fn mlx_addmm(
         res: *mut mlx_array,
         c: mlx_array,
@@ -1926,8 +2159,12 @@ unsafe extern "C" {
         keepdims: bool,
         s: mlx_stream,
     ) -> ::std::os::raw::c_int;
-    pub fn mlx_all(res: *mut mlx_array, a: mlx_array, keepdims: bool, s: mlx_stream)
-    -> ::std::os::raw::c_int;
+    pub fn mlx_all(
+        res: *mut mlx_array,
+        a: mlx_array,
+        keepdims: bool,
+        s: mlx_stream,
+    ) -> ::std::os::raw::c_int;
     pub fn mlx_allclose(
         res: *mut mlx_array,
         a: mlx_array,
@@ -1952,8 +2189,12 @@ unsafe extern "C" {
         keepdims: bool,
         s: mlx_stream,
     ) -> ::std::os::raw::c_int;
-    pub fn mlx_any(res: *mut mlx_array, a: mlx_array, keepdims: bool, s: mlx_stream)
-    -> ::std::os::raw::c_int;
+    pub fn mlx_any(
+        res: *mut mlx_array,
+        a: mlx_array,
+        keepdims: bool,
+        s: mlx_stream,
+    ) -> ::std::os::raw::c_int;
     pub fn mlx_arange(
         res: *mut mlx_array,
         start: f64,
@@ -1962,18 +2203,42 @@ unsafe extern "C" {
         dtype: mlx_dtype,
         s: mlx_stream,
     ) -> ::std::os::raw::c_int;
-    pub fn mlx_arccos(res: *mut mlx_array, a: mlx_array, s: mlx_stream) -> ::std::os::raw::c_int;
-    pub fn mlx_arccosh(res: *mut mlx_array, a: mlx_array, s: mlx_stream) -> ::std::os::raw::c_int;
-    pub fn mlx_arcsin(res: *mut mlx_array, a: mlx_array, s: mlx_stream) -> ::std::os::raw::c_int;
-    pub fn mlx_arcsinh(res: *mut mlx_array, a: mlx_array, s: mlx_stream) -> ::std::os::raw::c_int;
-    pub fn mlx_arctan(res: *mut mlx_array, a: mlx_array, s: mlx_stream) -> ::std::os::raw::c_int;
+    pub fn mlx_arccos(
+        res: *mut mlx_array,
+        a: mlx_array,
+        s: mlx_stream,
+    ) -> ::std::os::raw::c_int;
+    pub fn mlx_arccosh(
+        res: *mut mlx_array,
+        a: mlx_array,
+        s: mlx_stream,
+    ) -> ::std::os::raw::c_int;
+    pub fn mlx_arcsin(
+        res: *mut mlx_array,
+        a: mlx_array,
+        s: mlx_stream,
+    ) -> ::std::os::raw::c_int;
+    pub fn mlx_arcsinh(
+        res: *mut mlx_array,
+        a: mlx_array,
+        s: mlx_stream,
+    ) -> ::std::os::raw::c_int;
+    pub fn mlx_arctan(
+        res: *mut mlx_array,
+        a: mlx_array,
+        s: mlx_stream,
+    ) -> ::std::os::raw::c_int;
     pub fn mlx_arctan2(
         res: *mut mlx_array,
         a: mlx_array,
         b: mlx_array,
         s: mlx_stream,
     ) -> ::std::os::raw::c_int;
-    pub fn mlx_arctanh(res: *mut mlx_array, a: mlx_array, s: mlx_stream) -> ::std::os::raw::c_int;
+    pub fn mlx_arctanh(
+        res: *mut mlx_array,
+        a: mlx_array,
+        s: mlx_stream,
+    ) -> ::std::os::raw::c_int;
     pub fn mlx_argmax_axis(
         res: *mut mlx_array,
         a: mlx_array,
@@ -2019,7 +2284,11 @@ unsafe extern "C" {
         axis: ::std::os::raw::c_int,
         s: mlx_stream,
     ) -> ::std::os::raw::c_int;
-    pub fn mlx_argsort(res: *mut mlx_array, a: mlx_array, s: mlx_stream) -> ::std::os::raw::c_int;
+    pub fn mlx_argsort(
+        res: *mut mlx_array,
+        a: mlx_array,
+        s: mlx_stream,
+    ) -> ::std::os::raw::c_int;
     pub fn mlx_array_equal(
         res: *mut mlx_array,
         a: mlx_array,
@@ -2043,9 +2312,21 @@ unsafe extern "C" {
         dtype: mlx_dtype,
         s: mlx_stream,
     ) -> ::std::os::raw::c_int;
-    pub fn mlx_atleast_1d(res: *mut mlx_array, a: mlx_array, s: mlx_stream) -> ::std::os::raw::c_int;
-    pub fn mlx_atleast_2d(res: *mut mlx_array, a: mlx_array, s: mlx_stream) -> ::std::os::raw::c_int;
-    pub fn mlx_atleast_3d(res: *mut mlx_array, a: mlx_array, s: mlx_stream) -> ::std::os::raw::c_int;
+    pub fn mlx_atleast_1d(
+        res: *mut mlx_array,
+        a: mlx_array,
+        s: mlx_stream,
+    ) -> ::std::os::raw::c_int;
+    pub fn mlx_atleast_2d(
+        res: *mut mlx_array,
+        a: mlx_array,
+        s: mlx_stream,
+    ) -> ::std::os::raw::c_int;
+    pub fn mlx_atleast_3d(
+        res: *mut mlx_array,
+        a: mlx_array,
+        s: mlx_stream,
+    ) -> ::std::os::raw::c_int;
     pub fn mlx_bartlett(
         res: *mut mlx_array,
         M: ::std::os::raw::c_int,
@@ -2057,7 +2338,11 @@ unsafe extern "C" {
         b: mlx_array,
         s: mlx_stream,
     ) -> ::std::os::raw::c_int;
-    pub fn mlx_bitwise_invert(res: *mut mlx_array, a: mlx_array, s: mlx_stream) -> ::std::os::raw::c_int;
+    pub fn mlx_bitwise_invert(
+        res: *mut mlx_array,
+        a: mlx_array,
+        s: mlx_stream,
+    ) -> ::std::os::raw::c_int;
     pub fn mlx_bitwise_or(
         res: *mut mlx_array,
         a: mlx_array,
@@ -2097,7 +2382,11 @@ unsafe extern "C" {
         shape_num: usize,
         s: mlx_stream,
     ) -> ::std::os::raw::c_int;
-    pub fn mlx_ceil(res: *mut mlx_array, a: mlx_array, s: mlx_stream) -> ::std::os::raw::c_int;
+    pub fn mlx_ceil(
+        res: *mut mlx_array,
+        a: mlx_array,
+        s: mlx_stream,
+    ) -> ::std::os::raw::c_int;
     pub fn mlx_clip(
         res: *mut mlx_array,
         a: mlx_array,
@@ -2116,7 +2405,11 @@ unsafe extern "C" {
         arrays: mlx_vector_array,
         s: mlx_stream,
     ) -> ::std::os::raw::c_int;
-    pub fn mlx_conjugate(res: *mut mlx_array, a: mlx_array, s: mlx_stream) -> ::std::os::raw::c_int;
+    pub fn mlx_conjugate(
+        res: *mut mlx_array,
+        a: mlx_array,
+        s: mlx_stream,
+    ) -> ::std::os::raw::c_int;
     pub fn mlx_contiguous(
         res: *mut mlx_array,
         a: mlx_array,
@@ -2225,9 +2518,21 @@ unsafe extern "C" {
         groups: ::std::os::raw::c_int,
         s: mlx_stream,
     ) -> ::std::os::raw::c_int;
-    pub fn mlx_copy(res: *mut mlx_array, a: mlx_array, s: mlx_stream) -> ::std::os::raw::c_int;
-    pub fn mlx_cos(res: *mut mlx_array, a: mlx_array, s: mlx_stream) -> ::std::os::raw::c_int;
-    pub fn mlx_cosh(res: *mut mlx_array, a: mlx_array, s: mlx_stream) -> ::std::os::raw::c_int;
+    pub fn mlx_copy(
+        res: *mut mlx_array,
+        a: mlx_array,
+        s: mlx_stream,
+    ) -> ::std::os::raw::c_int;
+    pub fn mlx_cos(
+        res: *mut mlx_array,
+        a: mlx_array,
+        s: mlx_stream,
+    ) -> ::std::os::raw::c_int;
+    pub fn mlx_cosh(
+        res: *mut mlx_array,
+        a: mlx_array,
+        s: mlx_stream,
+    ) -> ::std::os::raw::c_int;
     pub fn mlx_count_nonzero_axis(
         res: *mut mlx_array,
         a: mlx_array,
@@ -2313,7 +2618,11 @@ unsafe extern "C" {
         dtype: mlx_optional_dtype,
         s: mlx_stream,
     ) -> ::std::os::raw::c_int;
-    pub fn mlx_degrees(res: *mut mlx_array, a: mlx_array, s: mlx_stream) -> ::std::os::raw::c_int;
+    pub fn mlx_degrees(
+        res: *mut mlx_array,
+        a: mlx_array,
+        s: mlx_stream,
+    ) -> ::std::os::raw::c_int;
     pub fn mlx_depends(
         res: *mut mlx_vector_array,
         inputs: mlx_vector_array,
@@ -2370,11 +2679,27 @@ unsafe extern "C" {
         operands: mlx_vector_array,
         s: mlx_stream,
     ) -> ::std::os::raw::c_int;
-    pub fn mlx_equal(res: *mut mlx_array, a: mlx_array, b: mlx_array, s: mlx_stream)
-    -> ::std::os::raw::c_int;
-    pub fn mlx_erf(res: *mut mlx_array, a: mlx_array, s: mlx_stream) -> ::std::os::raw::c_int;
-    pub fn mlx_erfinv(res: *mut mlx_array, a: mlx_array, s: mlx_stream) -> ::std::os::raw::c_int;
-    pub fn mlx_exp(res: *mut mlx_array, a: mlx_array, s: mlx_stream) -> ::std::os::raw::c_int;
+    pub fn mlx_equal(
+        res: *mut mlx_array,
+        a: mlx_array,
+        b: mlx_array,
+        s: mlx_stream,
+    ) -> ::std::os::raw::c_int;
+    pub fn mlx_erf(
+        res: *mut mlx_array,
+        a: mlx_array,
+        s: mlx_stream,
+    ) -> ::std::os::raw::c_int;
+    pub fn mlx_erfinv(
+        res: *mut mlx_array,
+        a: mlx_array,
+        s: mlx_stream,
+    ) -> ::std::os::raw::c_int;
+    pub fn mlx_exp(
+        res: *mut mlx_array,
+        a: mlx_array,
+        s: mlx_stream,
+    ) -> ::std::os::raw::c_int;
     pub fn mlx_expand_dims_axes(
         res: *mut mlx_array,
         a: mlx_array,
@@ -2388,7 +2713,11 @@ unsafe extern "C" {
         axis: ::std::os::raw::c_int,
         s: mlx_stream,
     ) -> ::std::os::raw::c_int;
-    pub fn mlx_expm1(res: *mut mlx_array, a: mlx_array, s: mlx_stream) -> ::std::os::raw::c_int;
+    pub fn mlx_expm1(
+        res: *mut mlx_array,
+        a: mlx_array,
+        s: mlx_stream,
+    ) -> ::std::os::raw::c_int;
     pub fn mlx_eye(
         res: *mut mlx_array,
         n: ::std::os::raw::c_int,
@@ -2417,8 +2746,16 @@ unsafe extern "C" {
         axis: ::std::os::raw::c_int,
         s: mlx_stream,
     ) -> ::std::os::raw::c_int;
-    pub fn mlx_flip(res: *mut mlx_array, a: mlx_array, s: mlx_stream) -> ::std::os::raw::c_int;
-    pub fn mlx_floor(res: *mut mlx_array, a: mlx_array, s: mlx_stream) -> ::std::os::raw::c_int;
+    pub fn mlx_flip(
+        res: *mut mlx_array,
+        a: mlx_array,
+        s: mlx_stream,
+    ) -> ::std::os::raw::c_int;
+    pub fn mlx_floor(
+        res: *mut mlx_array,
+        a: mlx_array,
+        s: mlx_stream,
+    ) -> ::std::os::raw::c_int;
     pub fn mlx_floor_divide(
         res: *mut mlx_array,
         a: mlx_array,
@@ -2522,19 +2859,33 @@ unsafe extern "C" {
         scale: mlx_optional_float,
         s: mlx_stream,
     ) -> ::std::os::raw::c_int;
-    pub fn mlx_hamming(res: *mut mlx_array, M: ::std::os::raw::c_int, s: mlx_stream)
-    -> ::std::os::raw::c_int;
-    pub fn mlx_hanning(res: *mut mlx_array, M: ::std::os::raw::c_int, s: mlx_stream)
-    -> ::std::os::raw::c_int;
+    pub fn mlx_hamming(
+        res: *mut mlx_array,
+        M: ::std::os::raw::c_int,
+        s: mlx_stream,
+    ) -> ::std::os::raw::c_int;
+    pub fn mlx_hanning(
+        res: *mut mlx_array,
+        M: ::std::os::raw::c_int,
+        s: mlx_stream,
+    ) -> ::std::os::raw::c_int;
     pub fn mlx_identity(
         res: *mut mlx_array,
         n: ::std::os::raw::c_int,
         dtype: mlx_dtype,
         s: mlx_stream,
     ) -> ::std::os::raw::c_int;
-    pub fn mlx_imag(res: *mut mlx_array, a: mlx_array, s: mlx_stream) -> ::std::os::raw::c_int;
-    pub fn mlx_inner(res: *mut mlx_array, a: mlx_array, b: mlx_array, s: mlx_stream)
-    -> ::std::os::raw::c_int;
+    pub fn mlx_imag(
+        res: *mut mlx_array,
+        a: mlx_array,
+        s: mlx_stream,
+    ) -> ::std::os::raw::c_int;
+    pub fn mlx_inner(
+        res: *mut mlx_array,
+        a: mlx_array,
+        b: mlx_array,
+        s: mlx_stream,
+    ) -> ::std::os::raw::c_int;
     pub fn mlx_isclose(
         res: *mut mlx_array,
         a: mlx_array,
@@ -2544,19 +2895,49 @@ unsafe extern "C" {
         equal_nan: bool,
         s: mlx_stream,
     ) -> ::std::os::raw::c_int;
-    pub fn mlx_isfinite(res: *mut mlx_array, a: mlx_array, s: mlx_stream) -> ::std::os::raw::c_int;
-    pub fn mlx_isinf(res: *mut mlx_array, a: mlx_array, s: mlx_stream) -> ::std::os::raw::c_int;
-    pub fn mlx_isnan(res: *mut mlx_array, a: mlx_array, s: mlx_stream) -> ::std::os::raw::c_int;
-    pub fn mlx_isneginf(res: *mut mlx_array, a: mlx_array, s: mlx_stream) -> ::std::os::raw::c_int;
-    pub fn mlx_isposinf(res: *mut mlx_array, a: mlx_array, s: mlx_stream) -> ::std::os::raw::c_int;
-    pub fn mlx_kron(res: *mut mlx_array, a: mlx_array, b: mlx_array, s: mlx_stream) -> ::std::os::raw::c_int;
+    pub fn mlx_isfinite(
+        res: *mut mlx_array,
+        a: mlx_array,
+        s: mlx_stream,
+    ) -> ::std::os::raw::c_int;
+    pub fn mlx_isinf(
+        res: *mut mlx_array,
+        a: mlx_array,
+        s: mlx_stream,
+    ) -> ::std::os::raw::c_int;
+    pub fn mlx_isnan(
+        res: *mut mlx_array,
+        a: mlx_array,
+        s: mlx_stream,
+    ) -> ::std::os::raw::c_int;
+    pub fn mlx_isneginf(
+        res: *mut mlx_array,
+        a: mlx_array,
+        s: mlx_stream,
+    ) -> ::std::os::raw::c_int;
+    pub fn mlx_isposinf(
+        res: *mut mlx_array,
+        a: mlx_array,
+        s: mlx_stream,
+    ) -> ::std::os::raw::c_int;
+    pub fn mlx_kron(
+        res: *mut mlx_array,
+        a: mlx_array,
+        b: mlx_array,
+        s: mlx_stream,
+    ) -> ::std::os::raw::c_int;
     pub fn mlx_left_shift(
         res: *mut mlx_array,
         a: mlx_array,
         b: mlx_array,
         s: mlx_stream,
     ) -> ::std::os::raw::c_int;
-    pub fn mlx_less(res: *mut mlx_array, a: mlx_array, b: mlx_array, s: mlx_stream) -> ::std::os::raw::c_int;
+    pub fn mlx_less(
+        res: *mut mlx_array,
+        a: mlx_array,
+        b: mlx_array,
+        s: mlx_stream,
+    ) -> ::std::os::raw::c_int;
     pub fn mlx_less_equal(
         res: *mut mlx_array,
         a: mlx_array,
@@ -2580,10 +2961,26 @@ unsafe extern "C" {
         dtype: mlx_dtype,
         s: mlx_stream,
     ) -> ::std::os::raw::c_int;
-    pub fn mlx_log(res: *mut mlx_array, a: mlx_array, s: mlx_stream) -> ::std::os::raw::c_int;
-    pub fn mlx_log10(res: *mut mlx_array, a: mlx_array, s: mlx_stream) -> ::std::os::raw::c_int;
-    pub fn mlx_log1p(res: *mut mlx_array, a: mlx_array, s: mlx_stream) -> ::std::os::raw::c_int;
-    pub fn mlx_log2(res: *mut mlx_array, a: mlx_array, s: mlx_stream) -> ::std::os::raw::c_int;
+    pub fn mlx_log(
+        res: *mut mlx_array,
+        a: mlx_array,
+        s: mlx_stream,
+    ) -> ::std::os::raw::c_int;
+    pub fn mlx_log10(
+        res: *mut mlx_array,
+        a: mlx_array,
+        s: mlx_stream,
+    ) -> ::std::os::raw::c_int;
+    pub fn mlx_log1p(
+        res: *mut mlx_array,
+        a: mlx_array,
+        s: mlx_stream,
+    ) -> ::std::os::raw::c_int;
+    pub fn mlx_log2(
+        res: *mut mlx_array,
+        a: mlx_array,
+        s: mlx_stream,
+    ) -> ::std::os::raw::c_int;
     pub fn mlx_logaddexp(
         res: *mut mlx_array,
         a: mlx_array,
@@ -2611,7 +3008,11 @@ unsafe extern "C" {
         b: mlx_array,
         s: mlx_stream,
     ) -> ::std::os::raw::c_int;
-    pub fn mlx_logical_not(res: *mut mlx_array, a: mlx_array, s: mlx_stream) -> ::std::os::raw::c_int;
+    pub fn mlx_logical_not(
+        res: *mut mlx_array,
+        a: mlx_array,
+        s: mlx_stream,
+    ) -> ::std::os::raw::c_int;
     pub fn mlx_logical_or(
         res: *mut mlx_array,
         a: mlx_array,
@@ -2673,8 +3074,12 @@ unsafe extern "C" {
         keepdims: bool,
         s: mlx_stream,
     ) -> ::std::os::raw::c_int;
-    pub fn mlx_max(res: *mut mlx_array, a: mlx_array, keepdims: bool, s: mlx_stream)
-    -> ::std::os::raw::c_int;
+    pub fn mlx_max(
+        res: *mut mlx_array,
+        a: mlx_array,
+        keepdims: bool,
+        s: mlx_stream,
+    ) -> ::std::os::raw::c_int;
     pub fn mlx_maximum(
         res: *mut mlx_array,
         a: mlx_array,
@@ -2745,8 +3150,12 @@ unsafe extern "C" {
         keepdims: bool,
         s: mlx_stream,
     ) -> ::std::os::raw::c_int;
-    pub fn mlx_min(res: *mut mlx_array, a: mlx_array, keepdims: bool, s: mlx_stream)
-    -> ::std::os::raw::c_int;
+    pub fn mlx_min(
+        res: *mut mlx_array,
+        a: mlx_array,
+        keepdims: bool,
+        s: mlx_stream,
+    ) -> ::std::os::raw::c_int;
     pub fn mlx_minimum(
         res: *mut mlx_array,
         a: mlx_array,
@@ -2774,7 +3183,11 @@ unsafe extern "C" {
         neginf: mlx_optional_float,
         s: mlx_stream,
     ) -> ::std::os::raw::c_int;
-    pub fn mlx_negative(res: *mut mlx_array, a: mlx_array, s: mlx_stream) -> ::std::os::raw::c_int;
+    pub fn mlx_negative(
+        res: *mut mlx_array,
+        a: mlx_array,
+        s: mlx_stream,
+    ) -> ::std::os::raw::c_int;
     pub fn mlx_not_equal(
         res: *mut mlx_array,
         a: mlx_array,
@@ -2803,9 +3216,17 @@ unsafe extern "C" {
         dtype: mlx_dtype,
         s: mlx_stream,
     ) -> ::std::os::raw::c_int;
-    pub fn mlx_ones_like(res: *mut mlx_array, a: mlx_array, s: mlx_stream) -> ::std::os::raw::c_int;
-    pub fn mlx_outer(res: *mut mlx_array, a: mlx_array, b: mlx_array, s: mlx_stream)
-    -> ::std::os::raw::c_int;
+    pub fn mlx_ones_like(
+        res: *mut mlx_array,
+        a: mlx_array,
+        s: mlx_stream,
+    ) -> ::std::os::raw::c_int;
+    pub fn mlx_outer(
+        res: *mut mlx_array,
+        a: mlx_array,
+        b: mlx_array,
+        s: mlx_stream,
+    ) -> ::std::os::raw::c_int;
     pub fn mlx_pad(
         res: *mut mlx_array,
         a: mlx_array,
@@ -2840,9 +3261,17 @@ unsafe extern "C" {
         kth: ::std::os::raw::c_int,
         s: mlx_stream,
     ) -> ::std::os::raw::c_int;
-    pub fn mlx_positive(res: *mut mlx_array, a: mlx_array, s: mlx_stream) -> ::std::os::raw::c_int;
-    pub fn mlx_power(res: *mut mlx_array, a: mlx_array, b: mlx_array, s: mlx_stream)
-    -> ::std::os::raw::c_int;
+    pub fn mlx_positive(
+        res: *mut mlx_array,
+        a: mlx_array,
+        s: mlx_stream,
+    ) -> ::std::os::raw::c_int;
+    pub fn mlx_power(
+        res: *mut mlx_array,
+        a: mlx_array,
+        b: mlx_array,
+        s: mlx_stream,
+    ) -> ::std::os::raw::c_int;
     pub fn mlx_prod_axes(
         res: *mut mlx_array,
         a: mlx_array,
@@ -2905,9 +3334,21 @@ unsafe extern "C" {
         mode: *const ::std::os::raw::c_char,
         s: mlx_stream,
     ) -> ::std::os::raw::c_int;
-    pub fn mlx_radians(res: *mut mlx_array, a: mlx_array, s: mlx_stream) -> ::std::os::raw::c_int;
-    pub fn mlx_real(res: *mut mlx_array, a: mlx_array, s: mlx_stream) -> ::std::os::raw::c_int;
-    pub fn mlx_reciprocal(res: *mut mlx_array, a: mlx_array, s: mlx_stream) -> ::std::os::raw::c_int;
+    pub fn mlx_radians(
+        res: *mut mlx_array,
+        a: mlx_array,
+        s: mlx_stream,
+    ) -> ::std::os::raw::c_int;
+    pub fn mlx_real(
+        res: *mut mlx_array,
+        a: mlx_array,
+        s: mlx_stream,
+    ) -> ::std::os::raw::c_int;
+    pub fn mlx_reciprocal(
+        res: *mut mlx_array,
+        a: mlx_array,
+        s: mlx_stream,
+    ) -> ::std::os::raw::c_int;
     pub fn mlx_remainder(
         res: *mut mlx_array,
         a: mlx_array,
@@ -2970,7 +3411,11 @@ unsafe extern "C" {
         decimals: ::std::os::raw::c_int,
         s: mlx_stream,
     ) -> ::std::os::raw::c_int;
-    pub fn mlx_rsqrt(res: *mut mlx_array, a: mlx_array, s: mlx_stream) -> ::std::os::raw::c_int;
+    pub fn mlx_rsqrt(
+        res: *mut mlx_array,
+        a: mlx_array,
+        s: mlx_stream,
+    ) -> ::std::os::raw::c_int;
     pub fn mlx_scatter(
         res: *mut mlx_array,
         a: mlx_array,
@@ -3078,10 +3523,26 @@ unsafe extern "C" {
         segments: mlx_array,
         s: mlx_stream,
     ) -> ::std::os::raw::c_int;
-    pub fn mlx_sigmoid(res: *mut mlx_array, a: mlx_array, s: mlx_stream) -> ::std::os::raw::c_int;
-    pub fn mlx_sign(res: *mut mlx_array, a: mlx_array, s: mlx_stream) -> ::std::os::raw::c_int;
-    pub fn mlx_sin(res: *mut mlx_array, a: mlx_array, s: mlx_stream) -> ::std::os::raw::c_int;
-    pub fn mlx_sinh(res: *mut mlx_array, a: mlx_array, s: mlx_stream) -> ::std::os::raw::c_int;
+    pub fn mlx_sigmoid(
+        res: *mut mlx_array,
+        a: mlx_array,
+        s: mlx_stream,
+    ) -> ::std::os::raw::c_int;
+    pub fn mlx_sign(
+        res: *mut mlx_array,
+        a: mlx_array,
+        s: mlx_stream,
+    ) -> ::std::os::raw::c_int;
+    pub fn mlx_sin(
+        res: *mut mlx_array,
+        a: mlx_array,
+        s: mlx_stream,
+    ) -> ::std::os::raw::c_int;
+    pub fn mlx_sinh(
+        res: *mut mlx_array,
+        a: mlx_array,
+        s: mlx_stream,
+    ) -> ::std::os::raw::c_int;
     pub fn mlx_slice(
         res: *mut mlx_array,
         a: mlx_array,
@@ -3199,7 +3660,11 @@ unsafe extern "C" {
         axis: ::std::os::raw::c_int,
         s: mlx_stream,
     ) -> ::std::os::raw::c_int;
-    pub fn mlx_sort(res: *mut mlx_array, a: mlx_array, s: mlx_stream) -> ::std::os::raw::c_int;
+    pub fn mlx_sort(
+        res: *mut mlx_array,
+        a: mlx_array,
+        s: mlx_stream,
+    ) -> ::std::os::raw::c_int;
     pub fn mlx_split(
         res: *mut mlx_vector_array,
         a: mlx_array,
@@ -3215,8 +3680,16 @@ unsafe extern "C" {
         axis: ::std::os::raw::c_int,
         s: mlx_stream,
     ) -> ::std::os::raw::c_int;
-    pub fn mlx_sqrt(res: *mut mlx_array, a: mlx_array, s: mlx_stream) -> ::std::os::raw::c_int;
-    pub fn mlx_square(res: *mut mlx_array, a: mlx_array, s: mlx_stream) -> ::std::os::raw::c_int;
+    pub fn mlx_sqrt(
+        res: *mut mlx_array,
+        a: mlx_array,
+        s: mlx_stream,
+    ) -> ::std::os::raw::c_int;
+    pub fn mlx_square(
+        res: *mut mlx_array,
+        a: mlx_array,
+        s: mlx_stream,
+    ) -> ::std::os::raw::c_int;
     pub fn mlx_squeeze_axes(
         res: *mut mlx_array,
         a: mlx_array,
@@ -3230,14 +3703,22 @@ unsafe extern "C" {
         axis: ::std::os::raw::c_int,
         s: mlx_stream,
     ) -> ::std::os::raw::c_int;
-    pub fn mlx_squeeze(res: *mut mlx_array, a: mlx_array, s: mlx_stream) -> ::std::os::raw::c_int;
+    pub fn mlx_squeeze(
+        res: *mut mlx_array,
+        a: mlx_array,
+        s: mlx_stream,
+    ) -> ::std::os::raw::c_int;
     pub fn mlx_stack_axis(
         res: *mut mlx_array,
         arrays: mlx_vector_array,
         axis: ::std::os::raw::c_int,
         s: mlx_stream,
     ) -> ::std::os::raw::c_int;
-    pub fn mlx_stack(res: *mut mlx_array, arrays: mlx_vector_array, s: mlx_stream) -> ::std::os::raw::c_int;
+    pub fn mlx_stack(
+        res: *mut mlx_array,
+        arrays: mlx_vector_array,
+        s: mlx_stream,
+    ) -> ::std::os::raw::c_int;
     pub fn mlx_std_axes(
         res: *mut mlx_array,
         a: mlx_array,
@@ -3262,7 +3743,11 @@ unsafe extern "C" {
         ddof: ::std::os::raw::c_int,
         s: mlx_stream,
     ) -> ::std::os::raw::c_int;
-    pub fn mlx_stop_gradient(res: *mut mlx_array, a: mlx_array, s: mlx_stream) -> ::std::os::raw::c_int;
+    pub fn mlx_stop_gradient(
+        res: *mut mlx_array,
+        a: mlx_array,
+        s: mlx_stream,
+    ) -> ::std::os::raw::c_int;
     pub fn mlx_subtract(
         res: *mut mlx_array,
         a: mlx_array,
@@ -3284,8 +3769,12 @@ unsafe extern "C" {
         keepdims: bool,
         s: mlx_stream,
     ) -> ::std::os::raw::c_int;
-    pub fn mlx_sum(res: *mut mlx_array, a: mlx_array, keepdims: bool, s: mlx_stream)
-    -> ::std::os::raw::c_int;
+    pub fn mlx_sum(
+        res: *mut mlx_array,
+        a: mlx_array,
+        keepdims: bool,
+        s: mlx_stream,
+    ) -> ::std::os::raw::c_int;
     pub fn mlx_swapaxes(
         res: *mut mlx_array,
         a: mlx_array,
@@ -3313,8 +3802,16 @@ unsafe extern "C" {
         axis: ::std::os::raw::c_int,
         s: mlx_stream,
     ) -> ::std::os::raw::c_int;
-    pub fn mlx_tan(res: *mut mlx_array, a: mlx_array, s: mlx_stream) -> ::std::os::raw::c_int;
-    pub fn mlx_tanh(res: *mut mlx_array, a: mlx_array, s: mlx_stream) -> ::std::os::raw::c_int;
+    pub fn mlx_tan(
+        res: *mut mlx_array,
+        a: mlx_array,
+        s: mlx_stream,
+    ) -> ::std::os::raw::c_int;
+    pub fn mlx_tanh(
+        res: *mut mlx_array,
+        a: mlx_array,
+        s: mlx_stream,
+    ) -> ::std::os::raw::c_int;
     pub fn mlx_tensordot(
         res: *mut mlx_array,
         a: mlx_array,
@@ -3339,7 +3836,11 @@ unsafe extern "C" {
         reps_num: usize,
         s: mlx_stream,
     ) -> ::std::os::raw::c_int;
-    pub fn mlx_to_fp8(res: *mut mlx_array, x: mlx_array, s: mlx_stream) -> ::std::os::raw::c_int;
+    pub fn mlx_to_fp8(
+        res: *mut mlx_array,
+        x: mlx_array,
+        s: mlx_stream,
+    ) -> ::std::os::raw::c_int;
     pub fn mlx_topk_axis(
         res: *mut mlx_array,
         a: mlx_array,
@@ -3362,7 +3863,11 @@ unsafe extern "C" {
         dtype: mlx_dtype,
         s: mlx_stream,
     ) -> ::std::os::raw::c_int;
-    pub fn mlx_trace(res: *mut mlx_array, a: mlx_array, s: mlx_stream) -> ::std::os::raw::c_int;
+    pub fn mlx_trace(
+        res: *mut mlx_array,
+        a: mlx_array,
+        s: mlx_stream,
+    ) -> ::std::os::raw::c_int;
     pub fn mlx_transpose_axes(
         res: *mut mlx_array,
         a: mlx_array,
@@ -3370,7 +3875,11 @@ unsafe extern "C" {
         axes_num: usize,
         s: mlx_stream,
     ) -> ::std::os::raw::c_int;
-    pub fn mlx_transpose(res: *mut mlx_array, a: mlx_array, s: mlx_stream) -> ::std::os::raw::c_int;
+    pub fn mlx_transpose(
+        res: *mut mlx_array,
+        a: mlx_array,
+        s: mlx_stream,
+    ) -> ::std::os::raw::c_int;
     pub fn mlx_tri(
         res: *mut mlx_array,
         n: ::std::os::raw::c_int,
@@ -3391,7 +3900,11 @@ unsafe extern "C" {
         k: ::std::os::raw::c_int,
         s: mlx_stream,
     ) -> ::std::os::raw::c_int;
-    pub fn mlx_trunc(res: *mut mlx_array, a: mlx_array, s: mlx_stream) -> ::std::os::raw::c_int;
+    pub fn mlx_trunc(
+        res: *mut mlx_array,
+        a: mlx_array,
+        s: mlx_stream,
+    ) -> ::std::os::raw::c_int;
     pub fn mlx_unflatten(
         res: *mut mlx_array,
         a: mlx_array,
@@ -3406,7 +3919,11 @@ unsafe extern "C" {
         axis: ::std::os::raw::c_int,
         s: mlx_stream,
     ) -> ::std::os::raw::c_int;
-    pub fn mlx_unstack(res: *mut mlx_vector_array, a: mlx_array, s: mlx_stream) -> ::std::os::raw::c_int;
+    pub fn mlx_unstack(
+        res: *mut mlx_vector_array,
+        a: mlx_array,
+        s: mlx_stream,
+    ) -> ::std::os::raw::c_int;
     pub fn mlx_var_axes(
         res: *mut mlx_array,
         a: mlx_array,
@@ -3464,7 +3981,11 @@ unsafe extern "C" {
         dtype: mlx_dtype,
         s: mlx_stream,
     ) -> ::std::os::raw::c_int;
-    pub fn mlx_zeros_like(res: *mut mlx_array, a: mlx_array, s: mlx_stream) -> ::std::os::raw::c_int;
+    pub fn mlx_zeros_like(
+        res: *mut mlx_array,
+        a: mlx_array,
+        s: mlx_stream,
+    ) -> ::std::os::raw::c_int;
     #[doc = " \\defgroup random Random number operations\n/\n/**@{"]
     pub fn mlx_random_bernoulli(
         res: *mut mlx_array,
@@ -3613,7 +4134,10 @@ unsafe extern "C" {
     ) -> ::std::os::raw::c_int;
     #[doc = " \\defgroup transforms Transform operations\n/\n/**@{"]
     pub fn mlx_async_eval(outputs: mlx_vector_array) -> ::std::os::raw::c_int;
-    pub fn mlx_checkpoint(res: *mut mlx_closure, fun: mlx_closure) -> ::std::os::raw::c_int;
+    pub fn mlx_checkpoint(
+        res: *mut mlx_closure,
+        fun: mlx_closure,
+    ) -> ::std::os::raw::c_int;
     pub fn mlx_custom_function(
         res: *mut mlx_closure,
         fun: mlx_closure,

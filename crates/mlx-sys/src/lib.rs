@@ -11,6 +11,7 @@
     clippy::all,
     reason = "generated: the names and texts are C's"
 )]
+#[rustfmt::skip]
 mod bindings;
 mod half;
 #[cfg(not(target_vendor = "apple"))]
