@@ -1,6 +1,8 @@
 //! Model architectures: one file a family, one table of them all.
 
 mod config;
+#[cfg(test)]
+mod golden;
 mod llama;
 mod qwen3;
 

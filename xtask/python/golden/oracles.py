@@ -1,0 +1,74 @@
+"""What the reference implementations make of a checkpoint: transformers in float32, and mlx_lm."""
+
+import json
+import tempfile
+import warnings
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import torch
+from mlx_lm.models.cache import make_prompt_cache
+from mlx_lm.utils import load_model
+from safetensors.numpy import save_file
+from transformers import AutoModelForCausalLM
+from transformers.utils import logging
+
+warnings.filterwarnings("ignore")
+logging.set_verbosity_error()
+logging.disable_progress_bar()
+
+
+def transformers_logits(folder, tokens, steps):
+    """Logits [T, V] of the tokens, the greedy continuation, and at each of its steps the lead of the first choice.
+
+    Every step is computed from scratch: no cache can be wrong.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        config = json.loads((Path(folder) / "config.json").read_text())
+        if "quantization" in config or config.get("torch_dtype") != "float32":
+            folder = widen(folder, config, scratch)
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+        )
+        assert not report["missing_keys"], report["missing_keys"]
+        unexpected = [k for k in report["unexpected_keys"] if "vision" not in k and "multi_modal" not in k]
+        assert not unexpected, unexpected
+        model.eval()
+        with torch.no_grad():
+            logits = model(torch.tensor([tokens])).logits[0].numpy()
+            text, last, margins = list(tokens), logits[-1], []
+            for _ in range(steps):
+                first, second = np.argsort(-last)[:2]
+                text.append(int(first))
+                margins.append(float(last[first] - last[second]))
+                last = model(torch.tensor([text]), use_cache=False).logits[0, -1].numpy()
+    return logits, text[len(tokens):], margins
+
+
+def mlx_logits(folder, tokens):
+    """Logits [T, V] in the checkpoint's own type."""
+    model, _ = load_model(Path(folder))
+    return np.array(model(mx.array([tokens]), cache=make_prompt_cache(model))[0].astype(mx.float32))
+
+
+def widen(folder, config, scratch):
+    """The same checkpoint with all weights in float32."""
+    settings = config.pop("quantization", {})
+    tensors = {}
+    stored = mx.load(str(Path(folder) / "model.safetensors"))
+    for name, tensor in stored.items():
+        stem, _, last = name.rpartition(".")
+        if last in ("scales", "biases") and f"{stem}.scales" in stored:
+            continue
+        if f"{stem}.scales" in stored:
+            own = settings.get(stem, settings)
+            tensor = mx.dequantize(
+                tensor, stored[f"{stem}.scales"], stored.get(f"{stem}.biases"), own["group_size"], own["bits"],
+                own.get("mode", "affine"), dtype=mx.float32,
+            )
+        tensors[name] = np.array(tensor.astype(mx.float32))
+    config["torch_dtype"] = "float32"
+    (Path(scratch) / "config.json").write_text(json.dumps(config))
+    save_file(tensors, Path(scratch) / "model.safetensors", metadata={"format": "pt"})
+    return scratch
