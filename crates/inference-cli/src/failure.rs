@@ -109,9 +109,6 @@ fn hint(error: &Error) -> Option<String> {
         Error::OutOfMemory { .. } => {
             "a smaller --context-length or a quantised copy of the model needs less".to_owned()
         }
-        Error::InvalidModel { key: None, path, .. } if !path.is_file() => {
-            "a model is a folder with config.json, safetensors files and tokenizer.json".to_owned()
-        }
         Error::InvalidOption { option, .. } => {
             format!("see --{} in the command's --help", option.split(' ').next()?.replace('_', "-"))
         }

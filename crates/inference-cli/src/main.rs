@@ -13,6 +13,7 @@ mod interrupt;
 mod model;
 mod options;
 mod render;
+mod rows;
 mod stream;
 
 /// Talk to language models in folders, on whichever engine runs them here.
@@ -42,6 +43,10 @@ enum Command {
     Info(commands::info::Args),
     Explain(commands::explain::Args),
     Bench(commands::bench::Args),
+    Discover(commands::discover::Args),
+    Estimate(commands::estimate::Args),
+    Classify(commands::classify::Args),
+    Batch(commands::batch::Args),
 }
 
 fn main() -> ExitCode {
@@ -65,6 +70,10 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             Command::Info(args) => commands::info::run(&args),
             Command::Explain(args) => commands::explain::run(&args),
             Command::Bench(args) => commands::bench::run(args).await,
+            Command::Discover(args) => commands::discover::run(&args),
+            Command::Estimate(args) => commands::estimate::run(&args),
+            Command::Classify(args) => commands::classify::run(args).await,
+            Command::Batch(args) => commands::batch::run(args).await,
         }
     })
 }
@@ -79,6 +88,10 @@ impl Command {
             Self::Info(args) => args.json,
             Self::Explain(args) => args.json,
             Self::Bench(args) => args.json,
+            Self::Discover(args) => args.json,
+            Self::Estimate(args) => args.json,
+            Self::Classify(args) => args.json,
+            Self::Batch(args) => args.json,
         }
     }
 }

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use inference::{CancellationToken, Error, TextModel};
+use inference::{CancellationToken, TextModel};
 
 use crate::{failure::Usage, options::LoadArgs, render};
 
@@ -24,7 +24,6 @@ pub(crate) async fn load(
     cancel: CancellationToken,
     quiet: bool,
 ) -> anyhow::Result<Arc<dyn TextModel>> {
-    check_folder(path)?;
     let bar = render::progress(0, "loading {wide_bar:.cyan} {bytes}/{total_bytes}");
     if quiet {
         bar.set_draw_target(indicatif::ProgressDrawTarget::hidden());
@@ -46,27 +45,13 @@ pub(crate) async fn load(
     Ok(loaded?)
 }
 
-/// Fails early, and in a person's terms, where the path cannot be a model.
-pub(crate) fn check_folder(path: &Path) -> anyhow::Result<()> {
-    let reason = if !path.exists() {
-        "there is no such folder".to_owned()
-    } else if path.is_file() {
-        match path.parent() {
-            Some(parent) if parent.join("config.json").is_file() => {
-                format!("is a file; give its folder, {}", parent.display())
-            }
-            _ => "is a file, expected the model's folder".to_owned(),
-        }
-    } else if !path.join("config.json").exists() {
-        "has no config.json".to_owned()
-    } else {
-        return Ok(());
-    };
-    Err(Error::invalid_file(path, reason).into())
+/// The folder that was named, or the demo model's.
+pub(crate) fn or_demo(named: Option<&PathBuf>) -> anyhow::Result<PathBuf> {
+    named.cloned().map_or_else(demo, Ok)
 }
 
 /// The folder of the demo model that ships with the program.
-pub(crate) fn demo() -> anyhow::Result<PathBuf> {
+fn demo() -> anyhow::Result<PathBuf> {
     let executable = std::env::current_exe().ok();
     let places = demo_places(std::env::var_os(DEMO_VARIABLE), executable.as_deref());
     if let Some(found) = places.iter().find(|place| place.join("config.json").is_file()) {
@@ -117,17 +102,5 @@ mod tests {
         assert_eq!(places[1], Path::new("/opt/i/models/demo"));
         assert_eq!(places[2], Path::new("/opt/i/share/inference/models/demo"));
         assert!(places[3].ends_with("../../models/demo"));
-    }
-
-    #[test]
-    fn what_cannot_be_a_model_is_said_in_a_persons_terms() {
-        let folder = tempfile::tempdir().unwrap();
-        let message = |path: &Path| check_folder(path).unwrap_err().to_string();
-        assert!(message(&folder.path().join("none")).ends_with("there is no such folder"));
-        assert!(message(folder.path()).ends_with("has no config.json"));
-        let config = folder.path().join("config.json");
-        std::fs::write(&config, "{}").unwrap();
-        assert!(message(&config).contains("is a file; give its folder"));
-        check_folder(folder.path()).unwrap();
     }
 }

@@ -71,13 +71,12 @@ fn a_failure_names_the_folder_and_what_to_do() {
     let missing = folder.path().join("missing");
     let output = run(&["generate", "a", "--model", missing.to_str().unwrap()]);
     assert_eq!(output.status.code(), Some(1));
-    assert!(errors(&output).contains("missing: there is no such folder"), "{}", errors(&output));
-    assert!(errors(&output).contains("help: a model is a folder"), "{}", errors(&output));
+    assert!(errors(&output).contains("missing: does not exist: give the folder"), "{}", errors(&output));
 
     let output = run(&["generate", "a", "--json", "--model", missing.to_str().unwrap()]);
     let lines = json_lines(&output);
     assert_eq!(lines[0]["error"]["kind"], "invalid_model");
-    assert!(lines[0]["error"]["message"].as_str().unwrap().contains("no such folder"));
+    assert!(lines[0]["error"]["message"].as_str().unwrap().contains("does not exist"));
     assert_eq!(output.status.code(), Some(1));
 
     std::fs::write(folder.path().join("config.json"), "{").unwrap();
@@ -234,6 +233,98 @@ fn bench_reports_every_figure_with_its_spread() {
     let output = bench(&["--context-length=10"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(errors(&output).contains("may not fit the context"), "{}", errors(&output));
+}
+
+#[test]
+fn discover_lists_models_and_passes_over_broken_ones() {
+    let (root, one, broken) = (tempfile::tempdir().unwrap(), model(), model());
+    std::fs::rename(one.path(), root.path().join("one")).unwrap();
+    std::fs::write(broken.path().join("config.json"), "{").unwrap();
+    std::fs::rename(broken.path(), root.path().join("broken")).unwrap();
+    let output = run(&["discover", root.path().to_str().unwrap()]);
+    assert!(text(&output).contains("one") && text(&output).contains("mock"), "{}", text(&output));
+    assert!(
+        errors(&output).contains("passed over") && errors(&output).contains("broken"),
+        "{}",
+        errors(&output)
+    );
+    assert_eq!(output.status.code(), Some(0));
+    let lines = json_lines(&run(&["discover", "--json", root.path().to_str().unwrap()]));
+    assert_eq!((&lines[0]["error"]["kind"], &lines[1]["name"]), (&json!("invalid_model"), &json!("one")));
+}
+
+#[test]
+fn estimate_refuses_with_both_numbers() {
+    let folder = model();
+    let config = json!({"model_type": "mock", "num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 2,
+        "max_position_embeddings": 100});
+    std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+    let path = folder.path().to_str().unwrap();
+    let report = &json_lines(&run(&["estimate", path, "--json", "--batch=3"]))[0];
+    // 2 (keys, values) × 1 layer × 8 wide × 4 bytes × 100 tokens × 3 requests
+    assert_eq!(report["kv_bytes"], 2 * 8 * 4 * 100 * 3);
+    assert_eq!((&report["weight_bytes"], &report["fits"]), (&json!(4), &json!(true)));
+    let output = run(&["estimate", path, "--memory=1KB"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(errors(&output).contains("6404 bytes, 1000 are available"), "{}", errors(&output));
+}
+
+#[test]
+fn classify_scores_labels_and_prints_logits() {
+    let folder = model();
+    let classify = |arguments: &[&str]| {
+        inference(&["classify", "--backend=mock", "--model"])
+            .arg(folder.path())
+            .args(arguments)
+            .output()
+            .unwrap()
+    };
+    let output = classify(&["--labels=xyz,abc", "a b c", "x y z"]);
+    let table = text(&output);
+    let rows: Vec<&str> = table.lines().collect();
+    assert!(rows[1].starts_with("a b c   abc") && rows[2].starts_with("x y z   xyz"), "{table}");
+    assert!(errors(&output).contains("2 prompts in"), "{}", errors(&output));
+    let lines = json_lines(&classify(&["--prompt-tokens=[[3,4],[5,6]]", "--logits", "--json"]));
+    assert_eq!((&lines[0]["token"], &lines[1]["token"]), (&json!(4), &json!(6)));
+    assert_eq!((&lines[0]["logits"][4], &lines[0]["logits"][5]), (&json!(1.0), &json!(0.0)));
+    assert_eq!(classify(&["a", "--logits"]).status.code(), Some(2), "without --json");
+    assert_eq!(classify(&["a", "--labels=x,x"]).status.code(), Some(2));
+}
+
+#[test]
+fn batch_answers_each_prompt_once() {
+    let folder = model();
+    let file = folder.path().join("prompts.jsonl");
+    std::fs::write(
+        &file,
+        "a b\n{\"id\": \"q\", \"prompt\": \"c d\", \"max_tokens\": 1}\n{\"tokens\": [99999]}\n",
+    )
+    .unwrap();
+    let batch = |arguments: &[&str]| {
+        let mut command = inference(&["batch", "--backend=mock", "--max-tokens=2", "--model"]);
+        command.arg(folder.path()).arg(&file).args(arguments).output().unwrap()
+    };
+    let output = batch(&[]);
+    assert_eq!(output.status.code(), Some(1), "{}", errors(&output));
+    assert!(
+        errors(&output).contains("3 new answers") && errors(&output).contains("1 failed"),
+        "{}",
+        errors(&output)
+    );
+    let answers = folder.path().join("prompts.answers.jsonl");
+    let mut lines: Vec<Value> = std::fs::read_to_string(&answers)
+        .unwrap()
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    lines.sort_by_key(|line| line["line"].as_u64());
+    assert_eq!((&lines[0]["text"], &lines[1]["text"]), (&json!(" b a"), &json!(" d")));
+    assert_eq!((&lines[1]["id"], &lines[2]["error"]["kind"]), (&json!("q"), &json!("invalid_prompt")));
+
+    let totals = &json_lines(&batch(&["--json"]))[0];
+    assert_eq!((&totals["answered"], &totals["answered_before"]), (&json!(0), &json!(3)));
+    let totals = &json_lines(&batch(&["--json", "--retry"]))[0];
+    assert_eq!((&totals["answered"], &totals["failed"]), (&json!(1), &json!(1)));
 }
 
 #[test]

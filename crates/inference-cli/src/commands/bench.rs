@@ -42,19 +42,19 @@ pub(crate) struct Args {
     model: PathBuf,
 
     /// Tokens of each prompt
-    #[arg(long, value_name = "TOKENS", default_value_t = 512, value_parser = positive)]
+    #[arg(long, value_name = "TOKENS", default_value_t = 512, value_parser = super::positive)]
     prompt_tokens: usize,
 
     /// Tokens that each request generates
-    #[arg(long, value_name = "TOKENS", default_value_t = 128, value_parser = positive)]
+    #[arg(long, value_name = "TOKENS", default_value_t = 128, value_parser = super::positive)]
     generate_tokens: usize,
 
     /// Requests that run at once
-    #[arg(long, value_name = "REQUESTS", default_value_t = 1, value_parser = positive)]
+    #[arg(long, value_name = "REQUESTS", default_value_t = 1, value_parser = super::positive)]
     batch: usize,
 
     /// Trials that are measured
-    #[arg(long, value_name = "TIMES", default_value_t = 5, value_parser = positive)]
+    #[arg(long, value_name = "TIMES", default_value_t = 5, value_parser = super::positive)]
     trials: usize,
 
     /// Chooses the random prompts
@@ -65,11 +65,11 @@ pub(crate) struct Args {
     load: LoadArgs,
 
     /// Print a JSON object
-    #[arg(long)]
+    #[arg(long, help_heading = "Output")]
     pub(crate) json: bool,
 
     /// Print no progress on stderr
-    #[arg(long, short)]
+    #[arg(long, short, help_heading = "Output")]
     quiet: bool,
 }
 
@@ -296,14 +296,6 @@ fn per_second(tokens: usize, time: Duration) -> f64 {
     if time.is_zero() { 0.0 } else { tokens as f64 / time.as_secs_f64() }
 }
 
-fn positive(text: &str) -> Result<usize, String> {
-    match text.parse() {
-        Ok(0) => Err("expected at least 1".to_owned()),
-        Ok(number) => Ok(number),
-        Err(_) => Err("expected a whole number".to_owned()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -329,11 +321,5 @@ mod tests {
     fn the_median_is_the_middle_or_between_the_middles() {
         assert_eq!(Spread::of(vec![3.0, 1.0, 2.0]), Spread { min: 1.0, median: 2.0, max: 3.0 });
         assert_eq!(Spread::of(vec![4.0, 1.0]).median, 2.5);
-    }
-
-    #[test]
-    fn nothing_is_no_measurement() {
-        assert!(positive("0").is_err() && positive("-1").is_err());
-        assert_eq!(positive("3"), Ok(3));
     }
 }

@@ -42,11 +42,11 @@ pub(crate) struct Args {
     generate: GenerateArgs,
 
     /// Print JSON Lines
-    #[arg(long)]
+    #[arg(long, help_heading = "Output")]
     pub(crate) json: bool,
 
     /// Print no figures and no progress on stderr
-    #[arg(long, short)]
+    #[arg(long, short, help_heading = "Output")]
     quiet: bool,
 }
 
@@ -54,7 +54,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let prompt = args.prompt.clone().map(super::prompt_or_stdin).transpose()?;
     // Before a load that may take a while: the options, and whether there is a model at all.
     args.template.apply(args.generate.options(Default::default()))?.validate()?;
-    let path = args.model.clone().map_or_else(model::demo, Ok)?;
+    let path = model::or_demo(args.model.as_ref())?;
     let scope = Scope::enter();
     let model = model::load(&path, &args.load, scope.token(), args.quiet || args.json).await?;
     let mut conversation = Conversation::new(model.clone(), args);

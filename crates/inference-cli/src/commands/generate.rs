@@ -41,11 +41,11 @@ pub(crate) struct Args {
     generate: GenerateArgs,
 
     /// Print JSON Lines
-    #[arg(long)]
+    #[arg(long, help_heading = "Output")]
     pub(crate) json: bool,
 
     /// Print no figures and no progress on stderr
-    #[arg(long, short)]
+    #[arg(long, short, help_heading = "Output")]
     quiet: bool,
 }
 

@@ -2,14 +2,11 @@
 
 use std::{collections::BTreeMap, path::PathBuf, process::ExitCode};
 
-use inference::{Dtype, ModelManifest, TensorInfo};
+use inference::{Dtype, ModelManifest};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::{
-    model,
-    render::{self, Out},
-};
+use crate::render::{self, Out};
 
 /// Show what a model is: architecture, size, quantisation, context; no weights are read
 #[derive(Debug, clap::Args)]
@@ -28,26 +25,25 @@ pub(crate) struct Args {
 #[derive(Debug, Serialize)]
 pub(crate) struct Facts {
     path: PathBuf,
-    architecture: String,
+    pub(crate) architecture: String,
     /// Weights before quantisation.
-    parameters: u64,
-    weight_bytes: u64,
+    pub(crate) parameters: u64,
+    pub(crate) weight_bytes: u64,
     files: usize,
     tensors: usize,
     /// Bytes of tensors by element type.
     dtypes: BTreeMap<String, u64>,
-    quantization: Option<inference::Quantization>,
+    pub(crate) quantization: Option<inference::Quantization>,
     layers: Option<u64>,
     hidden_size: Option<u64>,
     vocab_size: Option<u64>,
-    context_length: Option<u64>,
+    pub(crate) context_length: Option<usize>,
     tokenizer: bool,
     chat_template: bool,
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    model::check_folder(&args.path)?;
-    let facts = Facts::of(&ModelManifest::read(&args.path)?);
+    let facts = Facts::of(&ModelManifest::read(&args.path)?)?;
     let mut out = Out::new();
     if args.json {
         out.json(&facts)?;
@@ -58,7 +54,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 }
 
 impl Facts {
-    pub(crate) fn of(manifest: &ModelManifest) -> Self {
+    pub(crate) fn of(manifest: &ModelManifest) -> inference::Result<Self> {
         // Multimodal checkpoints keep the language model's keys one level down.
         let config = manifest.config();
         let number = |key: &str| {
@@ -68,10 +64,10 @@ impl Facts {
         for tensor in manifest.tensors().values() {
             *dtypes.entry(dtype_name(tensor.dtype)).or_default() += tensor.range.end - tensor.range.start;
         }
-        Self {
+        Ok(Self {
             path: manifest.path().to_owned(),
             architecture: manifest.model_type().to_owned(),
-            parameters: parameters(manifest),
+            parameters: manifest.parameters(),
             weight_bytes: manifest.weight_bytes(),
             files: manifest.files().len(),
             tensors: manifest.tensors().len(),
@@ -80,10 +76,10 @@ impl Facts {
             layers: number("num_hidden_layers"),
             hidden_size: number("hidden_size"),
             vocab_size: number("vocab_size"),
-            context_length: number("max_position_embeddings"),
+            context_length: manifest.context_length()?,
             tokenizer: manifest.path().join("tokenizer.json").is_file(),
             chat_template: has_chat_template(manifest),
-        }
+        })
     }
 
     fn rows(&self) -> Vec<(&'static str, String)> {
@@ -114,36 +110,11 @@ impl Facts {
             ("layers", number(self.layers)),
             ("hidden size", number(self.hidden_size)),
             ("vocabulary", number(self.vocab_size)),
-            ("context", number(self.context_length)),
+            ("context", number(self.context_length.map(|n| n as u64))),
             ("tokenizer", present(self.tokenizer)),
             ("chat template", present(self.chat_template)),
         ]
     }
-}
-
-/// Weights before quantisation: a packed tensor stands for as many as its bits hold, its scales and biases for none.
-fn parameters(manifest: &ModelManifest) -> u64 {
-    let elements = |tensor: &TensorInfo| tensor.shape.iter().map(|n| *n as u64).product::<u64>();
-    let tensors = manifest.tensors();
-    let count = |(name, tensor): (&String, &TensorInfo)| {
-        let quantised = |module: &str| tensors.contains_key(&format!("{module}.scales"));
-        match name.rsplit_once('.') {
-            Some((module, "scales" | "biases")) if quantised(module) => 0,
-            Some((module, "weight")) if quantised(module) && tensor.dtype == Dtype::U32 => {
-                elements(tensor) * 32 / bits(manifest, module)
-            }
-            _ => elements(tensor),
-        }
-    };
-    tensors.iter().map(count).sum()
-}
-
-/// The bits of a module's weights: its own where config.json has an entry for it, the default otherwise.
-fn bits(manifest: &ModelManifest, module: &str) -> u64 {
-    let own = ["quantization", "quantization_config"]
-        .iter()
-        .find_map(|key| manifest.config().get(key)?.get(module)?.get("bits")?.as_u64());
-    own.or_else(|| manifest.quantization().map(|q| u64::from(q.bits))).unwrap_or(4).max(1)
 }
 
 fn has_chat_template(manifest: &ModelManifest) -> bool {

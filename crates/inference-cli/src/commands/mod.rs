@@ -1,8 +1,12 @@
 //! The commands, a file each: `Args` is what the person types, `run` does it.
 
 pub(crate) mod backends;
+pub(crate) mod batch;
 pub(crate) mod bench;
 pub(crate) mod chat;
+pub(crate) mod classify;
+pub(crate) mod discover;
+pub(crate) mod estimate;
 pub(crate) mod explain;
 pub(crate) mod generate;
 pub(crate) mod info;
@@ -19,4 +23,24 @@ fn prompt_or_stdin(prompt: String) -> anyhow::Result<String> {
     let mut text = String::new();
     std::io::stdin().read_to_string(&mut text).context("cannot read the prompt from the input")?;
     Ok(text)
+}
+
+/// Parses a number of things of which there must be one.
+fn positive(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("expected at least 1".to_owned()),
+        Ok(number) => Ok(number),
+        Err(_) => Err("expected a whole number".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn none_is_no_number_of_things() {
+        assert!(positive("0").is_err() && positive("-1").is_err());
+        assert_eq!(positive("3"), Ok(3));
+    }
 }

@@ -1,0 +1,143 @@
+//! `inference estimate`: the memory that a model needs, and whether it is there.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use inference::{MemoryEstimate, ModelManifest};
+use serde::Serialize;
+
+use crate::{
+    failure::Usage,
+    options::ByteSize,
+    render::{self, Out},
+};
+
+/// Estimate the memory that a model needs; fails where there is less
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Counted are the weights as stored, and the keys and values of every layer with a full context. Activations and the
+engine's own needs come on top: leave a margin.
+
+Examples:
+  inference estimate ~/models/Qwen3-8B
+  inference estimate ~/models/Qwen3-8B --context-length 32768 --batch 8 --memory 24GB"
+)]
+pub(crate) struct Args {
+    /// The model's folder
+    path: PathBuf,
+
+    /// Tokens of prompt and answer together [default: the model's own]
+    #[arg(long, value_name = "TOKENS")]
+    context_length: Option<usize>,
+
+    /// Requests that run at once
+    #[arg(long, value_name = "REQUESTS", default_value_t = 1)]
+    batch: usize,
+
+    /// Memory to fit into, such as 24GB [default: what this machine has free]
+    #[arg(long, value_name = "SIZE")]
+    memory: Option<ByteSize>,
+
+    /// Print a JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    weight_bytes: u64,
+    kv_bytes: u64,
+    total_bytes: u64,
+    context_length: usize,
+    batch: usize,
+    available_bytes: Option<u64>,
+    fits: Option<bool>,
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let manifest = ModelManifest::read(&args.path)?;
+    let Some(context) = args.context_length.map_or_else(|| manifest.context_length(), |n| Ok(Some(n)))?
+    else {
+        let message = "config.json does not say how long the model's context is: give --context-length";
+        return Err(Usage(message.to_owned()).into());
+    };
+    let estimate = manifest.estimate(context, args.batch)?;
+    let available = args.memory.map(|size| size.0).or_else(free_memory);
+    let report = Report::new(&estimate, context, args.batch, available);
+    let mut out = Out::new();
+    if args.json {
+        out.json(&report)?;
+    } else {
+        out.table(&render::facts(report.rows()))?;
+    }
+    if let Some(available) = available {
+        estimate.check(available)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+impl Report {
+    fn new(estimate: &MemoryEstimate, context_length: usize, batch: usize, available: Option<u64>) -> Self {
+        Self {
+            weight_bytes: estimate.weight_bytes,
+            kv_bytes: estimate.kv_bytes,
+            total_bytes: estimate.total_bytes(),
+            context_length,
+            batch,
+            available_bytes: available,
+            fits: available.map(|available| estimate.check(available).is_ok()),
+        }
+    }
+
+    fn rows(&self) -> [(&'static str, String); 4] {
+        let requests = render::things(self.batch, "request");
+        [
+            ("weights", render::bytes(self.weight_bytes)),
+            (
+                "keys and values",
+                format!("{} for {requests} of {} tokens", render::bytes(self.kv_bytes), self.context_length),
+            ),
+            ("together", render::bytes(self.total_bytes)),
+            ("available", self.available_bytes.map_or_else(|| "not known".to_owned(), render::bytes)),
+        ]
+    }
+}
+
+/// What this machine can still give, where it tells: Linux says what is free, other systems what there is in all.
+fn free_memory() -> Option<u64> {
+    let free = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| available(&text));
+    free.or_else(all_memory)
+}
+
+fn available(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
+#[cfg(unix)]
+fn all_memory() -> Option<u64> {
+    // SAFETY: `sysconf` reads system constants by number and has no other effect; −1 means that one is not known.
+    let [pages, size] = [libc::_SC_PHYS_PAGES, libc::_SC_PAGESIZE].map(|name| unsafe { libc::sysconf(name) });
+    u64::try_from(pages).ok()?.checked_mul(u64::try_from(size).ok()?)
+}
+
+#[cfg(not(unix))]
+fn all_memory() -> Option<u64> {
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn linux_tells_what_is_available() {
+        let text = "MemTotal:       24629060 kB\nMemFree: 1 kB\nMemAvailable:   23000000 kB\n";
+        assert_eq!(available(text), Some(23_000_000 * 1024));
+        assert_eq!(available("MemTotal: 1 kB"), None);
+    }
+
+    #[test]
+    fn this_machine_has_memory() {
+        assert!(free_memory().is_some_and(|bytes| bytes > 1 << 20));
+    }
+}
