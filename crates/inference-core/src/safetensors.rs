@@ -321,7 +321,8 @@ impl<'de> Deserialize<'de> for Header {
                     }
                     if name == METADATA {
                         metadata = true;
-                        entries.next_value::<Metadata>()?;
+                        // MLX writes a null where it was given none.
+                        entries.next_value::<Option<Metadata>>()?;
                     } else {
                         header.insert(name, entries.next_value()?);
                     }
