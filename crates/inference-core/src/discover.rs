@@ -31,6 +31,17 @@ pub struct Discovered {
 /// come in the order of their names. What cannot be read and models that are broken are an `Err` item, and the search goes
 /// on. Links are followed; a folder is visited once, by whichever path comes first. `.git`, `target` and `node_modules` below
 /// the root are left out, and so is what lies more than 32 folders deep.
+///
+/// ```
+/// # let folder = inference_core::mock::folder();
+/// # let root = folder.path();
+/// for model in inference_core::discover(root) {
+///     match model {
+///         Ok(found) => println!("{}: {} parameters", found.name, found.manifest.parameters()),
+///         Err(error) => eprintln!("{error}"),
+///     }
+/// }
+/// ```
 pub fn discover(root: impl AsRef<Path>) -> Discover {
     let root = root.as_ref().to_owned();
     let pending = vec![Pending { path: root.clone(), depth: 0, link: true, parent: PathBuf::new() }];

@@ -23,8 +23,9 @@ use crate::{
     safetensors::TensorInfo,
 };
 
-/// The longest config.json, in bytes; published ones stay under 100 kB.
-const LONGEST_CONFIG: u64 = 16 << 20;
+/// The longest config.json, in bytes; published ones stay under 100 kB. In memory, JSON can take twenty times its
+/// length.
+const LONGEST_CONFIG: u64 = 4 << 20;
 
 /// A folder in the published layout: config.json and safetensors files. Nothing of the weights is read.
 ///
@@ -144,14 +145,7 @@ impl ModelManifest {
     /// [`Error::InvalidModel`] if config.json names no known type.
     pub fn dtype(&self) -> Result<Option<Dtype>> {
         let path = self.config_path();
-        if let Some(dtype) = Config::new(&path, &self.config).dtype()? {
-            return Ok(Some(dtype));
-        }
-        let mut bytes = BTreeMap::new();
-        for tensor in self.tensors.values().filter(|tensor| tensor.dtype.is_float()) {
-            *bytes.entry(tensor.dtype).or_insert(0) += tensor.bytes();
-        }
-        Ok(bytes.into_iter().max_by_key(|(_, bytes)| *bytes).map(|(dtype, _)| dtype))
+        Ok(Config::new(&path, &self.config).dtype()?.or_else(|| self.stored_dtype()))
     }
 
     /// The tokens that the model was made for, prompt and answer together: `max_position_embeddings` of config.json or of
@@ -200,6 +194,15 @@ impl ModelManifest {
         self.tensors.values().map(TensorInfo::bytes).fold(0, u64::saturating_add)
     }
 
+    /// The type that most bytes of floating-point tensors have, which is the one that activations take.
+    fn stored_dtype(&self) -> Option<Dtype> {
+        let mut bytes = BTreeMap::new();
+        for tensor in self.tensors.values().filter(|tensor| tensor.dtype.is_float()) {
+            *bytes.entry(tensor.dtype).or_insert(0) += tensor.bytes();
+        }
+        bytes.into_iter().max_by_key(|(_, bytes)| *bytes).map(|(dtype, _)| dtype)
+    }
+
     fn parameters_of(&self, name: &str, tensor: &TensorInfo) -> u64 {
         let packed = |layer: &str| {
             let weight = self.tensors.get(&format!("{layer}.weight"));
@@ -240,7 +243,8 @@ fn check_folder(path: &Path) -> Result<()> {
         let reason = "is no folder: give the folder that holds config.json and the safetensors files";
         return Err(Error::invalid_file(path, reason));
     }
-    if fs::symlink_metadata(path.join("config.json")).is_err() {
+    let config = fs::symlink_metadata(path.join("config.json"));
+    if config.is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound) {
         let reason = if path.join("snapshots").is_dir() {
             "is an entry of a Hugging Face cache: give one of the folders in its snapshots/"
         } else {

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 /// A model of seven layers with this changed in its config.
 fn sized(change: &Value) -> Folder {
-    let mut config = json!({"model_type":"x", "dtype":"float16", "num_hidden_layers":7, "hidden_size":64,
+    let mut config = json!({"model_type":"x", "num_hidden_layers":7, "hidden_size":64,
         "num_attention_heads":4, "num_key_value_heads":2});
     for (key, value) in change.as_object().into_iter().flatten() {
         config[key] = value.clone();
@@ -34,7 +34,6 @@ fn memory_is_estimated_by_the_formula() {
     };
     assert_eq!(kv(json!({}), 100, 1), 7 * 100 * position);
     assert_eq!(kv(json!({}), 100, 3), 3 * 7 * 100 * position);
-    assert_eq!(kv(json!({"dtype":"float32"}), 100, 1), 2 * 7 * 100 * position);
     assert_eq!(kv(json!({"num_key_value_heads":null}), 100, 1), 2 * 7 * 100 * position);
     assert_eq!(kv(json!({"head_dim":32}), 100, 1), 2 * 7 * 100 * position);
     // Layers 3 and 6 of 7 see everything.
@@ -51,6 +50,14 @@ fn memory_is_estimated_by_the_formula() {
     assert_eq!(kv(json!({"sliding_window":8}), 100, 1), 7 * 100 * position);
     // Without heads in the config, the 24 rows of the key projection tell.
     assert_eq!(kv(json!({"num_attention_heads":null}), 100, 1), 7 * 100 * 2 * 24 * 2);
+    // The type of the tensors counts, whatever the config says.
+    let folder = sized(&json!({"dtype":"float16"}));
+    let name = "model.layers.0.self_attn.k_proj.weight";
+    let others: Vec<_> = (0..6).map(|n| n.to_string()).collect();
+    let others = others.iter().map(|name| (&**name, "F32", &[1][..]));
+    let list: Vec<_> = others.chain([(name, "F32", &[24, 64][..])]).collect();
+    folder.write("model.safetensors", tensors(&list));
+    assert_eq!(folder.manifest().unwrap().estimate(100, 1).unwrap().kv_bytes, 2 * 7 * 100 * position);
     let nested = json!({"num_hidden_layers":null, "text_config":{"num_hidden_layers":7}});
     assert_eq!(kv(nested, 100, 1), 7 * 100 * position);
 }

@@ -88,7 +88,7 @@ fn each_fault_of_a_config_is_named() {
         "huge",
         &folder.manifest().unwrap_err(),
         "config.json",
-        &["1099511627776 bytes", "at most 16777216"],
+        &["1099511627776 bytes", "at most 4194304"],
     );
 }
 

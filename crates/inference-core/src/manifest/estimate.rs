@@ -12,8 +12,8 @@ use crate::{Dtype, Error, Result};
 /// The bytes that a model needs to run, before any of them is allocated.
 ///
 /// - **Weights**: the tensors as stored.
-/// - **Keys and values**: for each layer, 2 × batch × positions × key-value heads × head dimension × bytes of the model's
-///   type. `positions` is the context; in a layer with a sliding window, the smaller of context and window. Which layers
+/// - **Keys and values**: for each layer, 2 × batch × positions × key-value heads × head dimension × bytes of the type
+///   that most of its floating-point tensors have. `positions` is the context; in a layer with a sliding window, the smaller of context and window. Which layers
 ///   slide, `layer_types` says, or `sliding_window_pattern` (every n-th layer does not). A window without either counts as
 ///   none: the figure is then an upper bound.
 ///
@@ -64,7 +64,7 @@ pub(super) fn estimate(manifest: &ModelManifest, context: usize, batch: usize) -
         return Err(config.invalid("num_hidden_layers", reason));
     }
     let width = key_width(manifest, &config)?;
-    let size = manifest.dtype()?.map_or(2, Dtype::size);
+    let size = manifest.stored_dtype().map_or(2, Dtype::size);
 
     let (windowed, window) = windows(&config, layers)?;
     let positions = |layers: usize, each: usize| (layers as u64).checked_mul(each as u64);
