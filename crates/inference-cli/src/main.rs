@@ -33,6 +33,11 @@ struct Cli {
     /// Log what the engines do to stderr; twice for details. INFERENCE_LOG sets a filter instead.
     #[arg(long, short, global = true, action = clap::ArgAction::Count)]
     verbose: u8,
+
+    /// The Python interpreter that has mlx_lm [default: INFERENCE_PYTHON, an active venv, python3]
+    #[cfg(feature = "mlxlm")]
+    #[arg(long, global = true, value_name = "PATH")]
+    python: Option<std::path::PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -47,13 +52,19 @@ enum Command {
     Estimate(commands::estimate::Args),
     Classify(commands::classify::Args),
     Batch(commands::batch::Args),
+    Parity(commands::parity::Args),
+    Soak(commands::soak::Args),
 }
 
 fn main() -> ExitCode {
-    let Cli { command, verbose } = Cli::parse();
-    start_log(verbose);
-    let json = command.json();
-    match run(command) {
+    let cli = Cli::parse();
+    start_log(cli.verbose);
+    #[cfg(feature = "mlxlm")]
+    if let Some(python) = cli.python {
+        inference::mlxlm::use_python(python);
+    }
+    let json = cli.command.json();
+    match run(cli.command) {
         Ok(code) => code,
         Err(error) => failure::report(&error, json),
     }
@@ -74,6 +85,8 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             Command::Estimate(args) => commands::estimate::run(&args),
             Command::Classify(args) => commands::classify::run(args).await,
             Command::Batch(args) => commands::batch::run(args).await,
+            Command::Soak(args) => commands::soak::run(args).await,
+            Command::Parity(args) => commands::parity::run(args).await,
         }
     })
 }
@@ -92,6 +105,8 @@ impl Command {
             Self::Estimate(args) => args.json,
             Self::Classify(args) => args.json,
             Self::Batch(args) => args.json,
+            Self::Soak(args) => args.json,
+            Self::Parity(args) => args.json,
         }
     }
 }

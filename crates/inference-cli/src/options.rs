@@ -40,6 +40,11 @@ pub(crate) struct LoadArgs {
 }
 
 impl LoadArgs {
+    /// Nothing but an engine.
+    pub(crate) fn of_backend(id: &str) -> Self {
+        Self { backend: Some(id.to_owned()), ..Self::default() }
+    }
+
     /// The library's options; `cancel` cancels the load.
     pub(crate) fn options(&self, cancel: CancellationToken) -> LoadOptions {
         let mut options = LoadOptions::new().cancel(cancel);

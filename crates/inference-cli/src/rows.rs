@@ -1,10 +1,6 @@
 //! Files of prompts: a line each, as plain text or as a JSON object.
 
-use std::{
-    fs::File,
-    io::{BufRead as _, BufReader},
-    path::Path,
-};
+use std::path::Path;
 
 use anyhow::Context as _;
 use inference::{GenerateOptions, Message, Prompt};
@@ -101,21 +97,23 @@ impl Row {
 
 /// Reads a file of prompts. Empty lines are left out.
 pub(crate) fn read(path: &Path) -> anyhow::Result<Vec<Row>> {
-    let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let mut rows = Vec::new();
-    for (index, line) in BufReader::new(file).lines().enumerate() {
-        let line = line.with_context(|| format!("cannot read line {} of {}", index + 1, path.display()))?;
-        if line.trim().is_empty() {
-            continue;
-        }
-        let row = Row::parse(index + 1, line)
-            .map_err(|reason| Usage(format!("{}, line {}: {reason}", path.display(), index + 1)))?;
-        rows.push(row);
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    parse(&text).map_err(|error| Usage(format!("{}: {error}", path.display())).into())
+}
+
+/// Reads prompts from a text, a line each.
+pub(crate) fn parse(text: &str) -> Result<Vec<Row>, Usage> {
+    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+    let rows: Result<Vec<Row>, Usage> = lines
+        .map(|(index, line)| {
+            let row = Row::parse(index + 1, line.to_owned());
+            row.map_err(|reason| Usage(format!("line {}: {reason}", index + 1)))
+        })
+        .collect();
+    match rows {
+        Ok(rows) if rows.is_empty() => Err(Usage("there are no prompts in it".to_owned())),
+        rows => rows,
     }
-    if rows.is_empty() {
-        return Err(Usage(format!("{} has no prompts", path.display())).into());
-    }
-    Ok(rows)
 }
 
 #[cfg(test)]

@@ -328,6 +328,32 @@ fn batch_answers_each_prompt_once() {
 }
 
 #[test]
+fn parity_compares_line_by_line() {
+    let folder = model();
+    let file = folder.path().join("prompts.txt");
+    std::fs::write(&file, "a b\n\nc d e\n").unwrap();
+    let mut command = inference(&["parity", "--a=mock", "--b=mock", "--max-tokens=5", "--json", "--model"]);
+    let output = command.arg(folder.path()).arg("--prompts").arg(&file).output().unwrap();
+    let lines = json_lines(&output);
+    assert_eq!((&lines[0]["line"], &lines[0]["verdict"]), (&json!(1), &json!("equal")), "{lines:?}");
+    assert_eq!((&lines[1]["line"], &lines[1]["tokens"]), (&json!(3), &json!(5)));
+    assert_eq!(lines[2]["parity"], json!({"equal": 2, "ties": 0, "differ": 0}));
+    assert_eq!(output.status.code(), Some(0));
+}
+
+#[test]
+fn soak_finds_nothing_wrong_with_the_mock() {
+    let folder = model();
+    let mut command = inference(&["soak", "--backend=mock", "--minutes=0.02", "--json", "--model"]);
+    let output = command.arg(folder.path()).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}{}", text(&output), errors(&output));
+    let lines = json_lines(&output);
+    assert!(lines[0]["sample"]["memory"]["active_bytes"].is_u64());
+    let totals = &lines.last().unwrap()["soak"]["totals"];
+    assert!(totals["requests"].as_u64().unwrap() > 10 && totals["failures"] == 0, "{totals}");
+}
+
+#[test]
 fn help_is_given_where_nothing_is_asked() {
     let output = run(&[]);
     assert_eq!(output.status.code(), Some(2));

@@ -38,6 +38,8 @@
 //! | `mlxlm` (default) | `mlx_lm` | Python's mlx_lm in a child process |
 //! | `mock` | `mock` | no model: repeats the prompt's words, for the tests of a program |
 //!
+//! Options that only one engine has are in its module, `inference::metal` or `inference::mlxlm`.
+//!
 //! An engine of your own is a crate that depends on `inference-core` alone and calls [`register_backend!`]; a program that
 //! names the crate (`use my_backend as _;`) has it in [`load_model`] with no further line.
 //!
@@ -46,9 +48,8 @@
 
 // A crate that no code names is not linked, and would register nothing.
 #[cfg(feature = "metal")]
-use backend_metal as _;
+pub use backend_metal as metal;
 #[cfg(feature = "mlxlm")]
-use backend_mlxlm as _;
-
+pub use backend_mlxlm as mlxlm;
 #[doc(inline)]
 pub use inference_core::*;

@@ -10,6 +10,8 @@ pub(crate) mod estimate;
 pub(crate) mod explain;
 pub(crate) mod generate;
 pub(crate) mod info;
+pub(crate) mod parity;
+pub(crate) mod soak;
 
 use std::io::Read as _;
 

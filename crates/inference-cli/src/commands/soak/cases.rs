@@ -1,0 +1,150 @@
+//! Random requests and what becomes of them.
+
+use anyhow::bail;
+use inference::{CancellationToken, Capabilities, Feature, GenerateOptions, Token};
+use rand::{RngExt as _, rngs::StdRng};
+
+/// A request that is sent again and again.
+#[derive(Debug)]
+pub(super) struct Case {
+    pub(super) prompt: Vec<u32>,
+    options: GenerateOptions,
+    /// What it gave when nothing ran beside it.
+    pub(super) alone: Vec<Token>,
+}
+
+/// What becomes of one request.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Fate {
+    /// Read to its end.
+    Read,
+    /// Cancelled after so many tokens.
+    Cancel(usize),
+    /// Dropped after so many tokens.
+    Drop(usize),
+    /// Left unread for so many milliseconds, then read to its end.
+    LeaveUnread(u64),
+}
+
+impl Case {
+    /// A request with options that the backend has. `limits` are the tokens of the longest prompt and answer.
+    pub(super) fn random(
+        random: &mut StdRng,
+        vocabulary: usize,
+        limits: (usize, usize),
+        capabilities: Capabilities,
+    ) -> Self {
+        let vocabulary = u32::try_from(vocabulary).unwrap_or(u32::MAX).max(1);
+        // Short ones are as frequent as long ones on a logarithmic scale: most requests of most programs are short.
+        let length = (limits.0 as f64).powf(random.random_range(0.0..=1.0)).round() as usize;
+        let prompt = (0..length.max(1)).map(|_| random.random_range(0..vocabulary)).collect();
+        let mut options = GenerateOptions::new().max_tokens(random.random_range(1..=limits.1));
+        let drawn = capabilities.has(Feature::Sampling) && capabilities.has(Feature::Seed);
+        if drawn && random.random_bool(0.6) {
+            options = options.temperature(random.random_range(0.2..1.5)).seed(random.random());
+        }
+        let mut with = |feature, share: f64| capabilities.has(feature) && random.random_bool(share);
+        let (top_p, top_k, min_p) =
+            (with(Feature::TopP, 0.3), with(Feature::TopK, 0.3), with(Feature::MinP, 0.2));
+        let (penalty, stop) = (with(Feature::RepetitionPenalty, 0.2), with(Feature::Stop, 0.5));
+        if top_p {
+            options = options.top_p(random.random_range(0.5..1.0));
+        }
+        if top_k {
+            options = options.top_k(random.random_range(1..50));
+        }
+        if min_p {
+            options = options.min_p(random.random_range(0.0..0.2));
+        }
+        if penalty {
+            options = options.repetition_penalty(random.random_range(1.0..1.5));
+        }
+        if stop {
+            options = options.ignore_eos(true);
+        }
+        Self { prompt, options, alone: Vec::new() }
+    }
+
+    pub(super) fn options(&self, cancel: CancellationToken) -> GenerateOptions {
+        self.options.clone().cancel(cancel)
+    }
+
+    /// Fails unless these are the tokens of the lone run.
+    pub(super) fn check_whole(&self, tokens: &[Token]) -> anyhow::Result<()> {
+        self.check_beginning(tokens)?;
+        if tokens.len() != self.alone.len() {
+            bail!("{} tokens, alone {}", tokens.len(), self.alone.len());
+        }
+        Ok(())
+    }
+
+    /// Fails unless the lone run begins with these tokens. The last one's text may be shorter: what an incomplete
+    /// character or stop string holds back is not known when the end comes early.
+    pub(super) fn check_beginning(&self, tokens: &[Token]) -> anyhow::Result<()> {
+        for (index, token) in tokens.iter().enumerate() {
+            match self.alone.get(index) {
+                Some(alone) if alone.id == token.id => {}
+                Some(alone) => bail!(
+                    "token {index} is {} ({:?}), alone {} ({:?}); {} prompt tokens, {:?}",
+                    token.id,
+                    token.text,
+                    alone.id,
+                    alone.text,
+                    self.prompt.len(),
+                    self.options.sampling
+                ),
+                None => bail!("token {index} is {}, alone it had ended", token.id),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Fate {
+    pub(super) fn random(random: &mut StdRng) -> Self {
+        match random.random_range(0..10) {
+            0 => Self::Cancel(random.random_range(0..20)),
+            1 => Self::Drop(random.random_range(0..20)),
+            2 => Self::LeaveUnread(random.random_range(0..200)),
+            _ => Self::Read,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng as _;
+
+    use super::*;
+
+    fn case(alone: &[u32]) -> Case {
+        let alone = alone.iter().map(|id| Token::new(*id, "")).collect();
+        Case { prompt: vec![1], options: GenerateOptions::new(), alone }
+    }
+
+    #[test]
+    fn another_token_a_longer_and_a_shorter_answer_are_found() {
+        let tokens: Vec<Token> = [5, 6, 7].iter().map(|id| Token::new(*id, "")).collect();
+        case(&[5, 6, 7]).check_whole(&tokens).unwrap();
+        case(&[5, 6, 7, 8]).check_beginning(&tokens).unwrap();
+        assert!(case(&[5, 6, 7, 8]).check_whole(&tokens).unwrap_err().to_string().contains("alone 4"));
+        assert!(case(&[5, 9, 7]).check_beginning(&tokens).unwrap_err().to_string().contains("token 1"));
+        assert!(case(&[5]).check_beginning(&tokens).unwrap_err().to_string().contains("had ended"));
+    }
+
+    #[test]
+    fn requests_ask_only_for_what_the_backend_has() {
+        let mut random = StdRng::seed_from_u64(1);
+        let greedy = Capabilities::of(&[Feature::Generate]);
+        for _ in 0..50 {
+            let case = Case::random(&mut random, 10, (20, 5), greedy);
+            assert_eq!(case.options.required_features().count(), 0);
+            assert!((1..=20).contains(&case.prompt.len()) && case.prompt.iter().all(|id| *id < 10));
+            case.options.validate().unwrap();
+        }
+        let rich: Vec<Case> =
+            (0..50).map(|_| Case::random(&mut random, 10, (20, 5), Capabilities::all())).collect();
+        rich.iter().for_each(|case| case.options.validate().unwrap());
+        assert!(rich.iter().any(|case| case.options.sampling.top_k.is_some()));
+    }
+}
