@@ -221,6 +221,12 @@ impl TextModel for MockModel {
     }
 }
 
+impl Drop for MockModel {
+    fn drop(&mut self) {
+        self.shutdown.cancel();
+    }
+}
+
 #[derive(Debug, Clone)]
 struct Word {
     id: u32,

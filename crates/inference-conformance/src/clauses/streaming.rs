@@ -1,0 +1,91 @@
+//! How tokens travel.
+
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use inference_core::FinishReason;
+
+use super::{CHANNEL, ENDLESS, alone, drain, ids, was_cancelled, within};
+use crate::{
+    ClauseResult, Subject,
+    clause::{clauses, ensure},
+};
+
+clauses!("streaming":
+    a_stream_ends_once_with_a_finish [Generate],
+    a_slow_reader_misses_nothing [Generate],
+    an_unread_stream_blocks_nobody [Generate],
+    a_reader_holds_its_own_request_back [Generate],
+    tokens_arrive_as_they_are_made [Generate],
+);
+
+/// After the last token the stream gives `None` however often it is asked, and the same finish each time.
+pub async fn a_stream_ends_once_with_a_finish(subject: &Subject) -> ClauseResult {
+    let model = subject.model().await?;
+    let mut stream = model.generate(subject.prompt.clone(), subject.greedy(5)?).await?;
+    let (_, finish) = drain(&mut stream).await?;
+    ensure!(stream.next().await.is_none(), "a token came after the end");
+    let again = stream.finish().await?;
+    ensure!(again == finish, "first {finish:?}, then {again:?}");
+    Ok(())
+}
+
+/// A stream that is read long after its tokens were made has all of them, in order.
+pub async fn a_slow_reader_misses_nothing(subject: &Subject) -> ClauseResult {
+    let model = subject.model().await?;
+    let options = subject.greedy(200.min(model.info().context_length / 2))?;
+    let expected = ids(&alone(&*model, &subject.prompt, &options).await?);
+    let mut stream = model.generate(subject.prompt.clone(), options.clone()).await?;
+    alone(&*model, &subject.prompt, &options).await?;
+    let found: Vec<u32> = drain(&mut stream).await?.0.iter().map(|token| token.id).collect();
+    ensure!(found == expected, "read late {found:?}, read at once {expected:?}");
+    Ok(())
+}
+
+/// A stream that is held and not read keeps nobody else from an answer.
+pub async fn an_unread_stream_blocks_nobody(subject: &Subject) -> ClauseResult {
+    let model = subject.model().await?;
+    let expected = ids(&alone(&*model, &subject.prompt, &subject.greedy(12)?).await?);
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        held.push(model.generate(subject.prompt.clone(), subject.greedy(ENDLESS)?).await?);
+    }
+    for _ in 0..3 {
+        super::still_right(subject, &*model, &expected).await?;
+    }
+    Ok(())
+}
+
+/// A request runs ahead of its reader by what the channel holds, and no further.
+pub async fn a_reader_holds_its_own_request_back(subject: &Subject) -> ClauseResult {
+    let model = subject.model().await?;
+    let options = subject.greedy(ENDLESS)?;
+    let cancel = options.cancel.clone();
+    let mut stream = model.generate(subject.prompt.clone(), options).await?;
+    // Time for the engine to run away in, were it to.
+    within(Duration::from_millis(500), || model.stats().active == 0);
+    cancel.cancel();
+    let (tokens, finish) = drain(&mut stream).await?;
+    was_cancelled(&finish)?;
+    ensure!(tokens.len() <= CHANNEL, "{} tokens had been made for a reader that read none", tokens.len());
+    Ok(())
+}
+
+/// The first token can be read while the request still runs.
+pub async fn tokens_arrive_as_they_are_made(subject: &Subject) -> ClauseResult {
+    let model = subject.model().await?;
+    let options = subject.greedy(ENDLESS)?;
+    let cancel = options.cancel.clone();
+    let mut stream = model.generate(subject.prompt.clone(), options).await?;
+    if let Some(token) = stream.next().await {
+        token?;
+    }
+    let running = model.stats().active;
+    cancel.cancel();
+    let (_, finish) = drain(&mut stream).await?;
+    ensure!(
+        running > 0 || matches!(finish.reason, FinishReason::Stop(_)),
+        "the first token came when nothing ran any more"
+    );
+    was_cancelled(&finish)
+}

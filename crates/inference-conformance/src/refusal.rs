@@ -1,0 +1,89 @@
+//! What stands in for a clause that the backend's capabilities rule out: the backend has to say so when it is asked.
+
+use std::path::Path;
+
+use inference_core::{
+    ClassifyOptions, Error, Feature, GenerateOptions, Message, Prompt, Result, TextModel, Xtc,
+};
+
+use crate::{ClauseResult, Objection, Subject, clause::ensure};
+
+/// Asks for each lacking feature and expects [`Error::Unsupported`], before any work.
+pub(crate) async fn refused(subject: &Subject, lacking: &[Feature]) -> ClauseResult {
+    let model = subject.model().await?;
+    for feature in lacking {
+        let before = model.stats().requests;
+        match ask(subject, &*model, *feature).await {
+            None => return Err(Objection::broken(format!("the kit knows no way to ask for {feature}"))),
+            Some(Ok(())) => {
+                return Err(Objection::broken(format!(
+                    "{feature} is no capability, and was taken all the same"
+                )));
+            }
+            // Asking for one feature may need a second that is missing too.
+            Some(Err(Error::Unsupported { backend, feature: named })) => {
+                ensure!(backend == subject.descriptor().id, "the error names backend {backend:?}");
+                let known = subject.capabilities()?;
+                ensure!(!known.has(named), "{named} is refused, and a capability");
+            }
+            Some(Err(error)) => {
+                return Err(Objection::broken(format!("{feature} is lacking, and refused as: {error}")));
+            }
+        }
+        let after = model.stats().requests;
+        ensure!(after == before, "{feature} was refused after the request was counted");
+    }
+    Ok(())
+}
+
+async fn ask(subject: &Subject, model: &dyn TextModel, feature: Feature) -> Option<Result<()>> {
+    let options = GenerateOptions::new().max_tokens(1);
+    let options = match feature {
+        Feature::Generate => options,
+        Feature::Chat => {
+            let prompt = Prompt::Chat(vec![Message::user("Hello.")]);
+            return Some(model.generate(prompt, options).await.map(drop));
+        }
+        Feature::ChatTemplateOptions => options.template_variable("enable_thinking", false),
+        Feature::Classify => {
+            return Some(
+                model.classify(vec![subject.prompt.clone()], ClassifyOptions::new()).await.map(drop),
+            );
+        }
+        Feature::Logits => {
+            let options = ClassifyOptions::new().logits(true);
+            return Some(model.classify(vec![subject.prompt.clone()], options).await.map(drop));
+        }
+        Feature::Sampling => options.temperature(1.0),
+        Feature::Seed => options.seed(0),
+        Feature::TopP => options.top_p(0.9),
+        Feature::MinP => options.min_p(0.0),
+        Feature::TopK => options.top_k(0),
+        Feature::Xtc => options.xtc(Xtc { probability: 0.0, threshold: 0.1 }),
+        Feature::LogitBias => options.logit_bias([(0, 0.0)]),
+        Feature::RepetitionPenalty => options.repetition_penalty(1.0),
+        Feature::PresencePenalty => options.presence_penalty(0.0),
+        Feature::FrequencyPenalty => options.frequency_penalty(0.0),
+        Feature::LogProbabilities => options.log_probabilities(0),
+        Feature::Stop => options.stop_tokens([0]),
+        Feature::MinTokens => options.min_tokens(0),
+        Feature::Train => {
+            let refuse = || Error::Unsupported { backend: model.info().backend.clone(), feature };
+            return Some(model.trainable().map_or_else(|| Err(refuse()), |_| Ok(())));
+        }
+        _ => {
+            let load = subject.base_load_options();
+            let load = match feature {
+                Feature::Adapter => load.adapter(Path::new("no such adapter")),
+                Feature::ContextLength => load.context_length(64),
+                Feature::MemoryLimit => load.memory_limit(1 << 40),
+                Feature::CacheLimit => load.cache_limit(1 << 30),
+                Feature::MaxBatch => load.max_batch(1),
+                Feature::PrefillChunk => load.prefill_chunk(64),
+                _ => return None,
+            };
+            return Some(subject.load(load).await.map(drop));
+        }
+    };
+    Some(model.generate(subject.prompt.clone(), options).await.map(drop))
+}

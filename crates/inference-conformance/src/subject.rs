@@ -1,0 +1,261 @@
+//! What is put to the test, and how.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use futures::{future::BoxFuture, lock::Mutex};
+use inference_core::{
+    Backend, BackendDescriptor, Capabilities, Feature, GenerateOptions, Load, LoadOptions, Message, Prompt,
+    Registry, Result, TextModel,
+};
+
+type Loader = Arc<dyn Fn(Load) -> BoxFuture<'static, Result<Arc<dyn TextModel>>> + Send + Sync>;
+
+/// A backend and a model, with what the kit needs to know of them. Cheap to clone.
+#[derive(Clone)]
+pub struct Subject {
+    descriptor: BackendDescriptor,
+    folder: PathBuf,
+    load_options: LoadOptions,
+    loader: Option<Loader>,
+    model: Arc<Mutex<Option<Arc<dyn TextModel>>>>,
+    pub(crate) expected: BTreeMap<String, String>,
+    pub(crate) deadline: Duration,
+    pub(crate) prompt: Prompt,
+    pub(crate) ending_prompt: Option<Prompt>,
+    pub(crate) rendering: Option<(Vec<Message>, Vec<u32>)>,
+    pub(crate) long_prompt: usize,
+    pub(crate) prefill_chunk: usize,
+    pub(crate) draws: usize,
+    pub(crate) tolerance: f64,
+}
+
+impl Subject {
+    /// A backend, and the folder of a model that it can load.
+    pub fn new(descriptor: BackendDescriptor, folder: impl Into<PathBuf>) -> Self {
+        Self {
+            descriptor,
+            folder: folder.into(),
+            load_options: LoadOptions::new(),
+            loader: None,
+            model: Arc::default(),
+            expected: BTreeMap::new(),
+            deadline: Duration::from_secs(60),
+            prompt: "The quick brown fox jumps over the lazy dog, and then it runs back to the".into(),
+            ending_prompt: None,
+            rendering: None,
+            long_prompt: 4096,
+            prefill_chunk: 512,
+            draws: 400,
+            tolerance: 1e-3,
+        }
+    }
+
+    /// A backend that the program links, by its id.
+    ///
+    /// # Errors
+    /// [`UnknownBackend`](inference_core::Error::UnknownBackend): it is not linked. A crate that no code names registers nothing.
+    pub fn linked(id: &str, folder: impl Into<PathBuf>) -> Result<Self> {
+        Ok(Self::new(*Registry::linked().get(id)?, folder))
+    }
+
+    /// Loads with these options wherever a clause has no reason for its own.
+    #[must_use]
+    pub fn load_options(mut self, options: LoadOptions) -> Self {
+        self.load_options = options;
+        self
+    }
+
+    /// Awaits each [`Load`] in this way: for a front door of one's own, or models that wrap the backend's and keep the
+    /// contract by passing it on.
+    #[must_use]
+    pub fn loaded_by(
+        mut self,
+        loader: impl Fn(Load) -> BoxFuture<'static, Result<Arc<dyn TextModel>>> + Send + Sync + 'static,
+    ) -> Self {
+        self.loader = Some(Arc::new(loader));
+        self
+    }
+
+    /// Expects this clause (`cancelling::during_decode`) to fail. The report says so with the reason, and fails if the
+    /// clause is kept after all.
+    #[must_use]
+    pub fn expect_failure(mut self, clause: impl Into<String>, reason: impl Into<String>) -> Self {
+        self.expected.insert(clause.into(), reason.into());
+        self
+    }
+
+    /// How long one clause may take; 60 seconds where unset. A clause that hangs fails, and the run goes on.
+    #[must_use]
+    pub fn deadline(mut self, deadline: Duration) -> Self {
+        self.deadline = deadline;
+        self
+    }
+
+    /// The prompt of most requests, of at least eight tokens; an English sentence where unset.
+    #[must_use]
+    pub fn prompt(mut self, prompt: impl Into<Prompt>) -> Self {
+        self.prompt = prompt.into();
+        self
+    }
+
+    /// A prompt that the model greedily ends itself within 64 tokens. Needed where the backend has no logit bias to force
+    /// an end with.
+    #[must_use]
+    pub fn ending_prompt(mut self, prompt: impl Into<Prompt>) -> Self {
+        self.ending_prompt = Some(prompt.into());
+        self
+    }
+
+    /// A conversation and the ids that its rendering comes to, generation prompt included. Lets the kit compare the chat
+    /// with the bare ids.
+    #[must_use]
+    pub fn rendering(mut self, messages: Vec<Message>, ids: Vec<u32>) -> Self {
+        self.rendering = Some((messages, ids));
+        self
+    }
+
+    /// Tokens of the prompt that is cancelled during its prefill: several of the engine's chunks (4096 where unset; never
+    /// more than half of the context).
+    #[must_use]
+    pub fn long_prompt(mut self, tokens: usize) -> Self {
+        self.long_prompt = tokens;
+        self
+    }
+
+    /// The chunk in which the engine computes prompts by itself (512 where unset): how much work a cancellation may cost.
+    #[must_use]
+    pub fn prefill_chunk(mut self, tokens: usize) -> Self {
+        self.prefill_chunk = tokens;
+        self
+    }
+
+    /// Draws of one token for each clause about a distribution; 400 where unset. More find smaller faults.
+    #[must_use]
+    pub fn draws(mut self, draws: usize) -> Self {
+        self.draws = draws;
+        self
+    }
+
+    /// How far log-probabilities and logits of equal requests may differ; 1e-3 where unset, which engines in half precision
+    /// may not reach.
+    #[must_use]
+    pub fn tolerance(mut self, tolerance: f64) -> Self {
+        self.tolerance = tolerance;
+        self
+    }
+
+    /// The backend's entry.
+    #[must_use]
+    pub fn descriptor(&self) -> &BackendDescriptor {
+        &self.descriptor
+    }
+
+    /// The model's folder.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// A registry of this backend alone.
+    #[must_use]
+    pub fn registry(&self) -> Registry {
+        Registry::empty().with(self.descriptor)
+    }
+
+    /// The backend, opened anew.
+    ///
+    /// # Errors
+    /// It is not available here.
+    pub fn backend(&self) -> Result<Arc<dyn Backend>> {
+        self.registry().open(self.descriptor.id)
+    }
+
+    /// What the backend says it can do.
+    ///
+    /// # Errors
+    /// The backend is not available here.
+    pub fn capabilities(&self) -> Result<Capabilities> {
+        Ok(self.backend()?.capabilities())
+    }
+
+    /// The model that clauses share, loaded at the first call.
+    ///
+    /// # Errors
+    /// It cannot be loaded.
+    pub async fn model(&self) -> Result<Arc<dyn TextModel>> {
+        let mut model = self.model.lock().await;
+        if let Some(model) = &*model {
+            return Ok(model.clone());
+        }
+        let loaded = self.load(self.load_options.clone()).await?;
+        *model = Some(loaded.clone());
+        Ok(loaded)
+    }
+
+    /// The model loaded for the caller alone, with the subject's options.
+    ///
+    /// # Errors
+    /// It cannot be loaded.
+    pub async fn fresh_model(&self) -> Result<Arc<dyn TextModel>> {
+        self.load(self.load_options.clone()).await
+    }
+
+    /// The model loaded for the caller alone, with other options, behind the checks of the core.
+    ///
+    /// # Errors
+    /// It cannot be loaded.
+    pub async fn load(&self, options: LoadOptions) -> Result<Arc<dyn TextModel>> {
+        self.load_folder(&self.folder, options).await
+    }
+
+    pub(crate) async fn load_folder(
+        &self,
+        folder: &Path,
+        options: LoadOptions,
+    ) -> Result<Arc<dyn TextModel>> {
+        self.awaited(self.registry().load_model(folder).backend(self.descriptor.id).options(options)).await
+    }
+
+    pub(crate) async fn awaited(&self, load: Load) -> Result<Arc<dyn TextModel>> {
+        match &self.loader {
+            Some(loader) => loader(load).await,
+            None => load.await,
+        }
+    }
+
+    /// Greedy options for exactly this many tokens: past an end of sequence, where the backend can go on.
+    ///
+    /// # Errors
+    /// The backend is not available here.
+    pub fn greedy(&self, max_tokens: usize) -> Result<GenerateOptions> {
+        let options = GenerateOptions::new().max_tokens(max_tokens);
+        Ok(if self.capabilities()?.has(Feature::Stop) { options.ignore_eos(true) } else { options })
+    }
+
+    /// The load options that apply where a clause adds to them.
+    pub(crate) fn base_load_options(&self) -> LoadOptions {
+        self.load_options.clone()
+    }
+
+    /// The subject without the model that clauses share so far: the next clause loads it anew.
+    #[must_use]
+    pub fn without_model(&self) -> Self {
+        Self { model: Arc::default(), ..self.clone() }
+    }
+}
+
+impl fmt::Debug for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Subject")
+            .field("backend", &self.descriptor.id)
+            .field("folder", &self.folder)
+            .field("expected", &self.expected)
+            .finish_non_exhaustive()
+    }
+}
