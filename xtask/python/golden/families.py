@@ -58,40 +58,203 @@ VARIANTS = {
     "qwen3+mxfp8": qwen3(quantization=dict(group_size=32, bits=8, mode="mxfp8")),
 }
 
+GEMMA3 = dict(
+    num_hidden_layers=7, head_dim=32, num_key_value_heads=1, hidden_activation="gelu_pytorch_tanh", query_pre_attn_scalar=24,
+    rope_local_base_freq=100.0, rope_theta=10000.0, sliding_window=8, sliding_window_pattern=3,
+)
+V5_GEMMA3 = dict(
+    {k: v for k, v in GEMMA3.items() if k not in ("rope_local_base_freq", "rope_theta", "sliding_window_pattern")},
+    layer_types=["sliding_attention", "full_attention"] * 3 + ["sliding_attention"],
+    rope_parameters=dict(
+        full_attention=dict(rope_type="linear", factor=8.0, rope_theta=10000.0),
+        sliding_attention=dict(rope_type="default", rope_theta=100.0),
+    ),
+    dtype="float32",
+)
+GEMMA2 = dict(
+    head_dim=32, hidden_act="gelu_pytorch_tanh", hidden_activation="gelu_pytorch_tanh", attn_logit_softcapping=5.0,
+    final_logit_softcapping=10.0, query_pre_attn_scalar=24, tie_word_embeddings=True,
+)
+MOE = dict(
+    head_dim=32, hidden_act="silu", rope_theta=1000000.0, tie_word_embeddings=False, num_experts=8, num_experts_per_tok=3,
+    moe_intermediate_size=64, norm_topk_prob=True, decoder_sparse_step=1, mlp_only_layers=[1],
+)
+LONGROPE = dict(
+    type="longrope", short_factor=[1.0 + 0.1 * i for i in range(8)], long_factor=[1.0 + 0.9 * i for i in range(8)]
+)
+GPT_OSS = dict(
+    head_dim=16, num_local_experts=4, num_experts_per_tok=2, sliding_window=8, rope_theta=10000.0, attention_bias=True,
+    rope_scaling=dict(YARN, truncate=False), swiglu_limit=1.5,
+)
+VARIANTS |= {
+    "qwen3+f16": qwen3(torch_dtype="float16"),
+    "mistral": config("mistral", tie_word_embeddings=False, head_dim=32, hidden_act="silu", rope_theta=1e6, sliding_window=None),
+    "mistral-window": config("mistral", hidden_act="silu", rope_theta=1e4, sliding_window=8),
+    "mistral-window+q4": config("mistral", hidden_act="silu", rope_theta=1e4, sliding_window=8, tie_word_embeddings=False, quantization=AFFINE),
+    "qwen2": config("qwen2", hidden_act="silu", rope_theta=1e6, sliding_window=32, use_sliding_window=False, tie_word_embeddings=True),
+    "qwen2-window": config("qwen2", hidden_act="silu", rope_theta=1e6, sliding_window=8, max_window_layers=2, use_sliding_window=True, tie_word_embeddings=False),
+    "qwen2-v5-yarn": config("qwen2", hidden_act="silu", rope_parameters=dict(YARN, rope_theta=1e6), layer_types=["full_attention"] * 4, tie_word_embeddings=False),
+    "qwen2+q8": config("qwen2", hidden_act="silu", rope_theta=1e6, quantization=dict(AFFINE, bits=8)),
+    "qwen3_moe": config("qwen3_moe", **MOE),
+    "qwen3_moe+bf16": config("qwen3_moe", **dict(MOE, norm_topk_prob=False, torch_dtype="bfloat16")),
+    "qwen3_moe+q4": config("qwen3_moe", **MOE, quantization=AFFINE),
+    "mixtral": config("mixtral", hidden_act="silu", rope_theta=1e6, num_local_experts=4, num_experts_per_tok=2),
+    "mixtral-window": config("mixtral", hidden_act="silu", rope_theta=1e4, num_local_experts=4, num_experts_per_tok=2, sliding_window=8),
+    "gemma": config("gemma", head_dim=32, num_key_value_heads=1, hidden_act="gelu", rope_theta=1e4),
+    "gemma2": config("gemma2", **GEMMA2, sliding_window=4096),
+    "gemma2-window": config("gemma2", **GEMMA2, sliding_window=8),
+    "gemma2-window+q4": config("gemma2", **GEMMA2, sliding_window=8, quantization=AFFINE),
+    "gemma3_text": config("gemma3_text", **GEMMA3),
+    "gemma3_text-v5": config("gemma3_text", **V5_GEMMA3),
+    "gemma3_text+bf16": config("gemma3_text", **GEMMA3, torch_dtype="bfloat16"),
+    "gemma3_text+q4": config("gemma3_text", **GEMMA3, quantization=AFFINE),
+    "gemma3": dict(
+        model_type="gemma3", image_token_index=VOCAB - 1, mm_tokens_per_image=4, eos_token_id=[1, 2],
+        text_config=dict(config("gemma3_text", **GEMMA3), rope_scaling=dict(rope_type="linear", factor=8.0)),
+        vision_config=dict(
+            hidden_size=16, image_size=32, intermediate_size=16, model_type="siglip_vision_model",
+            num_attention_heads=2, num_hidden_layers=1, patch_size=8, vision_use_head=False,
+        ),
+    ),
+    "phi3": config("phi3", num_key_value_heads=4, hidden_act="silu", rope_theta=1e4, original_max_position_embeddings=512),
+    "phi3-partial": config("phi3", hidden_act="silu", rope_theta=1e4, partial_rotary_factor=0.5, original_max_position_embeddings=512, sliding_window=8),
+    "phi3-longrope": config("phi3", hidden_act="silu", rope_theta=1e4, original_max_position_embeddings=16, rope_scaling=LONGROPE),
+    "phi3-shortrope": config("phi3", hidden_act="silu", rope_theta=1e4, original_max_position_embeddings=64, rope_scaling=LONGROPE),
+    "olmo2": config("olmo2", hidden_act="silu", rope_theta=5e5, tie_word_embeddings=False),
+    "olmo2+q4": config("olmo2", hidden_act="silu", rope_theta=5e5, tie_word_embeddings=False, quantization=AFFINE),
+    "smollm3": config("smollm3", hidden_act="silu", rope_theta=5e6, no_rope_layers=[1, 0, 1, 0], tie_word_embeddings=True),
+    "granite": config(
+        "granite", hidden_act="silu", rope_theta=1e4, embedding_multiplier=3.0, attention_multiplier=0.2,
+        residual_multiplier=0.4, logits_scaling=2.5, tie_word_embeddings=True,
+    ),
+    "gpt_oss": config("gpt_oss", **GPT_OSS),
+    "gpt_oss+bf16": config("gpt_oss", **GPT_OSS, torch_dtype="bfloat16"),
+    "gpt_oss+mxfp4": config("gpt_oss", **GPT_OSS, quantization_config=dict(quant_method="mxfp4", modules_to_not_convert=[])),
+}
+
 
 def shapes(config):
     """Published name, shape and kind of every tensor."""
     kind = config["model_type"]
-    hidden, inter = config["hidden_size"], config["intermediate_size"]
-    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
-    head_dim = config.get("head_dim") or hidden // heads
+    if kind == "gemma3":
+        yield from vision(config["vision_config"], config["text_config"]["hidden_size"])
+        for name, shape, role in shapes(config["text_config"]):
+            yield f"language_model.{name}", shape, role
+        return
+    hidden = config["hidden_size"]
     offset = kind.startswith("gemma")
     norm = "norm0" if offset else "norm1"
-    qkv_bias = config.get("attention_bias") or kind in ("qwen2", "gpt_oss")
-    out_bias = config.get("attention_bias") or kind == "gpt_oss"
+    norms = ["post_attention_layernorm"]
+    if kind != "olmo2":
+        norms.append("input_layernorm")
+    if kind in ("gemma2", "gemma3_text", "olmo2"):
+        norms.append("post_feedforward_layernorm")
+    if kind in ("gemma2", "gemma3_text"):
+        norms.append("pre_feedforward_layernorm")
     yield "model.embed_tokens.weight", [config["vocab_size"], hidden], "embed"
     for i in range(config["num_hidden_layers"]):
         layer = f"model.layers.{i}."
-        yield layer + "input_layernorm.weight", [hidden], norm
-        yield layer + "post_attention_layernorm.weight", [hidden], norm
-        attention = layer + "self_attn."
-        for name, count, role in (("q_proj", heads, "qk"), ("k_proj", kv_heads, "qk"), ("v_proj", kv_heads, "linear")):
-            yield f"{attention}{name}.weight", [count * head_dim, hidden], role
-            if qkv_bias:
-                yield f"{attention}{name}.bias", [count * head_dim], "bias"
-        yield attention + "o_proj.weight", [hidden, heads * head_dim], "linear"
-        if out_bias:
-            yield attention + "o_proj.bias", [hidden], "bias"
-        if kind in ("qwen3", "qwen3_moe", "gemma3_text"):
-            for name in ("q_norm", "k_norm"):
-                yield f"{attention}{name}.weight", [head_dim], "headnorm0" if offset else "headnorm1"
-        for name, shape in (("gate_proj", [inter, hidden]), ("up_proj", [inter, hidden]), ("down_proj", [hidden, inter])):
-            yield f"{layer}mlp.{name}.weight", shape, "linear"
-            if config.get("mlp_bias"):
-                yield f"{layer}mlp.{name}.bias", shape[:1], "bias"
+        for name in norms:
+            yield f"{layer}{name}.weight", [hidden], norm
+        yield from attention(config, layer + "self_attn.", "0" if offset else "1")
+        yield from feed_forward(config, i, layer)
     yield "model.norm.weight", [hidden], norm
     if not config.get("tie_word_embeddings", offset):
         yield "lm_head.weight", [config["vocab_size"], hidden], "head"
+
+
+def attention(config, prefix, offset):
+    kind, hidden = config["model_type"], config["hidden_size"]
+    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+    size = config.get("head_dim") or hidden // heads
+    if kind == "phi3":
+        yield prefix + "qkv_proj.weight", [(heads + 2 * kv_heads) * size, hidden], "qk"
+    else:
+        for name, count, role in (("q_proj", heads, "qk"), ("k_proj", kv_heads, "qk"), ("v_proj", kv_heads, "linear")):
+            yield f"{prefix}{name}.weight", [count * size, hidden], role
+            if config.get("attention_bias") or kind == "qwen2":
+                yield f"{prefix}{name}.bias", [count * size], "bias"
+    yield prefix + "o_proj.weight", [hidden, heads * size], "linear"
+    if config.get("attention_bias"):
+        yield prefix + "o_proj.bias", [hidden], "bias"
+    if kind in ("qwen3", "qwen3_moe", "gemma3_text"):
+        yield prefix + "q_norm.weight", [size], "headnorm" + offset
+        yield prefix + "k_norm.weight", [size], "headnorm" + offset
+    if kind == "olmo2":
+        yield prefix + "q_norm.weight", [heads * size], "headnorm1"
+        yield prefix + "k_norm.weight", [kv_heads * size], "headnorm1"
+    if kind == "gpt_oss":
+        yield prefix + "sinks", [heads], "sinks"
+
+
+def feed_forward(config, i, layer):
+    kind, hidden, inter = config["model_type"], config["hidden_size"], config["intermediate_size"]
+    if kind == "qwen3_moe" and i not in config["mlp_only_layers"]:
+        count, inter = config["num_experts"], config["moe_intermediate_size"]
+        yield layer + "mlp.gate.weight", [count, hidden], "router"
+        for prefix in experts(config, layer + "mlp.", count):
+            yield from gated(prefix, ("gate_proj", "up_proj", "down_proj"), hidden, inter, count)
+    elif kind == "mixtral":
+        count = config["num_local_experts"]
+        yield layer + "block_sparse_moe.gate.weight", [count, hidden], "router"
+        for prefix in experts(config, layer + "block_sparse_moe.", count):
+            yield from gated(prefix, ("w1", "w3", "w2"), hidden, inter, count)
+    elif kind == "gpt_oss":
+        count = config["num_local_experts"]
+        yield layer + "mlp.router.weight", [count, hidden], "router"
+        yield layer + "mlp.router.bias", [count], "bias"
+        for name, rows, columns in (("gate_up_proj", 2 * inter, hidden), ("down_proj", hidden, inter)):
+            yield f"{layer}mlp.experts.{name}_bias", [count, rows], "bias"
+            if "quantization_config" in config:
+                yield f"{layer}mlp.experts.{name}_blocks", [count, rows, columns // 32, 16], "codes"
+                yield f"{layer}mlp.experts.{name}_scales", [count, rows, columns // 32], "exponents"
+            else:
+                yield f"{layer}mlp.experts.{name}", [count, columns, rows], "experts"
+    elif kind == "phi3":
+        yield layer + "mlp.gate_up_proj.weight", [2 * inter, hidden], "linear"
+        yield layer + "mlp.down_proj.weight", [hidden, inter], "linear"
+    else:
+        for name, shape, role in gated(layer + "mlp.", ("gate_proj", "up_proj", "down_proj"), hidden, inter, 0):
+            yield name, shape, role
+            if config.get("mlp_bias"):
+                yield name.replace(".weight", ".bias"), shape[:1], "bias"
+
+
+def experts(config, prefix, count):
+    """One by one, as their publishers store them, or stacked, as mlx_lm does when it quantises."""
+    if "quantization" in config:
+        return [prefix + "switch_mlp."]
+    return [f"{prefix}experts.{e}." for e in range(count)]
+
+
+def gated(prefix, names, hidden, inter, count):
+    for name, shape in zip(names, ([inter, hidden], [inter, hidden], [hidden, inter])):
+        if "switch_mlp" in prefix:
+            name = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}.get(name, name)
+            shape = [count, *shape]
+        yield f"{prefix}{name}.weight", shape, "linear"
+
+
+def vision(config, hidden):
+    size, inter, patch = config["hidden_size"], config["intermediate_size"], config["patch_size"]
+    prefix = "vision_tower.vision_model."
+    yield prefix + "embeddings.patch_embedding.weight", [size, 3, patch, patch], "linear"
+    yield prefix + "embeddings.patch_embedding.bias", [size], "bias"
+    yield prefix + "embeddings.position_embedding.weight", [(config["image_size"] // patch) ** 2, size], "linear"
+    layer = prefix + "encoder.layers.0."
+    for name in ("layer_norm1", "layer_norm2"):
+        yield f"{layer}{name}.weight", [size], "norm1"
+        yield f"{layer}{name}.bias", [size], "bias"
+    for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+        yield f"{layer}self_attn.{name}.weight", [size, size], "linear"
+        yield f"{layer}self_attn.{name}.bias", [size], "bias"
+    for name, shape in (("fc1", [inter, size]), ("fc2", [size, inter])):
+        yield f"{layer}mlp.{name}.weight", shape, "linear"
+        yield f"{layer}mlp.{name}.bias", shape[:1], "bias"
+    yield prefix + "post_layernorm.weight", [size], "norm1"
+    yield prefix + "post_layernorm.bias", [size], "bias"
+    yield "multi_modal_projector.mm_input_projection_weight", [size, hidden], "linear"
+    yield "multi_modal_projector.mm_soft_emb_norm.weight", [size], "norm0"
 
 
 def tensors(config, storage):
@@ -102,9 +265,14 @@ def tensors(config, storage):
     settings = config.get("quantization")
     out = []
     for name, shape, role in shapes(config):
-        fan = math.prod(shape[1:]) if len(shape) > 1 else shape[0]
+        if role in ("codes", "exponents"):  # four-bit floats and their powers of two
+            code = round(127 + math.log2(1.2 / 8 / 2.92)) - 1
+            out.append([name, "U8", shape, 0, 256] if role == "codes" else [name, "U8", shape, code, 2])
+            continue
+        fan = shape[1] if role == "experts" else shape[-1]
         mean, std = {
             "linear": (0, 1.2 / fan**0.5),
+            "experts": (0, 1.2 / fan**0.5),
             "qk": (0, 1.6 / fan**0.5),
             "router": (0, 3 / fan**0.5),
             "head": (0, 3 / fan**0.5),

@@ -19,14 +19,15 @@ logging.set_verbosity_error()
 logging.disable_progress_bar()
 
 
-def transformers_logits(folder, tokens, steps):
+def transformers_logits(folder, tokens, steps, cached):
     """Logits [T, V] of the tokens, the greedy continuation, and at each of its steps the lead of the first choice.
 
-    Every step is computed from scratch: no cache can be wrong.
+    Every step is computed from scratch, so that no cache can be wrong, or with a cache, where that makes a difference.
     """
     with tempfile.TemporaryDirectory() as scratch:
         config = json.loads((Path(folder) / "config.json").read_text())
-        if "quantization" in config or config.get("torch_dtype") != "float32":
+        stored = (config.get(key) for key in ("quantization", "quantization_config"))
+        if any(stored) or config.get("torch_dtype") != "float32":
             folder = widen(folder, config, scratch)
         model, report = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
@@ -36,14 +37,23 @@ def transformers_logits(folder, tokens, steps):
         assert not unexpected, unexpected
         model.eval()
         with torch.no_grad():
-            logits = model(torch.tensor([tokens])).logits[0].numpy()
+            result = model(torch.tensor([tokens]), use_cache=cached)
+            logits = result.logits[0].numpy()
             text, last, margins = list(tokens), logits[-1], []
             for _ in range(steps):
                 first, second = np.argsort(-last)[:2]
                 text.append(int(first))
                 margins.append(float(last[first] - last[second]))
-                last = model(torch.tensor([text]), use_cache=False).logits[0, -1].numpy()
+                past = dict(past_key_values=result.past_key_values) if cached else {}
+                new = text[-1:] if cached else text
+                result = model(torch.tensor([new]), use_cache=cached, **past)
+                last = result.logits[0, -1].numpy()
     return logits, text[len(tokens):], margins
+
+
+# This mlx_lm passes an argument that this MLX lacks.
+gather_qmm = mx.gather_qmm
+mx.gather_qmm = lambda *args, global_scale=None, **kwargs: gather_qmm(*args, **kwargs)
 
 
 def mlx_logits(folder, tokens):
@@ -55,19 +65,32 @@ def mlx_logits(folder, tokens):
 def widen(folder, config, scratch):
     """The same checkpoint with all weights in float32."""
     settings = config.pop("quantization", {})
+    config.pop("quantization_config", None)
     tensors = {}
     stored = mx.load(str(Path(folder) / "model.safetensors"))
     for name, tensor in stored.items():
         stem, _, last = name.rpartition(".")
-        if last in ("scales", "biases") and f"{stem}.scales" in stored:
+        if name.endswith("_scales") or last in ("scales", "biases") and f"{stem}.scales" in stored:
             continue
-        if f"{stem}.scales" in stored:
+        if name.endswith("_blocks"):  # packed experts, whose full form is transposed
+            name = name.removesuffix("_blocks")
+            words = tensor.view(mx.uint32).flatten(-2)
+            tensor = mx.dequantize(words, stored[name + "_scales"], None, 32, 4, "mxfp4", dtype=mx.float32)
+            tensor = tensor.swapaxes(-1, -2)
+        if last == "weight" and f"{stem}.scales" in stored:
             own = settings.get(stem, settings)
             tensor = mx.dequantize(
                 tensor, stored[f"{stem}.scales"], stored.get(f"{stem}.biases"), own["group_size"], own["bits"],
                 own.get("mode", "affine"), dtype=mx.float32,
             )
-        tensors[name] = np.array(tensor.astype(mx.float32))
+        tensor = np.array(tensor.astype(mx.float32))
+        if ".switch_mlp." in name:
+            prefix, rest = name.split(".switch_mlp.")
+            mixtral = {"gate_proj.weight": "w1.weight", "up_proj.weight": "w3.weight", "down_proj.weight": "w2.weight"}
+            rest = mixtral[rest] if "block_sparse_moe" in prefix else rest
+            tensors |= {f"{prefix}.experts.{e}.{rest}": np.ascontiguousarray(w) for e, w in enumerate(tensor)}
+        else:
+            tensors[name] = np.ascontiguousarray(tensor)
     config["torch_dtype"] = "float32"
     (Path(scratch) / "config.json").write_text(json.dumps(config))
     save_file(tensors, Path(scratch) / "model.safetensors", metadata={"format": "pt"})

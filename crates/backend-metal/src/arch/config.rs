@@ -7,7 +7,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 
 use super::ModelConfig;
-use crate::nn::{Activation, Heads, RopeShape, Weights};
+use crate::nn::{Activation, Heads, RmsNorm, RopeShape, Weights};
 
 /// The sizes that every family's config.json has, by their names there.
 #[derive(Debug, Clone, Deserialize)]
@@ -26,6 +26,9 @@ pub(crate) struct Dimensions {
     #[serde(alias = "hidden_activation")]
     pub(crate) hidden_act: Activation,
     pub(crate) tie_word_embeddings: bool,
+    /// Whether the family's checkpoints hold the weights of norms less one.
+    #[serde(skip)]
+    pub(crate) norm_offset: bool,
 }
 
 /// Which positions the layers attend to, by their names in config.json.
@@ -117,7 +120,7 @@ impl<T: DeserializeOwned> Config<T> {
                 value => drop(merged.insert(key.clone(), value.clone())),
             }
         }
-        if given.contains_key("hidden_activation") {
+        if merged.contains_key("hidden_activation") {
             merged.remove("hidden_act");
         }
         let value = Value::Object(merged);
@@ -153,6 +156,11 @@ impl Dimensions {
     /// The usual factor of attention scores: one by the root of the head's width.
     pub(crate) fn scale(&self) -> f32 {
         (self.head_dim() as f32).sqrt().recip()
+    }
+
+    /// A norm of the residual stream.
+    pub(crate) fn norm(&self, weights: &Weights<'_>) -> Result<RmsNorm> {
+        RmsNorm::load(weights, self.hidden_size, self.rms_norm_eps, self.norm_offset)
     }
 
     fn kv_heads(&self) -> usize {
@@ -242,6 +250,29 @@ impl Dimensions {
         }
         Ok(())
     }
+}
+
+/// Experts for each token, once it is sure that there are as many.
+///
+/// # Errors
+/// [`Error::InvalidModel`] names both numbers.
+pub(crate) fn top_k(manifest: &ModelManifest, top_k: usize, experts: usize) -> Result<usize> {
+    if top_k == 0 || top_k > experts {
+        let reason = format!("{top_k} of {experts} experts, expected from 1 to all");
+        return Err(Error::invalid_key(manifest.config_path(), "num_experts_per_tok", reason));
+    }
+    Ok(top_k)
+}
+
+/// A factor of config.json that must be a positive number.
+///
+/// # Errors
+/// [`Error::InvalidModel`] names it.
+pub(crate) fn positive(manifest: &ModelManifest, key: &str, value: f32) -> Result<f32> {
+    if value.is_finite() && value > 0.0 {
+        return Ok(value);
+    }
+    Err(Error::invalid_key(manifest.config_path(), key, format!("{value}, expected a positive number")))
 }
 
 /// The ids that end a text: one, a list, or none.

@@ -3,8 +3,20 @@
 mod config;
 #[cfg(test)]
 mod golden;
+mod gemma;
+mod gemma2;
+mod gemma3;
+mod gpt_oss;
+mod granite;
 mod llama;
+mod mistral;
+mod mixtral;
+mod olmo2;
+mod phi3;
+mod qwen2;
 mod qwen3;
+mod qwen3_moe;
+mod smollm3;
 
 use inference_core::Result as LoadResult;
 use mlx_rs::{Array, error::Result};
@@ -87,8 +99,20 @@ pub(crate) struct Family {
 
 /// Every family.
 pub(crate) const ARCHITECTURES: &[Family] = &[
+    Family { model_types: &["gemma"], load: gemma::load },
+    Family { model_types: &["gemma2"], load: gemma2::load },
+    Family { model_types: &["gemma3", "gemma3_text"], load: gemma3::load },
+    Family { model_types: &["gpt_oss"], load: gpt_oss::load },
+    Family { model_types: &["granite"], load: granite::load },
     Family { model_types: &["llama"], load: llama::load },
+    Family { model_types: &["mistral"], load: mistral::load },
+    Family { model_types: &["mixtral"], load: mixtral::load },
+    Family { model_types: &["olmo2"], load: olmo2::load },
+    Family { model_types: &["phi3"], load: phi3::load },
+    Family { model_types: &["qwen2"], load: qwen2::load },
     Family { model_types: &["qwen3"], load: qwen3::load },
+    Family { model_types: &["qwen3_moe"], load: qwen3_moe::load },
+    Family { model_types: &["smollm3"], load: smollm3::load },
 ];
 
 /// The family of a `model_type`, or why there is none: the types that there are.

@@ -36,11 +36,11 @@ impl<'a> Reader<'a> {
         self.manifest
     }
 
-    /// The tensors, one after the other in memory, as one array of this shape. They are of one type, and the shape holds as
-    /// many elements as they do.
-    pub(crate) fn read(&self, tensors: &[&TensorInfo], shape: &[i32]) -> Result<Array> {
-        let dtype = tensors.first().and_then(|tensor| mlx_dtype(tensor.dtype)).ok_or_else(|| {
-            Error::backend("mlx", "read a tensor", "MLX has no such element type".to_owned())
+    /// The tensors, one after the other in memory, as one array of elements `dtype` of this shape, which has as many bytes as
+    /// they do.
+    pub(crate) fn read(&self, tensors: &[&TensorInfo], dtype: Dtype, shape: &[i32]) -> Result<Array> {
+        let dtype = mlx_dtype(dtype).ok_or_else(|| {
+            Error::backend("mlx", "read a tensor", format!("MLX has no elements of type {dtype:?}"))
         })?;
         ops::filled(shape, dtype, |mut memory| {
             for tensor in tensors {

@@ -12,6 +12,7 @@ use super::{
     rope::Rope,
     weights::Weights,
 };
+use crate::arch::Dimensions;
 
 /// The sizes of an attention block.
 #[derive(Debug, Clone, Copy)]
@@ -35,6 +36,23 @@ pub(crate) enum QkNorm {
     Heads(RmsNorm, RmsNorm),
     /// All heads together.
     Whole(RmsNorm, RmsNorm),
+}
+
+impl QkNorm {
+    /// `q_norm` and `k_norm` below `weights`, for each head.
+    pub(crate) fn load_heads(weights: &Weights<'_>, dims: &Dimensions) -> LoadResult<Self> {
+        let norm = |name| {
+            RmsNorm::load(&weights.at(name), dims.head_dim(), dims.rms_norm_eps, dims.norm_offset)
+        };
+        Ok(Self::Heads(norm("q_norm")?, norm("k_norm")?))
+    }
+
+    /// `q_norm` and `k_norm` below `weights`, for all heads together.
+    pub(crate) fn load_whole(weights: &Weights<'_>, dims: &Dimensions) -> LoadResult<Self> {
+        let Heads { heads, kv_heads, head_dim, .. } = dims.heads();
+        let norm = |name, size| RmsNorm::load(&weights.at(name), size, dims.rms_norm_eps, dims.norm_offset);
+        Ok(Self::Whole(norm("q_norm", heads * head_dim)?, norm("k_norm", kv_heads * head_dim)?))
+    }
 }
 
 /// A self-attention block.

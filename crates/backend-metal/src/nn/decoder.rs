@@ -4,6 +4,7 @@ use inference_core::Result as LoadResult;
 use mlx_rs::{Array, error::Result, ops};
 
 use super::{
+    block::Block,
     cache::{KvCache, Rows},
     linear::{Embedding, Linear},
     norm::RmsNorm,
@@ -12,15 +13,6 @@ use super::{
     weights::Weights,
 };
 use crate::arch::{Architecture, Dimensions, ModelConfig};
-
-/// One block of a decoder.
-pub(crate) trait Block {
-    /// `[B, T, hidden]` → the same, as layer `layer` of the model.
-    fn forward(&self, x: &Array, pass: &mut Pass<'_>, layer: usize) -> Result<Array>;
-
-    /// Positions that it attends to, where they are limited.
-    fn window(&self) -> Option<usize>;
-}
 
 /// A decoder-only model of blocks of one kind.
 #[derive(Debug)]
@@ -64,7 +56,7 @@ impl<B: Block> Decoder<B> {
         let windows = layers.iter().map(Block::window).collect();
         Ok(Self {
             config: dims.model_config(weights, windows, recompute_at),
-            norm: RmsNorm::load(&model.at("norm"), dims.hidden_size, dims.rms_norm_eps)?,
+            norm: dims.norm(&model.at("norm"))?,
             embed_tokens,
             embed_scale: None,
             layers,

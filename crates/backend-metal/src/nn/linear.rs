@@ -24,13 +24,13 @@ pub(crate) enum Matrix {
 impl Matrix {
     /// The matrix at `weights`, in the form that the checkpoint has.
     pub(crate) fn load(weights: &Weights<'_>, outputs: usize, inputs: usize) -> LoadResult<Self> {
-        Self::load_joined(&[weights], &[], &[outputs], inputs)
+        Self::load_joined(&[weights], None, &[outputs], inputs)
     }
 
     /// Matrices that share their inputs, in one: see [`take_joined`]. They are stored alike: see [`alike`].
     pub(crate) fn load_joined(
         parts: &[&Weights<'_>],
-        stack: &[usize],
+        stack: Option<usize>,
         outputs: &[usize],
         inputs: usize,
     ) -> LoadResult<Self> {
@@ -157,9 +157,9 @@ impl Linear {
     }
 
     fn load_joined(parts: &[&Weights<'_>], outputs: &[usize], inputs: usize, bias: bool) -> LoadResult<Self> {
-        let matrix = Matrix::load_joined(parts, &[], outputs, inputs)?;
+        let matrix = Matrix::load_joined(parts, None, outputs, inputs)?;
         let shapes: Vec<_> = outputs.iter().map(|rows| vec![*rows]).collect();
-        let bias = bias.then(|| take_joined(parts, &[], "bias", &shapes, FLOATS)).transpose()?;
+        let bias = bias.then(|| take_joined(parts, None, "bias", &shapes, FLOATS)).transpose()?;
         Ok(Self { matrix, bias })
     }
 

@@ -4,7 +4,7 @@ use inference_core::Result as LoadResult;
 use mlx_rs::{
     Array,
     error::Result,
-    ops::{erf, sigmoid, tanh},
+    ops::{erf, maximum, minimum, sigmoid, tanh},
 };
 use serde::Deserialize;
 
@@ -13,6 +13,7 @@ use super::{
     ops::scalar,
     weights::Weights,
 };
+use crate::arch::Dimensions;
 
 /// What stands between the two halves of a feed-forward block, by the names that config.json uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -47,34 +48,59 @@ impl Activation {
     }
 }
 
+/// How the two halves of a feed-forward block are combined.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Gating {
+    /// act(gate) · up
+    Plain(Activation),
+    /// gate · σ(alpha · gate) · (up + 1), of halves held within ±limit; the gate from above only.
+    Clamped {
+        /// The steepness of the sigmoid.
+        alpha: f32,
+        /// The limit.
+        limit: f32,
+    },
+}
+
+impl Gating {
+    /// Element by element.
+    pub(crate) fn apply(self, gate: &Array, up: &Array) -> Result<Array> {
+        match self {
+            Self::Plain(activation) => activation.apply(gate)?.multiply(up),
+            Self::Clamped { alpha, limit } => {
+                let number = |value| scalar(value, gate.dtype());
+                let gate = minimum(gate, number(limit)?)?;
+                let up = maximum(minimum(up, number(limit)?)?, number(-limit)?)?;
+                let gated = gate.multiply(sigmoid(gate.multiply(number(alpha)?)?)?)?;
+                gated.multiply(up.add(number(1.0)?)?)
+            }
+        }
+    }
+}
+
 /// down(act(gate(x)) · up(x))
 #[derive(Debug, Clone)]
 pub(crate) struct GatedMlp {
     gate_up_proj: Projections,
     down_proj: Linear,
-    activation: Activation,
+    gating: Gating,
 }
 
 impl GatedMlp {
     /// The block at `weights`: `gate_proj` and `up_proj`, or both in one as `gate_up_proj`, and `down_proj`.
-    pub(crate) fn load(
-        weights: &Weights<'_>,
-        hidden_size: usize,
-        intermediate_size: usize,
-        activation: Activation,
-        bias: bool,
-    ) -> LoadResult<Self> {
-        let names = [("gate_proj", intermediate_size), ("up_proj", intermediate_size)];
+    pub(crate) fn load(weights: &Weights<'_>, dims: &Dimensions, bias: bool) -> LoadResult<Self> {
+        let (hidden, intermediate) = (dims.hidden_size, dims.intermediate_size);
+        let names = [("gate_proj", intermediate), ("up_proj", intermediate)];
         Ok(Self {
-            gate_up_proj: Projections::load(weights, "gate_up_proj", names, hidden_size, bias)?,
-            down_proj: Linear::load(&weights.at("down_proj"), hidden_size, intermediate_size, bias)?,
-            activation,
+            gate_up_proj: Projections::load(weights, "gate_up_proj", names, hidden, bias)?,
+            down_proj: Linear::load(&weights.at("down_proj"), hidden, intermediate, bias)?,
+            gating: Gating::Plain(dims.hidden_act),
         })
     }
 
     /// `[B, T, hidden]` → the same
     pub(crate) fn forward(&self, x: &Array) -> Result<Array> {
         let [gate, up] = self.gate_up_proj.forward(x)?;
-        self.down_proj.forward(&self.activation.apply(&gate)?.multiply(up)?)
+        self.down_proj.forward(&self.gating.apply(&gate, &up)?)
     }
 }

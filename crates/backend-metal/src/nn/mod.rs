@@ -3,10 +3,12 @@
 //! what builds graphs is called `forward`.
 
 mod attention;
+mod block;
 mod cache;
 mod decoder;
 mod linear;
 mod mlp;
+mod moe;
 mod norm;
 pub(crate) mod ops;
 mod pass;
@@ -14,10 +16,13 @@ mod rope;
 mod weights;
 
 pub(crate) use attention::{Attention, Heads, QkNorm};
+pub(crate) use block::{Block, FeedForward, PreNorm};
 pub(crate) use cache::{KvCache, Rows};
-pub(crate) use decoder::{Block, Decoder};
-pub(crate) use mlp::{Activation, GatedMlp};
+pub(crate) use decoder::Decoder;
+pub(crate) use linear::{Linear, Matrix};
+pub(crate) use mlp::{Activation, GatedMlp, Gating};
+pub(crate) use moe::{ExpertSizes, Experts, Moe};
 pub(crate) use norm::RmsNorm;
 pub(crate) use pass::{Attend, Pass};
 pub(crate) use rope::{Rope, RopeShape};
-pub(crate) use weights::{Source, Weights};
+pub(crate) use weights::{FLOATS, Source, Weights};

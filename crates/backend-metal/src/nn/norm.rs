@@ -13,18 +13,15 @@ pub(crate) struct RmsNorm {
 }
 
 impl RmsNorm {
-    /// The norm at `weights`, of vectors of `size` elements.
-    pub(crate) fn load(weights: &Weights<'_>, size: usize, eps: f32) -> LoadResult<Self> {
-        Ok(Self { weight: weights.take("weight", &[size])?, eps })
-    }
-
-    /// As [`load`](Self::load), where the checkpoint holds the weights less one.
-    pub(crate) fn load_offset(weights: &Weights<'_>, size: usize, eps: f32) -> LoadResult<Self> {
-        let stored = weights.take("weight", &[size])?;
-        let weight = scalar(1.0, stored.dtype())
-            .and_then(|one| stored.add(one))
-            .and_then(|weight| weight.eval().map(|()| weight))
-            .map_err(|error| Error::backend("mlx", "bind the weights", error))?;
+    /// The norm at `weights`, of vectors of `size` elements. `offset` says that the checkpoint holds its weights less one.
+    pub(crate) fn load(weights: &Weights<'_>, size: usize, eps: f32, offset: bool) -> LoadResult<Self> {
+        let mut weight = weights.take("weight", &[size])?;
+        if offset {
+            weight = scalar(1.0, weight.dtype())
+                .and_then(|one| weight.add(one))
+                .and_then(|weight| weight.eval().map(|()| weight))
+                .map_err(|error| Error::backend("mlx", "bind the weights", error))?;
+        }
         Ok(Self { weight, eps })
     }
 

@@ -33,6 +33,13 @@ pub(crate) struct Attend {
     pub(crate) sinks: Option<Array>,
 }
 
+impl Attend {
+    /// Attention to all positions before, and nothing more.
+    pub(crate) fn all(scale: f32) -> Self {
+        Self { scale, window: None, softcap: None, sinks: None }
+    }
+}
+
 impl<'a> Pass<'a> {
     /// The pass that computes `tokens` `[B, T]`.
     ///
@@ -138,7 +145,8 @@ impl<'a> Pass<'a> {
             Some(mask) => Some(Mask::Array(mask)),
             None => (tokens > 1).then_some(Mask::Causal),
         };
-        fast::scaled_dot_product_attention(queries, keys, values, attend.scale, mask, attend.sinks.as_ref())
+        let sinks = attend.sinks.as_ref().map(|sinks| sinks.as_dtype(queries.dtype())).transpose()?;
+        fast::scaled_dot_product_attention(queries, keys, values, attend.scale, mask, sinks.as_ref())
     }
 
     /// What the last T of `seen` positions see: `[T, seen]`, true where they do.

@@ -47,7 +47,9 @@ impl<'a> Source<'a> {
 impl<'a> Weights<'a> {
     /// The tensors below `name` of these.
     pub(crate) fn at(&self, name: impl Display) -> Self {
-        Self { source: self.source, path: self.name(name) }
+        let name = name.to_string();
+        let path = if name.is_empty() { self.path.clone() } else { self.name(name) };
+        Self { source: self.source, path }
     }
 
     /// The tensors of one of several equals: `layers.3`.
@@ -118,7 +120,34 @@ impl<'a> Weights<'a> {
     /// # Errors
     /// As [`take`](Self::take).
     pub(crate) fn take_as(&self, name: &str, shape: &[usize], dtypes: &[Dtype]) -> Result<Array> {
-        take_joined(&[self], &[], name, &[shape.to_vec()], dtypes)
+        take_joined(&[self], None, name, &[shape.to_vec()], dtypes)
+    }
+
+    /// The bytes `name`, of this shape, as the words `[.., bytes / 4]` that they make up.
+    ///
+    /// # Errors
+    /// As [`take`](Self::take).
+    pub(crate) fn take_words(&self, name: &str, shape: &[usize], words: &[usize]) -> Result<Array> {
+        let info = self.info(name)?;
+        if info.shape != shape || info.dtype != Dtype::U8 || shape.iter().product::<usize>() != 4 * words.iter().product::<usize>() {
+            let reason = format!("has {:?} of type {:?}, the config demands {shape:?} of U8", info.shape, info.dtype);
+            return Err(Error::invalid_key(&self.manifest().files()[info.file], self.name(name), reason));
+        }
+        self.mark(name);
+        self.source.reader.read(&[info], Dtype::U32, &self.mlx_shape(name, words)?)
+    }
+
+    fn mark(&self, name: &str) {
+        if let Some((name, _)) = self.manifest().tensors().get_key_value(&self.name(name)) {
+            self.source.taken.borrow_mut().insert(name);
+        }
+    }
+
+    fn mlx_shape(&self, name: &str, shape: &[usize]) -> Result<Vec<i32>> {
+        let shape: Option<Vec<i32>> = shape.iter().map(|n| i32::try_from(*n).ok().filter(|n| *n > 0)).collect();
+        shape.ok_or_else(|| {
+            Error::invalid_key(self.manifest().path(), self.name(name), "has a dimension that MLX cannot hold")
+        })
     }
 
     /// Marks what `unneeded` picks, by full name, as known and not needed.
@@ -202,15 +231,15 @@ impl<'a> Weights<'a> {
     }
 }
 
-/// The tensor `name` below each of `parts`, in one array: their rows one below the other, or, with `stack`, as
-/// `[stack.., rows, ..]`. Part `i` has the shape `shapes[i]`; all but their rows agree. Nothing is copied.
+/// The tensor `name` below each of `parts`, in one array: their rows one below the other, and those cut, with `stack`, into as
+/// many equal pieces: `[stack, rows, ..]`. Part `i` has the shape `shapes[i]`; all but their rows agree. Nothing is copied.
 ///
 /// # Errors
 /// [`Error::InvalidModel`] where one is missing, or has another shape or a type that is not among `dtypes` or not the
 /// first one's.
 pub(crate) fn take_joined(
     parts: &[&Weights<'_>],
-    stack: &[usize],
+    stack: Option<usize>,
     name: &str,
     shapes: &[Vec<usize>],
     dtypes: &[Dtype],
@@ -233,22 +262,15 @@ pub(crate) fn take_joined(
         infos.push(info);
     }
     for weights in parts {
-        if let Some((name, _)) = weights.manifest().tensors().get_key_value(&weights.name(name)) {
-            weights.source.taken.borrow_mut().insert(name);
-        }
+        weights.mark(name);
     }
-    let (Some(weights), Some(first)) = (parts.first(), shapes.first()) else {
+    let (Some(weights), Some(shape)) = (parts.first(), shapes.first()) else {
         return Err(Error::backend("mlx", "bind the weights", "no parts to join"));
     };
-    let rows = if stack.is_empty() { shapes.iter().map(|shape| shape[0]).sum() } else { first[0] };
-    let shape = stack.iter().copied().chain([rows]).chain(first[1..].iter().copied());
-    let shape: Option<Vec<i32>> = shape.map(|n| i32::try_from(n).ok().filter(|n| *n > 0)).collect();
-    let shape = shape.ok_or_else(|| {
-        Error::invalid_key(
-            weights.manifest().path(),
-            weights.name(name),
-            "has a dimension that MLX cannot hold",
-        )
-    })?;
-    weights.source.reader.read(&infos, &shape)
+    let rows: usize = shapes.iter().map(|shape| shape[0]).sum();
+    let whole: Vec<_> = match stack {
+        None => [rows].into_iter().chain(shape[1..].iter().copied()).collect(),
+        Some(n) => [n, rows / n.max(1)].into_iter().chain(shape[1..].iter().copied()).collect(),
+    };
+    weights.source.reader.read(&infos, infos[0].dtype, &weights.mlx_shape(name, &whole)?)
 }

@@ -1,0 +1,98 @@
+//! Gemma 2: norms before and after each part, capped scores and logits, a window on every other layer.
+
+use std::rc::Rc;
+
+use inference_core::Result as LoadResult;
+use mlx_rs::{Array, error::Result};
+use serde::Deserialize;
+use serde_json::json;
+
+use super::{
+    Architecture,
+    config::{Config, Dimensions, LayerType, Layers, positive},
+};
+use crate::nn::{Attend, Attention, Block, Decoder, GatedMlp, Pass, RmsNorm, Rope, Weights};
+
+#[derive(Debug, Deserialize)]
+struct Own {
+    attention_bias: bool,
+    query_pre_attn_scalar: f32,
+    #[serde(default)]
+    attn_logit_softcapping: Option<f32>,
+    #[serde(default)]
+    final_logit_softcapping: Option<f32>,
+    #[serde(flatten)]
+    layers: Layers,
+}
+
+/// x + norm(attention(norm(x))), then the same with the feed-forward block.
+#[derive(Debug)]
+pub(super) struct SandwichNorm {
+    input_layernorm: RmsNorm,
+    self_attn: Attention,
+    post_attention_layernorm: RmsNorm,
+    pre_feedforward_layernorm: RmsNorm,
+    mlp: GatedMlp,
+    post_feedforward_layernorm: RmsNorm,
+}
+
+impl SandwichNorm {
+    /// The block of the layer at `weights`, around its attention.
+    pub(super) fn load(weights: &Weights<'_>, dims: &Dimensions, self_attn: Attention) -> LoadResult<Self> {
+        let norm = |name| dims.norm(&weights.at(name));
+        Ok(Self {
+            input_layernorm: norm("input_layernorm")?,
+            self_attn,
+            post_attention_layernorm: norm("post_attention_layernorm")?,
+            pre_feedforward_layernorm: norm("pre_feedforward_layernorm")?,
+            mlp: GatedMlp::load(&weights.at("mlp"), dims, false)?,
+            post_feedforward_layernorm: norm("post_feedforward_layernorm")?,
+        })
+    }
+}
+
+impl Block for SandwichNorm {
+    fn forward(&self, x: &Array, pass: &mut Pass<'_>, layer: usize) -> Result<Array> {
+        let mixed = self.self_attn.forward(&self.input_layernorm.forward(x)?, pass, layer)?;
+        let x = x.add(self.post_attention_layernorm.forward(&mixed)?)?;
+        let fed = self.mlp.forward(&self.pre_feedforward_layernorm.forward(&x)?)?;
+        x.add(self.post_feedforward_layernorm.forward(&fed)?)
+    }
+
+    fn window(&self) -> Option<usize> {
+        self.self_attn.window()
+    }
+}
+
+/// Binds a checkpoint.
+pub(super) fn load(weights: &Weights<'_>) -> LoadResult<Box<dyn Architecture>> {
+    let defaults = json!({
+        "attention_bias": false, "tie_word_embeddings": true, "hidden_activation": "gelu_pytorch_tanh",
+        "head_dim": 256, "max_position_embeddings": 8192, "rms_norm_eps": 1e-6, "query_pre_attn_scalar": 256,
+        "sliding_window": 4096, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0,
+    });
+    let manifest = weights.manifest();
+    let Config { mut dims, own, value } = Config::<Own>::read(manifest, None, defaults)?;
+    dims.norm_offset = true;
+    let scale = positive(manifest, "query_pre_attn_scalar", own.query_pre_attn_scalar)?.sqrt().recip();
+    let cap = |key, cap: Option<f32>| cap.map(|cap| positive(manifest, key, cap)).transpose();
+    let softcap = cap("attn_logit_softcapping", own.attn_logit_softcapping)?;
+    let model = weights.at("model");
+    let rope = Rc::new(Rope::load(weights, &value, None, dims.rope(), 10_000.0)?);
+    let types = own.layers.clone().types(manifest, &dims, |i| {
+        if i % 2 == 0 { LayerType::SlidingAttention } else { LayerType::FullAttention }
+    })?;
+    let layers = dims.layers(&model)?.zip(types).map(|(layer, layer_type)| {
+        let attend = Attend { window: own.layers.window(layer_type), softcap, ..Attend::all(scale) };
+        let (attention, bias) = (layer.at("self_attn"), [own.attention_bias; 2]);
+        let self_attn = Attention::load(&attention, dims.heads(), bias, Some(rope.clone()), attend)?;
+        SandwichNorm::load(&layer, &dims, self_attn)
+    });
+    let layers = layers.collect::<LoadResult<Vec<_>>>()?;
+    let decoder = Decoder::load(weights, &model, &dims, layers, rope.switch())?;
+    Ok(Box::new(Decoder {
+        embed_scale: Some((dims.hidden_size as f32).sqrt()),
+        logit_cap: cap("final_logit_softcapping", own.final_logit_softcapping)?,
+        ..decoder
+    }))
+}

@@ -1,0 +1,105 @@
+//! Gemma 3: the text models, and the language towers of the multimodal ones.
+
+use std::rc::Rc;
+
+use inference_core::{Error, Result as LoadResult};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::{
+    Architecture,
+    config::{Config, LayerType, Layers, positive},
+    gemma2::SandwichNorm,
+};
+use crate::nn::{Attend, Attention, Decoder, QkNorm, Rope, Weights};
+
+#[derive(Debug, Deserialize)]
+struct Own {
+    attention_bias: bool,
+    query_pre_attn_scalar: f32,
+    #[serde(default)]
+    final_logit_softcapping: Option<f32>,
+    #[serde(default, alias = "_sliding_window_pattern")]
+    sliding_window_pattern: Option<usize>,
+    #[serde(default)]
+    use_bidirectional_attention: Option<bool>,
+    #[serde(flatten)]
+    layers: Layers,
+}
+
+/// Binds a checkpoint.
+pub(super) fn load(weights: &Weights<'_>) -> LoadResult<Box<dyn Architecture>> {
+    let defaults = json!({
+        "attention_bias": false, "tie_word_embeddings": true, "hidden_activation": "gelu_pytorch_tanh",
+        "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26, "num_attention_heads": 8,
+        "num_key_value_heads": 4, "head_dim": 256, "vocab_size": 262_208, "max_position_embeddings": 131_072,
+        "rms_norm_eps": 1e-6, "query_pre_attn_scalar": 256, "sliding_window": 4096,
+    });
+    let manifest = weights.manifest();
+    let section = manifest.config().get("text_config").map(|_| "text_config");
+    let Config { mut dims, own, value } = Config::<Own>::read(manifest, section, defaults)?;
+    dims.norm_offset = true;
+    let invalid = |key: &str, reason: &str| Err(Error::invalid_key(manifest.config_path(), key, reason));
+    if own.use_bidirectional_attention == Some(true) {
+        return invalid("use_bidirectional_attention", "true: an encoder, which generates no text");
+    }
+    let pattern = own.sliding_window_pattern.unwrap_or(6);
+    if pattern == 0 {
+        return invalid("sliding_window_pattern", "0, expected a positive number");
+    }
+    // What sees images is not loaded.
+    weights.skip(|name| {
+        let name = name.strip_prefix("model.").unwrap_or(name);
+        name.starts_with("vision_tower.") || name.starts_with("multi_modal_projector.")
+    });
+    let [root, model] = if weights.has_any("language_model") {
+        [weights.at("language_model"), weights.at("language_model.model")]
+    } else if weights.has_any("model.language_model") {
+        [weights.at("model"), weights.at("model.language_model")]
+    } else {
+        [weights.at(""), weights.at("model")]
+    };
+    let scale = positive(manifest, "query_pre_attn_scalar", own.query_pre_attn_scalar)?.sqrt().recip();
+    let settings = rope_settings(&value);
+    let rope = |name| Rope::load(weights, &settings, Some(name), dims.rope(), 10_000.0).map(Rc::new);
+    let (global, local) = (rope("full_attention")?, rope("sliding_attention")?);
+    let types = own.layers.clone().types(manifest, &dims, |i| {
+        if (i + 1) % pattern == 0 { LayerType::FullAttention } else { LayerType::SlidingAttention }
+    })?;
+    let layers = dims.layers(&model)?.zip(types).map(|(layer, layer_type)| {
+        let attend = Attend { window: own.layers.window(layer_type), ..Attend::all(scale) };
+        let rope = match layer_type {
+            LayerType::FullAttention => &global,
+            LayerType::SlidingAttention => &local,
+        };
+        let (attention, bias) = (layer.at("self_attn"), [own.attention_bias; 2]);
+        let self_attn = Attention::load(&attention, dims.heads(), bias, Some(rope.clone()), attend)?
+            .with_norm(QkNorm::load_heads(&attention, &dims)?);
+        SandwichNorm::load(&layer, &dims, self_attn)
+    });
+    let layers = layers.collect::<LoadResult<Vec<_>>>()?;
+    let decoder = Decoder::load(&root, &model, &dims, layers, global.switch().or(local.switch()))?;
+    let cap = own.final_logit_softcapping;
+    Ok(Box::new(Decoder {
+        embed_scale: Some((dims.hidden_size as f32).sqrt()),
+        logit_cap: cap.map(|cap| positive(manifest, "final_logit_softcapping", cap)).transpose()?,
+        ..decoder
+    }))
+}
+
+/// The settings of rope for both types of layers, whichever style the config has. `rope_scaling` is meant for the layers that
+/// see all.
+fn rope_settings(config: &Value) -> Value {
+    let section = |name: &str, theta: &str, default: f64, scaling: Option<&Map<String, Value>>| {
+        let given = config.pointer(&format!("/rope_parameters/{name}")).and_then(Value::as_object);
+        let mut settings = given.cloned().unwrap_or_default();
+        settings.extend(scaling.into_iter().flatten().map(|(key, value)| (key.clone(), value.clone())));
+        settings.entry("rope_theta").or_insert_with(|| config.get(theta).cloned().unwrap_or(json!(default)));
+        settings
+    };
+    let scaling = config.get("rope_scaling").and_then(Value::as_object);
+    json!({"rope_parameters": {
+        "full_attention": section("full_attention", "rope_theta", 1_000_000.0, scaling),
+        "sliding_attention": section("sliding_attention", "rope_local_base_freq", 10_000.0, None),
+    }})
+}

@@ -1,0 +1,82 @@
+//! Granite 3: a Llama with factors on embeddings, attention, residuals and logits.
+
+use std::rc::Rc;
+
+use inference_core::Result as LoadResult;
+use mlx_rs::{Array, error::Result};
+use serde::Deserialize;
+use serde_json::json;
+
+use super::{
+    Architecture,
+    config::{Config, positive},
+};
+use crate::nn::{
+    Attend, Attention, Block, Decoder, GatedMlp, Pass, RmsNorm, Rope, Weights, ops::scalar,
+};
+
+#[derive(Debug, Deserialize)]
+struct Own {
+    attention_bias: bool,
+    mlp_bias: bool,
+    embedding_multiplier: f32,
+    attention_multiplier: f32,
+    residual_multiplier: f32,
+    logits_scaling: f32,
+}
+
+/// x + r · attention(norm(x)), then the same with the feed-forward block.
+#[derive(Debug)]
+struct ScaledPreNorm {
+    input_layernorm: RmsNorm,
+    self_attn: Attention,
+    post_attention_layernorm: RmsNorm,
+    mlp: GatedMlp,
+    residual_multiplier: f32,
+}
+
+impl Block for ScaledPreNorm {
+    fn forward(&self, x: &Array, pass: &mut Pass<'_>, layer: usize) -> Result<Array> {
+        let factor = scalar(self.residual_multiplier, x.dtype())?;
+        let mixed = self.self_attn.forward(&self.input_layernorm.forward(x)?, pass, layer)?;
+        let x = x.add(mixed.multiply(&factor)?)?;
+        let fed = self.mlp.forward(&self.post_attention_layernorm.forward(&x)?)?;
+        x.add(fed.multiply(&factor)?)
+    }
+
+    fn window(&self) -> Option<usize> {
+        self.self_attn.window()
+    }
+}
+
+/// Binds a checkpoint.
+pub(super) fn load(weights: &Weights<'_>) -> LoadResult<Box<dyn Architecture>> {
+    let defaults = json!({
+        "attention_bias": false, "mlp_bias": false, "tie_word_embeddings": false, "hidden_act": "silu",
+        "max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "embedding_multiplier": 1.0,
+        "attention_multiplier": 1.0, "residual_multiplier": 1.0, "logits_scaling": 1.0,
+    });
+    let manifest = weights.manifest();
+    let Config { dims, own, value } = Config::<Own>::read(manifest, None, defaults)?;
+    let scale = positive(manifest, "attention_multiplier", own.attention_multiplier)?;
+    let model = weights.at("model");
+    let rope = Rc::new(Rope::load(weights, &value, None, dims.rope(), 10_000.0)?);
+    let layers = dims.layers(&model)?.map(|layer| {
+        let (attention, bias) = (layer.at("self_attn"), [own.attention_bias; 2]);
+        let rope = Some(rope.clone());
+        LoadResult::Ok(ScaledPreNorm {
+            input_layernorm: dims.norm(&layer.at("input_layernorm"))?,
+            self_attn: Attention::load(&attention, dims.heads(), bias, rope, Attend::all(scale))?,
+            post_attention_layernorm: dims.norm(&layer.at("post_attention_layernorm"))?,
+            mlp: GatedMlp::load(&layer.at("mlp"), &dims, own.mlp_bias)?,
+            residual_multiplier: own.residual_multiplier,
+        })
+    });
+    let layers = layers.collect::<LoadResult<Vec<_>>>()?;
+    let decoder = Decoder::load(weights, &model, &dims, layers, rope.switch())?;
+    Ok(Box::new(Decoder {
+        embed_scale: Some(own.embedding_multiplier),
+        logit_scale: Some(positive(manifest, "logits_scaling", own.logits_scaling)?.recip()),
+        ..decoder
+    }))
+}

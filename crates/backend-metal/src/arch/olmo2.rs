@@ -1,0 +1,61 @@
+//! OLMo 2: norms after each part instead of before, and over all heads of queries and keys together.
+
+use std::rc::Rc;
+
+use inference_core::Result as LoadResult;
+use mlx_rs::{Array, error::Result};
+use serde::Deserialize;
+use serde_json::json;
+
+use super::{Architecture, config::Config};
+use crate::nn::{Attend, Attention, Block, Decoder, GatedMlp, Pass, QkNorm, RmsNorm, Rope, Weights};
+
+#[derive(Debug, Deserialize)]
+struct Own {
+    attention_bias: bool,
+}
+
+/// x + norm(attention(x)), then the same with the feed-forward block.
+#[derive(Debug)]
+struct PostNorm {
+    self_attn: Attention,
+    post_attention_layernorm: RmsNorm,
+    mlp: GatedMlp,
+    post_feedforward_layernorm: RmsNorm,
+}
+
+impl Block for PostNorm {
+    fn forward(&self, x: &Array, pass: &mut Pass<'_>, layer: usize) -> Result<Array> {
+        let mixed = self.self_attn.forward(x, pass, layer)?;
+        let x = x.add(self.post_attention_layernorm.forward(&mixed)?)?;
+        x.add(self.post_feedforward_layernorm.forward(&self.mlp.forward(&x)?)?)
+    }
+
+    fn window(&self) -> Option<usize> {
+        self.self_attn.window()
+    }
+}
+
+/// Binds a checkpoint.
+pub(super) fn load(weights: &Weights<'_>) -> LoadResult<Box<dyn Architecture>> {
+    let defaults = json!({
+        "attention_bias": false, "tie_word_embeddings": false, "hidden_act": "silu",
+        "max_position_embeddings": 2048, "rms_norm_eps": 1e-5,
+    });
+    let Config { dims, own, value } = Config::<Own>::read(weights.manifest(), None, defaults)?;
+    let model = weights.at("model");
+    let rope = Rc::new(Rope::load(weights, &value, None, dims.rope(), 10_000.0)?);
+    let layers = dims.layers(&model)?.map(|layer| {
+        let (attention, bias) = (layer.at("self_attn"), [own.attention_bias; 2]);
+        let attend = Attend::all(dims.scale());
+        LoadResult::Ok(PostNorm {
+            self_attn: Attention::load(&attention, dims.heads(), bias, Some(rope.clone()), attend)?
+                .with_norm(QkNorm::load_whole(&attention, &dims)?),
+            post_attention_layernorm: dims.norm(&layer.at("post_attention_layernorm"))?,
+            mlp: GatedMlp::load(&layer.at("mlp"), &dims, false)?,
+            post_feedforward_layernorm: dims.norm(&layer.at("post_feedforward_layernorm"))?,
+        })
+    });
+    let layers = layers.collect::<LoadResult<Vec<_>>>()?;
+    Ok(Box::new(Decoder::load(weights, &model, &dims, layers, rope.switch())?))
+}

@@ -1,0 +1,49 @@
+//! Phi 3, 3.5 and 4: projections stored joined, and positions that depend on the length of the text.
+
+use std::rc::Rc;
+
+use inference_core::Result as LoadResult;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{
+    Architecture,
+    config::{Config, LayerType, Layers},
+};
+use crate::nn::{Attend, Attention, Decoder, GatedMlp, PreNorm, Rope, Weights};
+
+#[derive(Debug, Deserialize)]
+struct Own {
+    #[serde(flatten)]
+    layers: Layers,
+}
+
+/// Binds a checkpoint.
+pub(super) fn load(weights: &Weights<'_>) -> LoadResult<Box<dyn Architecture>> {
+    let defaults = json!({
+        "tie_word_embeddings": false, "hidden_act": "silu", "max_position_embeddings": 4096,
+        "original_max_position_embeddings": 4096, "rms_norm_eps": 1e-5,
+    });
+    let Config { dims, own, mut value } = Config::<Own>::read(weights.manifest(), None, defaults)?;
+    // The publisher's first configs call this scaling by names that since stand for others.
+    for section in ["rope_scaling", "rope_parameters"] {
+        for key in ["type", "rope_type"] {
+            if let Some(name @ Value::String(_)) = value.pointer_mut(&format!("/{section}/{key}"))
+                && matches!(name.as_str(), Some("su" | "yarn"))
+            {
+                *name = json!("longrope");
+            }
+        }
+    }
+    let model = weights.at("model");
+    let rope = Rc::new(Rope::load(weights, &value, None, dims.rope(), 10_000.0)?);
+    let types = own.layers.clone().types(weights.manifest(), &dims, |_| LayerType::SlidingAttention)?;
+    let layers = dims.layers(&model)?.zip(types).map(|(layer, layer_type)| {
+        let attend = Attend { window: own.layers.window(layer_type), ..Attend::all(dims.scale()) };
+        let attention = layer.at("self_attn");
+        let self_attn = Attention::load(&attention, dims.heads(), [false; 2], Some(rope.clone()), attend)?;
+        PreNorm::load(&layer, &dims, self_attn, GatedMlp::load(&layer.at("mlp"), &dims, false)?)
+    });
+    let layers = layers.collect::<LoadResult<Vec<_>>>()?;
+    Ok(Box::new(Decoder::load(weights, &model, &dims, layers, rope.switch())?))
+}

@@ -1,0 +1,71 @@
+//! The blocks of a decoder.
+
+use inference_core::Result as LoadResult;
+use mlx_rs::{Array, error::Result};
+
+use super::{attention::Attention, mlp::GatedMlp, norm::RmsNorm, pass::Pass, weights::Weights};
+use crate::arch::Dimensions;
+
+/// One block of a decoder.
+pub(crate) trait Block {
+    /// `[B, T, hidden]` → the same, as layer `layer` of the model.
+    fn forward(&self, x: &Array, pass: &mut Pass<'_>, layer: usize) -> Result<Array>;
+
+    /// Positions that it attends to, where they are limited.
+    fn window(&self) -> Option<usize>;
+}
+
+/// What comes after attention.
+pub(crate) trait FeedForward {
+    /// `[B, T, hidden]` → the same
+    fn forward(&self, x: &Array) -> Result<Array>;
+}
+
+impl FeedForward for GatedMlp {
+    fn forward(&self, x: &Array) -> Result<Array> {
+        Self::forward(self, x)
+    }
+}
+
+impl FeedForward for Box<dyn FeedForward> {
+    fn forward(&self, x: &Array) -> Result<Array> {
+        (**self).forward(x)
+    }
+}
+
+/// x + attention(norm(x)), then the same with the feed-forward block: what most families are made of.
+#[derive(Debug)]
+pub(crate) struct PreNorm<F> {
+    input_layernorm: RmsNorm,
+    self_attn: Attention,
+    post_attention_layernorm: RmsNorm,
+    mlp: F,
+}
+
+impl<F: FeedForward> PreNorm<F> {
+    /// The block of the layer at `weights`, around its two parts.
+    pub(crate) fn load(
+        weights: &Weights<'_>,
+        dims: &Dimensions,
+        self_attn: Attention,
+        mlp: F,
+    ) -> LoadResult<Self> {
+        Ok(Self {
+            input_layernorm: dims.norm(&weights.at("input_layernorm"))?,
+            self_attn,
+            post_attention_layernorm: dims.norm(&weights.at("post_attention_layernorm"))?,
+            mlp,
+        })
+    }
+}
+
+impl<F: FeedForward> Block for PreNorm<F> {
+    fn forward(&self, x: &Array, pass: &mut Pass<'_>, layer: usize) -> Result<Array> {
+        let x = x.add(self.self_attn.forward(&self.input_layernorm.forward(x)?, pass, layer)?)?;
+        x.add(self.mlp.forward(&self.post_attention_layernorm.forward(&x)?)?)
+    }
+
+    fn window(&self) -> Option<usize> {
+        self.self_attn.window()
+    }
+}

@@ -1,0 +1,216 @@
+//! Mixtures of experts: a router picks a few feed-forward blocks for each token.
+
+use inference_core::{Error, Result as LoadResult};
+use mlx_rs::{
+    Array, Dtype,
+    error::{Exception, Result},
+    ops::{self, indexing::take_along_axis},
+};
+
+use super::{
+    block::FeedForward,
+    linear::{Linear, Matrix, alike},
+    mlp::Gating,
+    weights::Weights,
+};
+
+/// From this many picks on, they are sorted by expert, so that each expert's weights are read once.
+const SORTED_FROM: usize = 64;
+
+/// A router and its experts.
+#[derive(Debug)]
+pub(crate) struct Moe {
+    /// `[.., hidden]` → a score for each expert.
+    pub(crate) router: Linear,
+    /// The experts.
+    pub(crate) experts: Experts,
+    /// Experts for each token.
+    pub(crate) top_k: usize,
+    /// Whether the weights of the picked experts are made to sum to one.
+    pub(crate) normalise: bool,
+}
+
+impl FeedForward for Moe {
+    fn forward(&self, x: &Array) -> Result<Array> {
+        let top_k = self.top_k as i32;
+        let scores = ops::softmax_axis(self.router.forward(x)?.as_dtype(Dtype::Float32)?, -1, true)?;
+        let experts = scores.dim(-1);
+        let order = ops::argpartition_axis(&scores, experts - top_k, -1)?;
+        let picks = ops::split_at_indices(order, &[experts - top_k], -1)?.pop();
+        let picks = picks.ok_or_else(|| Exception::custom("no experts were picked"))?;
+        let mut weights = take_along_axis(&scores, &picks, -1)?;
+        if self.normalise {
+            weights = weights.divide(weights.sum_axis(-1, true)?)?;
+        }
+        let outputs = self.experts.forward(x, &picks)?;
+        outputs.multiply(weights.as_dtype(x.dtype())?.expand_dims(-1)?)?.sum_axis(-2, false)
+    }
+}
+
+/// Feed-forward blocks of equal sizes.
+#[derive(Debug)]
+pub(crate) struct Experts {
+    gate_up_proj: GateUp,
+    /// `[experts, hidden, intermediate]`
+    down_proj: Matrix,
+    /// `[experts, 2 · intermediate]` and `[experts, hidden]`
+    biases: Option<[Array; 2]>,
+    gating: Gating,
+}
+
+/// Where the gates and what they let through come from.
+#[derive(Debug)]
+enum GateUp {
+    /// From one matrix, gates first.
+    Joined(Matrix),
+    /// From one matrix, taking turns.
+    Interleaved(Matrix),
+    /// From one matrix each.
+    Separate(Matrix, Matrix),
+}
+
+/// The sizes of a mixture of experts.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ExpertSizes {
+    /// Experts.
+    pub(crate) experts: usize,
+    /// The width of the residual stream.
+    pub(crate) hidden_size: usize,
+    /// The width of one expert.
+    pub(crate) intermediate_size: usize,
+}
+
+impl Experts {
+    /// The experts below `weights`: one by one under `experts`, with these names for gate, up and down, or stacked under
+    /// `switch_mlp`, as mlx_lm writes them.
+    pub(crate) fn load(
+        weights: &Weights<'_>,
+        names: [&str; 3],
+        sizes: ExpertSizes,
+        gating: Gating,
+    ) -> LoadResult<Self> {
+        let ExpertSizes { experts, hidden_size, intermediate_size } = sizes;
+        if weights.has_any("switch_mlp") {
+            return Self::load_stacked(&weights.at("switch_mlp"), sizes, gating, false);
+        }
+        let all = weights.at("experts");
+        // The files must have them before anything is sized by their number.
+        if let Some(missing) = (0..experts).find(|i| !all.has_any(i)) {
+            let reason = format!("the config has {experts} experts, the files no {}", all.name(missing));
+            return Err(Error::invalid_key(weights.manifest().config_path(), "num_experts", reason));
+        }
+        let parts = |name: &str| (0..experts).map(|i| all.index(i).at(name)).collect::<Vec<_>>();
+        let [gates, ups, downs] = names.map(parts);
+        let pairs: Vec<_> = gates.iter().zip(&ups).flat_map(|(gate, up)| [gate, up]).collect();
+        let [gates, downs] = [gates.iter().collect::<Vec<_>>(), downs.iter().collect()];
+        let stack = |parts: &[&Weights<'_>], outputs, inputs| {
+            Matrix::load_joined(parts, Some(experts), &vec![outputs; parts.len()], inputs)
+        };
+        let gate_up_proj = if alike(&pairs)? {
+            GateUp::Joined(stack(&pairs, intermediate_size, hidden_size)?)
+        } else {
+            let ups: Vec<_> = ups.iter().collect();
+            GateUp::Separate(
+                stack(&gates, intermediate_size, hidden_size)?,
+                stack(&ups, intermediate_size, hidden_size)?,
+            )
+        };
+        let down_proj = stack(&downs, hidden_size, intermediate_size)?;
+        Ok(Self { gate_up_proj, down_proj, biases: None, gating })
+    }
+
+    /// The experts at `weights`, stacked: `gate_proj`, `up_proj` and `down_proj`, with biases or without.
+    pub(crate) fn load_stacked(
+        weights: &Weights<'_>,
+        sizes: ExpertSizes,
+        gating: Gating,
+        bias: bool,
+    ) -> LoadResult<Self> {
+        let ExpertSizes { experts, hidden_size, intermediate_size } = sizes;
+        let load = |name, outputs, inputs| Matrix::load_stack(&weights.at(name), experts, outputs, inputs);
+        let take = |name: &str, size| weights.at(name).take("bias", &[experts, size]);
+        let biases = if bias {
+            let halves = [take("gate_proj", intermediate_size)?, take("up_proj", intermediate_size)?];
+            let gate_up = ops::concatenate(&halves, -1);
+            let gate_up = gate_up.map_err(|error| Error::backend("mlx", "bind the weights", error))?;
+            Some([gate_up, take("down_proj", hidden_size)?])
+        } else {
+            None
+        };
+        Ok(Self {
+            gate_up_proj: GateUp::Separate(
+                load("gate_proj", intermediate_size, hidden_size)?,
+                load("up_proj", intermediate_size, hidden_size)?,
+            ),
+            down_proj: load("down_proj", hidden_size, intermediate_size)?,
+            biases,
+            gating,
+        })
+    }
+
+    /// Experts whose gates and ups take turns in the rows of one matrix, and in their biases.
+    pub(crate) fn interleaved(gate_up: Matrix, down: Matrix, biases: [Array; 2], gating: Gating) -> Self {
+        Self { gate_up_proj: GateUp::Interleaved(gate_up), down_proj: down, biases: Some(biases), gating }
+    }
+
+    /// `[B, T, hidden]` and the picks `[B, T, K]` → what each pick gives, `[B, T, K, hidden]`.
+    fn forward(&self, x: &Array, picks: &Array) -> Result<Array> {
+        let &[batch, tokens, hidden] = x.shape() else {
+            return Err(Exception::custom("hidden states must be [B, T, hidden]"));
+        };
+        let top_k = picks.dim(-1);
+        if picks.size() < SORTED_FROM {
+            let outputs = self.apply(&x.reshape(&[batch, tokens, 1, 1, hidden])?, picks, false)?;
+            return outputs.reshape(&[batch, tokens, top_k, hidden]);
+        }
+        let picks = picks.reshape(&[-1])?;
+        let order = ops::argsort_axis(&picks, 0)?;
+        let back = ops::argsort_axis(&order, 0)?;
+        let token = order.floor_divide(Array::from_int(top_k).as_dtype(order.dtype())?)?;
+        let rows = x.reshape(&[-1, 1, hidden])?.take_axis(token, 0)?;
+        let outputs = self.apply(&rows, &picks.take_axis(&order, 0)?, true)?;
+        outputs.take_axis(back, 0)?.reshape(&[batch, tokens, top_k, hidden])
+    }
+
+    /// `[.., 1, hidden]` with one pick each (`[..]`, broadcast) → the same.
+    fn apply(&self, x: &Array, picks: &Array, sorted: bool) -> Result<Array> {
+        let bias = |index: usize| {
+            let biases = self.biases.as_ref().map(|biases| biases[index].take_axis(picks, 0)?.expand_dims(-2));
+            biases.transpose()
+        };
+        let halves = |joined: Array| {
+            let middle = joined.dim(-1) / 2;
+            pair(ops::split_at_indices(joined, &[middle], -1)?)
+        };
+        let with_bias = |outputs: Array, bias: Option<Array>| match bias {
+            Some(bias) => outputs.add(bias),
+            None => Ok(outputs),
+        };
+        let [gate, up] = match &self.gate_up_proj {
+            GateUp::Joined(matrix) => halves(with_bias(matrix.gather(x, picks, sorted)?, bias(0)?)?)?,
+            GateUp::Interleaved(matrix) => {
+                let joined = with_bias(matrix.gather(x, picks, sorted)?, bias(0)?)?;
+                let mut shape = joined.shape().to_vec();
+                shape.pop();
+                let turns = joined.reshape(&[&shape[..], &[-1, 2]].concat())?;
+                let [gate, up] = pair(ops::split_at_indices(turns, &[1], -1)?)?;
+                [gate.squeeze_axes(&[-1])?, up.squeeze_axes(&[-1])?]
+            }
+            GateUp::Separate(gate, up) => {
+                let (gate, up) = (gate.gather(x, picks, sorted)?, up.gather(x, picks, sorted)?);
+                match bias(0)? {
+                    None => [gate, up],
+                    Some(bias) => {
+                        let [gate_bias, up_bias] = halves(bias)?;
+                        [gate.add(gate_bias)?, up.add(up_bias)?]
+                    }
+                }
+            }
+        };
+        with_bias(self.down_proj.gather(&self.gating.apply(&gate, &up)?, picks, sorted)?, bias(1)?)
+    }
+}
+
+fn pair(parts: Vec<Array>) -> Result<[Array; 2]> {
+    parts.try_into().map_err(|_| Exception::custom("a cut did not give two parts"))
+}
