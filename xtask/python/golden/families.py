@@ -5,7 +5,7 @@ import math
 VOCAB = 128
 TINY = dict(
     hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
-    max_position_embeddings=512, rms_norm_eps=1e-5, vocab_size=VOCAB, bos_token_id=1, eos_token_id=2,
+    max_position_embeddings=512, rms_norm_eps=1e-5, vocab_size=VOCAB, bos_token_id=1, eos_token_id=2, pad_token_id=0,
 )
 
 
@@ -276,7 +276,7 @@ def tensors(config, storage):
             "qk": (0, 1.6 / fan**0.5),
             "router": (0, 3 / fan**0.5),
             "head": (0, 3 / fan**0.5),
-            "embed": (0, 2.5 / fan**0.5 if tied else 1.0),
+            "embed": (0, 2 / fan**0.5 if "gemma" in text["model_type"] else 2.5 / fan**0.5 if tied else 1.0),
             "bias": (0, 0.3),
             "sinks": (0, 1.0),
             "norm1": (1, 0.2),

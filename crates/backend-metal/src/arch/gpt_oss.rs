@@ -11,7 +11,8 @@ use super::{
     config::{Config, Dimensions, LayerType, Layers, positive, top_k},
 };
 use crate::nn::{
-    Attend, Attention, Decoder, ExpertSizes, Experts, FLOATS, Gating, Linear, Matrix, Moe, PreNorm, Rope, Weights,
+    Attend, Attention, Decoder, ExpertSizes, Experts, FLOATS, Gating, Linear, Matrix, Moe, PreNorm, Rope,
+    Weights,
     ops::{Mode, Packed, Scheme},
 };
 

@@ -11,9 +11,7 @@ use super::{
     Architecture,
     config::{Config, positive},
 };
-use crate::nn::{
-    Attend, Attention, Block, Decoder, GatedMlp, Pass, RmsNorm, Rope, Weights, ops::scalar,
-};
+use crate::nn::{Attend, Attention, Block, Decoder, GatedMlp, Pass, RmsNorm, Rope, Weights, ops::scalar};
 
 #[derive(Debug, Deserialize)]
 struct Own {

@@ -1,11 +1,11 @@
 //! Model architectures: one file a family, one table of them all.
 
 mod config;
-#[cfg(test)]
-mod golden;
 mod gemma;
 mod gemma2;
 mod gemma3;
+#[cfg(test)]
+mod golden;
 mod gpt_oss;
 mod granite;
 mod llama;

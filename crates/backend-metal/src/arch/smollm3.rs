@@ -41,7 +41,10 @@ pub(super) fn load(weights: &Weights<'_>) -> LoadResult<Box<dyn Architecture>> {
     if let Some(list) = &own.no_rope_layers
         && list.len() != dims.num_hidden_layers
     {
-        return invalid("no_rope_layers", format!("{} entries for {} layers", list.len(), dims.num_hidden_layers));
+        return invalid(
+            "no_rope_layers",
+            format!("{} entries for {} layers", list.len(), dims.num_hidden_layers),
+        );
     }
     let has_rope = |i: usize| match &own.no_rope_layers {
         Some(list) => list[i] != 0,
