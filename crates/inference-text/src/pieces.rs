@@ -209,7 +209,7 @@ fn apply(steps: &[DecoderWrapper], tokens: Vec<String>) -> Result<Vec<String>, S
 fn flatten<'a>(decoder: &'a DecoderWrapper, into: &mut Vec<&'a DecoderWrapper>) {
     match decoder {
         DecoderWrapper::Sequence(sequence) => {
-            sequence.get_decoders().iter().for_each(|step| flatten(step, into))
+            sequence.get_decoders().iter().for_each(|step| flatten(step, into));
         }
         single => into.push(single),
     }

@@ -1,17 +1,23 @@
 //! Chat templates: Jinja2 programs of a model folder that turn a conversation into the text the model was trained on.
 
-mod environment;
+mod budget;
+mod checks;
+mod eval;
 mod files;
-mod python;
+mod filters;
+mod format;
+mod functions;
+mod lists;
+mod methods;
+mod ops;
+mod parse;
+mod print;
+mod value;
 
-use std::{
-    panic::{AssertUnwindSafe, catch_unwind},
-    path::Path,
-    sync::Arc,
-};
+use std::{path::Path, sync::Arc};
 
 use inference_core::{Error, Message, Result, TemplateOptions};
-use minijinja::Environment;
+use jiff::{Zoned, civil::DateTime};
 use serde_json::{Map, Value, json};
 
 use crate::SpecialTokens;
@@ -22,16 +28,20 @@ const DEFAULT: &str = "default";
 
 /// The chat template of a model folder, or several: one for conversations with tools.
 ///
-/// Set up as transformers sets up Jinja2, so that a template written for that gives the same text: trimmed blocks, loop
-/// controls, `raise_exception`, `strftime_now`, `tojson`, `{% generation %}`, and Python's methods and way of printing.
+/// A template written for transformers gives the same text here: Jinja2's and Python's rules, trimmed blocks, loop
+/// controls, `raise_exception`, `strftime_now`, `tojson`, `{% generation %}`. minijinja parses it; it is run by an
+/// interpreter of our own, since minijinja's bounds the steps of a template, but neither its memory nor its stack.
 ///
-/// A template is a program from an untrusted folder. It has no access to files, and its source, steps and output are
+/// A template is a program from an untrusted folder. It has no access to files, and its source, work and output are
 /// bounded: one that does not end is an [`Error::Template`] within a second or so.
 #[derive(Debug, Clone)]
 pub struct ChatTemplate {
-    environment: Arc<Environment<'static>>,
+    /// Sources by name.
+    sources: Arc<[(String, String)]>,
     /// Variables that every rendering has: the special tokens.
     constants: Arc<Map<String, Value>>,
+    /// What `strftime_now` tells, where not the local time.
+    now: Option<DateTime>,
 }
 
 impl ChatTemplate {
@@ -82,8 +92,13 @@ impl ChatTemplate {
         let mut context = self.constants.as_ref().clone();
         context.extend(variables.clone());
         let tools = context.get("tools").is_some_and(|tools| !tools.is_null());
-        let name = if tools && self.environment.get_template(TOOL_USE).is_ok() { TOOL_USE } else { DEFAULT };
-        environment::render(&self.environment, name, context)
+        let named = |name: &str| self.sources.iter().find(|(known, _)| known == name);
+        let source = named(TOOL_USE).filter(|_| tools).or_else(|| named(DEFAULT));
+        let Some((_, source)) = source else {
+            return Err(failure("there is no default template".to_owned()));
+        };
+        let now = self.now.unwrap_or_else(|| Zoned::now().datetime());
+        parse::render(source, &context, now).map_err(failure)
     }
 
     /// The same template with a clock that stands still, for texts that do not change from day to day.
@@ -91,10 +106,7 @@ impl ChatTemplate {
     /// # Errors
     /// [`Error::Template`]: `now` is not of the form `2025-03-14T15:09:26`.
     pub fn at(mut self, now: &str) -> Result<Self> {
-        let now = now
-            .parse()
-            .map_err(|error| Error::Template { reason: format!("{now:?} is no time: {error}") })?;
-        environment::set_clock(Arc::make_mut(&mut self.environment), Some(now));
+        self.now = Some(now.parse().map_err(|error| failure(format!("{now:?} is no time: {error}")))?);
         Ok(self)
     }
 
@@ -104,11 +116,20 @@ impl ChatTemplate {
         if !special.additional().is_empty() {
             constants.insert("additional_special_tokens".to_owned(), json!(special.additional()));
         }
-        // minijinja is a large program that reads a hostile one.
-        let environment =
-            catch_unwind(AssertUnwindSafe(|| environment::new(sources))).unwrap_or_else(|_| {
-                Err(Error::Template { reason: "the template cannot be parsed".to_owned() })
-            })?;
-        Ok(Self { environment: Arc::new(environment), constants: Arc::new(constants) })
+        for (_, source) in &sources {
+            if source.len() as u64 > files::MAX_SOURCE {
+                return Err(failure(format!(
+                    "it has {} bytes, expected at most {}",
+                    source.len(),
+                    files::MAX_SOURCE
+                )));
+            }
+            parse::check(source).map_err(failure)?;
+        }
+        Ok(Self { sources: sources.into(), constants: Arc::new(constants), now: None })
     }
+}
+
+fn failure(reason: String) -> Error {
+    Error::Template { reason }
 }

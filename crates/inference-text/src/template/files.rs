@@ -8,8 +8,8 @@ use serde_json::{Map, Value};
 use super::{DEFAULT, TOOL_USE};
 use crate::tokenizer::config_of;
 
-/// The longest template: the longest published ones have some 20 KB.
-pub(super) const MAX_SOURCE: u64 = 1 << 20;
+/// The longest template: published ones have up to some 30 KB. The depth of a syntax tree is bounded by this alone.
+pub(super) const MAX_SOURCE: u64 = 256 << 10;
 
 /// The templates of a folder by name; `default` is always among them where there is any.
 pub(super) fn sources(folder: &Path) -> Result<Vec<(String, String)>> {
