@@ -3,6 +3,7 @@
 #[cfg(feature = "bindings")]
 mod bindings;
 mod check;
+mod dist;
 mod python;
 mod sh;
 mod test;
@@ -39,6 +40,12 @@ enum Chore {
         #[arg(long, default_value = "models/demo")]
         out: PathBuf,
     },
+    /// A folder with the program and all that it loads, which works wherever it is moved.
+    Dist {
+        /// The folder to write.
+        #[arg(long, default_value = "target/dist")]
+        out: PathBuf,
+    },
     /// Writes the bindings of mlx-sys anew. Needs libclang.
     #[cfg(feature = "bindings")]
     Bindings,
@@ -55,6 +62,7 @@ fn main() -> Result<()> {
         Chore::Test { args } => test::run(&args),
         Chore::Golden => python::golden(),
         Chore::DemoModel { out } => python::demo_model(&out),
+        Chore::Dist { out } => dist::run(&out),
         #[cfg(feature = "bindings")]
         Chore::Bindings => bindings::run(),
     }
