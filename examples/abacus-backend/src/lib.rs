@@ -1,0 +1,90 @@
+//! An engine for `inference` that lives in a repository of its own.
+//!
+//! Its model is a table: how often each character follows each other in a text. Small as that is, the table gives real
+//! logits, so everything that stands on logits works: greedy and drawn text, biases, log-probabilities, classification. What
+//! it does not offer (chat, top-p, …) it does not claim, and the core refuses it for us.
+//!
+//! - [`table`]: reading a model's folder, and making one by counting.
+//! - `model`: one thread for each request, stop strings, the end.
+//! - `sampling` and `text`: which character comes next, and when its text is certain.
+#![forbid(unsafe_code)]
+
+mod model;
+mod sampling;
+pub mod table;
+mod text;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use inference_core::{
+    Availability, Backend, BackendDescriptor, BackendInfo, Capabilities, Error, Feature, LoadOptions,
+    ModelManifest, Result, Support, TextModel, register_backend,
+};
+
+use crate::{model::Model, table::Table};
+
+const ID: &str = "abacus";
+const MODEL_TYPE: &str = "abacus";
+
+// ANCHOR: register
+/// How programs learn of this backend: an id, a priority, whether it runs here, and how to open it.
+pub const DESCRIPTOR: BackendDescriptor = BackendDescriptor::new(
+    ID,
+    5,
+    || Availability::Available("beads on rods".to_owned()),
+    || Ok(Arc::new(Abacus::default())),
+);
+
+register_backend!(DESCRIPTOR);
+// ANCHOR_END: register
+
+/// The backend. Opening it is free; the work begins with a load.
+#[derive(Debug)]
+pub struct Abacus {
+    info: BackendInfo,
+}
+
+impl Default for Abacus {
+    fn default() -> Self {
+        Self { info: BackendInfo::new(ID, concat!("abacus ", env!("CARGO_PKG_VERSION")), "beads on rods") }
+    }
+}
+
+// ANCHOR: backend
+#[async_trait]
+impl Backend for Abacus {
+    fn info(&self) -> &BackendInfo {
+        &self.info
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::of(&[
+            Feature::Generate,
+            Feature::Classify,
+            Feature::Logits,
+            Feature::LogProbabilities,
+            Feature::Sampling,
+            Feature::Seed,
+            Feature::LogitBias,
+            Feature::Stop,
+            Feature::ContextLength,
+        ])
+    }
+
+    fn supports(&self, model: &ModelManifest) -> Support {
+        match model.model_type() {
+            MODEL_TYPE => Support::Yes,
+            other => Support::No(format!("model_type is {other:?}, expected {MODEL_TYPE:?}")),
+        }
+    }
+
+    async fn load(&self, model: ModelManifest, options: LoadOptions) -> Result<Arc<dyn TextModel>> {
+        let table = Table::read(&model)?;
+        if options.cancel.is_cancelled() {
+            return Err(Error::Cancelled);
+        }
+        Ok(Arc::new(Model::new(&model, table, &options)))
+    }
+}
+// ANCHOR_END: backend
