@@ -4,8 +4,6 @@ mod config;
 mod gemma;
 mod gemma2;
 mod gemma3;
-#[cfg(test)]
-mod golden;
 mod gpt_oss;
 mod granite;
 mod llama;
@@ -17,6 +15,8 @@ mod qwen2;
 mod qwen3;
 mod qwen3_moe;
 mod smollm3;
+#[cfg(test)]
+mod tests;
 
 use inference_core::Result as LoadResult;
 use mlx_rs::{Array, error::Result};

@@ -41,9 +41,8 @@ pub(crate) enum QkNorm {
 impl QkNorm {
     /// `q_norm` and `k_norm` below `weights`, for each head.
     pub(crate) fn load_heads(weights: &Weights<'_>, dims: &Dimensions) -> LoadResult<Self> {
-        let norm = |name| {
-            RmsNorm::load(&weights.at(name), dims.head_dim(), dims.rms_norm_eps, dims.norm_offset)
-        };
+        let norm =
+            |name| RmsNorm::load(&weights.at(name), dims.head_dim(), dims.rms_norm_eps, dims.norm_offset);
         Ok(Self::Heads(norm("q_norm")?, norm("k_norm")?))
     }
 

@@ -175,7 +175,8 @@ impl Experts {
     /// `[.., 1, hidden]` with one pick each (`[..]`, broadcast) → the same.
     fn apply(&self, x: &Array, picks: &Array, sorted: bool) -> Result<Array> {
         let bias = |index: usize| {
-            let biases = self.biases.as_ref().map(|biases| biases[index].take_axis(picks, 0)?.expand_dims(-2));
+            let biases =
+                self.biases.as_ref().map(|biases| biases[index].take_axis(picks, 0)?.expand_dims(-2));
             biases.transpose()
         };
         let halves = |joined: Array| {

@@ -129,8 +129,12 @@ impl<'a> Weights<'a> {
     /// As [`take`](Self::take).
     pub(crate) fn take_words(&self, name: &str, shape: &[usize], words: &[usize]) -> Result<Array> {
         let info = self.info(name)?;
-        if info.shape != shape || info.dtype != Dtype::U8 || shape.iter().product::<usize>() != 4 * words.iter().product::<usize>() {
-            let reason = format!("has {:?} of type {:?}, the config demands {shape:?} of U8", info.shape, info.dtype);
+        if info.shape != shape
+            || info.dtype != Dtype::U8
+            || shape.iter().product::<usize>() != 4 * words.iter().product::<usize>()
+        {
+            let reason =
+                format!("has {:?} of type {:?}, the config demands {shape:?} of U8", info.shape, info.dtype);
             return Err(Error::invalid_key(&self.manifest().files()[info.file], self.name(name), reason));
         }
         self.mark(name);
@@ -144,9 +148,14 @@ impl<'a> Weights<'a> {
     }
 
     fn mlx_shape(&self, name: &str, shape: &[usize]) -> Result<Vec<i32>> {
-        let shape: Option<Vec<i32>> = shape.iter().map(|n| i32::try_from(*n).ok().filter(|n| *n > 0)).collect();
+        let shape: Option<Vec<i32>> =
+            shape.iter().map(|n| i32::try_from(*n).ok().filter(|n| *n > 0)).collect();
         shape.ok_or_else(|| {
-            Error::invalid_key(self.manifest().path(), self.name(name), "has a dimension that MLX cannot hold")
+            Error::invalid_key(
+                self.manifest().path(),
+                self.name(name),
+                "has a dimension that MLX cannot hold",
+            )
         })
     }
 

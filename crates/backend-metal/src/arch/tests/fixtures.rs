@@ -1,0 +1,120 @@
+//! Small checkpoints made from rules, and what the reference implementations make of them.
+//!
+//! `tests/fixtures/<variant>` holds a config, a rule for each tensor and the reference's logits and greedy tokens;
+//! `xtask/python/golden` makes them.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use half::{bf16, f16};
+use inference_core::ModelManifest;
+use mlx_rs::Array;
+use serde::Deserialize;
+
+use crate::arch::Architecture;
+
+#[derive(Deserialize)]
+pub(super) struct Golden {
+    pub(super) prompt: Vec<u32>,
+    pub(super) std: f32,
+    pub(super) positions: Vec<usize>,
+    pub(super) logits: Vec<Vec<f32>>,
+    pub(super) greedy: Vec<u32>,
+    pub(super) margins: Vec<f32>,
+    pub(super) mlx_lm: MlxLm,
+}
+
+#[derive(Deserialize)]
+pub(super) struct MlxLm {
+    pub(super) rms: Option<f32>,
+}
+
+/// name, type, shape, mean, spread: see weights.py beside the script.
+type Rule = (String, String, Vec<usize>, f64, f64);
+
+pub(super) struct Variant {
+    pub(super) name: String,
+    pub(super) folder: tempfile::TempDir,
+    pub(super) golden: Golden,
+}
+
+impl Variant {
+    /// All that are committed.
+    pub(super) fn all() -> Vec<Self> {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+        let mut folders: Vec<PathBuf> =
+            fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path()).collect();
+        folders.sort();
+        folders
+            .iter()
+            .filter(|folder| folder.join("golden.json").exists())
+            .map(|folder| Self::write(folder))
+            .collect()
+    }
+
+    fn write(fixture: &Path) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        fs::copy(fixture.join("config.json"), folder.path().join("config.json")).unwrap();
+        let rules: Vec<Rule> =
+            serde_json::from_slice(&fs::read(fixture.join("tensors.json")).unwrap()).unwrap();
+        let tensors: Vec<_> = rules.iter().map(|rule| (rule, tensor(rule))).collect();
+        let mut offset = 0;
+        let header: serde_json::Map<_, _> = tensors
+            .iter()
+            .map(|((name, dtype, shape, ..), bytes)| {
+                let offsets = [offset, offset + bytes.len()];
+                offset = offsets[1];
+                (name.clone(), serde_json::json!({"dtype": dtype, "shape": shape, "data_offsets": offsets}))
+            })
+            .collect();
+        let header = serde_json::to_vec(&header).unwrap();
+        let mut file = (header.len() as u64).to_le_bytes().to_vec();
+        file.extend(header);
+        file.extend(tensors.into_iter().flat_map(|(_, bytes)| bytes));
+        fs::write(folder.path().join("model.safetensors"), file).unwrap();
+        let golden = serde_json::from_slice(&fs::read(fixture.join("golden.json")).unwrap()).unwrap();
+        Self { name: fixture.file_name().unwrap().to_string_lossy().into_owned(), folder, golden }
+    }
+
+    pub(super) fn load(&self) -> Box<dyn Architecture> {
+        let manifest = ModelManifest::read(self.folder.path()).unwrap();
+        crate::load::load("cpu", &manifest, &mut |_| true)
+            .unwrap_or_else(|error| panic!("{}: {error}", self.name))
+    }
+
+    /// Whether greater differences than those of float32 are the reference's own: it computed in float32, we do not.
+    pub(super) fn is_half(&self) -> bool {
+        self.name.ends_with("+bf16") || self.name.ends_with("+f16")
+    }
+}
+
+/// The bytes that a rule stands for.
+fn tensor((name, dtype, shape, mean, spread): &Rule) -> Vec<u8> {
+    let seed = name.bytes().fold(0xCBF2_9CE4_8422_2325_u64, |value, byte| {
+        (value ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3)
+    });
+    let hash = |i: u64| {
+        let z = seed.wrapping_add(i.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+        let z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    };
+    let value = |bits: u64| *mean as f32 + *spread as f32 * ((bits >> 40) as f32 / 8_388_608.0 - 1.0);
+    (0..shape.iter().product::<usize>() as u64)
+        .map(hash)
+        .flat_map(|bits| match dtype.as_str() {
+            "U32" => ((bits >> 32) as u32 & *spread as u32).to_le_bytes().to_vec(),
+            "U8" => vec![(*mean as u64 + bits % *spread as u64) as u8],
+            "F16" => f16::from_f32(value(bits)).to_le_bytes().to_vec(),
+            "BF16" => bf16::from_f32(value(bits)).to_le_bytes().to_vec(),
+            _ => value(bits).to_le_bytes().to_vec(),
+        })
+        .collect()
+}
+
+/// One row `[1, T]`.
+pub(super) fn tokens(ids: &[u32]) -> Array {
+    Array::from_slice(ids, &[1, ids.len() as i32])
+}

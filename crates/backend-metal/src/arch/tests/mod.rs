@@ -1,0 +1,5 @@
+//! The families, tried on small checkpoints.
+
+mod fixtures;
+mod golden;
+mod hostile;
