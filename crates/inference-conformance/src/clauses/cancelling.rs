@@ -56,7 +56,7 @@ pub async fn during_prefill(subject: &Subject) -> ClauseResult {
     was_cancelled(&finish)?;
     // The chunk under way and one that was already submitted, and what the machine may take for itself.
     let chunks = whole.mul_f64((2 * subject.prefill_chunk) as f64 / length as f64);
-    let allowed = chunks.min(whole.mul_f64(0.5)) + Duration::from_millis(250);
+    let allowed = chunks.min(whole.mul_f64(0.5)) + Duration::from_millis(400);
     ensure!(
         took <= allowed,
         "it took {took:?} to give up a prompt that takes {whole:?}, expected {allowed:?}"

@@ -77,12 +77,16 @@ pub async fn stop_strings_end_the_text_across_tokens(subject: &Subject) -> Claus
 pub async fn the_earliest_stop_string_wins(subject: &Subject) -> ClauseResult {
     let model = subject.model().await?;
     let whole = alone(&*model, &subject.prompt, &subject.greedy(24)?).await?;
-    let (one, two) = (across(&whole, 0)?, across(&whole, whole.tokens.len() / 2)?);
-    let (at, other) = (whole.text.find(&one), whole.text.find(&two));
-    if at == other {
+    let one = across(&whole, 0)?;
+    let at = whole.text.find(&one).unwrap_or_default();
+    // One that stands clear of the first, before it or after it.
+    let clear = |two: &String| {
+        whole.text.find(two).is_some_and(|other| other >= at + one.len() || other + two.len() <= at)
+    };
+    let Some(two) = (0..whole.tokens.len()).filter_map(|from| across(&whole, from).ok()).find(clear) else {
         return Err(Objection::moot("the text repeats itself too soon: give another `prompt`"));
-    }
-    let first = if at < other { &one } else { &two };
+    };
+    let first = if at < whole.text.find(&two).unwrap_or_default() { &one } else { &two };
     for stops in [[one.clone(), two.clone()], [two.clone(), one.clone()]] {
         let answer = alone(&*model, &subject.prompt, &subject.greedy(24)?.stop(stops)).await?;
         stopped(&answer, &whole.text, first)?;

@@ -36,7 +36,8 @@ pub async fn a_slow_reader_misses_nothing(subject: &Subject) -> ClauseResult {
     let options = subject.greedy(200.min(model.info().context_length / 2))?;
     let expected = ids(&alone(&*model, &subject.prompt, &options).await?);
     let mut stream = model.generate(subject.prompt.clone(), options.clone()).await?;
-    alone(&*model, &subject.prompt, &options).await?;
+    // Time to fill the channel, and for one that loses what does not fit to lose it.
+    within(Duration::from_millis(250), || model.stats().active == 0);
     let found: Vec<u32> = drain(&mut stream).await?.0.iter().map(|token| token.id).collect();
     ensure!(found == expected, "read late {found:?}, read at once {expected:?}");
     Ok(())

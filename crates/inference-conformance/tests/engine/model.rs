@@ -331,13 +331,13 @@ impl Run {
 
     fn decode(&mut self, sink: &mut TokenSink, text: &mut Text) -> FinishReason {
         if self.fault.is("during_prefill") && self.prompt > 1000 {
-            std::thread::park_timeout(Duration::from_millis(1200));
+            std::thread::park_timeout(Duration::from_millis(1500));
         }
         if self.fault.is("concurrent_requests_equal_lone_runs")
             || self.fault.is("a_seed_reproduces_beside_others")
         {
             // Time for the neighbours to come.
-            std::thread::park_timeout(Duration::from_millis(30));
+            std::thread::park_timeout(Duration::from_millis(100));
             let neighbours = lock(&self.shared.stats).active - 1;
             if self.fault.is("concurrent_requests_equal_lone_runs") {
                 self.salt += neighbours;
@@ -362,7 +362,7 @@ impl Run {
                 return FinishReason::Length;
             }
             if self.fault.is("one_of_many_leaves_the_others_alone") {
-                std::thread::park_timeout(Duration::from_millis(2));
+                std::thread::park_timeout(Duration::from_millis(5));
             }
             let token = self.choose(text.generated);
             let cause = self.stop_cause(token.id);
