@@ -59,7 +59,7 @@ pub(super) fn load(weights: &Weights<'_>) -> LoadResult<Box<dyn Architecture>> {
         let attend = Attend { window, ..Attend::all(dims.scale()) };
         let self_attn = Attention::load(&attention, dims.heads(), bias, Some(rope.clone()), attend)?
             .with_norm(QkNorm::load_heads(&attention, &dims)?);
-        let dense = own.mlp_only_layers.contains(&i) || (i + 1) % own.decoder_sparse_step != 0;
+        let dense = own.mlp_only_layers.contains(&i) || !(i + 1).is_multiple_of(own.decoder_sparse_step);
         let mlp: Box<dyn FeedForward> = if dense {
             Box::new(GatedMlp::load(&mlp, &dims, false)?)
         } else {

@@ -48,7 +48,7 @@ pub(super) fn load(weights: &Weights<'_>) -> LoadResult<Box<dyn Architecture>> {
     }
     let has_rope = |i: usize| match &own.no_rope_layers {
         Some(list) => list[i] != 0,
-        None => (i + 1) % own.no_rope_layer_interval != 0,
+        None => !(i + 1).is_multiple_of(own.no_rope_layer_interval),
     };
     let model = weights.at("model");
     let rope = Rc::new(Rope::load(weights, &value, None, dims.rope(), 2_000_000.0)?);

@@ -2,12 +2,10 @@
 
 use mlx_rs::{
     Array,
-    error::Result,
-    ops::{
-        self,
-        indexing::{IndexUpdateError, TryIndexOp as _, TryIndexUpdateOp as _, UpdateMode},
-    },
+    error::{Exception, Result},
 };
+
+use super::ops::{slice, slice_update};
 
 /// Buffers grow by this many positions, so that one growth serves many tokens.
 const STEP: usize = 256;
@@ -165,9 +163,9 @@ impl LayerCache {
         let from = total - window as i32;
         let mut kept = Vec::with_capacity(2);
         for array in &seen {
-            let newest = array.try_index((.., .., split.., ..))?;
-            let oldest = array.try_index((.., .., from..split, ..))?;
-            kept.push(if start == 0 { oldest } else { ops::concatenate(&[newest, oldest], 2)? });
+            let newest = slice(array, 2, split, total)?;
+            let oldest = slice(array, 2, from, split)?;
+            kept.push(if start == 0 { oldest } else { mlx_rs::ops::concatenate(&[newest, oldest], 2)? });
         }
         self.buffers = kept.try_into().ok();
         Ok(seen)
@@ -184,10 +182,10 @@ impl LayerCache {
             let old = self.buffers.as_ref().map(|buffers| &buffers[index]);
             let kept = old.map_or(0, |_| held.min(current));
             let room = [1, new.dim(1), (capacity - kept) as i32, new.dim(3)];
-            let room = ops::zeros_dtype(&room, new.dtype())?;
+            let room = mlx_rs::ops::zeros_dtype(&room, new.dtype())?;
             grown.push(match old {
                 Some(old) if kept > 0 => {
-                    ops::concatenate(&[old.try_index((.., .., ..kept as i32, ..))?, room], 2)?
+                    mlx_rs::ops::concatenate(&[slice(old, 2, 0, kept as i32)?, room], 2)?
                 }
                 _ => room,
             });
@@ -201,28 +199,19 @@ impl LayerCache {
         let Some([keys, values]) = self.buffers.take() else {
             return Ok(());
         };
-        let end = slot as i32 + new[0].dim(2);
-        let put = |buffer: Array, new: &Array| {
-            buffer.try_index_update((.., .., slot as i32..end, ..), new, UpdateMode::Replace).map_err(
-                |error| match error {
-                    IndexUpdateError::Exception(error) => error,
-                    other => mlx_rs::error::Exception::custom(other.to_string()),
-                },
-            )
-        };
-        self.buffers = Some([put(keys, new[0])?, put(values, new[1])?]);
+        self.buffers = Some([slice_update(keys, new[0], 2, slot as i32)?, slice_update(values, new[1], 2, slot as i32)?]);
         Ok(())
     }
 
     fn read(&self, start: usize, end: usize) -> Result<[Array; 2]> {
         let Some([keys, values]) = &self.buffers else {
-            return Err(mlx_rs::error::Exception::custom("the cache was read before it was written"));
+            return Err(Exception::custom("the cache was read before it was written"));
         };
-        let range = (.., .., start as i32..end as i32, ..);
-        Ok([keys.try_index(range.clone())?, values.try_index(range)?])
+        let (start, end) = (start as i32, end as i32);
+        Ok([slice(keys, 2, start, end)?, slice(values, 2, start, end)?])
     }
 }
 
 fn join(a: &[Array; 2], b: &[Array; 2]) -> Result<[Array; 2]> {
-    Ok([ops::concatenate(&[&a[0], &b[0]], 2)?, ops::concatenate(&[&a[1], &b[1]], 2)?])
+    Ok([mlx_rs::ops::concatenate(&[&a[0], &b[0]], 2)?, mlx_rs::ops::concatenate(&[&a[1], &b[1]], 2)?])
 }

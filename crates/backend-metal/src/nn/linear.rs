@@ -66,7 +66,7 @@ impl Matrix {
         }
         let scheme = weights.scheme()?;
         let Scheme { mode, bits, group_size } = scheme;
-        if inputs % group_size != 0 || inputs * bits % 32 != 0 {
+        if !inputs.is_multiple_of(group_size) || !(inputs * bits).is_multiple_of(32) {
             let reason =
                 format!("{inputs} inputs do not divide into groups of {group_size} with {bits} bits");
             return Err(Error::invalid_key(weights.manifest().config_path(), weights.name("weight"), reason));

@@ -3,7 +3,7 @@
 use std::{ffi::CStr, ptr};
 
 use mlx_rs::{
-    Array, Device, DeviceType, Dtype, Stream,
+    Array, Dtype, Stream,
     error::{Exception, Result},
     ops,
 };
@@ -176,11 +176,84 @@ pub(crate) fn filled<E: From<Exception>>(
     Ok(array)
 }
 
-/// Whether arrays are computed on the CPU by default.
+/// The part `start..end` of an axis.
+pub(crate) fn slice(x: &Array, axis: usize, start: i32, end: i32) -> Result<Array> {
+    let Bounds { starts, ends, strides } = Bounds::new(x.shape(), axis, start, end)?;
+    let (n, stream) = (starts.len(), Stream::thread_local_or_default());
+    // SAFETY: as in `quantized_matmul`; the bounds hold one number for each axis.
+    call("slice", |result| unsafe {
+        mlx_sys::mlx_slice(
+            result,
+            x.as_ptr(),
+            starts.as_ptr(),
+            n,
+            ends.as_ptr(),
+            n,
+            strides.as_ptr(),
+            n,
+            stream.as_ref().as_ptr(),
+        )
+    })
+}
+
+/// The array with `update` in place of the part of an axis that begins at `start`. Where nothing else owns `x`, MLX writes
+/// in place.
+pub(crate) fn slice_update(x: Array, update: &Array, axis: usize, start: i32) -> Result<Array> {
+    let end = start + update.shape().get(axis).copied().unwrap_or(0);
+    let Bounds { starts, ends, strides } = Bounds::new(x.shape(), axis, start, end)?;
+    let (n, stream) = (starts.len(), Stream::thread_local_or_default());
+    // SAFETY: as in `slice`.
+    let updated = call("slice_update", |result| unsafe {
+        mlx_sys::mlx_slice_update(
+            result,
+            x.as_ptr(),
+            update.as_ptr(),
+            starts.as_ptr(),
+            n,
+            ends.as_ptr(),
+            n,
+            strides.as_ptr(),
+            n,
+            stream.as_ref().as_ptr(),
+        )
+    });
+    drop(x);
+    updated
+}
+
+/// Whether arrays are computed on the CPU here: on the stream in scope, or MLX's default.
 pub(crate) fn on_cpu() -> bool {
-    Device::try_default()
-        .and_then(|device| device.get_type())
-        .is_ok_and(|device| matches!(device, DeviceType::Cpu))
+    let stream = Stream::thread_local_or_default();
+    let mut kind = mlx_sys::mlx_device_type__MLX_GPU;
+    // SAFETY: the device is made, filled, read and freed here; a failed call leaves `kind` as it is.
+    unsafe {
+        let mut device = mlx_sys::mlx_device_new();
+        if mlx_sys::mlx_stream_get_device(&raw mut device, stream.as_ref().as_ptr()) == 0 {
+            mlx_sys::mlx_device_get_type(&raw mut kind, device);
+        }
+        mlx_sys::mlx_device_free(device);
+    }
+    kind == mlx_sys::mlx_device_type__MLX_CPU
+}
+
+/// What of each axis a slice takes.
+struct Bounds {
+    starts: Vec<i32>,
+    ends: Vec<i32>,
+    strides: Vec<i32>,
+}
+
+impl Bounds {
+    fn new(shape: &[i32], axis: usize, start: i32, end: i32) -> Result<Self> {
+        let mut ends = shape.to_vec();
+        let mut starts = vec![0; shape.len()];
+        let within = |size: &i32| 0 <= start && start <= end && end <= *size;
+        if !shape.get(axis).is_some_and(within) {
+            return Err(Exception::custom(format!("{start}..{end} of axis {axis} is not within the shape {shape:?}")));
+        }
+        (starts[axis], ends[axis]) = (start, end);
+        Ok(Self { strides: vec![1; shape.len()], starts, ends })
+    }
 }
 
 fn handle(array: Option<&Array>) -> mlx_sys::mlx_array {

@@ -68,11 +68,6 @@ impl Rope {
         Self::build(&settings, shape, theta)
     }
 
-    /// Plain rope.
-    pub(crate) fn plain(head_dim: usize, theta: f64) -> Self {
-        Self { dims: head_dim as i32, periods: Periods::Base(theta as f32), scale: 1.0, magnitude: None }
-    }
-
     /// The length at which the positions of a whole text change.
     pub(crate) fn switch(&self) -> Option<usize> {
         match self.periods {
@@ -151,7 +146,7 @@ impl Rope {
         }
         let partial = settings.number("partial_rotary_factor")?.unwrap_or(1.0);
         let dims = (head_dim as f64 * partial) as usize;
-        if !(0.0..=1.0).contains(&partial) || dims == 0 || dims % 2 != 0 {
+        if !(0.0..=1.0).contains(&partial) || dims == 0 || !dims.is_multiple_of(2) {
             let reason =
                 format!("leaves {dims} of {head_dim} elements to rotate, expected a positive even number");
             return Err(settings.invalid("partial_rotary_factor", reason));
