@@ -45,6 +45,19 @@ pub(crate) async fn load(
     Ok(loaded?)
 }
 
+/// Works with a model and closes it, whatever comes of the work: an engine that is still busy when the program ends would be
+/// torn down under its own threads.
+pub(crate) async fn using<T>(
+    model: Arc<dyn TextModel>,
+    work: impl AsyncFnOnce(&dyn TextModel) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    let result = work(&*model).await;
+    let closed = model.close().await;
+    let value = result?;
+    closed?;
+    Ok(value)
+}
+
 /// The folder that was named, or the demo model's.
 pub(crate) fn or_demo(named: Option<&PathBuf>) -> anyhow::Result<PathBuf> {
     named.cloned().map_or_else(demo, Ok)

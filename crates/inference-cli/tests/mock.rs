@@ -2,13 +2,17 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
+mod support;
+
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
     path::Path,
-    process::{Child, Command, Output, Stdio},
+    process::{Child, Output, Stdio},
 };
 
 use serde_json::{Value, json};
+
+use support::*;
 
 #[test]
 fn generate_streams_the_text_and_tells_the_figures_apart() {
@@ -366,20 +370,6 @@ fn model() -> tempfile::TempDir {
     inference::mock::folder()
 }
 
-fn inference(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_inference"));
-    command
-        .args(arguments)
-        .stdin(Stdio::null())
-        .env_remove("INFERENCE_DEMO_MODEL")
-        .env_remove("INFERENCE_LOG");
-    command
-}
-
-fn run(arguments: &[&str]) -> Output {
-    inference(arguments).output().unwrap()
-}
-
 fn generate(model: &Path, arguments: &[&str]) -> Output {
     inference(&["generate", "--backend=mock", "--model"]).arg(model).args(arguments).output().unwrap()
 }
@@ -397,26 +387,4 @@ fn endless(model: &Path, arguments: &[&str]) -> Child {
     let mut command =
         inference(&["generate", "a b c", "--backend=mock", "--max-tokens=1000000000", "--model"]);
     spawn(command.arg(model).args(arguments))
-}
-
-fn spawn(command: &mut Command) -> Child {
-    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
-}
-
-#[cfg(unix)]
-fn interrupt(child: &Child) {
-    let sent = Command::new("kill").args(["-INT", &child.id().to_string()]).stderr(Stdio::null()).status();
-    sent.unwrap();
-}
-
-fn text(output: &Output) -> String {
-    String::from_utf8(output.stdout.clone()).unwrap()
-}
-
-fn errors(output: &Output) -> String {
-    String::from_utf8(output.stderr.clone()).unwrap()
-}
-
-fn json_lines(output: &Output) -> Vec<Value> {
-    text(output).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }

@@ -83,6 +83,27 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
 
     let path = model::or_demo(args.model.as_ref())?;
     let model = model::load(&path, &args.load, scope.token(), args.quiet).await?;
+    let (answered, failed) =
+        model::using(model, async |model| ask(model, &args, rows, &options, &mut answers, &scope).await)
+            .await?;
+    report(&args, &output, before, answered, failed)?;
+    Ok(match (scope.interrupted(), failed) {
+        (true, _) => ExitCode::from(INTERRUPTED),
+        (false, 0) => ExitCode::SUCCESS,
+        (false, _) => ExitCode::FAILURE,
+    })
+}
+
+/// Asks every row and writes each answer as it ends; how many were written, and how many of them are errors.
+async fn ask(
+    model: &dyn TextModel,
+    args: &Args,
+    rows: Vec<Row>,
+    options: &GenerateOptions,
+    answers: &mut Answers,
+    scope: &Scope,
+) -> anyhow::Result<(usize, usize)> {
+    let before = answers.len();
     let bar = render::progress((before + rows.len()) as u64, "{wide_bar:.cyan} {pos}/{len} · {eta} left");
     if args.quiet {
         bar.set_draw_target(indicatif::ProgressDrawTarget::hidden());
@@ -91,30 +112,19 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let (mut answered, mut failed) = (0, 0);
     let asked = rows.into_iter().take_while(|_| !scope.interrupted()).map(|row| {
         let options = row.options(options.clone());
-        answer(&*model, row, options, args.chat)
+        answer(model, row, options, args.chat)
     });
     let mut asked = stream::iter(asked).buffer_unordered(args.concurrency);
-    while let Some((row, result)) = asked.next().await {
-        match result {
-            Some(answer) => {
-                failed += usize::from(answer.get("error").is_some());
-                answered += 1;
-                answers.write(&row, answer)?;
-                bar.inc(1);
-            }
-            // Cancelled: the next run asks it again.
-            None => debug_assert!(scope.interrupted()),
-        }
+    while let Some((row, answer)) = asked.next().await {
+        // A cancelled row is asked again by the next run.
+        let Some(answer) = answer else { continue };
+        failed += usize::from(answer.get("error").is_some());
+        answered += 1;
+        answers.write(&row, answer)?;
+        bar.inc(1);
     }
-    drop(asked);
     bar.finish_and_clear();
-    model.close().await?;
-    report(&args, &output, before, answered, failed)?;
-    Ok(match (scope.interrupted(), failed) {
-        (true, _) => ExitCode::from(INTERRUPTED),
-        (false, 0) => ExitCode::SUCCESS,
-        (false, _) => ExitCode::FAILURE,
-    })
+    Ok((answered, failed))
 }
 
 /// The answer's own fields; `None` where it was cancelled.

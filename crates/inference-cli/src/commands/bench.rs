@@ -76,6 +76,25 @@ pub(crate) struct Args {
 pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let scope = Scope::enter();
     let model = model::load(&args.model, &args.load, scope.token(), args.quiet).await?;
+    model::using(model, async |model| {
+        let Some(trials) = measure(model, &args, &scope).await? else {
+            return Ok(ExitCode::from(INTERRUPTED));
+        };
+        let backend = Registry::linked().open(&model.info().backend)?;
+        let report = Report::new(&args, model.info(), backend.info(), &trials);
+        let mut out = Out::new();
+        if args.json {
+            out.json(&report)?;
+        } else {
+            report.print(&mut out)?;
+        }
+        Ok(ExitCode::SUCCESS)
+    })
+    .await
+}
+
+/// Runs the trials; `None` where Ctrl-C ended them.
+async fn measure(model: &dyn TextModel, args: &Args, scope: &Scope) -> anyhow::Result<Option<Vec<Trial>>> {
     let bar = render::progress(args.trials as u64 + 1, "measuring {wide_bar:.cyan} {pos}/{len} trials");
     if args.quiet {
         bar.set_draw_target(indicatif::ProgressDrawTarget::hidden());
@@ -83,28 +102,17 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut random = StdRng::seed_from_u64(args.seed);
     let mut trials = Vec::with_capacity(args.trials);
     for trial in 0..=args.trials {
-        let measured = Trial::run(&*model, &args, &mut random, &scope.token()).await?;
-        bar.inc(1);
+        let measured = Trial::run(model, args, &mut random, &scope.token()).await?;
         if scope.interrupted() {
-            bar.finish_and_clear();
-            model.close().await?;
-            return Ok(ExitCode::from(INTERRUPTED));
+            return Ok(None);
         }
+        bar.inc(1);
         if trial > 0 {
             trials.push(measured);
         }
     }
     bar.finish_and_clear();
-    let backend = Registry::linked().open(&model.info().backend)?;
-    let report = Report::new(&args, model.info(), backend.info(), &trials);
-    let mut out = Out::new();
-    if args.json {
-        out.json(&report)?;
-    } else {
-        report.print(&mut out)?;
-    }
-    model.close().await?;
-    Ok(ExitCode::SUCCESS)
+    Ok(Some(trials))
 }
 
 /// What one trial showed.

@@ -2,7 +2,7 @@
 
 mod repl;
 
-use std::{path::PathBuf, process::ExitCode, sync::Arc};
+use std::{path::PathBuf, process::ExitCode};
 
 use inference::{Message, Role, TextModel, TextModelExt as _};
 
@@ -57,29 +57,30 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let path = model::or_demo(args.model.as_ref())?;
     let scope = Scope::enter();
     let model = model::load(&path, &args.load, scope.token(), args.quiet || args.json).await?;
-    let mut conversation = Conversation::new(model.clone(), args);
-    let status = match prompt {
-        Some(prompt) => conversation.ask(prompt, &scope).await.map(|printed| printed.status()),
-        None => {
-            drop(scope);
-            repl::run(&mut conversation).await
+    model::using(model, async |model| {
+        let mut conversation = Conversation::new(model, args);
+        match prompt {
+            Some(prompt) => Ok(conversation.ask(prompt, &scope).await?.status()),
+            None => {
+                drop(scope);
+                repl::run(&mut conversation).await
+            }
         }
-    };
-    model.close().await?;
-    status
+    })
+    .await
 }
 
 /// A conversation: the messages so far and the model that goes on with them.
 #[derive(Debug)]
-struct Conversation {
-    model: Arc<dyn TextModel>,
+struct Conversation<'a> {
+    model: &'a dyn TextModel,
     messages: Vec<Message>,
     args: Args,
     out: Out,
 }
 
-impl Conversation {
-    fn new(model: Arc<dyn TextModel>, args: Args) -> Self {
+impl<'a> Conversation<'a> {
+    fn new(model: &'a dyn TextModel, args: Args) -> Self {
         let messages = args.template.system.iter().map(Message::system).collect();
         Self { model, messages, args, out: Out::new() }
     }

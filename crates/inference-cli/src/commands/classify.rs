@@ -82,10 +82,11 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let path = model::or_demo(args.model.as_ref())?;
     let model = model::load(&path, &args.load, scope.token(), args.quiet || args.json).await?;
     let began = Instant::now();
-    let classified = model.classify(prompts, options).await;
-    let took = began.elapsed();
-    model.close().await?;
-    let classified = classified?;
+    let (classified, took) = model::using(model, async |model| {
+        let classified = model.classify(prompts, options).await?;
+        Ok((classified, began.elapsed()))
+    })
+    .await?;
     print(&args, &names, &classified)?;
     if !args.quiet && !args.json {
         render::remark(&figures(&classified, took));

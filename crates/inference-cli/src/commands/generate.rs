@@ -58,9 +58,10 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let options = args.generate.options(scope.token());
     options.validate()?;
     let model = model::load(&args.model, &args.load, scope.token(), args.quiet || args.json).await?;
-    let stream = model.generate(prompt, options).await?;
     let style = Style { json: args.json, quiet: args.quiet };
-    let printed = stream::print(stream, style, &mut Out::new()).await;
-    model.close().await?;
-    Ok(printed?.status())
+    model::using(model, async |model| {
+        let stream = model.generate(prompt, options).await?;
+        Ok(stream::print(stream, style, &mut Out::new()).await?.status())
+    })
+    .await
 }

@@ -105,18 +105,21 @@ async fn answers(
     if args.quiet {
         bar.set_draw_target(indicatif::ProgressDrawTarget::hidden());
     }
-    let mut answers = Vec::with_capacity(rows.len());
-    for row in rows {
-        let completion = model.complete(row.prompt_for(args.chat), options.clone()).await;
-        let completion = completion.with_context(|| format!("line {} on {backend}", row.line))?;
-        if cancel.is_cancelled() {
-            return Err(inference::Error::Cancelled.into());
+    let answers = model::using(model, async |model| {
+        let mut answers = Vec::with_capacity(rows.len());
+        for row in rows {
+            let completion = model.complete(row.prompt_for(args.chat), options.clone()).await;
+            let completion = completion.with_context(|| format!("line {} on {backend}", row.line))?;
+            if cancel.is_cancelled() {
+                return Err(inference::Error::Cancelled.into());
+            }
+            answers.push(completion.tokens);
+            bar.inc(1);
         }
-        answers.push(completion.tokens);
-        bar.inc(1);
-    }
+        Ok(answers)
+    });
+    let answers = answers.await?;
     bar.finish_and_clear();
-    model.close().await?;
     Ok(answers)
 }
 

@@ -93,19 +93,31 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let scope = Scope::enter();
     let path = model::or_demo(args.model.as_ref())?;
     let model = model::load(&path, &args.load, scope.token(), args.json).await?;
+    let failures = model::using(model, async |model| soak(model, &args, &scope).await).await?;
+    Ok(match failures {
+        _ if scope.interrupted() => ExitCode::from(INTERRUPTED),
+        0 => ExitCode::SUCCESS,
+        _ => ExitCode::FAILURE,
+    })
+}
+
+/// Runs it all; how many failures there were.
+async fn soak(model: &dyn TextModel, args: &Args, scope: &Scope) -> anyhow::Result<u64> {
     let capabilities = Registry::linked().open(&model.info().backend)?.capabilities();
-    let mut random = StdRng::seed_from_u64(args.seed);
-    let limits = (args.prompt_tokens, args.generate_tokens);
+    let (mut random, limits) = (StdRng::seed_from_u64(args.seed), (args.prompt_tokens, args.generate_tokens));
     let mut cases: Vec<Case> = (0..args.cases)
         .map(|_| Case::random(&mut random, model.info().vocab_size, limits, capabilities))
         .collect();
+    let bar = render::progress(cases.len() as u64, "running each alone {wide_bar:.cyan} {pos}/{len}");
     for case in &mut cases {
         let options = case.options(scope.token());
         case.alone = model.complete(Prompt::Tokens(case.prompt.clone()), options).await?.tokens;
+        bar.inc(1);
     }
+    bar.finish_and_clear();
 
     let soak = Soak {
-        model: &*model,
+        model,
         cases: &cases,
         began: Instant::now(),
         length: Duration::from_secs_f64((args.minutes * 60.0).clamp(0.0, 1e9)),
@@ -118,12 +130,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let (_, sampled) = join(join_all(workers), soak.sample(&mut out, args.json)).await;
     sampled?;
     soak.settle().await;
-    let failures = soak.report(&mut out, args.json)?;
-    model.close().await?;
-    if scope.interrupted() {
-        return Ok(ExitCode::from(INTERRUPTED));
-    }
-    Ok(if failures == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    soak.report(&mut out, args.json)
 }
 
 struct Soak<'a> {

@@ -29,7 +29,7 @@ Ctrl-C stops an answer; pressed again at the prompt, it leaves.";
 /// Lines of history that are kept.
 const HISTORY: usize = 1000;
 
-pub(super) async fn run(conversation: &mut Conversation) -> anyhow::Result<ExitCode> {
+pub(super) async fn run(conversation: &mut Conversation<'_>) -> anyhow::Result<ExitCode> {
     let mut input = Input::open()?;
     if input.is_terminal() && !conversation.args.quiet {
         let info = conversation.model.info();
@@ -76,7 +76,7 @@ pub(super) async fn run(conversation: &mut Conversation) -> anyhow::Result<ExitC
 }
 
 /// Asks; whether the answer was cancelled. A failed question is told and the conversation goes on.
-async fn turn(conversation: &mut Conversation, question: &str) -> anyhow::Result<bool> {
+async fn turn(conversation: &mut Conversation<'_>, question: &str) -> anyhow::Result<bool> {
     let scope = Scope::enter();
     match conversation.ask(question.to_owned(), &scope).await {
         Ok(printed) => Ok(printed.finish.reason == FinishReason::Cancelled),
@@ -93,7 +93,7 @@ fn tell(error: &anyhow::Error, json: bool) {
     let _ = failure::report(error, json);
 }
 
-fn save(conversation: &Conversation, file: &Path) -> anyhow::Result<()> {
+fn save(conversation: &Conversation<'_>, file: &Path) -> anyhow::Result<()> {
     let json = serde_json::to_string_pretty(&conversation.messages)?;
     std::fs::write(file, json + "\n").with_context(|| format!("cannot write {}", file.display()))
 }
