@@ -27,7 +27,7 @@ pub struct Token {
     pub id: u32,
     /// The text that became certain with this token; empty while a character or a possible stop string is incomplete.
     pub text: String,
-    /// The natural logarithm of its probability before temperature, where asked for.
+    /// The natural logarithm of its probability after bias and penalties, before filters and temperature, where asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub log_probability: Option<f32>,
     /// The likeliest tokens at this place, likeliest first, where asked for.
