@@ -3,21 +3,27 @@
 //! The folder has the published layout: `config.json`, safetensors files, `tokenizer.json`. [`load_model`] takes the first
 //! engine that runs on this machine and supports the model; nothing else of a program changes when another one does.
 //!
-//! ```no_run
+#![cfg_attr(feature = "metal", doc = "```")]
+#![cfg_attr(not(feature = "metal"), doc = "```no_run")]
 //! use futures::StreamExt as _;
 //! use inference::{GenerateOptions, Message, TextModelExt as _};
 //!
-//! # async fn example() -> inference::Result<()> {
-//! let model = inference::load_model("models/demo").await?;
+//! # futures::executor::block_on(async {
+//! # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/demo");
+//! let model = inference::load_model(folder).await?;
 //!
-//! let conversation = vec![Message::user("What is 2+2?")];
-//! let mut answer = model.chat(conversation, GenerateOptions::new().max_tokens(64)).await?;
+//! let question = vec![Message::user("What is 2+2?")];
+//! let mut answer = model.chat(question, GenerateOptions::new().max_tokens(64)).await?;
+//! let mut text = String::new();
 //! while let Some(token) = answer.next().await {
-//!     print!("{}", token?.text);
+//!     text.push_str(&token?.text); // a word, a part of one, or a character
 //! }
+//! assert!(text.contains('4'));
+//!
 //! let finish = answer.finish().await?;
-//! println!("\n{:?}, {:.1} tokens/s", finish.reason, finish.metrics.decode_tokens_per_second());
-//! # Ok(()) }
+//! println!("{:?}, {:.1} tokens/s", finish.reason, finish.metrics.decode_tokens_per_second());
+//! model.close().await
+//! # }).unwrap();
 //! ```
 //!
 //! | to | call |
