@@ -612,4 +612,5 @@ def main():
     Worker(channel, inbox).run()
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -147,7 +147,8 @@ impl Client {
 
     /// Why the child ended, if it has.
     pub(crate) fn ended(&self) -> Option<Error> {
-        self.shared.lock().ended.as_ref().map(|_| self.shared.stopped())
+        let ended = self.shared.lock().ended.is_some();
+        ended.then(|| self.shared.stopped())
     }
 
     /// Kills the child for a breach of the protocol.

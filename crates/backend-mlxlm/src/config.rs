@@ -38,7 +38,8 @@ pub(crate) fn describe(manifest: &ModelManifest, context_length: Option<usize>) 
     info.architecture = manifest.model_type().to_owned();
     info.vocab_size = vocab_size;
     info.layers = number(&["num_hidden_layers", "n_layers", "n_layer", "num_layers"])?.unwrap_or(0);
-    info.hidden_size = number(&["hidden_size", "n_embd", "d_model", "model_dim", "dim"])?.unwrap_or(0);
+    info.hidden_size =
+        number(&["hidden_size", "n_embd", "d_model", "model_dim", "hidden_dim", "dim"])?.unwrap_or(0);
     info.context_length = context;
     info.weight_bytes = manifest.weight_bytes();
     info.dtype = dtype(manifest);

@@ -216,7 +216,7 @@ impl MlxLmModel {
 
     fn classification(
         &self,
-        verdict: protocol::Classified,
+        verdict: &protocol::Classified,
         labels: &[String],
         prompt_tokens: usize,
     ) -> Result<Classification> {
@@ -295,7 +295,7 @@ impl TextModel for MlxLmModel {
         let verdicts = self.verdicts(&client, answers, lengths.len(), &options.cancel).await?;
         unfinished.id = None;
         let verdicts = verdicts.into_iter().zip(lengths);
-        verdicts.map(|(verdict, length)| self.classification(verdict, labels, length)).collect()
+        verdicts.map(|(verdict, length)| self.classification(&verdict, labels, length)).collect()
     }
 
     fn stats(&self) -> ModelStats {

@@ -8,7 +8,7 @@ use std::{
     sync::Arc,
 };
 
-use backend_mlxlm::{MlxLmBackend, MlxLmOptions};
+use backend_mlxlm::MlxLmBackend;
 use inference_core::{Backend as _, CheckedModel, LoadOptions, ModelManifest, Result, TextModel};
 use serde_json::{Value, json};
 
@@ -38,11 +38,6 @@ pub(crate) async fn load(folder: &Path, options: LoadOptions) -> Result<Arc<dyn 
     let backend = MlxLmBackend::with_python(python());
     let model = backend.load(ModelManifest::read(folder)?, options).await?;
     Ok(Arc::new(CheckedModel::new(model, backend.capabilities())))
-}
-
-/// The options of a load in a child that is this script instead of Python.
-pub(crate) fn scripted(script: &Path) -> LoadOptions {
-    LoadOptions::new().extension(MlxLmOptions::new().python(script).restart(false))
 }
 
 /// A program that can be run as the interpreter.
@@ -153,4 +148,40 @@ fn write_weights(folder: &Path, config: &Value) {
     file.extend(header);
     file.extend(data);
     fs::write(folder.join("model.safetensors"), file).unwrap();
+}
+
+/// Runs one of the scripts beside this file with the real interpreter; what it prints.
+pub(crate) fn run_python(script: &str, arguments: &[&str]) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python").join(script);
+    let output = std::process::Command::new(python()).arg(path).args(arguments).output().unwrap();
+    assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Greedy ids and next-token logits of each prompt, by mlx_lm itself.
+pub(crate) fn reference(
+    model: &Path,
+    adapter: Option<&Path>,
+    prompts: &[Vec<u32>],
+    max_tokens: usize,
+) -> Vec<Reference> {
+    let request = json!({"model": model, "adapter": adapter, "prompts": prompts, "max_tokens": max_tokens});
+    serde_json::from_str(&run_python("reference.py", &[&request.to_string()])).unwrap()
+}
+
+/// What mlx_lm makes of one prompt.
+#[derive(Debug, serde::Deserialize)]
+pub(crate) struct Reference {
+    pub(crate) tokens: Vec<u32>,
+    pub(crate) logits: Vec<f32>,
+}
+
+/// A prompt of ids that look random.
+pub(crate) fn ids(length: usize, salt: u32) -> Vec<u32> {
+    let mut state = salt.wrapping_mul(2_654_435_761).wrapping_add(12_345);
+    let next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 16) % 256
+    };
+    std::iter::repeat_with(next).take(length).collect()
 }
