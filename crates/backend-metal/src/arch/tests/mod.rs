@@ -1,5 +1,6 @@
 //! The families, tried on small checkpoints.
 
+mod bindings;
 mod fixtures;
 mod golden;
 mod hostile;

@@ -1,0 +1,148 @@
+//! Checkpoints that are not what their config says: the error names the file, the tensor or key, and both sides.
+
+use std::fs;
+
+use inference_core::{Error, ModelManifest};
+use mlx_rs::Device;
+use serde_json::{Value, json};
+
+use super::fixtures::{Rule, Variant};
+
+/// The error that a changed variant gives, as text.
+fn refusal(name: &str, change: impl FnOnce(&mut Value, &mut Vec<Rule>)) -> String {
+    Device::set_default(&Device::cpu());
+    match Variant::changed(name, change).try_load() {
+        Ok(_) => panic!("{name} loads"),
+        Err(error) => {
+            assert!(matches!(error, Error::InvalidModel { .. }), "{error:?}");
+            error.to_string()
+        }
+    }
+}
+
+fn assert_says(text: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(text.contains(part), "{part:?} is not in: {text}");
+    }
+}
+
+fn rule<'a>(rules: &'a mut [Rule], name: &str) -> &'a mut Rule {
+    rules.iter_mut().find(|rule| rule.0 == name).unwrap()
+}
+
+const Q_PROJ: &str = "model.layers.1.self_attn.q_proj.weight";
+
+#[test]
+fn a_missing_tensor_is_named() {
+    let text = refusal("llama", |_, rules| rules.retain(|rule| rule.0 != Q_PROJ));
+    assert_says(&text, &[Q_PROJ, "is missing"]);
+}
+
+#[test]
+fn tensors_that_nothing_takes_are_listed() {
+    let text = refusal("qwen3", |_, rules| {
+        rules.push(("model.layers.9.odd.weight".to_owned(), "F32".to_owned(), vec![2], 0.0, 1.0));
+        rules.push(("extra".to_owned(), "F32".to_owned(), vec![2], 0.0, 1.0));
+    });
+    assert_says(&text, &["model.safetensors", "2 tensors", "qwen3", "extra", "model.layers.9.odd.weight"]);
+}
+
+#[test]
+fn a_wrong_shape_is_shown_beside_the_right_one() {
+    let text = refusal("llama", |_, rules| rule(rules, Q_PROJ).2 = vec![32, 128]);
+    assert_says(&text, &["model.safetensors", Q_PROJ, "[32, 128]", "[64, 64]"]);
+    let text = refusal("llama", |config, _| config["vocab_size"] = json!(129));
+    assert_says(&text, &["model.embed_tokens.weight", "[128, 64]", "[129, 64]"]);
+}
+
+#[test]
+fn a_wrong_type_is_shown_beside_the_right_ones() {
+    let text = refusal("llama", |_, rules| {
+        let rule = rule(rules, Q_PROJ);
+        (rule.1, rule.4) = ("U32".to_owned(), 0.0);
+    });
+    assert_says(&text, &[Q_PROJ, "U32", "F32"]);
+}
+
+#[test]
+fn layers_are_counted_in_the_files_not_in_the_config() {
+    let text = refusal("llama", |config, _| config["num_hidden_layers"] = json!(1_000_000_000_u64));
+    assert_says(&text, &["config.json", "num_hidden_layers", "1000000000", "model.layers.4"]);
+    let text = refusal("mixtral", |config, _| config["num_local_experts"] = json!(1_000_000_000_u64));
+    assert_says(&text, &["1000000000"]);
+}
+
+#[test]
+fn quantisation_must_fit_the_tensors() {
+    let text = refusal("llama+q4", |config, _| config["quantization"]["bits"] = json!(8));
+    assert_says(&text, &["q_proj.weight", "[64, 8]", "[64, 16]"]);
+    let text = refusal("qwen3+mixed", |config, _| config["quantization"]["model.embed_tokens"]["bits"] = json!(7));
+    assert_says(&text, &["config.json", "quantization.model.embed_tokens", "7"]);
+    let text = refusal("llama+q4", |config, _| drop(config.as_object_mut().unwrap().remove("quantization")));
+    assert_says(&text, &["config.json", "quantization", "is missing"]);
+    let text = refusal("llama+q4", |config, _| config["quantization"]["mode"] = json!("int4"));
+    assert_says(&text, &["quantization.mode", "int4"]);
+    let scales = "model.layers.0.mlp.down_proj.scales";
+    let text = refusal("llama+q4", |_, rules| rules.retain(|rule| rule.0 != scales));
+    assert_says(&text, &["model.layers.0.mlp.down_proj.weight"]);
+}
+
+#[test]
+fn an_unknown_architecture_is_told_what_there_is() {
+    let variant = Variant::changed("llama", |config, _| config["model_type"] = json!("perceptron"));
+    let Err(error) = variant.try_load() else { panic!("it loads") };
+    assert!(matches!(error, Error::UnsupportedModel { .. }), "{error:?}");
+    assert_says(&error.to_string(), &["perceptron", "gpt_oss", "llama", "qwen3_moe"]);
+}
+
+#[test]
+fn loading_tells_how_far_it_is_and_can_be_cancelled() {
+    Device::set_default(&Device::cpu());
+    let variant = Variant::changed("llama", |_, _| {});
+    let manifest = ModelManifest::read(variant.folder.path()).unwrap();
+    let mut seen = Vec::new();
+    crate::load::load("cpu", &manifest, &mut |progress| {
+        seen.push(progress.bytes);
+        assert_eq!(progress.total, manifest.weight_bytes());
+        true
+    })
+    .map(drop)
+    .unwrap();
+    assert!(seen.is_sorted());
+    assert_eq!(seen.last(), Some(&manifest.weight_bytes()));
+    let mut calls = 0;
+    let cancelled = crate::load::load("cpu", &manifest, &mut |_| {
+        calls += 1;
+        calls < 3
+    });
+    assert!(matches!(cancelled.map(drop), Err(Error::Cancelled)));
+    assert_eq!(calls, 3);
+}
+
+#[test]
+fn a_file_that_shrinks_while_it_is_read_is_an_error() {
+    Device::set_default(&Device::cpu());
+    let variant = Variant::changed("llama", |_, _| {});
+    let manifest = ModelManifest::read(variant.folder.path()).unwrap();
+    let file = variant.folder.path().join("model.safetensors");
+    let half = fs::metadata(&file).unwrap().len() / 2;
+    fs::OpenOptions::new().write(true).open(&file).unwrap().set_len(half).unwrap();
+    let Err(error) = crate::load::load("cpu", &manifest, &mut |_| true) else { panic!("it loads") };
+    assert_says(&error.to_string(), &["model.safetensors", "shorter"]);
+}
+
+#[test]
+fn tied_heads_and_old_buffers_are_no_surplus() {
+    Device::set_default(&Device::cpu());
+    let variant = Variant::changed("llama-tied-llama3", |_, rules| {
+        rules.push(("lm_head.weight".to_owned(), "F32".to_owned(), vec![128, 64], 0.0, 1.0));
+        rules.push((
+            "model.layers.0.self_attn.rotary_emb.inv_freq".to_owned(),
+            "F32".to_owned(),
+            vec![8],
+            0.0,
+            1.0,
+        ));
+    });
+    variant.load();
+}
