@@ -331,6 +331,39 @@ fn batch_answers_each_prompt_once() {
     assert_eq!((&totals["answered"], &totals["failed"]), (&json!(1), &json!(1)));
 }
 
+#[cfg(unix)]
+#[test]
+fn an_interrupted_batch_goes_on_where_it_stopped() {
+    let folder = model();
+    let file = folder.path().join("prompts.txt");
+    std::fs::write(&file, "a b c d\n".repeat(100)).unwrap();
+    let answers = folder.path().join("prompts.answers.jsonl");
+    let batch = || {
+        let mut command = inference(&["batch", "--backend=mock", "--max-tokens=8000", "--quiet", "--model"]);
+        command.arg(folder.path()).arg(&file);
+        command
+    };
+    let child = spawn(&mut batch());
+    while std::fs::read(&answers).is_ok_and(|text| text.is_empty()) || !answers.exists() {
+        std::thread::yield_now();
+    }
+    interrupt(&child);
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130), "{}", errors(&output));
+    let before = std::fs::read_to_string(&answers).unwrap();
+    assert!((1..100).contains(&before.lines().count()), "{}", before.lines().count());
+
+    assert_eq!(batch().output().unwrap().status.code(), Some(0));
+    let after = std::fs::read_to_string(&answers).unwrap();
+    assert!(after.starts_with(&before));
+    let mut lines: Vec<u64> = after
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap()["line"].as_u64().unwrap())
+        .collect();
+    lines.sort_unstable();
+    assert_eq!(lines, (1..=100).collect::<Vec<_>>());
+}
+
 #[test]
 fn parity_compares_line_by_line() {
     let folder = model();

@@ -9,7 +9,7 @@ use std::{
 use anyhow::Context as _;
 use directories::ProjectDirs;
 use inference::FinishReason;
-use rustyline::{DefaultEditor, error::ReadlineError};
+use rustyline::{Behavior, DefaultEditor, error::ReadlineError};
 
 use super::Conversation;
 use crate::{
@@ -151,7 +151,13 @@ impl Input {
         if !io::stdin().is_terminal() {
             return Ok(Self::Lines);
         }
-        let config = rustyline::Config::builder().max_history_size(HISTORY)?.auto_add_history(true).build();
+        // Where answers go to a file, the editor's line still belongs on the terminal.
+        let behavior = if io::stdout().is_terminal() { Behavior::Stdio } else { Behavior::PreferTerm };
+        let config = rustyline::Config::builder()
+            .max_history_size(HISTORY)?
+            .auto_add_history(true)
+            .behavior(behavior)
+            .build();
         let mut editor = DefaultEditor::with_config(config)?;
         let history = history_file();
         if let Some(file) = &history {
