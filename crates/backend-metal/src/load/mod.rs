@@ -1,9 +1,11 @@
 //! From a model's folder to an [`Architecture`]: reads the weights and binds them.
 
+mod convert;
 mod reader;
 
 use inference_core::{Error, ModelManifest, Result};
 
+pub use self::convert::{ConvertOptions, convert};
 pub(crate) use self::reader::{Reader, mlx_dtype};
 use crate::{
     arch::{self, Architecture},
@@ -12,11 +14,11 @@ use crate::{
 
 /// How far a load has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Progress {
+pub struct Progress {
     /// Bytes of weights read.
-    pub(crate) bytes: u64,
+    pub bytes: u64,
     /// Bytes of weights in all.
-    pub(crate) total: u64,
+    pub total: u64,
 }
 
 /// Loads the model that the manifest describes, on this thread and MLX's default device.

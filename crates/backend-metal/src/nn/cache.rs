@@ -199,7 +199,10 @@ impl LayerCache {
         let Some([keys, values]) = self.buffers.take() else {
             return Ok(());
         };
-        self.buffers = Some([slice_update(keys, new[0], 2, slot as i32)?, slice_update(values, new[1], 2, slot as i32)?]);
+        self.buffers = Some([
+            slice_update(keys, new[0], 2, slot as i32)?,
+            slice_update(values, new[1], 2, slot as i32)?,
+        ]);
         Ok(())
     }
 

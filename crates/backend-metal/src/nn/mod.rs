@@ -25,4 +25,4 @@ pub(crate) use moe::{ExpertSizes, Experts, Moe};
 pub(crate) use norm::RmsNorm;
 pub(crate) use pass::{Attend, Pass};
 pub(crate) use rope::{Rope, RopeShape};
-pub(crate) use weights::{FLOATS, Source, Weights};
+pub(crate) use weights::{FLOATS, Source, Weights, scheme};

@@ -35,14 +35,22 @@ pub(crate) enum Mode {
 impl Mode {
     /// The encoding of this name.
     pub(crate) fn named(name: &str) -> Option<Self> {
-        [Self::Affine, Self::Mxfp4, Self::Nvfp4, Self::Mxfp8]
-            .into_iter()
-            .find(|mode| mode.c_name().to_bytes() == name.as_bytes())
+        [Self::Affine, Self::Mxfp4, Self::Nvfp4, Self::Mxfp8].into_iter().find(|mode| mode.name() == name)
     }
 
     /// Whether groups have a bias besides their scale.
     pub(crate) fn has_biases(self) -> bool {
         self == Self::Affine
+    }
+
+    /// Its name in config.json.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Affine => "affine",
+            Self::Mxfp4 => "mxfp4",
+            Self::Nvfp4 => "nvfp4",
+            Self::Mxfp8 => "mxfp8",
+        }
     }
 
     fn c_name(self) -> &'static CStr {
@@ -151,6 +159,50 @@ pub(crate) fn dequantize(w: &Packed, dtype: Dtype) -> Result<Array> {
     })
 }
 
+/// Quantises `[.., out, in]`, floats.
+pub(crate) fn quantize(w: &Array, scheme: Scheme) -> Result<Packed> {
+    let stream = Stream::thread_local_or_default();
+    // SAFETY: the vector is made, filled, read and freed here; its arrays get handles of their own.
+    let mut arrays = unsafe {
+        let mut vector = mlx_sys::mlx_vector_array_new();
+        let status = mlx_sys::mlx_quantize(
+            &raw mut vector,
+            w.as_ptr(),
+            scheme.group_size(),
+            scheme.bits(),
+            scheme.mode.c_name().as_ptr(),
+            handle(None),
+            stream.as_ref().as_ptr(),
+        );
+        let count = if status == 0 { mlx_sys::mlx_vector_array_size(vector) } else { 0 };
+        let arrays: Result<Vec<_>> = (0..count)
+            .map(|i| call("quantize", |result| mlx_sys::mlx_vector_array_get(result, vector, i)))
+            .collect();
+        mlx_sys::mlx_vector_array_free(vector);
+        arrays?.into_iter()
+    };
+    let (Some(weight), Some(scales)) = (arrays.next(), arrays.next()) else {
+        return Err(Exception::custom(format!(
+            "quantize failed for {scheme:?} and the shape {:?}",
+            w.shape()
+        )));
+    };
+    Ok(Packed { weight, scales, biases: arrays.next(), scheme })
+}
+
+/// The elements of an array in memory, row by row. Evaluates it.
+pub(crate) fn with_bytes<T>(x: &Array, read: impl FnOnce(&[u8]) -> T) -> Result<T> {
+    let x = x.contiguous()?;
+    x.eval()?;
+    // SAFETY: the handle is valid, and the array was evaluated.
+    let data = unsafe { mlx_sys::mlx_array_data_uint8(x.as_ptr()) };
+    if data.is_null() {
+        return Err(Exception::custom("MLX gave an array without memory"));
+    }
+    // SAFETY: an evaluated contiguous array has `nbytes` bytes at this place, and `x` outlives the call.
+    Ok(read(unsafe { std::slice::from_raw_parts(data, x.nbytes()) }))
+}
+
 /// A number as an array of type `dtype`, so that arithmetic with it keeps the other side's type.
 pub(crate) fn scalar(value: f32, dtype: Dtype) -> Result<Array> {
     Array::from_f32(value).as_dtype(dtype)
@@ -249,7 +301,9 @@ impl Bounds {
         let mut starts = vec![0; shape.len()];
         let within = |size: &i32| 0 <= start && start <= end && end <= *size;
         if !shape.get(axis).is_some_and(within) {
-            return Err(Exception::custom(format!("{start}..{end} of axis {axis} is not within the shape {shape:?}")));
+            return Err(Exception::custom(format!(
+                "{start}..{end} of axis {axis} is not within the shape {shape:?}"
+            )));
         }
         (starts[axis], ends[axis]) = (start, end);
         Ok(Self { strides: vec![1; shape.len()], starts, ends })

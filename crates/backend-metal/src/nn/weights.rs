@@ -165,51 +165,12 @@ impl<'a> Weights<'a> {
         self.source.taken.borrow_mut().extend(names.filter(|name| unneeded(name)));
     }
 
-    /// How the matrix at this name is quantised: `quantization` of config.json, or what it says of this name.
+    /// How the matrix at this name is quantised.
     ///
     /// # Errors
-    /// [`Error::InvalidModel`] where it says nothing, or what MLX cannot do.
+    /// As [`scheme`].
     pub(crate) fn scheme(&self) -> Result<Scheme> {
-        let config = self.manifest().config();
-        let invalid =
-            |key: String, reason: String| Error::invalid_key(self.manifest().config_path(), key, reason);
-        let Some((section, settings)) = ["quantization", "quantization_config"]
-            .iter()
-            .find_map(|key| Some((*key, config.get(*key)?.as_object()?)))
-        else {
-            let reason = format!("is missing, yet {} has scales", self.path);
-            return Err(invalid("quantization".to_owned(), reason));
-        };
-        let (key, own) = match settings.get(&self.path) {
-            Some(Value::Object(own)) => (format!("{section}.{}", self.path), own),
-            _ => (section.to_owned(), settings),
-        };
-        let mode = own.get("mode").and_then(Value::as_str).unwrap_or("affine");
-        let mode = Mode::named(mode).ok_or_else(|| {
-            invalid(format!("{key}.mode"), format!("{mode:?}, expected affine, mxfp4, nvfp4 or mxfp8"))
-        })?;
-        let (group_size, bits) = match mode {
-            Mode::Affine => (64, 4),
-            Mode::Mxfp4 => (32, 4),
-            Mode::Nvfp4 => (16, 4),
-            Mode::Mxfp8 => (32, 8),
-        };
-        let number = |field: &str, default: usize| match own.get(field) {
-            None | Some(Value::Null) => Ok(default),
-            Some(value) => value.as_u64().and_then(|n| usize::try_from(n).ok()).ok_or_else(|| {
-                invalid(format!("{key}.{field}"), format!("{value}, expected a whole number"))
-            }),
-        };
-        let scheme =
-            Scheme { mode, bits: number("bits", bits)?, group_size: number("group_size", group_size)? };
-        if !scheme.is_supported() {
-            let Scheme { mode, bits, group_size } = scheme;
-            let reason = format!(
-                "{mode:?} with {bits} bits in groups of {group_size} is nothing that MLX can compute"
-            );
-            return Err(invalid(key, reason));
-        }
-        Ok(scheme)
+        scheme(self.manifest(), &self.path)
     }
 
     /// Says that everything was bound.
@@ -238,6 +199,51 @@ impl<'a> Weights<'a> {
         );
         Err(Error::invalid_file(file, reason))
     }
+}
+
+/// How the matrix `path` of a checkpoint is quantised: `quantization` of config.json, or what it says of this name.
+///
+/// # Errors
+/// [`Error::InvalidModel`] where it says nothing, or what MLX cannot do.
+pub(crate) fn scheme(manifest: &ModelManifest, path: &str) -> Result<Scheme> {
+    let config = manifest.config();
+    let invalid = |key: String, reason: String| Error::invalid_key(manifest.config_path(), key, reason);
+    let Some((section, settings)) = ["quantization", "quantization_config"]
+        .iter()
+        .find_map(|key| Some((*key, config.get(*key)?.as_object()?)))
+    else {
+        let reason = format!("is missing, yet {} has scales", path);
+        return Err(invalid("quantization".to_owned(), reason));
+    };
+    let (key, own) = match settings.get(path) {
+        Some(Value::Object(own)) => (format!("{section}.{}", path), own),
+        _ => (section.to_owned(), settings),
+    };
+    let mode = own.get("mode").and_then(Value::as_str).unwrap_or("affine");
+    let mode = Mode::named(mode).ok_or_else(|| {
+        invalid(format!("{key}.mode"), format!("{mode:?}, expected affine, mxfp4, nvfp4 or mxfp8"))
+    })?;
+    let (group_size, bits) = match mode {
+        Mode::Affine => (64, 4),
+        Mode::Mxfp4 => (32, 4),
+        Mode::Nvfp4 => (16, 4),
+        Mode::Mxfp8 => (32, 8),
+    };
+    let number = |field: &str, default: usize| match own.get(field) {
+        None | Some(Value::Null) => Ok(default),
+        Some(value) => value
+            .as_u64()
+            .and_then(|n| usize::try_from(n).ok())
+            .ok_or_else(|| invalid(format!("{key}.{field}"), format!("{value}, expected a whole number"))),
+    };
+    let scheme = Scheme { mode, bits: number("bits", bits)?, group_size: number("group_size", group_size)? };
+    if !scheme.is_supported() {
+        let Scheme { mode, bits, group_size } = scheme;
+        let reason =
+            format!("{mode:?} with {bits} bits in groups of {group_size} is nothing that MLX can compute");
+        return Err(invalid(key, reason));
+    }
+    Ok(scheme)
 }
 
 /// The tensor `name` below each of `parts`, in one array: their rows one below the other, and those cut, with `stack`, into as

@@ -76,7 +76,8 @@ fn layers_are_counted_in_the_files_not_in_the_config() {
 fn quantisation_must_fit_the_tensors() {
     let text = refusal("llama+q4", |config, _| config["quantization"]["bits"] = json!(8));
     assert_says(&text, &["q_proj.weight", "[64, 8]", "[64, 16]"]);
-    let text = refusal("qwen3+mixed", |config, _| config["quantization"]["model.embed_tokens"]["bits"] = json!(7));
+    let text =
+        refusal("qwen3+mixed", |config, _| config["quantization"]["model.embed_tokens"]["bits"] = json!(7));
     assert_says(&text, &["config.json", "quantization.model.embed_tokens", "7"]);
     let text = refusal("llama+q4", |config, _| drop(config.as_object_mut().unwrap().remove("quantization")));
     assert_says(&text, &["config.json", "quantization", "is missing"]);

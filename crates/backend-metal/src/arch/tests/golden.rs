@@ -9,7 +9,7 @@ use crate::{
 };
 
 /// The agreement that the fixtures' float32 logits must show, in the same unit.
-const TOLERANCE: f32 = 2e-4;
+pub(super) const TOLERANCE: f32 = 2e-4;
 
 /// Logits `[T][V]` of row 0 in float32.
 fn rows(logits: &Array) -> Vec<Vec<f32>> {
@@ -18,7 +18,7 @@ fn rows(logits: &Array) -> Vec<Vec<f32>> {
     logits.to_vec_exact::<f32>().unwrap().chunks(vocab).map(<[f32]>::to_vec).collect()
 }
 
-fn whole(model: &dyn Architecture, ids: &[u32]) -> Vec<Vec<f32>> {
+pub(super) fn whole(model: &dyn Architecture, ids: &[u32]) -> Vec<Vec<f32>> {
     rows(&model.logits(&model.hidden(&tokens(ids), Rows::Uncached).unwrap()).unwrap())
 }
 
@@ -27,7 +27,7 @@ fn cached(model: &dyn Architecture, ids: &[u32], cache: &mut KvCache) -> Vec<Vec
     rows(&model.logits(&hidden).unwrap())
 }
 
-fn distance(a: &[f32], b: &[f32]) -> f32 {
+pub(super) fn distance(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
     a.iter()
         .zip(b)
