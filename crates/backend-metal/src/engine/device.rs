@@ -3,7 +3,10 @@
 use std::ffi::CStr;
 
 use inference_core::Availability;
-use mlx_rs::{DeviceType, Stream};
+use mlx_rs::{
+    DeviceType, Stream,
+    error::{Exception, Result},
+};
 
 /// A kind of device, which is a backend of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -51,6 +54,15 @@ impl Device {
             Self::Cpu => DeviceType::Cpu,
         };
         Stream::new_with_device(&mlx_rs::Device::new(kind, 0))
+    }
+}
+
+/// Waits until the stream has nothing left to do.
+pub(super) fn synchronize(stream: &Stream) -> Result<()> {
+    // SAFETY: the stream is alive.
+    match unsafe { mlx_sys::mlx_synchronize(stream.as_ptr()) } {
+        0 => Ok(()),
+        _ => Err(Exception::custom("cannot wait for the stream")),
     }
 }
 

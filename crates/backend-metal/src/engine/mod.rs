@@ -19,6 +19,7 @@ use std::{
         Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use futures::future::{Either, select};
@@ -58,10 +59,27 @@ struct ModelId(u64);
 
 #[derive(Debug)]
 enum Command {
-    Load { model: ModelId, load: Box<Load>, reply: oneshot::Sender<Result<ModelConfig>> },
-    Generate { model: ModelId, request: Box<Request> },
-    Classify { model: ModelId, request: ClassifyRequest },
-    Close { model: ModelId, reply: Option<oneshot::Sender<()>> },
+    Load {
+        model: ModelId,
+        load: Box<Load>,
+        reply: oneshot::Sender<Result<ModelConfig>>,
+    },
+    Generate {
+        model: ModelId,
+        request: Box<Request>,
+    },
+    Classify {
+        model: ModelId,
+        request: ClassifyRequest,
+    },
+    Close {
+        model: ModelId,
+        reply: Option<oneshot::Sender<()>>,
+    },
+    /// The process ends: let go of everything and never touch MLX again.
+    Exit {
+        reply: std::sync::mpsc::Sender<()>,
+    },
 }
 
 #[derive(Debug)]
@@ -127,9 +145,10 @@ impl Drop for Handle {
     }
 }
 
+static THREAD: OnceLock<std::result::Result<mpsc::UnboundedSender<Command>, String>> = OnceLock::new();
+
 /// The way to the thread, which is started at the first call.
 fn thread(device: Device) -> Result<&'static mpsc::UnboundedSender<Command>> {
-    static THREAD: OnceLock<std::result::Result<mpsc::UnboundedSender<Command>, String>> = OnceLock::new();
     let started = THREAD.get_or_init(|| {
         let (commands, received) = mpsc::unbounded_channel();
         let spawned =
@@ -137,6 +156,25 @@ fn thread(device: Device) -> Result<&'static mpsc::UnboundedSender<Command>> {
         spawned.map(|_| commands).map_err(|error| error.to_string())
     });
     started.as_ref().map_err(|reason| Error::backend(device.id(), "start the MLX thread", reason.clone()))
+}
+
+/// Has the thread let go of MLX before the process takes down MLX's static objects: a thread that was still at work on them
+/// would crash the exit.
+///
+/// Handlers run in the reverse order of registration, mixed with the destructors of static objects, of which MLX makes some
+/// at first use. So it is registered anew after each load; to run twice does no harm.
+fn quit_at_exit() {
+    extern "C" fn quit() {
+        if let Some(Ok(commands)) = THREAD.get() {
+            let (reply, done) = std::sync::mpsc::channel();
+            if commands.send(Command::Exit { reply }).is_ok() {
+                // A step that takes longer than this is not worth waiting for.
+                let _ = done.recv_timeout(Duration::from_secs(10));
+            }
+        }
+    }
+    // SAFETY: `quit` lives as long as the program and does not unwind.
+    unsafe { libc::atexit(quit) };
 }
 
 /// What the thread owns. `!Send`: see the test.
@@ -201,6 +239,7 @@ impl Engine {
                     self.models.insert(model, scheduler);
                     config
                 });
+                quit_at_exit();
                 // A caller that went away has dropped its handle, and the close is on its way.
                 let _ = reply.send(result);
             }
@@ -219,6 +258,14 @@ impl Engine {
                 if let Some(reply) = reply {
                     // Nobody waits any more: that is fine.
                     let _ = reply.send(());
+                }
+            }
+            Command::Exit { reply } => {
+                std::mem::take(&mut self.models).into_values().for_each(Scheduler::close);
+                // The process that waits for it may be gone.
+                let _ = reply.send(());
+                loop {
+                    std::thread::park();
                 }
             }
         }

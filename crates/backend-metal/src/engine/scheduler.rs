@@ -26,7 +26,7 @@ use mlx_rs::{
 
 use super::{
     classify::ClassifyJob,
-    memory,
+    device, memory,
     row::{InFlight, Request, Row},
     stats::Stats,
 };
@@ -54,7 +54,10 @@ pub(super) struct Scheduler {
     stream: Stream,
     limits: Limits,
     stats: Arc<Stats>,
+    /// Not begun, oldest first.
     waiting: VecDeque<Row>,
+    /// Prompts under way: the first one's turn is next.
+    prefilling: VecDeque<Row>,
     running: Vec<Row>,
     jobs: VecDeque<ClassifyJob>,
     steps: u64,
@@ -78,8 +81,8 @@ impl Scheduler {
         limits: Limits,
         stats: Arc<Stats>,
     ) -> Self {
-        let (waiting, running, jobs) = (VecDeque::new(), Vec::new(), VecDeque::new());
-        Self { model, stream, limits, stats, waiting, running, jobs, steps: 0 }
+        let (waiting, prefilling, running, jobs) = Default::default();
+        Self { model, stream, limits, stats, waiting, prefilling, running, jobs, steps: 0 }
     }
 
     pub(super) fn push(&mut self, request: Request) {
@@ -95,12 +98,15 @@ impl Scheduler {
 
     /// Ends everything as cancelled and lets go of the model.
     pub(super) fn close(mut self) {
-        for row in self.waiting.drain(..).chain(self.running.drain(..)) {
+        let waiting = self.waiting.drain(..).chain(self.prefilling.drain(..));
+        for row in waiting.chain(self.running.drain(..)) {
             row.finish(Ok(FinishReason::Cancelled), &self.stats);
         }
         for job in self.jobs.drain(..) {
             job.end(Err(Error::Closed));
         }
+        // What was submitted still runs, on memory that is about to go.
+        let _ = device::synchronize(&self.stream);
         drop(self.model);
         // Without it the weights' memory stays with the allocator; a failure leaves it there.
         let _ = mlx_rs::memory::clear_cache();
@@ -144,10 +150,12 @@ impl Scheduler {
         for row in self.running.extract_if(.., |row| row.is_cancelled()) {
             row.finish(Ok(FinishReason::Cancelled), &self.stats);
         }
-        for _ in 0..self.waiting.len() {
-            match self.waiting.pop_front() {
-                Some(row) if row.is_cancelled() => row.finish(Ok(FinishReason::Cancelled), &self.stats),
-                row => self.waiting.extend(row),
+        for queue in [&mut self.waiting, &mut self.prefilling] {
+            for _ in 0..queue.len() {
+                match queue.pop_front() {
+                    Some(row) if row.is_cancelled() => row.finish(Ok(FinishReason::Cancelled), &self.stats),
+                    row => queue.extend(row),
+                }
             }
         }
     }
@@ -172,20 +180,21 @@ impl Scheduler {
         true
     }
 
-    /// Computes one chunk of the first waiting prompt; with its last chunk the row joins the batch.
+    /// Computes one chunk of one prompt; with its last chunk the row joins the batch. Prompts take turns, and a new one is
+    /// first: a short prompt does not wait for the end of a long one.
     fn prefill_some(&mut self) -> bool {
-        if self.running.len() >= self.limits.max_batch {
-            return false;
-        }
-        let Some(mut row) = self.waiting.pop_front() else { return false };
-        if row.prefilled == 0 {
+        if self.running.len() + self.prefilling.len() < self.limits.max_batch
+            && let Some(mut row) = self.waiting.pop_front()
+        {
             row.begin();
+            self.prefilling.push_front(row);
         }
+        let Some(mut row) = self.prefilling.pop_front() else { return false };
         let chunk = self.limits.prefill_chunk;
         let model = self.model.as_ref();
         match guard(self.limits.backend, "compute the prompt", || prefill_chunk(model, &mut row, chunk)) {
             Err(error) => row.finish(Err(error), &self.stats),
-            Ok(()) if row.prefilled < row.prompt().len() => self.waiting.push_front(row),
+            Ok(()) if row.prefilled < row.prompt().len() => self.prefilling.push_back(row),
             Ok(()) if row.in_flight.is_empty() => row.finish(Ok(FinishReason::Length), &self.stats),
             Ok(()) => self.running.push(row),
         }

@@ -1,0 +1,197 @@
+//! The scheduler on a real model: rows that join, leave, wait and are cancelled give what each would give alone.
+
+use std::{path::PathBuf, sync::Arc};
+
+use backend_metal as _;
+use futures::{StreamExt as _, future::join_all};
+use inference_core::{
+    CancellationToken, Error, FinishReason, GenerateOptions, LoadOptions, Message, Prompt, TextModel,
+    TextModelExt as _, load_model,
+};
+
+fn demo() -> PathBuf {
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/demo"))
+}
+
+async fn model(options: LoadOptions) -> Arc<dyn TextModel> {
+    load_model(demo()).backend("cpu").options(options).await.unwrap()
+}
+
+/// The demo model in a folder of its own, with a longer context than it was trained for.
+fn long_demo() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(demo()).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
+    }
+    let config = folder.path().join("config.json");
+    let text = std::fs::read_to_string(&config).unwrap();
+    assert!(text.contains("\"max_position_embeddings\": 1024"));
+    std::fs::write(
+        &config,
+        text.replace("\"max_position_embeddings\": 1024", "\"max_position_embeddings\": 8192"),
+    )
+    .unwrap();
+    folder
+}
+
+fn question(n: usize) -> Prompt {
+    Prompt::Chat(vec![Message::user(format!("What is {n}+{}?", n + 1))])
+}
+
+#[tokio::test]
+async fn ten_at_once_give_what_ten_alone_give() {
+    let model = model(LoadOptions::new().max_batch(4)).await;
+    let requests: Vec<_> = (0..10)
+        .map(|n| {
+            let options = GenerateOptions::new().max_tokens(8 + n).log_probabilities(2);
+            let options = match n % 3 {
+                0 => options,
+                1 => options.temperature(0.9).seed(n as u64).top_p(0.9),
+                _ => options.temperature(1.3).seed(n as u64).repetition_penalty(1.2).ignore_eos(true),
+            };
+            (question(n), options)
+        })
+        .collect();
+    let mut alone = Vec::new();
+    for (prompt, options) in requests.clone() {
+        alone.push(model.complete(prompt, options).await.unwrap());
+    }
+    let together =
+        join_all(requests.into_iter().map(|(prompt, options)| model.complete(prompt, options))).await;
+    for (n, (together, alone)) in together.into_iter().zip(alone).enumerate() {
+        let together = together.unwrap();
+        let ids = |completion: &inference_core::Completion| {
+            completion.tokens.iter().map(|t| t.id).collect::<Vec<_>>()
+        };
+        assert_eq!(ids(&together), ids(&alone), "request {n}");
+        assert_eq!((together.text, together.finish.reason), (alone.text, alone.finish.reason), "request {n}");
+        for (a, b) in together.tokens.iter().zip(&alone.tokens) {
+            assert!((a.log_probability.unwrap() - b.log_probability.unwrap()).abs() < 1e-4, "request {n}");
+        }
+    }
+    assert_eq!(model.stats().active, 0);
+}
+
+#[tokio::test]
+async fn a_prompt_in_chunks_is_the_prompt_as_a_whole() {
+    let prompt = Prompt::Chat(vec![
+        Message::user("What is the capital of France?"),
+        Message::assistant("The capital of France is Paris."),
+        Message::user("What is 17+25?"),
+    ]);
+    let options = GenerateOptions::new().max_tokens(12).log_probabilities(4);
+    let whole = model(LoadOptions::new()).await.complete(prompt.clone(), options.clone()).await.unwrap();
+    for chunk in [1, 3, 16] {
+        let chunked = model(LoadOptions::new().prefill_chunk(chunk)).await;
+        let chunked = chunked.complete(prompt.clone(), options.clone()).await.unwrap();
+        assert_eq!(chunked.text, whole.text, "chunks of {chunk}");
+        for (a, b) in chunked.tokens.iter().zip(&whole.tokens) {
+            assert!(
+                (a.log_probability.unwrap() - b.log_probability.unwrap()).abs() < 1e-4,
+                "chunks of {chunk}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn cancelling_a_long_prompt_frees_the_engine() {
+    let folder = long_demo();
+    let model =
+        load_model(folder.path()).backend("cpu").options(LoadOptions::new().prefill_chunk(32)).await.unwrap();
+    let expected = model.complete(question(3), GenerateOptions::new()).await.unwrap();
+
+    let cancel = CancellationToken::new();
+    let long = Prompt::Tokens((0..4000).map(|i| 5 + i % 1000).collect());
+    let mut cancelled = model.generate(long, GenerateOptions::new().cancel(cancel.clone())).await.unwrap();
+    // The neighbour's token says that the engine is at work on both.
+    let mut neighbour = model.generate(question(3), GenerateOptions::new()).await.unwrap();
+    neighbour.next().await.unwrap().unwrap();
+    cancel.cancel();
+
+    let finish = cancelled.finish().await.unwrap();
+    assert_eq!(finish.reason, FinishReason::Cancelled);
+    assert_eq!(
+        (finish.metrics.generated_tokens, finish.metrics.time_to_first_token),
+        (0, None),
+        "the prompt was done"
+    );
+    neighbour.finish().await.unwrap();
+    assert_eq!(model.complete(question(3), GenerateOptions::new()).await.unwrap().text, expected.text);
+    assert_eq!(model.stats().cancelled, 1);
+}
+
+#[tokio::test]
+async fn what_was_produced_before_a_cancellation_is_delivered() {
+    let model = model(LoadOptions::new()).await;
+    let options = GenerateOptions::new().max_tokens(400).ignore_eos(true);
+    let whole = model.complete(question(5), options.clone().max_tokens(120)).await.unwrap();
+
+    let cancel = CancellationToken::new();
+    let mut stream = model.generate(question(5), options.cancel(cancel.clone())).await.unwrap();
+    let mut ids = Vec::new();
+    for _ in 0..5 {
+        ids.push(stream.next().await.unwrap().unwrap().id);
+    }
+    cancel.cancel();
+    while let Some(token) = stream.next().await {
+        ids.push(token.unwrap().id);
+    }
+    let finish = stream.finish().await.unwrap();
+    assert_eq!(finish.reason, FinishReason::Cancelled);
+    assert_eq!(finish.metrics.generated_tokens, ids.len());
+    assert!(ids.len() < 400);
+    let expected: Vec<_> = whole.tokens.iter().map(|token| token.id).collect();
+    let common = ids.len().min(expected.len());
+    assert_eq!(ids[..common], expected[..common]);
+}
+
+#[tokio::test]
+async fn a_stream_that_is_not_read_holds_up_nobody() {
+    let model = model(LoadOptions::new()).await;
+    let options = GenerateOptions::new().max_tokens(150).ignore_eos(true);
+    let mut unread = model.generate(question(1), options.clone()).await.unwrap();
+    let dropped = model.generate(question(2), options.clone()).await.unwrap();
+    let alone = model.complete(question(7), GenerateOptions::new()).await.unwrap();
+    drop(dropped);
+    assert_eq!(model.complete(question(7), GenerateOptions::new()).await.unwrap().text, alone.text);
+    // Only now is it read, and it is whole.
+    let mut count = 0;
+    while let Some(token) = unread.next().await {
+        token.unwrap();
+        count += 1;
+    }
+    assert_eq!((count, unread.finish().await.unwrap().reason), (150, FinishReason::Length));
+    // A held stream ends when the model closes, too.
+    let mut held = model.generate(question(1), options).await.unwrap();
+    model.close().await.unwrap();
+    assert_eq!(held.finish().await.unwrap().reason, FinishReason::Cancelled);
+}
+
+#[tokio::test]
+async fn prompts_that_cannot_run_are_refused() {
+    let model = model(LoadOptions::new().context_length(16)).await;
+    let generate = |prompt: Prompt| model.generate(prompt, GenerateOptions::new());
+    let error = generate(Prompt::Tokens(vec![1, 99_999])).await.unwrap_err();
+    assert!(error.to_string().contains("token 99999 is outside the vocabulary of 2048"), "{error}");
+    let error = generate(Prompt::Tokens(vec![5; 17])).await.unwrap_err();
+    assert!(matches!(error, Error::ContextExceeded { tokens: 17, limit: 16 }), "{error}");
+    let full = model.complete(Prompt::Tokens(vec![5; 16]), GenerateOptions::new()).await.unwrap();
+    assert_eq!((full.tokens.len(), full.finish.reason), (0, FinishReason::Length));
+    let limited =
+        model.complete(Prompt::Tokens(vec![5; 14]), GenerateOptions::new().ignore_eos(true)).await.unwrap();
+    assert_eq!((limited.tokens.len(), limited.finish.reason), (2, FinishReason::Length));
+}
+
+#[tokio::test]
+async fn a_load_can_be_cancelled_and_wants_a_context_that_exists() {
+    let cancel = CancellationToken::new();
+    let stop = cancel.clone();
+    let options = LoadOptions::new().cancel(cancel).on_progress(move |_| stop.cancel());
+    let error = load_model(demo()).backend("cpu").options(options).await.unwrap_err();
+    assert!(matches!(error, Error::Cancelled), "{error}");
+    let options = LoadOptions::new().context_length(1_000_000);
+    let error = load_model(demo()).backend("cpu").options(options).await.unwrap_err();
+    assert!(matches!(error, Error::InvalidOption { option: "context_length", .. }), "{error}");
+}
