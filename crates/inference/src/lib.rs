@@ -35,6 +35,7 @@
 //! | set how tokens are chosen | [`GenerateOptions`], whose setters say what each value means |
 //! | stop an answer | [`GenerateOptions::cancel`] with a [`CancellationToken`], or drop the stream |
 //! | find models on a disk | [`discover()`] |
+//! | do any of it without async | [`blocking`] |
 //!
 //! # Engines
 //!
@@ -51,6 +52,8 @@
 //!
 //! No async runtime is prescribed: every future here runs under any executor.
 #![forbid(unsafe_code)]
+
+pub mod blocking;
 
 // A crate that no code names is not linked, and would register nothing.
 #[cfg(feature = "metal")]

@@ -1,0 +1,192 @@
+//! The same calls for programs without an async runtime: each waits until it is done.
+//!
+#![cfg_attr(feature = "metal", doc = "```")]
+#![cfg_attr(not(feature = "metal"), doc = "```no_run")]
+//! use inference::{GenerateOptions, Message, blocking};
+//!
+//! # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/demo");
+//! let model = blocking::load_model(folder).load()?;
+//! let mut answer = model.generate(vec![Message::user("What is 2+2?")], GenerateOptions::new())?;
+//! let text = answer.by_ref().map(|token| Ok(token?.text)).collect::<inference::Result<String>>()?;
+//! assert!(text.contains('4'));
+//! println!("{:.1} tokens/s", answer.finish()?.metrics.decode_tokens_per_second());
+//! model.close()?;
+//! # Ok::<(), inference::Error>(())
+//! ```
+//!
+//! Calls from several threads run side by side, as async ones do. Within async code use the async calls: these would hold up
+//! the executor, and panic inside one of the crate `futures`.
+
+use std::{path::PathBuf, sync::Arc};
+
+use futures::{StreamExt as _, executor::block_on};
+use inference_core::{
+    Classification, ClassifyOptions, Completion, Finish, GenerateOptions, LoadOptions, ModelInfo, ModelStats,
+    Prompt, Result, TextModel, TextModelExt as _, Token, TokenStream,
+};
+
+/// Loads the model in a folder with the best of the linked backends: set options, then [`load`](Load::load).
+pub fn load_model(path: impl Into<PathBuf>) -> Load {
+    Load(inference_core::load_model(path))
+}
+
+/// A load that is being set up.
+#[derive(Debug, Clone)]
+#[must_use = "nothing is loaded before `load` is called"]
+pub struct Load(inference_core::Load);
+
+impl Load {
+    /// Uses this backend instead of the first that is available and supports the model.
+    pub fn backend(self, id: impl Into<String>) -> Self {
+        Self(self.0.backend(id))
+    }
+
+    /// Loads with these options.
+    pub fn options(self, options: LoadOptions) -> Self {
+        Self(self.0.options(options))
+    }
+
+    /// Loads the model.
+    ///
+    /// # Errors
+    /// As [`inference_core::load_model`].
+    pub fn load(self) -> Result<Model> {
+        block_on(self.0.into_future()).map(Model)
+    }
+}
+
+/// A model that is ready to run. Cheap to clone; dropping the last clone ends what is running and releases the model.
+#[derive(Debug, Clone)]
+pub struct Model(Arc<dyn TextModel>);
+
+impl Model {
+    /// What is known about the model.
+    #[must_use]
+    pub fn info(&self) -> &ModelInfo {
+        self.0.info()
+    }
+
+    /// Continues a prompt: a text, token ids or messages.
+    ///
+    /// # Errors
+    /// As [`TextModel::generate`].
+    pub fn generate(&self, prompt: impl Into<Prompt>, options: GenerateOptions) -> Result<Tokens> {
+        block_on(self.0.generate(prompt.into(), options)).map(Tokens)
+    }
+
+    /// Generates to the end and returns the whole answer.
+    ///
+    /// # Errors
+    /// As [`TextModel::generate`], and whatever ended the answer.
+    pub fn complete(&self, prompt: impl Into<Prompt>, options: GenerateOptions) -> Result<Completion> {
+        block_on(self.0.complete(prompt.into(), options))
+    }
+
+    /// Completes several prompts side by side, each with its own result, in their order.
+    pub fn batch_generate(&self, prompts: Vec<Prompt>, options: GenerateOptions) -> Vec<Result<Completion>> {
+        block_on(self.0.batch_generate(prompts, options))
+    }
+
+    /// What the model would say next after each prompt, in their order, from one forward pass.
+    ///
+    /// # Errors
+    /// As [`TextModel::classify`].
+    pub fn classify(&self, prompts: Vec<Prompt>, options: ClassifyOptions) -> Result<Vec<Classification>> {
+        block_on(self.0.classify(prompts, options))
+    }
+
+    /// Running totals.
+    #[must_use]
+    pub fn stats(&self) -> ModelStats {
+        self.0.stats()
+    }
+
+    /// Ends running requests as cancelled and releases weights and caches.
+    ///
+    /// # Errors
+    /// The engine failed at it; the model is closed all the same.
+    pub fn close(&self) -> Result<()> {
+        block_on(self.0.close())
+    }
+
+    /// The model for async code.
+    #[must_use]
+    pub fn into_inner(self) -> Arc<dyn TextModel> {
+        self.0
+    }
+}
+
+impl From<Arc<dyn TextModel>> for Model {
+    fn from(model: Arc<dyn TextModel>) -> Self {
+        Self(model)
+    }
+}
+
+/// The tokens of one generation, in order; it ends after the last one, or after one error. Dropping it cancels the generation.
+#[derive(Debug)]
+pub struct Tokens(TokenStream);
+
+impl Tokens {
+    /// How the generation ended. Reads and drops the tokens that are left; call it after the last one to lose none.
+    ///
+    /// # Errors
+    /// As [`TokenStream::finish`].
+    pub fn finish(&mut self) -> Result<Finish> {
+        block_on(self.0.finish())
+    }
+}
+
+impl Iterator for Tokens {
+    type Item = Result<Token>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        block_on(self.0.next())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use inference_core::{Error, FinishReason, mock};
+
+    use super::*;
+
+    fn model() -> Model {
+        load_model(mock::folder().path()).backend("mock").load().unwrap()
+    }
+
+    #[test]
+    fn tokens_come_one_by_one_then_the_finish() {
+        let model = model();
+        let mut tokens = model.generate("a b c", GenerateOptions::new().max_tokens(4)).unwrap();
+        let texts: Vec<String> = tokens.by_ref().map(|token| token.unwrap().text).collect();
+        assert_eq!(texts, [" b", " c", " a", " b"]);
+        assert_eq!(tokens.finish().unwrap().reason, FinishReason::Length);
+    }
+
+    #[test]
+    fn whole_answers_and_errors_are_those_of_the_async_calls() {
+        let model = model();
+        let options = GenerateOptions::new().max_tokens(1);
+        assert_eq!(model.complete("a b", options.clone()).unwrap().text, " b");
+        let answers = model.batch_generate(vec!["a b".into(), vec![u32::MAX].into()], options.clone());
+        assert!(answers[0].is_ok() && matches!(answers[1], Err(Error::InvalidPrompt { .. })));
+        let labels = ClassifyOptions::new().labels(["ab", "xy"]);
+        assert_eq!(model.classify(vec!["a b".into()], labels).unwrap()[0].best().unwrap().label, "ab");
+        assert_eq!(model.stats().requests, 2);
+        model.close().unwrap();
+        assert!(matches!(model.complete("a b", options), Err(Error::Closed)));
+    }
+
+    #[test]
+    fn threads_share_a_model() {
+        let model = model();
+        let answers = [1, 2, 3].map(|n| {
+            let model = model.clone();
+            std::thread::spawn(move || {
+                model.complete("a b", GenerateOptions::new().max_tokens(n)).unwrap().text
+            })
+        });
+        let texts = answers.map(|answer| answer.join().unwrap());
+        assert_eq!(texts, [" b", " b a", " b a b"]);
+    }
+}
