@@ -3,6 +3,9 @@
 //! The README explains the arrangement and the variables that steer it.
 
 use std::env;
+use std::fs::File;
+use std::path::Path;
+use std::time::{Duration, UNIX_EPOCH};
 
 #[path = "build/mlxc.rs"]
 mod mlxc;
@@ -51,6 +54,16 @@ fn link() -> Result<()> {
         .map_err(|error| format!("a folder's name holds the separator of path lists: {error}"))?;
     println!("cargo::metadata=include={}", include.display());
     Ok(())
+}
+
+/// Dates a file that this script made to before any build.
+///
+/// cargo runs a script again when a file that it watches is newer than the script's last run, as what the script itself
+/// made is: without this, the build after the first would compile all dependents anew.
+fn backdate(file: &Path) -> Result<()> {
+    let long_ago = UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+    let result = File::options().write(true).open(file).and_then(|file| file.set_modified(long_ago));
+    result.map_err(|error| format!("cannot set the date of {}: {error}", file.display()))
 }
 
 /// A variable that cargo sets for every build script.

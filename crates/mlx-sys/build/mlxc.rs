@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::wheel::Mlx;
-use crate::{Result, variable};
+use crate::{Result, backdate, variable};
 
 /// mlx-c, compiled.
 #[derive(Debug)]
@@ -73,6 +73,7 @@ pub(crate) fn build(mlx: &Mlx) -> Result<Library> {
         let _ = fs::remove_file(&aside);
         return Err(explain(&command, &String::from_utf8_lossy(&output.stderr)));
     }
+    backdate(&aside)?;
     // In one step, for builds beside this one.
     fs::rename(&aside, &library.file)
         .map_err(|error| format!("cannot create {}: {error}", library.file.display()))?;

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use crate::{Result, variable};
+use crate::{Result, backdate, variable};
 
 /// The MLX release that mlx-c 0.7.0, and so mlx-rs 0.33, is written against.
 pub(crate) const VERSION: &str = "0.32.2";
@@ -26,7 +26,7 @@ pub(crate) struct Mlx {
 impl Mlx {
     /// The shared library.
     pub(crate) fn library(&self) -> PathBuf {
-        self.lib.join(if cfg!(target_os = "macos") { "libmlx.dylib" } else { "libmlx.so" })
+        self.lib.join(FILE)
     }
 }
 
@@ -51,15 +51,12 @@ pub(crate) fn locate() -> Result<Mlx> {
         wheel.fetch(&cache, &mlx.home)?;
     }
     if !mlx.library().is_file() {
-        return Err(format!(
-            "the wheel {} does not hold {}: remove {} and build again",
-            wheel.name(),
-            mlx.library().display(),
-            mlx.home.display()
-        ));
+        return Err(format!("{} is incomplete: remove it and build again", mlx.home.display()));
     }
     Ok(mlx)
 }
+
+const FILE: &str = if cfg!(target_os = "macos") { "libmlx.dylib" } else { "libmlx.so" };
 
 /// "The folder of the file that says this", to the dynamic linker.
 const ORIGIN: &str = if cfg!(target_os = "macos") { "@loader_path" } else { "$ORIGIN" };
@@ -253,6 +250,7 @@ impl Wheel {
                 return Err(format!("cannot unpack {} into {}: {reason}", wheel.display(), folder.display()));
             }
         }
+        backdate(&folder.join("mlx/lib").join(FILE))?;
         fs::remove_dir_all(&downloads)
             .map_err(|error| format!("cannot remove {}: {error}", downloads.display()))
     }
