@@ -17,3 +17,4 @@ mod model;
 mod nn;
 
 pub use backend::MlxBackend;
+pub use load::{ConvertOptions, Progress, convert};

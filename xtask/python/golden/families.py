@@ -120,6 +120,8 @@ VARIANTS |= {
     "phi3-partial": config("phi3", hidden_act="silu", rope_theta=1e4, partial_rotary_factor=0.5, original_max_position_embeddings=512, sliding_window=8),
     "phi3-longrope": config("phi3", hidden_act="silu", rope_theta=1e4, original_max_position_embeddings=16, rope_scaling=LONGROPE),
     "phi3-shortrope": config("phi3", hidden_act="silu", rope_theta=1e4, original_max_position_embeddings=64, rope_scaling=LONGROPE),
+    # The text passes the original length while it grows.
+    "phi3-crossing": config("phi3", hidden_act="silu", rope_theta=1e4, original_max_position_embeddings=40, rope_scaling=LONGROPE),
     "olmo2": config("olmo2", hidden_act="silu", rope_theta=5e5, tie_word_embeddings=False),
     "olmo2+q4": config("olmo2", hidden_act="silu", rope_theta=5e5, tie_word_embeddings=False, quantization=AFFINE),
     "smollm3": config("smollm3", hidden_act="silu", rope_theta=5e6, no_rope_layers=[1, 0, 1, 0], tie_word_embeddings=True),

@@ -172,7 +172,7 @@ impl Dimensions {
         &self,
         weights: &Weights<'_>,
         windows: Vec<Option<usize>>,
-        recompute_at: Option<usize>,
+        length_dependent: bool,
     ) -> ModelConfig {
         let manifest = weights.manifest();
         ModelConfig {
@@ -184,7 +184,7 @@ impl Dimensions {
             kv_heads: self.kv_heads(),
             head_dim: self.head_dim(),
             windows,
-            recompute_at,
+            length_dependent,
             parameters: parameters(weights),
             dtype: weights.float_name().to_owned(),
             eos_token_ids: eos_token_ids(manifest.config()),

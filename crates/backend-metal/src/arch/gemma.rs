@@ -36,6 +36,6 @@ pub(super) fn load(weights: &Weights<'_>) -> LoadResult<Box<dyn Architecture>> {
         PreNorm::load(&layer, &dims, self_attn, GatedMlp::load(&layer.at("mlp"), &dims, false)?)
     });
     let layers = layers.collect::<LoadResult<Vec<_>>>()?;
-    let decoder = Decoder::load(weights, &model, &dims, layers, rope.switch())?;
+    let decoder = Decoder::load(weights, &model, &dims, layers, &[&rope])?;
     Ok(Box::new(Decoder { embed_scale: Some((dims.hidden_size as f32).sqrt()), ..decoder }))
 }

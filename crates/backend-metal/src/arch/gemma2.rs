@@ -89,7 +89,7 @@ pub(super) fn load(weights: &Weights<'_>) -> LoadResult<Box<dyn Architecture>> {
         SandwichNorm::load(&layer, &dims, self_attn)
     });
     let layers = layers.collect::<LoadResult<Vec<_>>>()?;
-    let decoder = Decoder::load(weights, &model, &dims, layers, rope.switch())?;
+    let decoder = Decoder::load(weights, &model, &dims, layers, &[&rope])?;
     Ok(Box::new(Decoder {
         embed_scale: Some((dims.hidden_size as f32).sqrt()),
         logit_cap: cap("final_logit_softcapping", own.final_logit_softcapping)?,

@@ -78,7 +78,7 @@ pub(super) fn load(weights: &Weights<'_>) -> LoadResult<Box<dyn Architecture>> {
         SandwichNorm::load(&layer, &dims, self_attn)
     });
     let layers = layers.collect::<LoadResult<Vec<_>>>()?;
-    let decoder = Decoder::load(&root, &model, &dims, layers, global.switch().or(local.switch()))?;
+    let decoder = Decoder::load(&root, &model, &dims, layers, &[&global, &local])?;
     let cap = own.final_logit_softcapping;
     Ok(Box::new(Decoder {
         embed_scale: Some((dims.hidden_size as f32).sqrt()),

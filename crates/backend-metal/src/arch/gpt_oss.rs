@@ -69,7 +69,7 @@ pub(super) fn load(weights: &Weights<'_>) -> LoadResult<Box<dyn Architecture>> {
         PreNorm::load(&layer, &dims, self_attn, mlp)
     });
     let layers = layers.collect::<LoadResult<Vec<_>>>()?;
-    Ok(Box::new(Decoder::load(weights, &model, &dims, layers, rope.switch())?))
+    Ok(Box::new(Decoder::load(weights, &model, &dims, layers, &[&rope])?))
 }
 
 /// The experts at `weights`: as mlx_lm writes them, as the publisher packs them, or in full.

@@ -71,7 +71,7 @@ pub(super) fn load(weights: &Weights<'_>) -> LoadResult<Box<dyn Architecture>> {
         })
     });
     let layers = layers.collect::<LoadResult<Vec<_>>>()?;
-    let decoder = Decoder::load(weights, &model, &dims, layers, rope.switch())?;
+    let decoder = Decoder::load(weights, &model, &dims, layers, &[&rope])?;
     Ok(Box::new(Decoder {
         embed_scale: Some(own.embedding_multiplier),
         logit_scale: Some(positive(manifest, "logits_scaling", own.logits_scaling)?.recip()),

@@ -33,5 +33,5 @@ pub(super) fn load(weights: &Weights<'_>) -> LoadResult<Box<dyn Architecture>> {
         PreNorm::load(&layer, &dims, self_attn, mlp)
     });
     let layers = layers.collect::<LoadResult<Vec<_>>>()?;
-    Ok(Box::new(Decoder::load(weights, &model, &dims, layers, rope.switch())?))
+    Ok(Box::new(Decoder::load(weights, &model, &dims, layers, &[&rope])?))
 }

@@ -69,23 +69,13 @@ pub(crate) struct ModelConfig {
     pub(crate) windows: Vec<Option<usize>>,
     /// Weights of the model, counted before quantisation.
     pub(crate) parameters: u64,
-    /// A text that grows past this many tokens must be computed anew from its first, with `KvCache::expect` on the new
-    /// cache: beyond, every position is encoded differently. `None` for all but longrope.
-    pub(crate) recompute_at: Option<usize>,
+    /// Whether positions are encoded by the length of the text that they are part of. Then chunks of a text need
+    /// `KvCache::expect`, and rows of an uncached pass one length.
+    pub(crate) length_dependent: bool,
     /// The element type of weights that are not quantised: `bf16`, ….
     pub(crate) dtype: String,
     /// Ids that end a text, by config.json alone.
     pub(crate) eos_token_ids: Vec<u32>,
-}
-
-impl ModelConfig {
-    /// Bytes of the cache of one row of `tokens` tokens, with elements of `element_bytes` bytes.
-    #[must_use]
-    pub(crate) fn cache_bytes(&self, tokens: usize, element_bytes: usize) -> u64 {
-        let positions: u64 =
-            self.windows.iter().map(|window| window.map_or(tokens, |w| w.min(tokens)) as u64).sum();
-        2 * positions * (self.kv_heads * self.head_dim * element_bytes) as u64
-    }
 }
 
 /// A family of models.

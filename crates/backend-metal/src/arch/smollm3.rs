@@ -64,5 +64,5 @@ pub(super) fn load(weights: &Weights<'_>) -> LoadResult<Box<dyn Architecture>> {
         PreNorm::load(&layer, &dims, self_attn, GatedMlp::load(&layer.at("mlp"), &dims, own.mlp_bias)?)
     });
     let layers = layers.collect::<LoadResult<Vec<_>>>()?;
-    Ok(Box::new(Decoder::load(weights, &model, &dims, layers, rope.switch())?))
+    Ok(Box::new(Decoder::load(weights, &model, &dims, layers, &[&rope])?))
 }

@@ -13,7 +13,10 @@ use mlx_rs::{
 };
 use tokio::sync::oneshot;
 
-use crate::{arch::Architecture, nn::Rows};
+use crate::{
+    arch::{Architecture, ModelConfig},
+    nn::Rows,
+};
 
 /// Padded tokens in one forward pass.
 const BUCKET_TOKENS: usize = 16 * 1024;
@@ -88,7 +91,7 @@ impl ClassifyJob {
         if self.request.cancel.is_cancelled() || self.request.reply.is_closed() {
             return Ok(true);
         }
-        let bucket = self.next_bucket(model.config().vocab_size);
+        let bucket = self.next_bucket(model.config());
         self.compute(model, &bucket)?;
         Ok(self.sequences.is_empty())
     }
@@ -106,10 +109,12 @@ impl ClassifyJob {
         let _ = self.request.reply.send(result);
     }
 
-    /// The shortest sequences that are left, as many as fit one pass without much padding.
-    fn next_bucket(&mut self, vocab_size: usize) -> Vec<Sequence> {
+    /// The shortest sequences that are left, as many as fit one pass without much padding, or with none where the length of a
+    /// row matters.
+    fn next_bucket(&mut self, config: &ModelConfig) -> Vec<Sequence> {
+        let vocab_size = config.vocab_size;
         let Some(shortest) = self.sequences.front().map(|sequence| sequence.len) else { return Vec::new() };
-        let longest = shortest + shortest / 4 + 8;
+        let longest = if config.length_dependent { shortest } else { shortest + shortest / 4 + 8 };
         let mut bucket = Vec::new();
         let mut logits = 0;
         while let Some(next) = self.sequences.front() {

@@ -126,6 +126,7 @@ impl Row {
     /// The engine begins with it.
     pub(super) fn begin(&mut self) {
         self.began = Instant::now();
+        self.cache.expect(self.prompt_len);
     }
 
     pub(super) fn prompt(&self) -> &[u32] {

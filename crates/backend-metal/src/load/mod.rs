@@ -12,7 +12,7 @@ use crate::{
     nn::Source,
 };
 
-/// How far a load has come.
+/// How far a load or conversion has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress {
     /// Bytes of weights read.

@@ -3,6 +3,7 @@
 use mlx_rs::{
     Array,
     error::{Exception, Result},
+    ops,
 };
 
 use super::ops::{slice, slice_update};
@@ -25,15 +26,24 @@ pub(crate) enum Rows<'a> {
 #[derive(Debug, Clone)]
 pub(crate) struct KvCache {
     layers: Vec<LayerCache>,
+    /// Tokens held.
     len: usize,
+    /// The length of the whole text, where it was told.
     expected: usize,
+    /// The tokens, where they were remembered.
+    text: Vec<Array>,
 }
 
 impl KvCache {
     /// An empty cache with one layer for each of `windows`: `None` keeps every position, `Some(w)` the last `w`.
     #[must_use]
     pub(crate) fn new(windows: impl IntoIterator<Item = Option<usize>>) -> Self {
-        Self { layers: windows.into_iter().map(LayerCache::new).collect(), len: 0, expected: 0 }
+        Self {
+            layers: windows.into_iter().map(LayerCache::new).collect(),
+            len: 0,
+            expected: 0,
+            text: Vec::new(),
+        }
     }
 
     /// Tokens held, which is the position of the next one.
@@ -42,14 +52,8 @@ impl KvCache {
         self.len
     }
 
-    /// Whether no token is held.
-    #[must_use]
-    pub(crate) fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
     /// Says how long the text is that is about to be computed in chunks, for models whose positions depend on it
-    /// (`ModelConfig::recompute_at`). Without it, chunks could differ from the whole.
+    /// (`ModelConfig::length_dependent`): without it, chunks could differ from the whole.
     pub(crate) fn expect(&mut self, len: usize) {
         self.expected = len;
     }
@@ -57,6 +61,22 @@ impl KvCache {
     /// The length of the text once `tokens` more are computed, or the expected one.
     pub(crate) fn length_with(&self, tokens: usize) -> usize {
         self.expected.max(self.len + tokens)
+    }
+
+    /// The length of the text that the positions held were computed for.
+    pub(crate) fn length(&self) -> usize {
+        self.length_with(0)
+    }
+
+    /// Keeps the tokens `[1, T]` that were added last, for [`text`](Self::text).
+    pub(crate) fn remember(&mut self, tokens: Array) {
+        self.text.push(tokens);
+    }
+
+    /// The tokens held, `[1, len]`, where they were all remembered.
+    pub(crate) fn text(&self) -> Result<Array> {
+        let text = ops::concatenate(&self.text, 1)?;
+        slice(&text, 1, 0, self.len as i32)
     }
 
     /// The buffers, to evaluate them together with the logits.
@@ -67,20 +87,18 @@ impl KvCache {
             .flat_map(|[keys, values]| [keys, values])
     }
 
-    /// Bytes of the buffers.
-    #[must_use]
-    pub(crate) fn bytes(&self) -> usize {
-        self.arrays().map(Array::nbytes).sum()
-    }
-
     /// Forgets the tokens from position `len` on. Returns `false`, and changes nothing, where a layer with a window has
     /// already let go of positions that would be needed again: such a text must be computed anew.
     #[must_use]
+    #[allow(dead_code, reason = "what a scheduler needs to reuse a prefix")]
     pub(crate) fn truncate(&mut self, len: usize) -> bool {
         if len >= self.len {
             return true;
         }
-        if self.layers.iter().any(|layer| layer.window.is_some_and(|window| self.len > window)) {
+        // What is remembered must end where the text does, or later tokens would follow the wrong ones.
+        if !self.text.is_empty()
+            || self.layers.iter().any(|layer| layer.window.is_some_and(|window| self.len > window))
+        {
             return false;
         }
         self.len = len;
@@ -165,7 +183,7 @@ impl LayerCache {
         for array in &seen {
             let newest = slice(array, 2, split, total)?;
             let oldest = slice(array, 2, from, split)?;
-            kept.push(if start == 0 { oldest } else { mlx_rs::ops::concatenate(&[newest, oldest], 2)? });
+            kept.push(if start == 0 { oldest } else { ops::concatenate(&[newest, oldest], 2)? });
         }
         self.buffers = kept.try_into().ok();
         Ok(seen)
@@ -182,11 +200,9 @@ impl LayerCache {
             let old = self.buffers.as_ref().map(|buffers| &buffers[index]);
             let kept = old.map_or(0, |_| held.min(current));
             let room = [1, new.dim(1), (capacity - kept) as i32, new.dim(3)];
-            let room = mlx_rs::ops::zeros_dtype(&room, new.dtype())?;
+            let room = ops::zeros_dtype(&room, new.dtype())?;
             grown.push(match old {
-                Some(old) if kept > 0 => {
-                    mlx_rs::ops::concatenate(&[slice(old, 2, 0, kept as i32)?, room], 2)?
-                }
+                Some(old) if kept > 0 => ops::concatenate(&[slice(old, 2, 0, kept as i32)?, room], 2)?,
                 _ => room,
             });
         }
@@ -216,5 +232,5 @@ impl LayerCache {
 }
 
 fn join(a: &[Array; 2], b: &[Array; 2]) -> Result<[Array; 2]> {
-    Ok([mlx_rs::ops::concatenate(&[&a[0], &b[0]], 2)?, mlx_rs::ops::concatenate(&[&a[1], &b[1]], 2)?])
+    Ok([ops::concatenate(&[&a[0], &b[0]], 2)?, ops::concatenate(&[&a[1], &b[1]], 2)?])
 }

@@ -8,8 +8,9 @@ use super::{
     cache::{KvCache, Rows},
     linear::{Embedding, Linear},
     norm::RmsNorm,
-    ops::scalar,
+    ops::{scalar, slice},
     pass::Pass,
+    rope::Rope,
     weights::Weights,
 };
 use crate::arch::{Architecture, Dimensions, ModelConfig};
@@ -19,6 +20,8 @@ use crate::arch::{Architecture, Dimensions, ModelConfig};
 pub(crate) struct Decoder<B> {
     /// What the engine must know of it.
     pub(crate) config: ModelConfig,
+    /// A text that grows past this many tokens is computed anew: beyond, all its positions are encoded another way.
+    pub(crate) recompute_at: Option<usize>,
     /// `embed_tokens`
     pub(crate) embed_tokens: Embedding,
     /// What embeddings are multiplied by.
@@ -36,14 +39,13 @@ pub(crate) struct Decoder<B> {
 }
 
 impl<B: Block> Decoder<B> {
-    /// The frame around `layers`, from `model` (the tensors besides the head) of a checkpoint. `recompute_at` is that of
-    /// [`ModelConfig`].
+    /// The frame around `layers`, from `model` (the tensors besides the head) of a checkpoint whose layers have these ropes.
     pub(crate) fn load(
         weights: &Weights<'_>,
         model: &Weights<'_>,
         dims: &Dimensions,
         layers: Vec<B>,
-        recompute_at: Option<usize>,
+        ropes: &[&Rope],
     ) -> LoadResult<Self> {
         let embed_tokens = Embedding::load(&model.at("embed_tokens"), dims.vocab_size, dims.hidden_size)?;
         let lm_head = if dims.tie_word_embeddings {
@@ -55,7 +57,8 @@ impl<B: Block> Decoder<B> {
         };
         let windows = layers.iter().map(Block::window).collect();
         Ok(Self {
-            config: dims.model_config(weights, windows, recompute_at),
+            config: dims.model_config(weights, windows, ropes.iter().any(|rope| rope.depends_on_length())),
+            recompute_at: ropes.iter().find_map(|rope| rope.switch()),
             norm: dims.norm(&model.at("norm"))?,
             embed_tokens,
             embed_scale: None,
@@ -64,6 +67,39 @@ impl<B: Block> Decoder<B> {
             logit_scale: None,
             logit_cap: None,
         })
+    }
+}
+
+impl<B: Block> Decoder<B> {
+    fn pass(&self, tokens: &Array, rows: Rows<'_>) -> Result<Array> {
+        let mut pass = Pass::new(tokens, rows)?;
+        let mut x = self.embed_tokens.forward(tokens)?;
+        if let Some(scale) = self.embed_scale {
+            x = x.multiply(scalar(scale, x.dtype())?)?;
+        }
+        for (layer, block) in self.layers.iter().enumerate() {
+            x = block.forward(&x, &mut pass, layer)?;
+        }
+        pass.finish();
+        self.norm.forward(&x)
+    }
+
+    /// Computes the texts anew that `tokens` take past the limit, and remembers the tokens.
+    fn recompute(&self, limit: usize, tokens: &Array, caches: &mut [&mut KvCache]) -> Result<()> {
+        let count = tokens.dim(-1) as usize;
+        for (row, cache) in caches.iter_mut().enumerate() {
+            let length = cache.length_with(count);
+            if cache.len() > 0 && cache.length() <= limit && length > limit {
+                let text = cache.text()?;
+                let mut fresh = self.new_cache();
+                fresh.expect(length);
+                self.pass(&text, Rows::Cached(&mut [&mut fresh]))?;
+                fresh.remember(text);
+                **cache = fresh;
+            }
+            cache.remember(slice(tokens, 0, row as i32, row as i32 + 1)?);
+        }
+        Ok(())
     }
 }
 
@@ -76,17 +112,11 @@ impl<B: Block> Architecture for Decoder<B> {
         KvCache::new(self.config.windows.iter().copied())
     }
 
-    fn hidden(&self, tokens: &Array, rows: Rows<'_>) -> Result<Array> {
-        let mut pass = Pass::new(tokens, rows)?;
-        let mut x = self.embed_tokens.forward(tokens)?;
-        if let Some(scale) = self.embed_scale {
-            x = x.multiply(scalar(scale, x.dtype())?)?;
+    fn hidden(&self, tokens: &Array, mut rows: Rows<'_>) -> Result<Array> {
+        if let (Some(limit), Rows::Cached(caches)) = (self.recompute_at, &mut rows) {
+            self.recompute(limit, tokens, caches)?;
         }
-        for (layer, block) in self.layers.iter().enumerate() {
-            x = block.forward(&x, &mut pass, layer)?;
-        }
-        pass.finish();
-        self.norm.forward(&x)
+        self.pass(tokens, rows)
     }
 
     fn logits(&self, hidden: &Array) -> Result<Array> {

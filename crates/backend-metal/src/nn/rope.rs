@@ -68,7 +68,12 @@ impl Rope {
         Self::build(&settings, shape, theta)
     }
 
-    /// The length at which the positions of a whole text change.
+    /// Whether positions are rotated by the length of their text.
+    pub(crate) fn depends_on_length(&self) -> bool {
+        matches!(self.periods, Periods::Long { .. } | Periods::Dynamic { .. })
+    }
+
+    /// The length beyond which all positions of a text are rotated another way.
     pub(crate) fn switch(&self) -> Option<usize> {
         match self.periods {
             Periods::Long { original, .. } => Some(original),

@@ -212,11 +212,11 @@ pub(crate) fn scheme(manifest: &ModelManifest, path: &str) -> Result<Scheme> {
         .iter()
         .find_map(|key| Some((*key, config.get(*key)?.as_object()?)))
     else {
-        let reason = format!("is missing, yet {} has scales", path);
+        let reason = format!("is missing, yet {path} has scales");
         return Err(invalid("quantization".to_owned(), reason));
     };
     let (key, own) = match settings.get(path) {
-        Some(Value::Object(own)) => (format!("{section}.{}", path), own),
+        Some(Value::Object(own)) => (format!("{section}.{path}"), own),
         _ => (section.to_owned(), settings),
     };
     let mode = own.get("mode").and_then(Value::as_str).unwrap_or("affine");

@@ -13,7 +13,10 @@ use super::{
 use crate::load::{ConvertOptions, convert};
 
 fn quantized(bits: u32, group_size: u32, mode: &str) -> ConvertOptions {
-    ConvertOptions { quantization: Some(Quantization::new(bits, group_size, mode)), ..ConvertOptions::default() }
+    ConvertOptions {
+        quantization: Some(Quantization::new(bits, group_size, mode)),
+        ..ConvertOptions::default()
+    }
 }
 
 fn run(folder: &Path, prompt: &[u32]) -> Vec<Vec<f32>> {
@@ -109,7 +112,8 @@ fn what_cannot_be_converted_is_refused() {
     let target = scratch.path().join("model");
     let attempt = |name: &str, options: &ConvertOptions| {
         let variant = Variant::changed(name, |_, _| {});
-        convert(&ModelManifest::read(variant.folder.path()).unwrap(), &target, options, &mut |_| true).unwrap_err()
+        convert(&ModelManifest::read(variant.folder.path()).unwrap(), &target, options, &mut |_| true)
+            .unwrap_err()
     };
     let error = attempt("llama", &quantized(7, 32, "affine"));
     assert!(matches!(error, Error::InvalidOption { option: "quantization", .. }), "{error:?}");
