@@ -75,7 +75,7 @@ impl ChatTemplate {
         add_generation_prompt: bool,
     ) -> Result<String> {
         let mut variables = Map::new();
-        variables.insert("messages".to_owned(), json!(messages));
+        variables.insert("messages".to_owned(), messages.iter().map(with_reasoning).collect());
         variables
             .insert("tools".to_owned(), options.tools.as_ref().map_or(Value::Null, |tools| json!(**tools)));
         variables.insert("documents".to_owned(), Value::Null);
@@ -128,6 +128,18 @@ impl ChatTemplate {
         }
         Ok(Self { sources: sources.into(), constants: Arc::new(constants), now: None })
     }
+}
+
+/// A message whose reasoning goes by all the names that templates read, as transformers arranges it.
+fn with_reasoning(message: &Message) -> Value {
+    let mut message = json!(message);
+    let names = ["reasoning_content", "thinking", "reasoning"];
+    let reasoning = names.iter().find_map(|name| message.get(name).filter(|text| !text.is_null())).cloned();
+    if let (Some(reasoning), Some(fields)) = (reasoning, message.as_object_mut()) {
+        fields.entry("thinking").or_insert_with(|| reasoning.clone());
+        fields.insert("reasoning_content".to_owned(), reasoning);
+    }
+    message
 }
 
 fn failure(reason: String) -> Error {

@@ -237,7 +237,7 @@ fn join(value: &Value, args: &Args, budget: &Budget) -> Fallible<Value> {
     let [separator, attribute] = args.bind("join", ["d", "attribute"])?;
     let mut items = value.iterate(budget)?;
     if let Some(attribute) = attribute {
-        items = items.iter().map(|item| path(item, &attribute, budget)).collect::<Fallible<_>>()?;
+        items = items.iter().map(|item| path(item, &attribute, None, budget)).collect::<Fallible<_>>()?;
     }
     let texts = methods::texts(&items, budget)?;
     let separator = separator.map_or(Ok(String::new()), |separator| print::text(&separator, budget))?;
@@ -246,12 +246,20 @@ fn join(value: &Value, args: &Args, budget: &Budget) -> Fallible<Value> {
     Ok(Value::str(texts.join(&separator)))
 }
 
-/// An attribute by its path: `a.b.0`, or an index.
-pub(super) fn path(value: &Value, attribute: &Value, budget: &Budget) -> Fallible<Value> {
-    let Value::Str(steps) = attribute else { return ops::item(value, attribute, budget) };
-    steps.split('.').try_fold(value.clone(), |value, step| {
-        let key = step.parse().map_or_else(|_| Value::str(step), Value::Int);
-        ops::item(&value, &key, budget)
+/// An attribute by its path: `a.b.0`, or an index. Where a step leads nowhere, the default takes its place.
+pub(super) fn path(
+    value: &Value,
+    attribute: &Value,
+    default: Option<&Value>,
+    budget: &Budget,
+) -> Fallible<Value> {
+    let step = |value: &Value, key: &Value| {
+        let found = ops::item(value, key, budget)?;
+        Ok(if found.is_undefined() { default.cloned().unwrap_or(found) } else { found })
+    };
+    let Value::Str(steps) = attribute else { return step(value, attribute) };
+    steps.split('.').try_fold(value.clone(), |value, name| {
+        step(&value, &name.parse().map_or_else(|_| Value::str(name), Value::Int))
     })
 }
 
@@ -264,13 +272,9 @@ fn map(interpreter: &Interpreter<'_>, value: &Value, mut args: Args) -> Fallible
     };
     let (attribute, default) = (take(&mut args, "attribute"), take(&mut args, "default"));
     let mapped: Fallible<Vec<Value>> = match attribute {
-        Some(attribute) => items
-            .iter()
-            .map(|item| {
-                let found = path(item, &attribute, budget)?;
-                Ok(if found.is_undefined() { default.clone().unwrap_or(found) } else { found })
-            })
-            .collect(),
+        Some(attribute) => {
+            items.iter().map(|item| path(item, &attribute, default.as_ref(), budget)).collect()
+        }
         None if args.pos.is_empty() => Err("map requires a filter argument".to_owned()),
         None => {
             let filter = args.pos.remove(0);
@@ -301,7 +305,7 @@ fn select(name: &str, value: &Value, mut args: Args, budget: &Budget) -> Fallibl
     for item in if value.is_true() { value.iterate(budget)? } else { vec![] } {
         budget.charge(super::budget::STEP)?;
         let looked_at = match &attribute {
-            Some(attribute) => path(&item, attribute, budget)?,
+            Some(attribute) => path(&item, attribute, None, budget)?,
             None => item.clone(),
         };
         let passes = match &test {
@@ -332,6 +336,14 @@ fn number(name: &str, value: &Value, args: &Args, budget: &Budget) -> Fallible<V
                 .ok_or_else(|| format!("round() needs a number, found '{}'", value.type_name()))?;
             let scale = 10f64.powi(precision);
             let scaled = float * scale;
+            let is_common = !matches!(method.as_ref().and_then(Value::as_str), Some("ceil" | "floor"));
+            if let Some(int) = value.as_int().filter(|_| is_common) {
+                return Ok(Value::Int(if precision < 0 {
+                    (scaled.round_ties_even() / scale) as i128
+                } else {
+                    int
+                }));
+            }
             Ok(Value::Float(match method.as_ref().and_then(Value::as_str).unwrap_or("common") {
                 "ceil" => scaled.ceil() / scale,
                 "floor" => scaled.floor() / scale,

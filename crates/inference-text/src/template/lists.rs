@@ -126,7 +126,7 @@ fn count(value: Option<&Value>, name: &str) -> Fallible<usize> {
 /// Each item with what it is ordered by.
 fn keyed(items: Vec<Value>, attribute: Option<&Value>, budget: &Budget) -> Fallible<Vec<(Value, Value)>> {
     let key = |item: Value| match attribute {
-        Some(attribute) => Ok((path(&item, attribute, budget)?, item)),
+        Some(attribute) => Ok((path(&item, attribute, None, budget)?, item)),
         None => Ok((item.clone(), item)),
     };
     items.into_iter().map(key).collect()

@@ -306,8 +306,8 @@ fn of_string(text: &str, name: &str, args: &Args, budget: &Budget) -> Fallible<V
         ),
         "isalpha" => Ok(all(char::is_alphabetic)),
         "isalnum" => Ok(all(char::is_alphanumeric)),
-        "isnumeric" => Ok(all(char::is_numeric)),
-        "isspace" => Ok(all(char::is_whitespace)),
+        "isdigit" | "isdecimal" | "isnumeric" => Ok(all(char::is_numeric)),
+        "isspace" => Ok(all(is_space)),
         "isascii" => Ok(Value::Bool(text.is_ascii())),
         "isupper" => Ok(cased(true)),
         "islower" => Ok(cased(false)),
@@ -375,12 +375,7 @@ fn split<'a>(text: &'a str, name: &str, separator: Option<&Value>, limit: i128) 
             while !rest.is_empty() {
                 let end = if from_right { rest.rfind(is_space) } else { rest.find(is_space) };
                 let Some(at) = end.filter(|_| parts.len() + 1 < limit) else {
-                    // The last part keeps its inner space, not that at the text's end.
-                    parts.push(if from_right {
-                        rest.trim_start_matches(is_space)
-                    } else {
-                        rest.trim_end_matches(is_space)
-                    });
+                    parts.push(rest);
                     break;
                 };
                 if from_right {

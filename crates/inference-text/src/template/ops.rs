@@ -200,6 +200,10 @@ pub(super) fn attribute(value: &Value, name: &str, budget: &Budget) -> Fallible<
             fields.borrow().iter().find(|(known, _)| &**known == name).map(|(_, v)| v.clone())
         }
         Value::Loop(state) => methods::loop_field(state, name)?,
+        // The pairs that `groupby` gives have names; no other tuple has attributes.
+        Value::Tuple(seq) if seq.items.len() == 2 && matches!(name, "grouper" | "list") => {
+            Some(seq.items[usize::from(name == "list")].clone())
+        }
         _ => None,
     };
     Ok(found.unwrap_or_else(|| missing(value, &format!("attribute '{name}'"))))

@@ -24,7 +24,9 @@ pub(super) fn render(source: &str, variables: &Map<String, Value>, now: DateTime
 }
 
 fn tree<T>(source: &str, use_it: impl FnOnce(&Stmt<'_>) -> Result<T, String>) -> Result<T, String> {
-    let source = without_generation_tags(source)?;
+    // Jinja2 reads all line ends as one.
+    let source = source.replace("\r\n", "\n").replace('\r', "\n");
+    let source = without_generation_tags(&source)?;
     let template = parse(&source, "chat template", syntax()?).map_err(|error| error.to_string())?;
     use_it(&template)
 }

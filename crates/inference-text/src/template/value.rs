@@ -85,6 +85,8 @@ struct Nesting {
     size: usize,
     /// Whether anything in it can change or holds a part of the template, and so might come to hold itself.
     live: bool,
+    /// Whether it is or holds a list or a dict, which cannot be a part of a key.
+    mutable: bool,
 }
 
 impl Nesting {
@@ -93,6 +95,7 @@ impl Nesting {
             depth: a.depth.max(b.depth),
             size: a.size.saturating_add(b.size).saturating_add(1),
             live: a.live || b.live,
+            mutable: a.mutable || b.mutable,
         });
         if inner.depth >= MAX_DEPTH {
             return Err(format!("lists and dicts lie more than {MAX_DEPTH} deep in one another"));
@@ -191,9 +194,12 @@ impl Value {
 
     fn nesting(&self) -> Nesting {
         match self {
-            Self::List(seq) | Self::Tuple(seq) | Self::Iter(seq) => seq.nesting,
-            Self::Dict(dict) => dict.nesting,
-            Self::Namespace(_) | Self::Macro(_) | Self::Loop(_) => Nesting { depth: 1, size: 1, live: true },
+            Self::Tuple(seq) | Self::Iter(seq) => seq.nesting,
+            Self::List(seq) => Nesting { mutable: true, ..seq.nesting },
+            Self::Dict(dict) => Nesting { mutable: true, ..dict.nesting },
+            Self::Namespace(_) | Self::Macro(_) | Self::Loop(_) => {
+                Nesting { depth: 1, size: 1, live: true, mutable: false }
+            }
             Self::Method(method) => Nesting { live: true, ..method.0.nesting() },
             Self::Str(text) => Nesting { size: text.len(), ..Nesting::default() },
             _ => Nesting { size: 1, ..Nesting::default() },
@@ -212,7 +218,7 @@ impl Value {
     pub(super) fn is_hashable(&self) -> bool {
         match self {
             Self::List(_) | Self::Dict(_) => false,
-            Self::Tuple(seq) => seq.items.iter().all(Self::is_hashable),
+            Self::Tuple(seq) => !seq.nesting.mutable,
             _ => true,
         }
     }

@@ -48,34 +48,23 @@ pub fn spelling(byte: u8) -> char {
 
 /// Llama 3's, Qwen's, GPT-2's kind: ids 0–255 are the bytes, then merges, then `<|end|>` and `<tool>` (not special).
 pub fn byte_level(pattern: &str) -> Value {
-    let spell = |text: &str| text.bytes().map(spelling).collect::<String>();
-    let mut vocab: BTreeMap<String, usize> =
-        (0..=255u8).map(|b| (spelling(b).to_string(), b as usize)).collect();
+    let spell = |bytes: &[u8]| bytes.iter().map(|b| spelling(*b)).collect::<String>();
+    let mut vocab: BTreeMap<String, usize> = (0..=255u8).map(|b| (spell(&[b]), b as usize)).collect();
     let mut merges = Vec::new();
-    for (left, right) in
-        [("h", "e"), ("l", "l"), ("he", "ll"), ("hell", "o"), (" ", "hello"), ("\u{4f60}", "\u{597d}")]
-    {
-        // Bytes of one character merge first.
-        for text in [left, right] {
-            let bytes = text.as_bytes();
-            for end in 2..=bytes.len() {
-                let whole: String = bytes[..end].iter().map(|b| spelling(*b)).collect();
-                if !vocab.contains_key(&whole) {
-                    let head: String = bytes[..end - 1].iter().map(|b| spelling(*b)).collect();
-                    merges.push(json!([head, spelling(bytes[end - 1]).to_string()]));
-                    vocab.insert(whole, 0);
-                    let id = vocab.len() - 1;
-                    *vocab.get_mut(&bytes[..end].iter().map(|b| spelling(*b)).collect::<String>()).unwrap() =
-                        id;
-                }
-            }
-        }
-        let whole = spell(left) + &spell(right);
-        if !vocab.contains_key(&whole) {
+    let mut merge = |left: &[u8], right: &[u8]| {
+        let next = vocab.len();
+        vocab.entry(spell(&[left, right].concat())).or_insert_with(|| {
             merges.push(json!([spell(left), spell(right)]));
-            let id = vocab.len();
-            vocab.insert(whole, id);
-        }
+            next
+        });
+    };
+    for (left, right) in [("h", "e"), ("l", "l"), ("he", "ll"), ("hell", "o"), (" ", "hello")] {
+        merge(left.as_bytes(), right.as_bytes());
+    }
+    // Tokens that end within a character.
+    let greeting = "你好".as_bytes();
+    for end in 2..=greeting.len() {
+        merge(&greeting[..end - 1], &greeting[end - 1..end]);
     }
     let end = vocab.len();
     let mut tool = special(end + 1, "<tool>");
