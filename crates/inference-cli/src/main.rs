@@ -44,14 +44,16 @@ struct Cli {
 enum Command {
     Chat(commands::chat::Args),
     Generate(commands::generate::Args),
-    Backends(commands::backends::Args),
-    Info(commands::info::Args),
-    Explain(commands::explain::Args),
-    Bench(commands::bench::Args),
-    Discover(commands::discover::Args),
-    Estimate(commands::estimate::Args),
     Classify(commands::classify::Args),
     Batch(commands::batch::Args),
+    Backends(commands::backends::Args),
+    Explain(commands::explain::Args),
+    Discover(commands::discover::Args),
+    Info(commands::info::Args),
+    Estimate(commands::estimate::Args),
+    #[cfg(feature = "metal")]
+    Convert(commands::convert::Args),
+    Bench(commands::bench::Args),
     Parity(commands::parity::Args),
     Soak(commands::soak::Args),
 }
@@ -77,16 +79,18 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         match command {
             Command::Chat(args) => commands::chat::run(args).await,
             Command::Generate(args) => commands::generate::run(args).await,
-            Command::Backends(args) => commands::backends::run(&args),
-            Command::Info(args) => commands::info::run(&args),
-            Command::Explain(args) => commands::explain::run(&args),
-            Command::Bench(args) => commands::bench::run(args).await,
-            Command::Discover(args) => commands::discover::run(&args),
-            Command::Estimate(args) => commands::estimate::run(&args),
             Command::Classify(args) => commands::classify::run(args).await,
             Command::Batch(args) => commands::batch::run(args).await,
-            Command::Soak(args) => commands::soak::run(args).await,
+            Command::Backends(args) => commands::backends::run(&args),
+            Command::Explain(args) => commands::explain::run(&args),
+            Command::Discover(args) => commands::discover::run(&args),
+            Command::Info(args) => commands::info::run(&args),
+            Command::Estimate(args) => commands::estimate::run(&args),
+            #[cfg(feature = "metal")]
+            Command::Convert(args) => commands::convert::run(&args),
+            Command::Bench(args) => commands::bench::run(args).await,
             Command::Parity(args) => commands::parity::run(args).await,
+            Command::Soak(args) => commands::soak::run(args).await,
         }
     })
 }
@@ -97,16 +101,18 @@ impl Command {
         match self {
             Self::Chat(args) => args.json,
             Self::Generate(args) => args.json,
-            Self::Backends(args) => args.json,
-            Self::Info(args) => args.json,
-            Self::Explain(args) => args.json,
-            Self::Bench(args) => args.json,
-            Self::Discover(args) => args.json,
-            Self::Estimate(args) => args.json,
             Self::Classify(args) => args.json,
             Self::Batch(args) => args.json,
-            Self::Soak(args) => args.json,
+            Self::Backends(args) => args.json,
+            Self::Explain(args) => args.json,
+            Self::Discover(args) => args.json,
+            Self::Info(args) => args.json,
+            Self::Estimate(args) => args.json,
+            #[cfg(feature = "metal")]
+            Self::Convert(args) => args.json,
+            Self::Bench(args) => args.json,
             Self::Parity(args) => args.json,
+            Self::Soak(args) => args.json,
         }
     }
 }

@@ -140,6 +140,28 @@ fn a_batch_answers_every_line() {
     assert_eq!(answers.lines().count(), 3);
 }
 
+#[test]
+fn a_converted_model_still_adds() {
+    let folder = tempfile::tempdir().unwrap();
+    let (dense, packed) = (folder.path().join("dense"), folder.path().join("packed"));
+    let convert = |from: &str, to: &std::path::Path, arguments: &[&str]| {
+        inference(&["convert", from]).arg(to).args(arguments).output().unwrap()
+    };
+    succeeded(&convert(DEMO, &dense, &["--dense", "--dtype=f32"]));
+    let output = convert(dense.to_str().unwrap(), &packed, &["--bits=6", "--rule=*embed*=8/32", "--json"]);
+    succeeded(&output);
+    let report = &json_lines(&output)[0];
+    assert!(report["bytes_after"].as_u64() < report["bytes_before"].as_u64(), "{report}");
+    assert_eq!(report["quantization"], json!({"bits": 6, "group_size": 64, "mode": "affine"}));
+    for model in [&dense, &packed] {
+        let output = inference(&["chat", "What is 2+2?", "--model"]).arg(model).output().unwrap();
+        succeeded(&output);
+        assert!(text(&output).contains('4'), "{}", text(&output));
+    }
+    let output = convert(DEMO, &packed, &["--dense"]);
+    assert_eq!(output.status.code(), Some(2), "the target exists: {}", errors(&output));
+}
+
 fn succeeded(output: &Output) {
     assert_eq!(output.status.code(), Some(0), "{}{}", text(output), errors(output));
 }

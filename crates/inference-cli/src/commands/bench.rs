@@ -25,13 +25,13 @@ use crate::{
 /// Measure how fast an engine runs a model
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Each trial sends --batch requests at once, each with a random prompt of its own; one more trial before the
+    after_help = "Each trial sends --batch requests at once, each with a random prompt of its own; one more trial before the \
 others warms up and is not counted. All times are the caller's, from sending the requests:
 
   time_to_first_token_ms     until every request has its first token
   prefill_tokens_per_second  tokens of all prompts over that time
-  decode_tokens_per_second   tokens of all requests that came after that, over the time from then to the last one
-  peak_memory_bytes          the engine's highest use during the trial, weights included; 0 where it cannot tell
+  decode_tokens_per_second   tokens that come after that, over the time until the last one
+  peak_memory_bytes          the engine's highest use, weights included; 0 where it cannot tell
 
 Example:
   inference bench --model ~/models/Qwen3-0.6B --batch 8 --json"

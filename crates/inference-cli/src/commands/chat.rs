@@ -20,9 +20,9 @@ use crate::{
   inference chat 'What is 2+2?'
   inference chat --model ~/models/Qwen3-0.6B --system 'Answer in one sentence.'
   inference chat --model ~/models/Qwen3-0.6B --var enable_thinking=false --temperature 0.7
-  git diff | inference chat --model ~/models/Qwen3-0.6B - --system 'Write a commit message for this.'
+  git diff | inference chat --model ~/models/Qwen3-0.6B - --system 'Describe this change.'
 
-In a conversation, /help lists its commands and Ctrl-C stops an answer. Where the input is no terminal, each of its
+In a conversation, /help lists its commands and Ctrl-C stops an answer. Where the input is no terminal, each of its \
 lines is a turn.")]
 pub(crate) struct Args {
     /// The model's folder [default: the demo model]

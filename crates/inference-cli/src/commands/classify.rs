@@ -28,11 +28,11 @@ const SHOWN: usize = 60;
 #[command(after_help = "Examples:
   inference classify --chat --labels weather,sport,food 'Classify: The goalkeeper saved a penalty.'
   inference classify --model ~/models/gemma-3-1b-it --labels ' yes',' no' - < questions.txt
-  inference classify --model ~/models/gemma-3-1b-it --prompt-tokens '[[2,105],[2,106]]' --logits --json
+  inference classify --prompt-tokens '[[1,40],[1,41]]' --logits --json
 
-A label is scored as the prompt's continuation, token for token: after a plain text it mostly begins with a space, after
+A label is scored as the prompt's continuation, token for token: after a plain text it mostly begins with a space, after \
 a chat template it does not.")]
-#[group(id = "input", required = true, multiple = false, args = ["prompts", "prompt_tokens"])]
+#[command(group(clap::ArgGroup::new("input").required(true).multiple(false).args(["prompts", "prompt_tokens"])))]
 pub(crate) struct Args {
     /// The model's folder [default: the demo model]
     #[arg(long, short, value_name = "PATH")]

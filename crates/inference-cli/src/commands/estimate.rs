@@ -14,7 +14,7 @@ use crate::{
 /// Estimate the memory that a model needs; fails where there is less
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Counted are the weights as stored, and the keys and values of every layer with a full context. Activations and the
+    after_help = "Counted are the weights as stored, and the keys and values of every layer with a full context. Activations and the \
 engine's own needs come on top: leave a margin.
 
 Examples:

@@ -19,9 +19,9 @@ use crate::{
   inference generate --model ~/models/Qwen3-0.6B - --max-tokens 500 --temperature 0.8 < story.txt
   inference generate --model ~/models/Qwen3-0.6B --prompt-tokens '[151644,872,198]' --json
 
---json prints a line a token, {\"token\":{\"id\":…,\"text\":…}}, then {\"finish\":{\"reason\":…,\"metrics\":{…}}}
+--json prints a line a token, {\"token\":{\"id\":…,\"text\":…}}, then {\"finish\":{\"reason\":…,\"metrics\":{…}}} \
 or {\"error\":{\"kind\":…,\"message\":…}}.")]
-#[group(id = "input", required = true, multiple = false, args = ["prompt", "prompt_tokens"])]
+#[command(group(clap::ArgGroup::new("input").required(true).multiple(false).args(["prompt", "prompt_tokens"])))]
 pub(crate) struct Args {
     /// The model's folder
     #[arg(long, short, value_name = "PATH")]

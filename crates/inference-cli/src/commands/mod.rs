@@ -5,6 +5,8 @@ pub(crate) mod batch;
 pub(crate) mod bench;
 pub(crate) mod chat;
 pub(crate) mod classify;
+#[cfg(feature = "metal")]
+pub(crate) mod convert;
 pub(crate) mod discover;
 pub(crate) mod estimate;
 pub(crate) mod explain;

@@ -25,8 +25,8 @@ const PROMPTS: &str = "What is 2+2?\nWhat is 37 plus 85?\nHello!\nWho are you?\n
 /// Compare the greedy text of two engines on the same model, and show where they part
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Where two engines part, the margin tells how sure each was: the difference of the log-probabilities of its two likeliest
-tokens there. If both margins are within --tolerance, either token is as good and the prompt counts as a tie, not as a
+    after_help = "Where two engines part, the margin tells how sure each was: the difference of the log-probabilities of its two likeliest \
+tokens there. If both margins are within --tolerance, either token is as good and the prompt counts as a tie, not as a \
 difference. Fails where there is a difference.
 
 Example:

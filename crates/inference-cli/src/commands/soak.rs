@@ -45,8 +45,8 @@ const SAMPLES: u32 = 30;
 /// Run random requests side by side, check each against its lone run, and watch the memory
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Requests have random prompts, lengths and options; some are cancelled, some dropped, some left unread for a while. What
-is delivered must be what the same request gave alone. Fails where it is not, where a stream hangs, or where memory has
+    after_help = "Requests have random prompts, lengths and options; some are cancelled, some dropped, some left unread for a while. What \
+is delivered must be what the same request gave alone. Fails where it is not, where a stream hangs, or where memory has \
 not returned to its level at the end.
 
 Example:
