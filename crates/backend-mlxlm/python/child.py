@@ -428,18 +428,20 @@ class Worker:
         from mlx_lm.models.cache import make_prompt_cache
         from mlx_lm.utils import get_total_parameters, load_adapters, load_model
 
-        path = Path(request["path"])
+        path, adapter, blame = Path(request["path"]), request.get("adapter"), "invalid_model"
+        name_tensors()
         try:
             model, _ = load_model(
                 path,
                 model_config=legacy_rope(path),
                 trust_remote_code=bool(request.get("trust_remote_code")),
             )
-            if request.get("adapter"):
-                model = load_adapters(model, request["adapter"])
+            if adapter:
+                blame = "invalid_adapter"
+                model = load_adapters(model, adapter)
                 model.eval()
         except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-            self.channel.send({"event": "error", "id": request["id"], "kind": "invalid_model", "message": describe(error)})
+            self.channel.send({"event": "error", "id": request["id"], "kind": blame, "message": describe(error)})
             return
         mx.eval(model.parameters())
         mx.clear_cache()
@@ -590,6 +592,25 @@ class Worker:
                 message["logits"] = base64.b64encode(memoryview(logits[0])).decode()
             self.channel.send(message)
             yield
+
+
+def name_tensors():
+    """Has every load name all tensors that do not fit: MLX tells of those that are too many before those that lack."""
+    import mlx.nn as nn
+    from mlx.utils import tree_flatten
+
+    load_weights = nn.Module.load_weights
+
+    def load_all(self, weights, strict=True):
+        if strict and isinstance(weights, list):
+            wanted = {name for name, _ in tree_flatten(self.parameters())}
+            given = {name for name, _ in weights}
+            if wanted != given:
+                lacking, unused = sorted(wanted - given), sorted(given - wanted)
+                raise ValueError(f"missing tensors: {lacking[:20]}, unused tensors: {unused[:20]}")
+        return load_weights(self, weights, strict=strict)
+
+    nn.Module.load_weights = load_all
 
 
 def legacy_rope(path):

@@ -10,6 +10,8 @@ const UNBOUNDED: usize = 1 << 20;
 
 /// The description of a model before it is loaded; parameters and end-of-sequence ids come later.
 pub(crate) fn describe(manifest: &ModelManifest, context_length: Option<usize>) -> Result<ModelInfo> {
+    check_sizes(manifest)?;
+    check_lengths(manifest)?;
     let number = |names: &[&str]| number(manifest, names);
     let vocab_size = number(&["vocab_size", "padded_vocab_size", "n_vocab"])?.ok_or_else(|| {
         Error::invalid_key(
@@ -45,6 +47,42 @@ pub(crate) fn describe(manifest: &ModelManifest, context_length: Option<usize>) 
     info.dtype = dtype(manifest);
     info.quantization = manifest.quantization().cloned();
     Ok(info)
+}
+
+/// Refuses sizes that the weights cannot have: the child would build a model of that size before it looks at them.
+fn check_sizes(manifest: &ModelManifest) -> Result<()> {
+    let tensors = manifest.tensors();
+    let dimensions = tensors.values().flat_map(|tensor| tensor.shape.iter().copied());
+    // A packed weight has up to 32 values in a word.
+    let widest = dimensions.max().unwrap_or(0).saturating_mul(32);
+    let keys = [("num_hidden_layers", tensors.len()), ("vocab_size", widest), ("hidden_size", widest)];
+    let keys = keys.into_iter().chain([("num_attention_heads", widest), ("intermediate_size", widest)]);
+    for (key, most) in keys {
+        // Some models have a size for each layer.
+        if manifest.config().get(key).is_some_and(Value::is_array) {
+            continue;
+        }
+        let size = number(manifest, &[key])?;
+        if let Some(size) = size.filter(|size| *size == 0 || *size > most) {
+            let reason = format!("{size}, expected from 1 to {most} by the tensors that there are");
+            return Err(Error::invalid_key(manifest.config_path(), key, reason));
+        }
+    }
+    Ok(())
+}
+
+/// Refuses files that became shorter since their headers were read: MLX says no more than that it could not read.
+fn check_lengths(manifest: &ModelManifest) -> Result<()> {
+    for (index, path) in manifest.files().iter().enumerate() {
+        let tensors = manifest.tensors().values().filter(|tensor| tensor.file == index);
+        let expected = tensors.map(|tensor| tensor.range.end).max().unwrap_or(0);
+        let length = std::fs::metadata(path).map_err(|source| Error::io("read", path, source))?.len();
+        if length < expected {
+            let reason = format!("has {length} bytes, its header promises {expected}");
+            return Err(Error::invalid_file(path, reason));
+        }
+    }
+    Ok(())
 }
 
 /// The first of these keys that config.json has, at its top or in the part about text of a model for several media.

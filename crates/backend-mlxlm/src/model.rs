@@ -83,6 +83,11 @@ impl MlxLmModel {
             cache_limit: options.cache_limit,
             trust_remote_code: own.trust_remote_code,
         };
+        for file in ["adapter_config.json", "adapters.safetensors"] {
+            if let Some(path) = options.adapter.as_deref().map(|folder| folder.join(file)) {
+                std::fs::metadata(&path).map_err(|source| Error::io("read", &path, source))?;
+            }
+        }
         let launch = Launch {
             python: own.python.unwrap_or_else(|| python.to_owned()),
             environment: own.environment,
@@ -251,6 +256,7 @@ impl TextModel for MlxLmModel {
         let (sink, stream) = TokenStream::channel(ID, STREAM_CAPACITY, options.cancel.clone());
         self.totals.began();
         let prompt_tokens = prompt.len();
+        let sent = Instant::now();
         let answers = client.request(|id| self.request(id, prompt, &options));
         let generation = Generation {
             client: client.clone(),
@@ -262,7 +268,7 @@ impl TextModel for MlxLmModel {
             stop_tokens: options.stop_tokens,
             prompt_tokens,
             called,
-            sent: Instant::now(),
+            sent,
             span: tracing::Span::current(),
         };
         client.spawn(generation.run());
@@ -372,6 +378,10 @@ impl ChildSource {
                 Some(Event::Error { kind: ErrorKind::InvalidModel, message, .. }) => {
                     return Err(Error::invalid_file(&self.load.path, message));
                 }
+                Some(Event::Error { kind: ErrorKind::InvalidAdapter, message, .. }) => {
+                    let adapter = self.load.adapter.as_ref().unwrap_or(&self.load.path);
+                    return Err(Error::invalid_file(adapter, message));
+                }
                 Some(Event::Error { kind, message, needed, .. }) => {
                     return Err(error_of(kind, message, needed, "load the model"));
                 }
@@ -451,7 +461,7 @@ pub(crate) fn error_of(kind: ErrorKind, message: String, needed: u64, action: &s
             let reason = format!("mlx_lm cannot be imported ({message}); {REMEDY}");
             Error::Unavailable { backend: ID.to_owned(), reason }
         }
-        ErrorKind::Protocol | ErrorKind::InvalidModel | ErrorKind::Failed => {
+        ErrorKind::Protocol | ErrorKind::InvalidModel | ErrorKind::InvalidAdapter | ErrorKind::Failed => {
             Error::backend(ID, action, message)
         }
     }

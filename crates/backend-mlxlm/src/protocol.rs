@@ -202,6 +202,8 @@ pub(crate) enum ErrorKind {
     Import,
     /// The model's folder is at fault.
     InvalidModel,
+    /// The adapter's folder is at fault.
+    InvalidAdapter,
     OutOfMemory,
     /// Anything else.
     Failed,
