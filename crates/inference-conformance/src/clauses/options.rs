@@ -4,7 +4,7 @@ use inference_core::{
     Completion, Error, Feature, FinishReason, GenerateOptions, LoadOptions, Result, StopCause,
 };
 
-use super::{alone, ended, ending, ids};
+use super::{alone, ended, ending, ids, some_prompts};
 use crate::{
     ClauseResult, Objection, Subject,
     clause::{clauses, ensure},
@@ -76,22 +76,16 @@ pub async fn stop_strings_end_the_text_across_tokens(subject: &Subject) -> Claus
 /// Of several stop strings, the one that stands first in the text ends it.
 pub async fn the_earliest_stop_string_wins(subject: &Subject) -> ClauseResult {
     let model = subject.model().await?;
-    let whole = alone(&*model, &subject.prompt, &subject.greedy(24)?).await?;
-    let one = across(&whole, 0)?;
-    let at = whole.text.find(&one).unwrap_or_default();
-    // One that stands clear of the first, before it or after it.
-    let clear = |two: &String| {
-        whole.text.find(two).is_some_and(|other| other >= at + one.len() || other + two.len() <= at)
-    };
-    let Some(two) = (0..whole.tokens.len()).filter_map(|from| across(&whole, from).ok()).find(clear) else {
-        return Err(Objection::moot("the text repeats itself too soon: give another `prompt`"));
-    };
-    let first = if at < whole.text.find(&two).unwrap_or_default() { &one } else { &two };
-    for stops in [[one.clone(), two.clone()], [two.clone(), one.clone()]] {
-        let answer = alone(&*model, &subject.prompt, &subject.greedy(24)?.stop(stops)).await?;
-        stopped(&answer, &whole.text, first)?;
+    for prompt in some_prompts(subject, &*model) {
+        let whole = alone(&*model, &prompt, &subject.greedy(24)?).await?;
+        let Some((first, later)) = apart(&whole) else { continue };
+        for stops in [[first.clone(), later.clone()], [later, first.clone()]] {
+            let answer = alone(&*model, &prompt, &subject.greedy(24)?.stop(stops)).await?;
+            stopped(&answer, &whole.text, &first)?;
+        }
+        return Ok(());
     }
-    Ok(())
+    Err(Objection::moot("the texts repeat themselves too soon: give another `prompt`"))
 }
 
 /// Text that was held back for a stop string that never came is delivered, to the last character.
@@ -178,6 +172,17 @@ fn across(whole: &Completion, from: usize) -> Result<String, Objection> {
     };
     let (head, tail) = (texts[pair[0]].chars().next_back(), texts[pair[1]].chars().take(2));
     Ok(head.into_iter().chain(tail).collect())
+}
+
+/// Two strings of the text, the first of which ends before the second begins.
+fn apart(whole: &Completion) -> Option<(String, String)> {
+    let strings = (0..whole.tokens.len()).filter_map(|from| across(whole, from).ok());
+    let mut found: Vec<(usize, String)> =
+        strings.filter_map(|string| Some((whole.text.find(&string)?, string))).collect();
+    found.sort();
+    let (at, first) = found.first()?.clone();
+    let later = found.into_iter().find(|(other, _)| *other >= at + first.len())?;
+    Some((first, later.1))
 }
 
 fn stopped(answer: &Completion, whole: &str, stop: &str) -> ClauseResult {
