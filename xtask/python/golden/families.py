@@ -135,6 +135,22 @@ VARIANTS |= {
 }
 
 
+def stored(base, storage):
+    """The variant with its weights stored in another way."""
+    if storage == "bf16":
+        return dict(VARIANTS[base], torch_dtype="bfloat16")
+    return dict(VARIANTS[base], quantization=dict(AFFINE, bits={"q4": 4, "q8": 8}[storage]))
+
+
+# Every family in every form, whatever else there is of it.
+for base in (
+    "gemma", "gemma2-window", "gemma3_text", "gpt_oss", "granite", "llama", "mistral-window", "mixtral", "olmo2", "phi3",
+    "qwen2", "qwen3", "qwen3_moe", "smollm3",
+):
+    for storage in ("bf16", "q4", "q8"):
+        VARIANTS.setdefault(f"{base}+{storage}", stored(base, storage))
+
+
 def shapes(config):
     """Published name, shape and kind of every tensor."""
     kind = config["model_type"]
@@ -205,6 +221,11 @@ def feed_forward(config, i, layer):
         count = config["num_local_experts"]
         yield layer + "mlp.router.weight", [count, hidden], "router"
         yield layer + "mlp.router.bias", [count], "bias"
+        if "quantization" in config:  # as mlx_lm stores them
+            for name, rows, columns in (("gate_proj", inter, hidden), ("up_proj", inter, hidden), ("down_proj", hidden, inter)):
+                yield f"{layer}mlp.experts.{name}.weight", [count, rows, columns], "linear"
+                yield f"{layer}mlp.experts.{name}.bias", [count, rows], "bias"
+            return
         for name, rows, columns in (("gate_up_proj", 2 * inter, hidden), ("down_proj", hidden, inter)):
             yield f"{layer}mlp.experts.{name}_bias", [count, rows], "bias"
             if "quantization_config" in config:

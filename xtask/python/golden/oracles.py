@@ -91,7 +91,21 @@ def widen(folder, config, scratch):
             tensors |= {f"{prefix}.experts.{e}.{rest}": np.ascontiguousarray(w) for e, w in enumerate(tensor)}
         else:
             tensors[name] = np.ascontiguousarray(tensor)
+    for name in [name for name in tensors if ".experts.gate_proj." in name]:
+        join_experts(tensors, name)
     config["torch_dtype"] = "float32"
     (Path(scratch) / "config.json").write_text(json.dumps(config))
     save_file(tensors, Path(scratch) / "model.safetensors", metadata={"format": "pt"})
     return scratch
+
+
+def join_experts(tensors, name):
+    """mlx_lm's gate, up and down of gpt-oss into its publisher's two, in which gate and up take turns."""
+    prefix, last = name.split("gate_proj.")
+    gate, up, down = (tensors.pop(f"{prefix}{part}.{last}") for part in ("gate_proj", "up_proj", "down_proj"))
+    joined = np.stack([gate, up], 2).reshape(gate.shape[0], -1, *gate.shape[2:])
+    if last == "bias":
+        tensors |= {prefix + "gate_up_proj_bias": joined, prefix + "down_proj_bias": down}
+    else:
+        transposed = [np.ascontiguousarray(matrix.swapaxes(1, 2)) for matrix in (joined, down)]
+        tensors |= dict(zip((prefix + "gate_up_proj", prefix + "down_proj"), transposed))

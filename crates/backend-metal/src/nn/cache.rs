@@ -52,6 +52,27 @@ impl KvCache {
         self.len
     }
 
+    /// Bytes of the buffers.
+    #[must_use]
+    pub(crate) fn bytes(&self) -> u64 {
+        self.arrays().map(|array| array.nbytes() as u64).sum()
+    }
+
+    /// Whether a text that begins with the first `len` tokens can go on from here, once [`truncate`](Self::truncate)d: a layer
+    /// with a window lets go of positions that would be needed again, and positions may depend on the whole text's length,
+    /// for which it is remembered.
+    #[must_use]
+    pub(crate) fn reaches(&self, len: usize) -> bool {
+        let whole = |layer: &LayerCache| layer.window.is_none_or(|window| self.len <= window);
+        self.text.is_empty() && (len == self.len || (len < self.len && self.layers.iter().all(whole)))
+    }
+
+    /// Forgets the tokens from position `len` on, which must be one that it [`reaches`](Self::reaches).
+    pub(crate) fn truncate(&mut self, len: usize) {
+        debug_assert!(self.reaches(len), "cannot cut {} tokens to {len}", self.len);
+        self.len = len;
+    }
+
     /// Says how long the text is that is about to be computed in chunks, for models whose positions depend on it
     /// (`ModelConfig::length_dependent`): without it, chunks could differ from the whole.
     pub(crate) fn expect(&mut self, len: usize) {
@@ -85,24 +106,6 @@ impl KvCache {
             .iter()
             .filter_map(|layer| layer.buffers.as_ref())
             .flat_map(|[keys, values]| [keys, values])
-    }
-
-    /// Forgets the tokens from position `len` on. Returns `false`, and changes nothing, where a layer with a window has
-    /// already let go of positions that would be needed again: such a text must be computed anew.
-    #[must_use]
-    #[allow(dead_code, reason = "what a scheduler needs to reuse a prefix")]
-    pub(crate) fn truncate(&mut self, len: usize) -> bool {
-        if len >= self.len {
-            return true;
-        }
-        // What is remembered must end where the text does, or later tokens would follow the wrong ones.
-        if !self.text.is_empty()
-            || self.layers.iter().any(|layer| layer.window.is_some_and(|window| self.len > window))
-        {
-            return false;
-        }
-        self.len = len;
-        true
     }
 
     /// The cache of one layer, and the position at which new tokens begin.

@@ -3,14 +3,13 @@
 use std::fs;
 
 use inference_core::{Error, ModelManifest};
-use mlx_rs::Device;
 use serde_json::{Value, json};
 
-use super::fixtures::{Rule, Variant};
+use super::fixtures::{Rule, Variant, device};
 
 /// The error that a changed variant gives, as text.
 fn refusal(name: &str, change: impl FnOnce(&mut Value, &mut Vec<Rule>)) -> String {
-    Device::set_default(&Device::cpu());
+    device();
     match Variant::changed(name, change).try_load() {
         Ok(_) => panic!("{name} loads"),
         Err(error) => {
@@ -98,7 +97,7 @@ fn an_unknown_architecture_is_told_what_there_is() {
 
 #[test]
 fn loading_tells_how_far_it_is_and_can_be_cancelled() {
-    Device::set_default(&Device::cpu());
+    device();
     let variant = Variant::changed("llama", |_, _| {});
     let manifest = ModelManifest::read(variant.folder.path()).unwrap();
     let mut seen = Vec::new();
@@ -122,7 +121,7 @@ fn loading_tells_how_far_it_is_and_can_be_cancelled() {
 
 #[test]
 fn a_file_that_shrinks_while_it_is_read_is_an_error() {
-    Device::set_default(&Device::cpu());
+    device();
     let variant = Variant::changed("llama", |_, _| {});
     let manifest = ModelManifest::read(variant.folder.path()).unwrap();
     let file = variant.folder.path().join("model.safetensors");
@@ -134,7 +133,7 @@ fn a_file_that_shrinks_while_it_is_read_is_an_error() {
 
 #[test]
 fn tied_heads_and_old_buffers_are_no_surplus() {
-    Device::set_default(&Device::cpu());
+    device();
     let variant = Variant::changed("llama-tied-llama3", |_, rules| {
         rules.push(("lm_head.weight".to_owned(), "F32".to_owned(), vec![128, 64], 0.0, 1.0));
         rules.push((

@@ -3,11 +3,10 @@
 use std::{fs, path::Path};
 
 use inference_core::{Dtype, Error, ModelManifest, Quantization};
-use mlx_rs::Device;
 use serde_json::json;
 
 use super::{
-    fixtures::Variant,
+    fixtures::{Variant, device},
     golden::{TOLERANCE, distance, whole},
 };
 use crate::load::{ConvertOptions, convert};
@@ -26,7 +25,7 @@ fn run(folder: &Path, prompt: &[u32]) -> Vec<Vec<f32>> {
 
 #[test]
 fn every_family_goes_there_and_back() {
-    Device::set_default(&Device::cpu());
+    device();
     for variant in Variant::all().iter().filter(|variant| !variant.name.contains('+')) {
         let Variant { name, folder, golden, .. } = variant;
         let scratch = tempfile::tempdir().unwrap();
@@ -54,7 +53,7 @@ fn every_family_goes_there_and_back() {
 
 #[test]
 fn rules_choose_for_single_matrices() {
-    Device::set_default(&Device::cpu());
+    device();
     let variant = Variant::changed("llama", |_, _| {});
     fs::write(variant.folder.path().join("tokenizer.json"), "{}").unwrap();
     let source = ModelManifest::read(variant.folder.path()).unwrap();
@@ -87,7 +86,7 @@ fn rules_choose_for_single_matrices() {
 
 #[test]
 fn there_is_never_half_a_folder() {
-    Device::set_default(&Device::cpu());
+    device();
     let variant = Variant::changed("llama", |_, _| {});
     let source = ModelManifest::read(variant.folder.path()).unwrap();
     let scratch = tempfile::tempdir().unwrap();
@@ -107,7 +106,7 @@ fn there_is_never_half_a_folder() {
 
 #[test]
 fn what_cannot_be_converted_is_refused() {
-    Device::set_default(&Device::cpu());
+    device();
     let scratch = tempfile::tempdir().unwrap();
     let target = scratch.path().join("model");
     let attempt = |name: &str, options: &ConvertOptions| {

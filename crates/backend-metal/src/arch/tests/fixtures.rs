@@ -10,7 +10,7 @@ use std::{
 
 use half::{bf16, f16};
 use inference_core::{ModelManifest, Result};
-use mlx_rs::Array;
+use mlx_rs::{Array, Device};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -29,6 +29,9 @@ pub(super) struct Golden {
 
 #[derive(Deserialize)]
 pub(super) struct MlxLm {
+    #[serde(default)]
+    pub(super) max: Option<f32>,
+    #[serde(default)]
     pub(super) rms: Option<f32>,
 }
 
@@ -41,12 +44,23 @@ pub(super) struct Variant {
     pub(super) golden: Golden,
 }
 
+/// Has MLX compute on the CPU, or on what `TEST_DEVICE=gpu` asks for.
+pub(super) fn device() {
+    let gpu = std::env::var("TEST_DEVICE").is_ok_and(|device| device == "gpu");
+    Device::set_default(&if gpu { Device::gpu() } else { Device::cpu() });
+}
+
+/// Where the fixtures are, also for a test program that runs on another machine than it was built on.
+fn root() -> PathBuf {
+    let package = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    Path::new(&package).join("tests/fixtures")
+}
+
 impl Variant {
     /// All that are committed.
     pub(super) fn all() -> Vec<Self> {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
         let mut folders: Vec<PathBuf> =
-            fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path()).collect();
+            fs::read_dir(root()).unwrap().map(|entry| entry.unwrap().path()).collect();
         folders.sort();
         folders
             .iter()
@@ -61,7 +75,7 @@ impl Variant {
 
     /// The variant of this name, changed.
     pub(super) fn changed(name: &str, change: impl FnOnce(&mut Value, &mut Vec<Rule>)) -> Self {
-        Self::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name), change)
+        Self::read(&root().join(name), change)
     }
 
     fn read(fixture: &Path, change: impl FnOnce(&mut Value, &mut Vec<Rule>)) -> Self {

@@ -1,8 +1,8 @@
 //! Every variant of every family against what the reference implementations made of the same weights.
 
-use mlx_rs::{Array, Device, Dtype, ops::indexing::TryIndexOp as _};
+use mlx_rs::{Array, Dtype, ops::indexing::TryIndexOp as _};
 
-use super::fixtures::{Variant, tokens};
+use super::fixtures::{Variant, device, tokens};
 use crate::{
     arch::Architecture,
     nn::{KvCache, Rows},
@@ -47,50 +47,72 @@ fn argmax(logits: &[f32]) -> u32 {
     logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).unwrap().0 as u32
 }
 
+/// What one variant came to.
+struct Outcome {
+    /// The largest difference of a logit.
+    worst: f32,
+    /// Their root mean square.
+    rms: f32,
+    /// Steps at which our greedy token is the reference's, or the reference's own choice is a matter of rounding.
+    agreeing: usize,
+}
+
+fn compare(variant: &Variant, model: &dyn Architecture) -> Outcome {
+    let golden = &variant.golden;
+    let ours = whole(model, &golden.prompt);
+    let picked: Vec<_> = golden.positions.iter().map(|position| &ours[*position]).collect();
+    let worst = picked.iter().zip(&golden.logits).map(|(a, b)| distance(a, b)).fold(0.0, larger);
+    let mut cache = model.new_cache();
+    let mut logits = cached(model, &golden.prompt, &mut cache).pop().unwrap();
+    let mut agreeing = 0;
+    for (id, margin) in golden.greedy.iter().zip(&golden.margins) {
+        agreeing += usize::from(argmax(&logits) == *id || *margin <= 2.0 * TOLERANCE);
+        // The reference's token, whatever ours.
+        logits = cached(model, &[*id], &mut cache).pop().unwrap();
+    }
+    Outcome { worst, rms: rms(&picked, &golden.logits), agreeing }
+}
+
+/// With `ACCURACY_TABLE` set, the figures go to that file as Markdown.
 #[test]
 fn logits_and_greedy_tokens_are_the_references() {
-    Device::set_default(&Device::cpu());
+    device();
     let mut failures = Vec::new();
+    let mut table = String::from(
+        "| variant | std of logits | max Δ | rms Δ | greedy | mlx_lm: max Δ |\n|---|--:|--:|--:|--:|--:|\n",
+    );
     for variant in Variant::all() {
-        let golden = &variant.golden;
-        let model = variant.load();
-        let ours = whole(&*model, &golden.prompt);
-        let picked: Vec<_> = golden.positions.iter().map(|position| &ours[*position]).collect();
-        let worst = picked.iter().zip(&golden.logits).map(|(a, b)| distance(a, b)).fold(0.0, larger);
-        let rms = rms(&picked, &golden.logits);
-        println!("{}: at most {worst:.1e}, rms {rms:.1e}, mlx_lm's {:?}", variant.name, golden.mlx_lm.rms);
+        let Variant { name, golden, .. } = &variant;
+        let Outcome { worst, rms, agreeing } = compare(&variant, &*variant.load());
+        let (steps, std) = (golden.greedy.len(), golden.std);
+        let mlx = golden.mlx_lm.max.map_or("–".to_owned(), |max| format!("{max:.1e}"));
+        table += &format!("| {name} | {std:.1} | {worst:.1e} | {rms:.1e} | {agreeing}/{steps} | {mlx} |\n");
         if variant.is_half() {
-            // The reference computed in float32. We are as far from it as half precision makes mlx_lm, or nearer.
-            let limit = golden.mlx_lm.rms.unwrap_or(0.05 * golden.std);
-            let near = rms <= 1.02 * limit;
+            // The reference computed in float32. We are as far from it as half precision makes mlx_lm, but for the tenth by
+            // which one rounding differs from another; where mlx_lm is further off it computes something else.
+            let limit = golden.mlx_lm.rms.filter(|rms| *rms < 0.05 * std).unwrap_or(0.05 * std);
+            let near = rms <= 1.1 * limit;
             if !near {
-                failures.push(format!("{}: rms {rms} from the reference, mlx_lm {limit}", variant.name));
+                failures.push(format!("{name}: rms {rms} from the reference, mlx_lm {limit}"));
             }
             continue;
         }
-        let right = worst <= TOLERANCE;
+        let right = worst <= TOLERANCE && agreeing == steps;
         if !right {
-            failures.push(format!("{}: logits differ by {worst}", variant.name));
-            continue;
+            failures
+                .push(format!("{name}: logits differ by {worst}, {agreeing} of {steps} greedy tokens agree"));
         }
-        let mut cache = model.new_cache();
-        let mut logits = cached(&*model, &golden.prompt, &mut cache).pop().unwrap();
-        for (step, (id, margin)) in golden.greedy.iter().zip(&golden.margins).enumerate() {
-            // Under this margin the reference's own choice is a matter of rounding.
-            let pick = argmax(&logits);
-            if pick != *id && *margin > 2.0 * TOLERANCE {
-                failures.push(format!("{}: step {step} gives {pick}, the reference {id}", variant.name));
-                break;
-            }
-            logits = cached(&*model, &[*id], &mut cache).pop().unwrap();
-        }
+    }
+    println!("{table}");
+    if let Some(path) = std::env::var_os("ACCURACY_TABLE") {
+        std::fs::write(path, table).unwrap();
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
 
 #[test]
 fn chunks_cache_and_batch_change_nothing() {
-    Device::set_default(&Device::cpu());
+    device();
     for variant in Variant::all() {
         let Variant { name, golden, .. } = &variant;
         let model = variant.load();

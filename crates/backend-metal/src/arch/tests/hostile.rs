@@ -3,10 +3,9 @@
 use std::{fs, panic::AssertUnwindSafe};
 
 use inference_core::{Error, ModelManifest};
-use mlx_rs::Device;
 use serde_json::{Value, json};
 
-use super::fixtures::{Variant, tokens};
+use super::fixtures::{Variant, device, tokens};
 use crate::nn::Rows;
 
 /// Variants that between them have every field that a family reads.
@@ -60,7 +59,7 @@ fn paths(value: &Value, at: &str, found: &mut Vec<String>) {
 
 #[test]
 fn no_config_panics() {
-    Device::set_default(&Device::cpu());
+    device();
     let (mut runs, mut refused) = (0, 0);
     for variant in Variant::all().iter().filter(|variant| VARIANTS.contains(&variant.name.as_str())) {
         let file = variant.folder.path().join("config.json");
