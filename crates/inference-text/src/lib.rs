@@ -4,11 +4,13 @@
 //! - [`TextAssembler`] turns generated ids into tokens with text, held back while that text is undecided: half a
 //!   character, or the possible beginning of a stop string. [`Detokenizer`] and [`StopStrings`] are its parts.
 //! - [`ChatTemplate`] renders a conversation the way the model was trained on it.
+//! - [`AnswerParser`] tells text, reasoning and calls of tools apart in what the model says.
 //!
 //! Nothing in a model folder is trusted: files are bounded, a hostile tokenizer or template is an error and neither a
 //! panic nor an endless loop.
 #![forbid(unsafe_code)]
 
+mod answer;
 mod assembler;
 mod detokenizer;
 mod guard;
@@ -17,6 +19,7 @@ mod stop;
 mod template;
 mod tokenizer;
 
+pub use answer::{AnswerEvent, AnswerParser};
 pub use assembler::{TextAssembler, TextEvent};
 pub use detokenizer::Detokenizer;
 pub use stop::StopStrings;

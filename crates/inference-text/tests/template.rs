@@ -166,7 +166,7 @@ fn hostile_templates_end_with_an_error() {
         ("long elif chain", format!("{{% if 0 %}}{}{{% endif %}}", "{% elif 0 %}".repeat(20_000))),
         ("deep brackets", format!("{{{{ {}{} }}}}", "[".repeat(100_000), "]".repeat(100_000))),
         ("deep parentheses", format!("{{{{ {}1{} }}}}", "(".repeat(100_000), ")".repeat(100_000))),
-        ("deep blocks", "{% if 1 %}".repeat(20_000) + &"{% endif %}".repeat(1)),
+        ("deep blocks", "{% if 1 %}".repeat(20_000) + "{% endif %}"),
         ("much output", format!("{{% for i in range(99999) %}}{}{{% endfor %}}", "x".repeat(100_000))),
         ("strange slice", "{{ 'abc'[::0] }}".to_owned()),
         ("wild clock", "{{ strftime_now('%999999999999Y' * 1000) }}".to_owned()),
