@@ -9,6 +9,9 @@ use serde_json::Value;
 /// The longest text that normalisation may make: it keeps some forty bytes about each.
 const MAX_GROWN: usize = 64 << 20;
 
+/// How often a post-processor may put a text into its result; published ones do so once.
+const MAX_COPIES: usize = 4;
+
 /// The parts that say what is done to a text; vocabularies are skipped over.
 #[derive(Deserialize)]
 struct Shape {
@@ -16,6 +19,8 @@ struct Shape {
     normalizer: Value,
     #[serde(default)]
     pre_tokenizer: Value,
+    #[serde(default)]
+    post_processor: Value,
 }
 
 /// How long a text of a given length may become: at most `factor` times as long and `constant` bytes more.
@@ -74,12 +79,24 @@ impl Growth {
     }
 }
 
+/// How often a post-processor puts the text into its result. Only templates for one text are used.
+fn copies(step: &Value) -> usize {
+    let items = |key: &str| step.get(key).and_then(Value::as_array).into_iter().flatten();
+    let own = items("single").filter(|piece| piece.get("Sequence").is_some()).count().max(1);
+    items("processors").map(copies).fold(own, usize::saturating_mul)
+}
+
 /// Checks the file; how much it may make a text grow.
 ///
 /// # Errors
-/// [`Error::InvalidModel`]: it is no tokenizer.
+/// [`Error::InvalidModel`]: it is no tokenizer, or would multiply every text.
 pub(crate) fn check(path: &Path, bytes: &[u8]) -> Result<Growth> {
     let shape: Shape = serde_json::from_slice(bytes)
         .map_err(|error| Error::invalid_file(path, format!("is no tokenizer: {error}")))?;
+    let copies = copies(&shape.post_processor);
+    if copies > MAX_COPIES {
+        let reason = format!("repeats the text {copies} times, expected at most {MAX_COPIES}");
+        return Err(Error::invalid_key(path, "post_processor", reason));
+    }
     Ok(Growth::of(&shape.normalizer).then(Growth::of(&shape.pre_tokenizer)))
 }

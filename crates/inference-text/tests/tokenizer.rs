@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 use inference_core::Error;
 use inference_text::{MAX_TEXT_BYTES, Tokenizer};
 use proptest::prelude::*;
-use serde_json::json;
+use serde_json::{Value, json};
 use support::*;
 
 #[test]
@@ -78,7 +78,7 @@ fn tokens_that_only_the_configuration_lists_are_added() {
 
 #[test]
 fn what_is_no_tokenizer_is_named() {
-    let fails = |files: &[(&str, &serde_json::Value)]| {
+    let fails = |files: &[(&str, &Value)]| {
         let error = Tokenizer::load(folder(files).path()).unwrap_err();
         assert!(matches!(error, Error::InvalidModel { .. }), "{error:?}");
         error.to_string()
@@ -93,6 +93,9 @@ fn what_is_no_tokenizer_is_named() {
     let mut bad = byte_level(WORDS);
     bad["decoder"] = json!({"type": "CTC", "pad_token": "x", "word_delimiter_token": "|", "cleanup": false});
     assert!(fails(&[("tokenizer.json", &bad)]).contains("CTC"));
+    let mut echo = byte_fallback(true);
+    echo["post_processor"]["single"] = json!(vec![json!({"Sequence": {"id": "A", "type_id": 0}}); 9]);
+    assert!(fails(&[("tokenizer.json", &echo)]).contains("repeats the text 9 times"));
     bad["decoder"] = json!({"type": "Strip", "content": "x", "start": 0, "stop": 1000});
     assert!(fails(&[("tokenizer.json", &bad)]).contains("decoder"));
 }
@@ -130,5 +133,53 @@ proptest! {
         let tokenizer = &*TOKENIZER;
         let ids = tokenizer.encode(&text, false).unwrap();
         prop_assert_eq!(tokenizer.decode(&ids, false), text);
+    }
+}
+
+/// Leaves of a JSON value, by path.
+fn leaves(value: &Value, path: String, into: &mut Vec<String>) {
+    match value {
+        Value::Object(map) if !path.contains("/vocab/") => {
+            map.iter()
+                .for_each(|(key, value)| leaves(value, format!("{path}/{}", key.replace('/', "~1")), into));
+        }
+        Value::Array(items) => {
+            items.iter().enumerate().for_each(|(at, value)| leaves(value, format!("{path}/{at}"), into));
+        }
+        _ => into.push(path),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    #[test]
+    fn a_broken_tokenizer_is_an_error_or_works(
+        kind in 0usize..6,
+        place in any::<prop::sample::Index>(),
+        other in prop::sample::select(vec![
+            json!(null), json!(-1), json!(0), json!(1e9), json!(4294967295u32), json!(""), json!("▁"), json!("ByteLevel"),
+            json!("Fuse"), json!("(a+)+$"), json!("("), json!([]), json!({}), json!(true), json!(["a", "b"]),
+        ]),
+    ) {
+        let mut file = [
+            byte_level(WORDS), byte_fallback(true), byte_fallback(false), unigram(), word_piece(true), word_piece(false),
+        ][kind]
+        .clone();
+        let mut paths = Vec::new();
+        leaves(&file, String::new(), &mut paths);
+        let path = place.get(&paths);
+        if let Some(leaf) = file.pointer_mut(path) {
+            *leaf = other;
+        }
+        let folder = folder(&[("tokenizer.json", &file)]);
+        match Tokenizer::load(folder.path()) {
+            Ok(tokenizer) => {
+                let ids = tokenizer.encode("hello <s> wörld 你好!", true);
+                tokenizer.decode(&ids.unwrap_or_default(), false);
+                tokenizer.decode(&[0, 1, 2, 3, 255, 256, 260, u32::MAX], true);
+            }
+            Err(error) => prop_assert!(matches!(error, Error::InvalidModel { .. }), "{path}: {error:?}"),
+        }
     }
 }
