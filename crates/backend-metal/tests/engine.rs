@@ -1,5 +1,7 @@
 //! The scheduler on a real model: rows that join, leave, wait and are cancelled give what each would give alone.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
 use std::{path::PathBuf, sync::Arc};
 
 use backend_metal as _;
@@ -93,6 +95,33 @@ async fn a_prompt_in_chunks_is_the_prompt_as_a_whole() {
             );
         }
     }
+}
+
+/// Three turns of a chat: each computes only what is new, and says what it would say without the cache.
+#[tokio::test]
+async fn a_second_turn_computes_only_what_is_new() {
+    let cached = model(LoadOptions::new()).await;
+    let plain = model(LoadOptions::new().prefix_cache(0)).await;
+    let mut chat = vec![Message::user("What is the capital of France?")];
+    let (mut known, mut reused) = (0, 0);
+    for next in ["What is 17+25?", "Who are you?", "Classify: I have a sore throat."] {
+        let options = GenerateOptions::new().log_probabilities(0);
+        let answer = cached.complete(Prompt::Chat(chat.clone()), options.clone()).await.unwrap();
+        let expected = plain.complete(Prompt::Chat(chat.clone()), options).await.unwrap();
+        assert_eq!((&answer.text, &answer.finish.reason), (&expected.text, &expected.finish.reason));
+        for (a, b) in answer.tokens.iter().zip(&expected.tokens) {
+            assert!((a.log_probability.unwrap() - b.log_probability.unwrap()).abs() < 1e-4, "{answer:?}");
+        }
+        assert_eq!(expected.finish.metrics.cached_tokens, 0);
+        // All that the model has seen, its answer and the token that ended it included.
+        let metrics = answer.finish.metrics;
+        assert!(metrics.cached_tokens >= known, "{metrics:?}, {known} were known");
+        reused += metrics.cached_tokens;
+        known = metrics.prompt_tokens + metrics.generated_tokens;
+        chat.extend([Message::assistant(answer.text), Message::user(next)]);
+    }
+    assert!(reused > 0, "nothing was reused");
+    assert_eq!(cached.stats().cached_tokens, reused as u64);
 }
 
 #[tokio::test]

@@ -1,5 +1,7 @@
 //! Closing a model gives its memory back. Alone in its process, because MLX's allocator is the process's.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
 use backend_metal as _;
 use inference_core::{GenerateOptions, Message, Prompt, Registry, TextModelExt as _, load_model};
 

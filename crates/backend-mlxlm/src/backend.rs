@@ -19,8 +19,33 @@ pub const DESCRIPTOR: BackendDescriptor = BackendDescriptor::new(ID, 10, probe, 
 
 register_backend!(DESCRIPTOR);
 
-/// Everything but training, for which there is a native engine.
-pub(crate) const CAPABILITIES: Capabilities = Capabilities::all().without(Feature::Train);
+/// What this backend can do. Named one by one: a feature that the contract gains is not one that is here.
+const CAPABILITIES: Capabilities = Capabilities::of(&[
+    Feature::Generate,
+    Feature::Chat,
+    Feature::ChatTemplateOptions,
+    Feature::Classify,
+    Feature::Logits,
+    Feature::Sampling,
+    Feature::Seed,
+    Feature::TopP,
+    Feature::MinP,
+    Feature::TopK,
+    Feature::Xtc,
+    Feature::LogitBias,
+    Feature::RepetitionPenalty,
+    Feature::PresencePenalty,
+    Feature::FrequencyPenalty,
+    Feature::LogProbabilities,
+    Feature::Stop,
+    Feature::MinTokens,
+    Feature::Adapter,
+    Feature::ContextLength,
+    Feature::MemoryLimit,
+    Feature::CacheLimit,
+    Feature::MaxBatch,
+    Feature::PrefillChunk,
+]);
 
 /// Python's mlx_lm, one child process for each model.
 #[derive(Debug)]

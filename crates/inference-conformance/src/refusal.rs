@@ -80,6 +80,7 @@ async fn ask(subject: &Subject, model: &dyn TextModel, feature: Feature) -> Opti
                 Feature::CacheLimit => load.cache_limit(1 << 30),
                 Feature::MaxBatch => load.max_batch(1),
                 Feature::PrefillChunk => load.prefill_chunk(64),
+                Feature::PrefixCache => load.prefix_cache(0),
                 _ => return None,
             };
             return Some(subject.load(load).await.map(drop));

@@ -72,6 +72,8 @@ features! {
     MaxBatch = "max-batch",
     /// A prefill chunk chosen at load.
     PrefillChunk = "prefill-chunk",
+    /// A budget for keys and values of ended texts, which prompts that begin alike reuse.
+    PrefixCache = "prefix-cache",
     /// `TextModel::trainable`.
     Train = "train",
 }

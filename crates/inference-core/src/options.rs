@@ -34,6 +34,9 @@ pub struct LoadOptions {
     pub max_batch: Option<usize>,
     /// Prompt tokens computed at once; unset: the backend's choice.
     pub prefill_chunk: Option<usize>,
+    /// Bytes of keys and values kept of ended texts, for prompts that begin as they did; 0 keeps none; unset: the backend's
+    /// choice.
+    pub prefix_cache: Option<u64>,
     /// Bytes that the engine may use; process-wide where its allocator is.
     pub memory_limit: Option<u64>,
     /// Bytes that the engine's allocator may keep for reuse.
@@ -78,6 +81,14 @@ impl LoadOptions {
     #[must_use]
     pub fn prefill_chunk(mut self, tokens: usize) -> Self {
         self.prefill_chunk = Some(tokens);
+        self
+    }
+
+    /// Keeps at most this many bytes of keys and values of ended texts: a prompt that begins as one of them did computes only
+    /// what is new. 0 keeps none.
+    #[must_use]
+    pub fn prefix_cache(mut self, bytes: u64) -> Self {
+        self.prefix_cache = Some(bytes);
         self
     }
 
@@ -133,6 +144,7 @@ impl LoadOptions {
             self.adapter.as_ref().map(|_| Feature::Adapter),
             self.max_batch.map(|_| Feature::MaxBatch),
             self.prefill_chunk.map(|_| Feature::PrefillChunk),
+            self.prefix_cache.map(|_| Feature::PrefixCache),
             self.memory_limit.map(|_| Feature::MemoryLimit),
             self.cache_limit.map(|_| Feature::CacheLimit),
         ]

@@ -6,6 +6,7 @@
 mod classify;
 mod device;
 mod memory;
+mod prefix;
 mod row;
 mod sampler;
 mod scheduler;
@@ -17,7 +18,7 @@ use std::{
     pin::pin,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -45,6 +46,9 @@ const DEFAULT_MAX_BATCH: usize = 32;
 
 /// Prompt tokens computed at once where the caller sets none.
 const DEFAULT_PREFILL_CHUNK: usize = 1024;
+
+/// Bytes of keys and values kept of ended texts where the caller sets no budget.
+const DEFAULT_PREFIX_CACHE: u64 = 512 << 20;
 
 /// A model that lives on the MLX thread. Dropping it releases the model.
 #[derive(Debug)]
@@ -162,10 +166,13 @@ fn thread(device: Device) -> Result<&'static mpsc::UnboundedSender<Command>> {
 /// would crash the exit.
 ///
 /// Handlers run in the reverse order of registration, mixed with the destructors of static objects, of which MLX makes some
-/// at first use. So it is registered anew after each load; to run twice does no harm.
+/// at first use. So it is registered anew after each load, and the first to run does the work.
 fn quit_at_exit() {
+    static QUIT: AtomicBool = AtomicBool::new(false);
     extern "C" fn quit() {
-        if let Some(Ok(commands)) = THREAD.get() {
+        if let Some(Ok(commands)) = THREAD.get()
+            && !QUIT.swap(true, Ordering::AcqRel)
+        {
             let (reply, done) = std::sync::mpsc::channel();
             if commands.send(Command::Exit { reply }).is_ok() {
                 // A step that takes longer than this is not worth waiting for.
@@ -294,6 +301,7 @@ fn load_model(load: Load) -> Result<(Scheduler, ModelConfig)> {
         backend: device.id(),
         max_batch: options.max_batch.unwrap_or(DEFAULT_MAX_BATCH),
         prefill_chunk: options.prefill_chunk.unwrap_or(DEFAULT_PREFILL_CHUNK),
+        prefix_cache: options.prefix_cache.unwrap_or(DEFAULT_PREFIX_CACHE),
         context_length,
         eos,
     };

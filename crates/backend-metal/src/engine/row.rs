@@ -80,6 +80,10 @@ pub(super) struct Row {
     /// Chosen and not yet read, oldest first: at most two.
     pub(super) in_flight: VecDeque<InFlight>,
     prompt_len: usize,
+    /// Prompt tokens that were found in the prefix cache.
+    cached: usize,
+    /// The id that ended the text, which is not among `tokens`.
+    end: Option<u32>,
     max_tokens: usize,
     options: GenerateOptions,
     eos: Vec<u32>,
@@ -106,6 +110,8 @@ impl Row {
             prefilled: 0,
             in_flight: VecDeque::with_capacity(2),
             prompt_len: prompt.len(),
+            cached: 0,
+            end: None,
             max_tokens: options.max_tokens_or_default().min(room),
             tokens: prompt,
             options,
@@ -123,10 +129,23 @@ impl Row {
         }
     }
 
-    /// The engine begins with it.
-    pub(super) fn begin(&mut self) {
+    /// The engine begins with it, perhaps with the keys and values of the prompt's beginning.
+    pub(super) fn begin(&mut self, known: Option<KvCache>) {
         self.began = Instant::now();
+        if let Some(known) = known {
+            self.prefilled = known.len();
+            self.cached = known.len();
+            self.cache = known;
+        }
         self.cache.expect(self.prompt_len);
+    }
+
+    /// Its keys and values, and the tokens that they are of. The row is of no use afterwards but to end it.
+    pub(super) fn take_cache(&mut self) -> (Vec<u32>, KvCache) {
+        let mut tokens = self.tokens.clone();
+        tokens.extend(self.end);
+        tokens.truncate(self.cache.len());
+        (tokens, std::mem::replace(&mut self.cache, KvCache::new([])))
     }
 
     pub(super) fn prompt(&self) -> &[u32] {
@@ -194,6 +213,7 @@ impl Row {
         let scores = in_flight.report.as_ref().map(read_scores).transpose()?.unwrap_or_default();
         self.note_time();
         if let Some(cause) = self.stop_cause(id) {
+            self.end = Some(id);
             return Ok(Some(FinishReason::Stop(cause)));
         }
         self.tokens.push(id);
@@ -264,6 +284,7 @@ impl Row {
     fn metrics(&mut self) -> Metrics {
         let mut metrics = Metrics::default();
         metrics.prompt_tokens = self.prompt_len;
+        metrics.cached_tokens = self.cached;
         metrics.generated_tokens = self.generated();
         metrics.queued = self.began - self.called;
         metrics.prefill = self.first.unwrap_or_else(Instant::now) - self.began;

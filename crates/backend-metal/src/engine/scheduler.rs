@@ -27,6 +27,7 @@ use mlx_rs::{
 use super::{
     classify::ClassifyJob,
     device, memory,
+    prefix::PrefixCache,
     row::{InFlight, Request, Row},
     stats::Stats,
 };
@@ -45,6 +46,8 @@ pub(super) struct Limits {
     pub(super) max_batch: usize,
     pub(super) prefill_chunk: usize,
     pub(super) context_length: usize,
+    /// Bytes kept of ended texts.
+    pub(super) prefix_cache: u64,
     pub(super) eos: Vec<u32>,
 }
 
@@ -60,6 +63,7 @@ pub(super) struct Scheduler {
     prefilling: VecDeque<Row>,
     running: Vec<Row>,
     jobs: VecDeque<ClassifyJob>,
+    prefixes: PrefixCache,
     steps: u64,
 }
 
@@ -82,7 +86,8 @@ impl Scheduler {
         stats: Arc<Stats>,
     ) -> Self {
         let (waiting, prefilling, running, jobs) = Default::default();
-        Self { model, stream, limits, stats, waiting, prefilling, running, jobs, steps: 0 }
+        let prefixes = PrefixCache::new(limits.prefix_cache);
+        Self { model, stream, limits, stats, waiting, prefilling, running, jobs, prefixes, steps: 0 }
     }
 
     pub(super) fn push(&mut self, request: Request) {
@@ -107,7 +112,7 @@ impl Scheduler {
         }
         // What was submitted still runs, on memory that is about to go.
         let _ = device::synchronize(&self.stream);
-        drop(self.model);
+        drop((self.model, self.prefixes));
         // Without it the weights' memory stays with the allocator; a failure leaves it there.
         let _ = mlx_rs::memory::clear_cache();
     }
@@ -147,17 +152,23 @@ impl Scheduler {
     }
 
     fn retire_cancelled(&mut self) {
-        for row in self.running.extract_if(.., |row| row.is_cancelled()) {
-            row.finish(Ok(FinishReason::Cancelled), &self.stats);
-        }
+        let mut cancelled: Vec<Row> = self.running.extract_if(.., |row| row.is_cancelled()).collect();
         for queue in [&mut self.waiting, &mut self.prefilling] {
             for _ in 0..queue.len() {
                 match queue.pop_front() {
-                    Some(row) if row.is_cancelled() => row.finish(Ok(FinishReason::Cancelled), &self.stats),
+                    Some(row) if row.is_cancelled() => cancelled.push(row),
                     row => queue.extend(row),
                 }
             }
         }
+        cancelled.into_iter().for_each(|row| self.end(row, FinishReason::Cancelled));
+    }
+
+    /// Ends a row whose work went well, and keeps its keys and values for a prompt that goes on from it.
+    fn end(&mut self, mut row: Row, reason: FinishReason) {
+        let (tokens, cache) = row.take_cache();
+        self.prefixes.keep(tokens, cache);
+        row.finish(Ok(reason), &self.stats);
     }
 
     fn classify_some(&mut self) -> bool {
@@ -186,7 +197,7 @@ impl Scheduler {
         if self.running.len() + self.prefilling.len() < self.limits.max_batch
             && let Some(mut row) = self.waiting.pop_front()
         {
-            row.begin();
+            row.begin(self.prefixes.find(row.prompt()));
             self.prefilling.push_front(row);
         }
         let Some(mut row) = self.prefilling.pop_front() else { return false };
@@ -195,7 +206,7 @@ impl Scheduler {
         match guard(self.limits.backend, "compute the prompt", || prefill_chunk(model, &mut row, chunk)) {
             Err(error) => row.finish(Err(error), &self.stats),
             Ok(()) if row.prefilled < row.prompt().len() => self.prefilling.push_back(row),
-            Ok(()) if row.in_flight.is_empty() => row.finish(Ok(FinishReason::Length), &self.stats),
+            Ok(()) if row.in_flight.is_empty() => self.end(row, FinishReason::Length),
             Ok(()) => self.running.push(row),
         }
         true
@@ -252,7 +263,7 @@ impl Scheduler {
             read = true;
             match guard(self.limits.backend, "read a token", || row.deliver()) {
                 Ok(None) => kept.push(row),
-                Ok(Some(reason)) => row.finish(Ok(reason), &self.stats),
+                Ok(Some(reason)) => self.end(row, reason),
                 Err(error) => row.finish(Err(error), &self.stats),
             }
         }

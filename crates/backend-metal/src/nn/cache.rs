@@ -237,3 +237,94 @@ impl LayerCache {
 fn join(a: &[Array; 2], b: &[Array; 2]) -> Result<[Array; 2]> {
     Ok([ops::concatenate(&[&a[0], &b[0]], 2)?, ops::concatenate(&[&a[1], &b[1]], 2)?])
 }
+
+#[cfg(test)]
+mod tests {
+    use mlx_rs::Device;
+
+    use super::*;
+
+    /// Keys that say which position they are of; values that are their negatives.
+    fn tokens(positions: std::ops::Range<usize>) -> [Array; 2] {
+        let numbers: Vec<f32> = positions.clone().map(|position| position as f32).collect();
+        let keys = Array::from_slice(&numbers, &[1, 1, positions.len() as i32, 1]);
+        let values = keys.negative().unwrap();
+        [keys, values]
+    }
+
+    /// The positions that a layer shows to the tokens of each step.
+    fn seen(window: Option<usize>, steps: &[usize]) -> Vec<Vec<usize>> {
+        Device::set_default(&Device::cpu());
+        let mut layer = LayerCache::new(window);
+        let mut at = 0;
+        let mut shown = Vec::new();
+        for step in steps {
+            let [keys, values] = tokens(at..at + step);
+            let [keys, values] = layer.update(at, &keys, &values).unwrap();
+            assert!(values.eq_values(keys.negative().unwrap()).unwrap());
+            let keys = keys.contiguous().unwrap().to_vec_exact::<f32>().unwrap();
+            shown.push(keys.into_iter().map(|key| key as usize).collect());
+            at += step;
+        }
+        shown
+    }
+
+    #[test]
+    fn without_a_window_everything_is_seen_in_order() {
+        let shown = seen(None, &[3, 1, 300, 1]);
+        assert_eq!(shown[1], (0..4).collect::<Vec<_>>());
+        assert_eq!(shown[3], (0..305).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn single_tokens_go_round_a_window() {
+        let shown = seen(Some(4), &[1; 11]);
+        for (position, mut shown) in shown.into_iter().enumerate() {
+            shown.sort_unstable();
+            assert_eq!(shown, (position.saturating_sub(3)..=position).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn chunks_see_the_window_before_them_in_order() {
+        for steps in
+            [vec![3, 3, 3, 3], vec![9, 2, 7], vec![1, 1, 5, 1, 4, 1], vec![4, 4, 1, 3], vec![2, 300, 5]]
+        {
+            let shown = seen(Some(4), &steps);
+            let mut at = 0_usize;
+            for (step, mut shown) in steps.iter().zip(shown) {
+                let first = at.saturating_sub(3);
+                if *step == 1 {
+                    shown.sort_unstable();
+                }
+                let expected: Vec<_> = (first..at + step).collect();
+                assert_eq!(
+                    shown[shown.len() - expected.len().min(shown.len())..],
+                    expected[..],
+                    "{steps:?} at {at}"
+                );
+                at += step;
+            }
+        }
+    }
+
+    #[test]
+    fn a_text_can_be_cut_short_until_a_window_has_let_go_of_it() {
+        Device::set_default(&Device::cpu());
+        let mut cache = KvCache::new([None, Some(4)]);
+        for position in 0..4 {
+            let [keys, values] = tokens(position..position + 1);
+            for index in 0..2 {
+                let (layer, at) = cache.layer(index);
+                layer.update(at, &keys, &values).unwrap();
+            }
+            cache.advance(1);
+        }
+        assert!(cache.reaches(2) && !cache.reaches(5));
+        cache.truncate(2);
+        assert_eq!(cache.len(), 2);
+        cache.advance(3);
+        assert!(cache.reaches(5) && !cache.reaches(2));
+        assert_eq!(cache.arrays().count(), 4);
+    }
+}
