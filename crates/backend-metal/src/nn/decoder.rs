@@ -85,7 +85,8 @@ impl<B: Block> Decoder<B> {
     }
 
     /// Computes the texts anew that `tokens` take past the limit, and remembers the tokens.
-    fn recompute(&self, limit: usize, tokens: &Array, caches: &mut [&mut KvCache]) -> Result<()> {
+    fn recompute(&self, tokens: &Array, caches: &mut [&mut KvCache]) -> Result<()> {
+        let limit = self.recompute_at.unwrap_or(usize::MAX);
         let count = tokens.dim(-1) as usize;
         for (row, cache) in caches.iter_mut().enumerate() {
             let length = cache.length_with(count);
@@ -113,8 +114,8 @@ impl<B: Block> Architecture for Decoder<B> {
     }
 
     fn hidden(&self, tokens: &Array, mut rows: Rows<'_>) -> Result<Array> {
-        if let (Some(limit), Rows::Cached(caches)) = (self.recompute_at, &mut rows) {
-            self.recompute(limit, tokens, caches)?;
+        if let (true, Rows::Cached(caches)) = (self.config.length_dependent, &mut rows) {
+            self.recompute(tokens, caches)?;
         }
         self.pass(tokens, rows)
     }

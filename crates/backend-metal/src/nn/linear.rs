@@ -12,6 +12,10 @@ use super::{
     weights::{FLOATS, Weights, take_joined},
 };
 
+/// MLX's CUDA kernels for products with quantised matrices read the matrix once for every few rows. From this many rows on it is
+/// cheaper to write the matrix out in full and multiply with that.
+const DEQUANTISE_FROM: usize = 16;
+
 /// A matrix `[out, in]`, or a stack of matrices `[n, out, in]`.
 #[derive(Debug, Clone)]
 pub(crate) enum Matrix {
@@ -85,7 +89,13 @@ impl Matrix {
     pub(crate) fn multiply(&self, x: &Array) -> Result<Array> {
         match self {
             Self::Dense(transposed) => x.matmul(transposed),
-            Self::Packed(packed) => quantized_matmul(x, packed),
+            Self::Packed(packed) => {
+                let rows = x.size() / x.dim(-1).max(1) as usize;
+                if cfg!(target_os = "linux") && rows >= DEQUANTISE_FROM && !on_cpu() {
+                    return x.matmul(dequantize(packed, x.dtype())?.swap_axes(-1, -2)?);
+                }
+                quantized_matmul(x, packed)
+            }
         }
     }
 
