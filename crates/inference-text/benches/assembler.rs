@@ -1,6 +1,10 @@
 //! What a generated token costs on its way to text: it must be nothing next to a decode step.
 
-#![allow(missing_docs, clippy::unwrap_used, reason = "criterion's macros; a benchmark that cannot begin has failed")]
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    reason = "criterion's macros; a benchmark that cannot begin has failed"
+)]
 
 #[path = "../tests/support/mod.rs"]
 mod support;
@@ -16,7 +20,9 @@ const TOKENS: u64 = 10_000;
 fn assembler(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("assembler");
     group.throughput(Throughput::Elements(TOKENS));
-    for (kind, json, first_byte) in [("byte level", byte_level(WORDS), 0), ("byte fallback", byte_fallback(true), 3)] {
+    for (kind, json, first_byte) in
+        [("byte level", byte_level(WORDS), 0), ("byte fallback", byte_fallback(true), 3)]
+    {
         let tokenizer = load(&json);
         let text = "hello wörld 你好! ".repeat(TOKENS as usize);
         let ids: Vec<u32> = text.bytes().take(TOKENS as usize).map(|b| u32::from(b) + first_byte).collect();

@@ -1,6 +1,12 @@
 //! Checks of a tokenizer.json that nobody vouches for, before the `tokenizers` crate acts on it.
 
-use std::path::Path;
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::Path,
+    sync::{Arc, mpsc},
+    thread,
+    time::Duration,
+};
 
 use inference_core::{Error, Result};
 use serde::Deserialize;
@@ -8,6 +14,9 @@ use serde_json::Value;
 
 /// The longest text that normalisation may make: it keeps some forty bytes about each.
 const MAX_GROWN: usize = 64 << 20;
+
+/// How long cutting a page of text may take, on a busy machine too.
+const PROBE_TIME: Duration = Duration::from_secs(3);
 
 /// How often a post-processor may put a text into its result; published ones do so once.
 const MAX_COPIES: usize = 4;
@@ -77,6 +86,35 @@ impl Growth {
             _ => Self::NONE,
         }
     }
+}
+
+/// Cuts a page of text, with a limit on the time: a pattern may take as long for each letter as the regular expression
+/// engine lets a match take, which for a long prompt is for ever. A sane tokenizer needs a millisecond.
+///
+/// # Errors
+/// [`Error::InvalidModel`]: the time is up. The thread ends by itself, a minute later at worst.
+pub(crate) fn probe(path: &Path, tokenizer: &Arc<tokenizers::Tokenizer>, growth: Growth) -> Result<()> {
+    let words = "The quick brown fox's 1234 jumps -- over it!\n\tLet x = {}; \u{4f60}\u{597d}  ".repeat(16);
+    let text = words + &" ".repeat(400) + &"a".repeat(400) + &"1".repeat(400);
+    if !growth.fits(text.len()) {
+        // No prompt of this length will be let through either.
+        return Ok(());
+    }
+    let (done, wait) = mpsc::channel();
+    let tokenizer = Arc::clone(tokenizer);
+    let work = move || {
+        // What it gives is of no interest here, and a panic is told when a real prompt meets it.
+        let _ = catch_unwind(AssertUnwindSafe(|| tokenizer.encode_fast(text, false)));
+        let _ = done.send(());
+    };
+    let thread = thread::Builder::new().name("tokenizer probe".to_owned()).spawn(work);
+    thread.map_err(|source| Error::io("start a thread to probe", path, source))?;
+    wait.recv_timeout(PROBE_TIME).map_err(|_| {
+        let reason = format!(
+            "takes more than {PROBE_TIME:?} to cut a page of text: its patterns backtrack without measure"
+        );
+        Error::invalid_key(path, "pre_tokenizer", reason)
+    })
 }
 
 /// How often a post-processor puts the text into its result. Only templates for one text are used.

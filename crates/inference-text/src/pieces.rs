@@ -6,7 +6,6 @@ use tokenizers::{Decoder as _, DecoderWrapper};
 const MAX_IDS: usize = 1 << 24;
 
 /// The table of all tokens' texts, after the decoder's steps that look at one token alone.
-#[derive(Debug)]
 pub(crate) struct Pieces {
     bytes: Vec<u8>,
     /// Where the piece of each id ends in `bytes`.
@@ -55,6 +54,12 @@ pub(crate) enum Piece<'a> {
     Text(&'a [u8]),
     /// A byte of a run.
     Byte(u8),
+}
+
+impl std::fmt::Debug for Pieces {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pieces").field("len", &self.len()).field("join", &self.join).finish_non_exhaustive()
+    }
 }
 
 impl Pieces {

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    fmt,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::Arc,
@@ -23,7 +24,7 @@ const MAX_TOKENIZER_JSON: u64 = 64 << 20;
 pub(crate) const MAX_CONFIG_JSON: u64 = 16 << 20;
 
 /// A model's tokenizer: text to ids and back, and which ids are special.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Tokenizer {
     inner: Arc<tokenizers::Tokenizer>,
     pieces: Arc<Pieces>,
@@ -39,6 +40,12 @@ pub struct Tokenizer {
 pub struct SpecialTokens {
     named: BTreeMap<String, String>,
     additional: Vec<String>,
+}
+
+impl fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tokenizer").field("path", &self.path).field("eos", &self.eos).finish_non_exhaustive()
+    }
 }
 
 impl SpecialTokens {
@@ -112,7 +119,9 @@ impl Tokenizer {
         let pieces = pieces.map_err(|reason| Error::invalid_key(&path, "decoder", reason))?;
 
         let (bos, eos) = ends(folder, &special, &inner)?;
-        Ok(Self { inner: Arc::new(inner), pieces: Arc::new(pieces), special, bos, eos, growth, path })
+        let inner = Arc::new(inner);
+        guard::probe(&path, &inner, growth)?;
+        Ok(Self { inner, pieces: Arc::new(pieces), special, bos, eos, growth, path })
     }
 
     /// The ids of a text. `add_special` adds what the tokenizer puts around a text of its own (a BOS, say): right for plain

@@ -100,6 +100,15 @@ fn what_is_no_tokenizer_is_named() {
     assert!(fails(&[("tokenizer.json", &bad)]).contains("decoder"));
 }
 
+#[test]
+fn a_pattern_that_backtracks_without_measure_is_refused() {
+    // Nearly a million steps at each letter: just within what the engine allows a match.
+    let json = byte_level(r"[\s\S]{0,400}[\s\S]{0,400}(?=\x00)|[\s\S]");
+    let folder = folder(&[("tokenizer.json", &json)]);
+    let error = Tokenizer::load(folder.path()).unwrap_err().to_string();
+    assert!(error.contains("backtrack"), "{error}");
+}
+
 #[cfg(unix)]
 #[test]
 fn a_pipe_in_a_files_place_is_not_waited_for() {
