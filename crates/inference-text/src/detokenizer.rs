@@ -19,13 +19,13 @@ pub struct Detokenizer {
     first: bool,
     /// How often the decoder's strip character may still be cut from the text's beginning.
     strip: usize,
-    /// Bytes whose text is undecided: the beginning of a character, or a run of byte tokens.
+    /// The whole characters of the current run of byte tokens.
+    run: String,
+    /// The bytes after them, or in a text of bytes after all text: the beginning of a character.
     pending: Vec<u8>,
-    /// How many of `pending` are whole characters.
-    valid: usize,
     /// Whether the run of byte tokens has a broken byte.
     broken: bool,
-    /// For each token that is held back, where its bytes end in `pending`.
+    /// For each token that is held back, where its bytes end in `run` and `pending`.
     open: Vec<usize>,
     text: String,
     ends: Vec<usize>,
@@ -38,8 +38,8 @@ impl Detokenizer {
             pieces,
             skip_special,
             first: true,
+            run: String::new(),
             pending: Vec::new(),
-            valid: 0,
             broken: false,
             open: Vec::new(),
             text: String::new(),
@@ -71,10 +71,7 @@ impl Detokenizer {
 
     /// What the text held back would be if the text ended here; without a last, unfinished character.
     pub(crate) fn tentative(&self) -> &str {
-        if self.pieces.join != Join::ByteFallback {
-            return "";
-        }
-        let mut text = str::from_utf8(&self.pending[..self.valid]).unwrap_or_default();
+        let mut text = self.run.as_str();
         for _ in 0..self.strip {
             let Some(rest) = text.strip_prefix(self.pieces.strip.0) else { break };
             text = rest;
@@ -91,7 +88,7 @@ impl Detokenizer {
         let first = self.first;
         self.first &= piece == Piece::Nothing;
         match (pieces.join, piece) {
-            (_, Piece::Nothing) => self.open.push(self.pending.len()),
+            (_, Piece::Nothing) => self.open.push(self.run.len() + self.pending.len()),
             (Join::Bytes, Piece::Byte(_)) | (Join::Text, Piece::Byte(_)) => {}
             (Join::ByteFallback, Piece::Byte(byte)) => self.extend_run(byte),
             (_, Piece::Text(bytes)) => {
@@ -108,7 +105,7 @@ impl Detokenizer {
                 self.open.push(self.pending.len());
             }
         }
-        if self.pending.is_empty() {
+        if self.run.is_empty() && self.pending.is_empty() {
             self.close_all();
         }
     }
@@ -168,35 +165,35 @@ impl Detokenizer {
             return;
         }
         self.pending.push(byte);
-        self.open.push(self.pending.len());
-        match str::from_utf8(&self.pending[self.valid..]) {
-            Ok(_) => self.valid = self.pending.len(),
-            Err(error) => {
-                self.valid += error.valid_up_to();
-                if error.error_len().is_some() {
-                    self.end_run();
-                    self.broken = true;
-                }
+        self.open.push(self.run.len() + self.pending.len());
+        match str::from_utf8(&self.pending) {
+            Ok(character) => {
+                self.run.push_str(character);
+                self.pending.clear();
             }
+            Err(error) if error.error_len().is_some() => {
+                self.end_run();
+                self.broken = true;
+            }
+            Err(_) => {}
         }
     }
 
     /// The run of byte tokens is complete: its text is certain.
     fn end_run(&mut self) {
         self.broken = false;
-        let run = std::mem::take(&mut self.pending);
-        let valid = std::mem::take(&mut self.valid);
-        if run.is_empty() {
+        let run = std::mem::take(&mut self.run);
+        let is_whole = std::mem::take(&mut self.pending).is_empty();
+        if run.is_empty() && is_whole {
             return;
         }
         let open = std::mem::take(&mut self.open);
         let mut taken = 0;
         for end in open {
             // A character belongs to the token of its last byte; each byte of a broken run is a character of its own.
-            if valid == run.len() {
-                let text = String::from_utf8_lossy(&run);
-                let end = (taken..=end).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(taken);
-                self.append(&text[taken..end]);
+            if is_whole {
+                let end = (taken..=end).rev().find(|at| run.is_char_boundary(*at)).unwrap_or(taken);
+                self.append(&run[taken..end]);
                 taken = end;
             } else {
                 self.append(&REPLACEMENT.repeat(end - taken));
