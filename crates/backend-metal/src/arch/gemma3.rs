@@ -19,8 +19,10 @@ struct Own {
     query_pre_attn_scalar: f32,
     #[serde(default)]
     final_logit_softcapping: Option<f32>,
-    #[serde(default, alias = "_sliding_window_pattern")]
+    #[serde(default)]
     sliding_window_pattern: Option<usize>,
+    #[serde(default)]
+    _sliding_window_pattern: Option<usize>,
     #[serde(default)]
     use_bidirectional_attention: Option<bool>,
     #[serde(flatten)]
@@ -43,7 +45,7 @@ pub(super) fn load(weights: &Weights<'_>) -> LoadResult<Box<dyn Architecture>> {
     if own.use_bidirectional_attention == Some(true) {
         return invalid("use_bidirectional_attention", "true: an encoder, which generates no text");
     }
-    let pattern = own.sliding_window_pattern.unwrap_or(6);
+    let pattern = own.sliding_window_pattern.or(own._sliding_window_pattern).unwrap_or(6);
     if pattern == 0 {
         return invalid("sliding_window_pattern", "0, expected a positive number");
     }

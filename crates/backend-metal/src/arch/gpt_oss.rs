@@ -55,7 +55,7 @@ pub(super) fn load(weights: &Weights<'_>) -> LoadResult<Box<dyn Architecture>> {
     })?;
     let layers = dims.layers(&model)?.zip(types).map(|(layer, layer_type)| {
         let (attention, mlp) = (layer.at("self_attn"), layer.at("mlp"));
-        let sinks = attention.take("sinks", &[dims.num_attention_heads])?;
+        let sinks = attention.take_vector("sinks", &[dims.num_attention_heads])?;
         let window = own.layers.window(layer_type);
         let attend = Attend { window, sinks: Some(sinks), ..Attend::all(dims.scale()) };
         let bias = [own.attention_bias; 2];
@@ -97,8 +97,8 @@ fn experts(weights: &Weights<'_>, dims: &Dimensions, experts: usize, gating: Gat
     let gate_up = matrix("gate_up_proj", 2 * intermediate, hidden)?;
     let down = matrix("down_proj", hidden, intermediate)?;
     let biases = [
-        weights.take("gate_up_proj_bias", &[experts, 2 * intermediate])?,
-        weights.take("down_proj_bias", &[experts, hidden])?,
+        weights.take_vector("gate_up_proj_bias", &[experts, 2 * intermediate])?,
+        weights.take_vector("down_proj_bias", &[experts, hidden])?,
     ];
     Ok(Experts::interleaved(gate_up, down, biases, gating))
 }

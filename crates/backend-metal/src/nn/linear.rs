@@ -9,7 +9,7 @@ use mlx_rs::{
 
 use super::{
     ops::{Packed, Scheme, dequantize, gather_qmm, on_cpu, quantized_matmul},
-    weights::{FLOATS, Weights, take_joined},
+    weights::{FLOATS, Weights, as_activations, take_joined},
 };
 
 /// MLX's CUDA kernels for products with quantised matrices read the matrix once for every few rows. From this many rows on it is
@@ -169,7 +169,8 @@ impl Linear {
     fn load_joined(parts: &[&Weights<'_>], outputs: &[usize], inputs: usize, bias: bool) -> LoadResult<Self> {
         let matrix = Matrix::load_joined(parts, None, outputs, inputs)?;
         let shapes: Vec<_> = outputs.iter().map(|rows| vec![*rows]).collect();
-        let bias = bias.then(|| take_joined(parts, None, "bias", &shapes, FLOATS)).transpose()?;
+        let take = || as_activations(parts[0], take_joined(parts, None, "bias", &shapes, FLOATS)?);
+        let bias = bias.then(take).transpose()?;
         Ok(Self { matrix, bias })
     }
 

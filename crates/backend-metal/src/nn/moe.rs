@@ -128,7 +128,7 @@ impl Experts {
     ) -> LoadResult<Self> {
         let ExpertSizes { experts, hidden_size, intermediate_size } = sizes;
         let load = |name, outputs, inputs| Matrix::load_stack(&weights.at(name), experts, outputs, inputs);
-        let take = |name: &str, size| weights.at(name).take("bias", &[experts, size]);
+        let take = |name: &str, size| weights.at(name).take_vector("bias", &[experts, size]);
         let biases = if bias {
             let halves = [take("gate_proj", intermediate_size)?, take("up_proj", intermediate_size)?];
             let gate_up = ops::concatenate(&halves, -1);

@@ -15,7 +15,7 @@ pub(crate) struct RmsNorm {
 impl RmsNorm {
     /// The norm at `weights`, of vectors of `size` elements. `offset` says that the checkpoint holds its weights less one.
     pub(crate) fn load(weights: &Weights<'_>, size: usize, eps: f32, offset: bool) -> LoadResult<Self> {
-        let mut weight = weights.take("weight", &[size])?;
+        let mut weight = weights.take_vector("weight", &[size])?;
         if offset {
             weight = scalar(1.0, weight.dtype())
                 .and_then(|one| weight.add(one))

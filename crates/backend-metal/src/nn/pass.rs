@@ -145,8 +145,7 @@ impl<'a> Pass<'a> {
             Some(mask) => Some(Mask::Array(mask)),
             None => (tokens > 1).then_some(Mask::Causal),
         };
-        let sinks = attend.sinks.as_ref().map(|sinks| sinks.as_dtype(queries.dtype())).transpose()?;
-        fast::scaled_dot_product_attention(queries, keys, values, attend.scale, mask, sinks.as_ref())
+        fast::scaled_dot_product_attention(queries, keys, values, attend.scale, mask, attend.sinks.as_ref())
     }
 
     /// What the last T of `seen` positions see: `[T, seen]`, true where they do.

@@ -115,6 +115,14 @@ impl<'a> Weights<'a> {
         self.take_as(name, shape, FLOATS)
     }
 
+    /// The tensor `name` in the type of the activations: a vector of another would widen or narrow all that it meets.
+    ///
+    /// # Errors
+    /// As [`take`](Self::take).
+    pub(crate) fn take_vector(&self, name: &str, shape: &[usize]) -> Result<Array> {
+        as_activations(self, self.take(name, shape)?)
+    }
+
     /// The tensor `name`, of one of these types.
     ///
     /// # Errors
@@ -244,6 +252,19 @@ pub(crate) fn scheme(manifest: &ModelManifest, path: &str) -> Result<Scheme> {
         return Err(invalid(key, reason));
     }
     Ok(scheme)
+}
+
+/// The array in the type of the activations.
+///
+/// # Errors
+/// MLX's own.
+pub(crate) fn as_activations(weights: &Weights<'_>, array: Array) -> Result<Array> {
+    let dtype = weights.float_dtype();
+    if array.dtype() == dtype {
+        return Ok(array);
+    }
+    let cast = array.as_dtype(dtype).and_then(|cast| cast.eval().map(|()| cast));
+    cast.map_err(|error| Error::backend("mlx", "bind the weights", error))
 }
 
 /// The tensor `name` below each of `parts`, in one array: their rows one below the other, and those cut, with `stack`, into as
