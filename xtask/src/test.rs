@@ -15,5 +15,7 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
     if !args.is_empty() {
         return sh::run_with(&cargo, std::iter::once(&"test".to_owned()).chain(args), variables());
     }
-    sh::run_with(&cargo, ["test", "--workspace", "--all-features", "--exclude", "xtask"], variables())
+    sh::run_with(&cargo, ["test", "--workspace", "--all-features", "--exclude", "xtask"], variables())?;
+    let example = "examples/abacus-backend/Cargo.toml";
+    sh::run(&cargo, ["test", "--workspace", "--manifest-path", example, "--target-dir", "target/examples"])
 }

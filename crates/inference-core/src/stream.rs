@@ -25,7 +25,8 @@ use crate::{Error, Metrics, Result};
 pub struct Token {
     /// The id in the model's vocabulary.
     pub id: u32,
-    /// The text that became certain with this token; empty while a character or a possible stop string is incomplete.
+    /// Its text. A token is delivered once its text is certain: not while a character or a possible stop string is
+    /// incomplete. A character that spans several tokens belongs to the token that completes it.
     pub text: String,
     /// The natural logarithm of its probability after bias and penalties, before filters and temperature, where asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
