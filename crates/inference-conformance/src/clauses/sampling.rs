@@ -1,5 +1,5 @@
 //! How the next token is chosen: exactly where that is determined, in distribution elsewhere, against
-//! [`sampler`](crate::sampler).
+//! [`crate::sampler`].
 
 use std::collections::BTreeSet;
 
