@@ -23,6 +23,8 @@ from pathlib import Path
 
 PROTOCOL = 1
 MASK = (1 << 64) - 1
+# json.dumps would make an encoder for each message.
+encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class Channel:
@@ -40,7 +42,7 @@ class Channel:
         sys.stdout.reconfigure(line_buffering=True)
 
     def send(self, *messages):
-        lines = "".join(json.dumps(message, separators=(",", ":")) + "\n" for message in messages)
+        lines = "".join(encode(message) + "\n" for message in messages)
         data = memoryview(lines.encode())
         with self.lock:
             while data:
