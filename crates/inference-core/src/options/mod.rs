@@ -1,0 +1,149 @@
+//! What a caller may ask of a load, a generation or a classification.
+//!
+//! Every field is optional: zero is a value, unset is another. A set field that the backend lacks is refused before any
+//! work; values are checked once, here, when the call is made.
+
+mod classify;
+mod generate;
+mod load;
+mod sampling;
+
+use std::{
+    any::{Any, TypeId},
+    collections::HashMap,
+    fmt,
+    sync::Arc,
+};
+
+use serde_json::{Map, Value};
+
+pub use self::{
+    classify::ClassifyOptions,
+    generate::GenerateOptions,
+    load::{LoadOptions, LoadProgress, Progress},
+    sampling::{SamplingOptions, Xtc},
+};
+use crate::{Error, Feature, Result};
+
+/// Tokens generated where [`GenerateOptions::max_tokens`] is unset.
+pub const DEFAULT_MAX_TOKENS: usize = 256;
+
+/// Tokens looked back over by penalties where [`SamplingOptions::penalty_window`] is unset.
+pub const DEFAULT_PENALTY_WINDOW: usize = 64;
+
+/// What a chat template is given besides the messages.
+#[derive(Debug, Clone, Default, PartialEq)]
+#[non_exhaustive]
+pub struct TemplateOptions {
+    /// Definitions of tools (JSON schema objects).
+    pub tools: Option<Arc<[Value]>>,
+    /// Further variables: `enable_thinking`, say.
+    pub variables: Option<Arc<Map<String, Value>>>,
+}
+
+impl TemplateOptions {
+    fn required_features(&self) -> impl Iterator<Item = Feature> {
+        (self.tools.is_some() || self.variables.is_some()).then_some(Feature::ChatTemplateOptions).into_iter()
+    }
+
+    fn set_variable(&mut self, name: impl Into<String>, value: impl Into<Value>) {
+        let mut variables = self.variables.take().map(Arc::unwrap_or_clone).unwrap_or_default();
+        variables.insert(name.into(), value.into());
+        self.variables = Some(Arc::new(variables));
+    }
+}
+
+/// Options that belong to one backend, at most one value of each type. Cheap to clone.
+#[derive(Clone, Default)]
+pub struct Extensions(HashMap<TypeId, Arc<dyn Any + Send + Sync>>);
+
+impl Extensions {
+    /// Sets the option of type `T`.
+    pub fn insert<T: Any + Send + Sync>(&mut self, option: T) {
+        self.0.insert(TypeId::of::<T>(), Arc::new(option));
+    }
+
+    /// The option of type `T`, if it was set.
+    #[must_use]
+    pub fn get<T: Any + Send + Sync>(&self) -> Option<&T> {
+        self.0.get(&TypeId::of::<T>()).and_then(|option| option.downcast_ref())
+    }
+}
+
+impl fmt::Debug for Extensions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Extensions({})", self.0.len())
+    }
+}
+
+fn positive(option: &'static str, value: Option<usize>) -> Result<()> {
+    if value == Some(0) {
+        return Err(Error::InvalidOption { option, reason: "0, expected at least 1".to_owned() });
+    }
+    Ok(())
+}
+
+fn within(option: &'static str, value: Option<f32>, expected: &str, ok: impl Fn(f32) -> bool) -> Result<()> {
+    match value {
+        Some(value) if !value.is_finite() || !ok(value) => {
+            Err(Error::InvalidOption { option, reason: format!("{value}, expected {expected}") })
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn option_of(result: Result<()>) -> &'static str {
+        match result {
+            Err(Error::InvalidOption { option, .. }) => option,
+            other => panic!("expected InvalidOption, got {other:?}"),
+        }
+    }
+
+    #[test]
+    fn values_that_make_no_sense_are_named() {
+        let options = GenerateOptions::new;
+        assert_eq!(option_of(options().temperature(-1.0).validate()), "temperature");
+        assert_eq!(option_of(options().temperature(f32::NAN).validate()), "temperature");
+        assert_eq!(option_of(options().top_p(0.0).validate()), "top_p");
+        assert_eq!(option_of(options().min_p(1.5).validate()), "min_p");
+        assert_eq!(option_of(options().repetition_penalty(0.0).validate()), "repetition_penalty");
+        assert_eq!(option_of(options().logit_bias([(3, f32::NAN)]).validate()), "logit_bias");
+        assert_eq!(option_of(options().stop([""]).validate()), "stop");
+        assert_eq!(option_of(options().min_tokens(9).max_tokens(3).validate()), "min_tokens");
+        assert_eq!(option_of(LoadOptions::new().max_batch(0).validate()), "max_batch");
+        assert_eq!(option_of(ClassifyOptions::new().labels(["a", "a"]).validate()), "labels");
+        assert_eq!(option_of(ClassifyOptions::new().labels::<String>([]).validate()), "labels");
+    }
+
+    #[test]
+    fn zero_is_a_value_and_unset_another() {
+        assert_eq!(GenerateOptions::new().required_features().count(), 0);
+        let zeros =
+            GenerateOptions::new().temperature(0.0).top_k(0).seed(0).logit_bias([(1, f32::NEG_INFINITY)]);
+        zeros.validate().unwrap();
+        let needs: Vec<_> = zeros.required_features().collect();
+        assert_eq!(needs, [Feature::TopK, Feature::Seed, Feature::LogitBias]);
+    }
+
+    #[test]
+    fn progress_reaches_every_clone_of_the_options() {
+        let seen = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let sink = seen.clone();
+        let options = LoadOptions::new().on_progress(move |progress| sink.lock().unwrap().push(progress));
+        options.clone().on_progress.unwrap().report(LoadProgress::new(1, 4));
+        assert_eq!(*seen.lock().unwrap(), [LoadProgress::new(1, 4)]);
+    }
+
+    #[test]
+    fn extensions_are_found_by_type() {
+        #[derive(Debug, PartialEq)]
+        struct Mine(u8);
+        let options = LoadOptions::new().extension(Mine(3));
+        assert_eq!(options.extensions.get::<Mine>(), Some(&Mine(3)));
+        assert_eq!(options.extensions.get::<u8>(), None);
+    }
+}
