@@ -8,6 +8,7 @@ use mlx_rs::{Array, error::Result};
 use super::{
     linear::{Linear, Projections},
     norm::RmsNorm,
+    ops::slice,
     pass::{Attend, Pass},
     rope::Rope,
     weights::Weights,
@@ -107,11 +108,41 @@ impl Attention {
         let &[batch, tokens, _] = x.shape() else {
             return Err(mlx_rs::error::Exception::custom("hidden states must be [B, T, hidden]"));
         };
-        let [mut queries, mut keys, values] = self.qkv_proj.forward(x)?;
+        let [queries, keys, values] = match (self.qkv_proj.joined(), &self.norm) {
+            (Some(projection), QkNorm::None) => self.rotate_joined(&projection.forward(x)?, pass)?,
+            _ => self.rotate_apart(self.qkv_proj.forward(x)?, pass)?,
+        };
+        let mixed = pass.attend(layer, [&queries, &keys, &values], &self.attend)?;
+        self.o_proj.forward(&mixed.swap_axes(1, 2)?.reshape(&[batch, tokens, self.heads * self.head_dim])?)
+    }
+
+    /// Queries, keys and values in one, `[B, T, (heads + 2 kv_heads) · head_dim]` → each `[B, heads, T, head_dim]`. They are
+    /// rotated together and then cut: rotating a cut reads memory that is not its own in MLX's CUDA build.
+    fn rotate_joined(&self, qkv: &Array, pass: &Pass<'_>) -> Result<[Array; 3]> {
+        let keys_end = self.heads + self.kv_heads;
+        let all = keys_end + self.kv_heads;
+        let still = qkv.reshape(&[qkv.dim(0), qkv.dim(1), all, self.head_dim])?.swap_axes(1, 2)?;
+        let rotated = match &self.rope {
+            Some(rope) => rope.forward(&still, pass.offsets(), pass.lengths())?,
+            None => still.clone(),
+        };
+        Ok([
+            slice(&rotated, 1, 0, self.heads)?,
+            slice(&rotated, 1, self.heads, keys_end)?,
+            slice(&still, 1, keys_end, all)?,
+        ])
+    }
+
+    /// The same from three arrays `[B, T, heads · head_dim]`, with the norms between.
+    fn rotate_apart(
+        &self,
+        [mut queries, mut keys, values]: [Array; 3],
+        pass: &Pass<'_>,
+    ) -> Result<[Array; 3]> {
         if let QkNorm::Whole(q_norm, k_norm) = &self.norm {
             (queries, keys) = (q_norm.forward(&queries)?, k_norm.forward(&keys)?);
         }
-        let split = |x: Array, heads: i32| x.reshape(&[batch, tokens, heads, self.head_dim]);
+        let split = |x: Array, heads: i32| x.reshape(&[x.dim(0), x.dim(1), heads, self.head_dim]);
         (queries, keys) = (split(queries, self.heads)?, split(keys, self.kv_heads)?);
         if let QkNorm::Heads(q_norm, k_norm) = &self.norm {
             (queries, keys) = (q_norm.forward(&queries)?, k_norm.forward(&keys)?);
@@ -123,7 +154,6 @@ impl Attention {
             queries = rope.forward(&queries, pass.offsets(), pass.lengths())?;
             keys = rope.forward(&keys, pass.offsets(), pass.lengths())?;
         }
-        let mixed = pass.attend(layer, [&queries, &keys, &values], &self.attend)?;
-        self.o_proj.forward(&mixed.swap_axes(1, 2)?.reshape(&[batch, tokens, self.heads * self.head_dim])?)
+        Ok([queries, keys, values])
     }
 }

@@ -218,6 +218,14 @@ impl Projections {
         Ok(Self { linears: linears.collect::<LoadResult<_>>()?, cuts: Vec::new() })
     }
 
+    /// All maps as one, their outputs one behind the other, where they are held so.
+    pub(crate) fn joined(&self) -> Option<&Linear> {
+        match self.linears.as_slice() {
+            [linear] => Some(linear),
+            _ => None,
+        }
+    }
+
     /// `[.., in]` → one `[.., out]` for each of the N maps.
     pub(crate) fn forward<const N: usize>(&self, x: &Array) -> Result<[Array; N]> {
         let outputs: Vec<_> = match self.linears.as_slice() {

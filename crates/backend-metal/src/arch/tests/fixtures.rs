@@ -57,11 +57,14 @@ fn root() -> PathBuf {
 }
 
 impl Variant {
-    /// All that are committed.
+    /// All that are committed, or the one that `VARIANT` names.
     pub(super) fn all() -> Vec<Self> {
         let mut folders: Vec<PathBuf> =
             fs::read_dir(root()).unwrap().map(|entry| entry.unwrap().path()).collect();
         folders.sort();
+        if let Some(name) = std::env::var_os("VARIANT") {
+            folders.retain(|folder| folder.file_name() == Some(&name));
+        }
         folders
             .iter()
             .filter(|folder| folder.join("golden.json").exists())
