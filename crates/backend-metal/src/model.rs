@@ -11,9 +11,9 @@ use std::{
 use async_trait::async_trait;
 use inference_core::{
     Classification, ClassifyOptions, Error, GenerateOptions, LabelScore, LoadOptions, ModelInfo,
-    ModelManifest, ModelStats, Prompt, Result, TemplateOptions, TextModel, TokenStream,
+    ModelManifest, ModelStats, Prompt, Result, TextModel, TokenStream, off_thread,
 };
-use inference_text::{ChatTemplate, StopStrings, TextAssembler, Tokenizer};
+use inference_text::Codec;
 use tokio::sync::oneshot;
 
 use crate::engine::{ClassifyRequest, Device, Handle, Request, Stats};
@@ -25,8 +25,7 @@ const STREAM_CAPACITY: usize = 64;
 #[derive(Debug)]
 pub(crate) struct MlxModel {
     info: ModelInfo,
-    tokenizer: Tokenizer,
-    template: Option<ChatTemplate>,
+    codec: Codec,
     handle: Handle,
     stats: Arc<Stats>,
     closed: AtomicBool,
@@ -34,8 +33,8 @@ pub(crate) struct MlxModel {
 
 impl MlxModel {
     pub(crate) async fn load(device: Device, manifest: ModelManifest, options: LoadOptions) -> Result<Self> {
-        let tokenizer = Tokenizer::load(manifest.path())?;
-        let template = ChatTemplate::load(manifest.path(), tokenizer.special_tokens())?;
+        let path = manifest.path().to_owned();
+        let codec = off_thread(move || Codec::load(&path)).await?;
         let stats = Arc::new(Stats::default());
         let mut info = ModelInfo::default();
         info.path = manifest.path().to_owned();
@@ -43,7 +42,7 @@ impl MlxModel {
         info.architecture = manifest.model_type().to_owned();
         info.weight_bytes = manifest.weight_bytes();
         info.quantization = manifest.quantization().cloned();
-        info.eos_token_ids = tokenizer.eos_ids().to_vec();
+        info.eos_token_ids = codec.tokenizer().eos_ids().to_vec();
         let eos = info.eos_token_ids.clone();
         let (handle, config) = Handle::load(device, manifest, options, eos, stats.clone()).await?;
         info.vocab_size = config.vocab_size;
@@ -52,39 +51,7 @@ impl MlxModel {
         info.context_length = config.context_length;
         info.parameters = config.parameters;
         info.dtype = config.dtype;
-        Ok(Self { info, tokenizer, template, handle, stats, closed: AtomicBool::new(false) })
-    }
-
-    /// The prompt's ids: not empty, within the vocabulary, with room for `more` tokens in the context.
-    fn tokens(&self, prompt: Prompt, template: &TemplateOptions, more: usize) -> Result<Vec<u32>> {
-        let tokens = match prompt {
-            Prompt::Tokens(tokens) => tokens,
-            Prompt::Text(text) => self.tokenizer.encode(&text, true)?,
-            Prompt::Chat(messages) => {
-                let Some(chat) = &self.template else {
-                    let reason = "the model's folder has no chat template; use a text prompt".to_owned();
-                    return Err(Error::Template { reason });
-                };
-                self.tokenizer.encode(&chat.render(&messages, template, true)?, false)?
-            }
-            other => {
-                let reason = format!("{other:?} is of a kind that this backend does not know");
-                return Err(Error::InvalidPrompt { reason });
-            }
-        };
-        if tokens.is_empty() {
-            return Err(Error::InvalidPrompt { reason: "it is empty".to_owned() });
-        }
-        let vocab_size = self.info.vocab_size;
-        if let Some(id) = tokens.iter().find(|id| **id as usize >= vocab_size) {
-            return Err(Error::InvalidPrompt {
-                reason: format!("token {id} is outside the vocabulary of {vocab_size}"),
-            });
-        }
-        if tokens.len() + more > self.info.context_length {
-            return Err(Error::ContextExceeded { tokens: tokens.len(), limit: self.info.context_length });
-        }
-        Ok(tokens)
+        Ok(Self { info, codec, handle, stats, closed: AtomicBool::new(false) })
     }
 
     fn check_open(&self) -> Result<()> {
@@ -101,10 +68,8 @@ impl TextModel for MlxModel {
     async fn generate(&self, prompt: Prompt, options: GenerateOptions) -> Result<TokenStream> {
         let called = Instant::now();
         self.check_open()?;
-        let prompt = self.tokens(prompt, &options.template, 0)?;
-        let stops = options.stop.iter().flat_map(|stops| stops.iter().cloned());
-        let stops = options.stop.is_some().then(|| StopStrings::new(stops)).transpose()?.map(Arc::new);
-        let assembler = TextAssembler::new(self.tokenizer.detokenizer(true), stops);
+        let prompt = self.codec.encode(prompt, &options.template, &self.info, 0)?;
+        let assembler = self.codec.assembler(&options)?;
         let (sink, stream) =
             TokenStream::channel(&self.info.backend, STREAM_CAPACITY, options.cancel.clone());
         self.stats.began();
@@ -122,15 +87,10 @@ impl TextModel for MlxModel {
     async fn classify(&self, prompts: Vec<Prompt>, options: ClassifyOptions) -> Result<Vec<Classification>> {
         self.check_open()?;
         let labels = options.labels.as_deref().unwrap_or_default();
-        let label_tokens =
-            labels.iter().map(|label| self.tokenizer.encode(label, false)).collect::<Result<Vec<_>>>()?;
-        if let Some(index) = label_tokens.iter().position(Vec::is_empty) {
-            let reason = format!("{:?} has no tokens", labels[index]);
-            return Err(Error::InvalidOption { option: "labels", reason });
-        }
+        let label_tokens = self.codec.encode_labels(&options)?;
         let longest = label_tokens.iter().map(Vec::len).max().unwrap_or(1) - 1;
-        let prompts = prompts.into_iter().map(|prompt| self.tokens(prompt, &options.template, longest));
-        let prompts = prompts.collect::<Result<Vec<_>>>()?;
+        let encode = |prompt| self.codec.encode(prompt, &options.template, &self.info, longest);
+        let prompts = prompts.into_iter().map(encode).collect::<Result<Vec<_>>>()?;
         let lengths: Vec<usize> = prompts.iter().map(Vec::len).collect();
         let (reply, results) = oneshot::channel();
         let (cancel, logits) = (options.cancel.clone(), options.logits);
@@ -139,7 +99,7 @@ impl TextModel for MlxModel {
         let classifications = results.into_iter().zip(lengths).map(|(result, prompt_tokens)| {
             let mut classification = Classification::default();
             classification.token = result.token;
-            classification.text = self.tokenizer.decode(&[result.token], false);
+            classification.text = self.codec.tokenizer().decode(&[result.token], false);
             classification.labels = LabelScore::normalise(labels, &result.labels);
             classification.logits = result.logits;
             classification.prompt_tokens = prompt_tokens;

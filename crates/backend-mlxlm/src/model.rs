@@ -13,10 +13,10 @@ use async_trait::async_trait;
 use futures::lock::Mutex as AsyncMutex;
 use inference_core::{
     CancellationToken, Classification, ClassifyOptions, Error, FinishReason, GenerateOptions, LabelScore,
-    LoadOptions, Metrics, ModelInfo, ModelManifest, ModelStats, Prompt, Result, TemplateOptions, TextModel,
-    TokenStream,
+    LoadOptions, Metrics, ModelInfo, ModelManifest, ModelStats, Prompt, Result, TextModel, TokenStream,
+    off_thread,
 };
-use inference_text::{ChatTemplate, StopStrings, TextAssembler, Tokenizer};
+use inference_text::Codec;
 
 use crate::{
     ID, MlxLmOptions,
@@ -41,8 +41,7 @@ const PREFILL_CHUNK: usize = 512;
 #[derive(Debug)]
 pub(crate) struct MlxLmModel {
     info: ModelInfo,
-    tokenizer: Tokenizer,
-    template: Option<ChatTemplate>,
+    codec: Codec,
     child: ChildSource,
     totals: Arc<Totals>,
     shutdown: CancellationToken,
@@ -104,53 +103,17 @@ impl MlxLmModel {
         };
         // The tokenizer is read while the child reads the weights.
         let path = manifest.path().to_owned();
-        let text = on_a_thread(move || {
-            let tokenizer = Tokenizer::load(&path)?;
-            let template = ChatTemplate::load(&path, tokenizer.special_tokens())?;
-            Ok((tokenizer, template))
-        })?;
+        let codec = off_thread(move || Codec::load(&path));
         let (client, loaded) = tokio::select! {
             started = child.start() => started?,
             () = options.cancel.cancelled() => return Err(Error::Cancelled),
         };
-        let (tokenizer, template) = text.await.map_err(|_| panicked())??;
+        let codec = codec.await?;
         *child.current.lock().await = Some(client);
         info.parameters = loaded.parameters;
-        info.eos_token_ids = tokenizer.eos_ids().to_vec();
+        info.eos_token_ids = codec.tokenizer().eos_ids().to_vec();
         let (totals, shutdown) = (Arc::default(), CancellationToken::new());
-        Ok(Self { info, tokenizer, template, child, totals, shutdown })
-    }
-
-    /// The prompt's ids: not empty, within the vocabulary, with room for `more` tokens in the context.
-    fn tokens(&self, prompt: Prompt, template: &TemplateOptions, more: usize) -> Result<Vec<u32>> {
-        let tokens = match prompt {
-            Prompt::Tokens(tokens) => tokens,
-            Prompt::Text(text) => self.tokenizer.encode(&text, true)?,
-            Prompt::Chat(messages) => {
-                let Some(chat) = &self.template else {
-                    let reason = "the model's folder has no chat template; use a text prompt".to_owned();
-                    return Err(Error::Template { reason });
-                };
-                self.tokenizer.encode(&chat.render(&messages, template, true)?, false)?
-            }
-            other => {
-                let reason = format!("{other:?} is of a kind that this backend does not know");
-                return Err(Error::InvalidPrompt { reason });
-            }
-        };
-        if tokens.is_empty() {
-            return Err(Error::InvalidPrompt { reason: "it is empty".to_owned() });
-        }
-        // MLX does not check: an id past the embeddings reads whatever lies there.
-        let vocab_size = self.info.vocab_size;
-        if let Some(id) = tokens.iter().find(|id| **id as usize >= vocab_size) {
-            let reason = format!("token {id} is outside the vocabulary of {vocab_size}");
-            return Err(Error::InvalidPrompt { reason });
-        }
-        if tokens.len() + more > self.info.context_length {
-            return Err(Error::ContextExceeded { tokens: tokens.len(), limit: self.info.context_length });
-        }
-        Ok(tokens)
+        Ok(Self { info, codec, child, totals, shutdown })
     }
 
     /// The child's request; `room` is how many tokens fit behind the prompt.
@@ -232,7 +195,7 @@ impl MlxLmModel {
         });
         let mut classification = Classification::default();
         classification.token = verdict.token;
-        classification.text = self.tokenizer.decode(&[verdict.token], false);
+        classification.text = self.codec.tokenizer().decode(&[verdict.token], false);
         classification.labels = LabelScore::normalise(labels, &scores);
         classification.logits = logits.transpose()?;
         classification.prompt_tokens = prompt_tokens;
@@ -249,9 +212,8 @@ impl TextModel for MlxLmModel {
     async fn generate(&self, prompt: Prompt, options: GenerateOptions) -> Result<TokenStream> {
         let called = Instant::now();
         self.child.check_open()?;
-        let prompt = self.tokens(prompt, &options.template, 0)?;
-        let stops = options.stop.as_ref().map(|stops| StopStrings::new(stops.iter().cloned())).transpose()?;
-        let assembler = TextAssembler::new(self.tokenizer.detokenizer(true), stops.map(Arc::new));
+        let prompt = self.codec.encode(prompt, &options.template, &self.info, 0)?;
+        let assembler = self.codec.assembler(&options)?;
         let client = self.child.get().await?;
         let (sink, stream) = TokenStream::channel(ID, STREAM_CAPACITY, options.cancel.clone());
         self.totals.began();
@@ -278,15 +240,10 @@ impl TextModel for MlxLmModel {
     async fn classify(&self, prompts: Vec<Prompt>, options: ClassifyOptions) -> Result<Vec<Classification>> {
         self.child.check_open()?;
         let labels = options.labels.as_deref().unwrap_or_default();
-        let label_tokens =
-            labels.iter().map(|label| self.tokenizer.encode(label, false)).collect::<Result<Vec<_>>>()?;
-        if let Some(index) = label_tokens.iter().position(Vec::is_empty) {
-            let reason = format!("{:?} has no tokens", labels[index]);
-            return Err(Error::InvalidOption { option: "labels", reason });
-        }
+        let label_tokens = self.codec.encode_labels(&options)?;
         let longest = label_tokens.iter().map(Vec::len).max().unwrap_or(1) - 1;
-        let prompts = prompts.into_iter().map(|prompt| self.tokens(prompt, &options.template, longest));
-        let prompts = prompts.collect::<Result<Vec<_>>>()?;
+        let encode = |prompt| self.codec.encode(prompt, &options.template, &self.info, longest);
+        let prompts = prompts.into_iter().map(encode).collect::<Result<Vec<_>>>()?;
         let lengths: Vec<usize> = prompts.iter().map(Vec::len).collect();
         if options.cancel.is_cancelled() {
             return Err(Error::Cancelled);
@@ -465,24 +422,6 @@ pub(crate) fn error_of(kind: ErrorKind, message: String, needed: u64, action: &s
             Error::backend(ID, action, message)
         }
     }
-}
-
-/// Runs blocking work on a thread of its own.
-fn on_a_thread<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T> + Send + 'static,
-) -> Result<tokio::sync::oneshot::Receiver<Result<T>>> {
-    let (done, result) = tokio::sync::oneshot::channel();
-    let thread = std::thread::Builder::new().name("mlx_lm read".to_owned());
-    let spawned = thread.spawn(move || {
-        // The caller may have gone; then nobody needs the result.
-        let _ = done.send(work());
-    });
-    spawned.map_err(|error| Error::backend(ID, "start a thread", error))?;
-    Ok(result)
-}
-
-fn panicked() -> Error {
-    Error::Stopped { backend: ID.to_owned(), reason: "reading the tokenizer panicked".to_owned() }
 }
 
 /// The child gets paths as JSON, which is UTF-8.

@@ -37,6 +37,7 @@ mod metrics;
 #[cfg(feature = "mock")]
 pub mod mock;
 mod model;
+mod off_thread;
 mod options;
 mod prompt;
 mod registry;
@@ -54,6 +55,7 @@ pub use files::{read_json, read_regular};
 pub use manifest::{MemoryEstimate, ModelManifest};
 pub use metrics::{MemoryUsage, Metrics, ModelStats, Percentiles};
 pub use model::{Completion, ModelInfo, Quantization, TextModel, TextModelExt};
+pub use off_thread::off_thread;
 pub use options::{
     ClassifyOptions, DEFAULT_MAX_TOKENS, DEFAULT_PENALTY_WINDOW, Extensions, GenerateOptions, LoadOptions,
     LoadProgress, Progress, SamplingOptions, TemplateOptions, Xtc,

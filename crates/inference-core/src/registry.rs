@@ -9,11 +9,10 @@ use std::{
 
 use futures::{FutureExt as _, future::BoxFuture};
 use serde::Serialize;
-use tokio::sync::oneshot;
 
 use crate::{
     Backend, Capabilities, CheckedModel, Error, Feature, LoadOptions, ModelManifest, Result, Support,
-    TextModel,
+    TextModel, off_thread,
 };
 
 /// How a program learns of a backend without opening it.
@@ -311,21 +310,6 @@ fn judge(descriptor: &BackendDescriptor, model: &ModelManifest) -> (Verdict, Opt
         Support::No(reason) => Outcome::Unsupported(reason),
     };
     (verdict(outcome), Some(backend))
-}
-
-/// Runs blocking work on a thread of its own, so that no executor is held and none is needed.
-async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    let (done, result) = oneshot::channel();
-    let spawned = std::thread::Builder::new().name("inference-read".to_owned()).spawn(move || {
-        // The caller may have gone; then nobody needs the result.
-        let _ = done.send(work());
-    });
-    spawned.map_err(|error| Error::backend("inference", "start a thread", error))?;
-    let panicked = |_| Error::Stopped {
-        backend: "inference".to_owned(),
-        reason: "reading the folder panicked".to_owned(),
-    };
-    result.await.map_err(panicked)?
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! What any native engine needs around a model: tokenizer, streaming detokenizer, stop strings and chat templates.
 //!
+//! - [`Codec`] is all of a folder's text side in one: prompts to ids, ids to text. What it is made of:
 //! - [`Tokenizer`] reads a model folder's tokenizer and knows its special and end-of-sequence tokens.
 //! - [`TextAssembler`] turns generated ids into tokens with text, held back while that text is undecided: half a
 //!   character, or the possible beginning of a stop string. [`Detokenizer`] and [`StopStrings`] are its parts.
@@ -12,6 +13,7 @@
 
 mod answer;
 mod assembler;
+mod codec;
 mod detokenizer;
 mod guard;
 mod pieces;
@@ -21,6 +23,7 @@ mod tokenizer;
 
 pub use answer::{AnswerEvent, AnswerParser};
 pub use assembler::{TextAssembler, TextEvent};
+pub use codec::Codec;
 pub use detokenizer::Detokenizer;
 pub use stop::StopStrings;
 pub use template::ChatTemplate;
