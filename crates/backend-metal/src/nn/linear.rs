@@ -12,8 +12,9 @@ use super::{
     weights::{FLOATS, Weights, as_activations, take_joined},
 };
 
-/// MLX's CUDA kernels for products with quantised matrices read the matrix once for every few rows. From this many rows on it is
-/// cheaper to write the matrix out in full and multiply with that.
+/// MLX's CUDA kernels for products with quantised matrices read the matrix once for every few rows. From about this many rows on
+/// it is cheaper to write the matrix out in full and multiply with that: on an H200, 4096 × 4096 in 4 bits, 101 µs against 108
+/// for 16 rows, 139 against 112 for 32.
 const DEQUANTISE_FROM: usize = 16;
 
 /// A matrix `[out, in]`, or a stack of matrices `[n, out, in]`.
@@ -91,7 +92,9 @@ impl Matrix {
             Self::Dense(transposed) => x.matmul(transposed),
             Self::Packed(packed) => {
                 let rows = x.size() / x.dim(-1).max(1) as usize;
-                if cfg!(target_os = "linux") && rows >= DEQUANTISE_FROM && !on_cpu() {
+                // With a single group in a row, those kernels give chance results for several rows.
+                let single = packed.scales.dim(-1) == 1 && rows > 1;
+                if cfg!(target_os = "linux") && (rows >= DEQUANTISE_FROM || single) && !on_cpu() {
                     return x.matmul(dequantize(packed, x.dtype())?.swap_axes(-1, -2)?);
                 }
                 quantized_matmul(x, packed)

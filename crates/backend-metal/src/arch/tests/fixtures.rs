@@ -44,7 +44,8 @@ pub(super) struct Variant {
     pub(super) golden: Golden,
 }
 
-/// Has MLX compute on the CPU, or on what `TEST_DEVICE=gpu` asks for.
+/// Has MLX compute on the CPU, or on what `TEST_DEVICE=gpu` asks for. CUDA needs `MLX_ENABLE_TF32=0` too, or its float32
+/// products are rounded to ten bits, and one process for each `VARIANT`: it does not survive the end of a test's thread.
 pub(super) fn device() {
     let gpu = std::env::var("TEST_DEVICE").is_ok_and(|device| device == "gpu");
     Device::set_default(&if gpu { Device::gpu() } else { Device::cpu() });
