@@ -10,6 +10,7 @@ use inference_core::{
     CancellationToken, Error, FinishReason, GenerateOptions, LoadOptions, Message, Prompt, TextModel,
     TextModelExt as _, load_model,
 };
+use serde_json::json;
 
 fn demo() -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/demo"))
@@ -223,4 +224,29 @@ async fn a_load_can_be_cancelled_and_wants_a_context_that_exists() {
     let options = LoadOptions::new().context_length(1_000_000);
     let error = load_model(demo()).backend("cpu").options(options).await.unwrap_err();
     assert!(matches!(error, Error::InvalidOption { option: "context_length", .. }), "{error}");
+}
+
+#[tokio::test]
+#[cfg(target_os = "linux")]
+async fn a_model_that_memory_cannot_hold_is_refused_before_it_is_read() {
+    let folder = long_demo();
+    let quarter = 1_u64 << 38;
+    let tensor = |n: u64| {
+        let offsets = [n * quarter, (n + 1) * quarter];
+        (
+            format!("model.layers.{n}.w"),
+            json!({"dtype": "F32", "shape": [2048, 1 << 25], "data_offsets": offsets}),
+        )
+    };
+    let header = json!(std::collections::BTreeMap::from_iter((0..4).map(tensor))).to_string();
+    let path = folder.path().join("model.safetensors");
+    std::fs::write(&path, [&(header.len() as u64).to_le_bytes()[..], header.as_bytes()].concat()).unwrap();
+    // A file with a hole: a terabyte that takes no room.
+    let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    file.set_len(8 + header.len() as u64 + (1 << 40)).unwrap();
+    let error = load_model(folder.path()).backend("cpu").await.unwrap_err();
+    assert!(
+        matches!(error, Error::OutOfMemory { needed, available, .. } if needed > 1 << 40 && available < 1 << 40),
+        "{error}"
+    );
 }

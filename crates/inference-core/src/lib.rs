@@ -43,6 +43,7 @@ mod prompt;
 mod registry;
 mod safetensors;
 mod stream;
+mod system;
 mod train;
 
 pub use backend::{Backend, BackendInfo, MemoryControl, MemoryLimits, Support};
@@ -64,6 +65,7 @@ pub use prompt::{Message, Prompt, Role};
 pub use registry::{Availability, BackendDescriptor, Load, Outcome, Registry, Verdict, explain, load_model};
 pub use safetensors::{Dtype, TensorInfo, read_tensors};
 pub use stream::{Alternative, Finish, FinishReason, StopCause, Token, TokenSink, TokenStream};
+pub use system::free_memory;
 pub use tokio_util::sync::CancellationToken;
 pub use train::{Example, Method, TrainEvent, TrainOptions, Trainable, TrainingData};
 

@@ -47,6 +47,18 @@ impl Device {
         Availability::Unavailable(reason.to_owned())
     }
 
+    /// Bytes that it can still give to a model, where that is known.
+    pub(super) fn free_memory(self) -> Option<u64> {
+        match self {
+            Self::Cpu => inference_core::free_memory(),
+            // Unified memory: what the machine has in all, less what MLX holds.
+            Self::Metal => {
+                gpu_size(c"memory_size").map(|size| size.saturating_sub(super::memory::usage().active_bytes))
+            }
+            Self::Cuda => None,
+        }
+    }
+
     /// A new stream of the calling thread on this device.
     pub(super) fn stream(self) -> Stream {
         let kind = match self {
@@ -103,6 +115,19 @@ fn gpu_name() -> String {
     }
 }
 
+fn gpu_size(key: &CStr) -> Option<u64> {
+    let gpu = RawGpu::new();
+    // SAFETY: the info object is made, filled, read and freed here; the size is written only on success.
+    unsafe {
+        let mut info = mlx_sys::mlx_device_info_new();
+        let mut size = 0;
+        let found = mlx_sys::mlx_device_info_get(&raw mut info, gpu.0) == 0
+            && mlx_sys::mlx_device_info_get_size(&raw mut size, info, key.as_ptr()) == 0;
+        mlx_sys::mlx_device_info_free(info);
+        found.then_some(size as u64)
+    }
+}
+
 fn cpu_name() -> String {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     format!("CPU, {threads} threads")
@@ -137,6 +162,9 @@ mod tests {
                 Availability::Unavailable(reason) => assert!(!reason.is_empty()),
             }
         }
+        assert!(
+            cfg!(not(target_os = "linux")) || Device::Cpu.free_memory().is_some_and(|bytes| bytes > 1 << 20)
+        );
         assert!(mlx_version().starts_with("0."), "{}", mlx_version());
     }
 }

@@ -149,6 +149,9 @@ impl Drop for Handle {
     }
 }
 
+/// The MLX thread's name.
+const NAME: &str = "mlx";
+
 static THREAD: OnceLock<std::result::Result<mpsc::UnboundedSender<Command>, String>> = OnceLock::new();
 
 /// The way to the thread, which is started at the first call.
@@ -156,7 +159,7 @@ fn thread(device: Device) -> Result<&'static mpsc::UnboundedSender<Command>> {
     let started = THREAD.get_or_init(|| {
         let (commands, received) = mpsc::unbounded_channel();
         let spawned =
-            std::thread::Builder::new().name("mlx".to_owned()).spawn(move || Engine::default().run(received));
+            std::thread::Builder::new().name(NAME.to_owned()).spawn(move || Engine::default().run(received));
         spawned.map(|_| commands).map_err(|error| error.to_string())
     });
     started.as_ref().map_err(|reason| Error::backend(device.id(), "start the MLX thread", reason.clone()))
@@ -170,6 +173,10 @@ fn thread(device: Device) -> Result<&'static mpsc::UnboundedSender<Command>> {
 fn quit_at_exit() {
     static QUIT: AtomicBool = AtomicBool::new(false);
     extern "C" fn quit() {
+        if std::thread::current().name() == Some(NAME) {
+            // A callback of the caller's, on the thread itself, ends the process: there is nobody to wait for.
+            return;
+        }
         if let Some(Ok(commands)) = THREAD.get()
             && !QUIT.swap(true, Ordering::AcqRel)
         {
@@ -282,6 +289,10 @@ impl Engine {
 fn load_model(load: Load) -> Result<(Scheduler, ModelConfig)> {
     let Load { device, manifest, options, eos, stats } = load;
     set_limits(device, &options)?;
+    if let Some(free) = device.free_memory() {
+        // The least that is of use: the weights and one request, of the context that was asked for.
+        manifest.estimate(options.context_length.unwrap_or(1), 1)?.check(free)?;
+    }
     let stream = device.stream();
     let mut observe = |progress: load::Progress| {
         if let Some(callback) = &options.on_progress {

@@ -14,14 +14,14 @@ use inference_text::{TextAssembler, TextEvent};
 use mlx_rs::{
     Array,
     error::{Exception, Result as MlxResult},
-    ops::{self, indexing::TryIndexOp as _},
+    ops,
 };
 
 use super::{
     sampler::{Choice, Report, Sampler},
     stats::Stats,
 };
-use crate::nn::KvCache;
+use crate::nn::{KvCache, ops::slice};
 
 /// What a caller hands over to the engine. Plain data and ends of channels: no array crosses the thread.
 #[derive(Debug)]
@@ -64,7 +64,7 @@ impl InFlight {
         if self.ids.dim(0) == 1 {
             return Ok((*self.ids).clone());
         }
-        self.ids.try_index(self.index..self.index + 1)
+        slice(&self.ids, 0, self.index, self.index + 1)
     }
 }
 

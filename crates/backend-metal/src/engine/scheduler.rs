@@ -17,10 +17,7 @@ use inference_core::{Error, FinishReason};
 use mlx_rs::{
     Array, Stream,
     error::Result,
-    ops::{
-        self,
-        indexing::{TryIndexOp as _, argmax_axis},
-    },
+    ops::{self, indexing::argmax_axis},
     transforms, with_stream,
 };
 
@@ -33,7 +30,7 @@ use super::{
 };
 use crate::{
     arch::Architecture,
-    nn::{KvCache, Rows},
+    nn::{KvCache, Rows, ops::slice},
 };
 
 /// Decode steps between two clearings of the allocator's cache, which otherwise keeps a buffer of every size it met.
@@ -283,7 +280,7 @@ fn prefill_chunk(model: &dyn Architecture, row: &mut Row, chunk: usize) -> Resul
         transforms::eval(row.cache.arrays())?;
         return mlx_rs::memory::clear_cache();
     }
-    let hidden = hidden.try_index((.., -1.., ..))?;
+    let hidden = slice(&hidden, 1, hidden.dim(1) - 1, hidden.dim(1))?;
     let logits = model.logits(&hidden)?.reshape(&[1, -1])?;
     let choice = row.sampler.sample(&logits, row.recent()?.as_ref(), 0)?;
     submit([&choice.id], choice.report.iter())?;
@@ -309,7 +306,7 @@ fn step(model: &dyn Architecture, rows: &mut [Row]) -> Result<()> {
     let mut choices = Vec::with_capacity(rows.len());
     for (index, row) in rows.iter().enumerate() {
         let logits =
-            if count == 1 { logits.clone() } else { logits.try_index(index as i32..index as i32 + 1)? };
+            if count == 1 { logits.clone() } else { slice(&logits, 0, index as i32, index as i32 + 1)? };
         choices.push(row.sampler.sample(&logits, row.recent()?.as_ref(), row.chosen())?);
     }
     submit(
