@@ -28,7 +28,7 @@ const UNDONE: [&str; 5] = [
 #[test]
 fn each_clause_catches_the_backend_that_breaks_it() {
     let (_folder, subject) = engine::subject();
-    let subject = subject.deadline(Duration::from_secs(4));
+    let subject = subject.deadline(Duration::from_secs(8));
     let careless = subject.clone().loaded_by(|load| {
         async move {
             match load.await {

@@ -331,7 +331,7 @@ impl Run {
 
     fn decode(&mut self, sink: &mut TokenSink, text: &mut Text) -> FinishReason {
         if self.fault.is("during_prefill") && self.prompt > 1000 {
-            std::thread::park_timeout(Duration::from_millis(1500));
+            std::thread::park_timeout(Duration::from_millis(1100));
         }
         if self.fault.is("concurrent_requests_equal_lone_runs")
             || self.fault.is("a_seed_reproduces_beside_others")
