@@ -339,7 +339,14 @@ fn an_interrupted_batch_goes_on_where_it_stopped() {
     std::fs::write(&file, "a b c d\n".repeat(100)).unwrap();
     let answers = folder.path().join("prompts.answers.jsonl");
     let batch = || {
-        let mut command = inference(&["batch", "--backend=mock", "--max-tokens=8000", "--quiet", "--model"]);
+        let mut command = inference(&[
+            "batch",
+            "--backend=mock",
+            "--concurrency=1",
+            "--max-tokens=8000",
+            "--quiet",
+            "--model",
+        ]);
         command.arg(folder.path()).arg(&file);
         command
     };

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use futures::{StreamExt as _, future::join_all};
-use inference_core::{CancellationToken, Prompt, TextModelExt as _};
+use inference_core::{CancellationToken, Feature, Prompt, TextModelExt as _};
 
 use super::{ENDLESS, alone, drain, eventually, ids, some_ids, some_prompts, still_right, was_cancelled};
 use crate::{
@@ -42,9 +42,22 @@ pub async fn before_the_start(subject: &Subject) -> ClauseResult {
 /// is never short.
 pub async fn during_prefill(subject: &Subject) -> ClauseResult {
     const TRIES: usize = 3;
-    let model = subject.model().await?;
-    let expected = ids(&alone(&*model, &subject.prompt, &subject.greedy(6)?).await?);
-    let length = subject.long_prompt.min(model.info().context_length / 2).max(1);
+    let shared = subject.model().await?;
+    let expected = ids(&alone(&*shared, &subject.prompt, &subject.greedy(6)?).await?);
+    let length = subject.long_prompt.min(shared.info().context_length / 2).max(1);
+    // A prompt of many chunks, so that one of them is little of the whole.
+    let (model, chunk) = if subject.capabilities()?.has(Feature::PrefillChunk) {
+        let chunk = subject.prefill_chunk.min(length / 16).max(1);
+        (subject.load(subject.base_load_options().prefill_chunk(chunk)).await?, chunk)
+    } else {
+        (shared, subject.prefill_chunk)
+    };
+    if 4 * chunk > length {
+        let reason = format!(
+            "a prompt of {length} tokens is hardly more than a chunk of {chunk}: `Subject::long_prompt`"
+        );
+        return Err(Objection::moot(reason));
+    }
     let mut longest = String::new();
     for attempt in 0..TRIES {
         // Different prompts, so that nothing of one is reused by the next.
@@ -61,7 +74,7 @@ pub async fn during_prefill(subject: &Subject) -> ClauseResult {
         let took = began.elapsed();
         was_cancelled(&finish)?;
         // The chunk under way and one that was already submitted, and what the machine may take for itself.
-        let chunks = whole.mul_f64((2 * subject.prefill_chunk) as f64 / length as f64);
+        let chunks = whole.mul_f64((2 * chunk) as f64 / length as f64);
         let allowed = chunks.min(whole.mul_f64(0.5)) + Duration::from_millis(400);
         if took <= allowed {
             return still_right(subject, &*model, &expected).await;
