@@ -115,7 +115,7 @@ impl LoadOptions {
     /// Checks the values.
     ///
     /// # Errors
-    /// [`Error::InvalidOption`] names the first that makes no sense.
+    /// [`Error::InvalidOption`](crate::Error::InvalidOption) names the first that makes no sense.
     pub fn validate(&self) -> Result<()> {
         positive("context_length", self.context_length)?;
         positive("max_batch", self.max_batch)?;
