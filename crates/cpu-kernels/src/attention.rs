@@ -1,0 +1,407 @@
+//! Attention of new tokens to those before them and themselves.
+
+use std::ops::Range;
+
+use crate::{
+    Floats, FloatsMut, Kernels, Result,
+    element::{Element, Shared, narrow, widen},
+    error::Error,
+    isa::Kernel,
+    operand::{length, product, with_slice},
+    simd::{Simd, exp, tanh},
+};
+
+/// Keys and values that are widened at a time.
+const KEYS: usize = 64;
+/// Queries that share them, where there are so many.
+const LINES: usize = 64;
+/// Up to so many queries are multiplied with keys one by one.
+const FEW: usize = 8;
+
+/// Vectors `[heads, tokens, head_dim]` of a larger memory, the elements of each next to each other.
+#[derive(Debug, Clone, Copy)]
+pub struct Heads<'a> {
+    /// From the first element of the first vector on.
+    pub data: Floats<'a>,
+    /// Elements from a head to the next.
+    pub head_stride: usize,
+    /// Elements from a token to the next.
+    pub token_stride: usize,
+}
+
+/// The queries of several rows, `[rows, heads, tokens, head_dim]`.
+#[derive(Debug, Clone, Copy)]
+pub struct Queries<'a> {
+    /// Those of the first row, and the memory of the others.
+    pub first: Heads<'a>,
+    /// Elements from a row to the next.
+    pub row_stride: usize,
+    /// Queries of a row.
+    pub tokens: usize,
+}
+
+/// The keys and values `[kv_heads, len, head_dim]` that one row attends to.
+#[derive(Debug, Clone, Copy)]
+pub struct Cache<'a> {
+    /// One for each position.
+    pub keys: Heads<'a>,
+    /// One for each position.
+    pub values: Heads<'a>,
+    /// Positions, at least as many as the row has queries: those are of the last of them.
+    pub len: usize,
+}
+
+/// How tokens attend.
+#[derive(Debug, Clone, Copy)]
+pub struct Attend<'a> {
+    /// Heads of queries.
+    pub heads: usize,
+    /// Heads of keys and values, which divide those of queries: neighbours share them.
+    pub kv_heads: usize,
+    /// Elements of a vector.
+    pub head_dim: usize,
+    /// What the products of queries and keys are multiplied by.
+    pub scale: f32,
+    /// Positions that a query sees, its own included; `None` is all before it.
+    pub window: Option<usize>,
+    /// Scores `s` become `cap · tanh(s / cap)`.
+    pub softcap: Option<f32>,
+    /// For each head a score that takes part in the softmax and has no value, `[heads]`.
+    pub sinks: Option<Floats<'a>>,
+}
+
+impl Attend<'_> {
+    fn check(&self) -> Result<()> {
+        if self.kv_heads == 0 || !self.heads.is_multiple_of(self.kv_heads) {
+            let expected = format!("a multiple of the {} heads of keys", self.kv_heads);
+            return Err(Error::Invalid { name: "the number of heads", found: self.heads, expected });
+        }
+        if self.window == Some(0) {
+            return Err(Error::Invalid { name: "the window", found: 0, expected: "at least 1".into() });
+        }
+        self.sinks.as_ref().map_or(Ok(()), |sinks| length("sinks", sinks.len(), self.heads))
+    }
+
+    /// That vectors `[heads, tokens, head_dim]` lie within their memory, `before` elements of which belong to others.
+    fn check_heads(
+        &self,
+        name: &'static str,
+        x: &Heads<'_>,
+        before: usize,
+        heads: usize,
+        tokens: usize,
+    ) -> Result<()> {
+        if heads == 0 || tokens == 0 {
+            return Ok(());
+        }
+        let end = product(name, &[heads - 1, x.head_stride])?
+            .checked_add(product(name, &[tokens - 1, x.token_stride])?)
+            .and_then(|end| end.checked_add(before)?.checked_add(self.head_dim));
+        match end {
+            Some(end) if end <= x.data.len() => Ok(()),
+            end => {
+                Err(Error::Length { operand: name, found: x.data.len(), expected: end.unwrap_or(usize::MAX) })
+            }
+        }
+    }
+}
+
+impl Kernels {
+    /// What each query makes of the values it sees: `queries` of as many rows as `caches` → `out`
+    /// `[rows, tokens, heads, head_dim]`, without gaps. A query sees its own position and those before it.
+    ///
+    /// # Errors
+    /// Operands whose sizes do not go together.
+    pub fn attend(
+        &self,
+        queries: &Queries<'_>,
+        caches: &[Cache<'_>],
+        how: &Attend<'_>,
+        out: FloatsMut<'_>,
+    ) -> Result<()> {
+        how.check()?;
+        let Attend { heads, kv_heads, head_dim, .. } = *how;
+        let tokens = queries.tokens;
+        length("out", out.len(), product("out", &[caches.len(), tokens, heads, head_dim])?)?;
+        for (row, cache) in caches.iter().enumerate() {
+            let before = product("queries", &[row, queries.row_stride])?;
+            how.check_heads("queries", &queries.first, before, heads, tokens)?;
+            how.check_heads("keys", &cache.keys, 0, kv_heads, cache.len)?;
+            how.check_heads("values", &cache.values, 0, kv_heads, cache.len)?;
+            if cache.len < tokens {
+                let expected = format!("at least the {tokens} new ones");
+                return Err(Error::Invalid { name: "the number of positions", found: cache.len, expected });
+            }
+        }
+        let lines = heads / kv_heads;
+        let tokens_each = (LINES / lines).max(1);
+        let parts = tokens.div_ceil(tokens_each);
+        with_slice!(out, FloatsMut, out => {
+            let out = Shared::new(out);
+            self.pool.run(caches.len() * kv_heads * parts, &|task| {
+                // The last tokens see most: they go first.
+                let (part, rest) = (parts - 1 - task / (caches.len() * kv_heads), task % (caches.len() * kv_heads));
+                let (row, kv_head) = (rest / kv_heads, rest % kv_heads);
+                let tokens = part * tokens_each..tokens.min((part + 1) * tokens_each);
+                self.isa.run(Block { queries, cache: &caches[row], how, row, kv_head, tokens, out: &out });
+            });
+        });
+        Ok(())
+    }
+}
+
+/// Attention of a few tokens of a row, for the heads of queries that share a head of keys and values. A token's query of one of
+/// them is called a line here.
+struct Block<'a, E> {
+    queries: &'a Queries<'a>,
+    cache: &'a Cache<'a>,
+    how: &'a Attend<'a>,
+    row: usize,
+    kv_head: usize,
+    tokens: Range<usize>,
+    out: &'a Shared<E>,
+}
+
+impl<E: Element> Kernel for Block<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        let Attend { heads, kv_heads, head_dim, scale, .. } = *self.how;
+        let sharing = heads / kv_heads;
+        let lines = self.tokens.len() * sharing;
+        let width = head_dim.next_multiple_of(2 * S::LANES);
+        let head = |line: usize| self.kv_head * sharing + line % sharing;
+        let token = |line: usize| self.tokens.start + line / sharing;
+        let mut queries = vec![0.0_f32; lines * width];
+        for (line, query) in queries.chunks_exact_mut(width).enumerate() {
+            let before = self.row * self.queries.row_stride;
+            read::<S>(&self.queries.first, before, head(line), token(line), &mut query[..head_dim]);
+            query.iter_mut().for_each(|query| *query *= scale);
+        }
+        let sinks = self.how.sinks.map(|sinks| {
+            let all = |line| with_slice!(sinks, Floats, sinks => sinks[head(line)].widen());
+            (0..lines).map(all).collect::<Vec<_>>()
+        });
+        let mut softmax = Softmax {
+            totals: vec![if sinks.is_some() { 1.0 } else { 0.0 }; lines],
+            largest: sinks.unwrap_or_else(|| vec![f32::NEG_INFINITY; lines]),
+        };
+        // Query `t` of the row is at position `len - tokens + t`.
+        let position = |line: usize| self.cache.len - self.queries.tokens + token(line);
+        let first =
+            |line: usize| self.how.window.map_or(0, |window| (position(line) + 1).saturating_sub(window));
+        let mut mixed = vec![0.0_f32; lines * width];
+        let mut keys = vec![0.0_f32; KEYS * width];
+        let mut turned = vec![0.0_f32; if lines > FEW { KEYS * width } else { 0 }];
+        let mut values = vec![0.0_f32; KEYS * width];
+        let mut scores = vec![0.0_f32; lines * KEYS];
+        let end = position(lines - 1) + 1;
+        for start in (first(0)..end).step_by(KEYS) {
+            let count = KEYS.min(end - start);
+            for i in 0..count {
+                read::<S>(&self.cache.keys, 0, self.kv_head, start + i, &mut keys[i * width..][..head_dim]);
+                read::<S>(
+                    &self.cache.values,
+                    0,
+                    self.kv_head,
+                    start + i,
+                    &mut values[i * width..][..head_dim],
+                );
+            }
+            if lines > FEW {
+                turn::<S>(&keys, width, head_dim, &mut turned);
+                scores.fill(0.0);
+                Outer { a: &queries, a_width: width, b: &turned, b_width: KEYS, depth: head_dim }
+                    .add::<S>(&mut scores);
+            } else {
+                dots::<S>(&queries, &keys[..count * width], width, &mut scores);
+            }
+            for (line, scores) in scores.chunks_exact_mut(KEYS).enumerate() {
+                let seen = first(line).clamp(start, start + count) - start
+                    ..(position(line) + 1).clamp(start, start + count) - start;
+                let kept = softmax.step::<S>(line, scores, seen, self.how.softcap);
+                if kept != 1.0 {
+                    mixed[line * width..][..width].iter_mut().for_each(|mixed| *mixed *= kept);
+                }
+            }
+            Outer { a: &scores, a_width: KEYS, b: &values, b_width: width, depth: count }
+                .add::<S>(&mut mixed);
+        }
+        for (line, mixed) in mixed.chunks_exact_mut(width).enumerate() {
+            let total = softmax.totals[line];
+            mixed.iter_mut().for_each(|mixed| *mixed /= total);
+            let place = ((self.row * self.queries.tokens + token(line)) * heads + head(line)) * head_dim;
+            // SAFETY: each task has tokens and heads of its own.
+            narrow::<E, S>(&mixed[..head_dim], unsafe { self.out.part(place, head_dim) });
+        }
+    }
+}
+
+/// Softmax of scores that come a few at a time: what was summed before is made smaller when a larger score turns up.
+struct Softmax {
+    /// The largest score of each line so far.
+    largest: Vec<f32>,
+    /// The sum of what scores became.
+    totals: Vec<f32>,
+}
+
+impl Softmax {
+    /// Turns the scores of a line that are seen into weights, and the others into zeros. Returns what sums so far must be
+    /// multiplied by.
+    #[inline(always)]
+    fn step<S: Simd>(
+        &mut self,
+        line: usize,
+        scores: &mut [f32],
+        seen: Range<usize>,
+        softcap: Option<f32>,
+    ) -> f32 {
+        let (start, end) = (seen.start / S::LANES * S::LANES, seen.end.next_multiple_of(S::LANES));
+        if seen.is_empty() {
+            scores.fill(0.0);
+            return 1.0;
+        }
+        assert!(end <= scores.len(), "whole vectors of scores");
+        let vectors = || (start..end).step_by(S::LANES);
+        let at = scores.as_mut_ptr();
+        // SAFETY: vectors lie within the scores, by the assertion; the machine has the instructions, or this were not run.
+        unsafe {
+            if let Some(cap) = softcap {
+                for i in vectors() {
+                    let part = S::mul(S::load(at.add(i)), S::splat(1.0 / cap));
+                    S::store(at.add(i), S::mul(tanh::<S>(part), S::splat(cap)));
+                }
+            }
+            scores[start..seen.start].fill(f32::NEG_INFINITY);
+            scores[seen.end..end].fill(f32::NEG_INFINITY);
+            let at = scores.as_mut_ptr();
+            let mut largest = S::splat(self.largest[line]);
+            for i in vectors() {
+                largest = S::max(largest, S::load(at.add(i)));
+            }
+            let largest = S::largest(largest);
+            for i in vectors() {
+                S::store(at.add(i), exp::<S>(S::sub(S::load(at.add(i)), S::splat(largest))));
+            }
+            scores[..seen.start].fill(0.0);
+            scores[seen.end..].fill(0.0);
+            let at = scores.as_ptr();
+            let total = vectors().fold(S::splat(0.0), |total, i| S::add(total, S::load(at.add(i))));
+            let kept = (self.largest[line] - largest).exp();
+            self.totals[line] = self.totals[line] * kept + S::sum(total);
+            self.largest[line] = largest;
+            kept
+        }
+    }
+}
+
+/// A sum of products of columns of `a` with rows of `b`.
+struct Outer<'a> {
+    /// `[lines, a_width]`
+    a: &'a [f32],
+    a_width: usize,
+    /// `[depth or more, b_width]`
+    b: &'a [f32],
+    /// Pairs of vectors.
+    b_width: usize,
+    depth: usize,
+}
+
+impl Outer<'_> {
+    /// Adds it to `sums` `[lines, b_width]`.
+    #[inline(always)]
+    fn add<S: Simd>(&self, sums: &mut [f32]) {
+        let lines = self.a.len() / self.a_width;
+        assert!(self.depth <= self.a_width && self.depth * self.b_width <= self.b.len(), "as deep");
+        assert!(sums.len() == lines * self.b_width && self.b_width.is_multiple_of(2 * S::LANES), "as wide");
+        for column in (0..self.b_width).step_by(2 * S::LANES) {
+            let mut line = 0;
+            // SAFETY: lines and columns lie within all three, by the assertions; the machine has the instructions.
+            unsafe {
+                while S::REGISTERS >= 32 && line + 8 <= lines {
+                    self.tile::<S, 8>(sums, line, column);
+                    line += 8;
+                }
+                while line + 4 <= lines {
+                    self.tile::<S, 4>(sums, line, column);
+                    line += 4;
+                }
+                while line < lines {
+                    self.tile::<S, 1>(sums, line, column);
+                    line += 1;
+                }
+            }
+        }
+    }
+
+    /// `M` lines and two vectors.
+    ///
+    /// # Safety
+    /// They lie within `a`, `b` and the sums, and the machine has the instructions.
+    #[inline(always)]
+    unsafe fn tile<S: Simd, const M: usize>(&self, sums: &mut [f32], line: usize, column: usize) {
+        // SAFETY: the caller's.
+        unsafe {
+            let at = |m: usize, i: usize| (line + m) * self.b_width + column + i * S::LANES;
+            let mut parts: [[S::F; 2]; M] =
+                std::array::from_fn(|m| std::array::from_fn(|i| S::load(sums.as_ptr().add(at(m, i)))));
+            let a = self.a.as_ptr().add(line * self.a_width);
+            let mut b = self.b.as_ptr().add(column);
+            for k in 0..self.depth {
+                let row = [S::load(b), S::load(b.add(S::LANES))];
+                for (m, parts) in parts.iter_mut().enumerate() {
+                    let factor = S::splat(*a.add(m * self.a_width + k));
+                    *parts = [S::fma(factor, row[0], parts[0]), S::fma(factor, row[1], parts[1])];
+                }
+                b = b.wrapping_add(self.b_width);
+            }
+            for (m, parts) in parts.into_iter().enumerate() {
+                for (i, part) in parts.into_iter().enumerate() {
+                    S::store(sums.as_mut_ptr().add(at(m, i)), part);
+                }
+            }
+        }
+    }
+}
+
+/// The products of each query with each key, `width` wide, as scores `[lines, KEYS]`.
+#[inline(always)]
+fn dots<S: Simd>(queries: &[f32], keys: &[f32], width: usize, scores: &mut [f32]) {
+    for (query, scores) in queries.chunks_exact(width).zip(scores.chunks_exact_mut(KEYS)) {
+        for (key, score) in keys.chunks_exact(width).zip(scores) {
+            // SAFETY: both are whole vectors, `width` long; the machine has the instructions, or this were not run.
+            *score = unsafe {
+                let product =
+                    |i: usize, sum| S::fma(S::load(query.as_ptr().add(i)), S::load(key.as_ptr().add(i)), sum);
+                let mut sums = [S::splat(0.0); 2];
+                for i in (0..width).step_by(2 * S::LANES) {
+                    sums = [product(i, sums[0]), product(i + S::LANES, sums[1])];
+                }
+                S::sum(S::add(sums[0], sums[1]))
+            };
+        }
+    }
+}
+
+/// Keys `[KEYS, width]` as `[head_dim, KEYS]`.
+#[inline(always)]
+fn turn<S: Simd>(keys: &[f32], width: usize, head_dim: usize, out: &mut [f32]) {
+    assert!(keys.len() == KEYS * width && out.len() >= KEYS * head_dim && head_dim <= width, "as many");
+    for first in (0..KEYS).step_by(S::LANES) {
+        for i in 0..head_dim {
+            // SAFETY: `LANES` keys are left, by the assertion; the machine has the instructions, or this were not run.
+            unsafe {
+                let column = S::load_strided(keys.as_ptr().add(first * width + i), width);
+                S::store(out.as_mut_ptr().add(i * KEYS + first), column);
+            }
+        }
+    }
+}
+
+/// The vector of a head and a token.
+#[inline(always)]
+fn read<S: Simd>(x: &Heads<'_>, before: usize, head: usize, token: usize, out: &mut [f32]) {
+    let start = before + head * x.head_stride + token * x.token_stride;
+    with_slice!(x.data, Floats, data => widen::<_, S>(&data[start..][..out.len()], out));
+}

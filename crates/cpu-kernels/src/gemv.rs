@@ -1,0 +1,358 @@
+//! Products of a few rows of `x` with many rows of a matrix: each element of the matrix is read once, and unpacked in
+//! registers.
+
+use std::{marker::PhantomData, slice};
+
+use crate::{
+    Floats, Matrices, Mode, Scales, Weights,
+    element::widen,
+    isa::Kernel,
+    operand::with_slice,
+    simd::Simd,
+    storage::{LARGEST, Storage, arrange, arranged_len, block_bytes},
+    unpack::{e4m3, e8m0},
+};
+
+/// Rows of `x` that are multiplied at once, at most.
+pub(crate) const ROWS: usize = 8;
+
+/// Bytes of a row ahead of those in use that are fetched.
+const AHEAD: usize = 2 << 10;
+
+/// Rows of `x` in the order in which their elements meet those of a matrix.
+pub(crate) struct Arranged {
+    /// Row by row, in whole blocks.
+    elements: Vec<f32>,
+    width: usize,
+    /// Of each group of elements, for the biases; row by row, with zeros behind.
+    sums: Vec<f32>,
+    sums_width: usize,
+}
+
+impl Arranged {
+    #[inline(always)]
+    pub(crate) fn row(&self, row: usize) -> &[f32] {
+        &self.elements[row * self.width..][..self.width]
+    }
+
+    #[inline(always)]
+    fn sums(&self, row: usize) -> &[f32] {
+        &self.sums[row * self.sums_width..][..self.sums_width]
+    }
+}
+
+/// Makes an [`Arranged`] of rows with `inputs` elements, for matrices like `w`.
+pub(crate) struct Arrange<'a, T> {
+    x: Floats<'a>,
+    w: &'a Matrices<'a>,
+    storage: PhantomData<T>,
+}
+
+impl<'a, T: Storage> Arrange<'a, T> {
+    pub(crate) fn new(x: Floats<'a>, w: &'a Matrices<'a>) -> Self {
+        Self { x, w, storage: PhantomData }
+    }
+}
+
+impl<T: Storage> Kernel for Arrange<'_, T> {
+    type Output = Arranged;
+
+    #[inline(always)]
+    fn run<S: Simd>(self) -> Arranged {
+        let inputs = self.w.inputs;
+        let rows = self.x.len().checked_div(inputs).unwrap_or(0);
+        let group_size = match self.w.weights {
+            Weights::Packed { scheme, .. } if scheme.mode == Mode::Affine => scheme.group_size,
+            _ => 0,
+        };
+        let width = arranged_len::<T, S>(inputs);
+        let sums_width = padded::<S>(inputs.checked_div(group_size).unwrap_or(0));
+        let mut elements = vec![0.0; rows * width];
+        let mut sums = vec![0.0; rows * sums_width];
+        let mut row_elements = vec![0.0; width];
+        for row in 0..rows {
+            with_slice!(self.x, Floats, x => widen::<_, S>(&x[row * inputs..][..inputs], &mut row_elements[..inputs]));
+            arrange::<T, S>(&row_elements, &mut elements[row * width..][..width]);
+            if group_size > 0 {
+                let groups = row_elements[..inputs].chunks_exact(group_size);
+                for (sum, group) in sums[row * sums_width..].iter_mut().zip(groups) {
+                    *sum = group.iter().sum();
+                }
+            }
+        }
+        Arranged { elements, width, sums, sums_width }
+    }
+}
+
+/// The products of up to [`ROWS`] rows of `x` with rows of a matrix.
+pub(crate) struct Gemv<'a, T> {
+    pub(crate) w: &'a Matrices<'a>,
+    /// The first row, counted through all matrices.
+    pub(crate) first: usize,
+    pub(crate) x: &'a Arranged,
+    /// Which rows of `x`.
+    pub(crate) rows: &'a [usize],
+    /// `[rows, outputs]`, of as many rows of the matrix as there is room for.
+    pub(crate) out: &'a mut [f32],
+    pub(crate) storage: PhantomData<T>,
+}
+
+impl<T: Storage> Kernel for Gemv<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        match self.rows.len() {
+            0 => {}
+            1 => self.outputs::<S, 4, 1>(),
+            2..=4 => self.outputs::<S, 4, 4>(),
+            _ => self.outputs::<S, 2, 8>(),
+        }
+    }
+}
+
+impl<T: Storage> Gemv<'_, T> {
+    /// `R` rows of the matrix at a time, with `M` rows of `x`, the last of them more than once where there are fewer.
+    #[inline(always)]
+    fn outputs<S: Simd, const R: usize, const M: usize>(self) {
+        let count = self.out.len() / self.rows.len();
+        let row_bytes = self.w.inputs * T::BITS / 8;
+        let bytes = elements(&self.w.weights);
+        let row = |m: usize| self.rows[m.min(self.rows.len() - 1)];
+        let x: [&[f32]; M] = std::array::from_fn(|m| self.x.row(row(m)));
+        let sums: [&[f32]; M] = std::array::from_fn(|m| self.x.sums(row(m)));
+        let mut groups = Groups::new::<T, S>(self.w, R);
+        let lanes = groups.lanes::<S>();
+        for first in (0..count).step_by(R) {
+            let output = |r: usize| (first + r).min(count - 1);
+            let rows: [&[u8]; R] =
+                std::array::from_fn(|r| &bytes[(self.first + output(r)) * row_bytes..][..row_bytes]);
+            if T::SCALED {
+                groups.read::<S, R>(&self.w.weights, std::array::from_fn(|r| self.first + output(r)));
+            }
+            // SAFETY: the machine has the instructions, or this were not run; `lanes` has all lanes; rows, arranged rows
+            // and groups are as long as the matrix's `inputs` ask for.
+            let mut products = unsafe { tile::<T, S, R, M>(rows, x, &groups, S::load_u(lanes.as_ptr())) };
+            if groups.biased {
+                for (r, products) in products.iter_mut().enumerate() {
+                    for (product, sums) in products.iter_mut().zip(sums) {
+                        // SAFETY: the machine has the instructions.
+                        *product += unsafe { dot::<S>(groups.biases(r), sums) };
+                    }
+                }
+            }
+            for (r, products) in products.iter().enumerate().take(count - first) {
+                for (m, product) in products.iter().enumerate().take(self.rows.len()) {
+                    self.out[m * count + first + r] = *product;
+                }
+            }
+        }
+    }
+}
+
+/// Products of each of `R` rows of a matrix with each of `M` rows of `x`, biases aside.
+///
+/// # Safety
+/// The machine has the instructions. Rows have the same whole number of elements; rows of `x` are arranged and hold as many;
+/// groups are of these rows.
+#[inline(always)]
+pub(crate) unsafe fn tile<T: Storage, S: Simd, const R: usize, const M: usize>(
+    rows: [&[u8]; R],
+    x: [&[f32]; M],
+    groups: &Groups,
+    lanes: S::U,
+) -> [[f32; M]; R] {
+    let block_bytes = block_bytes::<T, S>();
+    let whole = rows[0].len() / block_bytes;
+    // SAFETY: the caller's, and see at the pointers.
+    unsafe {
+        let tables = T::tables::<S>();
+        let mut sums = [[S::splat(0.0); M]; R];
+        for block in 0..whole {
+            // Whole blocks lie within their row.
+            let from = std::array::from_fn(|r| rows[r].as_ptr().add(block * block_bytes));
+            step::<T, S, R, M>(&mut sums, from, x, block, groups, lanes, tables);
+        }
+        let rest = rows[0].len() % block_bytes;
+        if rest > 0 {
+            // What remains is copied to where zeros follow it.
+            let mut copies = [[0_u32; LARGEST / 4]; R];
+            for (copy, row) in copies.iter_mut().zip(rows) {
+                let end = row.as_ptr().add(whole * block_bytes);
+                std::ptr::copy_nonoverlapping(end, copy.as_mut_ptr().cast(), rest);
+            }
+            let from = std::array::from_fn(|r| copies[r].as_ptr().cast());
+            step::<T, S, R, M>(&mut sums, from, x, whole, groups, lanes, tables);
+        }
+        sums.map(|sums| sums.map(|sum| S::sum(sum)))
+    }
+}
+
+/// One block of each row.
+///
+/// # Safety
+/// As for [`tile`]; `from` point to whole blocks.
+#[inline(always)]
+unsafe fn step<T: Storage, S: Simd, const R: usize, const M: usize>(
+    sums: &mut [[S::F; M]; R],
+    from: [*const u8; R],
+    x: [&[f32]; M],
+    block: usize,
+    groups: &Groups,
+    lanes: S::U,
+    tables: T::Tables<S>,
+) {
+    // SAFETY: the caller's; arranged rows have `VALUES` vectors for each block, and groups padding behind the last.
+    unsafe {
+        let blocks = from.map(|from| {
+            S::prefetch(from.wrapping_add(AHEAD));
+            T::load::<S>(from)
+        });
+        let scales: [S::F; R] = if T::SCALED {
+            let group = block * S::LANES / groups.lanes;
+            std::array::from_fn(|r| S::permute(S::load(groups.scales(r).as_ptr().add(group)), lanes))
+        } else {
+            [S::splat(1.0); R]
+        };
+        // The sum of a block is scaled where that is less work than to scale each element.
+        let late = T::SCALED && M == 1;
+        let mut parts = if late { [[S::splat(0.0); M]; R] } else { *sums };
+        for j in 0..T::VALUES {
+            let x: [S::F; M] =
+                std::array::from_fn(|m| S::load(x[m].as_ptr().add((block * T::VALUES + j) * S::LANES)));
+            for r in 0..R {
+                let mut value = T::value::<S>(blocks[r], tables, j);
+                if T::SCALED && !late {
+                    value = S::mul(value, scales[r]);
+                }
+                for m in 0..M {
+                    parts[r][m] = S::fma(value, x[m], parts[r][m]);
+                }
+            }
+        }
+        for r in 0..R {
+            for m in 0..M {
+                sums[r][m] = if late { S::fma(parts[r][m], scales[r], sums[r][m]) } else { parts[r][m] };
+            }
+        }
+    }
+}
+
+/// Scales and biases of a few rows of a matrix, in single precision.
+pub(crate) struct Groups {
+    /// `[rows, width]` each, with zeros behind the groups of a row.
+    scales: Vec<f32>,
+    biases: Vec<f32>,
+    width: usize,
+    count: usize,
+    /// Lanes of a block that share a group.
+    pub(crate) lanes: usize,
+    pub(crate) biased: bool,
+}
+
+impl Groups {
+    #[inline(always)]
+    pub(crate) fn new<T: Storage, S: Simd>(w: &Matrices<'_>, rows: usize) -> Self {
+        let Weights::Packed { scheme, .. } = &w.weights else {
+            return Self::none();
+        };
+        let count = w.inputs / scheme.group_size;
+        let width = padded::<S>(count);
+        let biased = scheme.mode == Mode::Affine;
+        let scales = vec![0.0; rows * width];
+        Self {
+            biases: if biased { scales.clone() } else { Vec::new() },
+            scales,
+            width,
+            count,
+            lanes: scheme.group_size / T::VALUES,
+            biased,
+        }
+    }
+
+    /// Those of matrices that have none.
+    pub(crate) fn none() -> Self {
+        Self { scales: Vec::new(), biases: Vec::new(), width: 0, count: 0, lanes: 1, biased: false }
+    }
+
+    /// The group of each lane, counted from that of the first.
+    #[inline(always)]
+    pub(crate) fn lanes<S: Simd>(&self) -> Vec<u32> {
+        (0..S::LANES).map(|lane| (lane / self.lanes) as u32).collect()
+    }
+
+    /// Reads those of the given rows, counted through all matrices.
+    #[inline(always)]
+    pub(crate) fn read<S: Simd, const R: usize>(&mut self, weights: &Weights<'_>, rows: [usize; R]) {
+        let Weights::Packed { scheme, scales, .. } = weights else { return };
+        let count = self.count;
+        for (r, row) in rows.into_iter().enumerate() {
+            let to = r * self.width..r * self.width + count;
+            let from = row * count..(row + 1) * count;
+            match scales {
+                Scales::Affine { scales, biases } => {
+                    with_slice!(scales, Floats, scales => {
+                        widen::<_, S>(&scales[from.clone()], &mut self.scales[to.clone()]);
+                    });
+                    with_slice!(biases, Floats, biases => {
+                        widen::<_, S>(&biases[from], &mut self.biases[to]);
+                    });
+                }
+                Scales::Bytes(bytes) if scheme.mode == Mode::Nvfp4 => {
+                    for (to, byte) in self.scales[to].iter_mut().zip(&bytes[from]) {
+                        *to = e4m3(*byte);
+                    }
+                }
+                Scales::Bytes(bytes) => {
+                    for (to, byte) in self.scales[to].iter_mut().zip(&bytes[from]) {
+                        *to = e8m0(*byte);
+                    }
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    pub(crate) fn scales(&self, row: usize) -> &[f32] {
+        &self.scales[row * self.width..][..self.width]
+    }
+
+    #[inline(always)]
+    pub(crate) fn biases(&self, row: usize) -> &[f32] {
+        &self.biases[row * self.width..][..self.width]
+    }
+}
+
+/// The memory of a matrix's elements.
+pub(crate) fn elements<'a>(weights: &Weights<'a>) -> &'a [u8] {
+    fn bytes<T>(slice: &[T]) -> &[u8] {
+        // SAFETY: all element types are plain numbers, and the bytes are those of the slice.
+        unsafe { slice::from_raw_parts(slice.as_ptr().cast(), size_of_val(slice)) }
+    }
+    match weights {
+        Weights::Dense(floats) => with_slice!(floats, Floats, floats => bytes(floats)),
+        Weights::Packed { words, .. } => bytes(words),
+    }
+}
+
+/// So many groups, and behind them a vector, for reads that begin at the last.
+fn padded<S: Simd>(groups: usize) -> usize {
+    (groups + S::LANES).next_multiple_of(S::LANES)
+}
+
+/// The sum of products; both are as long, a multiple of the lanes.
+///
+/// # Safety
+/// The machine has the instructions.
+#[inline(always)]
+unsafe fn dot<S: Simd>(a: &[f32], b: &[f32]) -> f32 {
+    assert!(a.len() == b.len() && a.len().is_multiple_of(S::LANES), "whole vectors");
+    // SAFETY: whole vectors lie within both.
+    unsafe {
+        let mut sum = S::splat(0.0);
+        for i in (0..a.len()).step_by(S::LANES) {
+            sum = S::fma(S::load(a.as_ptr().add(i)), S::load(b.as_ptr().add(i)), sum);
+        }
+        S::sum(sum)
+    }
+}

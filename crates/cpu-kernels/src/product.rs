@@ -1,0 +1,373 @@
+//! Products with matrices: `x · wᵀ`, the same with one matrix of a stack for each row, and `g · w`.
+
+use std::marker::PhantomData;
+
+use half::{bf16, f16};
+
+use crate::{
+    Floats, FloatsMut, Isa, Kernels, Matrices, Result,
+    element::{Element, Shared, narrow},
+    error::Error,
+    gemm::{Gemm, Panel, panel},
+    gemv::{Arrange, Arranged, Gemv, ROWS},
+    isa::Kernel,
+    operand::{length, product, with_slice},
+    simd::Simd,
+    storage::{Storage, with_storage},
+    unpack,
+};
+#[cfg(target_arch = "x86_64")]
+use crate::{
+    amx::{self, Limbs, PackedRows, TileGemm},
+    nibbles::{Halves, NibbleGemv, with_nibbles},
+};
+
+/// The part of a matrix that one task reads.
+const TASK_BYTES: usize = 32 << 10;
+
+impl Kernels {
+    /// `x · wᵀ + bias`: `x` `[rows, inputs]`, one matrix, `bias` `[outputs]` → `out` `[rows, outputs]`.
+    ///
+    /// # Errors
+    /// Operands whose sizes do not go together, or a storage that does not exist.
+    pub fn multiply(
+        &self,
+        x: Floats<'_>,
+        w: &Matrices<'_>,
+        bias: Option<Floats<'_>>,
+        out: FloatsMut<'_>,
+    ) -> Result<()> {
+        single(w)?;
+        let rows = rows(w.outputs, out.len(), "out")?;
+        length("x", x.len(), product("x", &[rows, w.inputs])?)?;
+        if let Some(bias) = &bias {
+            length("bias", bias.len(), w.outputs)?;
+        }
+        let bias = bias.map(widened);
+        self.gather(x, w, bias.as_deref(), &vec![0; rows], 1, out);
+        Ok(())
+    }
+
+    /// Row `p` of `out` is `x[p / k] · w[picks[p]]ᵀ`: `x` `[rows, inputs]`, `picks` `[rows · k]` → `out`
+    /// `[rows · k, outputs]`. Every k-th pick in a row takes the same row of `x`: k is 1 or the experts of a token.
+    ///
+    /// # Errors
+    /// Operands whose sizes do not go together, a pick beyond the stack, or a storage that does not exist.
+    pub fn multiply_picked(
+        &self,
+        x: Floats<'_>,
+        w: &Matrices<'_>,
+        picks: &[u32],
+        out: FloatsMut<'_>,
+    ) -> Result<()> {
+        w.check()?;
+        length("out", out.len(), product("out", &[picks.len(), w.outputs])?)?;
+        if let Some(pick) = picks.iter().find(|pick| **pick as usize >= w.count) {
+            let expected = format!("less than the {} matrices", w.count);
+            return Err(Error::Invalid { name: "a pick", found: *pick as usize, expected });
+        }
+        let rows = rows(w.inputs, x.len(), "x")?;
+        if rows == 0 || !picks.len().is_multiple_of(rows) {
+            if picks.is_empty() {
+                return Ok(());
+            }
+            let expected = format!("a multiple of the {rows} rows of x");
+            return Err(Error::Invalid { name: "the number of picks", found: picks.len(), expected });
+        }
+        self.gather(x, w, None, picks, picks.len() / rows, out);
+        Ok(())
+    }
+
+    /// `g · w`: `g` `[rows, outputs]`, one matrix → `out` `[rows, inputs]`: what [`multiply`](Self::multiply) does to
+    /// gradients.
+    ///
+    /// # Errors
+    /// As for [`multiply`](Self::multiply).
+    pub fn multiply_back(&self, g: Floats<'_>, w: &Matrices<'_>, out: FloatsMut<'_>) -> Result<()> {
+        single(w)?;
+        let rows = rows(w.inputs, out.len(), "out")?;
+        length("g", g.len(), product("g", &[rows, w.outputs])?)?;
+        let g = widened(g);
+        let mut sums = vec![0.0_f32; rows * w.inputs];
+        let shared = Shared::new(&mut sums);
+        self.pool.run(rows, &|row| {
+            // SAFETY: each task has a row of its own.
+            let sums = unsafe { shared.part(row * w.inputs, w.inputs) };
+            let mut weights = vec![0.0; w.inputs];
+            for output in 0..w.outputs {
+                unpack::row(w, output, &mut weights);
+                let g = g[row * w.outputs + output];
+                for (sum, weight) in sums.iter_mut().zip(&weights) {
+                    *sum = weight.mul_add(g, *sum);
+                }
+            }
+        });
+        with_slice!(out, FloatsMut, out => {
+            for (out, sum) in out.iter_mut().zip(&sums) {
+                *out = Element::round(*sum);
+            }
+        });
+        Ok(())
+    }
+
+    /// [`multiply_picked`](Self::multiply_picked) with checked operands, and a bias for every row.
+    fn gather(
+        &self,
+        x: Floats<'_>,
+        w: &Matrices<'_>,
+        bias: Option<&[f32]>,
+        picks: &[u32],
+        k: usize,
+        out: FloatsMut<'_>,
+    ) {
+        if w.outputs == 0 || picks.is_empty() {
+            return;
+        }
+        let memory = match out {
+            FloatsMut::F32(out) => Memory::F32(Shared::new(out)),
+            FloatsMut::F16(out) => Memory::F16(Shared::new(out)),
+            FloatsMut::Bf16(out) => Memory::Bf16(Shared::new(out)),
+        };
+        let out = Output { memory, bias, outputs: w.outputs };
+        with_storage!(w.weights, T => {
+            let (many, few): (Vec<_>, Vec<_>) = batches(picks, k).into_iter().partition(Batch::is_large);
+            if !many.is_empty() {
+                self.multiply_many::<T>(x, w, &many, &out);
+            }
+            if !few.is_empty() {
+                self.multiply_few::<T>(x, w, &few, &out);
+            }
+        });
+    }
+
+    fn multiply_few<T: Storage>(&self, x: Floats<'_>, w: &Matrices<'_>, batches: &[Batch], out: &Output<'_>) {
+        let chunk = chunk(w, T::BITS);
+        let chunks = w.outputs.div_ceil(chunk);
+        let parts = batches.iter().flat_map(|batch| {
+            batch.places.chunks(ROWS).zip(batch.rows.chunks(ROWS)).map(|part| (batch.matrix, part))
+        });
+        let parts: Vec<_> = parts.collect();
+        let each = |gemv: &FewRows<'_>| {
+            self.pool.run(parts.len() * chunks, &|task| {
+                let (matrix, (places, rows)) = parts[task / chunks];
+                let first = task % chunks * chunk;
+                let mut products = vec![0.0; rows.len() * chunk.min(w.outputs - first)];
+                gemv(matrix * w.outputs + first, rows, &mut products);
+                out.write(self.isa, places, first, &mut products);
+            });
+        };
+        #[cfg(target_arch = "x86_64")]
+        if let (Isa::Amx, Floats::Bf16(x)) = (self.isa, x) {
+            let done = with_nibbles!(w.weights, N => {
+                let x = Halves::new(x, w);
+                each(&|first, rows, out| {
+                    // SAFETY: the machine has the instructions, or they were not chosen.
+                    unsafe { NibbleGemv::<N> { w, first, x: &x, rows, out, nibbles: PhantomData }.run() };
+                });
+            });
+            if done.is_some() {
+                return;
+            }
+        }
+        let x = self.arrange::<T>(x, w);
+        each(&|first, rows, out| {
+            self.isa.run(Gemv::<T> { w, first, x: &x, rows, out, storage: PhantomData });
+        });
+    }
+
+    fn multiply_many<T: Storage>(
+        &self,
+        x: Floats<'_>,
+        w: &Matrices<'_>,
+        batches: &[Batch],
+        out: &Output<'_>,
+    ) {
+        #[cfg(target_arch = "x86_64")]
+        if self.isa == Isa::Amx {
+            return self.multiply_tiles::<T>(
+                x,
+                w,
+                batches,
+                Limbs::new(&x, &w.weights, matches!(out.memory, Memory::F32(_))),
+                out,
+            );
+        }
+        let x = self.arrange::<T>(x, w);
+        let panel = panel(w.outputs, 4 * w.inputs, 12, self.threads());
+        let panels = w.outputs.div_ceil(panel);
+        self.pool.run(batches.len() * panels, &|task| {
+            let batch = &batches[task / panels];
+            let first = task % panels * panel;
+            let count = panel.min(w.outputs - first);
+            let matrix =
+                Panel::<T> { w, first: batch.matrix * w.outputs + first, count, storage: PhantomData };
+            let panel = self.isa.run(matrix);
+            let emit = &mut |row: usize, products: &mut [f32]| {
+                let places = &batch.places[row..][..products.len() / count];
+                out.write(self.isa, places, first, products);
+            };
+            self.isa.run(Gemm { panel: &panel, count, x: &x, rows: &batch.rows, emit });
+        });
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn multiply_tiles<T: Storage>(
+        &self,
+        x: Floats<'_>,
+        w: &Matrices<'_>,
+        batches: &[Batch],
+        limbs: Limbs,
+        out: &Output<'_>,
+    ) {
+        // Each batch begins a block of its own.
+        let blocks: Vec<_> = batches.iter().flat_map(|batch| batch.rows.chunks(amx::EDGE)).collect();
+        let starts: Vec<_> = batches
+            .iter()
+            .scan(0, |next, batch| {
+                let start = *next;
+                *next += batch.rows.len().div_ceil(amx::EDGE);
+                Some(start)
+            })
+            .collect();
+        let mut packed = PackedRows::new::<T>(blocks.len() * amx::EDGE, w.inputs, limbs);
+        let len = packed.block_len();
+        let tiles = Shared::new(packed.blocks_mut());
+        self.pool.run(blocks.len(), &|block| {
+            // SAFETY: each task has a block of its own; the machine has the instructions, or they were not chosen.
+            unsafe { amx::pack_rows::<T>(x, w.inputs, blocks[block], limbs, tiles.part(block * len, len)) };
+        });
+        let panel = panel(w.outputs, 4 * w.inputs, 2 * amx::EDGE, self.threads());
+        let panels = w.outputs.div_ceil(panel);
+        self.pool.run(batches.len() * panels, &|task| {
+            let (batch, block) = (&batches[task / panels], starts[task / panels]);
+            let first = task % panels * panel;
+            let count = panel.min(w.outputs - first);
+            let mut emit = |row: usize, products: &mut [f32]| {
+                let places = &batch.places[row..][..products.len() / count];
+                out.write(self.isa, places, first, products);
+            };
+            let rows = batch.rows.len();
+            // SAFETY: the machine has the instructions, or they were not chosen.
+            unsafe {
+                let panel = &amx::unpack::<T>(w, batch.matrix * w.outputs + first, count, limbs);
+                TileGemm { panel, count, x: &packed, block, rows, limbs }.each(&mut emit);
+            }
+        });
+    }
+
+    /// All rows of `x`, arranged for matrices like `w`.
+    fn arrange<T: Storage>(&self, x: Floats<'_>, w: &Matrices<'_>) -> Arranged {
+        self.isa.run(Arrange::<T>::new(x, w))
+    }
+}
+
+/// Rows that are multiplied with the same matrix.
+struct Batch {
+    matrix: usize,
+    /// Which rows of the output they make.
+    places: Vec<usize>,
+    /// Which rows of `x` they are.
+    rows: Vec<usize>,
+}
+
+impl Batch {
+    /// Whether it pays to unpack the matrix before it is multiplied.
+    fn is_large(&self) -> bool {
+        self.rows.len() > ROWS
+    }
+}
+
+/// The picks by matrix; `k` share a row of `x`.
+fn batches(picks: &[u32], k: usize) -> Vec<Batch> {
+    let mut places: Vec<_> = (0..picks.len()).collect();
+    places.sort_by_key(|place| picks[*place]);
+    let alike = places.chunk_by(|a, b| picks[*a] == picks[*b]);
+    let batches = alike.map(|places| Batch {
+        matrix: picks[places[0]] as usize,
+        places: places.to_vec(),
+        rows: places.iter().map(|place| place / k).collect(),
+    });
+    batches.collect()
+}
+
+/// Where products go.
+struct Output<'a> {
+    /// `[places, outputs]`
+    memory: Memory,
+    /// `[outputs]`
+    bias: Option<&'a [f32]>,
+    outputs: usize,
+}
+
+/// Memory of a result, by its type.
+enum Memory {
+    F32(Shared<f32>),
+    F16(Shared<f16>),
+    Bf16(Shared<bf16>),
+}
+
+impl Output<'_> {
+    /// Adds the bias to products `[places, count]` and writes them, from output `first` on. Each task has places and outputs
+    /// of its own.
+    fn write(&self, isa: Isa, places: &[usize], first: usize, products: &mut [f32]) {
+        let count = products.len() / places.len();
+        if let Some(bias) = self.bias {
+            for products in products.chunks_exact_mut(count) {
+                products.iter_mut().zip(&bias[first..]).for_each(|(product, bias)| *product += bias);
+            }
+        }
+        with_slice!(&self.memory, Memory, memory => {
+            isa.run(Write { memory, outputs: self.outputs, places, first, products });
+        });
+    }
+}
+
+struct Write<'a, E> {
+    memory: &'a Shared<E>,
+    outputs: usize,
+    places: &'a [usize],
+    first: usize,
+    products: &'a [f32],
+}
+
+impl<E: Element> Kernel for Write<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        let count = self.products.len() / self.places.len();
+        for (place, products) in self.places.iter().zip(self.products.chunks_exact(count)) {
+            // SAFETY: each task has places and outputs of its own.
+            let to = unsafe { self.memory.part(place * self.outputs + self.first, count) };
+            narrow::<E, S>(products, to);
+        }
+    }
+}
+
+/// Multiplies rows of `x` with rows of a matrix, from the given one on, as many as there is room for.
+type FewRows<'a> = dyn Fn(usize, &[usize], &mut [f32]) + Sync + 'a;
+
+/// Rows of a matrix for one task: enough to be worth handing out, few enough to share them evenly.
+fn chunk(w: &Matrices<'_>, bits: usize) -> usize {
+    let row_bytes = (w.inputs * bits / 8).max(1);
+    (TASK_BYTES / row_bytes).next_multiple_of(4).clamp(4, 1024)
+}
+
+fn widened(x: Floats<'_>) -> Vec<f32> {
+    with_slice!(x, Floats, x => x.iter().map(|x| x.widen()).collect())
+}
+
+/// That the stack is a single matrix.
+fn single(w: &Matrices<'_>) -> Result<()> {
+    if w.count != 1 {
+        return Err(Error::Invalid { name: "the number of matrices", found: w.count, expected: "1".into() });
+    }
+    w.check()
+}
+
+/// How many rows of this width there are.
+fn rows(width: usize, len: usize, operand: &'static str) -> Result<usize> {
+    let rows = len.checked_div(width).unwrap_or(0);
+    length(operand, len, rows * width)?;
+    Ok(rows)
+}

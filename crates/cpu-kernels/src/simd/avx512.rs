@@ -1,0 +1,202 @@
+use std::arch::x86_64::*;
+
+use half::{bf16, f16};
+
+use super::Simd;
+use crate::isa::Kernel;
+
+/// Sixteen lanes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Avx512;
+
+pub(crate) fn is_available() -> bool {
+    is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512dq")
+        && is_x86_feature_detected!("avx512vl")
+}
+
+/// # Safety
+/// The machine has the instructions.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+pub(crate) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run::<Avx512>()
+}
+
+#[allow(clippy::undocumented_unsafe_blocks, reason = "the trait's contract: the instructions, and all lanes")]
+impl Simd for Avx512 {
+    const LANES: usize = 16;
+    const REGISTERS: usize = 32;
+    const FAST_LOOKUP: bool = true;
+    type F = __m512;
+    type U = __m512i;
+    type Table = __m512;
+
+    #[inline(always)]
+    unsafe fn prefetch(at: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> Self::F {
+        unsafe { _mm512_set1_ps(value) }
+    }
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self::F {
+        unsafe { _mm512_loadu_ps(from) }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(from: *const f16) -> Self::F {
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn store(to: *mut f32, value: Self::F) {
+        unsafe { _mm512_storeu_ps(to, value) }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const bf16) -> Self::F {
+        unsafe {
+            let halves = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(halves))
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_f16(to: *mut f16, value: Self::F) {
+        unsafe { _mm256_storeu_si256(to.cast(), _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(value)) }
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(to: *mut bf16, value: Self::F) {
+        unsafe {
+            // Half of the last place, less one where it is even; what is NaN stays so.
+            let bits = _mm512_castps_si512(value);
+            let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+            let up = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+            let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(value, value);
+            let rounded = _mm512_mask_or_epi32(up, nan, bits, _mm512_set1_epi32(1 << 22));
+            let halves = _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(rounded));
+            _mm256_storeu_si256(to.cast(), halves);
+        }
+    }
+    #[inline(always)]
+    unsafe fn add(a: Self::F, b: Self::F) -> Self::F {
+        unsafe { _mm512_add_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn sub(a: Self::F, b: Self::F) -> Self::F {
+        unsafe { _mm512_sub_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn div(a: Self::F, b: Self::F) -> Self::F {
+        unsafe { _mm512_div_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn max(a: Self::F, b: Self::F) -> Self::F {
+        unsafe { _mm512_max_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn largest(value: Self::F) -> f32 {
+        unsafe { _mm512_reduce_max_ps(value) }
+    }
+    #[inline(always)]
+    unsafe fn add_u(a: Self::U, b: Self::U) -> Self::U {
+        unsafe { _mm512_add_epi32(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn bits(value: Self::F) -> Self::U {
+        unsafe { _mm512_castps_si512(value) }
+    }
+    #[inline(always)]
+    unsafe fn mul(a: Self::F, b: Self::F) -> Self::F {
+        unsafe { _mm512_mul_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+    #[inline(always)]
+    unsafe fn sum(value: Self::F) -> f32 {
+        unsafe { _mm512_reduce_add_ps(value) }
+    }
+    #[inline(always)]
+    unsafe fn permute(value: Self::F, index: Self::U) -> Self::F {
+        unsafe { _mm512_permutexvar_ps(index, value) }
+    }
+    #[inline(always)]
+    unsafe fn load_strided(from: *const f32, stride: usize) -> Self::F {
+        unsafe { _mm512_i32gather_ps::<4>(steps(stride), from) }
+    }
+
+    #[inline(always)]
+    unsafe fn splat_u(value: u32) -> Self::U {
+        unsafe { _mm512_set1_epi32(value as i32) }
+    }
+    #[inline(always)]
+    unsafe fn load_u(from: *const u32) -> Self::U {
+        unsafe { _mm512_loadu_si512(from.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn load_threes(from: *const u8) -> Self::U {
+        unsafe {
+            let words = _mm512_maskz_loadu_epi32(0xfff, from.cast());
+            let quarters = _mm512_setr_epi32(0, 1, 2, 0, 3, 4, 5, 0, 6, 7, 8, 0, 9, 10, 11, 0);
+            let bytes = _mm_setr_epi8(0, 1, 2, -1, 3, 4, 5, -1, 6, 7, 8, -1, 9, 10, 11, -1);
+            let spread = _mm512_permutexvar_epi32(quarters, words);
+            _mm512_shuffle_epi8(spread, _mm512_broadcast_i32x4(bytes))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_fives(from: *const u8) -> [Self::U; 2] {
+        unsafe {
+            let lanes = steps(5);
+            [
+                _mm512_i32gather_epi32::<1>(lanes, from.cast()),
+                _mm512_i32gather_epi32::<1>(lanes, from.add(1).cast()),
+            ]
+        }
+    }
+    #[inline(always)]
+    unsafe fn and(a: Self::U, b: Self::U) -> Self::U {
+        unsafe { _mm512_and_si512(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn shl(value: Self::U, bits: u32) -> Self::U {
+        unsafe { _mm512_sllv_epi32(value, _mm512_set1_epi32(bits as i32)) }
+    }
+    #[inline(always)]
+    unsafe fn shr(value: Self::U, bits: u32) -> Self::U {
+        unsafe { _mm512_srlv_epi32(value, _mm512_set1_epi32(bits as i32)) }
+    }
+    #[inline(always)]
+    unsafe fn convert(value: Self::U) -> Self::F {
+        unsafe { _mm512_cvtepi32_ps(value) }
+    }
+    #[inline(always)]
+    unsafe fn cast(value: Self::U) -> Self::F {
+        unsafe { _mm512_castsi512_ps(value) }
+    }
+    #[inline(always)]
+    unsafe fn flip_sign(value: Self::F, by: Self::U) -> Self::F {
+        unsafe {
+            let sign = _mm512_and_si512(by, _mm512_set1_epi32(i32::MIN));
+            _mm512_castsi512_ps(_mm512_xor_si512(_mm512_castps_si512(value), sign))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn table(values: &[f32; 16]) -> Self::Table {
+        unsafe { _mm512_loadu_ps(values.as_ptr()) }
+    }
+    #[inline(always)]
+    unsafe fn lookup(table: Self::Table, index: Self::U) -> Self::F {
+        unsafe { _mm512_permutexvar_ps(index, table) }
+    }
+}
+
+/// 0, `stride`, 2 · `stride`, …
+#[inline(always)]
+unsafe fn steps(stride: usize) -> __m512i {
+    // SAFETY: the caller has the instructions.
+    unsafe {
+        let lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+        _mm512_mullo_epi32(lanes, _mm512_set1_epi32(stride as i32))
+    }
+}

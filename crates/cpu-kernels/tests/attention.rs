@@ -1,0 +1,99 @@
+//! Attention against the definition in double precision: every element type and instruction set, at odd shapes.
+#![allow(clippy::unwrap_used, reason = "a failed kernel fails the test")]
+
+mod common;
+
+use common::{Kind, Vector, close, kernels, kinds, vector};
+use cpu_kernels::{Attend, Cache, Heads, Kernels, Queries};
+use proptest::prelude::*;
+
+/// Keys or values `[kv_heads, capacity, head_dim]`.
+fn heads(data: &Vector, capacity: usize, head_dim: usize) -> Heads<'_> {
+    Heads { data: data.floats(), head_stride: capacity * head_dim, token_stride: head_dim }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+
+    #[test]
+    fn attend(
+        (kv_heads, sharing, head_dim) in (1..4_usize, 1..6_usize, 1..140_usize),
+        (tokens, lens) in (
+            prop_oneof![Just(1_usize), 1..90_usize],
+            prop::collection::vec(prop_oneof![0..10_usize, 0..200_usize], 1..4),
+        ),
+        window in prop::option::of(1..120_usize),
+        softcap in prop::option::of(1.0..50.0_f32),
+        with_sinks in any::<bool>(),
+        seed in any::<u64>(),
+        kind in kinds(),
+        kernels in kernels(),
+    ) {
+        let (heads_of_queries, rows, scale) = (kv_heads * sharing, lens.len(), 1.3 / (head_dim as f32).sqrt());
+        // Tokens before heads, as projections make them, where keys are the other way round.
+        let queries = vector(kind, rows * tokens * heads_of_queries * head_dim, seed);
+        let lens: Vec<_> = lens.iter().map(|before| before + tokens).collect();
+        let capacity = lens.iter().max().unwrap() + 3;
+        let memory = |salt| (0..rows as u64).map(|row| vector(kind, kv_heads * capacity * head_dim, seed ^ salt ^ row << 32)).collect::<Vec<_>>();
+        let (keys, values) = (memory(1), memory(2));
+        let caches: Vec<_> = (0..rows).map(|row| Cache {
+            keys: heads(&keys[row], capacity, head_dim),
+            values: heads(&values[row], capacity, head_dim),
+            len: lens[row],
+        }).collect();
+        let sinks = vector(kind, heads_of_queries, seed ^ 3);
+        let how = Attend {
+            heads: heads_of_queries, kv_heads, head_dim, scale, window, softcap,
+            sinks: with_sinks.then(|| sinks.floats()),
+        };
+        let first = Heads { data: queries.floats(), head_stride: head_dim, token_stride: heads_of_queries * head_dim };
+        let row_stride = tokens * heads_of_queries * head_dim;
+        let mut out = vector(kind, rows * row_stride, 0);
+        kernels.attend(&Queries { first, row_stride, tokens }, &caches, &how, out.floats_mut()).unwrap();
+        for row in 0..rows {
+            for token in 0..tokens {
+                for head in 0..heads_of_queries {
+                    let start = ((row * tokens + token) * heads_of_queries + head) * head_dim;
+                    let position = lens[row] - tokens + token;
+                    let from = window.map_or(0, |window| (position + 1).saturating_sub(window));
+                    let at = |key: usize, i: usize| (head / sharing * capacity + key) * head_dim + i;
+                    let weights: Vec<f64> = (from..=position).map(|key| {
+                        let product: f64 = (0..head_dim).map(|i| queries.get(start + i) * keys[row].get(at(key, i))).sum();
+                        let score = product * f64::from(scale);
+                        softcap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh()).exp()
+                    }).collect();
+                    let total = weights.iter().sum::<f64>() + if with_sinks { sinks.get(head).exp() } else { 0.0 };
+                    for i in 0..head_dim {
+                        let mixed: f64 = (from..=position).zip(&weights).map(|(key, weight)| weight * values[row].get(at(key, i))).sum();
+                        // Values are within ±1, and each weight is right to a few units of its score's last place.
+                        close(out.get(start + i), mixed / total, 2.0, kind)?;
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn operands_that_do_not_fit_are_refused() {
+    let kernels = Kernels::new().unwrap();
+    let (data, mut out) = (vector(Kind::F32, 8, 1), vector(Kind::F32, 8, 0));
+    let all = heads(&data, 2, 4);
+    let how =
+        Attend { heads: 1, kv_heads: 1, head_dim: 4, scale: 1.0, window: None, softcap: None, sinks: None };
+    let mut run = |tokens, len, how: &Attend<'_>| {
+        let queries = Queries { first: all, row_stride: 8, tokens };
+        kernels.attend(&queries, &[Cache { keys: all, values: all, len }], how, out.floats_mut())
+    };
+    run(2, 2, &how).unwrap();
+    assert_eq!(run(2, 3, &how).unwrap_err().to_string(), "keys has 8 elements, expected 12");
+    assert_eq!(run(1, 2, &how).unwrap_err().to_string(), "out has 8 elements, expected 4");
+    let refused = run(2, 1, &how).unwrap_err().to_string();
+    assert_eq!(refused, "the number of positions is 1, expected at least the 2 new ones");
+    let odd = Attend { heads: 3, kv_heads: 2, ..how };
+    assert_eq!(
+        run(2, 2, &odd).unwrap_err().to_string(),
+        "the number of heads is 3, expected a multiple of the 2 heads of keys"
+    );
+    assert!(run(2, 2, &Attend { window: Some(0), ..how }).is_err());
+}

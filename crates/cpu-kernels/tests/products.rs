@@ -1,0 +1,104 @@
+//! Products against sums in double precision: every storage, element type and instruction set, at odd shapes.
+#![allow(clippy::unwrap_used, reason = "a failed kernel fails the test")]
+
+mod common;
+
+use common::{Kind, Matrix, check, kernels, kinds, schemes, vector};
+use cpu_kernels::Kernels;
+use proptest::prelude::*;
+
+/// Row counts at which kernels change their ways, and those between.
+fn rows() -> impl Strategy<Value = usize> {
+    prop_oneof![Just(1_usize), 1..10_usize, 10..70_usize]
+}
+
+/// Inputs that suit a storage: whole groups for quantised ones.
+fn shape() -> impl Strategy<Value = (Matrix, u64)> {
+    (schemes(), 1..100_usize, 1..9_usize, 1..300_usize, any::<u64>()).prop_map(
+        |(storage, outputs, groups, odd, seed)| (Matrix::new(storage, 1, outputs, groups, odd, seed), seed),
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    #[test]
+    fn multiply((w, seed) in shape(), rows in rows(), x_kind in kinds(), out_kind in kinds(),
+                with_bias in any::<bool>(), kernels in kernels()) {
+        let x = vector(x_kind, rows * w.inputs, seed ^ 1);
+        let bias = with_bias.then(|| vector(x_kind, w.outputs, seed ^ 2));
+        let mut out = vector(out_kind, rows * w.outputs, 0);
+        kernels.multiply(x.floats(), &w.matrices(), bias.as_ref().map(|bias| bias.floats()), out.floats_mut()).unwrap();
+        for row in 0..rows {
+            for output in 0..w.outputs {
+                let terms = (0..w.inputs).map(|i| x.get(row * w.inputs + i) * w.get(0, output, i));
+                let bias = bias.as_ref().map(|bias| bias.get(output));
+                check(out.get(row * w.outputs + output), terms.chain(bias), out_kind)?;
+            }
+        }
+    }
+
+    #[test]
+    fn multiply_back((w, seed) in shape(), rows in rows(), kind in kinds(), kernels in kernels()) {
+        let g = vector(kind, rows * w.outputs, seed ^ 1);
+        let mut out = vector(kind, rows * w.inputs, 0);
+        kernels.multiply_back(g.floats(), &w.matrices(), out.floats_mut()).unwrap();
+        for row in 0..rows {
+            for input in 0..w.inputs {
+                let terms = (0..w.outputs).map(|o| g.get(row * w.outputs + o) * w.get(0, o, input));
+                check(out.get(row * w.inputs + input), terms, kind)?;
+            }
+        }
+    }
+
+    #[test]
+    fn multiply_picked(storage in schemes(), count in 1..6_usize, outputs in 1..40_usize, groups in 1..5_usize,
+                       odd in 1..150_usize, rows in 1..20_usize, k in 1..4_usize, sorted in any::<bool>(),
+                       seed in any::<u64>(), kind in kinds(), kernels in kernels()) {
+        let w = Matrix::new(storage, count, outputs, groups, odd, seed);
+        let x = vector(kind, rows * w.inputs, seed ^ 1);
+        let mut picks: Vec<u32> =
+            (0..rows * k).map(|i| (seed.rotate_left(i as u32 * 7) % count as u64) as u32).collect();
+        if sorted {
+            picks.sort_unstable();
+        }
+        let mut out = vector(kind, picks.len() * outputs, 0);
+        kernels.multiply_picked(x.floats(), &w.matrices(), &picks, out.floats_mut()).unwrap();
+        for (p, pick) in picks.iter().enumerate() {
+            for output in 0..outputs {
+                let terms = (0..w.inputs).map(|i| x.get(p / k * w.inputs + i) * w.get(*pick as usize, output, i));
+                check(out.get(p * outputs + output), terms, kind)?;
+            }
+        }
+    }
+}
+
+#[test]
+fn operands_that_do_not_fit_are_refused() {
+    let kernels = Kernels::new().unwrap();
+    let w = Matrix::new(None, 1, 4, 1, 8, 7);
+    let x = vector(Kind::F32, 9, 1);
+    let mut out = vector(Kind::F32, 4, 0);
+    let refused = kernels.multiply(x.floats(), &w.matrices(), None, out.floats_mut());
+    assert_eq!(refused.unwrap_err().to_string(), "x has 9 elements, expected 8");
+    let x = vector(Kind::F32, 8, 1);
+    let refused = kernels.multiply_picked(x.floats(), &w.matrices(), &[1], out.floats_mut());
+    assert_eq!(refused.unwrap_err().to_string(), "a pick is 1, expected less than the 1 matrices");
+    let mut cut = w.matrices();
+    cut.inputs = 7;
+    let refused = kernels.multiply(x.floats(), &cut, None, out.floats_mut());
+    assert_eq!(refused.unwrap_err().to_string(), "weights has 32 elements, expected 28");
+    let mut endless = w.matrices();
+    (endless.inputs, endless.outputs) = (usize::MAX / 2, 4);
+    assert!(kernels.multiply(x.floats(), &endless, None, out.floats_mut()).is_err());
+}
+
+#[test]
+fn nothing_is_computed_of_nothing() {
+    let kernels = Kernels::new().unwrap();
+    let w = Matrix::new(None, 1, 4, 1, 8, 7);
+    let (empty, mut out) = (vector(Kind::F32, 0, 0), vector(Kind::F32, 0, 0));
+    kernels.multiply(empty.floats(), &w.matrices(), None, out.floats_mut()).unwrap();
+    kernels.multiply_picked(empty.floats(), &w.matrices(), &[], out.floats_mut()).unwrap();
+    kernels.multiply_back(empty.floats(), &w.matrices(), out.floats_mut()).unwrap();
+}

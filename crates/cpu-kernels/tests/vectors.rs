@@ -1,0 +1,142 @@
+//! Norms, rotations and gates against double precision: every element type and instruction set, at odd shapes.
+#![allow(clippy::unwrap_used, reason = "a failed kernel fails the test")]
+
+mod common;
+
+use common::{Kind, Vector, kinds, vector};
+use cpu_kernels::{Angles, Gates, Gating, Heads, Isa, Kernels, Norm, Queries};
+use proptest::{prelude::*, test_runner::TestCaseError};
+
+fn kernels() -> impl Strategy<Value = Kernels> {
+    let all: Vec<_> = Isa::ALL.iter().filter_map(|isa| Kernels::with_isa(*isa).unwrap()).collect();
+    prop::sample::select(all)
+}
+
+/// That a value is right but for rounding, to the type's precision and single precision's in sums of numbers up to `scale`.
+fn near(kind: Kind, found: f64, exact: f64, scale: f64) -> Result<(), TestCaseError> {
+    let unit = match kind {
+        Kind::F32 => 0.0,
+        Kind::F16 => 2.0_f64.powi(-11),
+        Kind::Bf16 => 2.0_f64.powi(-8),
+    };
+    let tolerance =
+        unit * exact.abs() + 2e-6 * scale.max(exact.abs()) + if kind == Kind::F16 { 6e-8 } else { 0.0 };
+    prop_assert!((found - exact).abs() <= tolerance, "{kind:?}: {found}, expected {exact}");
+    Ok(())
+}
+
+fn normalised(x: &[f64], weight: &Vector, eps: f32) -> Vec<f64> {
+    let mean = x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64;
+    x.iter().enumerate().map(|(i, x)| x / (mean + f64::from(eps)).sqrt() * weight.get(i)).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+    #[test]
+    fn rms_norm(rows in 1..80_usize, size in 1..700_usize, seed in any::<u64>(), x_kind in kinds(), out_kind in kinds(),
+                kernels in kernels()) {
+        let (x, weight) = (vector(x_kind, rows * size, seed), vector(x_kind, size, seed ^ 1));
+        let mut out = vector(out_kind, rows * size, 0);
+        kernels.rms_norm(x.floats(), &Norm { weight: weight.floats(), eps: 1e-5 }, out.floats_mut()).unwrap();
+        for row in 0..rows {
+            let values: Vec<_> = (0..size).map(|i| x.get(row * size + i)).collect();
+            for (i, exact) in normalised(&values, &weight, 1e-5).into_iter().enumerate() {
+                near(out_kind, out.get(row * size + i), exact, 1.0)?;
+            }
+        }
+    }
+
+    #[test]
+    fn rotate([rows, heads, tokens] in [1..4_usize, 1..5, 1..40], half in 1..140_usize, odd in 0..2_usize,
+              seed in any::<u64>(), kind in kinds(), with_norm in any::<bool>(), kernels in kernels()) {
+        let head_dim = 2 * half + odd;
+        let pairs = half.div_ceil(2);
+        // Other vectors lie between those of two tokens, as keys do between queries.
+        let token_stride = (heads + 2) * head_dim;
+        let x = vector(kind, rows * tokens * token_stride, seed);
+        let weight = vector(kind, head_dim, seed ^ 1);
+        let norm = Norm { weight: weight.floats(), eps: 1e-6 };
+        let turns: Vec<f32> = (0..rows * tokens).flat_map(|token| {
+            let angles: Vec<f32> = (0..pairs).map(|pair| token as f32 / (pair + 1) as f32).collect();
+            angles.iter().map(|a| a.cos()).chain(angles.iter().map(|a| a.sin())).collect::<Vec<_>>()
+        }).collect();
+        let first = Heads { data: x.floats(), head_stride: head_dim, token_stride };
+        let queries = Queries { first, row_stride: tokens * token_stride, tokens };
+        let mut out = vector(kind, rows * heads * tokens * head_dim, 0);
+        kernels.rotate(&queries, [rows, heads, head_dim], with_norm.then_some(&norm), Some(&Angles { pairs, turns: &turns }),
+                       out.floats_mut()).unwrap();
+        for index in 0..rows * heads * tokens {
+            let (row, head, token) = (index / tokens / heads, index / tokens % heads, index % tokens);
+            let start = (row * tokens + token) * token_stride + head * head_dim;
+            let mut values: Vec<_> = (0..head_dim).map(|i| x.get(start + i)).collect();
+            if with_norm {
+                values = normalised(&values, &weight, 1e-6);
+            }
+            let turns = &turns[(row * tokens + token) * 2 * pairs..][..2 * pairs];
+            for (i, exact) in (0..head_dim).map(|i| {
+                let turn = |pair: usize| (f64::from(turns[pair]), f64::from(turns[pairs + pair]));
+                match i {
+                    i if i < pairs => turn(i).0 * values[i] - turn(i).1 * values[i + pairs],
+                    i if i < 2 * pairs => turn(i - pairs).1 * values[i - pairs] + turn(i - pairs).0 * values[i],
+                    i => values[i],
+                }
+            }).enumerate() {
+                near(kind, out.get(index * head_dim + i), exact, 8.0)?;
+            }
+        }
+    }
+
+    #[test]
+    fn gate(rows in 1..70_usize, size in 1..900_usize, apart in any::<bool>(), seed in any::<u64>(), kind in kinds(),
+            gating in prop::sample::select(vec![Gating::Silu, Gating::GeluTanh, Gating::Clamped { alpha: 1.7, limit: 0.5 }]),
+            kernels in kernels()) {
+        let x = vector(kind, 2 * rows * size, seed);
+        let mut out = vector(kind, rows * size, 0);
+        let (offset, step) = if apart { (size, 1) } else { (1, 2) };
+        let ups = vector_from(&x, offset);
+        let gates = Gates { gates: x.floats(), ups: ups.floats(), row_stride: 2 * size, step };
+        kernels.gate(&gates, gating, size, out.floats_mut()).unwrap();
+        let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
+        for index in 0..rows * size {
+            let at = index / size * 2 * size + index % size * step;
+            let (gate, up) = (x.get(at), x.get(at + offset));
+            let exact = match gating {
+                Gating::Silu => gate * sigmoid(gate) * up,
+                Gating::GeluTanh => {
+                    let z = (2.0 / std::f64::consts::PI).sqrt() * (gate + 0.044_715 * gate.powi(3));
+                    0.5 * gate * (1.0 + z.tanh()) * up
+                }
+                Gating::Clamped { alpha, limit } => {
+                    let (alpha, limit) = (f64::from(alpha), f64::from(limit));
+                    let gate = gate.min(limit);
+                    gate * sigmoid(alpha * gate) * (up.clamp(-limit, limit) + 1.0)
+                }
+            };
+            near(kind, out.get(index), exact, 1.0)?;
+        }
+    }
+}
+
+/// The elements from `start` on.
+fn vector_from(x: &Vector, start: usize) -> Vector {
+    match x {
+        Vector::F32(x) => Vector::F32(x[start..].to_vec()),
+        Vector::F16(x) => Vector::F16(x[start..].to_vec()),
+        Vector::Bf16(x) => Vector::Bf16(x[start..].to_vec()),
+    }
+}
+
+#[test]
+fn sizes_that_do_not_go_together_are_errors() {
+    let kernels = Kernels::new().unwrap();
+    let (x, weight) = (vector(Kind::F32, 12, 1), vector(Kind::F32, 5, 2));
+    let mut out = vector(Kind::F32, 12, 0);
+    let norm = Norm { weight: weight.floats(), eps: 0.0 };
+    assert!(kernels.rms_norm(x.floats(), &norm, out.floats_mut()).is_err());
+    let first = Heads { data: x.floats(), head_stride: 4, token_stride: 8 };
+    let queries = Queries { first, row_stride: 0, tokens: 3 };
+    assert!(kernels.rotate(&queries, [1, 1, 4], None, None, out.floats_mut()).is_err());
+    let gates = Gates { gates: x.floats(), ups: x.floats(), row_stride: 12, step: 1 };
+    assert!(kernels.gate(&gates, Gating::Silu, 6, out.floats_mut()).is_err());
+}
