@@ -130,7 +130,8 @@ fn metadata(folder: &Path, options: &[&str]) -> Result<String> {
     }
 }
 
-/// One source that includes all of mlx-c's: MLX's headers are parsed once, which takes a quarter of the time.
+/// One source that includes all of mlx-c's, and what we add to it: MLX's headers are parsed once, which takes a quarter of
+/// the time.
 fn unity(include: &Path) -> Result<String> {
     let folder = include.join("mlx/c");
     let entries =
@@ -142,7 +143,8 @@ fn unity(include: &Path) -> Result<String> {
         .filter_map(|path| Some(path.file_name()?.to_str()?.to_owned()))
         .collect();
     names.sort();
-    Ok(names.iter().map(|name| format!("#include \"mlx/c/{name}\"\n")).collect())
+    let upstream: String = names.iter().map(|name| format!("#include \"mlx/c/{name}\"\n")).collect();
+    Ok(upstream + include_str!("../native/custom.cpp"))
 }
 
 /// The C++ compiler with its flags, but neither source nor output: what says how the library is made, not where.
