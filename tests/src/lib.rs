@@ -1,1 +1,3 @@
-//! What only several crates together can show; see `tests/`.
+//! What tests of several crates share, and, in `tests/`, what only several crates together can show.
+
+pub mod checkpoint;

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use inference_core::{
-    Availability, Backend, BackendDescriptor, BackendInfo, Capabilities, Error, Feature, LoadOptions,
-    MemoryControl, ModelManifest, Result, Support, TextModel, register_backend,
+    Availability, Backend, BackendDescriptor, BackendInfo, Capabilities, Error, LoadOptions, MemoryControl,
+    ModelManifest, Result, Support, TextModel, register_backend,
 };
 
 use crate::{
@@ -26,7 +26,7 @@ pub struct MlxBackend {
     memory: Memory,
 }
 
-const CAPABILITIES: Capabilities = Capabilities::all().without(Feature::Train).without(Feature::Adapter);
+const CAPABILITIES: Capabilities = Capabilities::all();
 
 fn open(device: Device) -> Result<Arc<dyn Backend>> {
     match device.probe() {

@@ -8,6 +8,7 @@
 //! - `arch/`: one file for each family of models.
 //! - `nn/`: the blocks that the families share.
 //! - `load/`: weights from disk.
+//! - `train/`: gradients, optimisers and the runs that use them.
 
 mod arch;
 mod backend;
@@ -15,6 +16,8 @@ mod engine;
 mod load;
 mod model;
 mod nn;
+mod session;
+mod train;
 
 pub use backend::MlxBackend;
-pub use load::{ConvertOptions, Progress, convert};
+pub use load::{ConvertOptions, FuseOptions, Progress, convert, fuse};

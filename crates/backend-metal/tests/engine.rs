@@ -7,8 +7,8 @@ use std::{path::PathBuf, sync::Arc};
 use backend_metal as _;
 use futures::{StreamExt as _, future::join_all};
 use inference_core::{
-    CancellationToken, Error, FinishReason, GenerateOptions, LoadOptions, Message, Prompt, TextModel,
-    TextModelExt as _, load_model,
+    CancellationToken, ContextOverflow, Error, FinishReason, GenerateOptions, LoadOptions, Message, Prompt,
+    TextModel, TextModelExt as _, load_model,
 };
 use serde_json::json;
 
@@ -123,6 +123,58 @@ async fn a_second_turn_computes_only_what_is_new() {
     }
     assert!(reused > 0, "nothing was reused");
     assert_eq!(cached.stats().cached_tokens, reused as u64);
+}
+
+/// Against mlx_lm 0.32.2 on the same model and prompt: `RotatingKVCache(max_size=32, keep=4)`, token by token, greedy, with the
+/// ids 2 and 16 banned. Chunks of a prompt see what its tokens see one by one.
+#[tokio::test]
+async fn a_context_that_rotates_is_mlx_lms() {
+    let prompt: Vec<u32> = (0..70).map(|i| 5 + i * 37 % 1500).collect();
+    let expected = [
+        (1271, -1.00466),
+        (1271, -0.16744),
+        (1271, -0.20348),
+        (1271, -0.64683),
+        (1271, -1.11086),
+        (1271, -0.98025),
+        (1271, -0.77526),
+        (1271, -0.71033),
+        (1271, -0.828),
+        (1271, -0.96317),
+        (1231, -0.98682),
+        (1231, -0.24467),
+        (1231, -0.10271),
+    ];
+    let options = GenerateOptions::new()
+        .max_tokens(expected.len())
+        .context_overflow(ContextOverflow::Rotate { keep: 4 })
+        .logit_bias([(2, f32::NEG_INFINITY), (16, f32::NEG_INFINITY)])
+        .log_probabilities(0);
+    for chunk in [1, 7, 1024] {
+        let model = model(LoadOptions::new().context_length(32).prefill_chunk(chunk)).await;
+        let refused = model.generate(prompt.clone().into(), GenerateOptions::new()).await;
+        assert!(matches!(refused, Err(Error::ContextExceeded { tokens: 70, limit: 32 })));
+        // Twice, side by side: the second one's keys and values are its own.
+        let answers = [
+            model.complete(prompt.clone().into(), options.clone()),
+            model.complete(prompt.clone().into(), options.clone()),
+        ];
+        for answer in join_all(answers).await {
+            let answer = answer.unwrap();
+            for (token, (id, log_probability)) in answer.tokens.iter().zip(expected) {
+                assert_eq!(token.id, id, "chunks of {chunk}");
+                assert!(
+                    (token.log_probability.unwrap() - log_probability).abs() < 2e-3,
+                    "{token:?}, {chunk}"
+                );
+            }
+            assert_eq!(answer.tokens.len(), expected.len());
+        }
+        // The rotated text is no beginning of one that does not rotate.
+        let again =
+            model.complete(prompt[..20].to_vec().into(), GenerateOptions::new().max_tokens(4)).await.unwrap();
+        assert_eq!(again.finish.metrics.cached_tokens, 0);
+    }
 }
 
 #[tokio::test]

@@ -19,8 +19,11 @@ import re
 import threading
 import time
 from collections import deque
+from importlib import metadata
 from pathlib import Path
 
+# mlx.core, once a model is to be loaded: a probe must not wait for it.
+mx = None
 PROTOCOL = 1
 MASK = (1 << 64) - 1
 # json.dumps would make an encoder for each message.
@@ -50,8 +53,6 @@ class Channel:
 
 
 def hello():
-    from importlib import metadata
-
     def version(package):
         try:
             return metadata.version(package)
@@ -91,7 +92,6 @@ def read_requests(channel, inbox):
 
 
 def memory():
-    mx = sys.modules.get("mlx.core")
     if mx is None:
         return {"active_memory": 0, "peak_memory": 0, "cache_memory": 0}
     return {
@@ -130,7 +130,6 @@ def mix(seed, step):
 
 def make_sampler(options):
     """Log-probabilities [1, V] to a token [1]. The draw depends on seed and step, never on what runs beside it."""
-    import mlx.core as mx
     from mlx_lm.sample_utils import greedy_sampler
 
     temperature = options.get("temperature") or 0.0
@@ -175,7 +174,6 @@ def make_sampler(options):
 
 def make_processors(options, prompt_tokens):
     """What is done to the logits of a row before they become log-probabilities."""
-    import mlx.core as mx
     from mlx_lm.sample_utils import make_logits_processors
 
     bias = {}
@@ -227,8 +225,6 @@ class Row:
         self.began = self.first = self.last = None
 
     def finished(self, reason, token=None):
-        import mlx.core as mx
-
         now = time.perf_counter()
         began = self.began or now
         first = self.first or now
@@ -250,8 +246,6 @@ class Row:
 
     def token(self, token, logprobs):
         """The message of one token; `logprobs` [V] are computed."""
-        import mlx.core as mx
-
         message = {"event": "token", "id": self.id, "token": token}
         if self.logprobs is not None:
             message["logprob"] = finite(logprobs[token].item())
@@ -274,8 +268,6 @@ class Float32Logits:
         self.model = model
 
     def __call__(self, tokens, cache=None):
-        import mlx.core as mx
-
         return self.model(tokens, cache=cache).astype(mx.float32)
 
     def __getattr__(self, name):
@@ -331,8 +323,6 @@ class Serial:
 
     def insert(self, row):
         from mlx_lm.generate import generate_step
-        import mlx.core as mx
-
         uid = self.count
         self.count += 1
 
@@ -421,6 +411,7 @@ class Worker:
     # Requests.
 
     def on_load(self, request):
+        global mx
         import mlx.core as mx
 
         if (limit := request.get("memory_limit")) is not None:
@@ -510,8 +501,6 @@ class Worker:
                 self.channel.send(failure(row.id, error))
 
     def step(self):
-        import mlx.core as mx
-
         began = time.perf_counter()
         Row.highest = max(Row.highest, mx.get_peak_memory())
         mx.reset_peak_memory()
@@ -563,7 +552,6 @@ class Worker:
 
     def classify(self, request):
         """A generator that yields between chunks."""
-        import mlx.core as mx
         from mlx_lm.models.cache import make_prompt_cache
 
         labels = request.get("labels") or []

@@ -80,18 +80,7 @@ impl Generation {
             (reason, _) => reason,
         });
         self.totals.ended(&metrics, result.as_ref());
-        self.span.in_scope(|| {
-            tracing::debug!(
-                prompt_tokens = metrics.prompt_tokens,
-                cached_tokens = metrics.cached_tokens,
-                generated_tokens = metrics.generated_tokens,
-                queued_seconds = metrics.queued.as_secs_f64(),
-                prefill_seconds = metrics.prefill.as_secs_f64(),
-                decode_seconds = metrics.decode.as_secs_f64(),
-                reason = ?result.as_ref(),
-                "request ended"
-            );
-        });
+        metrics.record(&self.span, result.as_ref());
         self.sink.end(result.map(|reason| Finish { reason, metrics: std::mem::take(&mut metrics) }));
     }
 

@@ -82,11 +82,6 @@ impl MlxLmModel {
             cache_limit: options.cache_limit,
             trust_remote_code: own.trust_remote_code,
         };
-        for file in ["adapter_config.json", "adapters.safetensors"] {
-            if let Some(path) = options.adapter.as_deref().map(|folder| folder.join(file)) {
-                std::fs::metadata(&path).map_err(|source| Error::io("read", &path, source))?;
-            }
-        }
         let launch = Launch {
             python: own.python.unwrap_or_else(|| python.to_owned()),
             environment: own.environment,
@@ -111,7 +106,9 @@ impl MlxLmModel {
         let codec = codec.await?;
         *child.current.lock().await = Some(client);
         info.parameters = loaded.parameters;
-        info.eos_token_ids = codec.tokenizer().eos_ids().to_vec();
+        // MLX would ban an id that the model lacks in memory that is another's.
+        let ends = codec.tokenizer().eos_ids().iter().copied();
+        info.eos_token_ids = ends.filter(|id| (*id as usize) < info.vocab_size).collect();
         let (totals, shutdown) = (Arc::default(), CancellationToken::new());
         Ok(Self { info, codec, child, totals, shutdown })
     }
@@ -216,6 +213,7 @@ impl TextModel for MlxLmModel {
         let assembler = self.codec.assembler(&options)?;
         let client = self.child.get().await?;
         let (sink, stream) = TokenStream::channel(ID, STREAM_CAPACITY, options.cancel.clone());
+        let stream = stream.with_reader(self.codec.reader(&prompt, &options));
         self.totals.began();
         let prompt_tokens = prompt.len();
         let sent = Instant::now();

@@ -166,6 +166,20 @@ async fn what_ends_a_text_is_named_and_left_out() {
 }
 
 #[tokio::test]
+async fn an_end_beyond_the_vocabulary_ends_nothing() {
+    let folder = tiny_model();
+    let file = folder.path().join("config.json");
+    let config = std::fs::read_to_string(&file).unwrap();
+    let ends = format!("\"eos_token_id\":[{EOS},4000000000]");
+    std::fs::write(&file, config.replace(&format!("\"eos_token_id\":{EOS}"), &ends)).unwrap();
+    let model = load(folder.path(), LoadOptions::new()).await.unwrap();
+    assert_eq!(model.info().eos_token_ids, [EOS]);
+    let options = GenerateOptions::new().max_tokens(10).logit_bias([(EOS, 1e6)]).min_tokens(4);
+    let answer = model.complete(ids(9, 5).into(), options).await.unwrap();
+    assert_eq!(answer.tokens.len(), 4);
+}
+
+#[tokio::test]
 async fn limits_hold() {
     let model = model().await;
     let nothing = model.complete(ids(9, 1).into(), GenerateOptions::new().max_tokens(0)).await.unwrap();

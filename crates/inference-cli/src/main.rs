@@ -53,6 +53,9 @@ enum Command {
     Estimate(commands::estimate::Args),
     #[cfg(feature = "metal")]
     Convert(commands::convert::Args),
+    #[cfg(feature = "metal")]
+    Fuse(commands::fuse::Args),
+    Train(Box<commands::train::Args>),
     Bench(commands::bench::Args),
     Parity(commands::parity::Args),
     Soak(commands::soak::Args),
@@ -88,6 +91,9 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             Command::Estimate(args) => commands::estimate::run(&args),
             #[cfg(feature = "metal")]
             Command::Convert(args) => commands::convert::run(&args),
+            #[cfg(feature = "metal")]
+            Command::Fuse(args) => commands::fuse::run(&args),
+            Command::Train(args) => commands::train::run(*args).await,
             Command::Bench(args) => commands::bench::run(args).await,
             Command::Parity(args) => commands::parity::run(args).await,
             Command::Soak(args) => commands::soak::run(args).await,
@@ -110,6 +116,9 @@ impl Command {
             Self::Estimate(args) => args.json,
             #[cfg(feature = "metal")]
             Self::Convert(args) => args.json,
+            #[cfg(feature = "metal")]
+            Self::Fuse(args) => args.json,
+            Self::Train(args) => args.json,
             Self::Bench(args) => args.json,
             Self::Parity(args) => args.json,
             Self::Soak(args) => args.json,

@@ -3,7 +3,7 @@
 use std::{path::PathBuf, str::FromStr};
 
 use clap::Args;
-use inference::{CancellationToken, GenerateOptions, LoadOptions, Xtc};
+use inference::{CancellationToken, ContextOverflow, GenerateOptions, LoadOptions, Xtc};
 use serde_json::Value;
 
 /// Which engine loads the model, and how.
@@ -69,6 +69,15 @@ pub(crate) struct GenerateArgs {
     /// Tokens before which the text cannot end [default: none]
     #[arg(long, value_name = "TOKENS")]
     min_tokens: Option<usize>,
+
+    /// Tokens of reasoning at most; then the model has to answer [default: no limit]
+    #[arg(long, value_name = "TOKENS")]
+    thinking_budget: Option<usize>,
+
+    /// Where the text outgrows the context: `stop`, `refuse` beforehand, or `rotate:KEEP` to go on with its first KEEP tokens and its
+    /// latest [default: stop]
+    #[arg(long, value_name = "POLICY", value_parser = overflow)]
+    context_overflow: Option<ContextOverflow>,
 
     /// How far to stray from the likeliest token; 0 never does [default: 0]
     #[arg(long, short = 't', value_name = "NUMBER", allow_negative_numbers = true)]
@@ -137,7 +146,9 @@ impl GenerateArgs {
         let mut options = GenerateOptions::new().ignore_eos(self.ignore_eos).cancel(cancel);
         options.max_tokens = self.max_tokens;
         options.min_tokens = self.min_tokens;
+        options.thinking_budget = self.thinking_budget;
         options.log_probabilities = self.log_probs;
+        options.context_overflow = self.context_overflow;
         options.sampling.temperature = self.temperature;
         options.sampling.top_p = self.top_p;
         options.sampling.top_k = self.top_k;
@@ -277,6 +288,18 @@ impl FromStr for Variable {
     }
 }
 
+fn overflow(text: &str) -> Result<ContextOverflow, String> {
+    match text.split_once(':') {
+        None if text == "stop" => Ok(ContextOverflow::Stop),
+        None if text == "refuse" => Ok(ContextOverflow::Refuse),
+        Some(("rotate", keep)) => match keep.parse() {
+            Ok(keep) => Ok(ContextOverflow::Rotate { keep }),
+            Err(error) => Err(format!("{keep:?} is no number of tokens: {error}")),
+        },
+        _ => Err("expected stop, refuse or rotate:KEEP, as in rotate:4".to_owned()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use clap::Parser;
@@ -328,6 +351,7 @@ mod tests {
             "--stop=b",
             "--stop-token=5",
             "--min-tokens=2",
+            "--thinking-budget=7",
             "--ignore-eos",
             "--log-probs=3",
             "--json",
@@ -335,6 +359,7 @@ mod tests {
         let options = line.unwrap().generate.options(CancellationToken::new());
         let sampling = &options.sampling;
         assert_eq!((options.max_tokens, options.min_tokens, sampling.seed), (Some(9), Some(2), Some(7)));
+        assert_eq!(options.thinking_budget, Some(7));
         assert_eq!((sampling.temperature, sampling.top_p, sampling.min_p), (Some(0.5), Some(0.9), Some(0.1)));
         assert_eq!((sampling.top_k, sampling.repetition_penalty), (Some(4), Some(1.1)));
         assert_eq!((sampling.presence_penalty, sampling.frequency_penalty), (Some(-0.5), Some(0.2)));

@@ -105,6 +105,14 @@ pub(crate) fn remark(text: &str) {
     }
 }
 
+/// A piece of what belongs beside the answer, at once; dimmed on a terminal.
+pub(crate) fn aside(text: &str) {
+    match stderr_is_styled() {
+        true => eprint!("\u{1b}[2m{}\u{1b}[0m", harmless(text)),
+        false => eprint!("{text}"),
+    }
+}
+
 /// The text with control characters spelt out, all but line breaks and tabs.
 pub(crate) fn harmless(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());

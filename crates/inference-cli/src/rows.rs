@@ -39,6 +39,8 @@ struct Object {
     messages: Option<Vec<Message>>,
     tokens: Option<Vec<u32>>,
     max_tokens: Option<usize>,
+    thinking_budget: Option<usize>,
+    tools: Option<Vec<Value>>,
     temperature: Option<f32>,
     top_p: Option<f32>,
     top_k: Option<usize>,
@@ -64,6 +66,10 @@ impl Row {
         set(&mut sampling.seed, &self.own.seed);
         set(&mut sampling.repetition_penalty, &self.own.repetition_penalty);
         set(&mut options.max_tokens, &self.own.max_tokens);
+        set(&mut options.thinking_budget, &self.own.thinking_budget);
+        if let Some(tools) = &self.own.tools {
+            options = options.tools(tools.iter().cloned());
+        }
         match &self.own.stop {
             Some(stop) => options.stop(stop.iter().cloned()),
             None => options,

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use futures::StreamExt as _;
-use inference::{Finish, FinishReason, Metrics, TokenStream};
+use inference::{Answer, ChatEvent, Finish, FinishReason, Metrics, Token, TokenStream, ToolCall};
 use serde_json::json;
 
 use crate::{
@@ -14,16 +14,33 @@ use crate::{
 /// How answers are printed.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Style {
-    /// As JSON Lines: a line a token, then one with the finish.
-    pub(crate) json: bool,
-    /// Without figures on stderr.
+    pub(crate) show: Show,
+    /// Without figures and reasoning on stderr.
     pub(crate) quiet: bool,
+}
+
+/// What of an answer is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Show {
+    /// The text as it stands.
+    Text,
+    /// Its parts: text, calls of tools as blocks, and reasoning on stderr.
+    Parts,
+    /// JSON Lines: a line a token, then one with the parts and the finish.
+    Json,
+}
+
+impl Show {
+    /// As JSON, or this.
+    pub(crate) fn or_json(self, json: bool) -> Self {
+        if json { Self::Json } else { self }
+    }
 }
 
 /// An answer that was printed.
 #[derive(Debug)]
 pub(crate) struct Printed {
-    pub(crate) text: String,
+    pub(crate) answer: Answer,
     pub(crate) finish: Finish,
 }
 
@@ -37,42 +54,138 @@ impl Printed {
     }
 }
 
-/// Prints tokens to stdout as they come, then the figures to stderr.
+/// Prints an answer to stdout as it comes, then the figures to stderr.
 ///
-/// An error that ends the stream is returned after the text that came before it was printed.
+/// An error that ends the stream is returned after what came before it was printed.
 pub(crate) async fn print(mut stream: TokenStream, style: Style, out: &mut Out) -> anyhow::Result<Printed> {
-    let mut text = String::new();
-    while let Some(token) = stream.next().await {
-        let token = match token {
-            Ok(token) => token,
-            Err(error) => {
-                end_line(&text, style, out)?;
-                return Err(error.into());
+    let mut reader = stream.take_reader();
+    let mut page = Page { out, style, open: Open::Nothing };
+    let (mut answer, mut events) = (Answer::default(), Vec::new());
+    let failure = loop {
+        match stream.next().await {
+            Some(Ok(token)) => {
+                page.token(&token)?;
+                reader.push(&token, &mut events);
             }
-        };
-        text.push_str(&token.text);
-        if style.json {
-            out.json(&json!({ "token": token }))?;
-        } else if !token.text.is_empty() {
-            out.text(&token.text)?;
+            Some(Err(error)) => break Some(error),
+            None => break None,
         }
+        page.events(&events)?;
+        answer.extend(events.drain(..));
+    };
+    reader.finish(&mut events);
+    page.events(&events)?;
+    answer.extend(events);
+    page.end()?;
+    if let Some(error) = failure {
+        return Err(error.into());
     }
     let finish = stream.finish().await?;
-    end_line(&text, style, out)?;
-    if style.json {
-        out.json(&json!({ "finish": finish }))?;
+    if style.show == Show::Json {
+        out.json(&json!({ "answer": answer, "finish": finish }))?;
     } else if !style.quiet {
         render::remark(&figures(&finish));
     }
-    Ok(Printed { text, finish })
+    Ok(Printed { answer, finish })
 }
 
-/// Puts what follows on a line of its own.
-fn end_line(text: &str, style: Style, out: &mut Out) -> anyhow::Result<()> {
-    if !style.json && !text.ends_with('\n') {
-        out.line("")?;
+/// Where an answer is printed.
+struct Page<'a> {
+    out: &'a mut Out,
+    style: Style,
+    open: Open,
+}
+
+/// What the current line was begun by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Open {
+    /// Nothing was printed at all.
+    Nothing,
+    /// It is empty: a line was ended.
+    Empty,
+    Text,
+    Thinking,
+}
+
+impl Page<'_> {
+    fn token(&mut self, token: &Token) -> anyhow::Result<()> {
+        match self.style.show {
+            Show::Json => self.out.json(&json!({ "token": token })),
+            Show::Text => self.text(&token.text),
+            Show::Parts => Ok(()),
+        }
     }
-    Ok(())
+
+    fn events(&mut self, events: &[ChatEvent]) -> anyhow::Result<()> {
+        if self.style.show != Show::Parts {
+            return Ok(());
+        }
+        for event in events {
+            match event {
+                ChatEvent::Text(text) => self.text(text)?,
+                ChatEvent::Thinking(text) => self.thinking(text)?,
+                ChatEvent::ToolCall { call, .. } => self.block(&tool_call(call))?,
+                ChatEvent::UnparsedToolCall { raw, reason } => {
+                    self.block(&format!("a tool call that cannot be read: {reason}\n{raw}"))?;
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn text(&mut self, text: &str) -> anyhow::Result<()> {
+        if text.is_empty() {
+            return Ok(());
+        }
+        if self.open == Open::Thinking {
+            self.end_line()?;
+        }
+        self.open = if text.ends_with('\n') { Open::Empty } else { Open::Text };
+        self.out.text(text)
+    }
+
+    fn thinking(&mut self, text: &str) -> anyhow::Result<()> {
+        if self.style.quiet {
+            return Ok(());
+        }
+        if self.open == Open::Text {
+            self.end_line()?;
+        }
+        self.open = Open::Thinking;
+        render::aside(text);
+        Ok(())
+    }
+
+    fn block(&mut self, text: &str) -> anyhow::Result<()> {
+        if matches!(self.open, Open::Text | Open::Thinking) {
+            self.end_line()?;
+        }
+        self.open = Open::Empty;
+        self.out.text(text)?;
+        self.out.line("")
+    }
+
+    /// Puts what follows on a line of its own.
+    fn end(&mut self) -> anyhow::Result<()> {
+        if self.style.show != Show::Json && self.open != Open::Empty { self.end_line() } else { Ok(()) }
+    }
+
+    fn end_line(&mut self) -> anyhow::Result<()> {
+        match std::mem::replace(&mut self.open, Open::Empty) {
+            Open::Thinking => {
+                render::aside("\n");
+                Ok(())
+            }
+            _ => self.out.line(""),
+        }
+    }
+}
+
+/// A call as a block of lines: the tool's name, then its arguments.
+fn tool_call(call: &ToolCall) -> String {
+    let arguments = call.arguments.iter().map(|(name, value)| format!("\n  {name}: {value}"));
+    format!("tool call {}{}", call.name, arguments.collect::<String>())
 }
 
 /// What an answer cost, in a line.

@@ -5,7 +5,7 @@
 mod support;
 
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::process::{Output, Stdio};
+use std::process::Stdio;
 
 use serde_json::{Value, json};
 
@@ -160,8 +160,4 @@ fn a_converted_model_still_adds() {
     }
     let output = convert(DEMO, &packed, &["--dense"]);
     assert_eq!(output.status.code(), Some(2), "the target exists: {}", errors(&output));
-}
-
-fn succeeded(output: &Output) {
-    assert_eq!(output.status.code(), Some(0), "{}{}", text(output), errors(output));
 }

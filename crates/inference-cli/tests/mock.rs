@@ -97,10 +97,11 @@ fn chat_answers_once() {
 }
 
 #[test]
-fn a_conversation_remembers_clears_and_saves() {
+fn a_conversation_remembers_clears_and_is_written_out() {
     let folder = model();
     let saved = folder.path().join("talk.json");
-    let lines = format!("a b\n/nonsense\n/clear\n/system s\nc d\n/save {}\n/exit\nnever\n", saved.display());
+    let lines =
+        format!("a b\n/nonsense\n/clear\n/system s\nc d\n/export {}\n/exit\nnever\n", saved.display());
     let output = chat(folder.path(), &["--max-tokens=3"], &lines);
     // The second prompt is the instructions and the question alone.
     assert_eq!(text(&output), " b a b\n c d s\n");
@@ -112,6 +113,23 @@ fn a_conversation_remembers_clears_and_saves() {
         {"role": "assistant", "content": " c d s"},
     ]);
     assert_eq!(talk, expected);
+    assert_eq!(output.status.code(), Some(0));
+}
+
+#[test]
+fn a_conversation_is_saved_loaded_and_forked() {
+    let folder = model();
+    let saved = folder.path().join("talk.session");
+    let lines = format!("a b\n/save {0}\n/fork\nc\n/back\n/back\nd\n", saved.display());
+    let output = chat(folder.path(), &["--max-tokens=2"], &lines);
+    assert_eq!(text(&output), " b a\n b b\n b b\n");
+    assert!(errors(&output).contains("there was no /fork"), "{}", errors(&output));
+    // The answer to "d" after "a b", as it was above.
+    let output = chat(folder.path(), &["--max-tokens=2"], &format!("/load {}\nd\n", saved.display()));
+    assert_eq!(text(&output), " b b\n");
+    let output =
+        chat(folder.path(), &[], &format!("/load {}\n", folder.path().join("config.json").display()));
+    assert!(errors(&output).contains("config.json"), "{}", errors(&output));
     assert_eq!(output.status.code(), Some(0));
 }
 

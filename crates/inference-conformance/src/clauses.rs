@@ -9,8 +9,11 @@ pub mod loading;
 pub mod log_probabilities;
 pub mod metrics;
 pub mod options;
+pub mod processing;
 pub mod sampling;
+pub mod sessions;
 pub mod streaming;
+pub mod training;
 
 use std::time::{Duration, Instant};
 
@@ -29,10 +32,13 @@ pub(crate) const ALL: &[&[Clause]] = &[
     cancelling::CLAUSES,
     options::CLAUSES,
     sampling::CLAUSES,
+    processing::CLAUSES,
     log_probabilities::CLAUSES,
     classify::CLAUSES,
     errors::CLAUSES,
     metrics::CLAUSES,
+    sessions::CLAUSES,
+    training::CLAUSES,
     closing::CLAUSES,
 ];
 

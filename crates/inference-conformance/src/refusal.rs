@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use inference_core::{
-    ClassifyOptions, Error, Feature, GenerateOptions, Message, Prompt, Result, TextModel, Xtc,
+    ClassifyOptions, ContextOverflow, Error, Feature, GenerateOptions, Message, Prompt, Result, TextModel,
+    Xtc,
 };
 
 use crate::{ClauseResult, Objection, Subject, clause::ensure};
@@ -67,6 +68,10 @@ async fn ask(subject: &Subject, model: &dyn TextModel, feature: Feature) -> Opti
         Feature::LogProbabilities => options.log_probabilities(0),
         Feature::Stop => options.stop_tokens([0]),
         Feature::MinTokens => options.min_tokens(0),
+        Feature::Processor => options.processor(|_: &[u32], _: &[u32], _: &mut [f32]| {}),
+        Feature::ThinkingBudget => options.thinking_budget(8),
+        Feature::ContextOverflow => options.context_overflow(ContextOverflow::Refuse),
+        Feature::Session => return Some(model.session().await.map(drop)),
         Feature::Train => {
             let refuse = || Error::Unsupported { backend: model.info().backend.clone(), feature };
             return Some(model.trainable().map_or_else(|| Err(refuse()), |_| Ok(())));

@@ -9,6 +9,7 @@
 //! | repetition penalty `r` | `x[i] = x[i] / r` if `x[i] ≥ 0`, else `x[i] · r`, for `i` in `w` | once, however often `i` was seen |
 //! | presence penalty `a` | `x[i] -= a` for `i` in `w` | once |
 //! | frequency penalty `f` | `x[i] -= f · #w(i)` | an empty window penalises nothing |
+//! | processor | the caller's own edit | not part of this reference |
 //! | log-softmax | `l = x − ln Σ exp x` | this is what log-probabilities report |
 //! | top-p `p` | keeps `i` if `Σ {exp l[j] : l[j] > l[i]} < p`, roughly | see [`top_p`] |
 //! | min-p `m` | keeps `i` if `l[i] ≥ max l + ln m` | equality keeps; 0 keeps all |

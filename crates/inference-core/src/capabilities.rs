@@ -60,6 +60,10 @@ features! {
     Stop = "stop",
     /// No end before a number of tokens.
     MinTokens = "min-tokens",
+    /// The caller's own step on logits.
+    Processor = "processor",
+    /// A limit on the tokens of reasoning.
+    ThinkingBudget = "thinking-budget",
     /// LoRA adapters applied at load.
     Adapter = "adapter",
     /// A context length chosen at load.
@@ -74,6 +78,10 @@ features! {
     PrefillChunk = "prefill-chunk",
     /// A budget for keys and values of ended texts, which prompts that begin alike reuse.
     PrefixCache = "prefix-cache",
+    /// A policy for texts that outgrow the context.
+    ContextOverflow = "context-overflow",
+    /// `TextModel::session` and `TextModel::load_session`.
+    Session = "session",
     /// `TextModel::trainable`.
     Train = "train",
 }

@@ -39,7 +39,7 @@ pub enum Error {
         reason: String,
     },
     /// The named backend cannot run this model.
-    #[error("backend {backend} does not support this model: {reason}")]
+    #[error("backend {backend} does not support this model: {}", Printable(reason))]
     UnsupportedModel {
         /// The backend's id.
         backend: String,
@@ -63,17 +63,17 @@ pub enum Error {
         reason: String,
     },
     /// A prompt cannot be run: empty, or with token ids that the model does not have.
-    #[error("prompt: {reason}")]
+    #[error("prompt: {}", Printable(reason))]
     InvalidPrompt {
         /// What was found and what is expected.
         reason: String,
     },
     /// The prompt, or prompt and answer, do not fit the model's context.
     #[error(
-        "the prompt has {tokens} tokens, the context holds {limit}: shorten it, or load with a longer context"
+        "the context holds {limit} tokens, {tokens} are needed: shorten the prompt, or load with a longer context"
     )]
     ContextExceeded {
-        /// Tokens of the prompt.
+        /// Tokens of the prompt; with those of the answer where both have to fit.
         tokens: usize,
         /// Tokens that fit.
         limit: usize,
@@ -88,6 +88,22 @@ pub enum Error {
         /// What was found and what was expected.
         reason: String,
     },
+    /// Data for training cannot be learnt from.
+    #[error("{}: {}", Printable(at), Printable(reason))]
+    InvalidData {
+        /// The file, with the line at fault, or the number of an example.
+        at: String,
+        /// What was found and what is expected.
+        reason: String,
+    },
+    /// A saved session is damaged, of a newer format, or of another model.
+    #[error("session {}: {}", Printable(&path.to_string_lossy()), Printable(reason))]
+    InvalidSession {
+        /// The file.
+        path: PathBuf,
+        /// What was found and what was expected.
+        reason: String,
+    },
     /// A chat template could not be applied to the conversation.
     #[error("chat template: {}", Printable(reason))]
     Template {
@@ -95,7 +111,7 @@ pub enum Error {
         reason: String,
     },
     /// The model does not fit in memory.
-    #[error("{what} needs {needed} bytes, {available} are available")]
+    #[error("{} needs {needed} bytes, {available} are available", Printable(what))]
     OutOfMemory {
         /// What was to be allocated.
         what: String,
@@ -125,7 +141,7 @@ pub enum Error {
         source: Source,
     },
     /// The engine is gone: its thread or process ended while the call was under way.
-    #[error("backend {backend} has stopped: {}", Printable(reason))]
+    #[error("backend {backend} has stopped: {}", Lines(reason))]
     Stopped {
         /// The backend's id.
         backend: String,
@@ -154,6 +170,8 @@ impl Error {
             Self::InvalidPrompt { .. } => "invalid_prompt",
             Self::ContextExceeded { .. } => "context_exceeded",
             Self::InvalidModel { .. } => "invalid_model",
+            Self::InvalidData { .. } => "invalid_data",
+            Self::InvalidSession { .. } => "invalid_session",
             Self::Template { .. } => "template",
             Self::OutOfMemory { .. } => "out_of_memory",
             Self::Io { .. } => "io",
@@ -174,6 +192,11 @@ impl Error {
         Self::InvalidModel { path: path.into(), key: Some(key.into()), reason: reason.into() }
     }
 
+    /// An [`Error::InvalidSession`].
+    pub fn invalid_session(path: impl Into<PathBuf>, reason: impl Into<String>) -> Self {
+        Self::InvalidSession { path: path.into(), reason: reason.into() }
+    }
+
     /// An [`Error::Io`].
     pub fn io(action: &'static str, path: impl Into<PathBuf>, source: std::io::Error) -> Self {
         Self::Io { action, path: path.into(), source }
@@ -185,8 +208,8 @@ impl Error {
     }
 }
 
-/// Text from an untrusted file, shown with its control characters escaped so that it cannot drive a terminal, and cut
-/// after 400 characters.
+/// Text from an untrusted file, shown with its control characters escaped so that it cannot drive a terminal or pass for
+/// another line of the message, and cut after 400 characters.
 pub struct Printable<'a>(pub &'a str);
 
 impl fmt::Display for Printable<'_> {
@@ -196,16 +219,27 @@ impl fmt::Display for Printable<'_> {
             if shown == LONGEST {
                 return f.write_str("…");
             }
-            // Bidirectional overrides reorder what a terminal shows, as controls move its cursor.
+            // Separators begin a line and bidirectional overrides reorder what a terminal shows, as controls move its cursor.
             let reorders =
-                matches!(c, '\u{200e}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-            if (c.is_control() && c != '\n') || reorders {
-                write!(f, "{}", c.escape_unicode())?;
+                matches!(c, '\u{200e}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+            if c.is_control() || reorders {
+                write!(f, "{}", c.escape_default())?;
             } else {
                 fmt::Write::write_char(f, c)?;
             }
         }
         Ok(())
+    }
+}
+
+/// What a process wrote before it ended, line by line.
+struct Lines<'a>(&'a str);
+
+impl fmt::Display for Lines<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut lines = self.0.lines();
+        write!(f, "{}", Printable(lines.next().unwrap_or_default()))?;
+        lines.try_for_each(|line| write!(f, "\n  {}", Printable(line)))
     }
 }
 
@@ -236,6 +270,11 @@ mod tests {
     fn names_from_files_cannot_drive_the_terminal() {
         let error = Error::invalid_key("m/config.json", "a\u{1b}[2Jb", "bad \u{202e}text");
         assert_eq!(error.to_string(), "m/config.json: a\\u{1b}[2Jb: bad \\u{202e}text");
+        let error = Error::invalid_key("m/a\nb", "a\r\n\terror: all is well", "x\u{2028}y\u{85}z");
+        assert_eq!(error.to_string(), "m/a\\nb: a\\r\\n\\terror: all is well: x\\u{2028}y\\u{85}z");
+        let error =
+            Error::Stopped { backend: "b".into(), reason: "killed; its last words:\na\u{7}\nb".into() };
+        assert_eq!(error.to_string(), "backend b has stopped: killed; its last words:\n  a\\u{7}\n  b");
     }
 
     #[test]

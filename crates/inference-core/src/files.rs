@@ -92,6 +92,11 @@ pub(crate) fn parse_json<T: DeserializeOwned>(path: &Path, text: &str) -> Result
     Ok(value)
 }
 
+/// `text` as JSON none of whose objects names a key twice.
+pub(crate) fn parse_strict(text: &str) -> Result<Value, serde_json::Error> {
+    serde_json::from_str(text).map(|Strict(value)| value)
+}
+
 /// `value` as `T`; `path` is for the error, which names the key.
 pub(crate) fn from_value<T: DeserializeOwned>(path: &Path, value: &Value) -> Result<T> {
     serde_path_to_error::deserialize(value).map_err(|error| Error::InvalidModel {

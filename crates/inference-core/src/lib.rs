@@ -25,8 +25,10 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod adapter;
 mod backend;
 mod capabilities;
+mod chat;
 mod checked;
 mod classify;
 mod discover;
@@ -42,12 +44,16 @@ mod options;
 mod prompt;
 mod registry;
 mod safetensors;
+mod session;
+mod session_file;
 mod stream;
 mod system;
 mod train;
 
+pub use adapter::{ADAPTER_FILE, AdaptedLayer, AdapterConfig, AdapterManifest};
 pub use backend::{Backend, BackendInfo, MemoryControl, MemoryLimits, Support};
 pub use capabilities::{Capabilities, Feature};
+pub use chat::{Answer, AnswerReader, ChatEvent, ChatStream, ToolCall};
 pub use checked::CheckedModel;
 pub use classify::{Classification, LabelScore};
 pub use discover::{Discover, Discovered, discover};
@@ -58,16 +64,23 @@ pub use metrics::{MemoryUsage, Metrics, ModelStats, Percentiles};
 pub use model::{Completion, ModelInfo, Quantization, TextModel, TextModelExt};
 pub use off_thread::off_thread;
 pub use options::{
-    ClassifyOptions, DEFAULT_MAX_TOKENS, DEFAULT_PENALTY_WINDOW, Extensions, GenerateOptions, LoadOptions,
-    LoadProgress, Progress, SamplingOptions, TemplateOptions, Xtc,
+    ClassifyOptions, ContextOverflow, DEFAULT_MAX_TOKENS, DEFAULT_PENALTY_WINDOW, Extensions,
+    GenerateOptions, LoadOptions, LoadProgress, LogitsProcessor, Processor, Progress, SamplingOptions,
+    TemplateOptions, Xtc,
 };
 pub use prompt::{Message, Prompt, Role};
 pub use registry::{Availability, BackendDescriptor, Load, Outcome, Registry, Verdict, explain, load_model};
 pub use safetensors::{Dtype, TensorInfo, read_tensors};
+pub use session::{Session, SessionEngine};
+pub use session_file::{SessionFile, SessionTensor};
 pub use stream::{Alternative, Finish, FinishReason, StopCause, Token, TokenSink, TokenStream};
 pub use system::free_memory;
 pub use tokio_util::sync::CancellationToken;
-pub use train::{Example, Method, TrainEvent, TrainOptions, Trainable, TrainingData};
+pub use train::{
+    AdapterDtype, AdapterOptions, Batches, Content, Example, FullOptions, Learn, Method, Optimizer, Origin,
+    Schedule, TokenExample, TooLong, TrainEnd, TrainEvent, TrainLength, TrainMemory, TrainOptions, TrainPlan,
+    TrainState, TrainStream, Trainable, TrainingData,
+};
 
 #[doc(hidden)]
 pub use inventory as __inventory;

@@ -2,6 +2,7 @@
 
 mod config;
 mod estimate;
+mod fingerprint;
 mod quantization;
 mod shards;
 
@@ -67,6 +68,27 @@ impl ModelManifest {
         let quantization = quantization::read(&reader)?;
         let (files, tensors) = shards::read(&path)?;
         Ok(Self { path, config, model_type, quantization, files, tensors })
+    }
+
+    /// The model with these tensors of a safetensors file, such as a full training's, in place of its own.
+    ///
+    /// # Errors
+    /// [`Error::InvalidModel`] names one that the model has not, or in another shape.
+    pub fn with_tensors(mut self, file: PathBuf, tensors: &BTreeMap<String, TensorInfo>) -> Result<Self> {
+        for (name, tensor) in tensors {
+            match self.tensors.get_mut(name) {
+                Some(own) if own.shape == tensor.shape => {
+                    *own = TensorInfo { file: self.files.len(), ..tensor.clone() };
+                }
+                Some(own) => {
+                    let reason = format!("has shape {:?}, the model's own {:?}", tensor.shape, own.shape);
+                    return Err(Error::invalid_key(file, name, reason));
+                }
+                None => return Err(Error::invalid_key(file, name, "is no tensor of the model")),
+            }
+        }
+        self.files.push(file);
+        Ok(self)
     }
 
     /// The folder.
@@ -157,6 +179,31 @@ impl ModelManifest {
         let path = self.config_path();
         let names = ["max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "n_ctx"];
         Config::new(&path, &self.config).count(&names)
+    }
+
+    /// The model's blocks: `num_hidden_layers` of config.json or of its `text_config`. `None` where it does not say.
+    ///
+    /// # Errors
+    /// [`Error::InvalidModel`] if it is no whole number from 1 to 2³¹ − 1.
+    pub fn layers(&self) -> Result<Option<usize>> {
+        let path = self.config_path();
+        Config::new(&path, &self.config).count(&["num_hidden_layers", "n_layer", "num_layers"])
+    }
+
+    /// The shape of a layer's weight, such as `model.layers.0.self_attn.q_proj`'s, before quantisation: [outputs, inputs], of
+    /// experts [experts, outputs, inputs]. `None` where the files hold no weight of that name.
+    ///
+    /// # Errors
+    /// As [`quantization_of`](Self::quantization_of).
+    pub fn weight_shape(&self, layer: &str) -> Result<Option<Vec<usize>>> {
+        let Some(weight) = self.tensors.get(&format!("{layer}.weight")) else { return Ok(None) };
+        let mut shape = weight.shape.clone();
+        if let (Dtype::U32, Some(packed), Some(quantization)) =
+            (weight.dtype, shape.last_mut(), self.quantization_of(layer)?)
+        {
+            *packed = packed.saturating_mul(32) / (quantization.bits.max(1) as usize);
+        }
+        Ok(Some(shape))
     }
 
     /// The weights of the model before quantisation, by the tensors' shapes: a word that packs eight 4-bit weights counts

@@ -5,6 +5,7 @@
 //! It keeps the whole contract and is never selected unless it is named.
 
 use std::{
+    path::Path,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -14,13 +15,14 @@ use std::{
 
 use async_trait::async_trait;
 use tempfile::TempDir;
+use tokio::sync::OwnedMutexGuard;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     Availability, Backend, BackendDescriptor, BackendInfo, Capabilities, Classification, ClassifyOptions,
-    Error, Feature, Finish, FinishReason, GenerateOptions, LabelScore, LoadOptions, LoadProgress, Metrics,
-    ModelInfo, ModelManifest, ModelStats, Prompt, Result, StopCause, Support, TextModel, Token, TokenSink,
-    TokenStream,
+    Dtype, Error, Feature, Finish, FinishReason, GenerateOptions, LabelScore, LoadOptions, LoadProgress,
+    Metrics, ModelInfo, ModelManifest, ModelStats, Prompt, Result, Session, SessionEngine, SessionFile,
+    SessionTensor, StopCause, Support, TextModel, Token, TokenSink, TokenStream,
 };
 
 /// The mock's entry for a registry. The feature `mock` also registers it, with a priority that needs it to be named.
@@ -43,6 +45,7 @@ pub const CAPABILITIES: Capabilities = Capabilities::of(&[
     Feature::Seed,
     Feature::Stop,
     Feature::ContextLength,
+    Feature::Session,
 ]);
 
 /// Ids of the mock's vocabulary: 0 ends a text, a word has the id that its letters hash to.
@@ -115,43 +118,51 @@ impl Backend for MockBackend {
             quantization: None,
             eos_token_ids: vec![EOS],
         };
-        Ok(Arc::new(MockModel {
+        Ok(Arc::new(MockModel(Arc::new(Inner {
             info,
+            manifest: model,
             stats: Arc::default(),
             closed: AtomicBool::new(false),
             shutdown: CancellationToken::new(),
-        }))
+        }))))
     }
 }
 
 #[derive(Debug)]
-struct MockModel {
+struct MockModel(Arc<Inner>);
+
+/// What a model shares with its sessions.
+#[derive(Debug)]
+struct Inner {
     info: ModelInfo,
+    manifest: ModelManifest,
     stats: Arc<Mutex<ModelStats>>,
     closed: AtomicBool,
     shutdown: CancellationToken,
 }
 
-impl MockModel {
-    fn words(&self, prompt: Prompt) -> Result<Vec<Word>> {
-        if self.closed.load(Ordering::Acquire) {
-            return Err(Error::Closed);
-        }
-        let words: Vec<Word> = match prompt {
-            Prompt::Text(text) => text.split_whitespace().map(Word::new).collect(),
-            Prompt::Chat(messages) => messages
-                .iter()
-                .flat_map(|message| message.content.split_whitespace())
-                .map(Word::new)
-                .collect(),
+impl Inner {
+    fn check_open(&self) -> Result<()> {
+        if self.closed.load(Ordering::Acquire) { Err(Error::Closed) } else { Ok(()) }
+    }
+
+    /// The prompt's words after those of `text`, which a conversation replaces.
+    fn words(&self, prompt: Prompt, text: &[Word]) -> Result<Vec<Word>> {
+        self.check_open()?;
+        let mut words = if matches!(prompt, Prompt::Chat(_)) { Vec::new() } else { text.to_vec() };
+        match prompt {
+            Prompt::Text(text) => words.extend(text.split_whitespace().map(Word::new)),
+            Prompt::Chat(messages) => {
+                words.extend(messages.iter().flat_map(|m| m.content.split_whitespace()).map(Word::new));
+            }
             Prompt::Tokens(ids) => {
                 if let Some(id) = ids.iter().find(|id| **id as usize >= VOCAB_SIZE) {
                     let reason = format!("token {id} is outside the vocabulary of {VOCAB_SIZE}");
                     return Err(Error::InvalidPrompt { reason });
                 }
-                ids.into_iter().map(|id| Word { id, text: format!("#{id}") }).collect()
+                words.extend(ids.into_iter().map(|id| Word { id, text: format!("#{id}") }));
             }
-        };
+        }
         if words.is_empty() {
             return Err(Error::InvalidPrompt { reason: "it is empty".to_owned() });
         }
@@ -160,27 +171,42 @@ impl MockModel {
         }
         Ok(words)
     }
-}
 
-#[async_trait]
-impl TextModel for MockModel {
-    fn info(&self) -> &ModelInfo {
-        &self.info
-    }
-
-    async fn generate(&self, prompt: Prompt, options: GenerateOptions) -> Result<TokenStream> {
-        let started = Instant::now();
-        let words = self.words(prompt)?;
+    fn start(
+        &self,
+        words: Vec<Word>,
+        options: GenerateOptions,
+        started: Instant,
+        text: Option<OwnedMutexGuard<Vec<Word>>>,
+    ) -> Result<TokenStream> {
         let (sink, stream) = TokenStream::channel(ID, 64, options.cancel.clone());
         lock(&self.stats).requests += 1;
         lock(&self.stats).active += 1;
         let (stats, shutdown, room) =
             (self.stats.clone(), self.shutdown.clone(), self.info.context_length - words.len());
-        let run = Run { words, options, room, started, shutdown };
+        let run = Run { words, options, room, started, shutdown, text };
         let spawned =
             std::thread::Builder::new().name("mock".to_owned()).spawn(move || run.finish(sink, &stats));
         spawned.map_err(|error| Error::backend(ID, "start a thread", error))?;
         Ok(stream)
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.shutdown.cancel();
+    }
+}
+
+#[async_trait]
+impl TextModel for MockModel {
+    fn info(&self) -> &ModelInfo {
+        &self.0.info
+    }
+
+    async fn generate(&self, prompt: Prompt, options: GenerateOptions) -> Result<TokenStream> {
+        let started = Instant::now();
+        self.0.start(self.0.words(prompt, &[])?, options, started, None)
     }
 
     async fn classify(&self, prompts: Vec<Prompt>, options: ClassifyOptions) -> Result<Vec<Classification>> {
@@ -189,7 +215,7 @@ impl TextModel for MockModel {
             if options.cancel.is_cancelled() {
                 return Err(Error::Cancelled);
             }
-            let words = self.words(prompt)?;
+            let words = self.0.words(prompt, &[])?;
             let next = &words[1 % words.len()];
             let shared = |label: &String| {
                 label.chars().filter(|c| words.iter().any(|w| w.text.contains(*c))).count() as f32
@@ -210,20 +236,74 @@ impl TextModel for MockModel {
         Ok(classifications)
     }
 
+    async fn session(&self) -> Result<Session> {
+        self.0.check_open()?;
+        Ok(Session::new(Box::new(MockSession { model: self.0.clone(), text: Arc::default() }), ""))
+    }
+
+    async fn load_session(&self, path: &Path) -> Result<Session> {
+        self.0.check_open()?;
+        let file = SessionFile::read(path, &self.0.manifest.fingerprint()?, LAYOUT)?;
+        let texts: Option<Vec<String>> =
+            file.tensors.get(TEXTS).and_then(|texts| serde_json::from_slice(&texts.bytes).ok());
+        let Some(texts) = texts.filter(|texts| texts.len() == file.tokens.len()) else {
+            return Err(Error::invalid_session(path, format!("{TEXTS}: expected a text for each token")));
+        };
+        let words = texts.iter().map(|text| Word::new(text)).zip(file.tokens);
+        let words = words.map(|(word, id)| Word { id, ..word }).collect();
+        let text = Arc::new(tokio::sync::Mutex::new(words));
+        Ok(Session::new(Box::new(MockSession { model: self.0.clone(), text }), file.note))
+    }
+
     fn stats(&self) -> ModelStats {
-        lock(&self.stats).clone()
+        lock(&self.0.stats).clone()
     }
 
     async fn close(&self) -> Result<()> {
-        self.closed.store(true, Ordering::Release);
-        self.shutdown.cancel();
+        self.0.closed.store(true, Ordering::Release);
+        self.0.shutdown.cancel();
         Ok(())
     }
 }
 
-impl Drop for MockModel {
-    fn drop(&mut self) {
-        self.shutdown.cancel();
+/// How the mock keeps a session, and the tensor that it adds to the file: the words, as JSON.
+const LAYOUT: &str = "words";
+const TEXTS: &str = "texts";
+
+/// A turn holds the text's lock until it has ended.
+#[derive(Debug)]
+struct MockSession {
+    model: Arc<Inner>,
+    text: Arc<tokio::sync::Mutex<Vec<Word>>>,
+}
+
+#[async_trait]
+impl SessionEngine for MockSession {
+    async fn generate(&mut self, prompt: Prompt, options: GenerateOptions) -> Result<TokenStream> {
+        let started = Instant::now();
+        let text = self.text.clone().lock_owned().await;
+        self.model.start(self.model.words(prompt, &text)?, options, started, Some(text))
+    }
+
+    async fn tokens(&self) -> Vec<u32> {
+        self.text.lock().await.iter().map(|word| word.id).collect()
+    }
+
+    async fn fork(&self) -> Result<Box<dyn SessionEngine>> {
+        self.model.check_open()?;
+        let text = Arc::new(tokio::sync::Mutex::new(self.text.lock().await.clone()));
+        Ok(Box::new(Self { model: self.model.clone(), text }))
+    }
+
+    async fn save(&self, path: &Path, note: &str) -> Result<()> {
+        self.model.check_open()?;
+        let mut file = SessionFile::new(self.model.manifest.fingerprint()?, LAYOUT, self.tokens().await);
+        note.clone_into(&mut file.note);
+        let texts: Vec<String> = self.text.lock().await.iter().map(|word| word.text.clone()).collect();
+        let bytes = serde_json::json!(texts).to_string().into_bytes();
+        let tensor = SessionTensor { dtype: Dtype::U8, shape: vec![bytes.len()], bytes };
+        file.tensors.insert(TEXTS.to_owned(), tensor);
+        file.write(path)
     }
 }
 
@@ -254,13 +334,21 @@ struct Run {
     room: usize,
     started: Instant,
     shutdown: CancellationToken,
+    /// The session's, which this is a turn of.
+    text: Option<OwnedMutexGuard<Vec<Word>>>,
 }
 
 impl Run {
-    fn finish(self, mut sink: TokenSink, stats: &Mutex<ModelStats>) {
+    fn finish(mut self, mut sink: TokenSink, stats: &Mutex<ModelStats>) {
         let began = Instant::now();
         let mut held = Held { tokens: Vec::new(), stops: self.options.stop.clone().unwrap_or_default() };
         let (mut generated, mut first) = (0, None);
+        let mut text = self.text.take();
+        let known = text.iter().flat_map(|text| text.iter()).zip(&self.words);
+        let cached = known.take_while(|(known, word)| known.id == word.id).count();
+        if let Some(text) = &mut text {
+            (**text).clone_from(&self.words);
+        }
         let reason = loop {
             if sink.is_cancelled() || self.shutdown.is_cancelled() {
                 break FinishReason::Cancelled;
@@ -273,6 +361,9 @@ impl Run {
                 break FinishReason::Stop(cause);
             }
             generated += 1;
+            if let Some(text) = &mut text {
+                text.push(word.clone());
+            }
             first.get_or_insert_with(Instant::now);
             let matched = held.push(Token::new(word.id, format!(" {}", word.text)));
             held.release(&mut sink);
@@ -288,6 +379,7 @@ impl Run {
         held.tokens.drain(..).for_each(|token| sink.send(token));
         let metrics = Metrics {
             prompt_tokens: self.words.len(),
+            cached_tokens: cached.min(self.words.len() - 1),
             generated_tokens: generated,
             queued: began - self.started,
             decode: first.map(|first| first.elapsed()).unwrap_or_default(),
@@ -298,9 +390,12 @@ impl Run {
             let mut stats = lock(stats);
             stats.active -= 1;
             stats.prompt_tokens += self.words.len() as u64;
+            stats.cached_tokens += metrics.cached_tokens as u64;
             stats.generated_tokens += generated as u64;
             stats.cancelled += u64::from(reason == FinishReason::Cancelled);
         }
+        // Before the end is told: who has seen it can take the next turn at once.
+        drop(text);
         sink.end(Ok(Finish { reason, metrics }));
     }
 

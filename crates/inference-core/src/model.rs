@@ -1,14 +1,17 @@
 //! A loaded model.
 
-use std::{fmt::Debug, path::PathBuf};
+use std::{
+    fmt::Debug,
+    path::{Path, PathBuf},
+};
 
 use async_trait::async_trait;
 use futures::{StreamExt as _, future::join_all};
 use serde::Serialize;
 
 use crate::{
-    Classification, ClassifyOptions, Finish, GenerateOptions, Message, ModelStats, Prompt, Result, Token,
-    TokenStream, Trainable,
+    Answer, Classification, ClassifyOptions, Error, Feature, Finish, GenerateOptions, Message, ModelStats,
+    Prompt, Result, Session, Token, TokenStream, Trainable,
 };
 
 /// A model that is ready to run. Shared freely: calls from many tasks run side by side.
@@ -36,6 +39,24 @@ pub trait TextModel: Debug + Send + Sync + 'static {
     /// # Errors
     /// As [`generate`](Self::generate), for any of the prompts; [`Error::Cancelled`](crate::Error::Cancelled).
     async fn classify(&self, prompts: Vec<Prompt>, options: ClassifyOptions) -> Result<Vec<Classification>>;
+
+    /// A new session: a text whose keys and values are kept until it is dropped. Keeps the model loaded.
+    ///
+    /// # Errors
+    /// The backend has no sessions; the model is closed.
+    async fn session(&self) -> Result<Session> {
+        Err(Error::Unsupported { backend: self.info().backend.clone(), feature: Feature::Session })
+    }
+
+    /// The session that was saved to this file with [`Session::save`].
+    ///
+    /// # Errors
+    /// [`Error::InvalidSession`]: the file is damaged, or the session is that of other weights or of another layout of keys and
+    /// values. [`Error::Io`]; as [`session`](Self::session).
+    async fn load_session(&self, path: &Path) -> Result<Session> {
+        let _ = path;
+        self.session().await
+    }
 
     /// The trainer, where the backend has one.
     fn trainable(&self) -> Option<&dyn Trainable> {
@@ -108,10 +129,33 @@ impl Quantization {
 pub struct Completion {
     /// The text: the tokens' texts in one.
     pub text: String,
+    /// The same taken apart: text for the reader, reasoning, calls of tools.
+    pub answer: Answer,
     /// The tokens.
     pub tokens: Vec<Token>,
     /// How it ended and what it cost.
     pub finish: Finish,
+}
+
+impl Completion {
+    /// Reads a stream to its end.
+    ///
+    /// # Errors
+    /// Whatever ended the stream.
+    pub async fn of(mut stream: TokenStream) -> Result<Self> {
+        let mut reader = stream.take_reader();
+        let (mut text, mut tokens, mut events) = (String::new(), Vec::new(), Vec::new());
+        while let Some(token) = stream.next().await {
+            let token = token?;
+            text.push_str(&token.text);
+            reader.push(&token, &mut events);
+            tokens.push(token);
+        }
+        reader.finish(&mut events);
+        let mut answer = Answer::default();
+        answer.extend(events);
+        Ok(Self { text, answer, tokens, finish: stream.finish().await? })
+    }
 }
 
 /// What every [`TextModel`] can do by means of the above.
@@ -130,14 +174,7 @@ pub trait TextModelExt: TextModel {
     /// # Errors
     /// As [`TextModel::generate`], and whatever ended the stream.
     async fn complete(&self, prompt: Prompt, options: GenerateOptions) -> Result<Completion> {
-        let mut stream = self.generate(prompt, options).await?;
-        let (mut text, mut tokens) = (String::new(), Vec::new());
-        while let Some(token) = stream.next().await {
-            let token = token?;
-            text.push_str(&token.text);
-            tokens.push(token);
-        }
-        Ok(Completion { text, tokens, finish: stream.finish().await? })
+        Completion::of(self.generate(prompt, options).await?).await
     }
 
     /// Completes several prompts side by side, each with its own result, in their order. The same as as many concurrent

@@ -1,7 +1,9 @@
 //! What a model is asked to continue.
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
+
+use crate::ToolCall;
 
 /// The input of one request.
 #[derive(Debug, Clone, PartialEq)]
@@ -77,6 +79,17 @@ impl Message {
     /// What a tool returned.
     pub fn tool(content: impl Into<String>) -> Self {
         Self::new(Role::Tool, content)
+    }
+
+    /// What a tool returned to this call.
+    pub fn tool_result(call: &ToolCall, content: impl Into<String>) -> Self {
+        Self::tool(content).with("tool_call_id", call.id.as_str()).with("name", call.name.as_str())
+    }
+
+    /// The calls of tools that the model made with what it said.
+    #[must_use]
+    pub fn tool_calls(self, calls: &[ToolCall]) -> Self {
+        self.with("tool_calls", json!(calls))
     }
 
     /// Sets a further field that the model's template reads.

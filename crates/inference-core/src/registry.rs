@@ -11,8 +11,8 @@ use futures::{FutureExt as _, future::BoxFuture};
 use serde::Serialize;
 
 use crate::{
-    Backend, Capabilities, CheckedModel, Error, Feature, LoadOptions, ModelManifest, Result, Support,
-    TextModel, off_thread,
+    AdapterManifest, Backend, Capabilities, CheckedModel, Error, Feature, LoadOptions, ModelManifest, Result,
+    Support, TextModel, off_thread,
 };
 
 /// How a program learns of a backend without opening it.
@@ -244,6 +244,10 @@ impl Load {
         .await?;
         let capabilities = backend.capabilities();
         refuse_missing(backend.info().id, capabilities, options.required_features())?;
+        let model = match options.adapter.clone() {
+            Some(folder) => off_thread(move || AdapterManifest::read(folder, &model).map(|_| model)).await?,
+            None => model,
+        };
         if cancel.is_cancelled() {
             return Err(Error::Cancelled);
         }

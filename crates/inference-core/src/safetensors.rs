@@ -14,7 +14,7 @@ use std::{
 
 use serde::{
     Deserialize, Deserializer, Serialize,
-    de::{Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor},
+    de::{Error as _, MapAccess, SeqAccess, Visitor},
 };
 
 use crate::{
@@ -26,7 +26,7 @@ use crate::{
 const LONGEST_HEADER: u64 = 100_000_000;
 
 /// The one name in the header that is no tensor's.
-const METADATA: &str = "__metadata__";
+pub(crate) const METADATA: &str = "__metadata__";
 
 /// The longest tensor name, in bytes; published ones stay under 200.
 const LONGEST_NAME: usize = 1024;
@@ -151,6 +151,14 @@ pub fn read_tensors(path: impl AsRef<Path>) -> Result<BTreeMap<String, TensorInf
 
 /// As [`read_tensors`]; `file` is the index that the tensors are given.
 pub(crate) fn read_header(path: &Path, file: usize) -> Result<BTreeMap<String, TensorInfo>> {
+    Ok(read_with_metadata(path, file)?.0)
+}
+
+/// As [`read_header`], and the file's own remarks.
+pub(crate) fn read_with_metadata(
+    path: &Path,
+    file: usize,
+) -> Result<(BTreeMap<String, TensorInfo>, BTreeMap<String, String>)> {
     let (mut reader, file_length) = open_regular(path)?;
     let io = |source| Error::io("read", path, source);
     let mut first = Vec::new();
@@ -185,12 +193,12 @@ pub(crate) fn read_header(path: &Path, file: usize) -> Result<BTreeMap<String, T
     let header = std::str::from_utf8(&header).map_err(|error| {
         Error::invalid_file(path, format!("header is not UTF-8 at byte {}", 8 + error.valid_up_to()))
     })?;
-    let Header(entries) = parse(path, header)?;
+    let Header { entries, metadata } = parse(path, header)?;
     check_layout(path, &entries, file_length - start)?;
     let place = |(name, Entry { dtype, shape, data_offsets: (begin, end) })| {
         (name, TensorInfo { file, dtype, shape: shape.0, range: start + begin..start + end })
     };
-    Ok(entries.into_iter().map(place).collect())
+    Ok((entries.into_iter().map(place).collect(), metadata))
 }
 
 fn parse(path: &Path, header: &str) -> Result<Header> {
@@ -285,7 +293,10 @@ fn foreign(first: &[u8]) -> Option<&'static str> {
 }
 
 /// The header's entries, each name once.
-struct Header(BTreeMap<String, Entry>);
+struct Header {
+    entries: BTreeMap<String, Entry>,
+    metadata: BTreeMap<String, String>,
+}
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -308,7 +319,7 @@ impl<'de> Deserialize<'de> for Header {
 
             fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Header, A::Error> {
                 let mut header = BTreeMap::new();
-                let mut metadata = false;
+                let mut metadata = None;
                 while let Some(name) = entries.next_key::<String>()? {
                     if name.len() > LONGEST_NAME {
                         return Err(A::Error::custom(format_args!(
@@ -316,18 +327,18 @@ impl<'de> Deserialize<'de> for Header {
                             name.len()
                         )));
                     }
-                    if (name == METADATA && metadata) || header.contains_key(&name) {
+                    if (name == METADATA && metadata.is_some()) || header.contains_key(&name) {
                         return Err(A::Error::custom(format_args!("the name {name:?} occurs twice")));
                     }
                     if name == METADATA {
-                        metadata = true;
                         // MLX writes a null where it was given none.
-                        entries.next_value::<Option<Metadata>>()?;
+                        let given = entries.next_value::<Option<Metadata>>()?;
+                        metadata = Some(given.map_or_else(BTreeMap::new, |Metadata(strings)| strings));
                     } else {
                         header.insert(name, entries.next_value()?);
                     }
                 }
-                Ok(Header(header))
+                Ok(Header { entries: header, metadata: metadata.unwrap_or_default() })
             }
         }
 
@@ -367,8 +378,8 @@ impl<'de> Deserialize<'de> for Shape {
     }
 }
 
-/// `__metadata__`: checked, as the format has it, to map strings to strings, and let go.
-struct Metadata;
+/// `__metadata__`: as the format has it, from strings to strings; of a name that occurs twice, the last.
+struct Metadata(BTreeMap<String, String>);
 
 impl<'de> Deserialize<'de> for Metadata {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -382,10 +393,11 @@ impl<'de> Deserialize<'de> for Metadata {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Metadata, A::Error> {
-                while entries.next_key::<IgnoredAny>()?.is_some() {
-                    entries.next_value::<String>()?;
+                let mut strings = BTreeMap::new();
+                while let Some((name, text)) = entries.next_entry()? {
+                    strings.insert(name, text);
                 }
-                Ok(Metadata)
+                Ok(Metadata(strings))
             }
         }
 

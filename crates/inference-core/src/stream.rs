@@ -17,7 +17,7 @@ use tokio::sync::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{Error, Metrics, Result};
+use crate::{AnswerReader, ChatStream, Error, Metrics, Result, chat::PlainReader};
 
 /// One generated token.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
@@ -96,6 +96,7 @@ pub struct TokenStream {
     tokens: mpsc::Receiver<Token>,
     end: oneshot::Receiver<End>,
     backend: String,
+    reader: Box<dyn AnswerReader>,
     state: State,
 }
 
@@ -123,7 +124,27 @@ impl TokenStream {
         let (tokens_in, tokens) = mpsc::channel(capacity.max(1));
         let (end_in, end) = oneshot::channel();
         let sink = TokenSink { tokens: tokens_in, end: end_in, overflow: VecDeque::new(), cancel };
-        (sink, Self { tokens, end, backend: backend.to_owned(), state: State::Running })
+        let (backend, reader) = (backend.to_owned(), Box::new(PlainReader));
+        (sink, Self { tokens, end, backend, reader, state: State::Running })
+    }
+
+    /// The same stream with what tells the parts of its answer apart, from a backend that knows its model's marks.
+    #[must_use]
+    pub fn with_reader(mut self, reader: impl AnswerReader + 'static) -> Self {
+        self.reader = Box::new(reader);
+        self
+    }
+
+    /// The answer's parts in place of its tokens: text, reasoning, calls of tools.
+    #[must_use]
+    pub fn events(self) -> ChatStream {
+        ChatStream::new(self)
+    }
+
+    /// What tells the answer's parts apart, for who wants tokens and parts both: give it every token, in order.
+    #[must_use]
+    pub fn take_reader(&mut self) -> Box<dyn AnswerReader> {
+        std::mem::replace(&mut self.reader, Box::new(PlainReader))
     }
 
     /// How the generation ended. Reads and drops the tokens that are left; call it after the last one to lose none.

@@ -1,161 +1,116 @@
 //! What an answer is made of: text, reasoning, and calls of tools, told apart as the answer streams in.
 
 mod calls;
+mod format;
 mod literal;
 
+use std::sync::Arc;
+
+use inference_core::{ChatEvent, ToolCall};
 use serde_json::Value;
 
+pub use self::format::AnswerFormat;
+use self::{
+    calls::Call,
+    format::{Kind, MESSAGE_ENDS, Mark},
+};
 use crate::{StopStrings, stop::Position};
-
-/// A part of an answer.
-#[derive(Debug, Clone, PartialEq)]
-#[non_exhaustive]
-pub enum AnswerEvent {
-    /// Text for the reader.
-    Text(String),
-    /// The model's reasoning.
-    Reasoning(String),
-    /// A call of a tool.
-    ToolCall {
-        /// The tool's name.
-        name: String,
-        /// Its arguments: a JSON object.
-        arguments: Value,
-    },
-    /// What is marked as a call and cannot be read as one; nothing that a model says is lost.
-    RawToolCall {
-        /// The text, marks included.
-        text: String,
-        /// Why it is no call.
-        reason: String,
-    },
-}
-
-/// How a family of models marks what is not text.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    /// Reasoning.
-    Think,
-    /// `<tool_call>`: JSON (Hermes, Qwen), `<function=…>` (Qwen3-Coder) or `<arg_key>` (GLM).
-    Tagged,
-    /// `[TOOL_CALLS]` (Mistral).
-    Mistral,
-    /// `<|python_tag|>` (Llama 3).
-    PythonTag,
-    /// A fenced block of code that calls (Gemma).
-    ToolCode,
-    /// DeepSeek's begin and end.
-    DeepSeek,
-    /// `<|channel|>`: the header of a message (gpt-oss).
-    Channel,
-    /// The body of a message that is a call (gpt-oss).
-    ChannelCall,
-    /// `<|start|>`: who speaks (gpt-oss).
-    Role,
-    /// A bare JSON object that is the whole answer (Llama 3).
-    Json,
-}
-
-/// Marks that begin something, what they begin, and the marks that end it. What has no end lasts to the answer's end.
-const MARKS: &[(&str, Kind, &[&str])] = &[
-    ("<think>", Kind::Think, &["</think>"]),
-    ("<tool_call>", Kind::Tagged, &["</tool_call>"]),
-    ("<function=", Kind::Tagged, &["</function>"]),
-    ("[TOOL_CALLS]", Kind::Mistral, &[]),
-    ("<|python_tag|>", Kind::PythonTag, &["<|eom_id|>", "<|eot_id|>"]),
-    ("```tool_code", Kind::ToolCode, &["```"]),
-    ("<｜tool▁calls▁begin｜>", Kind::DeepSeek, &["<｜tool▁calls▁end｜>"]),
-    ("<|channel|>", Kind::Channel, &["<|message|>"]),
-    ("<|start|>", Kind::Role, &["<|channel|>", "<|message|>"]),
-];
-
-const MESSAGE_ENDS: &[&str] = &["<|end|>", "<|return|>", "<|call|>"];
 
 /// Splits an answer into its parts as it comes.
 ///
-/// The marks that it looks for are those that the model's chat template uses. The parser needs to see them: detokenise
-/// with special tokens kept.
+/// It needs to see all of the format's marks, those that are special tokens too. Line breaks beside a mark belong to it.
 ///
 /// ```
-/// use inference_text::{AnswerEvent, AnswerParser};
+/// use std::sync::Arc;
 ///
-/// let mut parser = AnswerParser::new("…<think>…<tool_call>…", "").unwrap();
+/// use inference_core::ChatEvent;
+/// use inference_text::{AnswerFormat, AnswerParser};
+///
+/// let format = Arc::new(AnswerFormat::of("…</think>…<tool_call>…").unwrap());
+/// let mut parser = AnswerParser::new(format, "");
 /// let mut events = Vec::new();
 /// for piece in ["<thi", "nk>2+2</think>Four.<tool_", "call>{\"name\": \"f\", \"arguments\": {}}</tool_call>"] {
 ///     parser.push(piece, &mut events);
 /// }
 /// parser.finish(&mut events);
-/// assert_eq!(events[0], AnswerEvent::Reasoning("2+2".to_owned()));
-/// assert_eq!(events[1], AnswerEvent::Text("Four.".to_owned()));
-/// assert!(matches!(&events[2], AnswerEvent::ToolCall { name, .. } if name == "f"));
+/// events.retain(|event| !matches!(event, ChatEvent::Mark(_)));
+/// assert_eq!(events[0], ChatEvent::Thinking("2+2".to_owned()));
+/// assert_eq!(events[1], ChatEvent::Text("Four.".to_owned()));
+/// assert!(matches!(&events[2], ChatEvent::ToolCall { call, .. } if call.name == "f"));
 /// ```
 #[derive(Debug)]
 pub struct AnswerParser {
-    /// What begins something, in text; the strings are those of `marks`.
-    begin: StopStrings,
-    marks: Vec<(&'static str, Option<Kind>, &'static [&'static str])>,
-    /// What is being read, with the mark that began it; text where nothing is.
+    format: Arc<AnswerFormat>,
+    /// What is being read, with the text that began it; text where nothing is.
     within: Option<(Kind, String)>,
     /// What ends it.
     end: StopStrings,
     position: Position,
     /// What was read of it and not given out.
     held: String,
-    /// Whether the template is of a family that answers with bare JSON, and nothing was said yet.
+    /// Whether line breaks belong to the mark before them.
+    after_mark: bool,
+    /// Whether the answer may turn out to be bare JSON: nothing was said yet.
     may_be_json: bool,
     tools: Vec<Value>,
+    /// Makes the ids of calls.
+    salt: u64,
 }
 
 impl AnswerParser {
-    /// A parser for a model with this chat template (its source), that answers this rendered prompt: a prompt that ends within
-    /// the reasoning has the answer begin there.
-    ///
-    /// # Errors
-    /// None in practice: the marks are fixed.
-    pub fn new(template: &str, prompt: &str) -> inference_core::Result<Self> {
-        let known =
-            |mark: &str| template.contains(mark) || mark == "<function=" && template.contains("<function");
-        let mut marks: Vec<_> = MARKS
-            .iter()
-            .filter(|(mark, ..)| known(mark))
-            .map(|(mark, kind, ends)| (*mark, Some(*kind), *ends))
-            .collect();
-        if template.contains("<|channel|>") {
-            marks.extend(MESSAGE_ENDS.iter().map(|mark| (*mark, None, &[] as &[&str])));
-        }
-        let begin = StopStrings::new(marks.iter().map(|(mark, ..)| *mark))?;
+    /// A parser for an answer to a rendered prompt, of which the end is enough: where that is within reasoning, the answer
+    /// begins there.
+    #[must_use]
+    pub fn new(format: Arc<AnswerFormat>, prompt: &str) -> Self {
+        let prompt = prompt.trim_end();
+        let begun = format.marks.iter().find(|mark| mark.kind == Kind::Think && prompt.ends_with(mark.text));
+        let begun = begun.copied();
         let mut parser = Self {
-            begin,
-            marks,
             within: None,
-            end: StopStrings::new(Vec::<String>::new())?,
+            end: format.begin.clone(),
+            format,
             position: Position::START,
             held: String::new(),
-            // Llama 3 is told by its own tag.
-            may_be_json: template.contains("<|python_tag|>")
-                || template.contains("\"parameters\": dictionary"),
+            after_mark: false,
+            may_be_json: false,
             tools: Vec::new(),
+            salt: 0,
         };
-        if template.contains("</think>") && prompt.trim_end().ends_with("<think>") {
-            parser.enter(Kind::Think, "", &["</think>"]);
+        if let Some(mark) = begun {
+            parser.enter(Kind::Think, String::new(), mark.ends);
         }
-        Ok(parser)
+        parser
     }
 
-    /// The definitions of the tools: where arguments come without types, those of the definition are used.
+    /// The definitions of the tools that the model was given: where arguments come without types, those of the definition are
+    /// used. Only with tools is an answer in bare JSON a call.
     #[must_use]
     pub fn with_tools(mut self, tools: &[Value]) -> Self {
         self.tools = tools.to_vec();
+        self.may_be_json = self.format.bare_json && !tools.is_empty() && self.within.is_none();
         self
     }
 
+    /// Makes the ids of calls from this number, which should differ from answer to answer.
+    #[must_use]
+    pub fn with_salt(mut self, salt: u64) -> Self {
+        self.salt = salt;
+        self
+    }
+
+    /// Whether what comes next continues reasoning.
+    #[must_use]
+    pub fn is_thinking(&self) -> bool {
+        matches!(self.within, Some((Kind::Think, _)))
+    }
+
     /// Takes the next piece of the answer and appends the parts that are certain by it.
-    pub fn push(&mut self, piece: &str, events: &mut Vec<AnswerEvent>) {
+    pub fn push(&mut self, piece: &str, events: &mut Vec<ChatEvent>) {
         let mut rest = piece;
-        if self.may_be_json && self.within.is_none() && self.held.is_empty() {
+        if self.may_be_json {
             let text = rest.trim_start();
             if text.starts_with('{') {
-                self.enter(Kind::Json, "", &[]);
+                self.enter(Kind::Json, String::new(), &[]);
             }
             self.may_be_json = text.is_empty();
         }
@@ -165,52 +120,75 @@ impl AnswerParser {
         self.release(events);
     }
 
-    /// Appends what is still held. A call that was not ended is read as far as it came.
-    pub fn finish(&mut self, events: &mut Vec<AnswerEvent>) {
+    /// Takes a special token, which is no text for the reader: a mark of the format, or one of no interest.
+    pub fn push_special(&mut self, token: &str, events: &mut Vec<ChatEvent>) {
+        let (marks, event): (_, fn(String) -> ChatEvent) = match &self.within {
+            None => (&self.format.begin, ChatEvent::Text),
+            Some((Kind::Think, _)) => (&self.end, ChatEvent::Thinking),
+            Some(_) => return self.push(token, events),
+        };
+        if marks.strings().iter().any(|mark| mark == token) {
+            return self.push(token, events);
+        }
+        let held = std::mem::take(&mut self.held);
         self.position = Position::START;
-        if let Some((kind, mark)) = self.within.take() {
-            let body = std::mem::take(&mut self.held);
-            match kind {
-                Kind::Think => give(events, AnswerEvent::Reasoning(body)),
-                Kind::Role => {}
-                Kind::Json => match calls::json(&body) {
-                    Ok(calls) => events.extend(calls),
-                    Err(_) => give(events, AnswerEvent::Text(body)),
-                },
-                _ => self.read(kind, &mark, &body, "", events),
-            }
-        } else {
-            give(events, AnswerEvent::Text(std::mem::take(&mut self.held)));
+        self.say(event, &held, events);
+        mark(events, &[token]);
+    }
+
+    /// Appends what is still held. A call that was not ended is read as far as it came.
+    pub fn finish(&mut self, events: &mut Vec<ChatEvent>) {
+        self.position = Position::START;
+        let body = std::mem::take(&mut self.held);
+        match self.within.take() {
+            None => self.say(ChatEvent::Text, &body, events),
+            Some((Kind::Think, _)) => self.say(ChatEvent::Thinking, &body, events),
+            Some((Kind::Role | Kind::Channel, opened)) => mark(events, &[&opened, &body]),
+            Some((Kind::Json, _)) => match calls::json(&body) {
+                Ok(calls) => self.call(calls, body, events),
+                Err(_) => self.say(ChatEvent::Text, &body, events),
+            },
+            Some((kind, opened)) => self.read(kind, &opened, &body, "", events),
         }
     }
 
     /// Reads up to the next mark; what is left behind it.
-    fn take<'a>(&mut self, piece: &'a str, events: &mut Vec<AnswerEvent>) -> &'a str {
-        let marks = if self.within.is_some() { &self.end } else { &self.begin };
+    fn take<'a>(&mut self, piece: &'a str, events: &mut Vec<ChatEvent>) -> &'a str {
+        let marks = if self.within.is_some() { &self.end } else { &self.format.begin };
         for (at, byte) in piece.bytes().enumerate() {
             self.position = marks.step(self.position, byte);
             let Some(found) = marks.complete(self.position) else { continue };
-            let mark = marks.strings()[found].clone();
+            let closed = marks.strings()[found].clone();
             self.held.push_str(&piece[..=at]);
-            self.held.truncate(self.held.len() - mark.len());
+            self.held.truncate(self.held.len() - closed.len());
             self.position = Position::START;
             let body = std::mem::take(&mut self.held);
             match self.within.take() {
                 None => {
-                    give(events, AnswerEvent::Text(body));
-                    let (mark, kind, ends) = self.marks[found];
-                    if let Some(kind) = kind {
-                        self.enter(kind, mark, ends);
+                    self.say_before_mark(ChatEvent::Text, &body, events);
+                    let Mark { text, kind, ends } = self.format.marks[found];
+                    match kind {
+                        Kind::Nothing => mark(events, &[text]),
+                        Kind::Think => {
+                            mark(events, &[text]);
+                            self.enter(kind, String::new(), ends);
+                        }
+                        kind => self.enter(kind, text.to_owned(), ends),
                     }
                 }
-                Some((Kind::Think, _)) => give(events, AnswerEvent::Reasoning(body)),
-                Some((Kind::Role, _)) if mark == "<|channel|>" => {
-                    self.enter(Kind::Channel, "<|channel|>", &["<|message|>"]);
+                Some((Kind::Think, _)) => {
+                    self.say_before_mark(ChatEvent::Thinking, &body, events);
+                    mark(events, &[&closed]);
                 }
-                Some((Kind::Role, _)) => {}
-                Some((Kind::Channel, _)) => self.enter_message(&body),
-                Some((kind, opened)) => self.read(kind, &opened, &body, &mark, events),
+                Some((Kind::Role, opened)) if closed == "<|channel|>" => {
+                    mark(events, &[&opened, &body]);
+                    self.enter(Kind::Channel, closed, &["<|message|>"]);
+                }
+                Some((Kind::Role, opened)) => mark(events, &[&opened, &body, &closed]),
+                Some((Kind::Channel, opened)) => self.enter_message(&body, opened + &body + &closed, events),
+                Some((kind, opened)) => self.read(kind, &opened, &body, &closed, events),
             }
+            self.after_mark = true;
             return &piece[at + 1..];
         }
         self.held.push_str(piece);
@@ -218,66 +196,112 @@ impl AnswerParser {
     }
 
     /// gpt-oss: the header says whether the message is reasoning, a call, or text.
-    fn enter_message(&mut self, header: &str) {
+    fn enter_message(&mut self, header: &str, raw: String, events: &mut Vec<ChatEvent>) {
         if header.contains("to=") {
-            self.enter(Kind::ChannelCall, header, MESSAGE_ENDS);
-        } else if header.trim_start().starts_with("analysis") {
-            self.enter(Kind::Think, "", MESSAGE_ENDS);
+            return self.enter(Kind::ChannelCall, raw, MESSAGE_ENDS);
+        }
+        mark(events, &[&raw]);
+        if header.trim_start().starts_with("analysis") {
+            self.enter(Kind::Think, String::new(), MESSAGE_ENDS);
         }
     }
 
-    fn enter(&mut self, kind: Kind, mark: &str, ends: &[&str]) {
-        self.within = Some((kind, mark.to_owned()));
-        // The ends are constants of this file, none of them empty or long.
-        self.end = StopStrings::new(ends.iter().copied()).unwrap_or_else(|_| self.begin.clone());
+    fn enter(&mut self, kind: Kind, opened: String, ends: &[&str]) {
+        self.within = Some((kind, opened));
+        self.after_mark = true;
+        // The ends are constants, none of them empty or long.
+        self.end = StopStrings::new(ends.iter().copied()).unwrap_or_else(|_| self.format.begin.clone());
         self.position = Position::START;
     }
 
-    /// Reads a call.
-    fn read(&self, kind: Kind, opened: &str, body: &str, closed: &str, events: &mut Vec<AnswerEvent>) {
+    /// Reads what is marked as a call.
+    fn read(&mut self, kind: Kind, opened: &str, body: &str, closed: &str, events: &mut Vec<ChatEvent>) {
+        let raw = format!("{opened}{body}{closed}");
         let calls = match kind {
-            Kind::Tagged if opened == "<function=" => {
-                calls::tagged(&format!("{opened}{body}{closed}"), &self.tools)
-            }
+            Kind::Tagged if opened == "<function=" => calls::tagged(&raw, &self.tools),
             Kind::Tagged => calls::tagged(body, &self.tools),
+            Kind::List => calls::json(body),
             Kind::Mistral => calls::mistral(body),
-            Kind::PythonTag => calls::json(body).or_else(|_| literal::calls(body)),
-            Kind::ToolCode => literal::calls(body),
+            Kind::Code => calls::json(body).or_else(|_| literal::calls(body)),
             Kind::DeepSeek => calls::deepseek(body),
+            Kind::Kimi => calls::kimi(body),
             Kind::ChannelCall => calls::channel(opened, body),
-            _ => Err("it is no call".to_owned()),
+            Kind::Think | Kind::Channel | Kind::Role | Kind::Json | Kind::Nothing => {
+                Err("it is no call".to_owned())
+            }
         };
         match calls {
-            Ok(calls) => events.extend(calls),
-            Err(reason) => {
-                let opened = if kind == Kind::ChannelCall {
-                    format!("<|channel|>{opened}<|message|>")
-                } else {
-                    opened.to_owned()
-                };
-                events.push(AnswerEvent::RawToolCall { text: format!("{opened}{body}{closed}"), reason });
-            }
+            Ok(calls) => self.call(calls, raw, events),
+            Err(reason) => events.push(ChatEvent::UnparsedToolCall { raw, reason }),
         }
     }
 
-    /// Gives out text and reasoning that cannot be the beginning of a mark.
-    fn release(&mut self, events: &mut Vec<AnswerEvent>) {
-        let (marks, event): (_, fn(String) -> AnswerEvent) = match &self.within {
-            None => (&self.begin, AnswerEvent::Text),
-            Some((Kind::Think, _)) => (&self.end, AnswerEvent::Reasoning),
+    /// Gives out calls, the first of them with their text.
+    fn call(&mut self, calls: Vec<Call>, mut raw: String, events: &mut Vec<ChatEvent>) {
+        for Call { id, name, arguments } in calls {
+            let id = id.unwrap_or_else(|| {
+                self.salt = self.salt.wrapping_add(1);
+                made_up_id(self.salt)
+            });
+            let call = ToolCall::new(id, name, arguments);
+            events.push(ChatEvent::ToolCall { call, raw: std::mem::take(&mut raw) });
+        }
+    }
+
+    /// Gives out text and reasoning that cannot be the beginning of a mark, nor the line breaks before one.
+    fn release(&mut self, events: &mut Vec<ChatEvent>) {
+        let (marks, event): (_, fn(String) -> ChatEvent) = match &self.within {
+            None => (&self.format.begin, ChatEvent::Text),
+            Some((Kind::Think, _)) => (&self.end, ChatEvent::Thinking),
             Some(_) => return,
         };
-        let certain = self.held.len() - marks.undecided(self.position);
+        let mut certain = self.held.len() - marks.undecided(self.position);
+        let said = self.held[..certain].trim_end_matches('\n').len();
+        let waits = !(marks.strings().is_empty() || self.after_mark && said == 0);
+        if waits {
+            certain = said;
+        }
         let rest = self.held.split_off(certain);
-        give(events, event(std::mem::replace(&mut self.held, rest)));
+        let certain = std::mem::replace(&mut self.held, rest);
+        self.say(event, &certain, events);
+    }
+
+    /// Gives out the text between two marks, or its beginning.
+    fn say(&mut self, event: fn(String) -> ChatEvent, text: &str, events: &mut Vec<ChatEvent>) {
+        let said = if self.after_mark { text.trim_start_matches('\n') } else { text };
+        mark(events, &[&text[..text.len() - said.len()]]);
+        if !said.is_empty() {
+            self.after_mark = false;
+            events.push(event(said.to_owned()));
+        }
+    }
+
+    /// [`say`](Self::say) the text's end: line breaks belong to the mark that follows.
+    fn say_before_mark(&mut self, event: fn(String) -> ChatEvent, text: &str, events: &mut Vec<ChatEvent>) {
+        let said = text.trim_end_matches('\n');
+        let breaks = &text[said.len()..];
+        self.say(event, said, events);
+        mark(events, &[breaks]);
     }
 }
 
-/// Appends a text, if there is any.
-fn give(events: &mut Vec<AnswerEvent>, event: AnswerEvent) {
-    if !matches!(&event, AnswerEvent::Text(text) | AnswerEvent::Reasoning(text) if text.is_empty()) {
-        events.push(event);
+/// Appends a mark, if there is any text to it.
+fn mark(events: &mut Vec<ChatEvent>, texts: &[&str]) {
+    let text = texts.concat();
+    if !text.is_empty() {
+        events.push(ChatEvent::Mark(text));
     }
+}
+
+/// Nine letters and digits, the form that Mistral's templates insist on, from a number (SplitMix64's mixer).
+fn made_up_id(number: u64) -> String {
+    const DIGITS: &[u8; 36] = b"0123456789abcdefghijklmnopqrstuvwxyz";
+    let mut z = number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^= z >> 31;
+    let digit = |place: u32| char::from(DIGITS[(z / 36_u64.pow(place) % 36) as usize]);
+    (0..9).map(digit).collect()
 }
 
 #[cfg(test)]
@@ -289,47 +313,55 @@ mod tests {
 
     const ALL: &str = "<think></think><tool_call><function=[TOOL_CALLS]```tool_code<｜tool▁calls▁begin｜>";
 
-    /// The parts of an answer, with neighbouring texts in one.
-    fn parts(template: &str, prompt: &str, pieces: &[&str]) -> Vec<AnswerEvent> {
-        let mut parser = AnswerParser::new(template, prompt).unwrap();
+    fn parser(template: &str, prompt: &str) -> AnswerParser {
+        AnswerParser::new(Arc::new(AnswerFormat::of(template).unwrap()), prompt)
+    }
+
+    fn events(mut parser: AnswerParser, pieces: &[&str]) -> Vec<ChatEvent> {
         let mut events = Vec::new();
         pieces.iter().for_each(|piece| parser.push(piece, &mut events));
         parser.finish(&mut events);
-        let mut joined: Vec<AnswerEvent> = Vec::new();
-        for event in events {
+        events
+    }
+
+    /// The parts of an answer without marks, neighbouring texts in one, and of calls what they call.
+    fn parts(template: &str, prompt: &str, pieces: &[&str]) -> Vec<ChatEvent> {
+        let mut joined: Vec<ChatEvent> = Vec::new();
+        let parser = parser(template, prompt).with_tools(&[json!({"name": "some tool"})]);
+        for event in events(parser, pieces) {
             match (joined.last_mut(), event) {
-                (Some(AnswerEvent::Text(a)), AnswerEvent::Text(b))
-                | (Some(AnswerEvent::Reasoning(a)), AnswerEvent::Reasoning(b)) => a.push_str(&b),
+                (_, ChatEvent::Mark(_)) => {}
+                (Some(ChatEvent::Text(a)), ChatEvent::Text(b))
+                | (Some(ChatEvent::Thinking(a)), ChatEvent::Thinking(b)) => a.push_str(&b),
+                (_, ChatEvent::ToolCall { call, .. }) => {
+                    joined.push(self::call(&call.name, Value::Object(call.arguments)));
+                }
                 (_, event) => joined.push(event),
             }
         }
         joined
     }
 
-    fn text(text: &str) -> AnswerEvent {
-        AnswerEvent::Text(text.to_owned())
+    fn text(text: &str) -> ChatEvent {
+        ChatEvent::Text(text.to_owned())
     }
 
-    fn reasoning(text: &str) -> AnswerEvent {
-        AnswerEvent::Reasoning(text.to_owned())
+    fn thinking(text: &str) -> ChatEvent {
+        ChatEvent::Thinking(text.to_owned())
     }
 
-    fn call(name: &str, arguments: Value) -> AnswerEvent {
-        AnswerEvent::ToolCall { name: name.to_owned(), arguments }
+    fn call(name: &str, arguments: Value) -> ChatEvent {
+        let Value::Object(arguments) = arguments else { panic!("{arguments} are no arguments") };
+        ChatEvent::ToolCall { call: ToolCall::new("", name, arguments), raw: String::new() }
     }
 
     #[test]
     fn hermes_and_qwen() {
         let answer = "<think>\nhm\n</think>\n\nI look.\n<tool_call>\n{\"name\": \"get\", \"arguments\": {\"a\": [1]}}\n</tool_call>\n<tool_call>{\"name\": \"b\"}</tool_call>";
-        let expected = [
-            reasoning("\nhm\n"),
-            text("\n\nI look.\n"),
-            call("get", json!({"a": [1]})),
-            text("\n"),
-            call("b", json!({})),
-        ];
+        let expected =
+            [thinking("hm"), text("I look."), call("get", json!({"a": [1]})), call("b", json!({}))];
         assert_eq!(parts(ALL, "", &[answer]), expected);
-        assert_eq!(parts(ALL, "…<think>\n", &["a</think>b"]), [reasoning("a"), text("b")]);
+        assert_eq!(parts(ALL, "…<think>\n", &["a</think>b"]), [thinking("a"), text("b")]);
     }
 
     #[test]
@@ -338,10 +370,11 @@ mod tests {
         let tools = [
             json!({"type": "function", "function": {"name": "write", "parameters": {"properties": {"path": {"type": "string"}, "n": {"type": "integer"}}}}}),
         ];
-        let mut parser = AnswerParser::new(ALL, "").unwrap().with_tools(&tools);
-        let mut events = Vec::new();
-        parser.push(coder, &mut events);
-        assert_eq!(events, [call("write", json!({"path": "12", "n": 5}))]);
+        let events = events(parser(ALL, "").with_tools(&tools), &[coder]);
+        let ChatEvent::ToolCall { call: found, raw } = &events[0] else { panic!("{events:?}") };
+        assert_eq!((json!(found.arguments), raw.as_str()), (json!({"path": "12", "n": 5}), coder));
+        let functionary = "<function=f>{\"x\": [1]}</function>";
+        assert_eq!(parts(ALL, "", &[functionary]), [call("f", json!({"x": [1]}))]);
         let bare = "<function=f>\n<parameter=x>\ntrue\n</parameter>\n</function>";
         assert_eq!(parts(ALL, "", &[bare]), [call("f", json!({"x": true}))]);
         let glm = "<tool_call>get\n<arg_key>city</arg_key>\n<arg_value>Zürich</arg_value>\n</tool_call>";
@@ -374,7 +407,7 @@ mod tests {
         let gemma = "Sure.\n```tool_code\nprint(get_weather(city='Zürich', days=2))\n```";
         assert_eq!(
             parts(ALL, "", &[gemma]),
-            [text("Sure.\n"), call("get_weather", json!({"city": "Zürich", "days": 2}))]
+            [text("Sure."), call("get_weather", json!({"city": "Zürich", "days": 2}))]
         );
         let v3 = "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>f\n```json\n{\"x\": 1}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>";
         let v31 = "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>f<｜tool▁sep｜>{\"x\": 1}<｜tool▁call▁end｜><｜tool▁calls▁end｜>";
@@ -383,7 +416,7 @@ mod tests {
         }
         let oss = "<|channel|>analysis<|message|>Think.<|end|><|start|>assistant<|channel|>commentary to=functions.f <|constrain|>json<|message|>{\"x\": 1}<|call|>";
         let template = "<|start|><|channel|><|message|>";
-        assert_eq!(parts(template, "", &[oss]), [reasoning("Think."), call("f", json!({"x": 1}))]);
+        assert_eq!(parts(template, "", &[oss]), [thinking("Think."), call("f", json!({"x": 1}))]);
         let last = "<|channel|>final<|message|>Four.<|return|>";
         assert_eq!(parts(template, "", &[last]), [text("Four.")]);
     }
@@ -398,24 +431,90 @@ mod tests {
         ] {
             let events = parts(ALL, "", &[answer]);
             assert!(
-                matches!(&events[..], [AnswerEvent::RawToolCall { text, .. }] if text == answer),
+                matches!(&events[..], [ChatEvent::UnparsedToolCall { raw, .. }] if raw == answer),
                 "{events:?}"
             );
         }
     }
 
+    #[test]
+    fn nemotron_kimi_lfm_and_mistrals_reasoning() {
+        let template = "<TOOLCALL><|tool_calls_section_begin|><|tool_call_start|>[THINK]";
+        let nemotron = "<TOOLCALL>[{\"name\": \"f\", \"arguments\": {}}]</TOOLCALL>";
+        let kimi = "<|tool_calls_section_begin|><|tool_call_begin|>functions.f:0<|tool_call_argument_begin|>{}<|tool_call_end|><|tool_calls_section_end|>";
+        let lfm = "<|tool_call_start|>[f()]<|tool_call_end|>";
+        for answer in [nemotron, kimi, lfm] {
+            assert_eq!(parts(template, "", &[answer]), [call("f", json!({}))], "{answer}");
+        }
+        assert_eq!(parts(template, "", &["[THINK]hm[/THINK]Yes."]), [thinking("hm"), text("Yes.")]);
+    }
+
+    #[test]
+    fn bare_json_is_a_call_only_where_there_are_tools() {
+        let answer = "{\"name\": \"f\"}";
+        assert_eq!(events(parser("<|python_tag|>", ""), &[answer]), [text(answer)]);
+        assert_eq!(parts("<|python_tag|>", "", &["\n", answer]), [call("f", json!({}))]);
+    }
+
+    #[test]
+    fn calls_have_ids_of_their_own_unless_the_model_gives_them() {
+        let ids = |answer: &str, salt: u64| -> Vec<String> {
+            let events = events(parser(ALL, "").with_salt(salt), &[answer]);
+            let id = |event| match event {
+                ChatEvent::ToolCall { call, .. } => Some(call.id),
+                _ => None,
+            };
+            events.into_iter().filter_map(id).collect()
+        };
+        let two = "<tool_call>{\"name\": \"f\"}</tool_call><tool_call>{\"name\": \"f\"}</tool_call>";
+        let made_up = ids(two, 1);
+        assert!(made_up.iter().all(|id| id.len() == 9 && id.bytes().all(|b| b.is_ascii_alphanumeric())));
+        assert_ne!(made_up[0], made_up[1]);
+        assert_eq!(made_up, ids(two, 1));
+        assert_ne!(made_up[0], ids(two, 7)[0]);
+        assert_eq!(ids("[TOOL_CALLS]g[CALL_ID]abc[ARGS]{}", 0), ["abc"]);
+    }
+
+    #[test]
+    fn special_tokens_that_are_no_marks_are_no_text() {
+        let mut parser = parser(ALL, "");
+        let mut events = Vec::new();
+        parser.push("a\n<thi", &mut events);
+        parser.push_special("<|im_end|>", &mut events);
+        parser.push_special("<think>", &mut events);
+        parser.push("b", &mut events);
+        parser.push_special("<|im_end|>", &mut events);
+        parser.push_special("</think>", &mut events);
+        parser.push("c", &mut events);
+        parser.finish(&mut events);
+        let raw: String = events.iter().map(ChatEvent::raw).collect();
+        assert_eq!(raw, "a\n<thi<|im_end|><think>b<|im_end|></think>c");
+        events.retain(|event| !matches!(event, ChatEvent::Mark(_)));
+        assert_eq!(events, [text("a"), text("\n<thi"), thinking("b"), text("c")]);
+    }
+
     proptest! {
         #[test]
-        fn where_an_answer_is_cut_does_not_matter(
+        fn nothing_is_lost_and_where_an_answer_is_cut_does_not_matter(
             pieces in prop::collection::vec(prop_oneof![
                 Just("<think>"), Just("</think>"), Just("<tool_call>"), Just("</tool_call>"), Just("<tool"), Just("{\"name\":\"f\"}"),
-                Just("[TOOL_CALLS]"), Just("é"), Just("<"), Just("```tool_code"), Just("```"), Just("f(x=1)"),
-            ], 0..8),
+                Just("[TOOL_CALLS]"), Just("é"), Just("<"), Just("```tool_code"), Just("```"), Just("f(x=1)"), Just("\n"), Just(" "),
+                Just("<|channel|>"), Just("<|message|>"), Just("<|start|>"), Just("<|end|>"), Just("analysis"), Just("to=f"),
+                Just("<|python_tag|>"), Just("{"),
+            ], 0..10),
+            oss: bool,
+            within: bool,
         ) {
+            let template = if oss { "<|channel|><|start|><|message|>" } else { &format!("{ALL}<|python_tag|>") };
+            let prompt = if within { "…<think>\n" } else { "" };
             let answer = pieces.concat();
             let chars: Vec<String> = answer.chars().map(String::from).collect();
             let single: Vec<&str> = chars.iter().map(String::as_str).collect();
-            prop_assert_eq!(parts(ALL, "", &[&answer]), parts(ALL, "", &single));
+            prop_assert_eq!(parts(template, prompt, &[&answer]), parts(template, prompt, &single));
+            for pieces in [&[answer.as_str()][..], &single] {
+                let events = events(parser(template, prompt).with_tools(&[json!({})]), pieces);
+                prop_assert_eq!(&events.iter().map(ChatEvent::raw).collect::<String>(), &answer);
+            }
         }
     }
 }

@@ -2,15 +2,26 @@
 
 use std::{path::Path, sync::Arc};
 
-use inference_core::{ClassifyOptions, Error, GenerateOptions, ModelInfo, Prompt, Result, TemplateOptions};
+use inference_core::{
+    ClassifyOptions, Error, GenerateOptions, Message, ModelInfo, Prompt, Result, TemplateOptions,
+};
 
-use crate::{ChatTemplate, StopStrings, TextAssembler, Tokenizer};
+use crate::{
+    AnswerFormat, AnswerParser, ChatReader, ChatTemplate, StopStrings, TextAssembler, ThinkingBudget,
+    Tokenizer,
+};
+
+/// Tokens of a prompt's end that tell whether its answer begins within reasoning: a mark and white space.
+const PROMPT_END: usize = 16;
 
 /// A model folder's tokenizer and, where it has one, its chat template.
 #[derive(Debug, Clone)]
 pub struct Codec {
     tokenizer: Tokenizer,
     template: Option<ChatTemplate>,
+    format: Arc<AnswerFormat>,
+    /// The ids that end reasoning, where the family marks it.
+    thinking_end: Option<Arc<[u32]>>,
 }
 
 impl Codec {
@@ -21,7 +32,10 @@ impl Codec {
     pub fn load(folder: &Path) -> Result<Self> {
         let tokenizer = Tokenizer::load(folder)?;
         let template = ChatTemplate::load(folder, tokenizer.special_tokens())?;
-        Ok(Self { tokenizer, template })
+        let sources: Vec<&str> = template.iter().flat_map(ChatTemplate::sources).collect();
+        let format = AnswerFormat::of(&sources.concat())?;
+        let thinking_end = format.thinking_end().map(|text| tokenizer.encode(text, false)).transpose()?;
+        Ok(Self { tokenizer, template, format: Arc::new(format), thinking_end: thinking_end.map(Into::into) })
     }
 
     /// The tokenizer.
@@ -46,13 +60,7 @@ impl Codec {
         let tokens = match prompt {
             Prompt::Tokens(tokens) => tokens,
             Prompt::Text(text) => self.tokenizer.encode(&text, true)?,
-            Prompt::Chat(messages) => {
-                let Some(chat) = &self.template else {
-                    let reason = "the model's folder has no chat template; use a text prompt".to_owned();
-                    return Err(Error::Template { reason });
-                };
-                self.tokenizer.encode(&chat.render(&messages, template, true)?, false)?
-            }
+            Prompt::Chat(messages) => self.encode_chat(&messages, template, true)?,
             other => {
                 let reason = format!("{other:?} is of a kind that this backend does not know");
                 return Err(Error::InvalidPrompt { reason });
@@ -70,6 +78,20 @@ impl Codec {
             return Err(Error::ContextExceeded { tokens: tokens.len(), limit: model.context_length });
         }
         Ok(tokens)
+    }
+
+    /// The ids of a conversation, up to where the assistant begins to speak if `add_generation_prompt`.
+    pub(crate) fn encode_chat(
+        &self,
+        messages: &[Message],
+        template: &TemplateOptions,
+        add_generation_prompt: bool,
+    ) -> Result<Vec<u32>> {
+        let Some(chat) = &self.template else {
+            let reason = "the model's folder has no chat template; use a text prompt".to_owned();
+            return Err(Error::Template { reason });
+        };
+        self.tokenizer.encode(&chat.render(messages, template, add_generation_prompt)?, false)
     }
 
     /// The labels' ids, none of them empty.
@@ -96,5 +118,30 @@ impl Codec {
     pub fn assembler<T>(&self, options: &GenerateOptions) -> Result<TextAssembler<T>> {
         let stops = options.stop.as_ref().map(|stops| StopStrings::new(stops.iter().cloned())).transpose()?;
         Ok(TextAssembler::new(self.tokenizer.detokenizer(true), stops.map(Arc::new)))
+    }
+
+    /// What tells the parts of the answer to this prompt apart.
+    #[must_use]
+    pub fn reader(&self, prompt: &[u32], options: &GenerateOptions) -> ChatReader {
+        ChatReader::new(self.parser(prompt, options), self.tokenizer.clone())
+    }
+
+    /// What holds the answer to this prompt to the caller's limit on reasoning; `None` where there is none, or where the model's
+    /// family marks no reasoning.
+    #[must_use]
+    pub fn thinking_budget(&self, prompt: &[u32], options: &GenerateOptions) -> Option<ThinkingBudget> {
+        let (tokens, closing) = options.thinking_budget.zip(self.thinking_end.clone())?;
+        let detokenizer = self.tokenizer.detokenizer(false);
+        Some(ThinkingBudget::new(self.parser(prompt, options), detokenizer, tokens, closing))
+    }
+
+    fn parser(&self, prompt: &[u32], options: &GenerateOptions) -> AnswerParser {
+        let end = self.tokenizer.decode(&prompt[prompt.len().saturating_sub(PROMPT_END)..], false);
+        // FNV-1a: what differs from prompt to prompt.
+        let salt = prompt.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, id| {
+            (hash ^ u64::from(*id)).wrapping_mul(0x0100_0000_01b3)
+        });
+        let tools = options.template.tools.as_deref().unwrap_or_default();
+        AnswerParser::new(self.format.clone(), &end).with_tools(tools).with_salt(salt)
     }
 }

@@ -5,6 +5,9 @@ use tokenizers::{Decoder as _, DecoderWrapper};
 /// Ids that a tokenizer may use. The table below has a row for each, so that an id near 2³² is an error and not 32 GB.
 const MAX_IDS: usize = 1 << 24;
 
+/// Ids without a token that any vocabulary may have; beyond these, as many as it has tokens. Each takes memory.
+const MAX_GAPS: usize = 1 << 16;
+
 /// The table of all tokens' texts, after the decoder's steps that look at one token alone.
 pub(crate) struct Pieces {
     bytes: Vec<u8>,
@@ -71,9 +74,10 @@ impl Pieces {
         let steps = Steps::of(tokenizer.get_decoder())?;
         let vocabulary = tokenizer.get_vocab(true);
         let size = vocabulary.values().max().map_or(0, |id| *id as usize + 1);
-        if size > MAX_IDS {
+        let limit = MAX_IDS.min(2 * vocabulary.len() + MAX_GAPS);
+        if size > limit {
             let token = vocabulary.iter().max_by_key(|(_, id)| **id).map_or("", |(token, _)| token.as_str());
-            return Err(format!("token {token:?} has id {}, expected ids below {MAX_IDS}", size - 1));
+            return Err(format!("token {token:?} has id {}, expected ids below {limit}", size - 1));
         }
         let added = tokenizer.get_added_vocabulary();
         let tokens: Vec<Option<String>> = (0..size as u32).map(|id| tokenizer.id_to_token(id)).collect();

@@ -101,6 +101,11 @@ impl ChatTemplate {
         parse::render(source, &context, now).map_err(failure)
     }
 
+    /// The sources of all its variants, by name.
+    pub(crate) fn sources(&self) -> impl Iterator<Item = &str> {
+        self.sources.iter().map(|(_, source)| source.as_str())
+    }
+
     /// The same template with a clock that stands still, for texts that do not change from day to day.
     ///
     /// # Errors

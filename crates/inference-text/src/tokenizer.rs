@@ -15,7 +15,7 @@ use tokenizers::AddedToken;
 use crate::{
     Detokenizer, MAX_TEXT_BYTES,
     guard::{self, Growth},
-    pieces::Pieces,
+    pieces::{Piece, Pieces},
 };
 
 /// tokenizer.json: twice the largest published one (Gemma 3's, 33 MB). Read, it takes about ten times its size.
@@ -191,6 +191,15 @@ impl Tokenizer {
     #[must_use]
     pub fn id_to_token(&self, id: u32) -> Option<String> {
         self.inner.id_to_token(id)
+    }
+
+    /// The text of a special token, which texts for readers leave out; `None` for any other.
+    #[must_use]
+    pub fn special(&self, id: u32) -> Option<&str> {
+        match (self.pieces.get(id, true), self.pieces.get(id, false)) {
+            (Piece::Nothing, Piece::Text(text)) => std::str::from_utf8(text).ok(),
+            _ => None,
+        }
     }
 
     /// The tokens that have a name.

@@ -58,6 +58,19 @@ fn a_conversation_with_tools_and_variables() {
     assert_eq!(full, "<user>HiAnn[{\"name\": \"f\"}]TrueFalse");
 }
 
+/// Published templates (LFM2.5's) mark what the assistant says with a tag that Jinja2 alone refuses. transformers'
+/// `apply_chat_template` brings an extension for it, and so gives the text, as here: 5.23 was asked.
+#[test]
+fn the_mark_of_what_the_assistant_says_is_no_text() {
+    let source = "{% for m in messages %}<{{ m.role }}>{% if m.role == 'assistant' %}{% generation %}{{ m.content }}\
+                  {% if not loop.last %}\n{% endif %}{% endgeneration %}{% else %}{{ m.content }}\n{% endif %}{% endfor %}";
+    let messages =
+        [Message::user("Hi"), Message::assistant("Hello"), Message::user("Bye"), Message::assistant("Ciao")];
+    let text = template(source).unwrap().render(&messages, &TemplateOptions::default(), false).unwrap();
+    assert_eq!(text, "<user>Hi\n<assistant>Hello<user>Bye\n<assistant>Ciao");
+    assert!(render("{% generation %}a").is_err() && render("a{% endgeneration %}").is_err());
+}
+
 #[test]
 fn reasoning_goes_by_all_the_names_that_templates_know() {
     let template =

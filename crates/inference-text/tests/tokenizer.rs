@@ -90,6 +90,9 @@ fn what_is_no_tokenizer_is_named() {
     let mut far = byte_fallback(true);
     far["model"]["vocab"]["far"] = json!(4_000_000_000u32);
     assert!(fails(&[("tokenizer.json", &far)]).contains("4000000000"));
+    // Memory goes by the tokens that there are, not by the ids that one claims.
+    far["model"]["vocab"]["far"] = json!((1 << 24) - 1);
+    assert!(fails(&[("tokenizer.json", &far)]).contains("16777215"));
     let mut bad = byte_level(WORDS);
     bad["decoder"] = json!({"type": "CTC", "pad_token": "x", "word_delimiter_token": "|", "cleanup": false});
     assert!(fails(&[("tokenizer.json", &bad)]).contains("CTC"));

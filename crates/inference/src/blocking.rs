@@ -17,12 +17,15 @@
 //! Calls from several threads run side by side, as async ones do. Within async code use the async calls: these would hold up
 //! the executor, and panic inside one of the crate `futures`.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use futures::{StreamExt as _, executor::block_on};
 use inference_core::{
-    Classification, ClassifyOptions, Completion, Finish, GenerateOptions, LoadOptions, ModelInfo, ModelStats,
-    Prompt, Result, TextModel, TextModelExt as _, Token, TokenStream,
+    ChatEvent, ChatStream, Classification, ClassifyOptions, Completion, Finish, GenerateOptions, LoadOptions,
+    Metrics, ModelInfo, ModelStats, Prompt, Result, TextModel, TextModelExt as _, Token, TokenStream,
 };
 
 /// Loads the model in a folder with the best of the linked backends: set options, then [`load`](Load::load).
@@ -95,6 +98,22 @@ impl Model {
         block_on(self.0.classify(prompts, options))
     }
 
+    /// A new session: a text whose keys and values are kept until it is dropped.
+    ///
+    /// # Errors
+    /// As [`TextModel::session`].
+    pub fn session(&self) -> Result<Session> {
+        block_on(self.0.session()).map(Session)
+    }
+
+    /// The session that was saved to this file.
+    ///
+    /// # Errors
+    /// As [`TextModel::load_session`].
+    pub fn load_session(&self, path: impl AsRef<Path>) -> Result<Session> {
+        block_on(self.0.load_session(path.as_ref())).map(Session)
+    }
+
     /// Running totals.
     #[must_use]
     pub fn stats(&self) -> ModelStats {
@@ -122,6 +141,65 @@ impl From<Arc<dyn TextModel>> for Model {
     }
 }
 
+/// A text that is kept going, as [`inference_core::Session`] is.
+#[derive(Debug)]
+pub struct Session(inference_core::Session);
+
+impl Session {
+    /// Goes on with the text: a text or tokens are added to it, a conversation is the whole of it. Waits until the turn before
+    /// has ended: read its tokens, or drop them.
+    ///
+    /// # Errors
+    /// As [`inference_core::Session::generate`].
+    pub fn generate(&mut self, prompt: impl Into<Prompt>, options: GenerateOptions) -> Result<Tokens> {
+        block_on(self.0.generate(prompt, options)).map(Tokens)
+    }
+
+    /// Goes on to the end of the turn and returns the whole answer.
+    ///
+    /// # Errors
+    /// As [`inference_core::Session::complete`].
+    pub fn complete(&mut self, prompt: impl Into<Prompt>, options: GenerateOptions) -> Result<Completion> {
+        block_on(self.0.complete(prompt, options))
+    }
+
+    /// Computes more of the text and generates nothing.
+    ///
+    /// # Errors
+    /// As [`inference_core::Session::append`].
+    pub fn append(&mut self, prompt: impl Into<Prompt>) -> Result<Metrics> {
+        block_on(self.0.append(prompt))
+    }
+
+    /// The text that it holds, prompts and answers.
+    #[must_use]
+    pub fn tokens(&self) -> Vec<u32> {
+        block_on(self.0.tokens())
+    }
+
+    /// A second session with the same text, which goes its own way.
+    ///
+    /// # Errors
+    /// As [`inference_core::Session::fork`].
+    pub fn fork(&self) -> Result<Self> {
+        block_on(self.0.fork()).map(Self)
+    }
+
+    /// Writes the session to one file.
+    ///
+    /// # Errors
+    /// As [`inference_core::Session::save`].
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        block_on(self.0.save(path))
+    }
+
+    /// The session for async code, and its note.
+    #[must_use]
+    pub fn into_inner(self) -> inference_core::Session {
+        self.0
+    }
+}
+
 /// The tokens of one generation, in order; it ends after the last one, or after one error. Dropping it cancels the generation.
 #[derive(Debug)]
 pub struct Tokens(TokenStream);
@@ -134,10 +212,38 @@ impl Tokens {
     pub fn finish(&mut self) -> Result<Finish> {
         block_on(self.0.finish())
     }
+
+    /// The answer's parts in place of its tokens: text, reasoning, calls of tools.
+    #[must_use]
+    pub fn events(self) -> Events {
+        Events(self.0.events())
+    }
 }
 
 impl Iterator for Tokens {
     type Item = Result<Token>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        block_on(self.0.next())
+    }
+}
+
+/// The parts of one answer, in order; it ends after the last one, or after one error. Dropping it cancels the generation.
+#[derive(Debug)]
+pub struct Events(ChatStream);
+
+impl Events {
+    /// How the generation ended. Reads and drops the parts that are left; call it after the last one to lose none.
+    ///
+    /// # Errors
+    /// As [`ChatStream::finish`].
+    pub fn finish(&mut self) -> Result<Finish> {
+        block_on(self.0.finish())
+    }
+}
+
+impl Iterator for Events {
+    type Item = Result<ChatEvent>;
 
     fn next(&mut self) -> Option<Self::Item> {
         block_on(self.0.next())
@@ -161,6 +267,11 @@ mod tests {
         let texts: Vec<String> = tokens.by_ref().map(|token| token.unwrap().text).collect();
         assert_eq!(texts, [" b", " c", " a", " b"]);
         assert_eq!(tokens.finish().unwrap().reason, FinishReason::Length);
+
+        let mut events = model.generate("a b", GenerateOptions::new().max_tokens(1)).unwrap().events();
+        assert_eq!(events.next().unwrap().unwrap(), ChatEvent::Text(" b".to_owned()));
+        assert!(events.next().is_none());
+        assert_eq!(events.finish().unwrap().reason, FinishReason::Length);
     }
 
     #[test]
@@ -175,6 +286,23 @@ mod tests {
         assert_eq!(model.stats().requests, 2);
         model.close().unwrap();
         assert!(matches!(model.complete("a b", options), Err(Error::Closed)));
+    }
+
+    #[test]
+    fn a_session_goes_on_forks_and_comes_back_from_a_file() {
+        let folder = mock::folder();
+        let model = load_model(folder.path()).backend("mock").load().unwrap();
+        let options = GenerateOptions::new().max_tokens(2);
+        let mut session = model.session().unwrap();
+        assert_eq!(session.append("a b").unwrap().prompt_tokens, 2);
+        assert_eq!(session.generate("c", options.clone()).unwrap().count(), 2);
+        let mut fork = session.fork().unwrap();
+        session.save(folder.path().join("s")).unwrap();
+        let mut loaded = model.load_session(folder.path().join("s")).unwrap();
+        assert_eq!(loaded.tokens(), session.tokens());
+        let answers =
+            [&mut session, &mut fork, &mut loaded].map(|s| s.complete("d", options.clone()).unwrap());
+        assert!(answers.iter().all(|answer| answer.text == answers[0].text));
     }
 
     #[test]

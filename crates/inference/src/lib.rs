@@ -30,6 +30,7 @@
 //! | --- | --- |
 //! | stream an answer | [`TextModelExt::chat`], or [`TextModel::generate`] with any [`Prompt`] |
 //! | have it whole, or many at once | [`TextModelExt::complete`], [`TextModelExt::batch_generate`] |
+//! | have reasoning and calls of tools told apart | [`TokenStream::events`], [`Completion::answer`] |
 //! | score labels in one forward pass | [`TextModel::classify`] |
 //! | choose the engine | `load_model(path).backend("cpu")`; [`explain`] says what each makes of a model |
 //! | set how tokens are chosen | [`GenerateOptions`], whose setters say what each value means |

@@ -3,7 +3,10 @@
 use std::collections::BTreeSet;
 
 use inference_core::{Dtype, Error, ModelManifest, Result};
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::{
+    Deserialize, Deserializer,
+    de::{DeserializeOwned, Error as _},
+};
 use serde_json::Value;
 
 use super::ModelConfig;
@@ -34,10 +37,21 @@ pub(crate) struct Dimensions {
 /// Which positions the layers attend to, by their names in config.json.
 #[derive(Debug, Clone, Deserialize)]
 pub(crate) struct Layers {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "layer_types")]
     layer_types: Option<Vec<LayerType>>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "sliding_window")]
     sliding_window: Option<usize>,
+}
+
+// A flattened field's error does not tell its name.
+
+fn layer_types<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<LayerType>>, D::Error> {
+    Option::deserialize(deserializer).map_err(|error| D::Error::custom(format_args!("layer_types: {error}")))
+}
+
+fn sliding_window<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<usize>, D::Error> {
+    Option::deserialize(deserializer)
+        .map_err(|error| D::Error::custom(format_args!("sliding_window: {error}")))
 }
 
 /// What one layer attends to.
@@ -124,9 +138,18 @@ impl<T: DeserializeOwned> Config<T> {
             merged.remove("hidden_act");
         }
         let value = Value::Object(merged);
-        let invalid = |error: serde_json::Error| Error::invalid_file(&path, error.to_string());
-        let dims = Dimensions::deserialize(&value).map_err(invalid)?;
-        let own = T::deserialize(&value).map_err(invalid)?;
+        let invalid = |error: serde_path_to_error::Error<serde_json::Error>| {
+            let field = error.path().to_string();
+            let key =
+                section.into_iter().chain((field != ".").then_some(&*field)).collect::<Vec<_>>().join(".");
+            Error::InvalidModel {
+                path: path.clone(),
+                key: Some(key).filter(|key| !key.is_empty()),
+                reason: error.into_inner().to_string(),
+            }
+        };
+        let dims: Dimensions = serde_path_to_error::deserialize(&value).map_err(invalid)?;
+        let own = serde_path_to_error::deserialize(&value).map_err(invalid)?;
         dims.check(manifest)?;
         Ok(Self { dims, own, value })
     }

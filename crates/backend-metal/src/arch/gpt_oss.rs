@@ -11,13 +11,10 @@ use super::{
     config::{Config, Dimensions, LayerType, Layers, positive, top_k},
 };
 use crate::nn::{
-    Attend, Attention, Decoder, ExpertSizes, Experts, FLOATS, Gating, Linear, Matrix, Moe, PreNorm, Rope,
-    Weights,
-    ops::{Mode, Packed, Scheme},
+    Attend, Attention, Decoder, ExpertSizes, Experts, Form, Gating, Linear, Matrix, Moe, Parameter, PreNorm,
+    Rope, Weights,
+    ops::{MXFP4, Packed},
 };
-
-/// How the publisher packs experts.
-const MXFP4: Scheme = Scheme { mode: Mode::Mxfp4, bits: 4, group_size: 32 };
 
 #[derive(Debug, Deserialize)]
 struct Own {
@@ -55,7 +52,7 @@ pub(super) fn load(weights: &Weights<'_>) -> LoadResult<Box<dyn Architecture>> {
     })?;
     let layers = dims.layers(&model)?.zip(types).map(|(layer, layer_type)| {
         let (attention, mlp) = (layer.at("self_attn"), layer.at("mlp"));
-        let sinks = attention.take_vector("sinks", &[dims.num_attention_heads])?;
+        let sinks = attention.take("sinks", &[dims.num_attention_heads])?;
         let window = own.layers.window(layer_type);
         let attend = Attend { window, sinks: Some(sinks), ..Attend::all(dims.scale()) };
         let bias = [own.attention_bias; 2];
@@ -82,7 +79,8 @@ fn experts(weights: &Weights<'_>, dims: &Dimensions, experts: usize, gating: Gat
     let matrix = |name: &str, outputs: usize, inputs: usize| {
         let blocks = format!("{name}_blocks");
         if !weights.has(&blocks) {
-            return Ok(Matrix::Dense(weights.take_as(name, &[experts, inputs, outputs], FLOATS)?));
+            let shape = [vec![experts, inputs, outputs]];
+            return Ok(Matrix::Dense(Parameter::load(&[weights], None, name, &shape, Form::Stored)?));
         }
         let groups = inputs / MXFP4.group_size;
         let stored = [experts, outputs, groups, MXFP4.group_size * MXFP4.bits / 8];
@@ -97,8 +95,8 @@ fn experts(weights: &Weights<'_>, dims: &Dimensions, experts: usize, gating: Gat
     let gate_up = matrix("gate_up_proj", 2 * intermediate, hidden)?;
     let down = matrix("down_proj", hidden, intermediate)?;
     let biases = [
-        weights.take_vector("gate_up_proj_bias", &[experts, 2 * intermediate])?,
-        weights.take_vector("down_proj_bias", &[experts, hidden])?,
+        weights.take("gate_up_proj_bias", &[experts, 2 * intermediate])?,
+        weights.take("down_proj_bias", &[experts, hidden])?,
     ];
     Ok(Experts::interleaved(gate_up, down, biases, gating))
 }

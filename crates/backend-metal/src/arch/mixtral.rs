@@ -41,7 +41,9 @@ pub(super) fn load(weights: &Weights<'_>) -> LoadResult<Box<dyn Architecture>> {
     let types = own.layers.clone().types(manifest, &dims, |_| LayerType::SlidingAttention)?;
     let layers = dims.layers(&model)?.zip(types).map(|(layer, layer_type)| {
         let attend = Attend { window: own.layers.window(layer_type), ..Attend::all(dims.scale()) };
-        let (attention, moe) = (layer.at("self_attn"), layer.at("block_sparse_moe"));
+        let (attention, published) = (layer.at("self_attn"), layer.at("block_sparse_moe"));
+        // transformers 5 calls it as it does in other families.
+        let moe = if layer.has_any("mlp") { layer.at("mlp") } else { published };
         let self_attn = Attention::load(&attention, dims.heads(), [false; 2], Some(rope.clone()), attend)?;
         let moe = Moe {
             router: Linear::load(&moe.at("gate"), own.num_local_experts, dims.hidden_size, false)?,

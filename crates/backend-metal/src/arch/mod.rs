@@ -18,12 +18,14 @@ mod smollm3;
 #[cfg(test)]
 mod tests;
 
+use std::rc::Rc;
+
 use inference_core::Result as LoadResult;
 use mlx_rs::{Array, error::Result};
 
 pub(crate) use config::Dimensions;
 
-use crate::nn::{KvCache, Rows, Weights};
+use crate::nn::{Inventory, KvCache, Leaf, Rows, Weights};
 
 /// A loaded model: builds the graphs that compute it. Everything runs on the thread that loaded it.
 pub(crate) trait Architecture {
@@ -40,12 +42,31 @@ pub(crate) trait Architecture {
     /// MLX's own, while the graph is built.
     fn hidden(&self, tokens: &Array, rows: Rows<'_>) -> Result<Array>;
 
+    /// As [`hidden`](Self::hidden) of uncached rows, as a step of training wants it.
+    ///
+    /// # Errors
+    /// As [`hidden`](Self::hidden).
+    fn hidden_to_learn(&self, tokens: &Array, lesson: &Lesson<'_>) -> Result<Array>;
+
+    /// What of it can be trained.
+    fn inventory(&self) -> &Inventory;
+
     /// The logits `[.., vocab_size]` of hidden states `[.., hidden_size]`. Apart from [`hidden`](Self::hidden), so that a
     /// prompt pays for its last position only.
     ///
     /// # Errors
     /// As [`hidden`](Self::hidden).
     fn logits(&self, hidden: &Array) -> Result<Array>;
+}
+
+/// How a training step computes the blocks of a model.
+#[derive(Debug, Default)]
+pub(crate) struct Lesson<'a> {
+    /// Where activations are computed anew in the backward pass in place of being kept: for each block, the leaves in it that
+    /// are trained.
+    pub(crate) recompute: Option<&'a [Vec<Rc<Leaf>>]>,
+    /// The share that is dropped of what a block adds to the residual stream, and a key of chance for each block.
+    pub(crate) dropout: Option<(f32, Vec<Array>)>,
 }
 
 /// What the engine must know about a model, whatever its family.
@@ -104,6 +125,15 @@ pub(crate) const ARCHITECTURES: &[Family] = &[
     Family { model_types: &["qwen3_moe"], load: qwen3_moe::load },
     Family { model_types: &["smollm3"], load: smollm3::load },
 ];
+
+/// Parts of tensors' names that transformers 5 changed, and what their publishers and mlx_lm call them.
+const RENAMED: &[(&str, &str, &str)] = &[("mixtral", ".mlp.", ".block_sparse_moe.")];
+
+/// A tensor's name as the publisher of its family gives it.
+pub(crate) fn published_name(model_type: &str, name: &str) -> String {
+    let renamed = RENAMED.iter().find(|(family, ..)| *family == model_type);
+    renamed.map_or_else(|| name.to_owned(), |(_, new, old)| name.replace(new, old))
+}
 
 /// The family of a `model_type`, or why there is none: the types that there are.
 pub(crate) fn lookup(model_type: &str) -> std::result::Result<&'static Family, String> {

@@ -48,7 +48,7 @@ impl Device {
     }
 
     /// Bytes that it can still give to a model, where that is known.
-    pub(super) fn free_memory(self) -> Option<u64> {
+    pub(crate) fn free_memory(self) -> Option<u64> {
         match self {
             Self::Cpu => inference_core::free_memory(),
             // Unified memory: what the machine has in all, less what MLX holds.

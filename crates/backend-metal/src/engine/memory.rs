@@ -22,7 +22,7 @@ pub(crate) fn usage() -> MemoryUsage {
 }
 
 /// The peak since the last call, in bytes.
-pub(super) fn take_peak() -> u64 {
+pub(crate) fn take_peak() -> u64 {
     let peak = memory::peak_memory().unwrap_or(0) as u64;
     PEAK.fetch_max(peak, Ordering::Relaxed);
     // Without it the next peak is too high, which is no failure of the request.

@@ -5,12 +5,14 @@
 
 mod classify;
 mod device;
-mod memory;
+pub(crate) mod memory;
 mod prefix;
 mod row;
 mod sampler;
 mod scheduler;
+mod session;
 mod stats;
+mod steer;
 
 use std::{
     collections::BTreeMap,
@@ -24,7 +26,7 @@ use std::{
 };
 
 use futures::future::{Either, select};
-use inference_core::{Error, LoadOptions, LoadProgress, ModelManifest, Result};
+use inference_core::{AdapterManifest, Error, LoadOptions, LoadProgress, ModelManifest, Result};
 use mlx_rs::with_stream;
 use tokio::sync::{mpsc, oneshot};
 
@@ -37,9 +39,14 @@ pub(crate) use self::{
     device::{Device, mlx_version},
     memory::Memory,
     row::Request,
+    session::{SessionCommand, SessionId, SessionTurn},
     stats::Stats,
 };
-use crate::{arch::ModelConfig, load};
+use crate::{
+    arch::ModelConfig,
+    load,
+    train::{TrainJob, TrainRequest},
+};
 
 /// Requests decoded at once where the caller sets no limit.
 const DEFAULT_MAX_BATCH: usize = 32;
@@ -66,7 +73,7 @@ enum Command {
     Load {
         model: ModelId,
         load: Box<Load>,
-        reply: oneshot::Sender<Result<ModelConfig>>,
+        reply: oneshot::Sender<Result<Loaded>>,
     },
     Generate {
         model: ModelId,
@@ -75,6 +82,14 @@ enum Command {
     Classify {
         model: ModelId,
         request: ClassifyRequest,
+    },
+    Session {
+        model: ModelId,
+        command: SessionCommand,
+    },
+    Train {
+        model: ModelId,
+        request: Box<TrainRequest>,
     },
     Close {
         model: ModelId,
@@ -95,6 +110,14 @@ struct Load {
     stats: Arc<Stats>,
 }
 
+/// What is known of a model once it is loaded.
+#[derive(Debug)]
+pub(crate) struct Loaded {
+    pub(crate) config: ModelConfig,
+    /// How it keeps keys and values.
+    pub(crate) layout: String,
+}
+
 impl Handle {
     /// Loads a model. `eos` are the ids that end a text, and `stats` is kept up to date.
     pub(crate) async fn load(
@@ -103,7 +126,7 @@ impl Handle {
         options: LoadOptions,
         eos: Vec<u32>,
         stats: Arc<Stats>,
-    ) -> Result<(Self, ModelConfig)> {
+    ) -> Result<(Self, Loaded)> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let model = ModelId(NEXT.fetch_add(1, Ordering::Relaxed));
         // From here on a caller that goes away while it waits drops the handle, which releases the model.
@@ -111,8 +134,8 @@ impl Handle {
         let (reply, loaded) = oneshot::channel();
         let load = Box::new(Load { device, manifest, options, eos, stats });
         handle.send(Command::Load { model, load, reply })?;
-        let config = loaded.await.map_err(|_| handle.stopped())??;
-        Ok((handle, config))
+        let loaded = loaded.await.map_err(|_| handle.stopped())??;
+        Ok((handle, loaded))
     }
 
     /// Hands over a generation; its stream tells the rest.
@@ -125,11 +148,26 @@ impl Handle {
         self.send(Command::Classify { model: self.model, request })
     }
 
+    /// Hands over what is to be done to a session.
+    pub(crate) fn session(&self, command: SessionCommand) -> Result<()> {
+        self.send(Command::Session { model: self.model, command })
+    }
+
+    /// Hands over a run of training; its channel tells the rest.
+    pub(crate) fn train(&self, request: TrainRequest) -> Result<()> {
+        self.send(Command::Train { model: self.model, request: Box::new(request) })
+    }
+
     /// Ends all requests and releases the model; returns when that is done.
     pub(crate) async fn close(&self) -> Result<()> {
         let (reply, closed) = oneshot::channel();
         self.send(Command::Close { model: self.model, reply: Some(reply) })?;
         closed.await.map_err(|_| self.stopped())
+    }
+
+    /// The device that the model is on.
+    pub(crate) fn device(&self) -> Device {
+        self.device
     }
 
     /// The error of a thread that is gone.
@@ -249,9 +287,9 @@ impl Engine {
                     let text = format!("panicked: {}", scheduler::panic_text(panic.as_ref()));
                     Err(Error::backend(backend, "load the model", text))
                 });
-                let result = loaded.map(|(scheduler, config)| {
+                let result = loaded.map(|(scheduler, loaded)| {
                     self.models.insert(model, scheduler);
-                    config
+                    loaded
                 });
                 quit_at_exit();
                 // A caller that went away has dropped its handle, and the close is on its way.
@@ -264,6 +302,16 @@ impl Engine {
             Command::Classify { model, request } => match self.models.get_mut(&model) {
                 Some(scheduler) => scheduler.push_job(ClassifyJob::new(request)),
                 None => ClassifyJob::new(request).end(Err(Error::Closed)),
+            },
+            // A model that is closed answers nothing, and its sessions know what that means.
+            Command::Session { model, command } => {
+                if let Some(scheduler) = self.models.get_mut(&model) {
+                    scheduler.command(command);
+                }
+            }
+            Command::Train { model, request } => match self.models.get_mut(&model) {
+                Some(scheduler) => scheduler.push_training(TrainJob::new(*request)),
+                None => TrainJob::new(*request).end(Err(Error::Closed)),
             },
             Command::Close { model, reply } => {
                 if let Some(scheduler) = self.models.remove(&model) {
@@ -286,13 +334,16 @@ impl Engine {
     }
 }
 
-fn load_model(load: Load) -> Result<(Scheduler, ModelConfig)> {
+fn load_model(load: Load) -> Result<(Scheduler, Loaded)> {
     let Load { device, manifest, options, eos, stats } = load;
     set_limits(device, &options)?;
     if let Some(free) = device.free_memory() {
         // The least that is of use: the weights and one request, of the context that was asked for.
         manifest.estimate(options.context_length.unwrap_or(1), 1)?.check(free)?;
     }
+    let adapter =
+        options.adapter.as_ref().map(|folder| AdapterManifest::read(folder, &manifest)).transpose()?;
+    let manifest = load::with_trained_weights(manifest, adapter.as_ref())?;
     let stream = device.stream();
     let mut observe = |progress: load::Progress| {
         if let Some(callback) = &options.on_progress {
@@ -300,7 +351,13 @@ fn load_model(load: Load) -> Result<(Scheduler, ModelConfig)> {
         }
         !options.cancel.is_cancelled()
     };
-    let model = with_stream(&stream, || load::load(device.id(), &manifest, &mut observe))?;
+    let model = with_stream(&stream, || {
+        let model = load::load(device.id(), &manifest, &mut observe)?;
+        if let Some(adapter) = &adapter {
+            load::attach(&*model, adapter)?;
+        }
+        Ok::<_, Error>(model)
+    })?;
     let mut config = model.config().clone();
     let context_length = options.context_length.unwrap_or(config.context_length);
     if context_length > config.context_length {
@@ -316,7 +373,8 @@ fn load_model(load: Load) -> Result<(Scheduler, ModelConfig)> {
         context_length,
         eos,
     };
-    Ok((Scheduler::new(model, stream, limits, stats), config))
+    let layout = model.new_cache().layout();
+    Ok((Scheduler::new(model.into(), stream, limits, stats), Loaded { config, layout }))
 }
 
 fn set_limits(device: Device, options: &LoadOptions) -> Result<()> {

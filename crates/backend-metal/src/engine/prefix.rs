@@ -1,6 +1,6 @@
 //! Keys and values of texts that ended, for prompts that begin as they did: the next turn of a chat computes only what is new.
 
-use crate::nn::KvCache;
+use crate::nn::{KvCache, Rotation};
 
 /// A shorter beginning is computed anew: copying its buffers would cost more.
 const SHORTEST: usize = 16;
@@ -26,12 +26,15 @@ impl PrefixCache {
     }
 
     /// A cache that holds the longest known beginning of the prompt, but not all of it: the last token is always computed,
-    /// for its logits.
-    pub(super) fn find(&mut self, prompt: &[u32]) -> Option<KvCache> {
+    /// for its logits. `rotation` is what the prompt's cache has.
+    pub(super) fn find(&mut self, prompt: &[u32], rotation: Option<Rotation>) -> Option<KvCache> {
         let usable = prompt.len().saturating_sub(1);
         let (index, shared) = (self.entries.iter().enumerate())
             .map(|(index, entry)| (index, common(&entry.tokens, prompt).min(usable)))
-            .filter(|(index, shared)| *shared >= SHORTEST && self.entries[*index].cache.reaches(*shared))
+            .filter(|(index, shared)| {
+                let cache = &self.entries[*index].cache;
+                *shared >= SHORTEST && cache.rotation() == rotation && cache.reaches(*shared)
+            })
             .max_by_key(|(_, shared)| *shared)?;
         let entry = self.entries.remove(index);
         let mut cache = entry.cache.clone();
@@ -49,7 +52,7 @@ impl PrefixCache {
         let entry = Entry { tokens, cache };
         // What the new one can stand in for need not be kept twice.
         self.entries
-            .retain(|old| !(entry.tokens.starts_with(&old.tokens) && entry.cache.reaches(old.tokens.len())));
+            .retain(|old| !(entry.tokens.starts_with(&old.tokens) && stands_in(&entry.cache, &old.cache)));
         self.entries.push(entry);
         let mut held: u64 = self.entries.iter().map(|entry| entry.cache.bytes()).sum();
         while held > self.budget {
@@ -58,6 +61,12 @@ impl PrefixCache {
     }
 }
 
-fn common(a: &[u32], b: &[u32]) -> usize {
+/// Whether a cache serves every text that this older one, of a text that begins alike, would have served.
+fn stands_in(cache: &KvCache, old: &KvCache) -> bool {
+    cache.rotation() == old.rotation() && cache.reaches(old.len())
+}
+
+/// How many tokens two texts begin with alike.
+pub(super) fn common(a: &[u32], b: &[u32]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }

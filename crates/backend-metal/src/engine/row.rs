@@ -10,7 +10,7 @@ use inference_core::{
     Alternative, Finish, FinishReason, GenerateOptions, Metrics, Percentiles, Result, StopCause, Token,
     TokenSink,
 };
-use inference_text::{TextAssembler, TextEvent};
+use inference_text::{TextAssembler, TextEvent, ThinkingBudget};
 use mlx_rs::{
     Array,
     error::{Exception, Result as MlxResult},
@@ -19,7 +19,9 @@ use mlx_rs::{
 
 use super::{
     sampler::{Choice, Report, Sampler},
+    session::{SessionId, SessionTurn},
     stats::Stats,
+    steer::Steering,
 };
 use crate::nn::{KvCache, ops::slice};
 
@@ -31,10 +33,13 @@ pub(crate) struct Request {
     pub(crate) options: GenerateOptions,
     pub(crate) sink: TokenSink,
     pub(crate) assembler: TextAssembler<Scores>,
+    pub(crate) budget: Option<ThinkingBudget>,
     /// When the caller called.
     pub(crate) called: Instant,
     /// The caller's span.
     pub(crate) span: tracing::Span,
+    /// The session that it is a turn of.
+    pub(crate) turn: Option<SessionTurn>,
 }
 
 /// The log-probabilities that go with a token.
@@ -72,7 +77,8 @@ impl InFlight {
 #[derive(Debug)]
 pub(super) struct Row {
     pub(super) cache: KvCache,
-    pub(super) sampler: Sampler,
+    sampler: Sampler,
+    pub(super) steering: Steering,
     /// The prompt and every token that was read.
     pub(super) tokens: Vec<u32>,
     /// Prompt tokens that are in the cache.
@@ -91,6 +97,7 @@ pub(super) struct Row {
     assembler: TextAssembler<Scores>,
     events: Vec<TextEvent<Scores>>,
     span: tracing::Span,
+    turn: Option<SessionTurn>,
     called: Instant,
     began: Instant,
     first: Option<Instant>,
@@ -102,11 +109,12 @@ pub(super) struct Row {
 impl Row {
     /// Takes a request in. `room` is how many tokens fit the context behind the prompt; `eos` are the model's own ids.
     pub(super) fn new(request: Request, cache: KvCache, eos: &[u32], vocab_size: usize, room: usize) -> Self {
-        let Request { prompt, options, sink, assembler, called, span } = request;
+        let Request { prompt, options, sink, assembler, budget, called, span, turn } = request;
         let now = Instant::now();
         Self {
             cache,
             sampler: Sampler::new(&options, eos, vocab_size),
+            steering: Steering::new(&options, budget),
             prefilled: 0,
             in_flight: VecDeque::with_capacity(2),
             prompt_len: prompt.len(),
@@ -120,6 +128,7 @@ impl Row {
             assembler,
             events: Vec::new(),
             span,
+            turn,
             called,
             began: now,
             first: None,
@@ -145,7 +154,16 @@ impl Row {
         let mut tokens = self.tokens.clone();
         tokens.extend(self.end);
         tokens.truncate(self.cache.len());
+        // Of a row that was cancelled, tokens may be unread.
+        if self.cache.reaches(tokens.len()) {
+            self.cache.truncate(tokens.len());
+        }
         (tokens, std::mem::replace(&mut self.cache, KvCache::new([])))
+    }
+
+    /// The session that it is a turn of.
+    pub(super) fn session(&self) -> Option<SessionId> {
+        self.turn.as_ref().map(|turn| turn.id)
     }
 
     pub(super) fn prompt(&self) -> &[u32] {
@@ -189,8 +207,30 @@ impl Row {
         }
     }
 
+    /// Whether the choice is the likeliest of the raw logits.
+    pub(super) fn is_plain(&self) -> bool {
+        self.sampler.is_plain() && self.steering.is_idle()
+    }
+
+    /// Whether its last choice has to be read before the next is made.
+    pub(super) fn waits_for_itself(&self) -> bool {
+        self.steering.waits_for(self.in_flight.len())
+    }
+
+    /// Chooses the next token from logits [1, V].
+    pub(super) fn choose(&mut self, logits: &Array) -> MlxResult<Choice> {
+        let step = self.chosen();
+        let logits = self.sampler.adjust(logits, self.recent()?.as_ref(), step)?;
+        if let Some(id) = self.steering.forced() {
+            return self.sampler.force(&logits, id);
+        }
+        let (prompt, answer) = self.tokens.split_at(self.prompt_len);
+        let logits = self.steering.process(logits, prompt, answer)?;
+        self.sampler.choose(&logits, step)
+    }
+
     /// The last tokens that the sampler wants to see, the unread one included: [n], u32.
-    pub(super) fn recent(&self) -> MlxResult<Option<Array>> {
+    fn recent(&self) -> MlxResult<Option<Array>> {
         let window = self.sampler.window();
         if window == 0 {
             return Ok(None);
@@ -217,6 +257,7 @@ impl Row {
             return Ok(Some(FinishReason::Stop(cause)));
         }
         self.tokens.push(id);
+        self.steering.note(id);
         let stop = self.assembler.push(id, scores, &mut self.events);
         self.send_events();
         if let Some(stop) = stop {
@@ -240,18 +281,10 @@ impl Row {
             Finish { reason, metrics: metrics.clone() }
         });
         stats.ended(&metrics, result.as_ref().map(|finish| &finish.reason));
-        self.span.in_scope(|| {
-            tracing::debug!(
-                prompt_tokens = metrics.prompt_tokens,
-                cached_tokens = metrics.cached_tokens,
-                generated_tokens = metrics.generated_tokens,
-                queued_seconds = metrics.queued.as_secs_f64(),
-                prefill_seconds = metrics.prefill.as_secs_f64(),
-                decode_seconds = metrics.decode.as_secs_f64(),
-                reason = ?result.as_ref().map(|finish| &finish.reason),
-                "request ended"
-            );
-        });
+        metrics.record(&self.span, result.as_ref().map(|finish| &finish.reason));
+        if let (Some(mut turn), Ok(_)) = (self.turn.take(), &result) {
+            *turn.text = std::mem::take(&mut self.tokens);
+        }
         self.sink.end(result);
     }
 

@@ -1,6 +1,6 @@
 //! From logits to a token id, on the device, in the contract's order.
 //!
-//! Logit bias → repetition, presence, frequency penalties → log-probabilities → top-p → min-p → XTC → top-k →
+//! Logit bias → repetition, presence, frequency penalties → the caller's processor → log-probabilities → top-p → min-p → XTC → top-k →
 //! temperature → draw. Draws take their noise from the row's own seed and step, so that they do not depend on the batch.
 
 use inference_core::{GenerateOptions, SamplingOptions};
@@ -79,15 +79,15 @@ impl Sampler {
             && !self.options.has_penalties()
     }
 
-    /// How many of the last tokens [`sample`](Self::sample) wants to see.
+    /// How many of the last tokens [`adjust`](Self::adjust) wants to see.
     pub(super) fn window(&self) -> usize {
         if self.options.has_penalties() { self.options.window() } else { 0 }
     }
 
-    /// Chooses the token at `step` (from 0) of the answer.
+    /// The logits of the token at `step` (from 0) of the answer after bias and penalties: [1, V], f32.
     ///
     /// `logits` is [1, V]; `recent` is [n], u32: the last tokens, at most [`window`](Self::window) of them.
-    pub(super) fn sample(&self, logits: &Array, recent: Option<&Array>, step: usize) -> Result<Choice> {
+    pub(super) fn adjust(&self, logits: &Array, recent: Option<&Array>, step: usize) -> Result<Array> {
         let mut logits = logits.as_type::<f32>()?;
         if let Some(bias) = &self.bias {
             logits = logits.add(bias)?;
@@ -95,20 +95,32 @@ impl Sampler {
         if let Some(no_end) = self.no_end.as_ref().filter(|_| step < self.min_tokens) {
             logits = logits.add(no_end)?;
         }
-        if let Some(recent) = recent {
-            logits = self.penalise(logits, recent)?;
+        match recent {
+            Some(recent) => self.penalise(logits, recent),
+            None => Ok(logits),
         }
+    }
+
+    /// Chooses the token at `step` from adjusted logits [1, V].
+    pub(super) fn choose(&self, logits: &Array, step: usize) -> Result<Choice> {
         let temperature = self.options.temperature_or_greedy();
         if temperature == 0.0 && self.report.is_none() {
-            return Ok(Choice { id: argmax_axis(&logits, -1, false)?, report: None });
+            return Ok(Choice { id: argmax_axis(logits, -1, false)?, report: None });
         }
-        let log_probabilities = logits.subtract(ops::logsumexp_axis(&logits, -1, true)?)?;
+        let log_probabilities = normalised(logits)?;
         let id = if temperature == 0.0 {
-            argmax_axis(&logits, -1, false)?
+            argmax_axis(logits, -1, false)?
         } else {
             self.draw(&self.filter(log_probabilities.clone(), step)?, temperature, step)?
         };
         let report = self.report.map(|top| report(&log_probabilities, &id, top)).transpose()?;
+        Ok(Choice { id, report })
+    }
+
+    /// Takes this token, whatever the adjusted logits [1, V] say.
+    pub(super) fn force(&self, logits: &Array, id: u32) -> Result<Choice> {
+        let id = Array::from_slice(&[id], &[1]);
+        let report = self.report.map(|top| report(&normalised(logits)?, &id, top)).transpose()?;
         Ok(Choice { id, report })
     }
 
@@ -187,6 +199,11 @@ impl Sampler {
     }
 }
 
+/// Log-probabilities.
+fn normalised(logits: &Array) -> Result<Array> {
+    logits.subtract(ops::logsumexp_axis(logits, -1, true)?)
+}
+
 /// Drops what is less likely than `min_p` of the likeliest.
 fn at_least(log_probabilities: &Array, min_p: f32) -> Result<Array> {
     let floor = ops::max_axis(log_probabilities, -1, true)?.add(Array::from_f32(min_p.ln()))?;
@@ -232,6 +249,10 @@ mod tests {
         Array::from_slice(values, &[1, values.len() as i32])
     }
 
+    fn sample(sampler: &Sampler, logits: &Array, step: usize) -> Choice {
+        sampler.choose(&sampler.adjust(logits, None, step).unwrap(), step).unwrap()
+    }
+
     fn recent(history: &[u32], sampler: &Sampler) -> Option<Array> {
         let tail = &history[history.len().saturating_sub(sampler.window())..];
         (!tail.is_empty()).then(|| Array::from_slice(tail, &[tail.len() as i32]))
@@ -240,14 +261,8 @@ mod tests {
     /// What the draw is made from, as probabilities.
     fn on_device(logits: &[f32], history: &[u32], options: &GenerateOptions) -> Vec<f64> {
         let sampler = Sampler::new(options, &[], logits.len());
-        let mut values = array(logits);
-        if let Some(bias) = &sampler.bias {
-            values = values.add(bias).unwrap();
-        }
-        if let Some(recent) = recent(history, &sampler) {
-            values = sampler.penalise(values, &recent).unwrap();
-        }
-        let values = values.subtract(ops::logsumexp_axis(&values, -1, true).unwrap()).unwrap();
+        let recent = recent(history, &sampler);
+        let values = normalised(&sampler.adjust(&array(logits), recent.as_ref(), 0).unwrap()).unwrap();
         let filtered = sampler.filter(values, 0).unwrap().to_vec_exact::<f32>().unwrap();
         let filtered: Vec<f64> = filtered.into_iter().map(f64::from).collect();
         reference::temper(&filtered, f64::from(options.sampling.temperature_or_greedy()))
@@ -319,9 +334,8 @@ mod tests {
             let values = array(&logits);
             let mut observed = vec![0; logits.len()];
             for start in (0..20_000).step_by(500) {
-                let ids: Vec<_> = (start..start + 500)
-                    .map(|step| sampler.sample(&values, None, step).unwrap().id)
-                    .collect();
+                let ids: Vec<_> =
+                    (start..start + 500).map(|step| sample(&sampler, &values, step).id).collect();
                 let ids = ops::concatenate(&ids, 0).unwrap().to_vec_exact::<u32>().unwrap();
                 ids.into_iter().for_each(|id| observed[id as usize] += 1);
             }
@@ -338,9 +352,7 @@ mod tests {
             let logits = array(&[0.0; 64]);
             let ids = |seed| {
                 let sampler = Sampler::new(&GenerateOptions::new().temperature(1.0).seed(seed), &[], 64);
-                (0..16)
-                    .map(|step| sampler.sample(&logits, None, step).unwrap().id.item_exact::<u32>())
-                    .collect::<Vec<_>>()
+                (0..16).map(|step| sample(&sampler, &logits, step).id.item_exact::<u32>()).collect::<Vec<_>>()
             };
             assert_eq!(ids(5), ids(5));
             assert_ne!(ids(5), ids(6));
@@ -352,7 +364,7 @@ mod tests {
         with_device(Device::cpu(), || {
             let logits = array(&[9.0, 1.0, 0.0]);
             let sampler = Sampler::new(&GenerateOptions::new().min_tokens(2), &[0], 3);
-            let id = |step| sampler.sample(&logits, None, step).unwrap().id.item_exact::<u32>();
+            let id = |step| sample(&sampler, &logits, step).id.item_exact::<u32>();
             assert_eq!([id(0), id(1), id(2)], [1, 1, 0]);
         });
     }
@@ -362,7 +374,7 @@ mod tests {
         with_device(Device::cpu(), || {
             let logits = array(&[1.0, 3.0, 2.0, 0.0]);
             let sampler = Sampler::new(&GenerateOptions::new().log_probabilities(2), &[], 4);
-            let choice = sampler.sample(&logits, None, 0).unwrap();
+            let choice = sample(&sampler, &logits, 0);
             let report = choice.report.unwrap();
             let expected = reference::log_softmax(&[1.0, 3.0, 2.0, 0.0]);
             assert!((f64::from(report.chosen.item_exact::<f32>()) - expected[1]).abs() < 1e-6);

@@ -13,7 +13,7 @@ use std::{
 };
 
 use futures::{StreamExt as _, stream::FuturesUnordered};
-use inference_core::{Error, FinishReason};
+use inference_core::{ContextOverflow, Error, FinishReason};
 use mlx_rs::{
     Array, Stream,
     error::Result,
@@ -26,11 +26,13 @@ use super::{
     device, memory,
     prefix::PrefixCache,
     row::{InFlight, Request, Row},
+    session::{SessionCommand, Sessions},
     stats::Stats,
 };
 use crate::{
     arch::Architecture,
-    nn::{KvCache, Rows, ops::slice},
+    nn::{KvCache, Rotation, Rows, ops::slice},
+    train::TrainJob,
 };
 
 /// Decode steps between two clearings of the allocator's cache, which otherwise keeps a buffer of every size it met.
@@ -50,7 +52,7 @@ pub(super) struct Limits {
 
 /// A loaded model and its requests.
 pub(super) struct Scheduler {
-    model: Box<dyn Architecture>,
+    model: Rc<dyn Architecture>,
     stream: Stream,
     limits: Limits,
     stats: Arc<Stats>,
@@ -60,7 +62,9 @@ pub(super) struct Scheduler {
     prefilling: VecDeque<Row>,
     running: Vec<Row>,
     jobs: VecDeque<ClassifyJob>,
+    trainings: VecDeque<TrainJob>,
     prefixes: PrefixCache,
+    sessions: Sessions,
     steps: u64,
 }
 
@@ -77,25 +81,68 @@ pub(super) enum Turn {
 
 impl Scheduler {
     pub(super) fn new(
-        model: Box<dyn Architecture>,
+        model: Rc<dyn Architecture>,
         stream: Stream,
         limits: Limits,
         stats: Arc<Stats>,
     ) -> Self {
-        let (waiting, prefilling, running, jobs) = Default::default();
+        let (waiting, prefilling, running, jobs, trainings, sessions) = Default::default();
         let prefixes = PrefixCache::new(limits.prefix_cache);
-        Self { model, stream, limits, stats, waiting, prefilling, running, jobs, prefixes, steps: 0 }
+        Self {
+            model,
+            stream,
+            limits,
+            stats,
+            waiting,
+            prefilling,
+            running,
+            jobs,
+            trainings,
+            prefixes,
+            sessions,
+            steps: 0,
+        }
     }
 
     pub(super) fn push(&mut self, request: Request) {
-        let room = self.limits.context_length.saturating_sub(request.prompt.len());
+        let size = self.limits.context_length;
+        let (cache, room) = match request.options.context_overflow {
+            Some(ContextOverflow::Rotate { keep }) => {
+                (self.model.new_cache().rotating(Rotation { keep, size }), usize::MAX)
+            }
+            _ => (self.model.new_cache(), size.saturating_sub(request.prompt.len())),
+        };
         let vocab_size = self.model.config().vocab_size;
-        let row = Row::new(request, self.model.new_cache(), &self.limits.eos, vocab_size, room);
+        let row = Row::new(request, cache, &self.limits.eos, vocab_size, room);
+        if let Some(session) = row.session() {
+            self.sessions.open(session);
+        }
         self.waiting.push_back(row);
+    }
+
+    /// Does what it says to a session between its turns.
+    pub(super) fn command(&mut self, command: SessionCommand) {
+        let stream = self.stream.clone();
+        with_stream(&stream, || match command {
+            SessionCommand::Fork { from, to } => self.sessions.fork(from, to),
+            SessionCommand::Drop(id) => self.sessions.remove(id),
+            SessionCommand::Export { id, reply } => {
+                let tensors = guard(self.limits.backend, "copy a session", || self.sessions.export(id));
+                // The caller may have gone; so below.
+                let _ = reply.send(tensors);
+            }
+            SessionCommand::Import { id, tensors, reply } => {
+                let _ = reply.send(self.sessions.import(id, tensors, self.model.as_ref()));
+            }
+        });
     }
 
     pub(super) fn push_job(&mut self, job: ClassifyJob) {
         self.jobs.push_back(job);
+    }
+
+    pub(super) fn push_training(&mut self, job: TrainJob) {
+        self.trainings.push_back(job);
     }
 
     /// Ends everything as cancelled and lets go of the model.
@@ -107,9 +154,12 @@ impl Scheduler {
         for job in self.jobs.drain(..) {
             job.end(Err(Error::Closed));
         }
+        for job in self.trainings.drain(..) {
+            job.end(Err(Error::Closed));
+        }
         // What was submitted still runs, on memory that is about to go.
         let _ = device::synchronize(&self.stream);
-        drop((self.model, self.prefixes));
+        drop((self.model, self.prefixes, self.sessions));
         // Without it the weights' memory stays with the allocator; a failure leaves it there.
         let _ = mlx_rs::memory::clear_cache();
     }
@@ -135,9 +185,14 @@ impl Scheduler {
         self.retire_cancelled();
         let classified = self.classify_some();
         let prefilled = self.prefill_some();
+        let settled = self.read_those_that_wait();
+        let held = self.running.len();
+        let trained = self.train_some();
         let stepped = self.decode_step();
+        // A row that failed has made room.
+        let failed = self.running.len() < held;
         let read = self.read_previous(stepped);
-        if !(classified || prefilled || stepped > 0 || read) {
+        if !(classified || prefilled || settled || trained || stepped > 0 || failed || read) {
             return if self.running.is_empty() { Turn::Idle } else { Turn::Blocked };
         }
         let peak = memory::take_peak();
@@ -164,7 +219,10 @@ impl Scheduler {
     /// Ends a row whose work went well, and keeps its keys and values for a prompt that goes on from it.
     fn end(&mut self, mut row: Row, reason: FinishReason) {
         let (tokens, cache) = row.take_cache();
-        self.prefixes.keep(tokens, cache);
+        match row.session() {
+            Some(session) => self.sessions.keep(session, tokens, cache),
+            None => self.prefixes.keep(tokens, cache),
+        }
         row.finish(Ok(reason), &self.stats);
     }
 
@@ -188,13 +246,29 @@ impl Scheduler {
         true
     }
 
+    /// Computes one batch of the run of training that came first.
+    fn train_some(&mut self) -> bool {
+        let Some(job) = self.trainings.front_mut() else { return false };
+        let (model, backend) = (&self.model, self.limits.backend);
+        let done = guard(backend, "train", || Ok(job.advance(model, backend))).and_then(|done| done);
+        if let Some(result) = done.map(|done| done.then_some(())).transpose()
+            && let Some(job) = self.trainings.pop_front()
+        {
+            job.end(result);
+        }
+        true
+    }
+
     /// Computes one chunk of one prompt; with its last chunk the row joins the batch. Prompts take turns, and a new one is
     /// first: a short prompt does not wait for the end of a long one.
     fn prefill_some(&mut self) -> bool {
         if self.running.len() + self.prefilling.len() < self.limits.max_batch
             && let Some(mut row) = self.waiting.pop_front()
         {
-            row.begin(self.prefixes.find(row.prompt()));
+            let (prompt, rotation) = (row.prompt(), row.cache.rotation());
+            let own = row.session().and_then(|session| self.sessions.take(session, prompt, rotation));
+            let known = own.or_else(|| self.prefixes.find(prompt, rotation));
+            row.begin(known);
             self.prefilling.push_front(row);
         }
         let Some(mut row) = self.prefilling.pop_front() else { return false };
@@ -202,6 +276,7 @@ impl Scheduler {
         let model = self.model.as_ref();
         match guard(self.limits.backend, "compute the prompt", || prefill_chunk(model, &mut row, chunk)) {
             Err(error) => row.finish(Err(error), &self.stats),
+            Ok(()) if let Some(error) = row.steering.failure() => row.finish(Err(error), &self.stats),
             Ok(()) if row.prefilled < row.prompt().len() => self.prefilling.push_back(row),
             Ok(()) if row.in_flight.is_empty() => self.end(row, FinishReason::Length),
             Ok(()) => self.running.push(row),
@@ -222,8 +297,8 @@ impl Scheduler {
             return 0;
         }
         let model = self.model.as_ref();
-        let count = match guard(self.limits.backend, "decode", || step(model, &mut ready)) {
-            Ok(()) => ready.len(),
+        match guard(self.limits.backend, "decode", || step(model, &mut ready)) {
+            Ok(()) => {}
             Err(error) => {
                 // What the device was to do is lost for every row of the step; the others go on.
                 let reason = chain(&error);
@@ -234,10 +309,15 @@ impl Scheduler {
                         .unwrap_or_else(|| Error::backend(self.limits.backend, "decode", reason.clone()));
                     row.finish(Err(error), &self.stats);
                 }
-                0
             }
-        };
-        self.running = ready;
+        }
+        for mut row in ready {
+            match row.steering.failure() {
+                Some(error) => row.finish(Err(error), &self.stats),
+                None => self.running.push(row),
+            }
+        }
+        let count = self.running.len();
         self.running.extend(blocked);
         self.steps += 1;
         if self.steps.is_multiple_of(CLEAR_EVERY) {
@@ -247,22 +327,39 @@ impl Scheduler {
         count
     }
 
+    /// Reads the last choices of rows that need them for the next; whether there were any.
+    fn read_those_that_wait(&mut self) -> bool {
+        let waiting: Vec<Row> = self.running.extract_if(.., |row| row.waits_for_itself()).collect();
+        let some = !waiting.is_empty();
+        for row in waiting {
+            let row = self.read(row);
+            self.running.extend(row);
+        }
+        some
+    }
+
+    /// Reads and delivers a row's oldest unread token; the row, unless that ended it.
+    fn read(&mut self, mut row: Row) -> Option<Row> {
+        match guard(self.limits.backend, "read a token", || row.deliver()) {
+            Ok(None) => return Some(row),
+            Ok(Some(reason)) => self.end(row, reason),
+            Err(error) => row.finish(Err(error), &self.stats),
+        }
+        None
+    }
+
     /// Reads and delivers the tokens that were chosen before the step of the first `stepped` rows; whether there were any.
     fn read_previous(&mut self, stepped: usize) -> bool {
         let mut read = false;
         let mut kept = Vec::with_capacity(self.running.len());
-        for (index, mut row) in std::mem::take(&mut self.running).into_iter().enumerate() {
+        for (index, row) in std::mem::take(&mut self.running).into_iter().enumerate() {
             let unread = row.in_flight.len() - usize::from(index < stepped);
             if unread == 0 {
                 kept.push(row);
                 continue;
             }
             read = true;
-            match guard(self.limits.backend, "read a token", || row.deliver()) {
-                Ok(None) => kept.push(row),
-                Ok(Some(reason)) => self.end(row, reason),
-                Err(error) => row.finish(Err(error), &self.stats),
-            }
+            kept.extend(self.read(row));
         }
         self.running = kept;
         read
@@ -282,7 +379,7 @@ fn prefill_chunk(model: &dyn Architecture, row: &mut Row, chunk: usize) -> Resul
     }
     let hidden = slice(&hidden, 1, hidden.dim(1) - 1, hidden.dim(1))?;
     let logits = model.logits(&hidden)?.reshape(&[1, -1])?;
-    let choice = row.sampler.sample(&logits, row.recent()?.as_ref(), 0)?;
+    let choice = row.choose(&logits)?;
     submit([&choice.id], choice.report.iter())?;
     row.in_flight.push_back(InFlight::alone(choice));
     Ok(())
@@ -295,7 +392,7 @@ fn step(model: &dyn Architecture, rows: &mut [Row]) -> Result<()> {
     let mut caches: Vec<&mut KvCache> = rows.iter_mut().map(|row| &mut row.cache).collect();
     let hidden = model.hidden(&tokens, Rows::Cached(&mut caches))?;
     let logits = model.logits(&hidden)?.reshape(&[count, -1])?;
-    if rows.iter().all(|row| row.sampler.is_plain()) {
+    if rows.iter().all(Row::is_plain) {
         let ids = Rc::new(argmax_axis(&logits, -1, false)?);
         submit([&*ids], [].iter())?;
         for (index, row) in rows.iter_mut().enumerate() {
@@ -304,10 +401,10 @@ fn step(model: &dyn Architecture, rows: &mut [Row]) -> Result<()> {
         return Ok(());
     }
     let mut choices = Vec::with_capacity(rows.len());
-    for (index, row) in rows.iter().enumerate() {
+    for (index, row) in rows.iter_mut().enumerate() {
         let logits =
             if count == 1 { logits.clone() } else { slice(&logits, 0, index as i32, index as i32 + 1)? };
-        choices.push(row.sampler.sample(&logits, row.recent()?.as_ref(), row.chosen())?);
+        choices.push(row.choose(&logits)?);
     }
     submit(
         choices.iter().map(|choice| &choice.id),

@@ -1,12 +1,18 @@
 //! From a model's folder to an [`Architecture`]: reads the weights and binds them.
 
+mod adapter;
 mod convert;
 mod reader;
+mod writer;
 
 use inference_core::{Error, ModelManifest, Result};
 
-pub use self::convert::{ConvertOptions, convert};
-pub(crate) use self::reader::{Reader, mlx_dtype};
+pub use self::convert::{ConvertOptions, FuseOptions, convert, fuse};
+pub(crate) use self::{
+    adapter::{attach, with_trained_weights},
+    reader::{Reader, Tensors, mlx_dtype},
+    writer::Writer,
+};
 use crate::{
     arch::{self, Architecture},
     nn::Source,

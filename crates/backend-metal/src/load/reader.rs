@@ -5,6 +5,7 @@ use std::{
     fs::File,
     io,
     os::unix::fs::FileExt as _,
+    path::Path,
 };
 
 use inference_core::{Dtype, Error, ModelManifest, Result, TensorInfo};
@@ -87,6 +88,41 @@ impl<'a> Reader<'a> {
             }
         }
         Ok(())
+    }
+}
+
+/// A safetensors file whose header was read and checked with [`read_tensors`](inference_core::read_tensors).
+pub(crate) struct Tensors<'a> {
+    path: &'a Path,
+    file: File,
+}
+
+impl<'a> Tensors<'a> {
+    /// Opens it.
+    ///
+    /// # Errors
+    /// [`Error::Io`]
+    pub(crate) fn open(path: &'a Path) -> Result<Self> {
+        Ok(Self { path, file: File::open(path).map_err(|source| Error::io("open", path, source))? })
+    }
+
+    /// One of its tensors, whose elements MLX calls `dtype`.
+    ///
+    /// # Errors
+    /// [`Error::Io`], MLX's own, and a dimension that MLX cannot hold.
+    pub(crate) fn read(&self, info: &TensorInfo, dtype: mlx_rs::Dtype) -> Result<Array> {
+        let shape: Option<Vec<_>> = info.shape.iter().map(|n| i32::try_from(*n).ok()).collect();
+        let shape = shape.ok_or_else(|| {
+            Error::invalid_file(self.path, format!("MLX cannot hold an array of {:?}", info.shape))
+        })?;
+        let read = |memory: &mut [u8]| {
+            let read = self.file.read_exact_at(memory, info.range.start);
+            read.map_err(|source| Failed::Inference(Error::io("read", self.path, source)))
+        };
+        ops::filled(&shape, dtype, read).map_err(|failed| match failed {
+            Failed::Inference(error) => error,
+            Failed::Mlx(error) => Error::backend("mlx", "allocate memory for tensors", error),
+        })
     }
 }
 

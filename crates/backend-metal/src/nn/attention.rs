@@ -3,10 +3,12 @@
 use std::rc::Rc;
 
 use inference_core::Result as LoadResult;
-use mlx_rs::{Array, error::Result};
+use mlx_rs::{Array, error::Result, ops};
 
 use super::{
+    custom::native,
     linear::{Linear, Projections},
+    native::{self, Arrangement},
     norm::RmsNorm,
     ops::slice,
     pass::{Attend, Pass},
@@ -105,15 +107,41 @@ impl Attention {
 
     /// `[B, T, hidden]` → the same; the block is that of layer `layer`.
     pub(crate) fn forward(&self, x: &Array, pass: &mut Pass<'_>, layer: usize) -> Result<Array> {
-        let &[batch, tokens, _] = x.shape() else {
-            return Err(mlx_rs::error::Exception::custom("hidden states must be [B, T, hidden]"));
-        };
-        let [queries, keys, values] = match (self.qkv_proj.joined(), &self.norm) {
-            (Some(projection), QkNorm::None) => self.rotate_joined(&projection.forward(x)?, pass)?,
-            _ => self.rotate_apart(self.qkv_proj.forward(x)?, pass)?,
-        };
+        let [queries, keys, values] = if native() { self.arrange(x, pass)? } else { self.rotate(x, pass)? };
         let mixed = pass.attend(layer, [&queries, &keys, &values], &self.attend)?;
-        self.o_proj.forward(&mixed.swap_axes(1, 2)?.reshape(&[batch, tokens, self.heads * self.head_dim])?)
+        self.o_proj.forward(&mixed)
+    }
+
+    /// Queries, keys and values, ready to attend, each `[B, heads, T, head_dim]`: in one operation after the projection.
+    fn arrange(&self, x: &Array, pass: &mut Pass<'_>) -> Result<[Array; 3]> {
+        let joined = match (self.qkv_proj.joined(), &self.norm) {
+            (Some(projection), QkNorm::None | QkNorm::Heads(..)) => projection.forward(x)?,
+            (_, norm) => {
+                let [mut queries, mut keys, values] = self.qkv_proj.forward(x)?;
+                if let QkNorm::Whole(q_norm, k_norm) = norm {
+                    (queries, keys) = (q_norm.forward(&queries)?, k_norm.forward(&keys)?);
+                }
+                ops::concatenate(&[queries, keys, values], -1)?
+            }
+        };
+        let norms = match &self.norm {
+            QkNorm::Heads(q_norm, k_norm) => Some([q_norm.parts()?, k_norm.parts()?]),
+            QkNorm::None | QkNorm::Whole(..) => None,
+        };
+        let turns = self.rope.as_ref().map(|rope| pass.turns(rope)).transpose()?;
+        let heads = [self.heads, self.kv_heads, self.head_dim];
+        match native::arrange(&joined, &Arrangement { heads, norms, turns: turns.as_ref() }) {
+            Some(arranged) => arranged,
+            None => self.rotate(x, pass),
+        }
+    }
+
+    /// The same with MLX's operations.
+    fn rotate(&self, x: &Array, pass: &Pass<'_>) -> Result<[Array; 3]> {
+        match (self.qkv_proj.joined(), &self.norm) {
+            (Some(projection), QkNorm::None) => self.rotate_joined(&projection.forward(x)?, pass),
+            _ => self.rotate_apart(self.qkv_proj.forward(x)?, pass),
+        }
     }
 
     /// Queries, keys and values in one, `[B, T, (heads + 2 kv_heads) · head_dim]` → each `[B, heads, T, head_dim]`. They are

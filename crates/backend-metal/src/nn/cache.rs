@@ -1,7 +1,7 @@
 //! Keys and values of the tokens that a row has seen.
 
 use mlx_rs::{
-    Array,
+    Array, Dtype,
     error::{Exception, Result},
     ops,
 };
@@ -32,6 +32,17 @@ pub(crate) struct KvCache {
     expected: usize,
     /// The tokens, where they were remembered.
     text: Vec<Array>,
+    /// How a text goes on past what the layers hold.
+    rotation: Option<Rotation>,
+}
+
+/// What layers hold of a text that outgrows them: its beginning, and its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Rotation {
+    /// Positions at the beginning.
+    pub(crate) keep: usize,
+    /// Positions in all.
+    pub(crate) size: usize,
 }
 
 impl KvCache {
@@ -43,7 +54,27 @@ impl KvCache {
             len: 0,
             expected: 0,
             text: Vec::new(),
+            rotation: None,
         }
+    }
+
+    /// The same with layers that hold `size` positions at most: the first `keep` and the last ones. Layers that hold fewer stay
+    /// as they are.
+    #[must_use]
+    pub(crate) fn rotating(mut self, rotation: Rotation) -> Self {
+        for layer in &mut self.layers {
+            if layer.window.is_none_or(|window| window > rotation.size) {
+                (layer.window, layer.keep) = (Some(rotation.size), rotation.keep);
+            }
+        }
+        self.rotation = Some(rotation);
+        self
+    }
+
+    /// How a text goes on past what the layers hold: caches that differ in it do not stand in for each other.
+    #[must_use]
+    pub(crate) fn rotation(&self) -> Option<Rotation> {
+        self.rotation
     }
 
     /// Tokens held, which is the position of the next one.
@@ -100,6 +131,42 @@ impl KvCache {
         slice(&text, 1, 0, self.len as i32)
     }
 
+    /// How keys and values are kept, in words: of caches that say the same, one can go on with what another exported.
+    pub(crate) fn layout(&self) -> String {
+        let windows =
+            self.layers.iter().map(|layer| layer.window.map_or("all".to_owned(), |w| w.to_string()));
+        windows.collect::<Vec<_>>().join(" ")
+    }
+
+    /// For each layer its keys and values, without room for more: `[1, kv_heads, S, head_dim]`. A layer with a window has its
+    /// positions in the order of its slots.
+    pub(crate) fn export(&self) -> Result<Vec<Vec<Array>>> {
+        let layer = |layer: &LayerCache| Ok(layer.read(0, layer.held(self.len))?.into());
+        self.layers.iter().map(layer).collect()
+    }
+
+    /// The type and shape of each array that a cache like this one would [`export`](Self::export) of `len` tokens. This one
+    /// has some.
+    pub(crate) fn export_like(&self, len: usize) -> Vec<Vec<(Dtype, Vec<i32>)>> {
+        let like = |layer: &LayerCache, array: &Array| {
+            let mut shape = array.shape().to_vec();
+            if let Some(positions) = shape.get_mut(2) {
+                *positions = layer.held(len) as i32;
+            }
+            (array.dtype(), shape)
+        };
+        let layers = self.layers.iter();
+        layers.map(|layer| layer.buffers.iter().flatten().map(|array| like(layer, array)).collect()).collect()
+    }
+
+    /// Begins with the exported keys and values of `len` tokens.
+    pub(crate) fn import(&mut self, layers: Vec<Vec<Array>>, len: usize) {
+        for (layer, arrays) in self.layers.iter_mut().zip(layers) {
+            layer.buffers = arrays.try_into().ok();
+        }
+        self.len = len;
+    }
+
     /// The buffers, to evaluate them together with the logits.
     pub(crate) fn arrays(&self) -> impl Iterator<Item = &Array> {
         self.layers
@@ -124,18 +191,21 @@ impl KvCache {
 pub(crate) struct LayerCache {
     /// Positions kept; `None` is all of them.
     window: Option<usize>,
+    /// Of those, the first ones of the text; the others are its last.
+    keep: usize,
     buffers: Option<[Array; 2]>,
 }
 
 impl LayerCache {
     fn new(window: Option<usize>) -> Self {
-        Self { window, buffers: None }
+        Self { window, keep: 0, buffers: None }
     }
 
     /// Adds keys and values `[1, kv_heads, T, head_dim]` at `position` and returns all that their queries may see, oldest
     /// first: `[1, kv_heads, S, head_dim]` with S ≥ T, the last T of them the new ones.
     ///
-    /// A layer with a window `w` returns at most the `w - 1` positions before the first new one. For T = 1 their order is
+    /// A layer with a window `w` returns at most the `w - 1` positions before the first new one, of which the first are those
+    /// that it always keeps. For T = 1 their order is
     /// not that of the text, which attention does not mind: positions are part of the keys.
     ///
     /// # Errors
@@ -147,6 +217,11 @@ impl LayerCache {
         }
     }
 
+    /// Of a text of `len` tokens, the positions that are held.
+    fn held(&self, len: usize) -> usize {
+        self.window.map_or(len, |window| len.min(window))
+    }
+
     fn append(&mut self, position: usize, new: [&Array; 2]) -> Result<[Array; 2]> {
         let end = position + new[0].dim(2) as usize;
         self.reserve(position, end.next_multiple_of(STEP), new)?;
@@ -154,41 +229,65 @@ impl LayerCache {
         self.read(0, end)
     }
 
-    /// Position `p` lies in slot `p % window` of a buffer of `window` slots.
+    /// The positions that [`update`](Self::update) shows to several new tokens at `position`, where they are not one after the
+    /// other, and how many queries see behind the kept ones, their own included.
+    pub(crate) fn gap(&self, position: usize, tokens: usize) -> Option<Gap> {
+        let window =
+            self.window.filter(|window| self.keep > 0 && tokens > 1 && position + tokens > *window)?;
+        let before = self.before(position, window);
+        let seen = (0..self.keep.min(position)).chain(position - before..position + tokens);
+        Some(Gap { seen: seen.collect(), keep: self.keep, window: window - self.keep })
+    }
+
+    /// Positions before `position`, behind the kept ones, that its token sees.
+    fn before(&self, position: usize, window: usize) -> usize {
+        (position - self.keep.min(position)).min(window - self.keep - 1)
+    }
+
+    /// Position `p` lies in slot `p` of a buffer of `window` slots while there is room; after that the slots behind the kept ones
+    /// are used in turn.
+    fn slot(&self, position: usize, window: usize) -> usize {
+        if position < window { position } else { self.keep + (position - self.keep) % (window - self.keep) }
+    }
+
     fn rotate(&mut self, position: usize, window: usize, new: [&Array; 2]) -> Result<[Array; 2]> {
         let tokens = new[0].dim(2) as usize;
         let end = position + tokens;
         if tokens == 1 || end <= window {
             self.reserve(position.min(window), end.next_multiple_of(STEP).min(window), new)?;
-            self.write(position % window, new)?;
+            self.write(self.slot(position, window), new)?;
             return self.read(0, end.min(window));
         }
         // Several tokens that wrap round: what they see is laid out in order first, and then its end kept.
-        let seen = match position.min(window - 1) {
-            0 => new.map(Array::clone),
-            before => {
-                let first = (position - before) % window;
-                let held = position.min(window);
-                let old = if first + before <= held {
-                    self.read(first, first + before)?
-                } else {
-                    join(&self.read(first, held)?, &self.read(0, first + before - held)?)?
-                };
-                join(&old, &new.map(Array::clone))?
-            }
-        };
-        let total = seen[0].dim(2);
-        // The last `window` positions, turned so that each lies in its slot.
-        let start = (end - window) % window;
-        let split = total - start as i32;
-        let from = total - window as i32;
-        let mut kept = Vec::with_capacity(2);
-        for array in &seen {
-            let newest = slice(array, 2, split, total)?;
-            let oldest = slice(array, 2, from, split)?;
-            kept.push(if start == 0 { oldest } else { ops::concatenate(&[newest, oldest], 2)? });
+        let (kept, before) = (self.keep.min(position), self.before(position, window));
+        let mut seen = new.map(Array::clone);
+        if before > 0 {
+            let first = self.slot(position - before, window);
+            let held = position.min(window);
+            let old = if first + before <= held {
+                self.read(first, first + before)?
+            } else {
+                join(&self.read(first, held)?, &self.read(self.keep, self.keep + first + before - held)?)?
+            };
+            seen = join(&old, &seen)?;
         }
-        self.buffers = kept.try_into().ok();
+        if kept > 0 {
+            seen = join(&self.read(0, kept)?, &seen)?;
+        }
+        let total = seen[0].dim(2);
+        // The last positions, turned so that each lies in its slot, behind the kept ones.
+        let turning = window - self.keep;
+        let start = ((end - window) % turning) as i32;
+        let split = total - start;
+        let (from, keep) = (total - turning as i32, self.keep as i32);
+        let mut buffers = Vec::with_capacity(2);
+        for array in &seen {
+            let parts = [(0, keep), (split, total), (from, split)];
+            let parts = parts.into_iter().filter(|(start, end)| start < end);
+            let parts = parts.map(|(start, end)| slice(array, 2, start, end)).collect::<Result<Vec<_>>>()?;
+            buffers.push(if let [whole] = &parts[..] { whole.clone() } else { ops::concatenate(&parts, 2)? });
+        }
+        self.buffers = buffers.try_into().ok();
         Ok(seen)
     }
 
@@ -231,6 +330,28 @@ impl LayerCache {
         };
         let (start, end) = (start as i32, end as i32);
         Ok([slice(keys, 2, start, end)?, slice(values, 2, start, end)?])
+    }
+}
+
+/// What several tokens see of a text whose middle is forgotten.
+#[derive(Debug)]
+pub(crate) struct Gap {
+    /// The positions, in order.
+    seen: Vec<usize>,
+    /// Those below this are always seen.
+    keep: usize,
+    /// Of the others, as many as this, up to the query's own.
+    window: usize,
+}
+
+impl Gap {
+    /// What the last `tokens` of the positions see: `[tokens, seen]`, true where they do.
+    pub(crate) fn mask(&self, tokens: usize) -> Array {
+        let queries = &self.seen[self.seen.len() - tokens..];
+        let sees = |query: usize, key: usize| key <= query && (key < self.keep || key + self.window > query);
+        let mask: Vec<bool> =
+            queries.iter().flat_map(|query| self.seen.iter().map(move |key| sees(*query, *key))).collect();
+        Array::from_slice(&mask, &[tokens as i32, self.seen.len() as i32])
     }
 }
 
@@ -303,6 +424,41 @@ mod tests {
                     expected[..],
                     "{steps:?} at {at}"
                 );
+                at += step;
+            }
+        }
+    }
+
+    /// Each token of every chunk sees the kept positions and the last ones, as it does where it comes alone.
+    #[test]
+    fn a_rotating_cache_keeps_the_beginning() {
+        Device::set_default(&Device::cpu());
+        for steps in
+            [vec![1; 15], vec![3, 3, 3, 3], vec![9, 2, 7, 1, 1], vec![1, 1, 5, 1, 4, 1], vec![2, 30, 5, 1]]
+        {
+            let mut layer = LayerCache { keep: 2, ..LayerCache::new(Some(6)) };
+            let mut at = 0_usize;
+            for step in steps {
+                let [keys, values] = tokens(at..at + step);
+                let gap = layer.gap(at, step);
+                let [keys, _] = layer.update(at, &keys, &values).unwrap();
+                let keys = keys.contiguous().unwrap().to_vec_exact::<f32>().unwrap();
+                let keys: Vec<usize> = keys.into_iter().map(|key| key as usize).collect();
+                let visible = gap.map(|gap| {
+                    assert_eq!(gap.seen, keys);
+                    gap.mask(step).to_vec_exact::<bool>().unwrap()
+                });
+                for (row, query) in (at..at + step).enumerate() {
+                    let sees = |(column, key): (usize, &usize)| match &visible {
+                        Some(mask) => mask[row * keys.len() + column],
+                        None => *key <= query,
+                    };
+                    let mut seen: Vec<_> =
+                        keys.iter().enumerate().filter(|(c, k)| sees((*c, k))).map(|(_, k)| *k).collect();
+                    seen.sort_unstable();
+                    let expected: Vec<_> = (0..=query).filter(|key| *key < 2 || key + 4 > query).collect();
+                    assert_eq!(seen, expected, "{query}, of {step} from {at}");
+                }
                 at += step;
             }
         }

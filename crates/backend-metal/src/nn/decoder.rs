@@ -1,5 +1,7 @@
 //! The frame of every family: embedding, blocks, norm, head.
 
+use std::rc::Rc;
+
 use inference_core::Result as LoadResult;
 use mlx_rs::{Array, error::Result, ops};
 
@@ -9,11 +11,13 @@ use super::{
     linear::{Embedding, Linear},
     norm::RmsNorm,
     ops::{scalar, slice},
+    parameter::{Inventory, Swapped, drop_out},
     pass::Pass,
+    recompute::recomputed,
     rope::Rope,
     weights::Weights,
 };
-use crate::arch::{Architecture, Dimensions, ModelConfig};
+use crate::arch::{Architecture, Dimensions, Lesson, ModelConfig};
 
 /// A decoder-only model of blocks of one kind.
 #[derive(Debug)]
@@ -27,7 +31,7 @@ pub(crate) struct Decoder<B> {
     /// What embeddings are multiplied by.
     pub(crate) embed_scale: Option<f32>,
     /// `layers`
-    pub(crate) layers: Vec<B>,
+    pub(crate) layers: Vec<Rc<B>>,
     /// `norm`
     pub(crate) norm: RmsNorm,
     /// `lm_head`, or the embedding where they are tied.
@@ -36,6 +40,8 @@ pub(crate) struct Decoder<B> {
     pub(crate) logit_scale: Option<f32>,
     /// Logits `l` become `cap · tanh(l / cap)`.
     pub(crate) logit_cap: Option<f32>,
+    /// What of it can be trained.
+    pub(crate) inventory: Rc<Inventory>,
 }
 
 impl<B: Block> Decoder<B> {
@@ -62,21 +68,27 @@ impl<B: Block> Decoder<B> {
             norm: dims.norm(&model.at("norm"))?,
             embed_tokens,
             embed_scale: None,
-            layers,
+            layers: layers.into_iter().map(Rc::new).collect(),
             lm_head,
             logit_scale: None,
             logit_cap: None,
+            inventory: weights.inventory().clone(),
         })
     }
 }
 
-impl<B: Block> Decoder<B> {
+impl<B: Block + 'static> Decoder<B> {
+    fn embed(&self, tokens: &Array) -> Result<Array> {
+        let x = self.embed_tokens.forward(tokens)?;
+        match self.embed_scale {
+            Some(scale) => x.multiply(scalar(scale, x.dtype())?),
+            None => Ok(x),
+        }
+    }
+
     fn pass(&self, tokens: &Array, rows: Rows<'_>) -> Result<Array> {
         let mut pass = Pass::new(tokens, rows)?;
-        let mut x = self.embed_tokens.forward(tokens)?;
-        if let Some(scale) = self.embed_scale {
-            x = x.multiply(scalar(scale, x.dtype())?)?;
-        }
+        let mut x = self.embed(tokens)?;
         for (layer, block) in self.layers.iter().enumerate() {
             x = block.forward(&x, &mut pass, layer)?;
         }
@@ -104,9 +116,13 @@ impl<B: Block> Decoder<B> {
     }
 }
 
-impl<B: Block> Architecture for Decoder<B> {
+impl<B: Block + 'static> Architecture for Decoder<B> {
     fn config(&self) -> &ModelConfig {
         &self.config
+    }
+
+    fn inventory(&self) -> &Inventory {
+        &self.inventory
     }
 
     fn new_cache(&self) -> KvCache {
@@ -118,6 +134,35 @@ impl<B: Block> Architecture for Decoder<B> {
             self.recompute(tokens, caches)?;
         }
         self.pass(tokens, rows)
+    }
+
+    fn hidden_to_learn(&self, tokens: &Array, lesson: &Lesson<'_>) -> Result<Array> {
+        let mut x = self.embed(tokens)?;
+        for (layer, block) in self.layers.iter().enumerate() {
+            let dropout = lesson.dropout.as_ref().map(|(rate, keys)| (*rate, keys[layer].clone()));
+            let (block, tokens) = (block.clone(), tokens.clone());
+            let forward = move |x: &Array| {
+                let y = block.forward(x, &mut Pass::new(&tokens, Rows::Uncached)?, layer)?;
+                match &dropout {
+                    Some((rate, key)) => x.add(drop_out(&y.subtract(x)?, *rate, key)?),
+                    None => Ok(y),
+                }
+            };
+            x = match lesson.recompute.map(|leaves| leaves[layer].clone()) {
+                None => forward(&x)?,
+                Some(leaves) => {
+                    let mut inputs = vec![x];
+                    for leaf in &leaves {
+                        inputs.push(leaf.get()?);
+                    }
+                    recomputed(&inputs, move |inputs| {
+                        let _swapped = Swapped::new(&leaves, &inputs[1..]);
+                        forward(&inputs[0])
+                    })?
+                }
+            };
+        }
+        self.norm.forward(&x)
     }
 
     fn logits(&self, hidden: &Array) -> Result<Array> {

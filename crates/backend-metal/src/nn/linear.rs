@@ -8,8 +8,11 @@ use mlx_rs::{
 };
 
 use super::{
-    ops::{Packed, Scheme, dequantize, gather_qmm, on_cpu, quantized_matmul},
-    weights::{FLOATS, Weights, as_activations, take_joined},
+    adapter::{SiteKind, Sites},
+    native,
+    ops::{Packed, Scheme, dequantize, gather_qmm, on_cpu, quantized_matmul, slice},
+    parameter::{Form, Parameter},
+    weights::{FLOATS, Weights, take_joined},
 };
 
 /// MLX's CUDA kernels for products with quantised matrices read the matrix once for every few rows. From about this many rows on
@@ -21,7 +24,7 @@ const DEQUANTISE_FROM: usize = 16;
 #[derive(Debug, Clone)]
 pub(crate) enum Matrix {
     /// Transposed, so that products need no further step: `[.., in, out]`.
-    Dense(Array),
+    Dense(Parameter),
     /// As the checkpoint has it.
     Packed(Packed),
 }
@@ -39,11 +42,15 @@ impl Matrix {
         outputs: &[usize],
         inputs: usize,
     ) -> LoadResult<Self> {
+        let shapes = |columns| outputs.iter().map(|rows| vec![*rows, columns]).collect::<Vec<_>>();
+        if !parts[0].has("scales") {
+            let form = Form::Transposed;
+            return Ok(Self::Dense(Parameter::load(parts, stack, "weight", &shapes(inputs), form)?));
+        }
         let take = |name: &str, columns: usize, dtypes: &[Dtype]| {
-            let shapes: Vec<_> = outputs.iter().map(|rows| vec![*rows, columns]).collect();
-            take_joined(parts, stack, name, &shapes, dtypes)
+            take_joined(parts, stack, name, &shapes(columns), dtypes)
         };
-        Self::assemble(parts[0], inputs, take)
+        Self::load_packed(parts[0], inputs, take)
     }
 
     /// A stack of `n` matrices that the checkpoint holds as one tensor.
@@ -53,23 +60,35 @@ impl Matrix {
         outputs: usize,
         inputs: usize,
     ) -> LoadResult<Self> {
-        Self::assemble(weights, inputs, |name, columns, dtypes| {
-            weights.take_as(name, &[n, outputs, columns], dtypes)
+        let shape = |columns| vec![n, outputs, columns];
+        if !weights.has("scales") {
+            let shape = [shape(inputs)];
+            return Ok(Self::Dense(Parameter::load(&[weights], None, "weight", &shape, Form::Transposed)?));
+        }
+        Self::load_packed(weights, inputs, |name, columns, dtypes| {
+            weights.take_as(name, &shape(columns), dtypes)
         })
     }
 
-    fn assemble(
+    /// A stack of `n` matrices that the tensor `name` is by itself, without a `.weight`: so transformers holds experts.
+    pub(crate) fn load_bare(
+        weights: &Weights<'_>,
+        name: &str,
+        n: usize,
+        outputs: usize,
+        inputs: usize,
+    ) -> LoadResult<Self> {
+        let shape = [vec![n, outputs, inputs]];
+        Parameter::load(&[weights], None, name, &shape, Form::Transposed).map(Self::Dense)
+    }
+
+    fn load_packed(
         weights: &Weights<'_>,
         inputs: usize,
         take: impl Fn(&str, usize, &[Dtype]) -> LoadResult<Array>,
     ) -> LoadResult<Self> {
-        if !weights.has("scales") {
-            let weight = take("weight", inputs, FLOATS)?;
-            let transposed =
-                weight.swap_axes(-1, -2).map_err(|error| Error::backend("mlx", "bind the weights", error))?;
-            return Ok(Self::Dense(transposed));
-        }
         let scheme = weights.scheme()?;
+        weights.inventory().add_packed(weights.name("weight"));
         let Scheme { mode, bits, group_size } = scheme;
         if !inputs.is_multiple_of(group_size) || !(inputs * bits).is_multiple_of(32) {
             let reason =
@@ -86,38 +105,46 @@ impl Matrix {
         }))
     }
 
-    /// `x · wᵀ`: `[.., in]` → `[.., out]`.
-    pub(crate) fn multiply(&self, x: &Array) -> Result<Array> {
-        match self {
-            Self::Dense(transposed) => x.matmul(transposed),
-            Self::Packed(packed) => {
+    /// `x · wᵀ + bias`: `[.., in]`, `[out]` → `[.., out]`.
+    pub(crate) fn multiply(&self, x: &Array, bias: Option<&Parameter>) -> Result<Array> {
+        if let Some(product) = native::multiply(x, self, bias.map(|bias| &**bias)) {
+            return product;
+        }
+        let product = match (self, bias) {
+            (Self::Dense(transposed), Some(bias)) => {
+                return ops::addmm(bias.get()?, x, transposed.get()?, None, None);
+            }
+            (Self::Dense(transposed), None) => return x.matmul(transposed.get()?),
+            (Self::Packed(packed), _) => {
                 let rows = x.size() / x.dim(-1).max(1) as usize;
                 // With a single group in a row, those kernels give chance results for several rows.
                 let single = packed.scales.dim(-1) == 1 && rows > 1;
                 if cfg!(target_os = "linux") && (rows >= DEQUANTISE_FROM || single) && !on_cpu() {
-                    return x.matmul(dequantize(packed, x.dtype())?.swap_axes(-1, -2)?);
+                    x.matmul(dequantize(packed, x.dtype())?.swap_axes(-1, -2)?)?
+                } else {
+                    quantized_matmul(x, packed)?
                 }
-                quantized_matmul(x, packed)
             }
-        }
+        };
+        plus(product, bias)
     }
 
     /// Of a stack: `x · w[i]ᵀ`, one `i` of `indices` for each matrix of x: `[.., M, in]`, `[..]` → `[.., M, out]`.
     ///
-    /// MLX's gather of dense half-precision matrices on the CPU knows float32 only, and aborts the process otherwise. There
-    /// the matrices are gathered, or where that were more than all there are, widened.
+    /// MLX's own gather of dense half-precision matrices on the CPU aborts the process: while gradients are traced the matrices
+    /// are widened for it.
     pub(crate) fn gather(&self, x: &Array, indices: &Array, sorted: bool) -> Result<Array> {
+        if let Some(product) = native::gather(x, self, indices) {
+            return product;
+        }
         match self {
             Self::Packed(packed) => gather_qmm(x, packed, indices, sorted),
             Self::Dense(transposed) if transposed.dtype() == mlx_rs::Dtype::Float32 || !on_cpu() => {
-                ops::gather_mm(x, transposed, None, indices, sorted)
-            }
-            Self::Dense(transposed) if indices.size() <= transposed.dim(0) as usize => {
-                x.matmul(transposed.take_axis(indices, 0)?)
+                ops::gather_mm(x, transposed.get()?, None, indices, sorted)
             }
             Self::Dense(transposed) => {
                 let wide = mlx_rs::Dtype::Float32;
-                ops::gather_mm(x.as_dtype(wide)?, transposed.as_dtype(wide)?, None, indices, sorted)?
+                ops::gather_mm(x.as_dtype(wide)?, transposed.get()?.as_dtype(wide)?, None, indices, sorted)?
                     .as_dtype(x.dtype())
             }
         }
@@ -126,11 +153,24 @@ impl Matrix {
     /// The rows `ids` `[..]` → `[.., in]`, in full.
     pub(crate) fn rows(&self, ids: &Array, dtype: mlx_rs::Dtype) -> Result<Array> {
         match self {
-            Self::Dense(transposed) => transposed.swap_axes(-1, -2)?.take_axis(ids, 0),
+            Self::Dense(transposed) => transposed.get()?.swap_axes(-1, -2)?.take_axis(ids, 0),
             Self::Packed(Packed { weight, scales, biases, scheme }) => {
                 let biases = biases.as_ref().map(|biases| biases.take_axis(ids, 0)).transpose()?;
                 let (weight, scales) = (weight.take_axis(ids, 0)?, scales.take_axis(ids, 0)?);
                 dequantize(&Packed { weight, scales, biases, scheme: *scheme }, dtype)
+            }
+        }
+    }
+
+    /// The rows `start..end`, in full: `[end - start, in]`, quantised ones as float32.
+    pub(crate) fn part(&self, start: i32, end: i32) -> Result<Array> {
+        match self {
+            Self::Dense(transposed) => slice(&transposed.get()?.swap_axes(-1, -2)?, 0, start, end),
+            Self::Packed(Packed { weight, scales, biases, scheme }) => {
+                let rows = |array: &Array| slice(array, 0, start, end);
+                let biases = biases.as_ref().map(rows).transpose()?;
+                let packed = Packed { weight: rows(weight)?, scales: rows(scales)?, biases, scheme: *scheme };
+                dequantize(&packed, mlx_rs::Dtype::Float32)
             }
         }
     }
@@ -155,7 +195,8 @@ pub(crate) fn alike(parts: &[&Weights<'_>]) -> LoadResult<bool> {
 pub(crate) struct Linear {
     matrix: Matrix,
     /// `[out]`
-    bias: Option<Array>,
+    bias: Option<Parameter>,
+    sites: Sites,
 }
 
 impl Linear {
@@ -164,26 +205,35 @@ impl Linear {
         Self::load_joined(&[weights], &[outputs], inputs, bias)
     }
 
-    /// The map that an already loaded matrix is.
-    pub(crate) fn new(matrix: Matrix) -> Self {
-        Self { matrix, bias: None }
-    }
-
     fn load_joined(parts: &[&Weights<'_>], outputs: &[usize], inputs: usize, bias: bool) -> LoadResult<Self> {
         let matrix = Matrix::load_joined(parts, None, outputs, inputs)?;
         let shapes: Vec<_> = outputs.iter().map(|rows| vec![*rows]).collect();
-        let take = || as_activations(parts[0], take_joined(parts, None, "bias", &shapes, FLOATS)?);
-        let bias = bias.then(take).transpose()?;
-        Ok(Self { matrix, bias })
+        let bias = bias.then(|| Parameter::load(parts, None, "bias", &shapes, Form::Stored)).transpose()?;
+        let mut start = 0;
+        let sites = parts.iter().zip(outputs).map(|(part, outputs)| {
+            let site = part.site("", SiteKind::Linear, inputs, *outputs);
+            site.bind(&matrix, start);
+            start += outputs;
+            site
+        });
+        let sites = Sites::new(sites.collect());
+        Ok(Self { matrix, bias, sites })
     }
 
     /// `[.., in]` → `[.., out]`
     pub(crate) fn forward(&self, x: &Array) -> Result<Array> {
-        match (&self.matrix, &self.bias) {
-            (Matrix::Dense(transposed), Some(bias)) => ops::addmm(bias, x, transposed, None, None),
-            (matrix, Some(bias)) => matrix.multiply(x)?.add(bias),
-            (matrix, None) => matrix.multiply(x),
+        if self.sites.is_plain() {
+            return self.matrix.multiply(x, self.bias.as_ref());
         }
+        let y = self.sites.adapt(x, self.matrix.multiply(x, None)?)?;
+        plus(y, self.bias.as_ref())
+    }
+}
+
+fn plus(y: Array, bias: Option<&Parameter>) -> Result<Array> {
+    match bias {
+        Some(bias) => y.add(bias.get()?),
+        None => Ok(y),
     }
 }
 
@@ -252,6 +302,7 @@ fn cuts(outputs: &[usize]) -> Vec<i32> {
 #[derive(Debug, Clone)]
 pub(crate) struct Embedding {
     matrix: Matrix,
+    sites: Sites,
     dtype: mlx_rs::Dtype,
 }
 
@@ -259,16 +310,17 @@ impl Embedding {
     /// The table at `weights`.
     pub(crate) fn load(weights: &Weights<'_>, vocab_size: usize, hidden_size: usize) -> LoadResult<Self> {
         let matrix = Matrix::load(weights, vocab_size, hidden_size)?;
-        Ok(Self { matrix, dtype: weights.float_dtype() })
+        let site = weights.site("", SiteKind::Embedding, vocab_size, hidden_size);
+        Ok(Self { matrix, sites: Sites::new(vec![site]), dtype: weights.float_dtype() })
     }
 
     /// Ids `[..]` → `[.., hidden_size]`. Every id is less than the table is long: MLX does not check.
     pub(crate) fn forward(&self, ids: &Array) -> Result<Array> {
-        self.matrix.rows(ids, self.dtype)
+        self.sites.adapt_rows(ids, self.matrix.rows(ids, self.dtype)?)
     }
 
     /// The table as an output layer, where the checkpoint ties them: `[.., hidden_size]` → `[.., vocab_size]`.
     pub(crate) fn as_linear(&self) -> Linear {
-        Linear::new(self.matrix.clone())
+        Linear { matrix: self.matrix.clone(), bias: None, sites: self.sites.clone() }
     }
 }

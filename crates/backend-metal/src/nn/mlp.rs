@@ -9,8 +9,10 @@ use mlx_rs::{
 use serde::Deserialize;
 
 use super::{
+    custom::native,
     linear::{Linear, Projections},
-    ops::scalar,
+    native::{self, Halves},
+    ops::{scalar, slice},
     weights::Weights,
 };
 use crate::arch::Dimensions;
@@ -64,8 +66,31 @@ pub(crate) enum Gating {
 }
 
 impl Gating {
+    /// Element by element, of halves that lie side by side in the last axis, or take turns there.
+    pub(crate) fn apply_joined(self, joined: &Array, interleaved: bool) -> Result<Array> {
+        let halves = if interleaved { Halves::Interleaved(joined) } else { Halves::Joined(joined) };
+        if let Some(gated) = native::gate(halves, self) {
+            return gated;
+        }
+        if !interleaved {
+            let middle = joined.dim(-1) / 2;
+            let [gate, up] = [
+                slice(joined, joined.ndim() - 1, 0, middle)?,
+                slice(joined, joined.ndim() - 1, middle, 2 * middle)?,
+            ];
+            return self.apply(&gate, &up);
+        }
+        let rows = &joined.shape()[..joined.ndim() - 1];
+        let turns = joined.reshape(&[rows, &[-1, 2]].concat())?;
+        let half = |index| slice(&turns, rows.len() + 1, index, index + 1)?.squeeze_axes(&[-1]);
+        self.apply(&half(0)?, &half(1)?)
+    }
+
     /// Element by element.
     pub(crate) fn apply(self, gate: &Array, up: &Array) -> Result<Array> {
+        if let Some(gated) = native::gate(Halves::Apart(gate, up), self) {
+            return gated;
+        }
         match self {
             Self::Plain(activation) => activation.apply(gate)?.multiply(up),
             Self::Clamped { alpha, limit } => {
@@ -101,6 +126,9 @@ impl GatedMlp {
 
     /// `[B, T, hidden]` → the same
     pub(crate) fn forward(&self, x: &Array) -> Result<Array> {
+        if let (Some(joined), true) = (self.gate_up_proj.joined(), native()) {
+            return self.down_proj.forward(&self.gating.apply_joined(&joined.forward(x)?, false)?);
+        }
         let [gate, up] = self.gate_up_proj.forward(x)?;
         self.down_proj.forward(&self.gating.apply(&gate, &up)?)
     }

@@ -5,12 +5,15 @@ use mlx_rs::{
     Array, Dtype,
     error::{Exception, Result},
     ops::{self, indexing::take_along_axis},
+    stop_gradient,
 };
 
 use super::{
+    adapter::{SiteKind, Sites},
     block::FeedForward,
     linear::{Linear, Matrix, alike},
     mlp::Gating,
+    parameter::Parameter,
     weights::Weights,
 };
 
@@ -37,7 +40,7 @@ impl FeedForward for Moe {
         let experts = scores.dim(-1);
         let order = ops::argpartition_axis(&scores, experts - top_k, -1)?;
         let picks = ops::split_at_indices(order, &[experts - top_k], -1)?.pop();
-        let picks = picks.ok_or_else(|| Exception::custom("no experts were picked"))?;
+        let picks = stop_gradient(picks.ok_or_else(|| Exception::custom("no experts were picked"))?)?;
         let mut weights = take_along_axis(&scores, &picks, -1)?;
         if self.normalise {
             weights = weights.divide(weights.sum_axis(-1, true)?)?;
@@ -51,10 +54,12 @@ impl FeedForward for Moe {
 #[derive(Debug)]
 pub(crate) struct Experts {
     gate_up_proj: GateUp,
+    gate_up_sites: Sites,
     /// `[experts, hidden, intermediate]`
     down_proj: Matrix,
-    /// `[experts, 2 · intermediate]` and `[experts, hidden]`
-    biases: Option<[Array; 2]>,
+    down_sites: Sites,
+    /// Those of gate and up, `[experts, 2 · intermediate]` or `[experts, intermediate]` each, and of down, `[experts, hidden]`.
+    biases: Vec<Parameter>,
     gating: Gating,
 }
 
@@ -81,8 +86,8 @@ pub(crate) struct ExpertSizes {
 }
 
 impl Experts {
-    /// The experts below `weights`: one by one under `experts`, with these names for gate, up and down, or stacked under
-    /// `switch_mlp`, as mlx_lm writes them.
+    /// The experts below `weights`: one by one under `experts`, with these names for gate, up and down, stacked there with gate
+    /// and up in one, as transformers 5 holds them, or stacked under `switch_mlp`, as mlx_lm writes them.
     pub(crate) fn load(
         weights: &Weights<'_>,
         names: [&str; 3],
@@ -94,6 +99,13 @@ impl Experts {
             return Self::load_stacked(&weights.at("switch_mlp"), sizes, gating, false);
         }
         let all = weights.at("experts");
+        if all.has("gate_up_proj") {
+            let both = intermediate_size.saturating_mul(2);
+            let gate_up = Matrix::load_bare(&all, "gate_up_proj", experts, both, hidden_size)?;
+            let down_proj = Matrix::load_bare(&all, "down_proj", experts, hidden_size, intermediate_size)?;
+            let gate_up = GateUp::Joined(gate_up);
+            return Ok(Self::new(&weights.at("switch_mlp"), sizes, gate_up, down_proj, Vec::new(), gating));
+        }
         // The files must have them before anything is sized by their number.
         if let Some(missing) = (0..experts).find(|i| !all.has_any(i)) {
             let reason = format!("the config has {experts} experts, the files no {}", all.name(missing));
@@ -116,7 +128,7 @@ impl Experts {
             )
         };
         let down_proj = stack(&downs, hidden_size, intermediate_size)?;
-        Ok(Self { gate_up_proj, down_proj, biases: None, gating })
+        Ok(Self::new(&weights.at("switch_mlp"), sizes, gate_up_proj, down_proj, Vec::new(), gating))
     }
 
     /// The experts at `weights`, stacked: `gate_proj`, `up_proj` and `down_proj`, with biases or without.
@@ -128,29 +140,47 @@ impl Experts {
     ) -> LoadResult<Self> {
         let ExpertSizes { experts, hidden_size, intermediate_size } = sizes;
         let load = |name, outputs, inputs| Matrix::load_stack(&weights.at(name), experts, outputs, inputs);
-        let take = |name: &str, size| weights.at(name).take_vector("bias", &[experts, size]);
-        let biases = if bias {
-            let halves = [take("gate_proj", intermediate_size)?, take("up_proj", intermediate_size)?];
-            let gate_up = ops::concatenate(&halves, -1);
-            let gate_up = gate_up.map_err(|error| Error::backend("mlx", "bind the weights", error))?;
-            Some([gate_up, take("down_proj", hidden_size)?])
-        } else {
-            None
-        };
-        Ok(Self {
-            gate_up_proj: GateUp::Separate(
-                load("gate_proj", intermediate_size, hidden_size)?,
-                load("up_proj", intermediate_size, hidden_size)?,
-            ),
-            down_proj: load("down_proj", hidden_size, intermediate_size)?,
-            biases,
-            gating,
-        })
+        let biases =
+            [("gate_proj", intermediate_size), ("up_proj", intermediate_size), ("down_proj", hidden_size)];
+        let biases = biases.iter().filter(|_| bias);
+        let biases = biases.map(|(name, size)| weights.at(name).take("bias", &[experts, *size]));
+        let biases = biases.collect::<LoadResult<_>>()?;
+        let gate_up_proj = GateUp::Separate(
+            load("gate_proj", intermediate_size, hidden_size)?,
+            load("up_proj", intermediate_size, hidden_size)?,
+        );
+        let down_proj = load("down_proj", hidden_size, intermediate_size)?;
+        Ok(Self::new(weights, sizes, gate_up_proj, down_proj, biases, gating))
+    }
+
+    /// The experts of these matrices, whose adapters lie below `weights`.
+    fn new(
+        weights: &Weights<'_>,
+        sizes: ExpertSizes,
+        gate_up_proj: GateUp,
+        down_proj: Matrix,
+        biases: Vec<Parameter>,
+        gating: Gating,
+    ) -> Self {
+        let ExpertSizes { experts, hidden_size, intermediate_size } = sizes;
+        let site = |name, inputs, outputs| weights.site(name, SiteKind::Experts(experts), inputs, outputs);
+        let gate_up = ["gate_proj", "up_proj"].map(|name| site(name, hidden_size, intermediate_size));
+        let down = site("down_proj", intermediate_size, hidden_size);
+        let (gate_up_sites, down_sites) = (Sites::new(gate_up.to_vec()), Sites::new(vec![down]));
+        Self { gate_up_proj, gate_up_sites, down_proj, down_sites, biases, gating }
     }
 
     /// Experts whose gates and ups take turns in the rows of one matrix, and in their biases.
-    pub(crate) fn interleaved(gate_up: Matrix, down: Matrix, biases: [Array; 2], gating: Gating) -> Self {
-        Self { gate_up_proj: GateUp::Interleaved(gate_up), down_proj: down, biases: Some(biases), gating }
+    /// There is no place for an adapter in them.
+    pub(crate) fn interleaved(gate_up: Matrix, down: Matrix, biases: [Parameter; 2], gating: Gating) -> Self {
+        Self {
+            gate_up_proj: GateUp::Interleaved(gate_up),
+            gate_up_sites: Sites::default(),
+            down_proj: down,
+            down_sites: Sites::default(),
+            biases: biases.into(),
+            gating,
+        }
     }
 
     /// `[B, T, hidden]` and the picks `[B, T, K]` → what each pick gives, `[B, T, K, hidden]`.
@@ -174,41 +204,33 @@ impl Experts {
 
     /// `[.., 1, hidden]` with one pick each (`[..]`, broadcast) → the same.
     fn apply(&self, x: &Array, picks: &Array, sorted: bool) -> Result<Array> {
-        let bias = |index: usize| {
-            let biases =
-                self.biases.as_ref().map(|biases| biases[index].take_axis(picks, 0)?.expand_dims(-2));
-            biases.transpose()
-        };
-        let halves = |joined: Array| {
-            let middle = joined.dim(-1) / 2;
-            pair(ops::split_at_indices(joined, &[middle], -1)?)
-        };
-        let with_bias = |outputs: Array, bias: Option<Array>| match bias {
-            Some(bias) => outputs.add(bias),
+        let with_bias = |outputs: Array, bias: Option<&Parameter>| match bias {
+            Some(bias) => outputs.add(bias.get()?.take_axis(picks, 0)?.expand_dims(-2)?),
             None => Ok(outputs),
         };
-        let [gate, up] = match &self.gate_up_proj {
-            GateUp::Joined(matrix) => halves(with_bias(matrix.gather(x, picks, sorted)?, bias(0)?)?)?,
+        let adapt = |gate_up: Array| self.gate_up_sites.adapt_gathered(x, gate_up, picks, sorted);
+        let gated = match &self.gate_up_proj {
+            GateUp::Joined(matrix) => {
+                let joined = with_bias(adapt(matrix.gather(x, picks, sorted)?)?, self.biases.first())?;
+                self.gating.apply_joined(&joined, false)?
+            }
             GateUp::Interleaved(matrix) => {
-                let joined = with_bias(matrix.gather(x, picks, sorted)?, bias(0)?)?;
-                let mut shape = joined.shape().to_vec();
-                shape.pop();
-                let turns = joined.reshape(&[&shape[..], &[-1, 2]].concat())?;
-                let [gate, up] = pair(ops::split_at_indices(turns, &[1], -1)?)?;
-                [gate.squeeze_axes(&[-1])?, up.squeeze_axes(&[-1])?]
+                let joined = with_bias(matrix.gather(x, picks, sorted)?, self.biases.first())?;
+                self.gating.apply_joined(&joined, true)?
             }
             GateUp::Separate(gate, up) => {
-                let (gate, up) = (gate.gather(x, picks, sorted)?, up.gather(x, picks, sorted)?);
-                match bias(0)? {
-                    None => [gate, up],
-                    Some(bias) => {
-                        let [gate_bias, up_bias] = halves(bias)?;
-                        [gate.add(gate_bias)?, up.add(up_bias)?]
-                    }
+                let (mut gate, mut up) = (gate.gather(x, picks, sorted)?, up.gather(x, picks, sorted)?);
+                if !self.gate_up_sites.is_plain() {
+                    let joined = adapt(ops::concatenate(&[gate, up], -1)?)?;
+                    let middle = joined.dim(-1) / 2;
+                    [gate, up] = pair(ops::split_at_indices(joined, &[middle], -1)?)?;
                 }
+                let (gate, up) = (with_bias(gate, self.biases.first())?, with_bias(up, self.biases.get(1))?);
+                self.gating.apply(&gate, &up)?
             }
         };
-        with_bias(self.down_proj.gather(&self.gating.apply(&gate, &up)?, picks, sorted)?, bias(1)?)
+        let down = self.down_proj.gather(&gated, picks, sorted)?;
+        with_bias(self.down_sites.adapt_gathered(&gated, down, picks, sorted)?, self.biases.last())
     }
 }
 

@@ -1,32 +1,39 @@
 //! Normalisation.
 
-use inference_core::{Error, Result as LoadResult};
+use inference_core::Result as LoadResult;
 use mlx_rs::{Array, error::Result, fast};
 
-use super::{ops::scalar, weights::Weights};
+use super::{
+    native,
+    parameter::{Form, Parameter},
+    weights::Weights,
+};
 
 /// Root mean square normalisation over the last axis, with a weight for each element.
 #[derive(Debug, Clone)]
 pub(crate) struct RmsNorm {
-    weight: Array,
+    weight: Parameter,
     eps: f32,
 }
 
 impl RmsNorm {
     /// The norm at `weights`, of vectors of `size` elements. `offset` says that the checkpoint holds its weights less one.
     pub(crate) fn load(weights: &Weights<'_>, size: usize, eps: f32, offset: bool) -> LoadResult<Self> {
-        let mut weight = weights.take_vector("weight", &[size])?;
-        if offset {
-            weight = scalar(1.0, weight.dtype())
-                .and_then(|one| weight.add(one))
-                .and_then(|weight| weight.eval().map(|()| weight))
-                .map_err(|error| Error::backend("mlx", "bind the weights", error))?;
-        }
-        Ok(Self { weight, eps })
+        let form = if offset { Form::PlusOne } else { Form::Stored };
+        Ok(Self { weight: Parameter::load(&[weights], None, "weight", &[vec![size]], form)?, eps })
     }
 
     /// `[.., size]` → the same
     pub(crate) fn forward(&self, x: &Array) -> Result<Array> {
-        fast::rms_norm(x, Some(&self.weight), self.eps)
+        let weight = self.weight.get()?;
+        match native::rms_norm(x, &weight, self.eps) {
+            Some(normalised) => normalised,
+            None => fast::rms_norm(x, Some(&weight), self.eps),
+        }
+    }
+
+    /// Its weight, and what is added to the mean of squares.
+    pub(crate) fn parts(&self) -> Result<(Array, f32)> {
+        Ok((self.weight.get()?, self.eps))
     }
 }

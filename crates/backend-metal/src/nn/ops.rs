@@ -63,6 +63,9 @@ impl Mode {
     }
 }
 
+/// How gpt-oss's publisher packs its experts, and MLX what it calls so.
+pub(crate) const MXFP4: Scheme = Scheme { mode: Mode::Mxfp4, bits: 4, group_size: 32 };
+
 impl Scheme {
     /// Whether MLX has kernels for these numbers.
     pub(crate) fn is_supported(self) -> bool {
@@ -315,7 +318,7 @@ fn handle(array: Option<&Array>) -> mlx_sys::mlx_array {
 }
 
 /// Runs a function of MLX's C interface that writes one array.
-fn call(name: &str, function: impl FnOnce(*mut mlx_sys::mlx_array) -> i32) -> Result<Array> {
+pub(super) fn call(name: &str, function: impl FnOnce(*mut mlx_sys::mlx_array) -> i32) -> Result<Array> {
     let mut result = handle(None);
     match function(&raw mut result) {
         // SAFETY: on success the function stored a fresh handle, which nothing else owns.

@@ -1,6 +1,6 @@
 //! One forward pass: which rows it computes, at which positions, and what they may attend to.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, ptr};
 
 use mlx_rs::{
     Array,
@@ -9,7 +9,13 @@ use mlx_rs::{
     ops,
 };
 
-use super::{cache::Rows, ops::scalar, rope::Offsets};
+use super::{
+    cache::Rows,
+    native::{self, Turns},
+    ops::scalar,
+    parameter::Parameter,
+    rope::{Offsets, Rope},
+};
 
 /// The rows of a forward pass, shared by all its layers.
 pub(crate) struct Pass<'a> {
@@ -18,6 +24,8 @@ pub(crate) struct Pass<'a> {
     offsets: Offsets,
     lengths: Vec<usize>,
     masks: HashMap<(i32, Option<usize>), Array>,
+    /// By the address of their rope, which outlives the pass.
+    turns: Vec<(*const Rope, Turns)>,
 }
 
 /// How a layer attends.
@@ -30,7 +38,7 @@ pub(crate) struct Attend {
     /// Scores `s` become `cap · tanh(s / cap)`.
     pub(crate) softcap: Option<f32>,
     /// For each head a score that takes part in the softmax and has no value, `[heads]`.
-    pub(crate) sinks: Option<Array>,
+    pub(crate) sinks: Option<Parameter>,
 }
 
 impl Attend {
@@ -71,7 +79,7 @@ impl<'a> Pass<'a> {
                 (offsets, caches.iter().map(|cache| cache.length_with(count as usize)).collect())
             }
         };
-        Ok(Self { rows, tokens: count as usize, offsets, lengths, masks: HashMap::new() })
+        Ok(Self { rows, tokens: count as usize, offsets, lengths, masks: HashMap::new(), turns: Vec::new() })
     }
 
     /// Where the tokens of each row begin.
@@ -84,8 +92,18 @@ impl<'a> Pass<'a> {
         &self.lengths
     }
 
+    /// How this rope rotates the tokens: computed for the first layer that has it.
+    pub(super) fn turns(&mut self, rope: &Rope) -> Result<Turns> {
+        if let Some((_, turns)) = self.turns.iter().find(|(known, _)| ptr::eq(*known, rope)) {
+            return Ok(turns.clone());
+        }
+        let turns = rope.turns(&self.offsets, self.tokens, &self.lengths)?;
+        self.turns.push((rope, turns.clone()));
+        Ok(turns)
+    }
+
     /// Attention of one layer: queries `[B, heads, T, head_dim]`, keys and values `[B, kv_heads, T, head_dim]`, which are
-    /// added to the rows' caches, → `[B, heads, T, head_dim]`.
+    /// added to the rows' caches, → `[B, T, heads · head_dim]`.
     pub(crate) fn attend(
         &mut self,
         layer: usize,
@@ -93,8 +111,9 @@ impl<'a> Pass<'a> {
         attend: &Attend,
     ) -> Result<Array> {
         let mut updated = Vec::new();
+        let mut gap = None;
         match &mut self.rows {
-            Rows::Uncached => return self.attend_row(queries, keys, values, attend),
+            Rows::Uncached => updated.push([keys.clone(), values.clone()]),
             Rows::Cached(caches) => {
                 let rows = caches.len() as i32;
                 let split = |array: &Array| {
@@ -103,15 +122,31 @@ impl<'a> Pass<'a> {
                 let (keys, values) = (split(keys)?, split(values)?);
                 for (cache, (keys, values)) in caches.iter_mut().zip(keys.iter().zip(&values)) {
                     let (cache, position) = cache.layer(layer);
+                    gap = cache.gap(position, self.tokens);
                     updated.push(cache.update(position, keys, values)?);
                 }
             }
         }
-        if let [[keys, values]] = updated.as_slice() {
+        if let (Some(gap), [[keys, values]]) = (gap, &updated[..]) {
+            let mask = gap.mask(self.tokens);
+            let mixed = masked(queries, keys, values, attend, Some(&mask))?.swap_axes(1, 2)?;
+            return mixed.reshape(&[mixed.dim(0), mixed.dim(1), -1]);
+        }
+        let rows: Vec<_> = updated.iter().map(|[keys, values]| [keys, values]).collect();
+        if let Some(mixed) = native::attend(queries, &rows, attend) {
+            return mixed;
+        }
+        let mixed = self.attend_rows(queries, &updated, attend)?.swap_axes(1, 2)?;
+        mixed.reshape(&[mixed.dim(0), mixed.dim(1), -1])
+    }
+
+    /// The same with MLX's operations, of rows with these keys and values, → `[B, heads, T, head_dim]`.
+    fn attend_rows(&mut self, queries: &Array, updated: &[[Array; 2]], attend: &Attend) -> Result<Array> {
+        if let [[keys, values]] = updated {
             return self.attend_row(queries, keys, values, attend);
         }
         let queries = queries.split_equal(updated.len() as i32, 0)?;
-        let rows = queries.iter().zip(&updated);
+        let rows = queries.iter().zip(updated);
         let rows: Vec<_> = rows
             .map(|(queries, [keys, values])| self.attend_row(queries, keys, values, attend))
             .collect::<Result<_>>()?;
@@ -136,16 +171,15 @@ impl<'a> Pass<'a> {
     ) -> Result<Array> {
         let (tokens, seen) = (queries.dim(2), keys.dim(2));
         let window = attend.window.filter(|window| (*window as i32) < seen);
-        if let Some(cap) = attend.softcap {
-            let mask = if tokens == 1 && window.is_none() { None } else { Some(self.mask(seen, window)?) };
-            return capped(queries, keys, values, attend.scale, cap, mask.as_ref());
+        let causal = tokens > 1 && window.is_none() && attend.softcap.is_none();
+        if causal {
+            let sinks = attend.sinks.as_ref().map(Parameter::get).transpose()?;
+            let (mask, sinks) = (Some(Mask::Causal), sinks.as_ref());
+            return fast::scaled_dot_product_attention(queries, keys, values, attend.scale, mask, sinks);
         }
-        let windowed = window.map(|_| self.mask(seen, window)).transpose()?;
-        let mask = match &windowed {
-            Some(mask) => Some(Mask::Array(mask)),
-            None => (tokens > 1).then_some(Mask::Causal),
-        };
-        fast::scaled_dot_product_attention(queries, keys, values, attend.scale, mask, attend.sinks.as_ref())
+        let needed = tokens > 1 || window.is_some();
+        let mask = needed.then(|| self.mask(seen, window)).transpose()?;
+        masked(queries, keys, values, attend, mask.as_ref())
     }
 
     /// What the last T of `seen` positions see: `[T, seen]`, true where they do.
@@ -162,6 +196,28 @@ impl<'a> Pass<'a> {
         self.masks.insert((seen, window), mask.clone());
         Ok(mask)
     }
+}
+
+/// Attention to what the mask `[T, S]` lets through, or to all.
+fn masked(
+    queries: &Array,
+    keys: &Array,
+    values: &Array,
+    attend: &Attend,
+    mask: Option<&Array>,
+) -> Result<Array> {
+    if let Some(cap) = attend.softcap {
+        return capped(queries, keys, values, attend.scale, cap, mask);
+    }
+    let sinks = attend.sinks.as_ref().map(Parameter::get).transpose()?;
+    fast::scaled_dot_product_attention(
+        queries,
+        keys,
+        values,
+        attend.scale,
+        mask.map(Mask::Array),
+        sinks.as_ref(),
+    )
 }
 
 /// Attention whose scores are capped before the softmax.
@@ -190,4 +246,13 @@ fn capped(
     };
     let weights = ops::softmax_axis(&scores, -1, true)?;
     weights.matmul(values)?.reshape(&[batch, heads, tokens, head_dim])
+}
+
+/// What MLX makes of one row, `[1, T, heads · head_dim]`.
+#[cfg(test)]
+pub(super) fn plain([queries, keys, values]: [&Array; 3], attend: &Attend) -> Result<Array> {
+    let tokens = Array::from_slice(&vec![0_u32; queries.dim(2) as usize], &[1, queries.dim(2)]);
+    let mut pass = Pass::new(&tokens, Rows::Uncached)?;
+    let mixed = pass.attend_row(queries, keys, values, attend)?.swap_axes(1, 2)?;
+    mixed.reshape(&[1, queries.dim(2), -1])
 }

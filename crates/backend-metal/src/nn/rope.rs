@@ -3,10 +3,14 @@
 use std::{f64::consts::PI, path::PathBuf};
 
 use inference_core::{Error, Result as LoadResult};
-use mlx_rs::{Array, error::Result, fast, ops};
+use mlx_rs::{
+    Array,
+    error::{Exception, Result},
+    fast, ops,
+};
 use serde_json::{Map, Value};
 
-use super::weights::Weights;
+use super::{native::Turns, weights::Weights};
 
 /// Where the tokens of each row begin.
 #[derive(Debug, Clone)]
@@ -111,6 +115,49 @@ impl Rope {
         }
     }
 
+    /// The rotations of `tokens` tokens in each row, where row b is part of a text of `lengths[b]` tokens.
+    pub(crate) fn turns(&self, offsets: &Offsets, tokens: usize, lengths: &[usize]) -> Result<Turns> {
+        let pairs = self.dims as usize / 2;
+        let magnitude = self.magnitude.as_ref().map(Array::to_vec_exact::<f32>).transpose();
+        let magnitude = magnitude.map_err(host)?.map_or(1.0, |magnitude| magnitude[0]);
+        let starts = match offsets {
+            Offsets::Same(start) => vec![*start as i32; lengths.len()],
+            Offsets::Each(starts) => starts.to_vec_exact::<i32>().map_err(host)?,
+        };
+        let powers =
+            |base: f64| (0..pairs).map(|i| base.powf(2.0 * i as f64 / f64::from(self.dims)) as f32).collect();
+        let mut turns = vec![0.0; lengths.len() * tokens * 2 * pairs];
+        let mut rows = turns.chunks_exact_mut((tokens * 2 * pairs).max(1));
+        for ((row, start), length) in rows.by_ref().zip(starts).zip(lengths) {
+            let periods: Vec<f32> = match &self.periods {
+                Periods::Base(base) => powers(f64::from(*base)),
+                Periods::Dynamic { original, base, factor } => {
+                    powers(self.dynamic_base(*original, *base, *factor, *length))
+                }
+                Periods::Listed(periods) => periods.to_vec_exact().map_err(host)?,
+                Periods::Long { original, short, long } => {
+                    (if length > original { long } else { short }).to_vec_exact().map_err(host)?
+                }
+            };
+            for (token, turns) in row.chunks_exact_mut(2 * pairs).enumerate() {
+                let position = (start as f32 + token as f32) * self.scale;
+                let (cosines, sines) = turns.split_at_mut(pairs);
+                for ((cosine, sine), period) in cosines.iter_mut().zip(sines).zip(&periods) {
+                    let (sin, cos) = (position * (1.0 / period)).sin_cos();
+                    (*cosine, *sine) = (cos * magnitude, sin * magnitude);
+                }
+            }
+        }
+        Ok(Turns { pairs, turns: turns.into() })
+    }
+
+    /// The base for a text of this length.
+    fn dynamic_base(&self, original: usize, base: f64, factor: f64, length: usize) -> f64 {
+        let (length, dims) = (length.max(original) as f64, f64::from(self.dims));
+        let growth = factor * length / original as f64 - (factor - 1.0);
+        base * growth.powf(dims / (dims - 2.0))
+    }
+
     fn rotate_at_length(&self, x: &Array, offsets: &Offsets, length: usize) -> Result<Array> {
         match &self.periods {
             Periods::Long { original, short, long } => {
@@ -118,10 +165,7 @@ impl Rope {
                 self.rotate(x, None, offsets, Some(periods))
             }
             Periods::Dynamic { original, base, factor } => {
-                let length = length.max(*original) as f64;
-                let dims = f64::from(self.dims);
-                let growth = factor * length / *original as f64 - (factor - 1.0);
-                let base = base * growth.powf(dims / (dims - 2.0));
+                let base = self.dynamic_base(*original, *base, *factor, length);
                 self.rotate(x, Some(base as f32), offsets, None)
             }
             Periods::Base(base) => self.rotate(x, Some(*base), offsets, None),
@@ -208,6 +252,10 @@ impl Rope {
         }
         Ok(rope)
     }
+}
+
+fn host(error: impl std::fmt::Display) -> Exception {
+    Exception::custom(error.to_string())
 }
 
 fn listed(periods: &[f64]) -> Array {

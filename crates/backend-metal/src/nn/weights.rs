@@ -1,12 +1,16 @@
 //! A checkpoint's tensors by name, each taken once and checked against the shape that the config demands.
 
-use std::{cell::RefCell, collections::BTreeSet, fmt::Display};
+use std::{cell::RefCell, collections::BTreeSet, fmt::Display, rc::Rc};
 
 use inference_core::{Dtype, Error, ModelManifest, Result, TensorInfo};
 use mlx_rs::Array;
 use serde_json::Value;
 
-use super::ops::{Mode, Scheme};
+use super::{
+    adapter::{Site, SiteKind},
+    ops::{Mode, Scheme},
+    parameter::{Form, Inventory, Parameter},
+};
 use crate::load::{Reader, mlx_dtype};
 
 /// Types of weights that are numbers as they stand.
@@ -23,6 +27,7 @@ pub(crate) struct Source<'a> {
     reader: Reader<'a>,
     taken: RefCell<BTreeSet<&'a str>>,
     float: Dtype,
+    inventory: Rc<Inventory>,
 }
 
 impl<'a> Source<'a> {
@@ -35,7 +40,7 @@ impl<'a> Source<'a> {
             }
         }
         let most = (0..FLOATS.len()).max_by_key(|index| elements[*index]).unwrap_or_default();
-        Self { reader, taken: RefCell::default(), float: FLOATS[most] }
+        Self { reader, taken: RefCell::default(), float: FLOATS[most], inventory: Rc::default() }
     }
 
     /// The whole checkpoint.
@@ -107,20 +112,12 @@ impl<'a> Weights<'a> {
         })
     }
 
-    /// The tensor `name`, of any of the types of [`FLOATS`].
+    /// The vector or stack of vectors `name`, of any of the types of [`FLOATS`].
     ///
     /// # Errors
     /// [`Error::InvalidModel`] where it is missing or its shape or type is another.
-    pub(crate) fn take(&self, name: &str, shape: &[usize]) -> Result<Array> {
-        self.take_as(name, shape, FLOATS)
-    }
-
-    /// The tensor `name` in the type of the activations: a vector of another would widen or narrow all that it meets.
-    ///
-    /// # Errors
-    /// As [`take`](Self::take).
-    pub(crate) fn take_vector(&self, name: &str, shape: &[usize]) -> Result<Array> {
-        as_activations(self, self.take(name, shape)?)
+    pub(crate) fn take(&self, name: &str, shape: &[usize]) -> Result<Parameter> {
+        Parameter::load(&[self], None, name, &[shape.to_vec()], Form::Stored)
     }
 
     /// The tensor `name`, of one of these types.
@@ -171,6 +168,18 @@ impl<'a> Weights<'a> {
     pub(crate) fn skip(&self, unneeded: impl Fn(&str) -> bool) {
         let names = self.manifest().tensors().keys().map(String::as_str);
         self.source.taken.borrow_mut().extend(names.filter(|name| unneeded(name)));
+    }
+
+    /// The place of an adapter, for the layer at `name` below this one.
+    pub(crate) fn site(&self, name: &str, kind: SiteKind, inputs: usize, outputs: usize) -> Rc<Site> {
+        let site = Site::new(self.at(name).path, kind, inputs, outputs);
+        self.inventory().add_site(site.clone());
+        site
+    }
+
+    /// What of the checkpoint can be trained.
+    pub(crate) fn inventory(&self) -> &Rc<Inventory> {
+        &self.source.inventory
     }
 
     /// How the matrix at this name is quantised.
@@ -254,17 +263,30 @@ pub(crate) fn scheme(manifest: &ModelManifest, path: &str) -> Result<Scheme> {
     Ok(scheme)
 }
 
-/// The array in the type of the activations.
-///
-/// # Errors
-/// MLX's own.
-pub(crate) fn as_activations(weights: &Weights<'_>, array: Array) -> Result<Array> {
-    let dtype = weights.float_dtype();
-    if array.dtype() == dtype {
-        return Ok(array);
+impl Parameter {
+    /// The tensor `name` below each of `parts`, in one: see [`take_joined`]. Vectors get the type of the activations: one of
+    /// another would widen or narrow all that it meets.
+    ///
+    /// # Errors
+    /// As [`take_joined`], and MLX's own.
+    pub(crate) fn load(
+        parts: &[&Weights<'_>],
+        stack: Option<usize>,
+        name: &str,
+        shapes: &[Vec<usize>],
+        form: Form,
+    ) -> Result<Self> {
+        let mut stored = take_joined(parts, stack, name, shapes, FLOATS)?;
+        let failed = |error| Error::backend("mlx", "bind the weights", error);
+        let dtype = parts[0].float_dtype();
+        if form != Form::Transposed && stored.dtype() != dtype {
+            stored = stored.as_dtype(dtype).and_then(|cast| cast.eval().map(|()| cast)).map_err(failed)?;
+        }
+        let rows = parts.iter().zip(shapes).map(|(part, shape)| (part.name(name), shape[0]));
+        let parameter = Self::new(rows.collect(), stored, form).map_err(failed)?;
+        parts[0].inventory().add_parameter(parameter.clone());
+        Ok(parameter)
     }
-    let cast = array.as_dtype(dtype).and_then(|cast| cast.eval().map(|()| cast));
-    cast.map_err(|error| Error::backend("mlx", "bind the weights", error))
 }
 
 /// The tensor `name` below each of `parts`, in one array: their rows one below the other, and those cut, with `stack`, into as

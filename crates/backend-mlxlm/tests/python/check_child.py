@@ -11,6 +11,7 @@ from mlx_lm import sample_utils
 spec = importlib.util.spec_from_file_location("child", sys.argv[1])
 child = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(child)
+child.mx = mx
 
 DRAWS = 1500
 

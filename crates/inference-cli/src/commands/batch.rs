@@ -136,7 +136,11 @@ async fn answer(
 ) -> (Row, Option<serde_json::Value>) {
     let answer = match model.complete(row.prompt_for(chat), options).await {
         Ok(completion) if completion.finish.reason == FinishReason::Cancelled => None,
-        Ok(completion) => Some(json!({ "text": completion.text, "finish": completion.finish })),
+        Ok(completion) => {
+            let mut answer = json!(completion.answer);
+            answer["finish"] = json!(completion.finish);
+            Some(answer)
+        }
         Err(inference::Error::Cancelled) => None,
         Err(error) => Some(failure::to_json(&error.into())),
     };

@@ -18,7 +18,7 @@ use crate::{
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "The copy is a folder like the original, which mlx_lm loads too. It appears when it is complete; a conversion that fails \
-or is interrupted leaves nothing.
+or is interrupted leaves nothing. Experts that are packed as published, gpt-oss's, stay so unless --dense unpacks them.
 
 A rule is PATTERN=BITS, PATTERN=BITS/GROUP or PATTERN=none: * stands for any characters, and of several that fit the \
 last one counts.

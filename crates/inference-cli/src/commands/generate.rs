@@ -9,7 +9,7 @@ use crate::{
     model,
     options::{GenerateArgs, LoadArgs, TokenIds},
     render::Out,
-    stream::{self, Style},
+    stream::{self, Show, Style},
 };
 
 /// Continue a text, as it stands: no chat template
@@ -19,8 +19,8 @@ use crate::{
   inference generate --model ~/models/Qwen3-0.6B - --max-tokens 500 --temperature 0.8 < story.txt
   inference generate --model ~/models/Qwen3-0.6B --prompt-tokens '[151644,872,198]' --json
 
---json prints a line a token, {\"token\":{\"id\":…,\"text\":…}}, then {\"finish\":{\"reason\":…,\"metrics\":{…}}} \
-or {\"error\":{\"kind\":…,\"message\":…}}.")]
+--json prints a line a token, {\"token\":{\"id\":…,\"text\":…}}, then \
+{\"answer\":{\"text\":…},\"finish\":{\"reason\":…,\"metrics\":{…}}} or {\"error\":{\"kind\":…,\"message\":…}}.")]
 #[command(group(clap::ArgGroup::new("input").required(true).multiple(false).args(["prompt", "prompt_tokens"])))]
 pub(crate) struct Args {
     /// The model's folder
@@ -58,7 +58,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let options = args.generate.options(scope.token());
     options.validate()?;
     let model = model::load(&args.model, &args.load, scope.token(), args.quiet || args.json).await?;
-    let style = Style { json: args.json, quiet: args.quiet };
+    let style = Style { show: Show::Text.or_json(args.json), quiet: args.quiet };
     model::using(model, async |model| {
         let stream = model.generate(prompt, options).await?;
         Ok(stream::print(stream, style, &mut Out::new()).await?.status())

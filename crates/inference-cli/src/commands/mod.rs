@@ -10,10 +10,13 @@ pub(crate) mod convert;
 pub(crate) mod discover;
 pub(crate) mod estimate;
 pub(crate) mod explain;
+#[cfg(feature = "metal")]
+pub(crate) mod fuse;
 pub(crate) mod generate;
 pub(crate) mod info;
 pub(crate) mod parity;
 pub(crate) mod soak;
+pub(crate) mod train;
 
 use std::io::Read as _;
 

@@ -251,10 +251,11 @@ impl Soak<'_> {
             return out.json(&json!({ "sample": {
                 "seconds": seconds, "requests": totals.requests, "tokens": totals.tokens,
                 "failures": totals.failures, "running": stats.active, "memory": stats.memory,
+                "process_bytes": process_bytes(),
             }}));
         }
         out.line(&format!(
-            "{seconds:7.1} s  {:6} requests  {:8} tokens  {:3} failed  {:2} running  memory {:>9} active {:>9} cache {:>9} peak",
+            "{seconds:7.1} s  {:6} requests  {:8} tokens  {:3} failed  {:2} running  memory {:>9} active {:>9} cache {:>9} peak {:>9} process",
             totals.requests,
             totals.tokens,
             totals.failures,
@@ -262,6 +263,7 @@ impl Soak<'_> {
             render::bytes(stats.memory.active_bytes),
             render::bytes(stats.memory.cache_bytes),
             render::bytes(stats.memory.peak_bytes),
+            process_bytes().map_or_else(|| "?".to_owned(), render::bytes),
         ))
     }
 
@@ -316,4 +318,9 @@ impl Soak<'_> {
         }
         Ok(totals.failures)
     }
+}
+
+/// What the process has in physical memory; `None` where the system does not say.
+fn process_bytes() -> Option<u64> {
+    memory_stats::memory_stats().map(|stats| stats.physical_mem as u64)
 }

@@ -42,3 +42,7 @@ pub fn errors(output: &Output) -> String {
 pub fn json_lines(output: &Output) -> Vec<Value> {
     text(output).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
+
+pub fn succeeded(output: &Output) {
+    assert_eq!(output.status.code(), Some(0), "{}{}", text(output), errors(output));
+}

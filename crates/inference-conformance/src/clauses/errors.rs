@@ -242,7 +242,7 @@ fn config(subject: &Subject) -> Result<serde_json::Map<String, serde_json::Value
 }
 
 /// The model's first weights file: its name and bytes.
-fn weights(subject: &Subject) -> Result<(String, Vec<u8>), Objection> {
+pub(super) fn weights(subject: &Subject) -> Result<(String, Vec<u8>), Objection> {
     let manifest = ModelManifest::read(subject.folder())?;
     let path = &manifest.files()[0];
     let io = |source| Error::io("read", path, source);
@@ -260,10 +260,10 @@ fn header_length(bytes: &[u8]) -> Result<usize, Objection> {
 }
 
 /// The subject's folder again, for breaking: files are links, those to be broken are left out.
-struct Copy(TempDir);
+pub(super) struct Copy(TempDir);
 
 impl Copy {
-    fn of(subject: &Subject, without: &[&str]) -> Result<Self, Objection> {
+    pub(super) fn of(subject: &Subject, without: &[&str]) -> Result<Self, Objection> {
         let here = |source| Error::io("write", std::env::temp_dir(), source);
         let copy = tempfile::tempdir().map_err(here)?;
         let folder = subject.folder();
@@ -278,11 +278,11 @@ impl Copy {
         Ok(Self(copy))
     }
 
-    fn path(&self) -> &Path {
+    pub(super) fn path(&self) -> &Path {
         self.0.path()
     }
 
-    fn write(&self, name: &str, bytes: &[u8]) -> ClauseResult {
+    pub(super) fn write(&self, name: &str, bytes: &[u8]) -> ClauseResult {
         let path = self.path().join(name);
         Ok(fs::write(&path, bytes).map_err(|source| Error::io("write", path, source))?)
     }

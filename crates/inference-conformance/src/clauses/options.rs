@@ -1,10 +1,11 @@
 //! Options: refused where they make no sense or cannot be served, honoured where they can.
 
 use inference_core::{
-    Completion, Error, Feature, FinishReason, GenerateOptions, LoadOptions, Result, StopCause,
+    Completion, ContextOverflow, Error, Feature, FinishReason, GenerateOptions, LoadOptions, Prompt, Result,
+    StopCause,
 };
 
-use super::{alone, ended, ending, ids, some_prompts};
+use super::{alone, ended, ending, ids, some_ids, some_prompts};
 use crate::{
     ClauseResult, Objection, Subject,
     clause::{clauses, ensure},
@@ -21,6 +22,8 @@ clauses!("options":
     an_end_of_sequence_token_ends_the_text [Generate],
     ignore_eos_goes_on [Generate Stop],
     min_tokens_puts_the_end_off [Generate MinTokens],
+    a_request_that_would_overflow_can_be_refused [Generate ContextLength ContextOverflow],
+    a_context_that_rotates_goes_on [Generate ContextLength ContextOverflow],
 );
 
 /// Every feature that is no capability is refused as `Unsupported`, before any work. Nothing is ignored.
@@ -190,5 +193,41 @@ fn stopped(answer: &Completion, whole: &str, stop: &str) -> ClauseResult {
     ensure!(answer.text == whole[..end], "stopped at {stop:?}: {:?}, of {whole:?}", answer.text);
     let expected = FinishReason::Stop(StopCause::StopString(stop.to_owned()));
     ensure!(answer.finish.reason == expected, "it ended as {:?}", answer.finish.reason);
+    Ok(())
+}
+
+/// With `ContextOverflow::Refuse`, a prompt and an answer that do not fit together are refused by the call; what fits is answered.
+pub async fn a_request_that_would_overflow_can_be_refused(subject: &Subject) -> ClauseResult {
+    let model = subject.load(subject.base_load_options().context_length(32)).await?;
+    let prompt = some_ids(&*model, 20, 60);
+    let options = |tokens| Ok::<_, Error>(subject.greedy(tokens)?.context_overflow(ContextOverflow::Refuse));
+    match model.generate(prompt.clone().into(), options(13)?).await {
+        Err(Error::ContextExceeded { tokens: 33, limit: 32 }) => {}
+        result => {
+            return Err(Objection::broken(format!("20 and 13 tokens of 32 ended as {}", ended(&result))));
+        }
+    }
+    let answer = alone(&*model, &prompt.into(), &options(12)?).await?;
+    ensure!(!answer.tokens.is_empty(), "20 and 12 tokens of 32 gave no answer");
+    Ok(())
+}
+
+/// With `ContextOverflow::Rotate`, a text goes on where the context is full, and so does a prompt that it does not hold; until
+/// then, it says what it says without.
+pub async fn a_context_that_rotates_goes_on(subject: &Subject) -> ClauseResult {
+    let model = subject.load(subject.base_load_options().context_length(32)).await?;
+    let rotate = |tokens| {
+        Ok::<_, Error>(subject.greedy(tokens)?.context_overflow(ContextOverflow::Rotate { keep: 4 }))
+    };
+    let prompt = Prompt::Tokens(some_ids(&*model, 20, 61));
+    let plain = alone(&*model, &prompt, &subject.greedy(12)?).await?;
+    let answer = alone(&*model, &prompt, &rotate(40)?).await?;
+    ensure!(ids(&answer).starts_with(&ids(&plain)), "{:?} does not begin as {:?}", ids(&answer), ids(&plain));
+    for (prompt, which) in [(prompt, "a text"), (some_ids(&*model, 70, 62).into(), "a prompt")] {
+        let answer = alone(&*model, &prompt, &rotate(40)?).await?;
+        let (reason, tokens) = (&answer.finish.reason, answer.tokens.len());
+        let ended = matches!(reason, FinishReason::Stop(_)) || tokens == 40;
+        ensure!(ended, "{which} longer than the context ended as {reason:?} after {tokens} of 40 tokens");
+    }
     Ok(())
 }

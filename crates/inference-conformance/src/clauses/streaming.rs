@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures::StreamExt as _;
 use inference_core::FinishReason;
 
-use super::{CHANNEL, ENDLESS, alone, drain, ids, was_cancelled, within};
+use super::{CHANNEL, ENDLESS, alone, drain, ids, some_prompts, was_cancelled, within};
 use crate::{
     ClauseResult, Subject,
     clause::{clauses, ensure},
@@ -17,6 +17,7 @@ clauses!("streaming":
     an_unread_stream_blocks_nobody [Generate],
     a_reader_holds_its_own_request_back [Generate],
     tokens_arrive_as_they_are_made [Generate],
+    the_parts_of_an_answer_are_all_of_it [Generate],
 );
 
 /// After the last token the stream gives `None` however often it is asked, and the same finish each time.
@@ -38,8 +39,12 @@ pub async fn a_slow_reader_misses_nothing(subject: &Subject) -> ClauseResult {
     let mut stream = model.generate(subject.prompt.clone(), options.clone()).await?;
     // Time to fill the channel, and for one that loses what does not fit to lose it.
     within(Duration::from_millis(250), || model.stats().active == 0);
-    let found: Vec<u32> = drain(&mut stream).await?.0.iter().map(|token| token.id).collect();
+    let (tokens, finish) = drain(&mut stream).await?;
+    let found: Vec<u32> = tokens.iter().map(|token| token.id).collect();
     ensure!(found == expected, "read late {found:?}, read at once {expected:?}");
+    // One that loses tokens may have lost the same ones both times.
+    let generated = finish.metrics.generated_tokens;
+    ensure!(found.len() == generated, "{} tokens came of {generated}", found.len());
     Ok(())
 }
 
@@ -89,4 +94,23 @@ pub async fn tokens_arrive_as_they_are_made(subject: &Subject) -> ClauseResult {
         "the first token came when nothing ran any more"
     );
     was_cancelled(&finish)
+}
+
+/// The answer's parts, whatever they are taken for, hold the text of every token in order: what a model says is never lost.
+pub async fn the_parts_of_an_answer_are_all_of_it(subject: &Subject) -> ClauseResult {
+    let model = subject.model().await?;
+    for prompt in some_prompts(subject, &*model) {
+        let text = alone(&*model, &prompt, &subject.greedy(24)?).await?.text;
+        let mut events = model.generate(prompt, subject.greedy(24)?).await?.events();
+        let mut raw = String::new();
+        while let Some(event) = events.next().await {
+            raw.push_str(event?.raw());
+        }
+        // Marks that are special tokens have no text of their own.
+        let mut parts = raw.chars();
+        let all = text.chars().all(|c| parts.any(|part| part == c));
+        ensure!(all, "the parts are {raw:?}, the text is {text:?}");
+        events.finish().await?;
+    }
+    Ok(())
 }

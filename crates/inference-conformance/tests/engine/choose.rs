@@ -1,7 +1,7 @@
 //! How the engine chooses, rightly or in one of many wrong ways.
 
 use inference_conformance::sampler;
-use inference_core::{Alternative, SamplingOptions, Token};
+use inference_core::{Alternative, Result, SamplingOptions, Token};
 
 use super::{
     language::{EOS, VOCAB, logits, mix, syllable},
@@ -9,14 +9,14 @@ use super::{
 };
 
 impl Run {
-    pub(crate) fn choose(&self, step: usize) -> Token {
+    pub(crate) fn choose(&self, step: usize) -> Result<Token> {
         let mut logits = logits(&self.history, self.salt);
         let early = step < self.options.min_tokens.unwrap_or(0);
         if early && !self.fault.is("min_tokens_puts_the_end_off") {
             logits[EOS as usize] = f64::NEG_INFINITY;
         }
         let sampling = &self.options.sampling;
-        let log_probabilities = self.processed(logits);
+        let log_probabilities = self.processed(logits)?;
         let mut temperature = f64::from(sampling.temperature_or_greedy());
         if self.fault.is("temperature_zero_is_greedy") && sampling.temperature.is_some() {
             temperature = temperature.max(1.0);
@@ -37,7 +37,7 @@ impl Run {
             }
             self.report(&mut token, &reported);
         }
-        token
+        Ok(token)
     }
 
     fn report(&self, token: &mut Token, log_probabilities: &[f64]) {
@@ -53,9 +53,12 @@ impl Run {
         token.top = order.into_iter().map(alternative).collect();
     }
 
-    /// Bias and penalties, then the log-softmax.
-    fn processed(&self, mut logits: Vec<f64>) -> Vec<f64> {
+    /// Bias, penalties and the caller's processor, then the log-softmax.
+    fn processed(&self, mut logits: Vec<f64>) -> Result<Vec<f64>> {
         let mut options = self.options.sampling.clone();
+        if self.fault.is("a_processor_has_the_last_word") {
+            self.process(&mut logits)?;
+        }
         if self.fault.is("a_bias_bans_and_forces") {
             options.logit_bias =
                 options.logit_bias.map(|b| b.iter().filter(|b| b.1.is_finite()).copied().collect());
@@ -83,7 +86,25 @@ impl Run {
             let penalty = f64::from(options.repetition_penalty.take().unwrap_or(1.0));
             (0..VOCAB).filter(|id| self.history.contains(id)).for_each(|id| logits[id as usize] /= penalty);
         }
-        sampler::log_probabilities(&logits, &self.history, &options)
+        sampler::bias(&mut logits, &options);
+        sampler::penalise(&mut logits, &self.history, &options);
+        if !self.fault.is("a_processor_has_the_last_word") {
+            self.process(&mut logits)?;
+        }
+        Ok(sampler::log_softmax(&logits))
+    }
+
+    fn process(&self, logits: &mut [f64]) -> Result<()> {
+        let Some(processor) = &self.options.processor else { return Ok(()) };
+        let (prompt, answer) = self.history.split_at(self.prompt);
+        let prompt = if self.fault.is("a_processor_sees_logits_and_history") { &prompt[1..] } else { prompt };
+        let mut edited: Vec<f32> = logits.iter().map(|x| *x as f32).collect();
+        match processor.run(prompt, answer, &mut edited) {
+            Err(_) if self.fault.is("a_processor_that_fails_ends_its_request_alone") => return Ok(()),
+            result => result?,
+        }
+        logits.iter_mut().zip(edited).for_each(|(x, edited)| *x = f64::from(edited));
+        Ok(())
     }
 
     fn draw(&self, log_probabilities: &[f64], mut temperature: f64, step: usize) -> usize {

@@ -7,7 +7,9 @@
 mod choose;
 mod language;
 mod model;
+mod session;
 mod text;
+mod train;
 
 use std::{
     path::Path,

@@ -1,6 +1,7 @@
 //! The model: one thread a request.
 
 use std::{
+    path::Path,
     sync::{
         Arc, Mutex, MutexGuard,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -9,29 +10,43 @@ use std::{
 };
 
 use async_trait::async_trait;
-use futures::{StreamExt as _, executor::block_on, stream::BoxStream};
+use futures::{executor::block_on, lock::OwnedMutexGuard};
 use inference_conformance::sampler;
 use inference_core::{
-    CancellationToken, Classification, ClassifyOptions, Error, Finish, FinishReason, GenerateOptions,
-    LabelScore, LoadOptions, Metrics, ModelInfo, ModelManifest, ModelStats, Prompt, Result, StopCause,
-    TextModel, TokenSink, TokenStream, TrainEvent, TrainOptions, Trainable, TrainingData,
+    AnswerReader, CancellationToken, ChatEvent, Classification, ClassifyOptions, ContextOverflow, Error,
+    Finish, FinishReason, GenerateOptions, LabelScore, LoadOptions, Metrics, ModelInfo, ModelManifest,
+    ModelStats, Prompt, Result, Session, StopCause, TextModel, Token, TokenSink, TokenStream, Trainable,
 };
 
 use super::{
     ACTIVE_BYTES, Fault,
     language::{EOS, VOCAB, logits, render, syllable, tokenise},
+    session::Kept,
     shared_shutdown,
     text::Text,
 };
 
 #[derive(Debug)]
-pub(crate) struct Model {
+pub(crate) struct Model(Arc<Core>);
+
+/// What a model shares with its sessions.
+#[derive(Debug)]
+pub(crate) struct Core {
     info: ModelInfo,
-    fault: Fault,
+    pub(crate) manifest: ModelManifest,
+    pub(crate) fault: Fault,
     shared: Arc<Shared>,
     closed: AtomicBool,
     /// Changes every logit, for engines whose answers depend on what they must not.
     salt: u64,
+}
+
+impl std::ops::Deref for Model {
+    type Target = Core;
+
+    fn deref(&self) -> &Core {
+        &self.0
+    }
 }
 
 #[derive(Debug)]
@@ -78,16 +93,23 @@ impl Model {
             requests: AtomicU64::new(0),
             all: CancellationToken::new(),
         };
-        Self {
+        Self(Arc::new(Core {
             info,
+            manifest: manifest.clone(),
             fault,
             shared: Arc::new(shared),
             closed: AtomicBool::new(false),
             salt: u64::from(changed),
-        }
+        }))
+    }
+}
+
+impl Core {
+    pub(crate) fn check_open(&self) -> Result<()> {
+        if self.closed.load(Ordering::Acquire) { Err(Error::Closed) } else { Ok(()) }
     }
 
-    fn ids(&self, prompt: Prompt, lenient: bool) -> Result<Vec<u32>> {
+    fn ids(&self, prompt: Prompt, lenient: bool, rotates: bool) -> Result<Vec<u32>> {
         let mut ids = match prompt {
             Prompt::Text(text) => tokenise(&text),
             Prompt::Chat(messages) if self.fault.is("a_chat_reads_every_message") => {
@@ -107,7 +129,7 @@ impl Model {
             ids.iter_mut().for_each(|id| *id %= VOCAB);
         }
         let limit = self.info.context_length;
-        if ids.len() > limit {
+        if ids.len() > limit && !rotates {
             if self.fault.is("a_prompt_past_the_context_is_refused") {
                 ids.truncate(limit);
             } else {
@@ -116,19 +138,16 @@ impl Model {
         }
         Ok(ids)
     }
-}
 
-#[async_trait]
-impl TextModel for Model {
-    fn info(&self) -> &ModelInfo {
-        &self.info
-    }
-
-    async fn generate(&self, prompt: Prompt, options: GenerateOptions) -> Result<TokenStream> {
+    /// Goes on with the prompt; with the text of a session, from there.
+    pub(crate) fn start(
+        &self,
+        prompt: Prompt,
+        options: GenerateOptions,
+        text: Option<OwnedMutexGuard<Vec<u32>>>,
+    ) -> Result<TokenStream> {
         let started = Instant::now();
-        if self.closed.load(Ordering::Acquire) {
-            return Err(Error::Closed);
-        }
+        self.check_open()?;
         if let Some(error) = lock(&self.shared.leaked).take() {
             return Err(error);
         }
@@ -136,13 +155,28 @@ impl TextModel for Model {
             return Err(Error::Cancelled);
         }
         let chat = matches!(prompt, Prompt::Chat(_));
-        let mut ids = match self.ids(prompt, self.fault.is("ids_outside_the_vocabulary_are_refused")) {
+        let held = match &text {
+            Some(text) if !chat || self.fault.is("a_conversation_is_the_whole_text") => text.to_vec(),
+            _ => Vec::new(),
+        };
+        let rotates = matches!(options.context_overflow, Some(ContextOverflow::Rotate { .. }));
+        let lenient = self.fault.is("ids_outside_the_vocabulary_are_refused");
+        let mut ids = match self.ids(prompt, lenient, rotates) {
             Err(error) if self.fault.is("errors_stay_with_their_request") => {
                 *lock(&self.shared.leaked) = Some(error);
                 return Err(Error::InvalidPrompt { reason: "it is not good".into() });
             }
             ids => ids?,
         };
+        ids.splice(..0, held);
+        let limit = self.info.context_length;
+        let tokens = ids.len() + options.max_tokens_or_default();
+        if options.context_overflow == Some(ContextOverflow::Refuse)
+            && tokens > limit
+            && !self.fault.is("a_request_that_would_overflow_can_be_refused")
+        {
+            return Err(Error::ContextExceeded { tokens, limit });
+        }
         if chat && self.fault.is("a_chat_is_its_rendering") {
             ids.push(1);
         }
@@ -158,10 +192,16 @@ impl TextModel for Model {
             stats.requests += 1 + u64::from(self.fault.is("stats_count_every_request"));
             stats.active += 1;
         }
-        let (sink, stream) = TokenStream::channel("syllables", 64, options.cancel.clone());
-        let room = if self.fault.is("the_context_length_holds") { 4096 } else { self.info.context_length };
+        let (sink, mut stream) = TokenStream::channel("syllables", 64, options.cancel.clone());
+        if self.fault.is("the_parts_of_an_answer_are_all_of_it") {
+            stream = stream.with_reader(Forgetful::default());
+        }
+        let endless = rotates && !self.fault.is("a_context_that_rotates_goes_on");
+        let endless = endless || self.fault.is("the_context_length_holds");
+        let room = if endless { 4096 } else { limit };
         let run = Run {
-            room: room - ids.len(),
+            room: room.saturating_sub(ids.len()),
+            text,
             prompt: ids.len(),
             history: ids,
             options,
@@ -174,6 +214,17 @@ impl TextModel for Model {
         std::thread::spawn(move || run.finish(sink));
         Ok(stream)
     }
+}
+
+#[async_trait]
+impl TextModel for Model {
+    fn info(&self) -> &ModelInfo {
+        &self.info
+    }
+
+    async fn generate(&self, prompt: Prompt, options: GenerateOptions) -> Result<TokenStream> {
+        self.start(prompt, options, None)
+    }
 
     async fn classify(&self, prompts: Vec<Prompt>, options: ClassifyOptions) -> Result<Vec<Classification>> {
         if self.closed.load(Ordering::Acquire) {
@@ -184,13 +235,21 @@ impl TextModel for Model {
         }
         let mut answers = Vec::new();
         for prompt in prompts {
-            let ids = self.ids(prompt, self.fault.is("prompts_are_checked"))?;
+            let ids = self.ids(prompt, self.fault.is("prompts_are_checked"), false)?;
             answers.push(self.classify_one(&ids, &options));
         }
         if self.fault.is("a_batch_gives_what_its_prompts_give_alone") {
             answers.reverse();
         }
         Ok(answers)
+    }
+
+    async fn session(&self) -> Result<Session> {
+        Ok(Session::new(Box::new(Kept::new(self.0.clone(), Vec::new())), ""))
+    }
+
+    async fn load_session(&self, path: &Path) -> Result<Session> {
+        Kept::load(self.0.clone(), path)
     }
 
     fn trainable(&self) -> Option<&dyn Trainable> {
@@ -230,17 +289,6 @@ impl Drop for Model {
     }
 }
 
-#[async_trait]
-impl Trainable for Model {
-    async fn train(
-        &self,
-        _: TrainingData,
-        _: TrainOptions,
-    ) -> Result<BoxStream<'static, Result<TrainEvent>>> {
-        Ok(futures::stream::empty().boxed())
-    }
-}
-
 impl Model {
     fn classify_one(&self, ids: &[u32], options: &ClassifyOptions) -> Classification {
         let logits = logits(ids, self.salt);
@@ -269,6 +317,18 @@ impl Model {
     }
 }
 
+/// Reads parts one token late, and forgets the last.
+#[derive(Debug, Default)]
+struct Forgetful(Option<ChatEvent>);
+
+impl AnswerReader for Forgetful {
+    fn push(&mut self, token: &Token, events: &mut Vec<ChatEvent>) {
+        events.extend(self.0.replace(ChatEvent::Text(token.text.clone())));
+    }
+
+    fn finish(&mut self, _: &mut Vec<ChatEvent>) {}
+}
+
 fn score(prompt: &[u32], label: &str, salt: u64) -> f32 {
     let mut ids = prompt.to_vec();
     let mut total = 0.0;
@@ -280,8 +340,9 @@ fn score(prompt: &[u32], label: &str, salt: u64) -> f32 {
 }
 
 pub(crate) struct Run {
+    text: Option<OwnedMutexGuard<Vec<u32>>>,
     pub(crate) history: Vec<u32>,
-    prompt: usize,
+    pub(crate) prompt: usize,
     room: usize,
     pub(crate) options: GenerateOptions,
     pub(crate) started: Instant,
@@ -298,12 +359,27 @@ impl Run {
         let held = alone.then(|| lock(&shared.gate));
         let began = Instant::now();
         let mut text = Text::new(&self);
-        let reason = self.decode(&mut sink, &mut text);
+        let outcome = self.decode(&mut sink, &mut text);
         drop(held);
         let done = Instant::now();
         let generated = text.generated + usize::from(self.fault.is("tokens_are_counted"));
         let mut metrics = Metrics::default();
         metrics.prompt_tokens = self.prompt;
+        if let Some(kept) = &mut self.text {
+            let known = kept.iter().zip(&self.history[..self.prompt]).take_while(|(a, b)| a == b).count();
+            if !self.fault.is("a_turn_computes_only_what_is_new") {
+                metrics.cached_tokens = known.min(self.prompt - 1);
+            }
+            let spoken = !self.fault.is("turns_go_on_from_the_text");
+            let end = if spoken { self.prompt + text.generated } else { self.prompt };
+            **kept = self.history[..end.min(self.history.len())].to_vec();
+            if matches!(outcome, Ok(FinishReason::Cancelled))
+                && self.fault.is("a_cancelled_turn_leaves_a_session_that_goes_on")
+            {
+                kept.clear();
+            }
+        }
+        drop(self.text.take());
         metrics.generated_tokens = generated;
         metrics.queued = began - self.started;
         metrics.decode = done - began;
@@ -317,8 +393,13 @@ impl Run {
             stats.prompt_tokens += self.prompt as u64;
             stats.generated_tokens += generated as u64;
             let counted = !self.fault.is("stats_count_cancellations");
-            stats.cancelled += u64::from(reason == FinishReason::Cancelled && counted);
+            stats.failed += u64::from(outcome.is_err());
+            stats.cancelled += u64::from(matches!(outcome, Ok(FinishReason::Cancelled)) && counted);
         }
+        let reason = match outcome {
+            Ok(reason) => reason,
+            Err(error) => return sink.end(Err(error)),
+        };
         text.end(&mut sink, &reason);
         if self.fault.is("a_stream_ends_once_with_a_finish") {
             return;
@@ -329,7 +410,7 @@ impl Run {
         sink.end(Ok(Finish { reason, metrics }));
     }
 
-    fn decode(&mut self, sink: &mut TokenSink, text: &mut Text) -> FinishReason {
+    fn decode(&mut self, sink: &mut TokenSink, text: &mut Text) -> Result<FinishReason> {
         if self.fault.is("during_prefill") && self.prompt > 1000 {
             std::thread::park_timeout(Duration::from_millis(1100));
         }
@@ -356,15 +437,15 @@ impl Run {
         }
         loop {
             if self.stopped(sink) {
-                return FinishReason::Cancelled;
+                return Ok(FinishReason::Cancelled);
             }
             if text.generated >= limit.min(self.room) {
-                return FinishReason::Length;
+                return Ok(FinishReason::Length);
             }
             if self.fault.is("one_of_many_leaves_the_others_alone") {
                 std::thread::park_timeout(Duration::from_millis(5));
             }
-            let token = self.choose(text.generated);
+            let token = self.choose(text.generated)?;
             let cause = self.stop_cause(token.id);
             let spoken = match &cause {
                 Some(StopCause::StopToken(_)) => self.fault.is("stop_tokens_end_the_text"),
@@ -375,11 +456,11 @@ impl Run {
                 self.history.push(token.id);
                 let lossy = self.fault.is("a_slow_reader_misses_nothing") && sink.is_full();
                 if let Some(stop) = text.push(token, sink, lossy) {
-                    return FinishReason::Stop(StopCause::StopString(stop));
+                    return Ok(FinishReason::Stop(StopCause::StopString(stop)));
                 }
             }
             if let Some(cause) = cause {
-                return FinishReason::Stop(cause);
+                return Ok(FinishReason::Stop(cause));
             }
             self.wait(sink);
         }

@@ -5,7 +5,9 @@ use std::{any::Any, sync::Arc};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-use super::{DEFAULT_MAX_TOKENS, Extensions, SamplingOptions, TemplateOptions, Xtc};
+use super::{
+    DEFAULT_MAX_TOKENS, Extensions, LogitsProcessor, Processor, SamplingOptions, TemplateOptions, Xtc,
+};
 use crate::{Error, Feature, Result};
 
 /// Options of one generation. Cheap to clone.
@@ -23,8 +25,12 @@ pub struct GenerateOptions {
     pub max_tokens: Option<usize>,
     /// Tokens before which no end-of-sequence token may be chosen.
     pub min_tokens: Option<usize>,
+    /// Tokens of reasoning at most, where the model's family marks reasoning; then its end is written for the model.
+    pub thinking_budget: Option<usize>,
     /// How tokens are chosen.
     pub sampling: SamplingOptions,
+    /// Edits the logits after bias and penalties, before anything else.
+    pub processor: Option<Processor>,
     /// Strings that end the text, themselves left out of it.
     pub stop: Option<Arc<[String]>>,
     /// Token ids that end the text besides the model's own.
@@ -33,12 +39,32 @@ pub struct GenerateOptions {
     pub ignore_eos: bool,
     /// Log-probabilities: `Some(0)` of the chosen token, `Some(n)` of the n likeliest too.
     pub log_probabilities: Option<usize>,
+    /// What becomes of a text that outgrows the context; unset: [`ContextOverflow::Stop`].
+    pub context_overflow: Option<ContextOverflow>,
     /// What the chat template is given besides the messages.
     pub template: TemplateOptions,
     /// Cancels the generation, which then ends with `FinishReason::Cancelled`.
     pub cancel: CancellationToken,
     /// Options of one backend, by type.
     pub extensions: Extensions,
+}
+
+/// What becomes of a text that outgrows the context. Nothing is cut in silence.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ContextOverflow {
+    /// A request is refused whose prompt and `max_tokens` together do not fit.
+    Refuse,
+    /// A prompt that does not fit is refused; a text that fills the context ends with `FinishReason::Length`.
+    #[default]
+    Stop,
+    /// The text goes on, and so does a prompt that is longer: attention sees the first `keep` tokens and the latest ones, as many
+    /// as the context holds, and those between are forgotten. Positions go on counting. The first few tokens draw so
+    /// much attention that a text falls apart without them (Xiao et al. 2023, "attention sinks"): 4 are enough.
+    Rotate {
+        /// Tokens at the beginning of the text that are never forgotten; fewer than half of the context.
+        keep: usize,
+    },
 }
 
 macro_rules! sampling_setters {
@@ -73,6 +99,14 @@ impl GenerateOptions {
         self
     }
 
+    /// Ends the model's reasoning after this many tokens of it, so that it answers: what follows is the family's mark for that,
+    /// `</think>` say. A model whose family marks no reasoning has none to end.
+    #[must_use]
+    pub fn thinking_budget(mut self, tokens: usize) -> Self {
+        self.thinking_budget = Some(tokens);
+        self
+    }
+
     sampling_setters! {
         /// Divides log-probabilities by this before the draw; 0 takes the likeliest token.
         temperature: f32,
@@ -103,6 +137,26 @@ impl GenerateOptions {
         self
     }
 
+    /// Has this edit the logits of each token after bias and penalties, before log-probabilities and filters.
+    ///
+    /// It costs the engine its overlap of host and device: each token's logits are copied to the host (4 bytes for each id of the
+    /// vocabulary) and back, and the next step waits for that, also of requests that run beside this one.
+    ///
+    /// ```
+    /// use inference_core::GenerateOptions;
+    ///
+    /// // Says nothing twice.
+    /// let once = |_prompt: &[u32], answer: &[u32], logits: &mut [f32]| {
+    ///     answer.iter().for_each(|id| logits[*id as usize] = f32::NEG_INFINITY);
+    /// };
+    /// let options = GenerateOptions::new().max_tokens(64).processor(once);
+    /// ```
+    #[must_use]
+    pub fn processor(mut self, processor: impl LogitsProcessor + 'static) -> Self {
+        self.processor = Some(Processor::new(processor));
+        self
+    }
+
     /// Ends the text before any of these strings.
     #[must_use]
     pub fn stop<S: Into<String>>(mut self, strings: impl IntoIterator<Item = S>) -> Self {
@@ -128,6 +182,13 @@ impl GenerateOptions {
     #[must_use]
     pub fn log_probabilities(mut self, top: usize) -> Self {
         self.log_probabilities = Some(top);
+        self
+    }
+
+    /// Does this where the text outgrows the context.
+    #[must_use]
+    pub fn context_overflow(mut self, policy: ContextOverflow) -> Self {
+        self.context_overflow = Some(policy);
         self
     }
 
@@ -190,6 +251,9 @@ impl GenerateOptions {
             self.min_tokens.map(|_| Feature::MinTokens),
             (self.stop.is_some() || self.stop_tokens.is_some() || self.ignore_eos).then_some(Feature::Stop),
             self.log_probabilities.map(|_| Feature::LogProbabilities),
+            self.context_overflow.filter(|p| *p != ContextOverflow::Stop).map(|_| Feature::ContextOverflow),
+            self.thinking_budget.map(|_| Feature::ThinkingBudget),
+            self.processor.as_ref().map(|_| Feature::Processor),
         ];
         own.into_iter()
             .flatten()

@@ -6,6 +6,7 @@
 mod classify;
 mod generate;
 mod load;
+mod processor;
 mod sampling;
 
 use std::{
@@ -19,8 +20,9 @@ use serde_json::{Map, Value};
 
 pub use self::{
     classify::ClassifyOptions,
-    generate::GenerateOptions,
+    generate::{ContextOverflow, GenerateOptions},
     load::{LoadOptions, LoadProgress, Progress},
+    processor::{LogitsProcessor, Processor},
     sampling::{SamplingOptions, Xtc},
 };
 use crate::{Error, Feature, Result};

@@ -8,7 +8,7 @@ use crate::{Error, Feature, Result};
 /// How the next token is chosen. Unset temperature is 0: the likeliest token.
 ///
 /// The order is part of the contract, so that every backend gives one distribution: logit bias → repetition, presence,
-/// frequency penalties → on log-probabilities: top-p → min-p → XTC → top-k → temperature → draw.
+/// frequency penalties → the caller's processor → on log-probabilities: top-p → min-p → XTC → top-k → temperature → draw.
 #[derive(Debug, Clone, Default, PartialEq)]
 #[non_exhaustive]
 pub struct SamplingOptions {

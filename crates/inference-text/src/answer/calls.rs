@@ -2,9 +2,16 @@
 
 use serde_json::{Map, Value};
 
-use super::AnswerEvent;
+/// A call that was read.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Call {
+    /// What the model calls the call, where it does.
+    pub(super) id: Option<String>,
+    pub(super) name: String,
+    pub(super) arguments: Map<String, Value>,
+}
 
-type Calls = Result<Vec<AnswerEvent>, String>;
+type Calls = Result<Vec<Call>, String>;
 
 /// `{"name": …, "arguments": …}`, with `parameters` for the arguments in Llama's; one, a list, or several one after another.
 pub(super) fn json(body: &str) -> Calls {
@@ -27,24 +34,24 @@ pub(super) fn json(body: &str) -> Calls {
     if calls.is_empty() { Err("it is empty".to_owned()) } else { Ok(calls) }
 }
 
-fn from_value(value: &Value) -> Result<AnswerEvent, String> {
+fn from_value(value: &Value) -> Result<Call, String> {
+    let id = value.get("id").and_then(Value::as_str).map(str::to_owned);
     let value = value.get("function").filter(|function| function.is_object()).unwrap_or(value);
     let name = value.get("name").and_then(Value::as_str).ok_or("it has no string `name`")?;
     let arguments = value.get("arguments").or_else(|| value.get("parameters"));
-    call(name, arguments.cloned().unwrap_or_else(|| Value::Object(Map::new())))
+    let call = call(name, arguments.cloned().unwrap_or_else(|| Value::Object(Map::new())))?;
+    Ok(Call { id, ..call })
 }
 
 /// A call; arguments that are JSON in a string are read.
-fn call(name: &str, arguments: Value) -> Result<AnswerEvent, String> {
+fn call(name: &str, arguments: Value) -> Result<Call, String> {
     let arguments = match arguments {
         Value::String(text) => parsed(&text)?,
         other => other,
     };
     match (name.trim(), arguments) {
         ("", _) => Err("it has no name".to_owned()),
-        (name, arguments @ Value::Object(_)) => {
-            Ok(AnswerEvent::ToolCall { name: name.to_owned(), arguments })
-        }
+        (name, Value::Object(arguments)) => Ok(Call { id: None, name: name.to_owned(), arguments }),
         (name, _) => Err(format!("the arguments of {name} are no JSON object")),
     }
 }
@@ -80,9 +87,13 @@ pub(super) fn tagged(body: &str, tools: &[Value]) -> Calls {
     call(name, Value::Object(arguments)).map(|call| vec![call])
 }
 
-/// `name>` and then `<parameter=key>value</parameter>`s.
-fn coder(function: &str, tools: &[Value]) -> Result<AnswerEvent, String> {
+/// `name>` and then `<parameter=key>value</parameter>`s, or the arguments as JSON (Functionary).
+fn coder(function: &str, tools: &[Value]) -> Result<Call, String> {
     let (name, mut rest) = function.split_once('>').ok_or("<function= has no end")?;
+    if rest.trim_start().starts_with('{') {
+        let json = rest.trim_end();
+        return call(name, parsed(json.strip_suffix("</function>").unwrap_or(json))?);
+    }
     let mut arguments = Map::new();
     while let Some((_, tail)) = rest.split_once("<parameter=") {
         let (key, tail) = tail.split_once('>').ok_or("<parameter= has no end")?;
@@ -111,11 +122,13 @@ fn typed(name: &str, key: &str, value: &str, tools: &[Value]) -> Value {
 /// After `[TOOL_CALLS]`: a JSON list, or `name[ARGS]{…}`, with more of the same.
 pub(super) fn mistral(body: &str) -> Calls {
     let calls = body.split("[TOOL_CALLS]").filter(|call| !call.trim().is_empty());
-    let calls: Vec<Vec<AnswerEvent>> = calls
+    let calls: Vec<Vec<Call>> = calls
         .map(|body| match body.split_once("[ARGS]") {
-            Some((name, arguments)) => {
-                let name = name.split_once("[CALL_ID]").map_or(name, |(name, _)| name);
-                call(name, parsed(arguments.trim_end_matches("</s>"))?).map(|call| vec![call])
+            Some((head, arguments)) => {
+                let (name, id) =
+                    head.split_once("[CALL_ID]").map_or((head, None), |(name, id)| (name, Some(id)));
+                let call = call(name, parsed(arguments.trim_end_matches("</s>"))?)?;
+                Ok(vec![Call { id: id.map(|id| id.trim().to_owned()), ..call }])
             }
             None => json(body.trim().trim_end_matches("</s>")),
         })
@@ -135,6 +148,22 @@ pub(super) fn deepseek(body: &str) -> Calls {
         });
     }
     if calls.is_empty() { Err("it has no <｜tool▁call▁begin｜>".to_owned()) } else { Ok(calls) }
+}
+
+/// Kimi's: `functions.name:0<|tool_call_argument_begin|>{…}`, where the head is the call's id.
+pub(super) fn kimi(body: &str) -> Calls {
+    let mut calls = Vec::new();
+    for part in body.split("<|tool_call_begin|>").skip(1) {
+        let part = part.split("<|tool_call_end|>").next().unwrap_or_default();
+        let (id, arguments) = part
+            .split_once("<|tool_call_argument_begin|>")
+            .ok_or("it has no <|tool_call_argument_begin|>")?;
+        let id = id.trim();
+        let name = id.rsplit_once(':').map_or(id, |(name, _)| name);
+        let call = call(name.strip_prefix("functions.").unwrap_or(name), parsed(arguments)?)?;
+        calls.push(Call { id: Some(id.to_owned()), ..call });
+    }
+    if calls.is_empty() { Err("it has no <|tool_call_begin|>".to_owned()) } else { Ok(calls) }
 }
 
 /// gpt-oss's: `commentary to=functions.name …` over the arguments.

@@ -2,13 +2,13 @@
 
 use serde_json::{Map, Number, Value};
 
-use super::AnswerEvent;
+use super::calls::Call;
 
 /// Literals may lie this deep in one another.
 const MAX_DEPTH: usize = 32;
 
 /// Reads calls, one after another or in a list; `print(…)` around one and `.call` behind a name are let through.
-pub(super) fn calls(body: &str) -> Result<Vec<AnswerEvent>, String> {
+pub(super) fn calls(body: &str) -> Result<Vec<Call>, String> {
     let body = body.trim();
     let body = body.strip_prefix('[').and_then(|body| body.strip_suffix(']')).unwrap_or(body);
     let mut reader = Reader { rest: body };
@@ -29,7 +29,7 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    fn call(&mut self) -> Result<AnswerEvent, String> {
+    fn call(&mut self) -> Result<Call, String> {
         let name = self.name()?;
         self.expect('(')?;
         let mut arguments = Map::new();
@@ -42,7 +42,7 @@ impl Reader<'_> {
             }
         }
         let name = name.strip_suffix(".call").unwrap_or(&name).to_owned();
-        Ok(AnswerEvent::ToolCall { name, arguments: Value::Object(arguments) })
+        Ok(Call { id: None, name, arguments })
     }
 
     fn name(&mut self) -> Result<String, String> {

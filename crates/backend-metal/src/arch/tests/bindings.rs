@@ -72,6 +72,54 @@ fn layers_are_counted_in_the_files_not_in_the_config() {
 }
 
 #[test]
+fn each_fault_of_a_config_names_its_key() {
+    let cases = [
+        ("llama", "/hidden_size", json!(0)),
+        ("llama", "/hidden_size", json!("64")),
+        ("llama", "/hidden_size", json!(-64)),
+        ("llama", "/intermediate_size", json!(1_u64 << 40)),
+        ("llama", "/num_hidden_layers", json!(0)),
+        ("llama", "/num_hidden_layers", json!(5)),
+        ("llama", "/num_attention_heads", json!(0)),
+        ("llama", "/num_attention_heads", json!(u64::MAX)),
+        ("llama-bias-linear", "/num_attention_heads", json!(3)),
+        ("llama", "/num_key_value_heads", json!(0)),
+        ("llama", "/num_key_value_heads", json!(3)),
+        ("llama", "/head_dim", json!(0)),
+        ("llama", "/head_dim", json!(15)),
+        ("llama", "/vocab_size", json!(0)),
+        ("llama", "/max_position_embeddings", json!(0)),
+        ("llama", "/max_position_embeddings", json!(1_u64 << 31)),
+        ("llama", "/rms_norm_eps", json!(-1e-5)),
+        // Beyond float32: an infinity there.
+        ("llama", "/rms_norm_eps", json!(1e300)),
+        ("llama", "/hidden_act", json!("cube")),
+        ("llama", "/tie_word_embeddings", json!("yes")),
+        ("llama", "/rope_theta", json!(-1)),
+        ("llama-bias-linear", "/rope_scaling/factor", json!(0)),
+        ("llama-bias-linear", "/rope_scaling/type", json!("spiral")),
+        ("gemma3", "/text_config/head_dim", json!("32")),
+        ("gemma3", "/text_config/query_pre_attn_scalar", json!(0)),
+        ("gemma2-window", "/sliding_window", json!(0)),
+        ("gemma2-window", "/sliding_window", json!("8")),
+        ("gemma3_text-v5", "/layer_types", json!(["full_attention"])),
+        ("gemma3_text-v5", "/layer_types", json!("full_attention")),
+        ("gemma3_text-v5", "/layer_types/0", json!("backwards")),
+        ("mixtral", "/num_experts_per_tok", json!(0)),
+        ("qwen3_moe", "/num_experts_per_tok", json!(9)),
+        ("qwen3_moe", "/decoder_sparse_step", json!(0)),
+        ("qwen3_moe", "/moe_intermediate_size", json!("64")),
+        ("gpt_oss", "/swiglu_limit", json!(-1)),
+        ("granite", "/logits_scaling", json!(0)),
+    ];
+    for (name, field, value) in cases {
+        let text = refusal(name, |config, _| *config.pointer_mut(field).unwrap() = value.clone());
+        let key = field.split('/').rfind(|part| part.parse::<usize>().is_err()).unwrap();
+        assert_says(&text, &["config.json", key]);
+    }
+}
+
+#[test]
 fn quantisation_must_fit_the_tensors() {
     let text = refusal("llama+q4", |config, _| config["quantization"]["bits"] = json!(8));
     assert_says(&text, &["q_proj.weight", "[64, 8]", "[64, 16]"]);

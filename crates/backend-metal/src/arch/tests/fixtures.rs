@@ -8,11 +8,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use half::{bf16, f16};
 use inference_core::{ModelManifest, Result};
 use mlx_rs::{Array, Device};
 use serde::Deserialize;
 use serde_json::Value;
+use tests::checkpoint;
+pub(super) use tests::checkpoint::{Rule, tensor};
 
 use crate::arch::Architecture;
 
@@ -35,9 +36,6 @@ pub(super) struct MlxLm {
     pub(super) rms: Option<f32>,
 }
 
-/// name, type, shape, mean, spread: see weights.py beside the script.
-pub(super) type Rule = (String, String, Vec<usize>, f64, f64);
-
 pub(super) struct Variant {
     pub(super) name: String,
     pub(super) folder: tempfile::TempDir,
@@ -52,7 +50,7 @@ pub(super) fn device() {
 }
 
 /// Where the fixtures are, also for a test program that runs on another machine than it was built on.
-fn root() -> PathBuf {
+pub(super) fn root() -> PathBuf {
     let package = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
     Path::new(&package).join("tests/fixtures")
 }
@@ -77,6 +75,11 @@ impl Variant {
         Self::read(fixture, |_, _| {})
     }
 
+    /// The variant of this name.
+    pub(super) fn named(name: &str) -> Self {
+        Self::write(&root().join(name))
+    }
+
     /// The variant of this name, changed.
     pub(super) fn changed(name: &str, change: impl FnOnce(&mut Value, &mut Vec<Rule>)) -> Self {
         Self::read(&root().join(name), change)
@@ -88,22 +91,7 @@ impl Variant {
         let mut config = serde_json::from_slice(&json("config.json")).unwrap();
         let mut rules: Vec<Rule> = serde_json::from_slice(&json("tensors.json")).unwrap();
         change(&mut config, &mut rules);
-        fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
-        let tensors: Vec<_> = rules.iter().map(|rule| (rule, tensor(rule))).collect();
-        let mut offset = 0;
-        let header: serde_json::Map<_, _> = tensors
-            .iter()
-            .map(|((name, dtype, shape, ..), bytes)| {
-                let offsets = [offset, offset + bytes.len()];
-                offset = offsets[1];
-                (name.clone(), serde_json::json!({"dtype": dtype, "shape": shape, "data_offsets": offsets}))
-            })
-            .collect();
-        let header = serde_json::to_vec(&header).unwrap();
-        let mut file = (header.len() as u64).to_le_bytes().to_vec();
-        file.extend(header);
-        file.extend(tensors.into_iter().flat_map(|(_, bytes)| bytes));
-        fs::write(folder.path().join("model.safetensors"), file).unwrap();
+        checkpoint::write(folder.path(), &config, &rules).unwrap();
         let golden = serde_json::from_slice(&json("golden.json")).unwrap();
         Self { name: fixture.file_name().unwrap().to_string_lossy().into_owned(), folder, golden }
     }
@@ -120,30 +108,6 @@ impl Variant {
     pub(super) fn is_half(&self) -> bool {
         self.name.ends_with("+bf16") || self.name.ends_with("+f16")
     }
-}
-
-/// The bytes that a rule stands for.
-fn tensor((name, dtype, shape, mean, spread): &Rule) -> Vec<u8> {
-    let seed = name.bytes().fold(0xCBF2_9CE4_8422_2325_u64, |value, byte| {
-        (value ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3)
-    });
-    let hash = |i: u64| {
-        let z = seed.wrapping_add(i.wrapping_mul(0x9E37_79B9_7F4A_7C15));
-        let z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    };
-    let value = |bits: u64| *mean as f32 + *spread as f32 * ((bits >> 40) as f32 / 8_388_608.0 - 1.0);
-    (0..shape.iter().product::<usize>() as u64)
-        .map(hash)
-        .flat_map(|bits| match dtype.as_str() {
-            "U32" => ((bits >> 32) as u32 & *spread as u32).to_le_bytes().to_vec(),
-            "U8" => vec![(*mean as u64 + bits % *spread as u64) as u8],
-            "F16" => f16::from_f32(value(bits)).to_le_bytes().to_vec(),
-            "BF16" => bf16::from_f32(value(bits)).to_le_bytes().to_vec(),
-            _ => value(bits).to_le_bytes().to_vec(),
-        })
-        .collect()
 }
 
 /// One row `[1, T]`.

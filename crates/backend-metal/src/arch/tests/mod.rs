@@ -5,3 +5,4 @@ mod conversion;
 mod fixtures;
 mod golden;
 mod hostile;
+mod training;

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::Context as _;
 use directories::ProjectDirs;
-use inference::FinishReason;
+use inference::{FinishReason, Message};
 use rustyline::{Behavior, DefaultEditor, error::ReadlineError};
 
 use super::Conversation;
@@ -20,9 +20,13 @@ use crate::{
 
 const HELP: &str = "\
 /help           this list
+/tool RESULT    the result of a tool call, the oldest first; after the last one the model goes on
 /clear          forget the conversation, keep the instructions
 /system [TEXT]  set the instructions; without TEXT, remove them
-/save FILE      write the conversation to FILE as JSON
+/fork           remember this place; /back returns to it
+/save FILE      write the conversation to FILE, with what was computed of it
+/load FILE      go on with the conversation in FILE
+/export FILE    write the messages to FILE as JSON
 /exit           leave; Ctrl-D does too
 Ctrl-C stops an answer; pressed again at the prompt, it leaves.";
 
@@ -54,7 +58,12 @@ pub(super) async fn run(conversation: &mut Conversation<'_>) -> anyhow::Result<E
         match Turn::parse(&line) {
             Turn::Nothing => {}
             Turn::Exit => break ExitCode::SUCCESS,
-            Turn::Question(question) => warned = turn(conversation, question).await?,
+            Turn::Question(question) => warned = turn(conversation, Message::user(question)).await?,
+            Turn::ToolResult(result) => match conversation.tool_result(result) {
+                Some(Ok(message)) => warned = turn(conversation, message).await?,
+                Some(Err(open)) => render::remark(&format!("{} to go", render::things(open, "tool call"))),
+                None => render::remark("no tool call waits for a result"),
+            },
             Turn::Help => render::remark(HELP),
             Turn::Clear => {
                 conversation.clear();
@@ -64,10 +73,12 @@ pub(super) async fn run(conversation: &mut Conversation<'_>) -> anyhow::Result<E
                 conversation.set_system(text);
                 render::remark(if text.is_empty() { "no instructions" } else { "instructions set" });
             }
-            Turn::Save(file) => match save(conversation, file) {
-                Ok(()) => render::remark(&format!("saved to {}", file.display())),
-                Err(error) => tell(&error, false),
-            },
+            Turn::Save(file) => done(conversation.save(file).await, &format!("saved to {}", file.display())),
+            Turn::Load(file) => done(conversation.load(file).await, &format!("loaded {}", file.display())),
+            Turn::Export(file) => done(export(conversation, file), &format!("written to {}", file.display())),
+            Turn::Fork => done(conversation.fork().await, "/back returns here"),
+            Turn::Back if conversation.back() => render::remark("back at the fork"),
+            Turn::Back => render::remark("there was no /fork"),
             Turn::Mistake(message) => render::remark(&message),
         }
     };
@@ -75,10 +86,10 @@ pub(super) async fn run(conversation: &mut Conversation<'_>) -> anyhow::Result<E
     Ok(status)
 }
 
-/// Asks; whether the answer was cancelled. A failed question is told and the conversation goes on.
-async fn turn(conversation: &mut Conversation<'_>, question: &str) -> anyhow::Result<bool> {
+/// Sends a message; whether the answer was cancelled. A failure is told and the conversation goes on.
+async fn turn(conversation: &mut Conversation<'_>, message: Message) -> anyhow::Result<bool> {
     let scope = Scope::enter();
-    match conversation.ask(question.to_owned(), &scope).await {
+    match conversation.send(message, &scope).await {
         Ok(printed) => Ok(printed.finish.reason == FinishReason::Cancelled),
         Err(error) if error.is::<OutputClosed>() => Err(error),
         Err(error) => {
@@ -93,7 +104,14 @@ fn tell(error: &anyhow::Error, json: bool) {
     let _ = failure::report(error, json);
 }
 
-fn save(conversation: &Conversation<'_>, file: &Path) -> anyhow::Result<()> {
+fn done(result: anyhow::Result<()>, remark: &str) {
+    match result {
+        Ok(()) => render::remark(remark),
+        Err(error) => tell(&error, false),
+    }
+}
+
+fn export(conversation: &Conversation<'_>, file: &Path) -> anyhow::Result<()> {
     let json = serde_json::to_string_pretty(&conversation.messages)?;
     std::fs::write(file, json + "\n").with_context(|| format!("cannot write {}", file.display()))
 }
@@ -103,10 +121,15 @@ fn save(conversation: &Conversation<'_>, file: &Path) -> anyhow::Result<()> {
 enum Turn<'a> {
     Nothing,
     Question(&'a str),
+    ToolResult(&'a str),
     Help,
     Clear,
     System(&'a str),
     Save(&'a Path),
+    Load(&'a Path),
+    Export(&'a Path),
+    Fork,
+    Back,
     Exit,
     Mistake(String),
 }
@@ -124,10 +147,17 @@ impl<'a> Turn<'a> {
         let rest = rest.trim();
         match command {
             "/help" | "/?" => Self::Help,
+            "/tool" => Self::ToolResult(rest),
             "/clear" => Self::Clear,
             "/system" => Self::System(rest),
-            "/save" if rest.is_empty() => Self::Mistake("/save needs a file: /save talk.json".to_owned()),
+            "/save" | "/load" | "/export" if rest.is_empty() => {
+                Self::Mistake(format!("{command} needs a file: {command} talk.session"))
+            }
             "/save" => Self::Save(Path::new(rest)),
+            "/load" => Self::Load(Path::new(rest)),
+            "/export" => Self::Export(Path::new(rest)),
+            "/fork" => Self::Fork,
+            "/back" => Self::Back,
             "/exit" | "/quit" => Self::Exit,
             other => Self::Mistake(format!("there is no {other}; /help lists the commands")),
         }
@@ -217,6 +247,7 @@ mod tests {
         assert_eq!(Turn::parse("/system  be brief \n"), Turn::System("be brief"));
         assert_eq!(Turn::parse("/system"), Turn::System(""));
         assert_eq!(Turn::parse("/save a b.json"), Turn::Save(Path::new("a b.json")));
+        assert_eq!(Turn::parse("/tool 18 °C"), Turn::ToolResult("18 °C"));
         assert_eq!(Turn::parse("/quit"), Turn::Exit);
     }
 

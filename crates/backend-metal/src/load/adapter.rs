@@ -1,0 +1,86 @@
+//! Adapters from the folders that mlx_lm and our own training write.
+
+use std::rc::Rc;
+
+use inference_core::{AdaptedLayer, AdapterManifest, Error, Method, ModelManifest, Result};
+
+use super::{Tensors, mlx_dtype};
+use crate::{
+    arch::Architecture,
+    nn::{Adapter, Leaf, Site, SiteKind},
+};
+
+/// The model with the weights of a full training in place of its own; with other adapters, as it is.
+///
+/// # Errors
+/// [`Error::InvalidModel`] names a tensor that the model has not.
+pub(crate) fn with_trained_weights(
+    model: ModelManifest,
+    adapter: Option<&AdapterManifest>,
+) -> Result<ModelManifest> {
+    match adapter {
+        Some(adapter) if matches!(adapter.config().method, Method::Full(_)) => {
+            model.with_tensors(adapter.file(), adapter.tensors())
+        }
+        _ => Ok(model),
+    }
+}
+
+/// Gives a loaded model low-rank adapters, for good.
+///
+/// # Errors
+/// [`Error::InvalidModel`] names the layer that the model has not, or has in another shape.
+pub(crate) fn attach(model: &dyn Architecture, adapter: &AdapterManifest) -> Result<()> {
+    let (Method::Lora(options) | Method::Dora(options)) = &adapter.config().method else { return Ok(()) };
+    let path = adapter.file();
+    let sites = model.inventory().sites();
+    // All are checked before any is applied.
+    let found = adapter.layers().iter().map(|layer| {
+        let site = sites.iter().find(|site| site.name() == layer.path).ok_or_else(|| {
+            let reason = "the model has no such layer that could have an adapter";
+            Error::invalid_key(&path, &layer.path, reason)
+        })?;
+        check(site, layer, options.rank)
+            .and_then(|()| match (&adapter.config().method, site.kind()) {
+                (Method::Dora(_), SiteKind::Embedding) => {
+                    Err("is an embedding, which DoRA does not adapt here".to_owned())
+                }
+                _ => Ok(()),
+            })
+            .map_err(|reason| Error::invalid_key(&path, &layer.path, reason))?;
+        Ok(site)
+    });
+    let found = found.collect::<Result<Vec<_>>>()?;
+    let tensors = Tensors::open(&path)?;
+    for site in found {
+        let leaf = |part: &str| {
+            let name = format!("{}.{part}", site.name());
+            let Some(info) = adapter.tensors().get(&name) else { return Ok(None) };
+            let array = tensors.read(info, mlx_dtype(info.dtype).unwrap_or(mlx_rs::Dtype::Float32))?;
+            Ok(Some(Leaf::new(name, Some(array))))
+        };
+        let (Some(a), Some(b)) = (leaf("lora_a")?, leaf("lora_b")?) else { continue };
+        site.set(Some(Rc::new(Adapter {
+            a,
+            b,
+            magnitude: leaf("m")?,
+            scale: options.scale,
+            dropout: None.into(),
+            norms: Some(None.into()),
+        })));
+    }
+    Ok(())
+}
+
+fn check(site: &Site, layer: &AdaptedLayer, rank: usize) -> std::result::Result<(), String> {
+    let found = match layer.experts {
+        None => [vec![layer.inputs, rank], vec![rank, layer.outputs]],
+        Some(n) => [vec![n, rank, layer.inputs], vec![n, layer.outputs, rank]],
+    };
+    let needed = site.shapes(rank);
+    if found == needed {
+        return Ok(());
+    }
+    let ([a, b], [needed_a, needed_b]) = (found, needed);
+    Err(format!("has lora_a {a:?} and lora_b {b:?}, the layer needs {needed_a:?} and {needed_b:?}"))
+}

@@ -1,0 +1,264 @@
+//! Low-rank adapters beside the layers of a model: LoRA (Hu et al. 2021, arXiv 2106.09685) and DoRA (Liu et al. 2024, arXiv
+//! 2402.09353), in the form that mlx_lm gives them.
+
+use std::{
+    cell::{OnceCell, RefCell},
+    rc::Rc,
+};
+
+use mlx_rs::{
+    Array, Dtype,
+    error::{Exception, Result},
+    ops::{self, concatenate},
+    stop_gradient,
+};
+
+use super::{
+    linear::Matrix,
+    ops::{on_cpu, scalar},
+    parameter::{Leaf, drop_out},
+};
+
+/// A layer that can have an adapter.
+#[derive(Debug)]
+pub(crate) struct Site {
+    name: String,
+    kind: SiteKind,
+    inputs: usize,
+    outputs: usize,
+    /// The matrix that holds its rows, and the first of them.
+    rows: OnceCell<(Matrix, i32)>,
+    adapter: RefCell<Option<Rc<Adapter>>>,
+}
+
+/// What kind of layer it is, which decides what the adapter's matrices look like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SiteKind {
+    /// A linear map: A `[inputs, rank]`, B `[rank, outputs]`.
+    Linear,
+    /// So many linear maps: A `[experts, rank, inputs]`, B `[experts, outputs, rank]`.
+    Experts(usize),
+    /// A table of `inputs` rows: A `[inputs, rank]`, B `[rank, outputs]`.
+    Embedding,
+}
+
+/// An adapter: scale · (x · A) · B, added to what its layer gives.
+#[derive(Debug)]
+pub(crate) struct Adapter {
+    /// `lora_a`
+    pub(crate) a: Rc<Leaf>,
+    /// `lora_b`
+    pub(crate) b: Rc<Leaf>,
+    /// DoRA's `m`, `[outputs]`: the norms that the rows of the adapted matrix are given.
+    pub(crate) magnitude: Option<Rc<Leaf>>,
+    /// What the adapter's output is multiplied by.
+    pub(crate) scale: f32,
+    /// The share of inputs that is dropped, and the key of the chance that picks them.
+    pub(crate) dropout: RefCell<Option<(f32, Array)>>,
+    /// The norms of the adapted rows, where the weights are to stay as they are: computed once.
+    pub(crate) norms: Option<RefCell<Option<Array>>>,
+}
+
+impl Site {
+    /// The layer of this name and size.
+    pub(crate) fn new(name: String, kind: SiteKind, inputs: usize, outputs: usize) -> Rc<Self> {
+        let (rows, adapter) = Default::default();
+        Rc::new(Self { name, kind, inputs, outputs, rows, adapter })
+    }
+
+    /// The layer's name in mlx_lm's model, which is the checkpoint's but for experts.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What it is.
+    pub(crate) fn kind(&self) -> SiteKind {
+        self.kind
+    }
+
+    /// The shapes of A and B with this rank.
+    pub(crate) fn shapes(&self, rank: usize) -> [Vec<usize>; 2] {
+        let Self { inputs, outputs, .. } = *self;
+        match self.kind {
+            SiteKind::Linear | SiteKind::Embedding => [vec![inputs, rank], vec![rank, outputs]],
+            SiteKind::Experts(n) => [vec![n, rank, inputs], vec![n, outputs, rank]],
+        }
+    }
+
+    /// Numbers that come in.
+    pub(crate) fn inputs(&self) -> usize {
+        self.inputs
+    }
+
+    /// Numbers that go out.
+    pub(crate) fn outputs(&self) -> usize {
+        self.outputs
+    }
+
+    /// Says where its rows are: in this matrix, from row `start` on.
+    pub(crate) fn bind(&self, matrix: &Matrix, start: usize) {
+        // Bound once, when the layer is loaded.
+        let _ = self.rows.set((matrix.clone(), start as i32));
+    }
+
+    /// The norms of its rows, in float32: `[outputs]`.
+    ///
+    /// # Errors
+    /// It is no linear layer.
+    pub(crate) fn row_norms(&self) -> Result<Array> {
+        norms(&self.weight()?)
+    }
+
+    /// Gives it an adapter, or none.
+    pub(crate) fn set(&self, adapter: Option<Rc<Adapter>>) {
+        self.adapter.replace(adapter);
+    }
+
+    /// Its adapter.
+    pub(crate) fn adapter(&self) -> Option<Rc<Adapter>> {
+        self.adapter.borrow().clone()
+    }
+
+    /// Its rows in full, in float32: `[outputs, inputs]`.
+    fn weight(&self) -> Result<Array> {
+        let (matrix, start) = self.rows.get().ok_or_else(|| {
+            Exception::custom(format!("{} is no linear layer, DoRA is for those only", self.name))
+        })?;
+        matrix.part(*start, start + self.outputs as i32)?.as_dtype(Dtype::Float32)
+    }
+}
+
+/// The sites of a layer: one, or one for each of the parts whose outputs lie one behind the other.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Sites(Vec<Rc<Site>>);
+
+impl Sites {
+    /// The sites of parts, in order.
+    pub(crate) fn new(sites: Vec<Rc<Site>>) -> Self {
+        Self(sites)
+    }
+
+    /// Whether there is no adapter here.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.0.iter().all(|site| site.adapter.borrow().is_none())
+    }
+
+    /// What the layer gives with its adapters, of what it gives without, `y` `[.., outputs]`, for `x` `[.., inputs]`.
+    pub(crate) fn adapt(&self, x: &Array, y: Array) -> Result<Array> {
+        if self.is_plain() {
+            return Ok(y);
+        }
+        let y = self.add(&y, |site, adapter| {
+            let x = adapter.dropped(x)?;
+            let (a, b) = (adapter.a.get()?, adapter.b.get()?);
+            if site.kind == SiteKind::Embedding {
+                return x.matmul(b.swap_axes(-1, -2)?)?.matmul(a.swap_axes(-1, -2)?);
+            }
+            x.matmul(a)?.matmul(b)
+        })?;
+        self.rescale(y)
+    }
+
+    /// The same for a stack of matrices, of which each of x has a pick: see [`Matrix::gather`].
+    pub(crate) fn adapt_gathered(&self, x: &Array, y: Array, picks: &Array, sorted: bool) -> Result<Array> {
+        if self.is_plain() {
+            return Ok(y);
+        }
+        self.add(&y, |_, adapter| {
+            let gather = |x: &Array, matrix: Array| {
+                // MLX's gather on the CPU knows float32 only, and aborts the process otherwise.
+                let dtype = if on_cpu() { Dtype::Float32 } else { matrix.dtype() };
+                let transposed = matrix.as_dtype(dtype)?.swap_axes(-1, -2)?;
+                ops::gather_mm(x.as_dtype(dtype)?, transposed, None, picks, sorted)
+            };
+            gather(&gather(&adapter.dropped(x)?, adapter.a.get()?)?, adapter.b.get()?)
+        })
+    }
+
+    /// The same for rows of a table, `y`, that `ids` picked.
+    pub(crate) fn adapt_rows(&self, ids: &Array, y: Array) -> Result<Array> {
+        if self.is_plain() {
+            return Ok(y);
+        }
+        self.add(&y, |_, adapter| {
+            let rows = adapter.a.get()?.take_axis(ids, 0)?.matmul(adapter.b.get()?)?;
+            adapter.dropped(&rows)
+        })
+    }
+
+    /// y and, behind each other, what the adapters of its parts give.
+    fn add(&self, y: &Array, delta: impl Fn(&Site, &Adapter) -> Result<Array>) -> Result<Array> {
+        let dtype = y.dtype();
+        let deltas = self.0.iter().map(|site| match &*site.adapter.borrow() {
+            Some(adapter) => {
+                let delta = delta(site, adapter)?;
+                delta.multiply(scalar(adapter.scale, delta.dtype())?)?.as_dtype(dtype)
+            }
+            None => {
+                let mut shape = y.shape().to_vec();
+                if let Some(last) = shape.last_mut() {
+                    *last = site.outputs as i32;
+                }
+                ops::zeros_dtype(&shape, dtype)
+            }
+        });
+        match deltas.collect::<Result<Vec<_>>>()?.as_slice() {
+            [delta] => y.add(delta),
+            deltas => y.add(concatenate(deltas, -1)?),
+        }
+    }
+
+    /// DoRA: outputs by their magnitudes in place of the norms that the adapted rows have.
+    fn rescale(&self, y: Array) -> Result<Array> {
+        let magnitudes = |site: &Rc<Site>| site.adapter().filter(|adapter| adapter.magnitude.is_some());
+        if !self.0.iter().any(|site| magnitudes(site).is_some()) {
+            return Ok(y);
+        }
+        let factors = self.0.iter().map(|site| match magnitudes(site) {
+            Some(adapter) => adapter.factor(site)?.as_dtype(y.dtype()),
+            None => ops::ones_dtype(&[site.outputs as i32], y.dtype()),
+        });
+        match factors.collect::<Result<Vec<_>>>()?.as_slice() {
+            [factor] => y.multiply(factor),
+            factors => y.multiply(concatenate(factors, 0)?),
+        }
+    }
+}
+
+impl Adapter {
+    fn dropped(&self, x: &Array) -> Result<Array> {
+        match &*self.dropout.borrow() {
+            Some((rate, key)) if *rate > 0.0 => drop_out(x, *rate, key),
+            _ => Ok(x.clone()),
+        }
+    }
+
+    /// m / |row| for each row of the layer, adapted.
+    fn factor(&self, site: &Site) -> Result<Array> {
+        let magnitude = self.magnitude.as_ref().ok_or_else(|| Exception::custom("it is no DoRA"))?.get()?;
+        let Some(known) = &self.norms else {
+            // The paper's: no gradient flows through the norms.
+            return magnitude.divide(stop_gradient(self.row_norms(site)?)?);
+        };
+        if known.borrow().is_none() {
+            let norms = self.row_norms(site)?;
+            norms.eval()?;
+            known.replace(Some(norms));
+        }
+        match &*known.borrow() {
+            Some(norms) => magnitude.divide(norms),
+            None => Err(Exception::custom("the norms are missing")),
+        }
+    }
+
+    fn row_norms(&self, site: &Site) -> Result<Array> {
+        let delta = self.a.get()?.matmul(self.b.get()?)?.swap_axes(-1, -2)?;
+        let delta = delta.multiply(scalar(self.scale, delta.dtype())?)?;
+        norms(&site.weight()?.add(delta)?)
+    }
+}
+
+/// The norms of rows, `[rows, columns]` → `[rows]`.
+fn norms(rows: &Array) -> Result<Array> {
+    rows.square()?.sum_axis(-1, false)?.sqrt()
+}

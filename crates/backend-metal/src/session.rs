@@ -1,0 +1,104 @@
+//! A session, as callers hold it: the text here, its keys and values on the MLX thread.
+
+use std::{path::Path, sync::Arc, time::Instant};
+
+use async_trait::async_trait;
+use inference_core::{
+    Error, GenerateOptions, Prompt, Result, SessionEngine, SessionFile, TokenStream, off_thread,
+};
+use tokio::sync::{Mutex, oneshot};
+
+use crate::{
+    engine::{SessionCommand, SessionId, SessionTurn},
+    model::Inner,
+};
+
+/// A session on MLX. A turn holds the lock of the text until it has ended.
+#[derive(Debug)]
+pub(crate) struct MlxSession {
+    model: Arc<Inner>,
+    id: SessionId,
+    text: Arc<Mutex<Vec<u32>>>,
+}
+
+impl MlxSession {
+    pub(crate) fn new(model: Arc<Inner>) -> Self {
+        Self { model, id: SessionId::new(), text: Arc::default() }
+    }
+
+    /// The session that was saved to this file, and its note.
+    pub(crate) async fn load(model: Arc<Inner>, path: &Path) -> Result<(Self, String)> {
+        let (file, fingerprint, layout) =
+            (path.to_owned(), model.fingerprint().await?.to_owned(), model.layout.clone());
+        let file = off_thread(move || SessionFile::read(&file, &fingerprint, &layout)).await?;
+        let info = &model.info;
+        if let Some(id) = file.tokens.iter().find(|id| **id as usize >= info.vocab_size) {
+            let reason = format!("tokens: {id} is outside the vocabulary of {}", info.vocab_size);
+            return Err(Error::invalid_session(path, reason));
+        }
+        let session = Self { id: SessionId::new(), text: Arc::new(Mutex::new(file.tokens)), model };
+        let (reply, imported) = oneshot::channel();
+        let command = SessionCommand::Import { id: session.id, tensors: file.tensors, reply };
+        session.model.handle.session(command)?;
+        let imported = imported.await.map_err(|_| session.gone())?;
+        imported.map_err(|reason| Error::invalid_session(path, reason))?;
+        Ok((session, file.note))
+    }
+
+    /// Why the engine does not answer.
+    fn gone(&self) -> Error {
+        self.model.check_open().err().unwrap_or_else(|| self.model.handle.stopped())
+    }
+}
+
+#[async_trait]
+impl SessionEngine for MlxSession {
+    async fn generate(&mut self, prompt: Prompt, options: GenerateOptions) -> Result<TokenStream> {
+        let called = Instant::now();
+        self.model.check_open()?;
+        let text = self.text.clone().lock_owned().await;
+        let codec = &self.model.codec;
+        let prompt = match prompt {
+            Prompt::Text(more) if !text.is_empty() => {
+                Prompt::Tokens([&text[..], &codec.tokenizer().encode(&more, false)?].concat())
+            }
+            Prompt::Tokens(more) => Prompt::Tokens([&text[..], &more].concat()),
+            first_or_whole => first_or_whole,
+        };
+        let prompt = self.model.encode(prompt, &options)?;
+        self.model.generate(prompt, options, called, Some(SessionTurn { id: self.id, text }))
+    }
+
+    async fn tokens(&self) -> Vec<u32> {
+        self.text.lock().await.clone()
+    }
+
+    async fn fork(&self) -> Result<Box<dyn SessionEngine>> {
+        self.model.check_open()?;
+        let text = self.text.lock().await;
+        let mut fork = Self::new(self.model.clone());
+        fork.text = Arc::new(Mutex::new(text.clone()));
+        self.model.handle.session(SessionCommand::Fork { from: self.id, to: fork.id })?;
+        Ok(Box::new(fork))
+    }
+
+    async fn save(&self, path: &Path, note: &str) -> Result<()> {
+        self.model.check_open()?;
+        let fingerprint = self.model.fingerprint().await?;
+        let text = self.text.lock().await;
+        let (reply, tensors) = oneshot::channel();
+        self.model.handle.session(SessionCommand::Export { id: self.id, reply })?;
+        let mut file = SessionFile::new(fingerprint, &self.model.layout, text.clone());
+        file.tensors = tensors.await.map_err(|_| self.gone())??;
+        note.clone_into(&mut file.note);
+        let path = path.to_owned();
+        off_thread(move || file.write(&path)).await
+    }
+}
+
+impl Drop for MlxSession {
+    fn drop(&mut self) {
+        // A thread that is gone holds no session.
+        let _ = self.model.handle.session(SessionCommand::Drop(self.id));
+    }
+}

@@ -1,0 +1,179 @@
+//! A run's adapters and checkpoints on the disk: each whole, or not there.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use inference_core::{
+    ADAPTER_FILE, AdapterConfig, Dtype, Error, Result, TensorInfo, TrainOptions, TrainState, read_tensors,
+};
+use mlx_rs::Array;
+
+use super::{optimizer::Stepper, trained::Trained};
+use crate::{
+    arch::Architecture,
+    load::{Tensors, Writer, mlx_dtype},
+    nn::layer_of,
+};
+
+/// The optimiser's state in a checkpoint.
+const OPTIMIZER: &str = "optimizer.safetensors";
+
+/// Writes the adapter to the run's output and, with what is needed to go on, to a checkpoint. Returns the checkpoint's folder.
+/// Older ones keep their adapters alone.
+///
+/// # Errors
+/// [`Error::Io`]; then the checkpoints before stay.
+pub(super) fn save(
+    model: &dyn Architecture,
+    trained: &Trained,
+    stepper: &Stepper,
+    options: &TrainOptions,
+    state: &TrainState,
+) -> Result<PathBuf> {
+    let config = adapter_config(model, trained, options);
+    let adapter: Vec<_> =
+        trained.leaves().iter().map(|leaf| leaf.name().to_owned()).zip(&trained.values).collect();
+    let output = &options.output;
+    let folder = TrainState::folder(output, state.step);
+    let partial = folder.with_extension("partial");
+    remove(&partial)?;
+    fs::create_dir_all(&partial).map_err(|source| Error::io("create", &partial, source))?;
+    write(&partial.join(ADAPTER_FILE), &adapter)?;
+    config.write(&partial)?;
+    write(&partial.join(OPTIMIZER), &optimizer_tensors(trained, stepper))?;
+    state.write(&partial)?;
+    remove(&folder)?;
+    rename(&partial, &folder)?;
+    let fresh = output.join(format!(".{ADAPTER_FILE}.partial"));
+    write(&fresh, &adapter)?;
+    config.write(output)?;
+    rename(&fresh, &output.join(ADAPTER_FILE))?;
+    forget_optimizers(&folder)?;
+    Ok(folder)
+}
+
+/// Reads a checkpoint back into tensors of the same names and shapes.
+///
+/// # Errors
+/// [`Error::InvalidModel`] names the file and the tensor that is missing or does not fit; [`Error::Io`].
+pub(super) fn restore(folder: &Path, trained: &mut Trained, stepper: &mut Stepper) -> Result<()> {
+    let names: Vec<_> = trained.leaves().iter().map(|leaf| leaf.name().to_owned()).collect();
+    let kept: Vec<_> = trained.values.iter().map(|value| stepper.kept(value.shape())).collect();
+    let adapter = Saved::open(folder.join(ADAPTER_FILE))?;
+    for (name, value) in names.iter().zip(&mut trained.values) {
+        *value = adapter.read(name, value)?;
+    }
+    let optimizer = Saved::open(folder.join(OPTIMIZER))?;
+    for ((name, kept), state) in names.iter().zip(kept).zip(&mut stepper.state) {
+        for ((part, _), value) in kept.iter().zip(state) {
+            *value = optimizer.read(&format!("{name}.{part}"), value)?;
+        }
+    }
+    Ok(())
+}
+
+/// adapter_config.json of a run.
+fn adapter_config(model: &dyn Architecture, trained: &Trained, options: &TrainOptions) -> AdapterConfig {
+    let mut keys: Vec<String> = Vec::new();
+    for leaf in trained.leaves() {
+        let name = leaf.name().rsplit_once('.').map_or(leaf.name(), |(layer, _)| layer);
+        // Of a layer in a block mlx_lm wants what comes after the block's number.
+        let key = match (layer_of(name), name.split_once("layers.")) {
+            (Some(_), Some((_, rest))) => rest.split_once('.').map_or(rest, |(_, key)| key),
+            _ => name,
+        };
+        if !keys.iter().any(|known| known == key) {
+            keys.push(key.to_owned());
+        }
+    }
+    AdapterConfig::new(&options.method, model.config().layers, keys)
+}
+
+fn optimizer_tensors<'a>(trained: &Trained, stepper: &'a Stepper) -> Vec<(String, &'a Array)> {
+    let leaves = trained.leaves().iter().zip(&trained.values).zip(&stepper.state);
+    let tensors = leaves.flat_map(|((leaf, value), state)| {
+        let kept = stepper.kept(value.shape()).into_iter();
+        kept.zip(state).map(move |((part, _), array)| (format!("{}.{part}", leaf.name()), array))
+    });
+    tensors.collect()
+}
+
+fn write(path: &Path, tensors: &[(String, &Array)]) -> Result<()> {
+    let described: Vec<_> = tensors
+        .iter()
+        .map(|(name, array)| {
+            let shape: Vec<_> = array.shape().iter().map(|n| *n as usize).collect();
+            (name.clone(), float(array), shape)
+        })
+        .collect();
+    let mut writer = Writer::create(path, described.iter())?;
+    for (_, array) in tensors {
+        writer.add(array)?;
+    }
+    writer.finish()
+}
+
+fn float(array: &Array) -> Dtype {
+    match array.dtype() {
+        mlx_rs::Dtype::Float16 => Dtype::F16,
+        mlx_rs::Dtype::Bfloat16 => Dtype::Bf16,
+        _ => Dtype::F32,
+    }
+}
+
+/// A file that a run wrote.
+struct Saved {
+    path: PathBuf,
+    infos: BTreeMap<String, TensorInfo>,
+}
+
+impl Saved {
+    fn open(path: PathBuf) -> Result<Self> {
+        Ok(Self { infos: read_tensors(&path)?, path })
+    }
+
+    /// The tensor of this name, which must have the type and shape of `like`.
+    fn read(&self, name: &str, like: &Array) -> Result<Array> {
+        let info = self.infos.get(name);
+        let info = info.ok_or_else(|| Error::invalid_key(&self.path, name, "is missing"))?;
+        let shape: Vec<_> = like.shape().iter().map(|n| *n as usize).collect();
+        if info.shape != shape || info.dtype != float(like) {
+            let (found, dtype, expected) = (&info.shape, info.dtype, float(like));
+            let reason = format!("is {found:?} of {dtype}, expected {shape:?} of {expected}");
+            return Err(Error::invalid_key(&self.path, name, reason));
+        }
+        Tensors::open(&self.path)?.read(info, mlx_dtype(info.dtype).unwrap_or(mlx_rs::Dtype::Float32))
+    }
+}
+
+/// Removes the optimiser's state from all checkpoints beside this one.
+fn forget_optimizers(newest: &Path) -> Result<()> {
+    let Some(checkpoints) = newest.parent() else { return Ok(()) };
+    let entries = fs::read_dir(checkpoints).map_err(|source| Error::io("list", checkpoints, source))?;
+    for folder in entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|folder| folder != newest) {
+        let file = folder.join(OPTIMIZER);
+        match fs::remove_file(&file) {
+            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Error::io("remove", file, source));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn remove(folder: &Path) -> Result<()> {
+    match fs::remove_dir_all(folder) {
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+            Err(Error::io("remove", folder, source))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn rename(from: &Path, to: &Path) -> Result<()> {
+    fs::rename(from, to).map_err(|source| Error::io("create", to, source))
+}

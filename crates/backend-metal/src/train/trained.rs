@@ -1,0 +1,218 @@
+//! What of a model a run trains: adapters beside its layers, or the weights themselves.
+
+use std::rc::Rc;
+
+use inference_core::{AdapterDtype, AdapterOptions, Error, Method, Result};
+use mlx_rs::{Array, Dtype, error::Result as MlxResult, ops, random};
+
+use crate::{
+    arch::Architecture,
+    nn::{Adapter, Leaf, Site, SiteKind, layer_of},
+};
+
+/// The tensors that are trained, and their values.
+#[derive(Debug)]
+pub(crate) struct Trained {
+    leaves: Vec<Rc<Leaf>>,
+    /// One for each leaf.
+    pub(crate) values: Vec<Array>,
+    adapters: Vec<(Rc<Site>, Rc<Adapter>)>,
+    by_layer: Vec<Vec<Rc<Leaf>>>,
+    dropout: f32,
+    seed: u64,
+}
+
+/// The model with its adapters, until this is dropped.
+pub(super) struct Attached<'a>(&'a Trained);
+
+impl Drop for Attached<'_> {
+    fn drop(&mut self) {
+        self.0.adapters.iter().for_each(|(site, _)| site.set(None));
+    }
+}
+
+impl Trained {
+    /// What `method` trains of the model, as it is before the first step.
+    ///
+    /// # Errors
+    /// [`Error::InvalidOption`] where the model has no such layers, or weights that the method cannot train.
+    pub(crate) fn new(model: &dyn Architecture, method: &Method, seed: u64) -> Result<Self> {
+        let layers = model.config().layers;
+        let first = method.layers().map_or(0, |last| layers.saturating_sub(last));
+        if model.inventory().sites().iter().any(|site| site.adapter().is_some()) {
+            return Err(invalid("method", "the model was loaded with an adapter: fuse it, or load without"));
+        }
+        let mut trained = Self {
+            leaves: Vec::new(),
+            values: Vec::new(),
+            adapters: Vec::new(),
+            by_layer: vec![Vec::new(); layers],
+            dropout: 0.0,
+            seed,
+        };
+        match method {
+            Method::Lora(options) => trained.add_adapters(model, options, first, false)?,
+            Method::Dora(options) => trained.add_adapters(model, options, first, true)?,
+            Method::Full(options) => {
+                let all = options.layers.is_none();
+                trained.dropout = options.dropout;
+                trained.add_weights(model, |name| match layer_of(name) {
+                    Some(layer) => layer >= first,
+                    None => all,
+                })?;
+            }
+            other => return Err(invalid("method", format!("{} is unknown to this backend", other.name()))),
+        }
+        for leaf in &trained.leaves {
+            if let Some(leaves) = leaf.layer().and_then(|layer| trained.by_layer.get_mut(layer)) {
+                leaves.push(leaf.clone());
+            }
+        }
+        Ok(trained)
+    }
+
+    /// The tensors' places.
+    pub(crate) fn leaves(&self) -> &[Rc<Leaf>] {
+        &self.leaves
+    }
+
+    /// The same, block by block.
+    pub(super) fn by_layer(&self) -> &[Vec<Rc<Leaf>>] {
+        &self.by_layer
+    }
+
+    /// Those that are part of no block.
+    pub(super) fn outside(&self) -> Vec<Rc<Leaf>> {
+        self.leaves.iter().filter(|leaf| leaf.layer().is_none()).cloned().collect()
+    }
+
+    /// Numbers that are trained.
+    pub(crate) fn parameters(&self) -> u64 {
+        self.values.iter().map(|value| value.size() as u64).sum()
+    }
+
+    /// Puts the adapters in their places, to learn with those inputs dropped that the chance of this batch picks; or without
+    /// such a batch, to validate.
+    pub(super) fn attach(&self, batch: Option<u64>) -> MlxResult<Attached<'_>> {
+        let attached = Attached(self);
+        for (site, adapter) in &self.adapters {
+            let chance = batch.filter(|_| self.dropout > 0.0).map(|batch| self.key(site.name(), batch));
+            adapter.dropout.replace(chance.transpose()?.map(|key| (self.dropout, key)));
+            site.set(Some(adapter.clone()));
+        }
+        Ok(attached)
+    }
+
+    /// What is dropped of each block, where weights are trained: the share, and the keys of this batch's chance.
+    pub(super) fn residual_dropout(&self, batch: u64) -> MlxResult<Option<(f32, Vec<Array>)>> {
+        if self.dropout <= 0.0 || !self.adapters.is_empty() {
+            return Ok(None);
+        }
+        let keys = (0..self.by_layer.len()).map(|layer| self.key(&format!("layers.{layer}"), batch));
+        Ok(Some((self.dropout, keys.collect::<MlxResult<_>>()?)))
+    }
+
+    fn add_adapters(
+        &mut self,
+        model: &dyn Architecture,
+        options: &AdapterOptions,
+        first: usize,
+        dora: bool,
+    ) -> Result<()> {
+        self.dropout = options.dropout;
+        let mut unused: Vec<&String> = options.keys.iter().flatten().collect();
+        let mut chosen: Vec<_> = model
+            .inventory()
+            .sites()
+            .into_iter()
+            .filter(|site| {
+                let fits = |key: &&String| {
+                    let tail = site.name().strip_suffix(key.as_str());
+                    tail.is_some_and(|head| head.is_empty() || head.ends_with('.'))
+                };
+                let named = options.keys.iter().flatten().any(|key| fits(&key));
+                unused.retain(|key| !fits(key));
+                match (layer_of(site.name()), site.kind()) {
+                    (Some(layer), _) => layer >= first && (named || options.keys.is_none()),
+                    (None, SiteKind::Embedding) => named || options.embeddings,
+                    (None, _) => named,
+                }
+            })
+            .collect();
+        if let Some(key) = unused.first() {
+            return Err(invalid("keys", format!("{key} is none of the model's layers")));
+        }
+        if let Some(site) = chosen.iter().find(|site| dora && site.kind() != SiteKind::Linear) {
+            return Err(invalid("method", format!("DoRA is for linear layers, {} is none", site.name())));
+        }
+        chosen.sort_by(|one, other| one.name().cmp(other.name()));
+        for site in chosen {
+            self.add_adapter(&site, options, dora).map_err(failed)?;
+        }
+        if self.adapters.is_empty() {
+            return Err(invalid("keys", "none of the model's layers is chosen"));
+        }
+        Ok(())
+    }
+
+    /// A: uniform within one by the root of its inputs; B: zeros, so that training begins with the model as it is.
+    fn add_adapter(&mut self, site: &Rc<Site>, options: &AdapterOptions, dora: bool) -> MlxResult<()> {
+        let dtype = match options.dtype {
+            AdapterDtype::Bf16 => Dtype::Bfloat16,
+            _ => Dtype::Float32,
+        };
+        let [a, b] =
+            site.shapes(options.rank).map(|shape| shape.iter().map(|n| *n as i32).collect::<Vec<_>>());
+        let bound = (site.inputs() as f32).sqrt().recip();
+        let key = self.key(site.name(), 0)?;
+        let a = random::uniform::<_, f32>(-bound, bound, a.as_slice(), &key)?.as_dtype(dtype)?;
+        let b = ops::zeros_dtype(&b, dtype)?;
+        let mut leaf = |part: &str, value: Array| {
+            let leaf = Leaf::new(format!("{}.{part}", site.name()), Some(value.clone()));
+            self.leaves.push(leaf.clone());
+            self.values.push(value);
+            leaf
+        };
+        let (a, b) = (leaf("lora_a", a), leaf("lora_b", b));
+        let magnitude = if dora { Some(leaf("m", site.row_norms()?)) } else { None };
+        let (scale, dropout) = (options.scale, None.into());
+        let adapter = Adapter { a, b, magnitude, scale, dropout, norms: None };
+        self.adapters.push((site.clone(), Rc::new(adapter)));
+        Ok(())
+    }
+
+    fn add_weights(&mut self, model: &dyn Architecture, chosen: impl Fn(&str) -> bool) -> Result<()> {
+        if let Some(name) = model.inventory().packed().iter().find(|name| chosen(name)) {
+            let reason =
+                format!("full: {name} is quantised, which only adapters can train; make it dense first");
+            return Err(invalid("method", reason));
+        }
+        for parameter in model.inventory().parameters() {
+            for (leaf, value) in parameter.leaves().zip(parameter.values()) {
+                if chosen(leaf.name()) {
+                    self.leaves.push(leaf.clone());
+                    self.values.push(value.map_err(failed)?);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A key of chance for this name and batch: the same in every run with this seed.
+    fn key(&self, name: &str, batch: u64) -> MlxResult<Array> {
+        // FNV-1a.
+        let bytes = name.bytes().chain(self.seed.to_le_bytes()).chain(batch.to_le_bytes());
+        let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        });
+        random::key(hash)
+    }
+}
+
+fn invalid(option: &'static str, reason: impl Into<String>) -> Error {
+    Error::InvalidOption { option, reason: reason.into() }
+}
+
+fn failed(error: mlx_rs::error::Exception) -> Error {
+    Error::backend("mlx", "prepare what is trained", error)
+}

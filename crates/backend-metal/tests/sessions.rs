@@ -1,0 +1,166 @@
+//! Sessions on real models: their text is that of a run without any cache, for windows and rotating caches too.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
+use std::{path::PathBuf, sync::Arc};
+
+use backend_metal as _;
+use inference_core::{
+    Completion, Error, GenerateOptions, LoadOptions, Message, Prompt, Session, TextModel, TextModelExt as _,
+    load_model,
+};
+
+fn demo() -> PathBuf {
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/demo"))
+}
+
+/// The demo model with a window of 24 positions on its later layers.
+fn windowed() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(demo()).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
+    }
+    let path = folder.path().join("config.json");
+    let mut config: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+    config["use_sliding_window"] = true.into();
+    config["sliding_window"] = 24.into();
+    config["max_window_layers"] = 1.into();
+    config.as_object_mut().unwrap().remove("layer_types");
+    std::fs::write(&path, config.to_string()).unwrap();
+    folder
+}
+
+/// The model, and the same with nothing kept between requests.
+async fn models(folder: &std::path::Path) -> [Arc<dyn TextModel>; 2] {
+    let load = |options| load_model(folder).backend("cpu").options(options);
+    let tight = LoadOptions::new().prefix_cache(0).prefill_chunk(16);
+    [load(tight.clone()).await.unwrap(), load(tight).await.unwrap()]
+}
+
+fn options() -> GenerateOptions {
+    GenerateOptions::new().max_tokens(20).ignore_eos(true).log_probabilities(1)
+}
+
+/// Token for token, and to the last bit.
+fn same(answer: &Completion, expected: &Completion) {
+    assert_eq!(answer.text, expected.text);
+    assert_eq!(answer.finish.reason, expected.finish.reason);
+    for (a, b) in answer.tokens.iter().zip(&expected.tokens) {
+        assert_eq!(a.id, b.id);
+        assert!((a.log_probability.unwrap() - b.log_probability.unwrap()).abs() < 1e-4, "{a:?}, {b:?}");
+    }
+}
+
+/// A turn against a run of the whole text; how many of its tokens were not computed again.
+async fn turn(session: &mut Session, plain: &dyn TextModel, more: &str) -> usize {
+    let held = session.tokens().await;
+    let answer = session.complete(more, options()).await.unwrap();
+    let whole = session.tokens().await;
+    let prompt = whole[..whole.len() - answer.finish.metrics.generated_tokens].to_vec();
+    assert!(prompt.starts_with(&held) && prompt.len() > held.len());
+    let expected = plain.complete(prompt.into(), options()).await.unwrap();
+    same(&answer, &expected);
+    assert_eq!(expected.finish.metrics.cached_tokens, 0);
+    answer.finish.metrics.cached_tokens
+}
+
+#[tokio::test]
+async fn turns_are_those_of_a_run_without_a_cache() {
+    let windowed = windowed();
+    for folder in [demo(), windowed.path().to_owned()] {
+        let [model, plain] = models(&folder).await;
+        let mut session = model.session().await.unwrap();
+        assert_eq!(turn(&mut session, &*plain, "The capital of France is").await, 0);
+        for more in
+            [" and two and two is", " What", " a long sentence that says many things about weather and food"]
+        {
+            let held = session.tokens().await.len();
+            let mut fork = session.fork().await.unwrap();
+            // The last token of an answer is never computed.
+            assert_eq!(turn(&mut session, &*plain, more).await, held - 1);
+            assert_eq!(turn(&mut fork, &*plain, " another").await, held - 1);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_saved_session_goes_on_on_another_load_of_the_model() {
+    let windowed = windowed();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("talk.session");
+    for model_folder in [demo(), windowed.path().to_owned()] {
+        let [model, plain] = models(&model_folder).await;
+        let mut session = model.session().await.unwrap();
+        turn(&mut session, &*plain, "Who are you, and what is the capital of Italy?").await;
+        session.set_note("a note");
+        session.save(&file).await.unwrap();
+        drop(session);
+        let [other, _] = models(&model_folder).await;
+        let mut loaded = other.load_session(&file).await.unwrap();
+        assert_eq!(loaded.note(), "a note");
+        let held = loaded.tokens().await.len();
+        assert_eq!(turn(&mut loaded, &*plain, " And then?").await, held - 1);
+    }
+    // The last one is of the model with windows, whose config is another.
+    let [model, _] = models(&demo()).await;
+    assert!(matches!(model.load_session(&file).await, Err(Error::InvalidSession { .. })));
+}
+
+#[tokio::test]
+async fn a_session_file_with_other_tensors_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("talk.session");
+    let [model, _] = models(&demo()).await;
+    let mut session = model.session().await.unwrap();
+    session.append("one two three four").await.unwrap();
+    session.save(&file).await.unwrap();
+    let whole = std::fs::read(&file).unwrap();
+    let header = String::from_utf8_lossy(&whole).into_owned();
+    // Of the same length each, so that the places of the tensors stay.
+    for (found, put) in [
+        ("\"layers.0000.0\"", "\"layers.9999.0\""),
+        ("\"held\":{\"dtype\":\"U32\"", "\"held\":{\"dtype\":\"I32\""),
+        ("\"held\"", "\"hold\""),
+    ] {
+        let at = header.find(found).unwrap();
+        let mut bytes = whole.clone();
+        bytes[at..at + put.len()].copy_from_slice(put.as_bytes());
+        std::fs::write(&file, bytes).unwrap();
+        let result = model.load_session(&file).await;
+        assert!(matches!(result, Err(Error::InvalidSession { .. })), "{put}: {result:?}");
+    }
+    // An id past the vocabulary would be looked up unchecked.
+    let tokens = session.tokens().await;
+    let needle: Vec<u8> = tokens.iter().flat_map(|id| id.to_le_bytes()).collect();
+    for at in (0..whole.len() - needle.len()).filter(|at| whole[*at..].starts_with(&needle)) {
+        let mut bytes = whole.clone();
+        bytes[at..at + 4].copy_from_slice(&u32::MAX.to_le_bytes());
+        std::fs::write(&file, bytes).unwrap();
+        let result = model.load_session(&file).await;
+        assert!(matches!(result, Err(Error::InvalidSession { .. })), "{result:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_conversation_computes_only_its_new_turn() {
+    let [model, plain] = models(&demo()).await;
+    let mut session = model.session().await.unwrap();
+    let mut chat = vec![Message::user("What is the capital of France?")];
+    let mut known = 0;
+    for next in ["What is 17+25?", "Who are you?"] {
+        let options = GenerateOptions::new().log_probabilities(0);
+        let answer = session.complete(chat.clone(), options.clone()).await.unwrap();
+        same(&answer, &plain.complete(Prompt::Chat(chat.clone()), options).await.unwrap());
+        let metrics = answer.finish.metrics;
+        assert!(metrics.cached_tokens >= known, "{metrics:?}, {known} were known");
+        known = metrics.prompt_tokens + metrics.generated_tokens;
+        chat.extend([Message::assistant(answer.text), Message::user(next)]);
+    }
+    // Requests beside it and their caches leave it alone.
+    model.complete("something else entirely".into(), GenerateOptions::new()).await.unwrap();
+    assert!(
+        session.complete(chat, GenerateOptions::new()).await.unwrap().finish.metrics.cached_tokens >= known
+    );
+}

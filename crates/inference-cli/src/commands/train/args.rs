@@ -1,0 +1,421 @@
+//! What the person types, and what it becomes in the library.
+
+use std::path::PathBuf;
+
+use clap::ValueEnum;
+use inference::{
+    AdapterDtype, AdapterOptions, CancellationToken, FullOptions, Learn, Optimizer, Schedule, TooLong,
+    TrainLength, TrainOptions,
+};
+
+use crate::{failure::Usage, options::LoadArgs};
+
+/// Fine-tune a model on examples
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "DATA is a folder with train.jsonl and valid.jsonl, or one file. A line is {\"prompt\": …, \"completion\": …}, \
+{\"messages\": […]} or {\"text\": …}, as mlx_lm has it. OUTPUT gets adapters.safetensors and adapter_config.json, which \
+--adapter of the other commands and mlx_lm load; checkpoints; metrics.jsonl with every figure; and loss.svg.
+
+Ctrl-C ends after the step under way and saves; the same command with --resume goes on as if it had not been stopped.
+
+Examples:
+  inference train --model ~/models/Qwen3-0.6B --data data --output adapter --steps 200
+  inference chat --model ~/models/Qwen3-0.6B --adapter adapter 'What have you learnt?'
+  inference fuse --model ~/models/Qwen3-0.6B --adapter adapter --output ~/models/mine"
+)]
+pub(crate) struct Args {
+    /// The model's folder [default: the demo model]
+    #[arg(long, short, value_name = "PATH")]
+    pub(super) model: Option<PathBuf>,
+
+    /// A folder with train.jsonl and perhaps valid.jsonl, or a file of such lines
+    #[arg(long, short, value_name = "PATH")]
+    pub(super) data: PathBuf,
+
+    /// The folder to write
+    #[arg(long, short, value_name = "PATH")]
+    pub(super) output: PathBuf,
+
+    /// Go on from the last checkpoint in OUTPUT
+    #[arg(long)]
+    resume: bool,
+
+    /// What is trained
+    #[arg(long, value_enum, default_value_t = Kind::Lora, help_heading = "Method")]
+    pub(super) method: Kind,
+
+    /// The adapters' inner dimension [default: 8]
+    #[arg(long, value_name = "NUMBER", help_heading = "Method")]
+    rank: Option<usize>,
+
+    /// The factor on what an adapter adds [default: 20]
+    #[arg(long, value_name = "NUMBER", help_heading = "Method", allow_negative_numbers = true)]
+    scale: Option<f32>,
+
+    /// Peft's name for the scale times the rank
+    #[arg(long, value_name = "NUMBER", help_heading = "Method", conflicts_with = "scale")]
+    alpha: Option<f32>,
+
+    /// The share that a step drops: of an adapter's inputs, with full training of what a block adds [default: 0]
+    #[arg(long, value_name = "SHARE", help_heading = "Method", allow_negative_numbers = true)]
+    dropout: Option<f32>,
+
+    /// The layers that get adapters, such as self_attn.q_proj,self_attn.v_proj [default: every linear layer]
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', help_heading = "Method")]
+    keys: Option<Vec<String>>,
+
+    /// Train the last so many blocks only [default: all]
+    #[arg(long, value_name = "BLOCKS", help_heading = "Method")]
+    layers: Option<usize>,
+
+    /// Give the token embedding an adapter too
+    #[arg(long, help_heading = "Method")]
+    embeddings: bool,
+
+    /// The type of the adapters' weights [default: f32]
+    #[arg(long, value_enum, help_heading = "Method")]
+    adapter_dtype: Option<Float>,
+
+    /// How gradients become steps
+    #[arg(long, value_enum, default_value_t = Descent::Adamw, help_heading = "Steps")]
+    optimizer: Descent,
+
+    /// The highest learning rate
+    #[arg(
+        long,
+        value_name = "RATE",
+        default_value_t = 1e-4,
+        help_heading = "Steps",
+        allow_negative_numbers = true
+    )]
+    learning_rate: f32,
+
+    /// AdamW's decay of the means of gradient and square [default: 0.9,0.999]
+    #[arg(long, value_name = "TWO", value_delimiter = ',', num_args = 1, help_heading = "Steps")]
+    betas: Option<Vec<f32>>,
+
+    /// The share of a weight, times the rate, that a step takes off [default: 0.01 with adamw, 0 with sgd]
+    #[arg(long, value_name = "SHARE", help_heading = "Steps", allow_negative_numbers = true)]
+    weight_decay: Option<f32>,
+
+    /// SGD's share of the last step in the next [default: 0]
+    #[arg(long, value_name = "SHARE", help_heading = "Steps", allow_negative_numbers = true)]
+    momentum: Option<f32>,
+
+    /// Leave AdamW's means as they begin, as MLX's own optimiser does
+    #[arg(long, help_heading = "Steps")]
+    no_bias_correction: bool,
+
+    /// How the rate changes after warm-up
+    #[arg(long, value_enum, default_value_t = Course::Constant, help_heading = "Steps")]
+    schedule: Course,
+
+    /// Steps over which the rate rises
+    #[arg(long, value_name = "STEPS", default_value_t = 0, help_heading = "Steps")]
+    warmup: usize,
+
+    /// The longest norm of a step's gradients [default: no limit]
+    #[arg(long, value_name = "NORM", help_heading = "Steps", allow_negative_numbers = true)]
+    clip: Option<f32>,
+
+    /// Steps of the run [default: 1000]
+    #[arg(long, value_name = "STEPS", help_heading = "Steps", conflicts_with = "epochs")]
+    steps: Option<usize>,
+
+    /// How often every example is learnt, in place of a number of steps
+    #[arg(long, value_name = "EPOCHS", help_heading = "Steps")]
+    epochs: Option<usize>,
+
+    /// Fixes initial adapters, order of batches and dropout
+    #[arg(long, value_name = "NUMBER", default_value_t = 0, help_heading = "Steps")]
+    seed: u64,
+
+    /// Examples computed at once
+    #[arg(long, value_name = "EXAMPLES", default_value_t = 4, help_heading = "Batches")]
+    batch_size: usize,
+
+    /// Tokens computed at once, padding included [default: no limit]
+    #[arg(long, value_name = "TOKENS", help_heading = "Batches")]
+    batch_tokens: Option<usize>,
+
+    /// Batches in a step
+    #[arg(long, value_name = "BATCHES", default_value_t = 1, help_heading = "Batches")]
+    accumulate: usize,
+
+    /// Recompute activations in place of keeping them: less memory, more time
+    #[arg(long, help_heading = "Batches")]
+    checkpoint: bool,
+
+    /// Tokens of an example at most
+    #[arg(long, value_name = "TOKENS", default_value_t = 2048, help_heading = "Data")]
+    pub(super) max_length: usize,
+
+    /// What becomes of longer ones
+    #[arg(long, value_enum, default_value_t = Longer::Truncate, help_heading = "Data")]
+    too_long: Longer,
+
+    /// What of an example is learnt
+    #[arg(long, value_enum, default_value_t = Part::Answer, help_heading = "Data")]
+    learn: Part,
+
+    /// The share of examples to hold out, where there is no valid.jsonl [default: 0.1 of a file, 0 of a folder]
+    #[arg(long, value_name = "SHARE", help_heading = "Data", allow_negative_numbers = true)]
+    split: Option<f32>,
+
+    /// Steps between validations
+    #[arg(long, value_name = "STEPS", default_value_t = 200, help_heading = "Data")]
+    evaluate_every: usize,
+
+    /// Batches of a validation at most [default: all]
+    #[arg(long, value_name = "BATCHES", help_heading = "Data")]
+    validation_batches: Option<usize>,
+
+    /// Steps between checkpoints
+    #[arg(long, value_name = "STEPS", default_value_t = 100, help_heading = "Output")]
+    save_every: usize,
+
+    /// Print every event as JSON Lines
+    #[arg(long, help_heading = "Output")]
+    pub(crate) json: bool,
+
+    /// Print nothing on stderr
+    #[arg(long, short, help_heading = "Output")]
+    pub(super) quiet: bool,
+
+    #[command(flatten)]
+    pub(super) load: LoadArgs,
+}
+
+/// What is trained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Kind {
+    /// Low-rank adapters beside the weights
+    Lora,
+    /// The same, with the magnitude of each output
+    Dora,
+    /// The weights themselves
+    Full,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Float {
+    F32,
+    Bf16,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Descent {
+    Adamw,
+    Sgd,
+    Adafactor,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Course {
+    /// It stays
+    Constant,
+    /// It falls to nothing along half a cosine
+    Cosine,
+    /// It falls to nothing in a straight line
+    Linear,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Longer {
+    /// They are cut at the end
+    Truncate,
+    /// They are an error
+    Refuse,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Part {
+    /// The completion, or the last message
+    Answer,
+    /// All of it
+    Everything,
+}
+
+impl Kind {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Lora => "LoRA",
+            Self::Dora => "DoRA",
+            Self::Full => "full training",
+        }
+    }
+}
+
+impl Args {
+    /// The share to hold out for validation.
+    pub(super) fn split(&self) -> Option<f32> {
+        self.split.or_else(|| (!self.data.is_dir()).then_some(0.1))
+    }
+
+    /// The library's options; `cancel` ends the run.
+    pub(super) fn options(&self, cancel: CancellationToken) -> anyhow::Result<TrainOptions> {
+        let schedule = match self.schedule {
+            Course::Constant => Schedule::Constant,
+            Course::Cosine => Schedule::Cosine,
+            Course::Linear => Schedule::Linear,
+        };
+        let longer = match self.too_long {
+            Longer::Truncate => TooLong::Truncate,
+            Longer::Refuse => TooLong::Refuse,
+        };
+        let mut options = TrainOptions::new(&self.output)
+            .method(self.method()?)
+            .optimizer(self.optimizer()?)
+            .learning_rate(self.learning_rate)
+            .schedule(schedule, self.warmup)
+            .batch_size(self.batch_size)
+            .accumulate(self.accumulate)
+            .checkpoint(self.checkpoint)
+            .max_length(self.max_length, longer)
+            .learn(match self.learn {
+                Part::Answer => Learn::Answer,
+                Part::Everything => Learn::Everything,
+            })
+            .evaluate_every(self.evaluate_every, self.validation_batches)
+            .save_every(self.save_every)
+            .seed(self.seed)
+            .resume(self.resume)
+            .cancel(cancel);
+        options.clip = self.clip;
+        options.batch_tokens = self.batch_tokens;
+        options.length = match (self.steps, self.epochs) {
+            (None, Some(epochs)) => TrainLength::Epochs(epochs),
+            (steps, _) => TrainLength::Steps(steps.unwrap_or(1000)),
+        };
+        Ok(options)
+    }
+
+    fn method(&self) -> anyhow::Result<inference::Method> {
+        if self.method == Kind::Full {
+            let adapters_only = [
+                ("--rank", self.rank.is_some()),
+                ("--scale", self.scale.is_some()),
+                ("--alpha", self.alpha.is_some()),
+                ("--keys", self.keys.is_some()),
+                ("--embeddings", self.embeddings),
+                ("--adapter-dtype", self.adapter_dtype.is_some()),
+            ];
+            refuse(adapters_only, "--method full, which trains the weights themselves")?;
+            let mut full = FullOptions::new().dropout(self.dropout.unwrap_or(0.0));
+            full.layers = self.layers;
+            return Ok(inference::Method::Full(full));
+        }
+        let mut adapter =
+            AdapterOptions::new().embeddings(self.embeddings).dropout(self.dropout.unwrap_or(0.0));
+        adapter.rank = self.rank.unwrap_or(adapter.rank);
+        let alpha = self.alpha.map(|alpha| alpha / adapter.rank.max(1) as f32);
+        adapter.scale = self.scale.or(alpha).unwrap_or(adapter.scale);
+        adapter.keys.clone_from(&self.keys);
+        adapter.layers = self.layers;
+        adapter.dtype = match self.adapter_dtype {
+            Some(Float::Bf16) => AdapterDtype::Bf16,
+            Some(Float::F32) | None => AdapterDtype::F32,
+        };
+        Ok(match self.method {
+            Kind::Dora => inference::Method::Dora(adapter),
+            _ => inference::Method::Lora(adapter),
+        })
+    }
+
+    fn optimizer(&self) -> anyhow::Result<Optimizer> {
+        let adamw = [("--betas", self.betas.is_some()), ("--no-bias-correction", self.no_bias_correction)];
+        let sgd = [("--momentum", self.momentum.is_some())];
+        let decay = [("--weight-decay", self.weight_decay.is_some())];
+        match self.optimizer {
+            Descent::Adamw => {
+                refuse(sgd, "--optimizer adamw")?;
+                let betas = match self.betas.as_deref() {
+                    None => [0.9, 0.999],
+                    Some(&[first, second]) => [first, second],
+                    Some(_) => {
+                        return Err(
+                            Usage("--betas: expected two numbers, such as 0.9,0.98".to_owned()).into()
+                        );
+                    }
+                };
+                let weight_decay = self.weight_decay.unwrap_or(0.01);
+                Ok(Optimizer::AdamW {
+                    betas,
+                    eps: 1e-8,
+                    weight_decay,
+                    bias_correction: !self.no_bias_correction,
+                })
+            }
+            Descent::Sgd => {
+                refuse(adamw, "--optimizer sgd")?;
+                let (momentum, weight_decay) =
+                    (self.momentum.unwrap_or(0.0), self.weight_decay.unwrap_or(0.0));
+                Ok(Optimizer::Sgd { momentum, weight_decay })
+            }
+            Descent::Adafactor => {
+                refuse(adamw.into_iter().chain(sgd).chain(decay), "--optimizer adafactor")?;
+                Ok(Optimizer::Adafactor)
+            }
+        }
+    }
+}
+
+/// Refuses options that the chosen way would ignore.
+fn refuse(options: impl IntoIterator<Item = (&'static str, bool)>, with: &str) -> anyhow::Result<()> {
+    match options.into_iter().find(|(_, set)| *set) {
+        Some((option, _)) => Err(Usage(format!("{option} makes no sense with {with}")).into()),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use inference::Method;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn parse(line: &[&str]) -> anyhow::Result<TrainOptions> {
+        let line = ["train", "--data=d", "--output=o"].into_iter().chain(line.iter().copied());
+        Line::try_parse_from(line)?.args.options(CancellationToken::new())
+    }
+
+    #[test]
+    fn nothing_typed_is_the_librarys_defaults() {
+        let (typed, default) = (parse(&[]).unwrap(), TrainOptions::new("o"));
+        assert_eq!(format!("{typed:?}"), format!("{default:?}"));
+    }
+
+    #[test]
+    fn alpha_is_the_scale_times_the_rank() {
+        let options =
+            parse(&["--method=dora", "--rank=4", "--alpha=8", "--keys=self_attn.q_proj,mlp.up_proj"])
+                .unwrap();
+        let Method::Dora(adapter) = options.method else { panic!("{options:?}") };
+        assert_eq!((adapter.rank, adapter.scale), (4, 2.0));
+        assert_eq!(adapter.keys.unwrap(), ["self_attn.q_proj", "mlp.up_proj"]);
+    }
+
+    #[test]
+    fn options_of_another_way_are_refused() {
+        for line in [
+            ["--method=full", "--rank=4"],
+            ["--method=full", "--embeddings"],
+            ["--optimizer=sgd", "--betas=0.9,0.9"],
+            ["--optimizer=adafactor", "--weight-decay=0.1"],
+            ["--optimizer=adamw", "--momentum=0.1"],
+            ["--betas=0.9", "--seed=1"],
+            ["--steps=1", "--epochs=1"],
+            ["--alpha=1", "--scale=1"],
+        ] {
+            assert!(parse(&line).is_err(), "{line:?}");
+        }
+    }
+}

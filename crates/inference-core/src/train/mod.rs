@@ -1,0 +1,45 @@
+//! Training, free of any engine: what is learnt, how, and what is told on the way.
+
+mod batches;
+mod checkpoint;
+mod data;
+mod event;
+mod example;
+mod method;
+mod optimizer;
+mod options;
+
+use std::fmt::Debug;
+
+use async_trait::async_trait;
+use futures::stream::BoxStream;
+
+pub use self::{
+    batches::Batches,
+    checkpoint::TrainState,
+    event::{TrainEnd, TrainEvent, TrainMemory, TrainPlan},
+    example::{Content, Example, Learn, Origin, TokenExample, TooLong, TrainingData},
+    method::{AdapterDtype, AdapterOptions, FullOptions, Method},
+    optimizer::{Optimizer, Schedule},
+    options::{TrainLength, TrainOptions},
+};
+use crate::Result;
+
+/// What a run of training tells, in order. Dropping it cancels the run.
+///
+/// It begins with [`TrainEvent::Started`] and ends with [`TrainEvent::Finished`] and `None`, or with one `Err`.
+pub type TrainStream = BoxStream<'static, Result<TrainEvent>>;
+
+/// A model that can be fine-tuned.
+#[async_trait]
+pub trait Trainable: Debug + Send + Sync {
+    /// Trains on the examples and reports as it goes; ends after the last step, or when cancelled, with what was reached
+    /// saved in [`TrainOptions::output`].
+    ///
+    /// All examples are tokenised, and every one checked, before the first step. The model itself stays as it was loaded: load
+    /// the output as its [`adapter`](crate::LoadOptions::adapter) to use what was learnt.
+    ///
+    /// # Errors
+    /// An option makes no sense for this model, an example does not fit, or the training needs more memory than there is.
+    async fn train(&self, data: TrainingData, options: TrainOptions) -> Result<TrainStream>;
+}

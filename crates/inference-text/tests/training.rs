@@ -1,0 +1,121 @@
+//! From examples to tokens and masks: as mlx_lm's own datasets have it, and what cannot be learnt from is named.
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+use std::path::{Path, PathBuf};
+
+use inference_core::{
+    Content, Error, Example, Learn, Message, ModelInfo, TokenExample, TooLong, TrainOptions, TrainingData,
+};
+use inference_text::{Codec, TokenData};
+use serde::Deserialize;
+use serde_json::Value;
+
+#[derive(Deserialize)]
+struct Case {
+    line: Value,
+    template: Option<String>,
+    mask: bool,
+    tokens: Vec<u32>,
+    offset: usize,
+}
+
+fn demo() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/demo")
+}
+
+/// The demo model's text side with another template.
+fn with_template(source: &str) -> Codec {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["tokenizer.json", "tokenizer_config.json", "config.json", "generation_config.json"] {
+        std::fs::copy(demo().join(name), folder.path().join(name)).unwrap();
+    }
+    std::fs::write(folder.path().join("chat_template.jinja"), source).unwrap();
+    Codec::load(folder.path()).unwrap()
+}
+
+fn info() -> ModelInfo {
+    let mut info = ModelInfo::default();
+    (info.vocab_size, info.context_length) = (2048, 1024);
+    info
+}
+
+fn encode(examples: Vec<Example>, options: &TrainOptions) -> Result<TokenData, Error> {
+    Codec::load(&demo()).unwrap().encode_training(TrainingData::new(examples, vec![]), options, &info())
+}
+
+fn options() -> TrainOptions {
+    TrainOptions::new("out")
+}
+
+#[test]
+fn tokens_and_masks_are_those_of_mlx_lm() {
+    let cases: Vec<Case> = serde_json::from_str(include_str!("data/masks.json")).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let mut masked = 0;
+    for Case { line, template, mask, tokens, offset } in cases {
+        let path = folder.path().join("line.jsonl");
+        std::fs::write(&path, format!("{line}\n")).unwrap();
+        let codec = template.map_or_else(|| Codec::load(&demo()).unwrap(), |source| with_template(&source));
+        let example = TrainingData::read(&path, None, 0).unwrap().train.remove(0);
+        let learn = if mask { Learn::Answer } else { Learn::Everything };
+        let encoded = codec.encode_example(&example, learn).unwrap();
+        assert_eq!(encoded, TokenExample::from_answer(tokens, offset), "{line}");
+        masked += usize::from(offset > 0);
+    }
+    assert!(masked > 15, "{masked} cases have a mask");
+}
+
+#[test]
+fn what_is_learnt_of_a_conversation_is_its_last_answer() {
+    let conversation = vec![
+        Message::user("1+1?"),
+        Message::assistant("1 + 1 = 2"),
+        Message::user("2+2?"),
+        Message::assistant("2 + 2 = 4"),
+    ];
+    let codec = Codec::load(&demo()).unwrap();
+    let encoded = codec.encode_example(&Example::chat(conversation), Learn::Answer).unwrap();
+    let learnt: Vec<u32> = encoded
+        .tokens
+        .iter()
+        .zip(&encoded.learnt)
+        .filter(|(_, learnt)| **learnt)
+        .map(|(id, _)| *id)
+        .collect();
+    assert_eq!(codec.tokenizer().decode(&learnt, false), "2 + 2 = 4<|im_end|>\n");
+}
+
+#[test]
+fn too_long_examples_are_cut_or_refused_and_never_silently_empty() {
+    let long = || Example::completion("2+2?", "one two three ".repeat(40));
+    let cut = encode(vec![long()], &options().max_length(32, TooLong::Truncate)).unwrap();
+    assert_eq!((cut.truncated, cut.train[0].tokens.len(), cut.train[0].learnt.len()), (1, 32, 32));
+    let error = encode(vec![long()], &options().max_length(32, TooLong::Refuse)).unwrap_err().to_string();
+    assert!(
+        error.starts_with("example 1: has ") && error.ends_with("tokens, expected at most 32"),
+        "{error}"
+    );
+    let error = encode(vec![long()], &options().max_length(4, TooLong::Truncate)).unwrap_err().to_string();
+    assert!(error.contains("answer begins after the 4 that are kept"), "{error}");
+    let whole = encode(vec![Example::text("word ".repeat(2000))], &options()).unwrap();
+    assert_eq!(
+        (whole.truncated, whole.train[0].tokens.len()),
+        (1, 1024),
+        "the model's context is a limit too"
+    );
+}
+
+#[test]
+fn examples_that_cannot_be_learnt_from_are_named() {
+    let refused = |example: Example, expected: &str| {
+        let error = encode(vec![Example::text("good"), example], &options()).unwrap_err();
+        assert!(matches!(error, Error::InvalidData { .. }), "{error:?}");
+        let error = error.to_string();
+        assert!(error.starts_with("example 2: ") && error.contains(expected), "{error}");
+    };
+    refused(Example::tokens(vec![1, 5000]), "token 5000 is outside the vocabulary of 2048");
+    refused(Example::tokens(vec![1]), "nothing to learn");
+    refused(Example::chat(vec![]), "no messages");
+    refused(Example::chat(vec![Message::user("Hi")]), "of role User, expected the assistant's");
+    refused(Example::new(Content::Tokens(TokenExample::default())), "nothing to learn");
+}

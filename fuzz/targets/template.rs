@@ -1,0 +1,43 @@
+//! Chat templates, rendered with a conversation that has all that templates look for.
+#![no_main]
+
+use inference_core::Error;
+use inference_text::{ChatTemplate, MAX_TEXT_BYTES, SpecialTokens};
+use libfuzzer_sys::{Corpus, fuzz_target};
+use serde_json::{Map, Value, json};
+
+thread_local! {
+    static VARIABLES: Map<String, Value> = variables();
+}
+
+fn variables() -> Map<String, Value> {
+    let call = json!({"id": "c1", "type": "function", "function": {"name": "add", "arguments": {"a": 2, "b": [2.5, null]}}});
+    let tool = json!({"type": "function", "function": {"name": "add", "description": "Adds.", "parameters": {
+        "type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "array"}}, "required": ["a"]}}});
+    let variables = json!({
+        "messages": [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": [{"type": "text", "text": "2 + 2,\n <b>é你🙂</b>?"}]},
+            {"role": "assistant", "content": "", "reasoning_content": "Add.", "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "c1", "content": "4.5"},
+            {"role": "assistant", "content": "<think>Done.</think>It is 4.5."},
+            {"role": "user", "content": "Thanks."},
+        ],
+        "tools": [tool], "documents": null, "add_generation_prompt": true, "enable_thinking": false,
+        "bos_token": "<s>", "eos_token": "</s>", "x": -3, "y": 2.5, "s": "a b  c", "l": [3, 1, 2], "d": {"k": "v", "n": {}},
+    });
+    variables.as_object().cloned().unwrap_or_default()
+}
+
+fuzz_target!(|source: &[u8]| -> Corpus {
+    let Ok(source) = str::from_utf8(source) else { return Corpus::Reject };
+    let template = ChatTemplate::new(source, &SpecialTokens::default()).and_then(|it| it.at("2025-03-14T15:09:26"));
+    match template.and_then(|template| VARIABLES.with(|variables| template.render_variables(variables))) {
+        Ok(text) => assert!(text.len() <= MAX_TEXT_BYTES),
+        Err(error) => {
+            assert!(matches!(error, Error::Template { .. }), "{error:?}");
+            assert!(!error.to_string().contains(['\u{1b}', '\n']));
+        }
+    }
+    Corpus::Keep
+});

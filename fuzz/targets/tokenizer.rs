@@ -1,0 +1,44 @@
+//! tokenizer.json, changed value by value as much as byte by byte.
+#![no_main]
+
+mod json;
+
+use inference_core::Error;
+use inference_text::Tokenizer;
+use libfuzzer_sys::{fuzz_mutator, fuzz_target};
+use tempfile::TempDir;
+
+thread_local! {
+    static FOLDER: TempDir = tempfile::tempdir().expect("a folder for temporary files");
+}
+
+const TEXT: &str = "Hello world, don't  say </s>\n\t12345 <0x41> \u{e9}\u{301}你好🙂▁▁";
+
+fuzz_mutator!(|data: &mut [u8], size: usize, max_size: usize, seed: u32| {
+    json::mutate(data, size, max_size, seed)
+});
+
+fuzz_target!(
+    // The tokenizers crate panics over some files, which is caught; libFuzzer's own hook would abort before.
+    init: std::panic::set_hook(Box::new(|_| {})),
+    |file: &[u8]| {
+        let folder = FOLDER.with(|folder| folder.path().to_owned());
+        std::fs::write(folder.join("tokenizer.json"), file).expect("a writable folder");
+        let tokenizer = match Tokenizer::load(&folder) {
+            Ok(tokenizer) => tokenizer,
+            Err(error) => return assert!(matches!(error, Error::InvalidModel { .. }), "{error:?}"),
+        };
+        for special in [false, true] {
+            match tokenizer.encode(TEXT, special) {
+                Ok(ids) => {
+                    let mut detokenizer = tokenizer.detokenizer(special);
+                    let mut text: String = ids.iter().map(|id| detokenizer.push(*id).to_owned()).collect();
+                    text.push_str(detokenizer.finish());
+                    assert_eq!(text, tokenizer.decode(&ids, special));
+                }
+                Err(error) => assert!(matches!(error, Error::InvalidPrompt { .. }), "{error:?}"),
+            }
+        }
+        let _ = tokenizer.decode(&[0, 1, 2, 255, 256, 300, u32::MAX], false);
+    }
+);
