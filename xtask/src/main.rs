@@ -3,6 +3,7 @@
 #[cfg(feature = "bindings")]
 mod bindings;
 mod check;
+mod demo;
 mod dist;
 mod python;
 mod sh;
@@ -35,11 +36,7 @@ enum Chore {
     /// Makes the golden fixtures anew, from mlx_lm and transformers.
     Golden,
     /// Makes the demo model anew: data, training, quantisation, scores.
-    DemoModel {
-        /// The folder to write.
-        #[arg(long, default_value = "models/demo")]
-        out: PathBuf,
-    },
+    DemoModel(demo::Args),
     /// A folder with the program and all that it loads, which works wherever it is moved.
     Dist {
         /// The folder to write.
@@ -61,7 +58,7 @@ fn main() -> Result<()> {
         Chore::Check => check::run(),
         Chore::Test { args } => test::run(&args),
         Chore::Golden => python::golden(),
-        Chore::DemoModel { out } => python::demo_model(&out),
+        Chore::DemoModel(args) => demo::run(&args),
         Chore::Dist { out } => dist::run(&out),
         #[cfg(feature = "bindings")]
         Chore::Bindings => bindings::run(),

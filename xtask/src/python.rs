@@ -23,15 +23,6 @@ pub(crate) fn golden() -> Result<()> {
     sh::run(path(&python)?, ["xtask/python/golden/make.py"])
 }
 
-/// Makes the demo model anew.
-///
-/// # Errors
-/// As [`mlx_lm`], or the training fails.
-pub(crate) fn demo_model(out: &Path) -> Result<()> {
-    let python = environment("demo-venv", Path::new("xtask/python/demo_model/requirements.txt"))?;
-    sh::run(path(&python)?, ["xtask/python/demo_model/make.py", "--out", path(out)?])
-}
-
 /// The environment `target/<name>` with what the requirements file lists, made at the first call and whenever that file
 /// has changed.
 fn environment(name: &str, requirements: &Path) -> Result<PathBuf> {

@@ -86,6 +86,16 @@ GPT_OSS = dict(
     head_dim=16, num_local_experts=4, num_experts_per_tok=2, sliding_window=8, rope_theta=10000.0, attention_bias=True,
     rope_scaling=dict(YARN, truncate=False), swiglu_limit=1.5,
 )
+V5_MOE = dict(
+    {k: v for k, v in MOE.items() if k not in ("rope_theta", "num_experts")},
+    num_local_experts=8, sliding_window=None, use_sliding_window=False, dtype="float32",
+    rope_parameters=dict(rope_type="default", rope_theta=10000.0),
+)
+V5_GPT_OSS = dict(
+    {k: v for k, v in GPT_OSS.items() if k not in ("rope_theta", "rope_scaling")},
+    layer_types=["full_attention", "sliding_attention"] * 2, dtype="float32",
+    rope_parameters=dict(YARN, truncate=False, rope_theta=10000.0),
+)
 VARIANTS |= {
     "qwen3+f16": qwen3(torch_dtype="float16"),
     "mistral": config("mistral", tie_word_embeddings=False, head_dim=32, hidden_act="silu", rope_theta=1e6, sliding_window=None),
@@ -129,6 +139,9 @@ VARIANTS |= {
         "granite", hidden_act="silu", rope_theta=1e4, embedding_multiplier=3.0, attention_multiplier=0.2,
         residual_multiplier=0.4, logits_scaling=2.5, tie_word_embeddings=True,
     ),
+    "qwen3_moe-v5": config("qwen3_moe", **V5_MOE),
+    "mixtral-v5": config("mixtral", hidden_act="silu", num_local_experts=4, num_experts_per_tok=2, sliding_window=None, tie_word_embeddings=False, rope_parameters=dict(rope_type="default", rope_theta=1e4), dtype="float32"),
+    "gpt_oss-v5+mxfp4": config("gpt_oss", **V5_GPT_OSS, quantization_config=dict(quant_method="mxfp4", modules_to_not_convert=[])),
     "gpt_oss": config("gpt_oss", **GPT_OSS),
     "gpt_oss+bf16": config("gpt_oss", **GPT_OSS, torch_dtype="bfloat16"),
     "gpt_oss+mxfp4": config("gpt_oss", **GPT_OSS, quantization_config=dict(quant_method="mxfp4", modules_to_not_convert=[])),
@@ -208,12 +221,19 @@ def attention(config, prefix, offset):
 def feed_forward(config, i, layer):
     kind, hidden, inter = config["model_type"], config["hidden_size"], config["intermediate_size"]
     if kind == "qwen3_moe" and i not in config["mlp_only_layers"]:
-        count, inter = config["num_experts"], config["moe_intermediate_size"]
+        count, inter = config.get("num_experts") or config["num_local_experts"], config["moe_intermediate_size"]
         yield layer + "mlp.gate.weight", [count, hidden], "router"
+        if "rope_parameters" in config:
+            yield from joined(layer + "mlp.experts.", hidden, inter, count)
+            return
         for prefix in experts(config, layer + "mlp.", count):
             yield from gated(prefix, ("gate_proj", "up_proj", "down_proj"), hidden, inter, count)
     elif kind == "mixtral":
         count = config["num_local_experts"]
+        if "rope_parameters" in config:
+            yield layer + "mlp.gate.weight", [count, hidden], "router"
+            yield from joined(layer + "mlp.experts.", hidden, inter, count)
+            return
         yield layer + "block_sparse_moe.gate.weight", [count, hidden], "router"
         for prefix in experts(config, layer + "block_sparse_moe.", count):
             yield from gated(prefix, ("w1", "w3", "w2"), hidden, inter, count)
@@ -248,6 +268,12 @@ def experts(config, prefix, count):
     if "quantization" in config:
         return [prefix + "switch_mlp."]
     return [f"{prefix}experts.{e}." for e in range(count)]
+
+
+def joined(prefix, hidden, inter, count):
+    """Stacked, gates and ups in one, as transformers 5 holds them."""
+    yield prefix + "gate_up_proj", [count, 2 * inter, hidden], "linear"
+    yield prefix + "down_proj", [count, hidden, inter], "linear"
 
 
 def gated(prefix, names, hidden, inter, count):
