@@ -1,0 +1,192 @@
+#!/usr/bin/env python3
+"""How fast the device `cpu` is beside its peers: mlx_lm, llama.cpp, and torch with transformers, on the same machine in one run.
+
+    python3 benches/peers/run.py --program target/release/inference [--only qwen3-0.6b-4] [--json FILE]
+
+Makes a virtual environment and random checkpoints of published shapes under --work, which later runs use again. llama.cpp is built
+from source for this processor. Programs take turns, --rounds times; each figure is the median. Two numbers for each: tokens of the
+prompt over the time until the next token is known, and tokens after that over theirs.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+# llama.cpp's AMX code ends with an illegal instruction on some virtual machines; without it, the code for AVX-512 runs. Where torch's
+# does too, ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 in the environment keeps it from AMX.
+LLAMA_FLAGS = "-DGGML_NATIVE=ON -DLLAMA_CURL=OFF " + " ".join(
+    f"-DCMAKE_{language}_FLAGS='-mno-amx-tile -mno-amx-int8 -mno-amx-bf16'" for language in ("C", "CXX")
+) if platform.machine() == "x86_64" else "-DGGML_NATIVE=ON -DLLAMA_CURL=OFF"
+
+CASES = ["qwen3-0.6b-4", "qwen3-0.6b-16", "llama3.2-1b-16", "gemma3-1b-4", "qwen3-moe-small-4"]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--program", type=Path, required=True, help="the program `inference`, built for release")
+    parser.add_argument("--work", type=Path, default=Path("target/peers"), help="where environment and checkpoints are kept")
+    parser.add_argument("--python", type=Path, help="a Python that has the peers already")
+    parser.add_argument("--only", action="append", choices=CASES, help="this model, not all")
+    parser.add_argument("--skip", action="append", default=[], choices=list(PEERS), help="not this peer")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--prompt", type=int, default=512)
+    parser.add_argument("--generate", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path, help="write all figures there")
+    options = parser.parse_args()
+    python = options.python or environment(options.work / "venv")
+    results = [measure(case, python, options) for case in options.only or CASES]
+    if options.json:
+        options.json.write_text(json.dumps({"machine": machine(), "cases": results}, indent=1))
+    print(table(results))
+
+
+def environment(folder):
+    """A Python with the peers in it."""
+    python = folder / "bin/python"
+    if not python.exists():
+        venv.create(folder, with_pip=True)
+        pip = [python, "-m", "pip", "install", "--quiet"]
+        subprocess.run([*pip, "numpy", "gguf", "mlx[cpu]", "mlx-lm", "torch", "transformers", "cmake"], check=True)
+        variables = os.environ | {"CMAKE_ARGS": LLAMA_FLAGS}
+        subprocess.run([*pip, "--no-binary", "llama-cpp-python", "llama-cpp-python"], check=True, env=variables)
+    return python
+
+
+def measure(case, python, options):
+    """Every program on one model, in turns."""
+    name, bits = case.rsplit("-", 1)
+    folder, gguf = options.work / case, options.work / f"{case}.gguf"
+    make = f"import sys; sys.path.insert(0, {str(HERE)!r}); from pathlib import Path; import shapes; shape = shapes.SHAPES[{name!r}]; "
+    if not folder.exists():
+        subprocess.run([python, "-c", f"{make}shapes.write_checkpoint(shape, {bits}, Path({str(folder)!r}))"], check=True)
+    if not gguf.exists():
+        subprocess.run([python, "-c", f"{make}shapes.write_gguf(shape, {bits}, {str(gguf)!r})"], check=True)
+    sizes = [options.prompt, options.generate, options.threads]
+    runs = {"inference": lambda: ours(options.program, folder, sizes)}
+    for peer, (takes, source) in PEERS.items():
+        model = gguf if peer == "llama.cpp" else folder
+        if peer not in options.skip and int(bits) in takes:
+            runs[peer] = lambda source=source, model=model: child(python, source, [model, *sizes], options.threads)
+    figures = {peer: [] for peer in runs}
+    for _ in range(options.rounds):
+        for peer, run in runs.items():
+            figures[peer].append(run())
+            print(f"{case}: {peer}: {figures[peer][-1]}", file=sys.stderr)
+    medians = {}
+    for peer, found in figures.items():
+        found = [figure for figure in found if figure]
+        medians[peer] = {key: statistics.median(f[key] for f in found) for key in ("prefill", "decode")} if found else None
+    return {"case": case, "weight_bytes": (folder / "model.safetensors").stat().st_size, "medians": medians, "rounds": figures}
+
+
+def ours(program, folder, sizes):
+    command = [program, "bench", "--backend", "cpu", "--model", folder, "--json", "--quiet", "--trials", "1"]
+    command += ["--prompt-tokens", sizes[0], "--generate-tokens", sizes[1] + 1]
+    variables = os.environ | {"INFERENCE_NUM_THREADS": str(sizes[2])}
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, env=variables)
+    if done.returncode:
+        print(done.stderr, file=sys.stderr)
+        return None
+    report = json.loads(done.stdout)
+    return {key: report[f"{key}_tokens_per_second"]["median"] for key in ("prefill", "decode")}
+
+
+def child(python, source, arguments, threads):
+    """A peer in a process of its own, which prints its figures last."""
+    variables = os.environ | {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+    command = [str(part) for part in [python, "-c", COMMON + source, *arguments]]
+    done = subprocess.run(command, capture_output=True, text=True, env=variables)
+    if done.returncode:
+        print(f"ended with {done.returncode}: {done.stderr[-400:]}", file=sys.stderr)
+        return None
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+COMMON = """
+import json, random, sys, time
+model, prompt, generate, threads = sys.argv[1], *map(int, sys.argv[2:])
+ids = [random.Random(0).randrange(300, 120000) for _ in range(prompt)]
+def report(start, first, last):
+    print(json.dumps({"prefill": prompt / (first - start), "decode": generate / (last - first)}))
+"""
+
+MLX_LM = """
+import mlx.core as mx
+from pathlib import Path
+from mlx_lm.generate import generate_step
+from mlx_lm.utils import load_model
+net, _ = load_model(Path(model))
+def run(prompt, generate):
+    start, times = time.perf_counter(), []
+    for _ in generate_step(mx.array(prompt), net, max_tokens=generate + 1):
+        times.append(time.perf_counter())
+    return start, times[0], times[-1]
+# Stock MLX takes minutes for what is asked of the others: a rate needs fewer tokens.
+prompt, generate = 16, 3
+report(*run(ids[:prompt], generate))
+"""
+
+LLAMA = """
+from llama_cpp import Llama
+net = Llama(model, n_ctx=prompt + generate + 8, n_threads=threads, n_threads_batch=threads, n_batch=512, verbose=False)
+for _ in range(2):
+    net.reset()
+    start = time.perf_counter()
+    net.eval(ids)
+    first = time.perf_counter()
+    for id in ids[:generate]:
+        net.eval([id])
+report(start, first, time.perf_counter())
+"""
+
+TORCH = """
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+torch.set_num_threads(threads)
+with torch.inference_mode():
+    net = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model), dtype=torch.bfloat16).eval()
+    for _ in range(2):
+        start = time.perf_counter()
+        state = net(torch.tensor([ids]), use_cache=True, logits_to_keep=1)
+        first = time.perf_counter()
+        for id in ids[:generate]:
+            state = net(torch.tensor([[id]]), past_key_values=state.past_key_values, use_cache=True)
+    report(start, first, time.perf_counter())
+"""
+
+# With the bits of the weights that each is asked for.
+PEERS = {"mlx_lm": ([4], MLX_LM), "llama.cpp": ([4, 16], LLAMA), "torch": ([16], TORCH)}
+
+
+def machine():
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return {"processor": names[0] if names else platform.processor(), "cores": os.cpu_count(), "system": platform.platform()}
+
+
+def table(results):
+    lines = ["| model | program | prefill tok/s | ours ÷ it | decode tok/s | ours ÷ it | weights GB/s |", "|---|---|--:|--:|--:|--:|--:|"]
+    for result in results:
+        own = result["medians"]["inference"]
+        for peer, found in result["medians"].items():
+            if found is None:
+                lines.append(f"| {result['case']} | {peer} | failed | – | failed | – | – |")
+                continue
+            ratios = {key: f"{own[key] / found[key]:.2f}" if own and peer != "inference" else "–" for key in found}
+            rate = f"{result['weight_bytes'] * found['decode'] / 1e9:.1f}" if "moe" not in result["case"] else "–"
+            lines.append(
+                f"| {result['case']} | {peer} | {found['prefill']:.1f} | {ratios['prefill']} | {found['decode']:.1f} | {ratios['decode']} | {rate} |"
+            )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
