@@ -4,18 +4,25 @@ use anyhow::Result;
 
 use crate::{python, sh};
 
-/// Runs `cargo test` with these arguments; without any, everything: the workspace and the out-of-tree example.
+/// Runs `cargo test` with these arguments; without any, everything: the workspace and the out-of-tree example. Property tests
+/// try the same cases each time, unless `PROPTEST_RNG_SEED` says which others.
 ///
 /// # Errors
 /// A test fails, or what it needs cannot be had.
 pub(crate) fn run(args: &[String]) -> Result<()> {
     let python = python::mlx_lm()?;
-    let variables = || [("INFERENCE_PYTHON", python.display().to_string())];
+    let seed = std::env::var("PROPTEST_RNG_SEED").unwrap_or_else(|_| "1".to_owned());
+    let variables =
+        || [("INFERENCE_PYTHON", python.display().to_string()), ("PROPTEST_RNG_SEED", seed.clone())];
     let cargo = sh::cargo();
     if !args.is_empty() {
         return sh::run_with(&cargo, std::iter::once(&"test".to_owned()).chain(args), variables());
     }
-    sh::run_with(&cargo, ["test", "--workspace", "--all-features", "--exclude", "xtask"], variables())?;
+    sh::run_with(
+        &cargo,
+        ["test", "--workspace", "--all-features", "--exclude", "xtask", "--no-fail-fast"],
+        variables(),
+    )?;
     let example = "examples/abacus-backend/Cargo.toml";
     sh::run(&cargo, ["test", "--workspace", "--manifest-path", example, "--target-dir", "target/examples"])
 }

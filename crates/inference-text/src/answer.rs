@@ -50,7 +50,7 @@ pub struct AnswerParser {
     held: String,
     /// Whether line breaks belong to the mark before them.
     after_mark: bool,
-    /// Whether the answer may turn out to be bare JSON: nothing was said yet.
+    /// Whether the answer may turn out to be bare JSON: blanks are all that came, and they are held.
     may_be_json: bool,
     tools: Vec<Value>,
     /// Makes the ids of calls.
@@ -108,11 +108,14 @@ impl AnswerParser {
     pub fn push(&mut self, piece: &str, events: &mut Vec<ChatEvent>) {
         let mut rest = piece;
         if self.may_be_json {
-            let text = rest.trim_start();
+            let text = piece.trim_start();
+            if text.is_empty() {
+                return self.held.push_str(piece);
+            }
+            self.may_be_json = false;
             if text.starts_with('{') {
                 self.enter(Kind::Json, String::new(), &[]);
             }
-            self.may_be_json = text.is_empty();
         }
         while !rest.is_empty() {
             rest = self.take(rest, events);
