@@ -1,0 +1,179 @@
+//! Attention, and what makes queries and keys ready for it.
+
+use std::sync::Arc;
+
+use cpu_kernels::{Angles, Cache, Heads, Norm, Queries};
+use mlx_rs::{Array, error::Result};
+
+use super::{
+    super::{
+        custom::{Shape, custom, custom_one, native},
+        pass::Attend,
+    },
+    Done, kernels,
+    operand::{Held, Vectors, floats_mut},
+    promoted, to_reason,
+};
+
+/// How the queries and keys of a layer are made ready.
+pub(in crate::nn) struct Arrangement<'a> {
+    /// Heads of queries, heads of keys and of values, the width of one.
+    pub(in crate::nn) heads: [i32; 3],
+    /// What each head of queries, and of keys, is normalised with: the weight and the small number.
+    pub(in crate::nn) norms: Option<[(Array, f32); 2]>,
+    /// How they are rotated.
+    pub(in crate::nn) turns: Option<&'a Turns>,
+}
+
+/// Rotations of the tokens of a pass, the same for all its layers.
+#[derive(Debug, Clone)]
+pub(crate) struct Turns {
+    /// Pairs of elements that are rotated.
+    pub(crate) pairs: usize,
+    /// The cosines and behind them the sines of each token: `[rows, tokens, 2, pairs]`.
+    pub(crate) turns: Arc<[f32]>,
+}
+
+/// Queries, keys and values, in one `[B, T, (heads + 2 kv_heads) · head_dim]`, normalised and rotated → each
+/// `[B, heads, T, head_dim]`.
+pub(in crate::nn) fn arrange(qkv: &Array, how: &Arrangement<'_>) -> Option<Result<[Array; 3]>> {
+    if !native() {
+        return None;
+    }
+    let &[batch, tokens, width] = qkv.shape() else { return None };
+    let [heads, kv_heads, head_dim] = how.heads;
+    let norms = how.norms.iter().flatten().map(|(weight, _)| weight);
+    let dtype = promoted([qkv.dtype()].into_iter().chain(norms.clone().map(Array::dtype)))?;
+    if width != (heads + 2 * kv_heads) * head_dim {
+        return None;
+    }
+    let eps = how.norms.as_ref().map(|norms| [norms[0].1, norms[1].1]);
+    let turns = how.turns.cloned();
+    let arrays: Vec<_> = [qkv].into_iter().chain(norms).collect();
+    let sizes = [heads, kv_heads, kv_heads].map(|heads| [batch, heads, tokens, head_dim]);
+    let shapes = [0, 1, 2].map(|part| Shape { sizes: &sizes[part], dtype, donor: None });
+    Some(custom(c"arrange", &arrays, shapes, move |inputs, outputs| {
+        let (kernels, qkv) = (kernels()?, Held::of(inputs[0])?);
+        let angles = turns.as_ref().map(|Turns { pairs, turns }| Angles { pairs: *pairs, turns });
+        let mut first = 0;
+        for (part, output) in outputs.iter_mut().enumerate() {
+            let [rows, heads, tokens, head_dim] = sizes[part].map(|size| size as usize);
+            let weight = match eps {
+                Some(eps) if part < 2 => Some((Held::of(inputs[1 + part])?, eps[part])),
+                _ => None,
+            };
+            let norm = weight.as_ref().map(|(weight, eps)| Norm { weight: weight.floats(), eps: *eps });
+            let token_stride = width as usize;
+            let vectors = Heads { data: qkv.from(first), head_stride: head_dim, token_stride };
+            let vectors = Queries { first: vectors, row_stride: tokens * token_stride, tokens };
+            let angles = angles.as_ref().filter(|_| part < 2);
+            let sizes = [rows, heads, head_dim];
+            to_reason(kernels.rotate(&vectors, sizes, norm.as_ref(), angles, floats_mut(output)?))?;
+            first += heads * head_dim;
+        }
+        Ok(())
+    }))
+}
+
+/// Attention of several rows: queries `[B, heads, T, head_dim]` and, for each row, or in one for all of them, keys and values
+/// `[1 or B, kv_heads, S, head_dim]` → `[B, T, heads · head_dim]`. The queries are of the last T positions.
+pub(in crate::nn) fn attend(queries: &Array, rows: &[[&Array; 2]], how: &Attend) -> Option<Result<Array>> {
+    if !native() {
+        return None;
+    }
+    let &[batch, heads, tokens, head_dim] = queries.shape() else { return None };
+    let cached = rows.iter().flatten().copied();
+    let dtype = promoted([queries.dtype()].into_iter().chain(cached.clone().map(Array::dtype)))?;
+    // MLX looks the products up by one type; so do we, for what a mixture would come to.
+    if how.sinks.as_ref().is_some_and(|sinks| promoted([sinks.dtype()]).is_none()) {
+        return None;
+    }
+    let arrays: Vec<_> = [queries].into_iter().chain(cached).chain(how.sinks.as_deref()).collect();
+    let (count, scale, window, softcap) = (rows.len(), how.scale, how.window, how.softcap);
+    Some(custom_one(c"attend", &arrays, &[batch, tokens, heads * head_dim], dtype, move |inputs, output| {
+        let queries = Vectors::of(inputs[0])?;
+        let sinks = inputs.get(1 + 2 * count).copied().map(Held::of).transpose()?;
+        let rows: Vec<_> = inputs[1..=2 * count].iter().map(|x| Vectors::of(*x)).collect::<Done<_>>()?;
+        let [_, kv_heads, ..] = rows[0].sizes;
+        let longest = rows.iter().map(|vectors| vectors.sizes[2]).max();
+        let caches: Vec<Cache<'_>> = rows
+            .chunks_exact(2)
+            .flat_map(|pair| (0..pair[0].sizes[0]).map(move |row| (row, pair)))
+            .map(|(row, pair)| {
+                let [keys, values] = [pair[0].heads(row), pair[1].heads(row)];
+                Ok(Cache { keys: keys?, values: values?, len: pair[0].sizes[2] })
+            })
+            .collect::<Done<_>>()?;
+        let [_, heads, tokens, head_dim] = queries.sizes;
+        let how = cpu_kernels::Attend {
+            heads,
+            kv_heads,
+            head_dim,
+            scale,
+            // Positions that go round in a window of this length are not in order, and all of them are seen.
+            window: window.filter(|window| Some(*window) < longest),
+            softcap,
+            sinks: sinks.as_ref().map(Held::floats),
+        };
+        let queries = Queries { first: queries.heads(0)?, row_stride: queries.strides[0], tokens };
+        to_reason(kernels()?.attend(&queries, &caches, &how, floats_mut(output)?))
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use mlx_rs::{Device, Dtype, with_device};
+
+    use super::*;
+    use crate::nn::{
+        native::testing::{FLOATS, check, drawn, wide},
+        ops::slice,
+    };
+
+    #[test]
+    fn attention_is_that_of_mlx() {
+        with_device(Device::cpu(), || {
+            for dtype in FLOATS {
+                for (tokens, len) in [(1, 1), (1, 33), (5, 5), (5, 70), (40, 40)] {
+                    for (window, softcap, sinks) in
+                        [(None, None, false), (Some(4), None, true), (None, Some(2.0), false)]
+                    {
+                        let queries = drawn(1, &[1, tokens, 6, 16], dtype).swap_axes(1, 2).unwrap();
+                        // As in a cache: the room behind is not read.
+                        let [keys, values] = [2, 3]
+                            .map(|seed| slice(&drawn(seed, &[1, 2, 96, 16], dtype), 2, 0, len).unwrap());
+                        let sinks = sinks.then(|| drawn(4, &[6], dtype).into());
+                        let how = Attend { scale: 0.25, window, softcap, sinks };
+                        let ours = attend(&queries, &[[&keys, &values]], &how).unwrap().unwrap();
+                        let wide_how =
+                            Attend { sinks: how.sinks.as_deref().map(|sinks| wide(sinks).into()), ..how };
+                        let mlx = crate::nn::pass::plain(
+                            [&wide(&queries), &wide(&keys), &wide(&values)],
+                            &wide_how,
+                        );
+                        let what =
+                            format!("{dtype:?}, {tokens} of {len}, window {window:?}, cap {softcap:?}");
+                        check(&ours, &mlx.unwrap(), dtype, &what);
+                    }
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn rows_attend_each_to_its_own() {
+        with_device(Device::cpu(), || {
+            let queries = drawn(1, &[3, 6, 1, 16], Dtype::Float32);
+            let caches = [7, 1, 33]
+                .map(|len| [2, 3].map(|seed| drawn(seed + len, &[1, 2, len as i32, 16], Dtype::Float32)));
+            let how = Attend { window: Some(33), ..Attend::all(0.25) };
+            let rows: Vec<_> = caches.iter().map(|[keys, values]| [keys, values]).collect();
+            let ours = attend(&queries, &rows, &how).unwrap().unwrap();
+            for (index, [keys, values]) in rows.into_iter().enumerate() {
+                let row = |x: &Array| slice(x, 0, index as i32, index as i32 + 1).unwrap();
+                let mlx = crate::nn::pass::plain([&row(&queries), keys, values], &how).unwrap();
+                check(&row(&ours), &mlx, Dtype::Float32, &format!("row {index}"));
+            }
+        });
+    }
+}

@@ -1,0 +1,102 @@
+//! Arrays of the graph as the kernels' operands.
+
+use std::borrow::Cow;
+
+use cpu_kernels::{Floats, FloatsMut, Heads};
+use half::{bf16, f16};
+use mlx_rs::Dtype;
+
+use super::{
+    super::custom::{Input, Output},
+    Done,
+};
+
+/// Floats in row-major order, where they lie or copied.
+pub(super) enum Held<'a> {
+    F32(Cow<'a, [f32]>),
+    F16(Cow<'a, [f16]>),
+    Bf16(Cow<'a, [bf16]>),
+}
+
+/// `$held::<type>` of the type of `$input`, in the variant of `$kind` for it.
+macro_rules! by_type {
+    ($kind:ident, $input:expr, $read:path) => {
+        match $input.dtype() {
+            Some(Dtype::Float32) => $kind::F32($read($input)?),
+            Some(Dtype::Float16) => $kind::F16($read($input)?),
+            Some(Dtype::Bfloat16) => $kind::Bf16($read($input)?),
+            other => return Err(format!("{other:?} where floats were expected").into()),
+        }
+    };
+}
+
+impl<'a> Held<'a> {
+    pub(super) fn of(input: Input<'a>) -> Done<Self> {
+        Ok(by_type!(Held, input, Input::elements))
+    }
+
+    pub(super) fn transposed(input: Input<'a>) -> Done<Self> {
+        Ok(by_type!(Held, input, Input::transposed))
+    }
+
+    /// Those from element `start` on.
+    pub(super) fn from(&self, start: usize) -> Floats<'_> {
+        fn tail<T>(floats: &[T], start: usize) -> &[T] {
+            floats.get(start..).unwrap_or_default()
+        }
+        match self {
+            Self::F32(floats) => Floats::F32(tail(floats, start)),
+            Self::F16(floats) => Floats::F16(tail(floats, start)),
+            Self::Bf16(floats) => Floats::Bf16(tail(floats, start)),
+        }
+    }
+
+    pub(super) fn floats(&self) -> Floats<'_> {
+        match self {
+            Self::F32(floats) => Floats::F32(floats),
+            Self::F16(floats) => Floats::F16(floats),
+            Self::Bf16(floats) => Floats::Bf16(floats),
+        }
+    }
+}
+
+pub(super) fn floats_mut<'a>(output: &'a mut Output<'_>) -> Done<FloatsMut<'a>> {
+    Ok(by_type!(FloatsMut, output, Output::elements))
+}
+
+/// Vectors `[rows, heads, tokens, head_dim]` where they lie.
+pub(super) struct Vectors<'a> {
+    data: Floats<'a>,
+    pub(super) sizes: [usize; 4],
+    pub(super) strides: [usize; 4],
+}
+
+impl<'a> Vectors<'a> {
+    pub(super) fn of(input: Input<'a>) -> Done<Self> {
+        let data = by_type!(Floats, input, Input::span);
+        let (sizes, strides) = (input.shape(), input.strides());
+        let (Ok(sizes), Ok(strides)) = (<[i32; 4]>::try_from(sizes), <[i64; 4]>::try_from(strides)) else {
+            return Err("vectors that are not [rows, heads, tokens, head_dim]".into());
+        };
+        if strides[3] != 1 && sizes[3] != 1 {
+            return Err("vectors whose elements lie apart".into());
+        }
+        Ok(Self {
+            data,
+            sizes: sizes.map(|size| size as usize),
+            strides: strides.map(|stride| stride as usize),
+        })
+    }
+
+    /// Those of one row.
+    pub(super) fn heads(&self, row: usize) -> Done<Heads<'a>> {
+        let start = row * self.strides[0];
+        let data = match self.data {
+            Floats::F32(data) => data.get(start..).map(Floats::F32),
+            Floats::F16(data) => data.get(start..).map(Floats::F16),
+            Floats::Bf16(data) => data.get(start..).map(Floats::Bf16),
+        };
+        let data = data.ok_or("a row beyond the end")?;
+        Ok(Heads { data, head_stride: self.strides[1], token_stride: self.strides[2] })
+    }
+}

@@ -1,0 +1,233 @@
+//! Products with matrices.
+
+use cpu_kernels::{Matrices, Scales, Weights};
+use mlx_rs::{Array, Dtype, error::Result};
+
+use super::{
+    super::{
+        custom::{Input, custom_one, native},
+        linear::Matrix,
+        ops::{Mode, Packed, Scheme},
+    },
+    Done, kernels,
+    operand::{Held, floats_mut},
+    promoted, to_reason,
+};
+
+/// `x · wᵀ + bias`: `[.., in]`, `[out]` → `[.., out]`.
+pub(in crate::nn) fn multiply(x: &Array, matrix: &Matrix, bias: Option<&Array>) -> Option<Result<Array>> {
+    if !native() {
+        return None;
+    }
+    let stack = Stack::of(matrix)?;
+    let dtype = promoted([x.dtype()].into_iter().chain(stack.dtype).chain(bias.map(Array::dtype)))?;
+    if stack.layout.count != 1 || x.dim(-1) as usize != stack.layout.inputs {
+        return None;
+    }
+    let mut sizes = x.shape().to_vec();
+    *sizes.last_mut()? = stack.layout.outputs as i32;
+    let arrays: Vec<_> = [x].into_iter().chain(stack.arrays).chain(bias).collect();
+    let (layout, has_bias) = (stack.layout, bias.is_some());
+    Some(custom_one(c"multiply", &arrays, &sizes, dtype, move |inputs, output| {
+        let (x, weights) = inputs.split_first().ok_or("no inputs")?;
+        let (weights, bias) =
+            if has_bias { weights.split_at(weights.len() - 1) } else { (weights, [].as_slice()) };
+        let bias = bias.first().copied().map(Held::of).transpose()?;
+        let x = Held::of(*x)?;
+        layout.with(weights, |w| {
+            Ok(kernels()?.multiply(x.floats(), w, bias.as_ref().map(Held::floats), floats_mut(output)?))
+        })
+    }))
+}
+
+/// Of a stack: `x · w[i]ᵀ` with one `i` of `indices` (u32) for each row of the result: `[.., 1, in]`, `[..]` → `[.., 1, out]`. The
+/// rows of x are as many as the indices, or as the last axis of indices goes into them.
+pub(in crate::nn) fn gather(x: &Array, matrix: &Matrix, indices: &Array) -> Option<Result<Array>> {
+    if !native() {
+        return None;
+    }
+    let stack = Stack::of(matrix)?;
+    let dtype = promoted([x.dtype()].into_iter().chain(stack.dtype))?;
+    let &[ref rows @ .., 1, width] = x.shape() else { return None };
+    let fits = match (rows, indices.shape()) {
+        (rows, indices) if rows == indices => true,
+        ([rows @ .., 1], [indices @ .., _]) => rows == indices,
+        _ => false,
+    };
+    if !fits || width as usize != stack.layout.inputs || indices.dtype() != Dtype::Uint32 {
+        return None;
+    }
+    let sizes = [indices.shape(), &[1, stack.layout.outputs as i32]].concat();
+    let arrays: Vec<_> = [x, indices].into_iter().chain(stack.arrays).collect();
+    let layout = stack.layout;
+    Some(custom_one(c"gather", &arrays, &sizes, dtype, move |inputs, output| {
+        let [x, picks, weights @ ..] = inputs else { return Err("no inputs".into()) };
+        let (x, picks) = (Held::of(*x)?, picks.elements::<u32>()?);
+        layout.with(weights, |w| Ok(kernels()?.multiply_picked(x.floats(), w, &picks, floats_mut(output)?)))
+    }))
+}
+
+/// A matrix or a stack of them as the graph has it.
+struct Stack<'a> {
+    layout: Layout,
+    /// The elements, and the scales and biases of quantised ones.
+    arrays: Vec<&'a Array>,
+    /// The type of its elements, or of its groups' scales where those are floats that products take part of.
+    dtype: Option<Dtype>,
+}
+
+/// How the arrays of a [`Stack`] are to be read.
+#[derive(Clone, Copy)]
+struct Layout {
+    count: usize,
+    outputs: usize,
+    inputs: usize,
+    scheme: Option<cpu_kernels::Scheme>,
+}
+
+impl<'a> Stack<'a> {
+    fn of(matrix: &'a Matrix) -> Option<Self> {
+        match matrix {
+            Matrix::Dense(transposed) => {
+                let (count, inputs, outputs) = sizes(transposed)?;
+                let layout = Layout { count, outputs, inputs, scheme: None };
+                Some(Self { layout, arrays: vec![transposed], dtype: Some(transposed.dtype()) })
+            }
+            Matrix::Packed(Packed { weight, scales, biases, scheme }) => {
+                let (count, outputs, words) = sizes(weight)?;
+                let Scheme { mode, bits, group_size } = *scheme;
+                let mode = match mode {
+                    Mode::Affine => cpu_kernels::Mode::Affine,
+                    Mode::Mxfp4 => cpu_kernels::Mode::Mxfp4,
+                    Mode::Nvfp4 => cpu_kernels::Mode::Nvfp4,
+                    Mode::Mxfp8 => cpu_kernels::Mode::Mxfp8,
+                };
+                let scheme = cpu_kernels::Scheme { mode, bits, group_size };
+                let layout = Layout { count, outputs, inputs: words * 32 / bits, scheme: Some(scheme) };
+                let dtype = biases.is_some().then(|| scales.dtype());
+                Some(Self { layout, arrays: [weight, scales].into_iter().chain(biases).collect(), dtype })
+            }
+        }
+    }
+}
+
+/// The matrices of `[.., rows, columns]`, their rows and columns.
+fn sizes(stack: &Array) -> Option<(usize, usize, usize)> {
+    match *stack.shape() {
+        [rows, columns] => Some((1, rows as usize, columns as usize)),
+        [count, rows, columns] => Some((count as usize, rows as usize, columns as usize)),
+        _ => None,
+    }
+}
+
+impl Layout {
+    /// Runs `work` on the matrices in these arrays.
+    fn with(
+        self,
+        arrays: &[Input<'_>],
+        work: impl FnOnce(&Matrices<'_>) -> Done<cpu_kernels::Result<()>>,
+    ) -> Done {
+        let Self { count, outputs, inputs, scheme } = self;
+        let run = |weights| to_reason(work(&Matrices { count, outputs, inputs, weights })?);
+        match (scheme, arrays) {
+            (None, [transposed]) => run(Weights::Dense(Held::transposed(*transposed)?.floats())),
+            (Some(scheme), [words, scales, biases]) => {
+                let (words, scales, biases) = (words.elements()?, Held::of(*scales)?, Held::of(*biases)?);
+                let scales = Scales::Affine { scales: scales.floats(), biases: biases.floats() };
+                run(Weights::Packed { scheme, words: &words, scales })
+            }
+            (Some(scheme), [words, scales]) => {
+                let (words, scales) = (words.elements()?, scales.elements()?);
+                run(Weights::Packed { scheme, words: &words, scales: Scales::Bytes(&scales) })
+            }
+            _ => Err("a matrix in an unexpected number of arrays".into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mlx_rs::{Device, ops, with_device};
+
+    use super::*;
+    use crate::nn::{
+        custom::tracing,
+        native::testing::{FLOATS, check, drawn, wide},
+        ops::{dequantize, quantize},
+    };
+
+    fn schemes() -> impl Iterator<Item = Scheme> {
+        let affine = [2, 3, 4, 5, 6, 8]
+            .into_iter()
+            .flat_map(|bits| [32, 64, 128].map(|group_size| Scheme { mode: Mode::Affine, bits, group_size }));
+        let floats = [(Mode::Mxfp4, 4, 32), (Mode::Nvfp4, 4, 16), (Mode::Mxfp8, 8, 32)];
+        affine.chain(floats.map(|(mode, bits, group_size)| Scheme { mode, bits, group_size }))
+    }
+
+    /// Each form of a stack of these sizes, and the same in full, `[.., out, in]`.
+    fn matrices(sizes: &[i32], dtype: Dtype) -> impl Iterator<Item = (String, Matrix, Array)> {
+        let full = drawn(1, sizes, dtype);
+        let dense = Matrix::Dense(full.swap_axes(-1, -2).unwrap().into());
+        let packed = {
+            let full = full.clone();
+            schemes().map(move |scheme| {
+                let packed = quantize(&full, scheme).unwrap();
+                let restored = dequantize(&packed, Dtype::Float32).unwrap();
+                (format!("{scheme:?} {dtype:?}"), Matrix::Packed(packed), restored)
+            })
+        };
+        [(format!("dense {dtype:?}"), dense, wide(&full))].into_iter().chain(packed)
+    }
+
+    #[test]
+    fn products_are_those_of_mlx() {
+        with_device(Device::cpu(), || {
+            for dtype in FLOATS {
+                for (what, matrix, full) in matrices(&[24, 256], dtype) {
+                    for rows in [1, 2, 7, 40] {
+                        let x = drawn(2, &[1, rows, 256], dtype);
+                        let bias = drawn(3, &[24], dtype);
+                        let ours = multiply(&x, &matrix, Some(&bias)).unwrap().unwrap();
+                        let mlx = wide(&x).matmul(full.swap_axes(-1, -2).unwrap()).unwrap();
+                        check(&ours, &mlx.add(wide(&bias)).unwrap(), dtype, &format!("{what}, {rows} rows"));
+                    }
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn gathered_products_are_those_of_mlx() {
+        with_device(Device::cpu(), || {
+            for dtype in FLOATS {
+                for (what, matrix, full) in matrices(&[5, 24, 256], dtype) {
+                    let full = full.swap_axes(-1, -2).unwrap();
+                    let shared = Array::from_slice(&[4_u32, 0, 2, 2, 3, 1, 0, 4, 1, 3, 2, 0], &[2, 2, 3]);
+                    let sorted = Array::from_slice(&[0_u32, 0, 1, 3, 3, 3, 4], &[7]);
+                    for (rows, picks) in [
+                        (vec![2, 2, 1, 1, 256], &shared),
+                        (vec![2, 2, 3, 1, 256], &shared),
+                        (vec![7, 1, 256], &sorted),
+                    ] {
+                        let x = drawn(2, &rows, dtype);
+                        let ours = gather(&x, &matrix, picks).unwrap().unwrap();
+                        let mlx = ops::gather_mm(wide(&x), &full, None, picks, false).unwrap();
+                        check(&ours, &mlx, dtype, &format!("{what}, {rows:?}"));
+                    }
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn what_the_kernels_do_not_know_is_left_to_mlx() {
+        with_device(Device::cpu(), || {
+            let matrix = Matrix::Dense(drawn(1, &[4, 8], Dtype::Float32).into());
+            let x = drawn(2, &[2, 4], Dtype::Float32);
+            assert!(multiply(&x, &matrix, None).is_some());
+            assert!(tracing(|| multiply(&x, &matrix, None)).is_none());
+            let whole = x.as_dtype(Dtype::Int32).unwrap();
+            assert!(multiply(&whole, &matrix, None).is_none());
+        });
+    }
+}
