@@ -20,4 +20,5 @@ mod session;
 mod train;
 
 pub use backend::MlxBackend;
+pub use engine::MlxAlone;
 pub use load::{ConvertOptions, FuseOptions, Progress, convert, fuse};

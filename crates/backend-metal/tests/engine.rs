@@ -4,7 +4,7 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use backend_metal as _;
+use backend_metal::MlxAlone;
 use futures::{StreamExt as _, future::join_all};
 use inference_core::{
     CancellationToken, ContextOverflow, Error, FinishReason, GenerateOptions, LoadOptions, Message, Prompt,
@@ -44,7 +44,13 @@ fn question(n: usize) -> Prompt {
 
 #[tokio::test]
 async fn ten_at_once_give_what_ten_alone_give() {
-    let model = model(LoadOptions::new().max_batch(4)).await;
+    let options = LoadOptions::new().max_batch(4);
+    ten_give_what_ten_alone_give(&*model(options.clone()).await).await;
+    // As on a GPU, where rows lie together.
+    ten_give_what_ten_alone_give(&*model(options.extension(MlxAlone)).await).await;
+}
+
+async fn ten_give_what_ten_alone_give(model: &dyn TextModel) {
     let requests: Vec<_> = (0..10)
         .map(|n| {
             let options = GenerateOptions::new().max_tokens(8 + n).log_probabilities(2);

@@ -57,6 +57,11 @@ const DEFAULT_PREFILL_CHUNK: usize = 1024;
 /// Bytes of keys and values kept of ended texts where the caller sets no budget.
 const DEFAULT_PREFIX_CACHE: u64 = 512 << 20;
 
+/// An extension of [`LoadOptions`]: MLX's own operations compute everything, as they do on a GPU. On the CPU they take the place of
+/// this crate's kernels, which are many times as fast.
+#[derive(Debug, Clone, Copy)]
+pub struct MlxAlone;
+
 /// A model that lives on the MLX thread. Dropping it releases the model.
 #[derive(Debug)]
 pub(crate) struct Handle {
@@ -372,6 +377,7 @@ fn load_model(load: Load) -> Result<(Scheduler, Loaded)> {
         prefix_cache: options.prefix_cache.unwrap_or(DEFAULT_PREFIX_CACHE),
         context_length,
         eos,
+        mlx_alone: options.extensions.get::<MlxAlone>().is_some(),
     };
     let layout = model.new_cache().layout();
     Ok((Scheduler::new(model.into(), stream, limits, stats), Loaded { config, layout }))

@@ -158,7 +158,12 @@ impl Row {
         if self.cache.reaches(tokens.len()) {
             self.cache.truncate(tokens.len());
         }
-        (tokens, std::mem::replace(&mut self.cache, KvCache::new([])))
+        let mut cache = std::mem::replace(&mut self.cache, KvCache::new([]));
+        // What cannot be copied is not kept: an empty cache holds none of the tokens.
+        if cache.part().is_err() {
+            cache = KvCache::new([]);
+        }
+        (tokens, cache)
     }
 
     /// The session that it is a turn of.

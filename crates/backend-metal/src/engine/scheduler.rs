@@ -31,7 +31,7 @@ use super::{
 };
 use crate::{
     arch::Architecture,
-    nn::{KvCache, Rotation, Rows, ops::slice},
+    nn::{KvCache, Rotation, Rows, ops::slice, tracing},
     train::TrainJob,
 };
 
@@ -48,6 +48,8 @@ pub(super) struct Limits {
     /// Bytes kept of ended texts.
     pub(super) prefix_cache: u64,
     pub(super) eos: Vec<u32>,
+    /// Whether MLX's own operations compute everything.
+    pub(super) mlx_alone: bool,
 }
 
 /// A loaded model and its requests.
@@ -178,7 +180,10 @@ impl Scheduler {
     /// Does one round of work.
     pub(super) fn turn(&mut self) -> Turn {
         let stream = self.stream.clone();
-        with_stream(&stream, || self.turn_on_stream())
+        with_stream(&stream, || match self.limits.mlx_alone {
+            true => tracing(|| self.turn_on_stream()),
+            false => self.turn_on_stream(),
+        })
     }
 
     fn turn_on_stream(&mut self) -> Turn {
@@ -292,12 +297,19 @@ impl Scheduler {
             let list = if row.wants_more() && !row.is_blocked() { &mut ready } else { &mut blocked };
             list.push(row);
         }
+        // Those whose keys and values can lie together are computed together.
+        ready.sort_by_key(|row: &Row| (row.cache.class(), row.cache.rotation()));
         if ready.is_empty() {
             self.running = blocked;
             return 0;
         }
         let model = self.model.as_ref();
-        match guard(self.limits.backend, "decode", || step(model, &mut ready)) {
+        let decoded = guard(self.limits.backend, "decode", || {
+            // A row that waits would hold on to the memory of rows that go on.
+            blocked.iter_mut().try_for_each(|row| row.cache.part())?;
+            step(model, &mut ready)
+        });
+        match decoded {
             Ok(()) => {}
             Err(error) => {
                 // What the device was to do is lost for every row of the step; the others go on.
@@ -374,7 +386,7 @@ fn prefill_chunk(model: &dyn Architecture, row: &mut Row, chunk: usize) -> Resul
     let hidden = model.hidden(&tokens, Rows::Cached(&mut [&mut row.cache]))?;
     row.prefilled = end;
     if !last || !row.wants_more() {
-        transforms::eval(row.cache.arrays())?;
+        row.cache.evaluate()?;
         return mlx_rs::memory::clear_cache();
     }
     let hidden = slice(&hidden, 1, hidden.dim(1) - 1, hidden.dim(1))?;

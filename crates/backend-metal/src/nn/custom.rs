@@ -186,6 +186,21 @@ impl<'a> Input<'a> {
         Ok(Cow::Owned(elements))
     }
 
+    /// The elements of a row-major array, to be changed where they lie, which MLX does not hear of.
+    ///
+    /// # Safety
+    /// While the function runs, nothing else reads or writes the memory, and this is its only view of it. What reads it later is
+    /// computed after the function.
+    pub(crate) unsafe fn elements_mut<T: Element>(self) -> std::result::Result<&'a mut [T], Reason> {
+        if !self.is_contiguous() {
+            return Err("an array that is not row-major is not written in place".into());
+        }
+        let data = self.data::<T>()?.cast_mut();
+        // SAFETY: a row-major array without gaps has so many elements at its place, which MLX keeps while the function runs; the
+        // rest is the caller's promise.
+        Ok(unsafe { slice::from_raw_parts_mut(data, self.size()) })
+    }
+
     /// The elements of an array `[.., a, b]` in the order of `[.., b, a]`.
     pub(crate) fn transposed<T: Element>(self) -> std::result::Result<Cow<'a, [T]>, Reason> {
         let (mut shape, mut strides) = (self.shape().to_vec(), self.strides().to_vec());

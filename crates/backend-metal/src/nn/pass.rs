@@ -1,6 +1,10 @@
 //! One forward pass: which rows it computes, at which positions, and what they may attend to.
 
-use std::{collections::HashMap, ptr};
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    ptr,
+    rc::Rc,
+};
 
 use mlx_rs::{
     Array,
@@ -10,9 +14,10 @@ use mlx_rs::{
 };
 
 use super::{
-    cache::Rows,
+    cache::{self, KvCache, Rows, Slots, Span},
+    custom::native,
     native::{self, Turns},
-    ops::scalar,
+    ops::{scalar, slice},
     parameter::Parameter,
     rope::{Offsets, Rope},
 };
@@ -23,7 +28,11 @@ pub(crate) struct Pass<'a> {
     tokens: usize,
     offsets: Offsets,
     lengths: Vec<usize>,
-    masks: HashMap<(i32, Option<usize>), Array>,
+    /// How many of the rows' caches lie together, in their order.
+    groups: Vec<usize>,
+    masks: Masks,
+    /// By a group's first row and what its layers keep.
+    slots: HashMap<(usize, Span), Slots>,
     /// By the address of their rope, which outlives the pass.
     turns: Vec<(*const Rope, Turns)>,
 }
@@ -53,7 +62,7 @@ impl<'a> Pass<'a> {
     ///
     /// # Errors
     /// Rows and tokens do not go together: see [`Rows`].
-    pub(crate) fn new(tokens: &Array, rows: Rows<'a>) -> Result<Self> {
+    pub(crate) fn new(tokens: &Array, mut rows: Rows<'a>) -> Result<Self> {
         let &[batch, count] = tokens.shape() else {
             return Err(Exception::custom(format!(
                 "tokens have the shape {:?}, expected [B, T]",
@@ -79,7 +88,20 @@ impl<'a> Pass<'a> {
                 (offsets, caches.iter().map(|cache| cache.length_with(count as usize)).collect())
             }
         };
-        Ok(Self { rows, tokens: count as usize, offsets, lengths, masks: HashMap::new(), turns: Vec::new() })
+        let groups = match &mut rows {
+            Rows::Cached(caches) => cache::gather(caches, !native())?,
+            Rows::Uncached => Vec::new(),
+        };
+        Ok(Self {
+            rows,
+            tokens: count as usize,
+            offsets,
+            lengths,
+            groups,
+            masks: Masks::default(),
+            slots: HashMap::new(),
+            turns: Vec::new(),
+        })
     }
 
     /// Where the tokens of each row begin.
@@ -110,47 +132,49 @@ impl<'a> Pass<'a> {
         [queries, keys, values]: [&Array; 3],
         attend: &Attend,
     ) -> Result<Array> {
-        let mut updated = Vec::new();
-        let mut gap = None;
-        match &mut self.rows {
-            Rows::Uncached => updated.push([keys.clone(), values.clone()]),
-            Rows::Cached(caches) => {
-                let rows = caches.len() as i32;
-                let split = |array: &Array| {
-                    if rows == 1 { Ok(vec![array.clone()]) } else { array.split_equal(rows, 0) }
-                };
-                let (keys, values) = (split(keys)?, split(values)?);
-                for (cache, (keys, values)) in caches.iter_mut().zip(keys.iter().zip(&values)) {
-                    let (cache, position) = cache.layer(layer);
-                    gap = cache.gap(position, self.tokens);
-                    updated.push(cache.update(position, keys, values)?);
+        let tokens = self.tokens;
+        let Rows::Cached(caches) = &mut self.rows else {
+            return self.masks.mix([queries, keys, values], attend);
+        };
+        if native()
+            && caches.iter().all(|cache| cache.is_straight(layer, tokens))
+            && let Some(mixed) = attend_in_place(caches, layer, [queries, keys, values], attend)?
+        {
+            return Ok(mixed);
+        }
+        let mut mixed = Vec::with_capacity(self.groups.len());
+        let (mut start, mut rest) = (0, &mut caches[..]);
+        for size in &self.groups {
+            let (group, others) = rest.split_at_mut(*size);
+            let end = start + group.len();
+            let part = |x: &Array| match others {
+                [] if start == 0 => Ok(x.clone()),
+                _ => slice(x, 0, start as i32, end as i32),
+            };
+            let (queries, keys, values) = (part(queries)?, part(keys)?, part(values)?);
+            mixed.push(match group {
+                [row] => {
+                    let gap = row.gap(layer, tokens);
+                    let [keys, values] = row.update(layer, [&keys, &values])?;
+                    match gap {
+                        None => self.masks.mix([&queries, &keys, &values], attend)?,
+                        Some(gap) => {
+                            flat(&masked(&queries, &keys, &values, attend, Some(&gap.mask(tokens)))?)?
+                        }
+                    }
                 }
-            }
+                rows => {
+                    let slots = match self.slots.entry((start, rows[0].span(layer))) {
+                        Entry::Occupied(known) => known.into_mut(),
+                        Entry::Vacant(unknown) => unknown.insert(Slots::new(rows, layer)?),
+                    };
+                    let [keys, values] = cache::update(rows, layer, slots, [&keys, &values])?;
+                    flat(&masked(&queries, &keys, &values, attend, slots.mask.as_ref())?)?
+                }
+            });
+            (start, rest) = (end, others);
         }
-        if let (Some(gap), [[keys, values]]) = (gap, &updated[..]) {
-            let mask = gap.mask(self.tokens);
-            let mixed = masked(queries, keys, values, attend, Some(&mask))?.swap_axes(1, 2)?;
-            return mixed.reshape(&[mixed.dim(0), mixed.dim(1), -1]);
-        }
-        let rows: Vec<_> = updated.iter().map(|[keys, values]| [keys, values]).collect();
-        if let Some(mixed) = native::attend(queries, &rows, attend) {
-            return mixed;
-        }
-        let mixed = self.attend_rows(queries, &updated, attend)?.swap_axes(1, 2)?;
-        mixed.reshape(&[mixed.dim(0), mixed.dim(1), -1])
-    }
-
-    /// The same with MLX's operations, of rows with these keys and values, → `[B, heads, T, head_dim]`.
-    fn attend_rows(&mut self, queries: &Array, updated: &[[Array; 2]], attend: &Attend) -> Result<Array> {
-        if let [[keys, values]] = updated {
-            return self.attend_row(queries, keys, values, attend);
-        }
-        let queries = queries.split_equal(updated.len() as i32, 0)?;
-        let rows = queries.iter().zip(updated);
-        let rows: Vec<_> = rows
-            .map(|(queries, [keys, values])| self.attend_row(queries, keys, values, attend))
-            .collect::<Result<_>>()?;
-        ops::concatenate(&rows, 0)
+        if let [whole] = &mixed[..] { Ok(whole.clone()) } else { ops::concatenate(&mixed, 0) }
     }
 
     /// Counts the tokens in the rows' caches, once every layer has taken them.
@@ -161,14 +185,26 @@ impl<'a> Pass<'a> {
             }
         }
     }
+}
 
-    fn attend_row(
-        &mut self,
-        queries: &Array,
-        keys: &Array,
-        values: &Array,
-        attend: &Attend,
-    ) -> Result<Array> {
+/// What the new tokens of a row see, the same in all layers that hold as many positions.
+#[derive(Debug, Default)]
+struct Masks {
+    /// By the positions held and the window.
+    known: HashMap<(i32, i32, Option<usize>), Array>,
+}
+
+impl Masks {
+    /// Attention of the last T positions to all of them, `[B, kv_heads, S, head_dim]` → `[B, T, heads · head_dim]`.
+    fn mix(&mut self, [queries, keys, values]: [&Array; 3], attend: &Attend) -> Result<Array> {
+        match native::attend([queries, keys, values], attend) {
+            Some(mixed) => mixed,
+            None => flat(&self.attend([queries, keys, values], attend)?),
+        }
+    }
+
+    /// The same with MLX's operations, → `[B, heads, T, head_dim]`.
+    fn attend(&mut self, [queries, keys, values]: [&Array; 3], attend: &Attend) -> Result<Array> {
         let (tokens, seen) = (queries.dim(2), keys.dim(2));
         let window = attend.window.filter(|window| (*window as i32) < seen);
         let causal = tokens > 1 && window.is_none() && attend.softcap.is_none();
@@ -178,27 +214,52 @@ impl<'a> Pass<'a> {
             return fast::scaled_dot_product_attention(queries, keys, values, attend.scale, mask, sinks);
         }
         let needed = tokens > 1 || window.is_some();
-        let mask = needed.then(|| self.mask(seen, window)).transpose()?;
+        let mask = needed.then(|| self.mask(tokens, seen, window)).transpose()?;
         masked(queries, keys, values, attend, mask.as_ref())
     }
 
     /// What the last T of `seen` positions see: `[T, seen]`, true where they do.
-    fn mask(&mut self, seen: i32, window: Option<usize>) -> Result<Array> {
-        if let Some(mask) = self.masks.get(&(seen, window)) {
+    fn mask(&mut self, tokens: i32, seen: i32, window: Option<usize>) -> Result<Array> {
+        if let Some(mask) = self.known.get(&(tokens, seen, window)) {
             return Ok(mask.clone());
         }
         let keys = ops::arange::<_, i32>(0, seen, None)?.expand_dims(0)?;
-        let queries = ops::arange::<_, i32>(seen - self.tokens as i32, seen, None)?.expand_dims(1)?;
+        let queries = ops::arange::<_, i32>(seen - tokens, seen, None)?.expand_dims(1)?;
         let mut mask = keys.le(&queries)?;
         if let Some(window) = window {
             mask = mask.logical_and(keys.gt(queries.subtract(Array::from_int(window as i32))?)?)?;
         }
-        self.masks.insert((seen, window), mask.clone());
+        self.known.insert((tokens, seen, window), mask.clone());
         Ok(mask)
     }
 }
 
-/// Attention to what the mask `[T, S]` lets through, or to all.
+/// Attention of new tokens that go straight into the slots of their caches, as one operation of the graph for all rows, →
+/// `[B, T, heads · head_dim]`; `None` where the kernels do not know the types.
+fn attend_in_place(
+    caches: &mut [&mut KvCache],
+    layer: usize,
+    [queries, keys, values]: [&Array; 3],
+    attend: &Attend,
+) -> Result<Option<Array>> {
+    let places =
+        caches.iter_mut().map(|cache| cache.place(layer, [keys, values])).collect::<Result<Vec<_>>>()?;
+    let Some(done) = native::attend_in_place([queries, keys, values], &places, attend) else {
+        return Ok(None);
+    };
+    let [mixed, written] = done?;
+    let written = Rc::new(written);
+    caches.iter_mut().for_each(|cache| cache.placed(layer, written.clone()));
+    Ok(Some(mixed))
+}
+
+/// `[B, heads, T, head_dim]` → `[B, T, heads · head_dim]`
+fn flat(mixed: &Array) -> Result<Array> {
+    let mixed = mixed.swap_axes(1, 2)?;
+    mixed.reshape(&[mixed.dim(0), mixed.dim(1), -1])
+}
+
+/// Attention to what the mask, `[T, S]` or `[B, 1, 1, S]`, lets through, or to all.
 fn masked(
     queries: &Array,
     keys: &Array,
@@ -241,6 +302,9 @@ fn capped(
     let scores = queries.matmul(keys.swap_axes(-1, -2)?)?;
     let scores = ops::tanh(scores.divide(number(cap)?)?)?.multiply(number(cap)?)?;
     let scores = match mask {
+        Some(mask) if mask.ndim() == 4 => {
+            ops::select(&mask.expand_dims(1)?, &scores, number(f32::NEG_INFINITY)?)?
+        }
         Some(mask) => ops::select(mask, &scores, number(f32::NEG_INFINITY)?)?,
         None => scores,
     };
@@ -250,9 +314,6 @@ fn capped(
 
 /// What MLX makes of one row, `[1, T, heads · head_dim]`.
 #[cfg(test)]
-pub(super) fn plain([queries, keys, values]: [&Array; 3], attend: &Attend) -> Result<Array> {
-    let tokens = Array::from_slice(&vec![0_u32; queries.dim(2) as usize], &[1, queries.dim(2)]);
-    let mut pass = Pass::new(&tokens, Rows::Uncached)?;
-    let mixed = pass.attend_row(queries, keys, values, attend)?.swap_axes(1, 2)?;
-    mixed.reshape(&[1, queries.dim(2), -1])
+pub(super) fn plain(x: [&Array; 3], attend: &Attend) -> Result<Array> {
+    flat(&Masks::default().attend(x, attend)?)
 }

@@ -5,7 +5,7 @@ use mlx_rs::{Array, Dtype, ops::indexing::TryIndexOp as _};
 use super::fixtures::{Variant, device, tokens};
 use crate::{
     arch::Architecture,
-    nn::{KvCache, Rows},
+    nn::{KvCache, Rows, tracing},
 };
 
 /// The agreement that the fixtures' float32 logits must show, in the same unit.
@@ -110,68 +110,73 @@ fn logits_and_greedy_tokens_are_the_references() {
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
 
+/// With the kernels of our own, where they are, and with MLX's operations alone.
 #[test]
 fn chunks_cache_and_batch_change_nothing() {
     device();
     for variant in Variant::all() {
-        let Variant { name, golden, .. } = &variant;
         let model = variant.load();
-        let tolerance = if variant.is_half() { golden.std / 2.0 } else { TOLERANCE };
-        let mut text = golden.prompt.clone();
-        let reference = whole(&*model, &text);
-        // Windows of 8 are met, filled and crossed by chunks of 5; one by one after 20.
-        for sizes in [vec![32], vec![5; 7], vec![7, 1, 1, 12, 3, 8], [vec![20], vec![1; 12]].concat()] {
+        chunks_cache_and_batch_are_the_whole(&variant, &*model);
+        if !variant.is_half() {
+            tracing(|| chunks_cache_and_batch_are_the_whole(&variant, &*model));
+        }
+    }
+}
+
+fn chunks_cache_and_batch_are_the_whole(variant: &Variant, model: &dyn Architecture) {
+    let Variant { name, golden, .. } = variant;
+    let tolerance = if variant.is_half() { golden.std / 2.0 } else { TOLERANCE };
+    let mut text = golden.prompt.clone();
+    let reference = whole(model, &text);
+    // Windows of 8 are met, filled and crossed by chunks of 5; one by one after 20.
+    for sizes in [vec![32], vec![5; 7], vec![7, 1, 1, 12, 3, 8], [vec![20], vec![1; 12]].concat()] {
+        let mut cache = model.new_cache();
+        cache.expect(text.len());
+        let mut at = 0;
+        for size in sizes {
+            let end = (at + size).min(text.len());
+            let logits = cached(model, &text[at..end], &mut cache);
+            for (p, logits) in (at..end).zip(&logits) {
+                let d = distance(logits, &reference[p]);
+                assert!(d <= tolerance, "{name}: position {p} of a chunk at {at} differs by {d}");
+            }
+            at = end;
+            assert_eq!(cache.len(), at);
+        }
+    }
+    // Rows of other lengths beside it: each gets what it gets alone.
+    let lengths = [3, 17, 9, 32];
+    let mut caches: Vec<_> = lengths
+        .iter()
+        .map(|length| {
             let mut cache = model.new_cache();
-            cache.expect(text.len());
-            let mut at = 0;
-            for size in sizes {
-                let end = (at + size).min(text.len());
-                let logits = cached(&*model, &text[at..end], &mut cache);
-                for (p, logits) in (at..end).zip(&logits) {
-                    let d = distance(logits, &reference[p]);
-                    assert!(d <= tolerance, "{name}: position {p} of a chunk at {at} differs by {d}");
-                }
-                at = end;
-                assert_eq!(cache.len(), at);
-            }
-        }
-        // Rows of other lengths beside it: each gets what it gets alone.
-        let lengths = [3, 17, 9, 32];
-        let mut caches: Vec<_> = lengths
+            let _ = cached(model, &text[..*length], &mut cache);
+            cache
+        })
+        .collect();
+    text.extend(&golden.greedy[..3]);
+    for step in 0..3 {
+        let alone: Vec<_> = caches
             .iter()
-            .map(|length| {
-                let mut cache = model.new_cache();
-                let _ = cached(&*model, &text[..*length], &mut cache);
-                cache
-            })
+            .zip(lengths)
+            .map(|(cache, length)| cached(model, &text[length + step..=length + step], &mut cache.clone()))
             .collect();
-        text.extend(&golden.greedy[..3]);
-        for step in 0..3 {
-            let alone: Vec<_> = caches
-                .iter()
-                .zip(lengths)
-                .map(|(cache, length)| {
-                    cached(&*model, &text[length + step..=length + step], &mut cache.clone())
-                })
-                .collect();
-            let next: Vec<_> = lengths.iter().map(|length| text[length + step]).collect();
-            let mut together: Vec<_> = caches.iter_mut().collect();
-            let hidden =
-                model.hidden(&Array::from_slice(&next, &[4, 1]), Rows::Cached(&mut together)).unwrap();
-            let logits = rows(&model.logits(&hidden).unwrap());
-            for (row, (alone, together)) in alone.iter().zip(&logits).enumerate() {
-                let d = distance(&alone[0], together);
-                assert!(d <= tolerance, "{name}: row {row} in step {step} differs by {d} from the row alone");
-            }
+        let next: Vec<_> = lengths.iter().map(|length| text[length + step]).collect();
+        let mut together: Vec<_> = caches.iter_mut().collect();
+        let hidden = model.hidden(&Array::from_slice(&next, &[4, 1]), Rows::Cached(&mut together)).unwrap();
+        let logits = rows(&model.logits(&hidden).unwrap());
+        for (row, (alone, together)) in alone.iter().zip(&logits).enumerate() {
+            let d = distance(&alone[0], together);
+            assert!(d <= tolerance, "{name}: row {row} in step {step} differs by {d} from the row alone");
         }
-        // Right-padded rows of one uncached pass.
-        if !model.config().length_dependent {
-            let mut padded = text[..32].to_vec();
-            padded.extend(text[..9].iter().chain(&[0; 23]));
-            let hidden = model.hidden(&Array::from_slice(&padded, &[2, 32]), Rows::Uncached).unwrap();
-            let second = hidden.try_index((1, .., ..)).unwrap();
-            let d = distance(&rows(&model.logits(&second).unwrap())[8], &reference[8]);
-            assert!(d <= tolerance, "{name}: a padded row differs by {d}");
-        }
+    }
+    // Right-padded rows of one uncached pass.
+    if !model.config().length_dependent {
+        let mut padded = text[..32].to_vec();
+        padded.extend(text[..9].iter().chain(&[0; 23]));
+        let hidden = model.hidden(&Array::from_slice(&padded, &[2, 32]), Rows::Uncached).unwrap();
+        let second = hidden.try_index((1, .., ..)).unwrap();
+        let d = distance(&rows(&model.logits(&second).unwrap())[8], &reference[8]);
+        assert!(d <= tolerance, "{name}: a padded row differs by {d}");
     }
 }

@@ -75,35 +75,28 @@ pub(in crate::nn) fn arrange(qkv: &Array, how: &Arrangement<'_>) -> Option<Resul
     }))
 }
 
-/// Attention of several rows: queries `[B, heads, T, head_dim]` and, for each row, or in one for all of them, keys and values
-/// `[1 or B, kv_heads, S, head_dim]` → `[B, T, heads · head_dim]`. The queries are of the last T positions.
-pub(in crate::nn) fn attend(queries: &Array, rows: &[[&Array; 2]], how: &Attend) -> Option<Result<Array>> {
+/// Attention of queries `[B, heads, T, head_dim]`, which are of the last T positions, to keys and values
+/// `[B, kv_heads, S, head_dim]` → `[B, T, heads · head_dim]`.
+pub(in crate::nn) fn attend([queries, keys, values]: [&Array; 3], how: &Attend) -> Option<Result<Array>> {
     if !native() {
         return None;
     }
     let &[batch, heads, tokens, head_dim] = queries.shape() else { return None };
-    let cached = rows.iter().flatten().copied();
-    let dtype = promoted([queries.dtype()].into_iter().chain(cached.clone().map(Array::dtype)))?;
+    let dtype = promoted([queries.dtype(), keys.dtype(), values.dtype()])?;
     // MLX looks the products up by one type; so do we, for what a mixture would come to.
     if how.sinks.as_ref().is_some_and(|sinks| promoted([sinks.dtype()]).is_none()) {
         return None;
     }
-    let arrays: Vec<_> = [queries].into_iter().chain(cached).chain(how.sinks.as_deref()).collect();
-    let (count, scale, window, softcap) = (rows.len(), how.scale, how.window, how.softcap);
+    let arrays: Vec<_> = [queries, keys, values].into_iter().chain(how.sinks.as_deref()).collect();
+    let (scale, window, softcap) = (how.scale, how.window, how.softcap);
     Some(custom_one(c"attend", &arrays, &[batch, tokens, heads * head_dim], dtype, move |inputs, output| {
-        let queries = Vectors::of(inputs[0])?;
-        let sinks = inputs.get(1 + 2 * count).copied().map(Held::of).transpose()?;
-        let rows: Vec<_> = inputs[1..=2 * count].iter().map(|x| Vectors::of(*x)).collect::<Done<_>>()?;
-        let [_, kv_heads, ..] = rows[0].sizes;
-        let longest = rows.iter().map(|vectors| vectors.sizes[2]).max();
-        let caches: Vec<Cache<'_>> = rows
-            .chunks_exact(2)
-            .flat_map(|pair| (0..pair[0].sizes[0]).map(move |row| (row, pair)))
-            .map(|(row, pair)| {
-                let [keys, values] = [pair[0].heads(row), pair[1].heads(row)];
-                Ok(Cache { keys: keys?, values: values?, len: pair[0].sizes[2] })
-            })
-            .collect::<Done<_>>()?;
+        let [queries, keys, values, sinks @ ..] = inputs else { return Err("no inputs".into()) };
+        let (queries, keys, values) = (Vectors::of(*queries)?, Vectors::of(*keys)?, Vectors::of(*values)?);
+        let sinks = sinks.first().copied().map(Held::of).transpose()?;
+        let [rows, kv_heads, len, _] = keys.sizes;
+        let caches =
+            (0..rows).map(|row| Ok(Cache { keys: keys.heads(row)?, values: values.heads(row)?, len }));
+        let caches = caches.collect::<Done<Vec<_>>>()?;
         let [_, heads, tokens, head_dim] = queries.sizes;
         let how = cpu_kernels::Attend {
             heads,
@@ -111,7 +104,7 @@ pub(in crate::nn) fn attend(queries: &Array, rows: &[[&Array; 2]], how: &Attend)
             head_dim,
             scale,
             // Positions that go round in a window of this length are not in order, and all of them are seen.
-            window: window.filter(|window| Some(*window) < longest),
+            window: window.filter(|window| *window < len),
             softcap,
             sinks: sinks.as_ref().map(Held::floats),
         };
@@ -122,7 +115,7 @@ pub(in crate::nn) fn attend(queries: &Array, rows: &[[&Array; 2]], how: &Attend)
 
 #[cfg(test)]
 mod tests {
-    use mlx_rs::{Device, Dtype, with_device};
+    use mlx_rs::{Device, with_device};
 
     use super::*;
     use crate::nn::{
@@ -144,7 +137,7 @@ mod tests {
                             .map(|seed| slice(&drawn(seed, &[1, 2, 96, 16], dtype), 2, 0, len).unwrap());
                         let sinks = sinks.then(|| drawn(4, &[6], dtype).into());
                         let how = Attend { scale: 0.25, window, softcap, sinks };
-                        let ours = attend(&queries, &[[&keys, &values]], &how).unwrap().unwrap();
+                        let ours = attend([&queries, &keys, &values], &how).unwrap().unwrap();
                         let wide_how =
                             Attend { sinks: how.sinks.as_deref().map(|sinks| wide(sinks).into()), ..how };
                         let mlx = crate::nn::pass::plain(
@@ -156,23 +149,6 @@ mod tests {
                         check(&ours, &mlx.unwrap(), dtype, &what);
                     }
                 }
-            }
-        });
-    }
-
-    #[test]
-    fn rows_attend_each_to_its_own() {
-        with_device(Device::cpu(), || {
-            let queries = drawn(1, &[3, 6, 1, 16], Dtype::Float32);
-            let caches = [7, 1, 33]
-                .map(|len| [2, 3].map(|seed| drawn(seed + len, &[1, 2, len as i32, 16], Dtype::Float32)));
-            let how = Attend { window: Some(33), ..Attend::all(0.25) };
-            let rows: Vec<_> = caches.iter().map(|[keys, values]| [keys, values]).collect();
-            let ours = attend(&queries, &rows, &how).unwrap().unwrap();
-            for (index, [keys, values]) in rows.into_iter().enumerate() {
-                let row = |x: &Array| slice(x, 0, index as i32, index as i32 + 1).unwrap();
-                let mlx = crate::nn::pass::plain([&row(&queries), keys, values], &how).unwrap();
-                check(&row(&ours), &mlx, Dtype::Float32, &format!("row {index}"));
             }
         });
     }

@@ -2,11 +2,13 @@
 //! `None` where it is MLX's to compute: on another device, while gradients are traced, or of types that the kernels lack.
 
 mod attention;
+mod in_place;
 mod operand;
 mod product;
 mod vectors;
 
 pub(super) use attention::{Arrangement, Turns, arrange, attend};
+pub(super) use in_place::{Place, attend_in_place};
 pub(super) use product::{gather, multiply};
 pub(super) use vectors::{Halves, gate, rms_norm};
 
