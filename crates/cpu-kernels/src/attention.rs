@@ -210,7 +210,7 @@ impl<E: Element> Kernel for Block<'_, E> {
                 );
             }
             if lines > FEW {
-                turn::<S>(&keys, width, head_dim, &mut turned);
+                turn::<S>(&keys, width, &mut turned);
                 scores.fill(0.0);
                 Outer { a: &queries, a_width: width, b: &turned, b_width: KEYS, depth: head_dim }
                     .add::<S>(&mut scores);
@@ -384,17 +384,17 @@ fn dots<S: Simd>(queries: &[f32], keys: &[f32], width: usize, scores: &mut [f32]
     }
 }
 
-/// Keys `[KEYS, width]` as `[head_dim, KEYS]`.
+/// Keys `[KEYS, width]` as `[width, KEYS]`.
 #[inline(always)]
-fn turn<S: Simd>(keys: &[f32], width: usize, head_dim: usize, out: &mut [f32]) {
-    assert!(keys.len() == KEYS * width && out.len() >= KEYS * head_dim && head_dim <= width, "as many");
+fn turn<S: Simd>(keys: &[f32], width: usize, out: &mut [f32]) {
+    assert!(keys.len() == KEYS * width && out.len() == keys.len(), "as many");
+    assert!(width.is_multiple_of(S::LANES) && KEYS.is_multiple_of(S::LANES), "whole vectors");
     for first in (0..KEYS).step_by(S::LANES) {
-        for i in 0..head_dim {
-            // SAFETY: `LANES` keys are left, by the assertion; the machine has the instructions, or this were not run.
-            unsafe {
-                let column = S::load_strided(keys.as_ptr().add(first * width + i), width);
-                S::store(out.as_mut_ptr().add(i * KEYS + first), column);
-            }
+        for i in (0..width).step_by(S::LANES) {
+            let (from, to) = (&keys[first * width + i..], &mut out[i * KEYS + first..]);
+            // SAFETY: as many keys and elements are left, by the assertions; the machine has the instructions, or this were
+            // not run.
+            unsafe { S::transpose(from.as_ptr(), width, to.as_mut_ptr(), KEYS) };
         }
     }
 }

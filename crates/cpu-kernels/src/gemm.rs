@@ -4,16 +4,29 @@ use std::marker::PhantomData;
 
 use crate::{
     Matrices,
-    gemv::{Arranged, Groups, elements, tile},
+    gemv::{Groups, elements},
     isa::Kernel,
     simd::Simd,
-    storage::{Dense, LARGEST, Storage, arranged_len, block_bytes},
+    storage::{LARGEST, Storage, arranged_len, block_bytes},
 };
 
 /// Bytes of an unpacked part of a matrix, which should stay in a core's second cache.
 pub(crate) const PANEL_BYTES: usize = 512 << 10;
+/// Rows of a panel are a multiple of this, the widest strip.
+pub(crate) const STRIP: usize = 64;
 
-/// A part of a matrix in full: its rows as arranged rows of `x` are.
+/// Rows of `x` that are multiplied at once.
+const ROWS: usize = 6;
+/// Elements whose products are summed before they join the sum of all: so rounding adds up more slowly.
+const DEPTH: usize = 256;
+
+/// Vectors of outputs that are multiplied at once: with `ROWS` rows of `x` they fill most registers.
+const fn vectors<S: Simd>() -> usize {
+    if S::REGISTERS >= 32 { 4 } else { 2 }
+}
+
+/// Rows of a matrix, unpacked to be multiplied: in strips as wide as a few vectors, the elements of all rows of a strip next
+/// to each other.
 pub(crate) struct Panel<'a, T> {
     pub(crate) w: &'a Matrices<'a>,
     /// The first row of the part, counted through all matrices.
@@ -26,13 +39,31 @@ pub(crate) struct Panel<'a, T> {
 impl<T: Storage> Kernel for Panel<'_, T> {
     type Output = Vec<f32>;
 
+    /// `[strips, inputs, strip]`, in whole blocks.
     #[inline(always)]
     fn run<S: Simd>(self) -> Vec<f32> {
-        let width = arranged_len::<T, S>(self.w.inputs);
-        let mut panel = vec![0.0_f32; self.count * width];
+        let (width, strip) = (arranged_len::<T, S>(self.w.inputs), vectors::<S>() * S::LANES);
+        let mut panel = vec![0.0_f32; self.count.div_ceil(strip) * width * strip];
+        let mut rows = vec![0.0_f32; S::LANES * width];
         let mut unpacker = Unpacker::<T, S>::new(self.w);
-        for (index, row) in panel.chunks_exact_mut(width).enumerate() {
-            unpacker.row(self.first + index, row);
+        for (index, panel) in panel.chunks_exact_mut(width * strip).enumerate() {
+            for first in (0..strip).step_by(S::LANES) {
+                let left = self.count.saturating_sub(index * strip + first).min(S::LANES);
+                for (r, row) in rows.chunks_exact_mut(width).enumerate().take(left) {
+                    unpacker.row(self.first + index * strip + first + r, row);
+                }
+                for block in (0..width).step_by(S::LANES * T::VALUES) {
+                    for j in 0..T::VALUES {
+                        // SAFETY: the machine has the instructions, or this were not run. A vector of the block is there for
+                        // each lane's row, and there is room for its elements, which are `VALUES` apart.
+                        unsafe {
+                            let from = rows.as_ptr().add(block + j * S::LANES);
+                            let to = panel.as_mut_ptr().add((block + j) * strip + first);
+                            S::transpose(from, width, to, T::VALUES * strip);
+                        }
+                    }
+                }
+            }
         }
         panel
     }
@@ -43,50 +74,82 @@ pub(crate) struct Gemm<'a> {
     pub(crate) panel: &'a [f32],
     /// Rows of the panel.
     pub(crate) count: usize,
-    pub(crate) x: &'a Arranged,
+    /// All rows, `inputs` wide.
+    pub(crate) x: &'a [f32],
+    pub(crate) inputs: usize,
     /// Which rows of `x`.
     pub(crate) rows: &'a [usize],
     /// Is handed `[up to `ROWS`, count]` products at a time, with the place in `rows` of the first.
     pub(crate) emit: &'a mut dyn FnMut(usize, &mut [f32]),
 }
 
-/// Rows of x and of the matrix in a tile: together they fill most registers, and neither is read much oftener than the other.
-const ROWS: usize = 8;
-const OUTPUTS: usize = 3;
-
 impl Kernel for Gemm<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self) {
-        // Fewer rows where there are fewer registers.
-        if S::REGISTERS >= 32 { self.tiles::<S, OUTPUTS, ROWS>() } else { self.tiles::<S, 2, 4>() }
+        if vectors::<S>() == 4 { self.strips::<S, 4>() } else { self.strips::<S, 2>() }
     }
 }
 
 impl Gemm<'_> {
     #[inline(always)]
-    fn tiles<S: Simd, const OUTPUTS: usize, const ROWS: usize>(self) {
-        let width = self.panel.len() / self.count;
-        let groups = Groups::none();
+    fn strips<S: Simd, const V: usize>(self) {
+        let strip = V * S::LANES;
+        let stride = self.panel.len() / self.count.div_ceil(strip);
+        assert!(stride >= self.inputs * strip, "a strip of all inputs");
         let mut products = vec![0.0_f32; ROWS * self.count];
+        let mut padded = vec![0.0_f32; ROWS * strip];
         for (block, rows) in self.rows.chunks(ROWS).enumerate() {
-            let x: [&[f32]; ROWS] = std::array::from_fn(|m| self.x.row(rows[m.min(rows.len() - 1)]));
-            for first in (0..self.count).step_by(OUTPUTS) {
-                let outputs = std::array::from_fn(|r| {
-                    let output = (first + r).min(self.count - 1);
-                    bytes(&self.panel[output * width..][..width])
-                });
-                // SAFETY: the machine has the instructions, or this were not run; both sides are arranged and equally wide.
-                let tile =
-                    unsafe { tile::<Dense<f32>, S, OUTPUTS, ROWS>(outputs, x, &groups, S::splat_u(0)) };
-                for (r, tile) in tile.iter().enumerate().take(self.count - first) {
-                    for (m, product) in tile.iter().enumerate() {
-                        products[m * self.count + first + r] = *product;
-                    }
+            let x: [&[f32]; ROWS] =
+                std::array::from_fn(|m| &self.x[rows[m.min(rows.len() - 1)] * self.inputs..][..self.inputs]);
+            for (panel, first) in self.panel.chunks_exact(stride).zip((0..self.count).step_by(strip)) {
+                // SAFETY: the machine has the instructions, or this were not run; the strip is as long as rows of `x`, by the
+                // assertion, and there is room for all products.
+                unsafe { multiply::<S, V>(panel, x, &mut padded) };
+                let width = strip.min(self.count - first);
+                for (m, padded) in padded.chunks_exact(strip).enumerate() {
+                    products[m * self.count + first..][..width].copy_from_slice(&padded[..width]);
                 }
             }
             (self.emit)(block * ROWS, &mut products[..rows.len() * self.count]);
+        }
+    }
+}
+
+/// Products of rows of `x` with a strip of a panel: `[ROWS, strip]`.
+///
+/// # Safety
+/// The machine has the instructions. The strip is as long as the rows, which are equally long, and there is room for all.
+#[inline(always)]
+unsafe fn multiply<S: Simd, const V: usize>(strip: &[f32], x: [&[f32]; ROWS], out: &mut [f32]) {
+    // SAFETY: the caller's.
+    unsafe {
+        let (mut at, width) = (strip.as_ptr(), V * S::LANES);
+        for start in (0..x[0].len()).step_by(DEPTH) {
+            let mut sums = [[S::splat(0.0); V]; ROWS];
+            let depth = DEPTH.min(x[0].len() - start);
+            let x = x.map(|x| x.as_ptr().add(start));
+            for k in 0..depth {
+                let mut columns = [S::splat(0.0); V];
+                for (v, column) in columns.iter_mut().enumerate() {
+                    *column = S::load(at.add(v * S::LANES));
+                }
+                for (sums, x) in sums.iter_mut().zip(x) {
+                    let factor = S::splat(*x.add(k));
+                    for (sum, column) in sums.iter_mut().zip(columns) {
+                        *sum = S::fma(factor, column, *sum);
+                    }
+                }
+                at = at.add(width);
+            }
+            for (m, sums) in sums.into_iter().enumerate() {
+                for (v, sum) in sums.into_iter().enumerate() {
+                    let to = out.as_mut_ptr().add(m * width + v * S::LANES);
+                    let before = if start == 0 { S::splat(0.0) } else { S::load(to) };
+                    S::store(to, S::add(before, sum));
+                }
+            }
         }
     }
 }
@@ -154,9 +217,4 @@ pub(crate) fn panel(outputs: usize, row_bytes: usize, step: usize, threads: usiz
     let fits = PANEL_BYTES / row_bytes.max(1);
     let even = outputs.div_ceil(2 * threads);
     (fits.min(even) / step * step).clamp(step, 8 * step)
-}
-
-fn bytes(values: &[f32]) -> &[u8] {
-    // SAFETY: floats are plain numbers, and the bytes are those of the slice.
-    unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
 }

@@ -156,7 +156,7 @@ impl<T: Storage> Gemv<'_, T> {
 /// The machine has the instructions. Rows have the same whole number of elements; rows of `x` are arranged and hold as many;
 /// groups are of these rows.
 #[inline(always)]
-pub(crate) unsafe fn tile<T: Storage, S: Simd, const R: usize, const M: usize>(
+unsafe fn tile<T: Storage, S: Simd, const R: usize, const M: usize>(
     rows: [&[u8]; R],
     x: [&[f32]; M],
     groups: &Groups,
@@ -271,7 +271,7 @@ impl Groups {
     }
 
     /// Those of matrices that have none.
-    pub(crate) fn none() -> Self {
+    fn none() -> Self {
         Self { scales: Vec::new(), biases: Vec::new(), width: 0, count: 0, lanes: 1, biased: false }
     }
 

@@ -17,7 +17,10 @@ pub enum Isa {
     /// AVX-512 F, BW, DQ and VL.
     #[cfg(target_arch = "x86_64")]
     Avx512,
-    /// The same, and AMX for products of bf16.
+    /// The same, and its products of bf16.
+    #[cfg(target_arch = "x86_64")]
+    Avx512Bf16,
+    /// The same, and AMX for products of many rows.
     #[cfg(target_arch = "x86_64")]
     Amx,
 }
@@ -32,6 +35,8 @@ impl Isa {
         Self::Avx2,
         #[cfg(target_arch = "x86_64")]
         Self::Avx512,
+        #[cfg(target_arch = "x86_64")]
+        Self::Avx512Bf16,
         #[cfg(target_arch = "x86_64")]
         Self::Amx,
     ];
@@ -54,7 +59,9 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 => simd::avx512::is_available(),
             #[cfg(target_arch = "x86_64")]
-            Self::Amx => crate::amx::is_available(),
+            Self::Avx512Bf16 => Self::Avx512.is_available() && is_x86_feature_detected!("avx512bf16"),
+            #[cfg(target_arch = "x86_64")]
+            Self::Amx => Self::Avx512Bf16.is_available() && crate::tiles::is_available(),
         }
     }
 
@@ -72,7 +79,7 @@ impl Isa {
             Self::Avx2 => unsafe { simd::avx2::run(kernel) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
-            Self::Avx512 | Self::Amx => unsafe { simd::avx512::run(kernel) },
+            Self::Avx512 | Self::Avx512Bf16 | Self::Amx => unsafe { simd::avx512::run(kernel) },
         }
     }
 }

@@ -17,21 +17,21 @@
 //! # Ok::<_, cpu_kernels::Error>(())
 //! ```
 
-#[cfg(target_arch = "x86_64")]
-mod amx;
 mod attention;
 mod element;
 mod error;
 mod gemm;
 mod gemv;
 mod isa;
-#[cfg(target_arch = "x86_64")]
-mod nibbles;
 mod operand;
+#[cfg(target_arch = "x86_64")]
+mod pairs;
 mod pool;
 mod product;
 mod simd;
 mod storage;
+#[cfg(target_arch = "x86_64")]
+mod tiles;
 mod unpack;
 mod vectors;
 

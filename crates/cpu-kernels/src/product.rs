@@ -1,6 +1,6 @@
 //! Products with matrices: `x · wᵀ`, the same with one matrix of a stack for each row, and `g · w`.
 
-use std::marker::PhantomData;
+use std::{borrow::Cow, marker::PhantomData};
 
 use half::{bf16, f16};
 
@@ -8,7 +8,7 @@ use crate::{
     Floats, FloatsMut, Isa, Kernels, Matrices, Result,
     element::{Element, Shared, narrow},
     error::Error,
-    gemm::{Gemm, Panel, panel},
+    gemm::{Gemm, Panel, STRIP, panel},
     gemv::{Arrange, Arranged, Gemv, ROWS},
     isa::Kernel,
     operand::{length, product, with_slice},
@@ -18,8 +18,8 @@ use crate::{
 };
 #[cfg(target_arch = "x86_64")]
 use crate::{
-    amx::{self, Limbs, PackedRows, TileGemm},
-    nibbles::{Halves, NibbleGemv, with_nibbles},
+    pairs::{PairGemv, PairedRows, Pairs, with_pairs},
+    tiles::{EDGE, Exact, InLimbs, Limbs, PackedRows, Packing, TileGemm},
 };
 
 /// The part of a matrix that one task reads.
@@ -129,6 +129,10 @@ impl Kernels {
             FloatsMut::Bf16(out) => Memory::Bf16(Shared::new(out)),
         };
         let out = Output { memory, bias, outputs: w.outputs };
+        if w.inputs == 0 {
+            let places: Vec<_> = (0..picks.len()).collect();
+            return out.write(self.isa, &places, 0, &mut vec![0.0; picks.len() * w.outputs]);
+        }
         with_storage!(w.weights, T => {
             let (many, few): (Vec<_>, Vec<_>) = batches(picks, k).into_iter().partition(Batch::is_large);
             if !many.is_empty() {
@@ -157,12 +161,13 @@ impl Kernels {
             });
         };
         #[cfg(target_arch = "x86_64")]
-        if let (Isa::Amx, Floats::Bf16(x)) = (self.isa, x) {
-            let done = with_nibbles!(w.weights, N => {
-                let x = Halves::new(x, w);
+        if let (Isa::Avx512Bf16 | Isa::Amx, Floats::Bf16(x)) = (self.isa, x) {
+            let done = with_pairs!(w.weights, P => {
+                // SAFETY: the machine has the instructions, or they were not chosen.
+                let x = unsafe { PairedRows::new::<P>(x, w) };
                 each(&|first, rows, out| {
-                    // SAFETY: the machine has the instructions, or they were not chosen.
-                    unsafe { NibbleGemv::<N> { w, first, x: &x, rows, out, nibbles: PhantomData }.run() };
+                    // SAFETY: as above.
+                    unsafe { PairGemv::<P> { w, first, x: &x, rows, out, pairs: PhantomData }.run() };
                 });
             });
             if done.is_some() {
@@ -183,17 +188,22 @@ impl Kernels {
         out: &Output<'_>,
     ) {
         #[cfg(target_arch = "x86_64")]
-        if self.isa == Isa::Amx {
-            return self.multiply_tiles::<T>(
-                x,
-                w,
-                batches,
-                Limbs::new(&x, &w.weights, matches!(out.memory, Memory::F32(_))),
-                out,
-            );
+        if let Isa::Avx512Bf16 | Isa::Amx = self.isa {
+            let limbs = Limbs::new(&x, &w.weights, matches!(out.memory, Memory::F32(_)));
+            if let (Isa::Avx512Bf16, Floats::Bf16(_)) = (self.isa, x)
+                && with_pairs!(w.weights, P => self.multiply_exact::<P>(x, w, batches, out)) == Some(true)
+            {
+                return;
+            }
+            if limbs.is_single() || self.isa == Isa::Amx {
+                return self.multiply_tiles(x, w, batches, InLimbs::<T> { limbs, storage: PhantomData }, out);
+            }
         }
-        let x = self.arrange::<T>(x, w);
-        let panel = panel(w.outputs, 4 * w.inputs, 12, self.threads());
+        let x = match x {
+            Floats::F32(x) => Cow::Borrowed(x),
+            x => Cow::Owned(widened(x)),
+        };
+        let panel = panel(w.outputs, 4 * w.inputs, STRIP, self.threads());
         let panels = w.outputs.div_ceil(panel);
         self.pool.run(batches.len() * panels, &|task| {
             let batch = &batches[task / panels];
@@ -206,37 +216,45 @@ impl Kernels {
                 let places = &batch.places[row..][..products.len() / count];
                 out.write(self.isa, places, first, products);
             };
-            self.isa.run(Gemm { panel: &panel, count, x: &x, rows: &batch.rows, emit });
+            self.isa.run(Gemm { panel: &panel, count, x: &x, inputs: w.inputs, rows: &batch.rows, emit });
         });
     }
 
+    /// [`multiply_many`](Self::multiply_many) of bf16 with elements that it holds exactly. Says whether it is done.
     #[cfg(target_arch = "x86_64")]
-    fn multiply_tiles<T: Storage>(
+    fn multiply_exact<P: Pairs>(
         &self,
         x: Floats<'_>,
         w: &Matrices<'_>,
         batches: &[Batch],
-        limbs: Limbs,
+        out: &Output<'_>,
+    ) -> bool {
+        Exact::<P>::new(w).map(|packing| self.multiply_tiles(x, w, batches, packing, out)).is_some()
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn multiply_tiles<K: Packing>(
+        &self,
+        x: Floats<'_>,
+        w: &Matrices<'_>,
+        batches: &[Batch],
+        packing: K,
         out: &Output<'_>,
     ) {
         // Each batch begins a block of its own.
-        let blocks: Vec<_> = batches.iter().flat_map(|batch| batch.rows.chunks(amx::EDGE)).collect();
+        let blocks: Vec<_> = batches.iter().flat_map(|batch| batch.rows.chunks(EDGE)).collect();
         let starts: Vec<_> = batches
             .iter()
             .scan(0, |next, batch| {
                 let start = *next;
-                *next += batch.rows.len().div_ceil(amx::EDGE);
+                *next += batch.rows.len().div_ceil(EDGE);
                 Some(start)
             })
             .collect();
-        let mut packed = PackedRows::new::<T>(blocks.len() * amx::EDGE, w.inputs, limbs);
-        let len = packed.block_len();
-        let tiles = Shared::new(packed.blocks_mut());
-        self.pool.run(blocks.len(), &|block| {
-            // SAFETY: each task has a block of its own; the machine has the instructions, or they were not chosen.
-            unsafe { amx::pack_rows::<T>(x, w.inputs, blocks[block], limbs, tiles.part(block * len, len)) };
-        });
-        let panel = panel(w.outputs, 4 * w.inputs, 2 * amx::EDGE, self.threads());
+        let mut packed = PackedRows::new(packing, blocks.len(), w.inputs);
+        // SAFETY: the machine has the instructions, or they were not chosen.
+        unsafe { packed.fill(x, w.inputs, &blocks, |tasks, work| self.pool.run(tasks, work)) };
+        let panel = panel(w.outputs, 4 * w.inputs, 2 * EDGE, self.threads());
         let panels = w.outputs.div_ceil(panel);
         self.pool.run(batches.len() * panels, &|task| {
             let (batch, block) = (&batches[task / panels], starts[task / panels]);
@@ -246,11 +264,11 @@ impl Kernels {
                 let places = &batch.places[row..][..products.len() / count];
                 out.write(self.isa, places, first, products);
             };
-            let rows = batch.rows.len();
+            let (rows, amx) = (batch.rows.len(), self.isa == Isa::Amx);
             // SAFETY: the machine has the instructions, or they were not chosen.
             unsafe {
-                let panel = &amx::unpack::<T>(w, batch.matrix * w.outputs + first, count, limbs);
-                TileGemm { panel, count, x: &packed, block, rows, limbs }.each(&mut emit);
+                let panel = &packing.unpack(w, batch.matrix * w.outputs + first, count);
+                TileGemm { panel, count, x: &packed, block, rows, amx }.each(&mut emit);
             }
         });
     }

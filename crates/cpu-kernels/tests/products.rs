@@ -4,7 +4,7 @@
 mod common;
 
 use common::{Kind, Matrix, check, kernels, kinds, schemes, vector};
-use cpu_kernels::Kernels;
+use cpu_kernels::{Isa, Kernels};
 use proptest::prelude::*;
 
 /// Row counts at which kernels change their ways, and those between.
@@ -34,6 +34,25 @@ proptest! {
                 let terms = (0..w.inputs).map(|i| x.get(row * w.inputs + i) * w.get(0, output, i));
                 let bias = bias.as_ref().map(|bias| bias.get(output));
                 check(out.get(row * w.outputs + output), terms.chain(bias), out_kind)?;
+            }
+        }
+    }
+
+    /// Storages that are multiplied as pairs of bf16, where there are instructions for that.
+    #[test]
+    fn multiply_halves(
+        storage in prop_oneof![Just(None), schemes().prop_filter("4 or 8 bits", |s| s.is_none_or(|s| matches!(s.bits, 4 | 8)))],
+        outputs in 1..200_usize, groups in 1..9_usize, odd in 1..400_usize, rows in rows(), seed in any::<u64>(),
+        out_kind in kinds(), kernels in kernels(),
+    ) {
+        let w = Matrix::new(storage, 1, outputs, groups, odd, seed);
+        let x = vector(Kind::Bf16, rows * w.inputs, seed ^ 1);
+        let mut out = vector(out_kind, rows * outputs, 0);
+        kernels.multiply(x.floats(), &w.matrices(), None, out.floats_mut()).unwrap();
+        for row in 0..rows {
+            for output in 0..outputs {
+                let terms = (0..w.inputs).map(|i| x.get(row * w.inputs + i) * w.get(0, output, i));
+                check(out.get(row * outputs + output), terms, out_kind)?;
             }
         }
     }
@@ -101,4 +120,17 @@ fn nothing_is_computed_of_nothing() {
     kernels.multiply(empty.floats(), &w.matrices(), None, out.floats_mut()).unwrap();
     kernels.multiply_picked(empty.floats(), &w.matrices(), &[], out.floats_mut()).unwrap();
     kernels.multiply_back(empty.floats(), &w.matrices(), out.floats_mut()).unwrap();
+}
+
+#[test]
+fn products_of_empty_rows_are_the_bias() {
+    for kernels in Isa::ALL.iter().filter_map(|isa| Kernels::with_isa(*isa).unwrap()) {
+        for rows in [1, 20] {
+            let w = Matrix::new(None, 1, 3, 1, 0, 7);
+            let (x, bias) = (vector(Kind::Bf16, 0, 0), vector(Kind::F32, 3, 1));
+            let mut out = vector(Kind::F32, rows * 3, 2);
+            kernels.multiply(x.floats(), &w.matrices(), Some(bias.floats()), out.floats_mut()).unwrap();
+            assert!((0..rows * 3).all(|i| out.get(i) == bias.get(i % 3)));
+        }
+    }
 }

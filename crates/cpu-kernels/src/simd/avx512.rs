@@ -124,6 +124,18 @@ impl Simd for Avx512 {
     unsafe fn load_strided(from: *const f32, stride: usize) -> Self::F {
         unsafe { _mm512_i32gather_ps::<4>(steps(stride), from) }
     }
+    #[inline(always)]
+    unsafe fn transpose(from: *const f32, stride: usize, to: *mut f32, to_stride: usize) {
+        unsafe {
+            let mut rows = [_mm512_setzero_si512(); 16];
+            for (i, row) in rows.iter_mut().enumerate() {
+                *row = _mm512_loadu_si512(from.add(i * stride).cast());
+            }
+            for (i, row) in transpose(rows).into_iter().enumerate() {
+                _mm512_storeu_si512(to.add(i * to_stride).cast(), row);
+            }
+        }
+    }
 
     #[inline(always)]
     unsafe fn splat_u(value: u32) -> Self::U {
@@ -199,4 +211,36 @@ unsafe fn steps(stride: usize) -> __m512i {
         let lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
         _mm512_mullo_epi32(lanes, _mm512_set1_epi32(stride as i32))
     }
+}
+
+/// 16 rows of 16 words, turned.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(crate) fn transpose(rows: [__m512i; 16]) -> [__m512i; 16] {
+    // Words within pairs of rows, pairs of words within fours, and quarters of registers across.
+    let mut a = rows;
+    for i in (0..16).step_by(2) {
+        a[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
+        a[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
+    }
+    let mut b = a;
+    for i in (0..16).step_by(4) {
+        b[i] = _mm512_unpacklo_epi64(a[i], a[i + 2]);
+        b[i + 1] = _mm512_unpackhi_epi64(a[i], a[i + 2]);
+        b[i + 2] = _mm512_unpacklo_epi64(a[i + 1], a[i + 3]);
+        b[i + 3] = _mm512_unpackhi_epi64(a[i + 1], a[i + 3]);
+    }
+    // Register 4 r + c now holds column c of each quarter for rows 4 r … 4 r + 3.
+    let mut out = b;
+    for c in 0..4 {
+        let low = _mm512_shuffle_i32x4::<0x88>(b[c], b[4 + c]);
+        let high = _mm512_shuffle_i32x4::<0xdd>(b[c], b[4 + c]);
+        let low2 = _mm512_shuffle_i32x4::<0x88>(b[8 + c], b[12 + c]);
+        let high2 = _mm512_shuffle_i32x4::<0xdd>(b[8 + c], b[12 + c]);
+        out[c] = _mm512_shuffle_i32x4::<0x88>(low, low2);
+        out[8 + c] = _mm512_shuffle_i32x4::<0xdd>(low, low2);
+        out[4 + c] = _mm512_shuffle_i32x4::<0x88>(high, high2);
+        out[12 + c] = _mm512_shuffle_i32x4::<0xdd>(high, high2);
+    }
+    out
 }

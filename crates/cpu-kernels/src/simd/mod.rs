@@ -56,6 +56,14 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn permute(value: Self::F, index: Self::U) -> Self::F;
     /// Every `stride`-th element.
     unsafe fn load_strided(from: *const f32, stride: usize) -> Self::F;
+    /// As many vectors as there are lanes, `stride` apart, as columns: vectors that are `to_stride` apart.
+    #[inline(always)]
+    unsafe fn transpose(from: *const f32, stride: usize, to: *mut f32, to_stride: usize) {
+        for i in 0..Self::LANES {
+            // SAFETY: the caller's.
+            unsafe { Self::store(to.add(i * to_stride), Self::load_strided(from.add(i), stride)) };
+        }
+    }
 
     unsafe fn splat_u(value: u32) -> Self::U;
     unsafe fn load_u(from: *const u32) -> Self::U;

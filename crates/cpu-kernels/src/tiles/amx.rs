@@ -1,0 +1,112 @@
+//! The tile registers of AMX, which multiply 16 × 32 by 32 × 16 numbers of type bf16 at once and sum in single precision.
+
+use std::{
+    arch::{asm, x86_64::__cpuid_count},
+    sync::OnceLock,
+};
+
+use super::Sums;
+
+/// Whether this machine has the tiles and Linux lets this process use them.
+pub(crate) fn is_available() -> bool {
+    static AVAILABLE: OnceLock<bool> = OnceLock::new();
+    *AVAILABLE.get_or_init(|| {
+        let has = cfg!(target_os = "linux") && __cpuid_count(7, 0).edx >> 22 & 0b101 == 0b101;
+        has && permitted()
+    })
+}
+
+/// Asks Linux for the tiles' state.
+fn permitted() -> bool {
+    const ARCH_PRCTL: i64 = 158;
+    const ARCH_REQ_XCOMP_PERM: usize = 0x1023;
+    const XFEATURE_XTILEDATA: usize = 18;
+    let mut result = ARCH_PRCTL;
+    // SAFETY: the call reads no memory of ours; the kernel overwrites rcx and r11.
+    unsafe {
+        asm!(
+            "syscall",
+            inout("rax") result,
+            in("rdi") ARCH_REQ_XCOMP_PERM,
+            in("rsi") XFEATURE_XTILEDATA,
+            out("rcx") _,
+            out("r11") _,
+            options(nostack),
+        );
+    }
+    result == 0
+}
+
+/// 16 rows of 64 bytes for each of the eight tiles.
+#[repr(C, align(64))]
+struct Config([u8; 64]);
+
+static CONFIG: Config = {
+    let mut config = [0; 64];
+    config[0] = 1;
+    let mut tile = 0;
+    while tile < 8 {
+        config[16 + 2 * tile] = 64;
+        config[48 + tile] = 16;
+        tile += 1;
+    }
+    Config(config)
+};
+
+/// Adds to sums the products of two blocks of the matrix with two of `x`, for each pair of offsets of the plan.
+///
+/// # Safety
+/// The machine has the instructions, and the tiles may be used. Tiles begin at all offsets.
+#[inline(always)]
+pub(super) unsafe fn multiply(sums: &mut Sums, w: [*const u8; 2], x: [*const u8; 2], plan: &[[u32; 2]]) {
+    if plan.is_empty() {
+        return;
+    }
+    // SAFETY: the caller's; no tile outlives the block.
+    unsafe {
+        asm!(
+            "ldtilecfg [{at}]",
+            "tileloadd tmm0, [{sums} + {stride}*2]",
+            "tileloadd tmm1, [{sums} + {stride}*2 + 64]",
+            "tileloadd tmm2, [{sums} + {stride}*2 + 2048]",
+            "tileloadd tmm3, [{sums} + {stride}*2 + 2112]",
+            "2:",
+            "mov {of_w:e}, [{plan}]",
+            "mov {of_x:e}, [{plan} + 4]",
+            "lea {at}, [{w0} + {of_w}]",
+            "tileloadd tmm4, [{at} + {stride}*1]",
+            "lea {at}, [{x0} + {of_x}]",
+            "tileloadd tmm6, [{at} + {stride}*1]",
+            "lea {at}, [{x1} + {of_x}]",
+            "tileloadd tmm7, [{at} + {stride}*1]",
+            "lea {at}, [{w1} + {of_w}]",
+            "tileloadd tmm5, [{at} + {stride}*1]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            "add {plan}, 8",
+            "cmp {plan}, {end}",
+            "jne 2b",
+            "tilestored [{sums} + {stride}*2], tmm0",
+            "tilestored [{sums} + {stride}*2 + 64], tmm1",
+            "tilestored [{sums} + {stride}*2 + 2048], tmm2",
+            "tilestored [{sums} + {stride}*2 + 2112], tmm3",
+            "tilerelease",
+            at = inout(reg) CONFIG.0.as_ptr() => _,
+            sums = in(reg) sums.0.as_mut_ptr(),
+            stride = in(reg) 64_usize,
+            w0 = in(reg) w[0],
+            w1 = in(reg) w[1],
+            x0 = in(reg) x[0],
+            x1 = in(reg) x[1],
+            plan = inout(reg) plan.as_ptr() => _,
+            end = in(reg) plan.as_ptr_range().end,
+            of_w = out(reg) _,
+            of_x = out(reg) _,
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options(nostack),
+        );
+    }
+}
