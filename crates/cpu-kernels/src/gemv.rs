@@ -184,7 +184,14 @@ unsafe fn tile<T: Storage, S: Simd, const R: usize, const M: usize>(
             let from = std::array::from_fn(|r| copies[r].as_ptr().cast());
             step::<T, S, R, M>(&mut sums, from, x, whole, groups, lanes, tables);
         }
-        sums.map(|sums| sums.map(|sum| S::sum(sum)))
+        // By hand: a closure would be a function of its own, without the instructions.
+        let mut products = [[0.0; M]; R];
+        for r in 0..R {
+            for m in 0..M {
+                products[r][m] = S::sum(sums[r][m]);
+            }
+        }
+        products
     }
 }
 
