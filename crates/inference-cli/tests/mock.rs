@@ -252,6 +252,16 @@ fn bench_reports_every_figure_with_its_spread() {
     assert_eq!(report["model"]["architecture"], "mock");
     let output = bench(&["--trials=1"]);
     assert!(text(&output).contains("decode, tokens/s"), "{}", text(&output));
+    let sentences =
+        inference(&["bench", "--backend=mock", "--classify=9", "--trials=2", "--json", "--model"])
+            .arg(folder.path())
+            .output()
+            .unwrap();
+    let report = &json_lines(&sentences)[0];
+    for figure in ["prompt_tokens", "classify_ms", "generate_ms", "generate_over_classify"] {
+        assert!(report[figure]["min"].as_f64().unwrap() > 0.0, "{figure}: {report}");
+    }
+    assert_eq!((&report["sentences"], &report["trials"]), (&json!(9), &json!(2)));
     let output = bench(&["--context-length=10"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(errors(&output).contains("may not fit the context"), "{}", errors(&output));

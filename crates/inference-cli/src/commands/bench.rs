@@ -1,5 +1,7 @@
 //! `inference bench`: how fast an engine runs a model, on random prompts.
 
+mod sentences;
+
 use std::{
     path::PathBuf,
     process::ExitCode,
@@ -33,8 +35,14 @@ others warms up and is not counted. All times are the caller's, from sending the
   decode_tokens_per_second   tokens that come after that, over the time until the last one
   peak_memory_bytes          the engine's highest use, weights included; 0 where it cannot tell
 
-Example:
-  inference bench --model ~/models/Qwen3-0.6B --batch 8 --json"
+With --classify each trial has short sentences of its own:
+
+  classify_ms                until all of them are classified, in one call
+  generate_ms                until one token was generated after each of them, one request after the other
+
+Examples:
+  inference bench --model ~/models/Qwen3-0.6B --batch 8 --json
+  inference bench --model ~/models/Qwen3-0.6B --classify 1000"
 )]
 pub(crate) struct Args {
     /// The model's folder
@@ -52,6 +60,11 @@ pub(crate) struct Args {
     /// Requests that run at once
     #[arg(long, value_name = "REQUESTS", default_value_t = 1, value_parser = super::positive)]
     batch: usize,
+
+    /// Classify so many short sentences in one call, and generate a token after each, in place of the above
+    #[arg(long, value_name = "SENTENCES", value_parser = super::positive,
+        conflicts_with_all = ["prompt_tokens", "generate_tokens", "batch"])]
+    classify: Option<usize>,
 
     /// Trials that are measured
     #[arg(long, value_name = "TIMES", default_value_t = 5, value_parser = super::positive)]
@@ -77,12 +90,27 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let scope = Scope::enter();
     let model = model::load(&args.model, &args.load, scope.token(), args.quiet).await?;
     model::using(model, async |model| {
-        let Some(trials) = measure(model, &args, &scope).await? else {
+        let (args, cancel) = (&args, &scope.token());
+        let backend = Registry::linked().open(&model.info().backend)?;
+        let mut out = Out::new();
+        if let Some(count) = args.classify {
+            let trial = async |random: &mut StdRng| sentences::Trial::run(model, count, random, cancel).await;
+            let Some(trials) = measure(args, &scope, trial).await? else {
+                return Ok(ExitCode::from(INTERRUPTED));
+            };
+            let report = sentences::Report::new(args, count, model.info(), backend.info(), &trials);
+            if args.json {
+                out.json(&report)?;
+            } else {
+                report.print(&mut out)?;
+            }
+            return Ok(ExitCode::SUCCESS);
+        }
+        let trial = async |random: &mut StdRng| Trial::run(model, args, random, cancel).await;
+        let Some(trials) = measure(args, &scope, trial).await? else {
             return Ok(ExitCode::from(INTERRUPTED));
         };
-        let backend = Registry::linked().open(&model.info().backend)?;
-        let report = Report::new(&args, model.info(), backend.info(), &trials);
-        let mut out = Out::new();
+        let report = Report::new(args, model.info(), backend.info(), &trials);
         if args.json {
             out.json(&report)?;
         } else {
@@ -94,7 +122,11 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 /// Runs the trials; `None` where Ctrl-C ended them.
-async fn measure(model: &dyn TextModel, args: &Args, scope: &Scope) -> anyhow::Result<Option<Vec<Trial>>> {
+async fn measure<T>(
+    args: &Args,
+    scope: &Scope,
+    mut run: impl AsyncFnMut(&mut StdRng) -> anyhow::Result<T>,
+) -> anyhow::Result<Option<Vec<T>>> {
     let bar = render::progress(args.trials as u64 + 1, "measuring {wide_bar:.cyan} {pos}/{len} trials");
     if args.quiet {
         bar.set_draw_target(indicatif::ProgressDrawTarget::hidden());
@@ -102,10 +134,11 @@ async fn measure(model: &dyn TextModel, args: &Args, scope: &Scope) -> anyhow::R
     let mut random = StdRng::seed_from_u64(args.seed);
     let mut trials = Vec::with_capacity(args.trials);
     for trial in 0..=args.trials {
-        let measured = Trial::run(model, args, &mut random, &scope.token()).await?;
+        let measured = run(&mut random).await;
         if scope.interrupted() {
             return Ok(None);
         }
+        let measured = measured?;
         bar.inc(1);
         if trial > 0 {
             trials.push(measured);
@@ -218,6 +251,17 @@ struct Program {
     arch: &'static str,
 }
 
+impl Program {
+    fn this() -> Self {
+        Self {
+            version: env!("CARGO_PKG_VERSION"),
+            profile: if cfg!(debug_assertions) { "debug" } else { "release" },
+            os: std::env::consts::OS,
+            arch: std::env::consts::ARCH,
+        }
+    }
+}
+
 /// The spread of one figure over the trials.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 struct Spread {
@@ -232,12 +276,7 @@ impl<'a> Report<'a> {
         Self {
             model,
             backend,
-            program: Program {
-                version: env!("CARGO_PKG_VERSION"),
-                profile: if cfg!(debug_assertions) { "debug" } else { "release" },
-                os: std::env::consts::OS,
-                arch: std::env::consts::ARCH,
-            },
+            program: Program::this(),
             prompt_tokens: args.prompt_tokens,
             generate_tokens: args.generate_tokens,
             batch: args.batch,
@@ -251,44 +290,45 @@ impl<'a> Report<'a> {
     }
 
     fn print(&self, out: &mut Out) -> anyhow::Result<()> {
-        let model = &self.model;
-        out.table(&render::facts([
-            (
-                "model",
-                format!(
-                    "{}, {}, {} parameters",
-                    model.path.display(),
-                    model.architecture,
-                    render::count(model.parameters)
-                ),
-            ),
-            ("backend", format!("{}, {} on {}", self.backend.id, self.backend.version, self.backend.device)),
-            (
-                "trials",
-                format!(
-                    "{} of {} at once, {} prompt tokens and {} generated each",
-                    self.trials,
-                    render::things(self.batch, "request"),
-                    self.prompt_tokens,
-                    self.generate_tokens
-                ),
-            ),
-        ]))?;
+        let trials = format!(
+            "{} of {} at once, {} prompt tokens and {} generated each",
+            self.trials,
+            render::things(self.batch, "request"),
+            self.prompt_tokens,
+            self.generate_tokens
+        );
+        out.table(&subject(self.model, self.backend, trials))?;
         out.line("")?;
-        let mut table = render::table(&["", "min", "median", "max"]);
-        let mut row = |name: &str, spread: Spread, show: &dyn Fn(f64) -> String| {
-            let cells = [spread.min, spread.median, spread.max].map(|value| render::right(show(value)));
-            table.add_row([comfy_table::Cell::new(name)].into_iter().chain(cells));
-        };
-        row("prefill, tokens/s", self.prefill_tokens_per_second, &render::rate);
-        row("decode, tokens/s", self.decode_tokens_per_second, &render::rate);
-        row("time to first token, ms", self.time_to_first_token_ms, &|ms| format!("{ms:.2}"));
-        row("peak memory", self.peak_memory_bytes, &|bytes| render::bytes(bytes as u64));
+        let mut table = Spread::table();
+        self.prefill_tokens_per_second.add_to(&mut table, "prefill, tokens/s", &render::rate);
+        self.decode_tokens_per_second.add_to(&mut table, "decode, tokens/s", &render::rate);
+        let first = |ms| format!("{ms:.2}");
+        self.time_to_first_token_ms.add_to(&mut table, "time to first token, ms", &first);
+        self.peak_memory_bytes.add_to(&mut table, "peak memory", &|bytes| render::bytes(bytes as u64));
         out.table(&table)
     }
 }
 
+/// What is measured, and how often.
+fn subject(model: &ModelInfo, backend: &BackendInfo, trials: String) -> comfy_table::Table {
+    let parameters = render::count(model.parameters);
+    render::facts([
+        ("model", format!("{}, {}, {parameters} parameters", model.path.display(), model.architecture)),
+        ("backend", format!("{}, {} on {}", backend.id, backend.version, backend.device)),
+        ("trials", trials),
+    ])
+}
+
 impl Spread {
+    fn table() -> comfy_table::Table {
+        render::table(&["", "min", "median", "max"])
+    }
+
+    fn add_to(self, table: &mut comfy_table::Table, name: &str, show: &dyn Fn(f64) -> String) {
+        let cells = [self.min, self.median, self.max].map(|value| render::right(show(value)));
+        table.add_row([comfy_table::Cell::new(name)].into_iter().chain(cells));
+    }
+
     fn of(mut values: Vec<f64>) -> Self {
         values.sort_by(f64::total_cmp);
         let middle = values.len() / 2;
