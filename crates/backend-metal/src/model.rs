@@ -176,8 +176,7 @@ impl TextModel for MlxModel {
         let labels = options.labels.as_deref().unwrap_or_default();
         let label_tokens = model.codec.encode_labels(&options)?;
         let longest = label_tokens.iter().map(Vec::len).max().unwrap_or(1) - 1;
-        let encode = |prompt| model.codec.encode(prompt, &options.template, &model.info, longest);
-        let prompts = prompts.into_iter().map(encode).collect::<Result<Vec<_>>>()?;
+        let prompts = model.codec.encode_all(prompts, &options.template, &model.info, longest)?;
         let lengths: Vec<usize> = prompts.iter().map(Vec::len).collect();
         let (reply, results) = oneshot::channel();
         let (cancel, logits) = (options.cancel.clone(), options.logits);

@@ -7,8 +7,8 @@ use std::{path::PathBuf, sync::Arc};
 use backend_metal::MlxAlone;
 use futures::{StreamExt as _, future::join_all};
 use inference_core::{
-    CancellationToken, ContextOverflow, Error, FinishReason, GenerateOptions, LoadOptions, Message, Prompt,
-    TextModel, TextModelExt as _, load_model,
+    CancellationToken, ClassifyOptions, ContextOverflow, Error, FinishReason, GenerateOptions, LoadOptions,
+    Message, Prompt, TextModel, TextModelExt as _, load_model,
 };
 use serde_json::json;
 
@@ -80,6 +80,49 @@ async fn ten_give_what_ten_alone_give(model: &dyn TextModel) {
         }
     }
     assert_eq!(model.stats().active, 0);
+}
+
+/// Prompts of several lengths that wait together, of which a chunk takes a few at a time.
+#[tokio::test]
+async fn short_prompts_together_give_what_each_gives_alone() {
+    let model = model(LoadOptions::new().prefix_cache(0).prefill_chunk(64)).await;
+    let prompt =
+        |n: u32| Prompt::Tokens((0..5 + n * 7 % 23).map(|i| 5 + (i * 37 + n * 101) % 1500).collect());
+    let options = |n: u32| match n % 3 {
+        0 => GenerateOptions::new().max_tokens(1 + n as usize % 4),
+        1 => GenerateOptions::new().max_tokens(3).temperature(0.9).seed(u64::from(n)),
+        _ => GenerateOptions::new().max_tokens(2).log_probabilities(1).ignore_eos(true),
+    };
+    let together = join_all((0..24).map(|n| model.complete(prompt(n), options(n)))).await;
+    for (n, together) in (0..).zip(together) {
+        let (together, alone) = (together.unwrap(), model.complete(prompt(n), options(n)).await.unwrap());
+        assert_eq!(together.text, alone.text, "request {n}");
+        assert_eq!(together.tokens.len(), alone.tokens.len(), "request {n}");
+        for (a, b) in together.tokens.iter().zip(&alone.tokens) {
+            let apart = a.log_probability.zip(b.log_probability).map_or(0.0, |(a, b)| (a - b).abs());
+            assert!(a.id == b.id && apart < 1e-4, "request {n}: {a:?} and {b:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_prompts_begin_with_changes_nothing_about_their_classes() {
+    let model = model(LoadOptions::new()).await;
+    let prompt = |n: u32| -> Prompt {
+        Prompt::Tokens((0..40).map(|i| 5 + i * 37 % 1500).chain((0..1 + n).map(|i| 9 + i * n)).collect())
+    };
+    let options = ClassifyOptions::new().labels(["yes", "no, never", "a sport"]).logits(true);
+    let together = model.classify((0..9).map(prompt).collect(), options.clone()).await.unwrap();
+    for (n, together) in (0..).zip(together) {
+        let alone = model.classify(vec![prompt(n)], options.clone()).await.unwrap().remove(0);
+        assert_eq!(together.token, alone.token, "prompt {n}");
+        for (a, b) in together.labels.iter().zip(&alone.labels) {
+            assert!((a.log_probability - b.log_probability).abs() < 5e-4, "prompt {n}: {a:?} and {b:?}");
+        }
+        for (a, b) in together.logits.unwrap().into_iter().zip(alone.logits.unwrap()) {
+            assert!((a - b).abs() < 2e-4, "prompt {n}: {a} and {b}");
+        }
+    }
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! From prompts to ids and back: what every backend does with the text files of a model's folder.
 
-use std::{path::Path, sync::Arc};
+use std::{path::Path, sync::Arc, thread};
 
 use inference_core::{
     ClassifyOptions, Error, GenerateOptions, Message, ModelInfo, Prompt, Result, TemplateOptions,
@@ -13,6 +13,9 @@ use crate::{
 
 /// Tokens of a prompt's end that tell whether its answer begins within reasoning: a mark and white space.
 const PROMPT_END: usize = 16;
+
+/// Prompts that are worth a thread.
+const PROMPTS_EACH: usize = 32;
 
 /// A model folder's tokenizer and, where it has one, its chat template.
 #[derive(Debug, Clone)]
@@ -78,6 +81,43 @@ impl Codec {
             return Err(Error::ContextExceeded { tokens: tokens.len(), limit: model.context_length });
         }
         Ok(tokens)
+    }
+
+    /// [`encode`](Self::encode) for each of the prompts, on as many threads as the machine has where there are enough of them.
+    ///
+    /// # Errors
+    /// Those of the first prompt that has any.
+    pub fn encode_all(
+        &self,
+        prompts: Vec<Prompt>,
+        template: &TemplateOptions,
+        model: &ModelInfo,
+        more: usize,
+    ) -> Result<Vec<Vec<u32>>> {
+        let encode = |prompts: Vec<Prompt>| -> Result<Vec<Vec<u32>>> {
+            prompts.into_iter().map(|prompt| self.encode(prompt, template, model, more)).collect()
+        };
+        let threads = thread::available_parallelism().map_or(1, usize::from);
+        let each = prompts.len().div_ceil(threads).max(PROMPTS_EACH);
+        if prompts.len() <= each {
+            return encode(prompts);
+        }
+        let mut prompts = prompts.into_iter();
+        let parts: Vec<Vec<Prompt>> =
+            std::iter::from_fn(|| Some(prompts.by_ref().take(each).collect::<Vec<_>>()))
+                .take_while(|part| !part.is_empty())
+                .collect();
+        thread::scope(|scope| {
+            let parts: Vec<_> = parts.into_iter().map(|part| scope.spawn(|| encode(part))).collect();
+            let stopped = |_| {
+                Err(Error::Stopped {
+                    backend: model.backend.clone(),
+                    reason: "a thread that reads prompts panicked".to_owned(),
+                })
+            };
+            let parts = parts.into_iter().map(|part| part.join().unwrap_or_else(stopped));
+            Ok(parts.collect::<Result<Vec<_>>>()?.concat())
+        })
     }
 
     /// The ids of a conversation, up to where the assistant begins to speak if `add_generation_prompt`.

@@ -1,7 +1,7 @@
 //! Classification: one forward pass over many prompts, in buckets of similar length.
 //!
-//! Nothing is cached and only the positions that are asked for go through the head. A label of several tokens costs one
-//! more sequence: the prompt with the label's tokens but the last.
+//! Only the positions that are asked for go through the head. What all prompts begin with is computed once, and nothing else is
+//! kept. A label of several tokens costs one more sequence: the prompt with the label's tokens but the last.
 
 use std::collections::VecDeque;
 
@@ -10,16 +10,27 @@ use mlx_rs::{
     Array,
     error::{Exception, Result},
     ops::{self, indexing::argmax_axis},
+    transforms,
 };
 use tokio::sync::oneshot;
 
+use super::prefix::common;
 use crate::{
     arch::{Architecture, ModelConfig},
-    nn::Rows,
+    nn::{Beginning, Rows, ops::on_cpu},
 };
 
 /// Padded tokens in one forward pass.
 const BUCKET_TOKENS: usize = 16 * 1024;
+
+/// The same on the CPU, where what a pass makes should stay in the caches.
+const CPU_BUCKET_TOKENS: usize = 1024;
+
+/// A shorter beginning is computed with each prompt: that costs less than to put it before each.
+const SHORTEST: usize = 16;
+
+/// Keys and values of a beginning are copied for each row of a pass, so many in all for each of its tokens.
+const COPIES: usize = 8;
 
 /// Logits computed in one forward pass: 256 MiB of f32.
 const BUCKET_LOGITS: usize = 1 << 26;
@@ -54,6 +65,10 @@ pub(super) struct ClassifyJob {
     /// Shortest first.
     sequences: VecDeque<Sequence>,
     results: Vec<Classified>,
+    /// Tokens that all prompts begin with, where it is worth while; none of them has them all.
+    shared: usize,
+    /// Their keys and values, once they are computed.
+    beginning: Beginning,
 }
 
 /// One row of a forward pass.
@@ -83,13 +98,24 @@ impl ClassifyJob {
         sequences.sort_by_key(|sequence| sequence.len);
         let empty = Classified { labels: vec![0.0; request.labels.len()], ..Classified::default() };
         let results = vec![empty; request.prompts.len()];
-        Self { request, sequences: sequences.into(), results }
+        let (shared, beginning) = (shared(&request.prompts), Beginning::default());
+        Self { request, sequences: sequences.into(), results, shared, beginning }
     }
 
     /// Computes one bucket; whether that was the last. A cancelled job has nothing left.
     pub(super) fn advance(&mut self, model: &dyn Architecture) -> Result<bool> {
         if self.request.cancel.is_cancelled() || self.request.reply.is_closed() {
             return Ok(true);
+        }
+        if model.config().length_dependent {
+            self.shared = 0;
+        }
+        if self.shared > self.beginning.len() {
+            let tokens = &self.request.prompts[0][..self.shared];
+            let tokens = Array::from_slice(tokens, &[1, tokens.len() as i32]);
+            let fresh = Rows::Fresh { after: &Beginning::default(), kept: Some(&mut self.beginning) };
+            model.hidden(&tokens, fresh)?;
+            transforms::eval(self.beginning.arrays())?;
         }
         let bucket = self.next_bucket(model.config());
         self.compute(model, &bucket)?;
@@ -114,13 +140,16 @@ impl ClassifyJob {
     fn next_bucket(&mut self, config: &ModelConfig) -> Vec<Sequence> {
         let vocab_size = config.vocab_size;
         let Some(shortest) = self.sequences.front().map(|sequence| sequence.len) else { return Vec::new() };
-        let longest = if config.length_dependent { shortest } else { shortest + shortest / 4 + 8 };
+        let own = shortest - self.shared;
+        let longest = if config.length_dependent { shortest } else { shortest + own / 4 + 8 };
+        let tokens = if on_cpu() { CPU_BUCKET_TOKENS } else { BUCKET_TOKENS };
         let mut bucket = Vec::new();
         let mut logits = 0;
         while let Some(next) = self.sequences.front() {
             logits += next.label.map_or(1, |label| self.request.labels[label].len() - 1) * vocab_size;
             let fits = next.len <= longest
-                && next.len * (bucket.len() + 1) <= BUCKET_TOKENS
+                && (next.len - self.shared) * (bucket.len() + 1) <= tokens
+                && self.shared * (bucket.len() + 1) <= COPIES * tokens
                 && logits <= BUCKET_LOGITS;
             if !bucket.is_empty() && !fits {
                 break;
@@ -131,12 +160,12 @@ impl ClassifyJob {
     }
 
     fn compute(&mut self, model: &dyn Architecture, bucket: &[Sequence]) -> Result<()> {
-        let Some(width) = bucket.last().map(|sequence| sequence.len) else { return Ok(()) };
+        let Some(width) = bucket.last().map(|sequence| sequence.len - self.shared) else { return Ok(()) };
         let mut tokens = vec![0; bucket.len() * width];
         // Places in [B · T] whose logits are wanted.
         let mut places = Vec::new();
         for (row, sequence) in bucket.iter().enumerate() {
-            let prompt = &self.request.prompts[sequence.prompt];
+            let prompt = &self.request.prompts[sequence.prompt][self.shared..];
             let start = row * width;
             tokens[start..start + prompt.len()].copy_from_slice(prompt);
             let first = start + prompt.len();
@@ -151,7 +180,7 @@ impl ClassifyJob {
             }
         }
         let tokens = Array::from_slice(&tokens, &[bucket.len() as i32, width as i32]);
-        let hidden = model.hidden(&tokens, Rows::Uncached)?;
+        let hidden = model.hidden(&tokens, Rows::Fresh { after: &self.beginning, kept: None })?;
         let places: Vec<u32> = places.into_iter().map(|place| place as u32).collect();
         let places = Array::from_slice(&places, &[places.len() as i32]);
         let hidden = hidden.reshape(&[-1, hidden.dim(-1)])?.take_axis(&places, 0)?;
@@ -211,6 +240,17 @@ impl ClassifyJob {
         }
         Ok(())
     }
+}
+
+/// How many tokens all prompts begin with, their last ones aside; 0 where they are too few to matter.
+fn shared(prompts: &[Vec<u32>]) -> usize {
+    let [first, others @ ..] = prompts else { return 0 };
+    if others.is_empty() {
+        return 0;
+    }
+    let shortest = prompts.iter().map(Vec::len).min().unwrap_or(0);
+    let shared = others.iter().map(|other| common(first, other)).fold(shortest.saturating_sub(1), usize::min);
+    if shared < SHORTEST { 0 } else { shared }
 }
 
 fn convert(error: impl std::fmt::Display) -> Exception {

@@ -1,6 +1,6 @@
 //! One model's work: rows join and leave a batch.
 //!
-//! Each turn computes one chunk of one waiting prompt, then one decode step for all running rows together, and only then
+//! Each turn computes one chunk of one waiting prompt, or several short ones whole, then one decode step for all running rows together, and only then
 //! reads the tokens of the step before: the device works while they are detokenised and delivered. A single request is a
 //! batch of one.
 
@@ -31,7 +31,7 @@ use super::{
 };
 use crate::{
     arch::Architecture,
-    nn::{KvCache, Rotation, Rows, ops::slice, tracing},
+    nn::{Beginning, KvCache, Rotation, Rows, ops::slice, tracing},
     train::TrainJob,
 };
 
@@ -264,29 +264,92 @@ impl Scheduler {
         true
     }
 
-    /// Computes one chunk of one prompt; with its last chunk the row joins the batch. Prompts take turns, and a new one is
-    /// first: a short prompt does not wait for the end of a long one.
+    /// Computes one chunk of one prompt, or several short prompts; with its last chunk a row joins the batch. Prompts take turns,
+    /// and a new one is first: a short prompt does not wait for the end of a long one.
     fn prefill_some(&mut self) -> bool {
-        if self.running.len() + self.prefilling.len() < self.limits.max_batch
-            && let Some(mut row) = self.waiting.pop_front()
+        let mut group = self.begin_some();
+        let (model, backend) = (self.model.as_ref(), self.limits.backend);
+        let done = if group.is_empty() {
+            group.extend(self.prefilling.pop_front());
+            let Some(row) = group.first_mut() else { return false };
+            let chunk = self.limits.prefill_chunk;
+            guard(backend, "compute the prompt", || prefill_chunk(model, row, chunk))
+        } else {
+            guard(backend, "compute the prompts", || prefill_together(model, &mut group))
+        };
+        if let Err(error) = done {
+            self.fail(group, error);
+            return true;
+        }
+        for mut row in group {
+            match row.steering.failure() {
+                Some(error) => row.finish(Err(error), &self.stats),
+                None if row.prefilled < row.prompt().len() => self.prefilling.push_back(row),
+                None if row.in_flight.is_empty() => self.end(row, FinishReason::Length),
+                None => self.running.push(row),
+            }
+        }
+        true
+    }
+
+    /// Begins with the prompts that have waited longest: several where they fit one chunk together, which are returned, or else
+    /// the first, which then is the first of those under way.
+    fn begin_some(&mut self) -> Vec<Row> {
+        let room = self.limits.max_batch.saturating_sub(self.running.len() + self.prefilling.len());
+        let mut begun: Vec<(Row, Option<KvCache>)> = Vec::new();
+        let (mut longest, mut total) = (0, 0);
+        while begun.len() < room
+            && let Some(row) = self.waiting.front()
         {
             let (prompt, rotation) = (row.prompt(), row.cache.rotation());
+            let alone = self.model.config().length_dependent
+                || rotation.is_some()
+                || row.cache.is_packed()
+                || row.session().is_some()
+                || !row.wants_more();
+            let len = prompt.len();
+            let padded = len.max(longest) * (begun.len() + 1);
+            let fits = !alone && padded <= self.limits.prefill_chunk && padded <= 2 * (total + len);
+            if !begun.is_empty() && !fits {
+                break;
+            }
             let own = row.session().and_then(|session| self.sessions.take(session, prompt, rotation));
             let known = own.or_else(|| self.prefixes.find(prompt, rotation));
+            // What is known of a prompt is computed once more beside others, unless it is most of it.
+            let fits = fits && known.as_ref().is_none_or(|known| 2 * known.len() <= len);
+            if !begun.is_empty() && !fits {
+                break;
+            }
+            begun.extend(self.waiting.pop_front().map(|row| (row, known)));
+            if !fits {
+                break;
+            }
+            (longest, total) = (longest.max(len), total + len);
+        }
+        if begun.len() > 1 {
+            let begin = |(mut row, _): (Row, _)| {
+                row.begin(None);
+                row
+            };
+            return begun.into_iter().map(begin).collect();
+        }
+        for (mut row, known) in begun {
             row.begin(known);
             self.prefilling.push_front(row);
         }
-        let Some(mut row) = self.prefilling.pop_front() else { return false };
-        let chunk = self.limits.prefill_chunk;
-        let model = self.model.as_ref();
-        match guard(self.limits.backend, "compute the prompt", || prefill_chunk(model, &mut row, chunk)) {
-            Err(error) => row.finish(Err(error), &self.stats),
-            Ok(()) if let Some(error) = row.steering.failure() => row.finish(Err(error), &self.stats),
-            Ok(()) if row.prefilled < row.prompt().len() => self.prefilling.push_back(row),
-            Ok(()) if row.in_flight.is_empty() => self.end(row, FinishReason::Length),
-            Ok(()) => self.running.push(row),
+        Vec::new()
+    }
+
+    /// Ends rows whose work was lost together.
+    fn fail(&self, rows: Vec<Row>, error: Error) {
+        let reason = chain(&error);
+        let mut error = Some(error);
+        for row in rows {
+            let error = error
+                .take()
+                .unwrap_or_else(|| Error::backend(self.limits.backend, "compute for all", reason.clone()));
+            row.finish(Err(error), &self.stats);
         }
-        true
     }
 
     /// Submits one token for every running row that wants one and has a reader for it; how many there were. They are moved
@@ -309,19 +372,9 @@ impl Scheduler {
             blocked.iter_mut().try_for_each(|row| row.cache.part())?;
             step(model, &mut ready)
         });
-        match decoded {
-            Ok(()) => {}
-            Err(error) => {
-                // What the device was to do is lost for every row of the step; the others go on.
-                let reason = chain(&error);
-                let mut error = Some(error);
-                for row in ready.drain(..) {
-                    let error = error
-                        .take()
-                        .unwrap_or_else(|| Error::backend(self.limits.backend, "decode", reason.clone()));
-                    row.finish(Err(error), &self.stats);
-                }
-            }
+        if let Err(error) = decoded {
+            // What the device was to do is lost for every row of the step; the others go on.
+            self.fail(std::mem::take(&mut ready), error);
         }
         for mut row in ready {
             match row.steering.failure() {
@@ -397,15 +450,43 @@ fn prefill_chunk(model: &dyn Architecture, row: &mut Row, chunk: usize) -> Resul
     Ok(())
 }
 
+/// Computes whole prompts side by side, and submits the first token of each.
+fn prefill_together(model: &dyn Architecture, rows: &mut [Row]) -> Result<()> {
+    let width = rows.iter().map(|row| row.prompt().len()).max().unwrap_or(0);
+    let mut tokens = vec![0; rows.len() * width];
+    for (row, tokens) in rows.iter().zip(tokens.chunks_exact_mut(width)) {
+        tokens[..row.prompt().len()].copy_from_slice(row.prompt());
+    }
+    let tokens = Array::from_slice(&tokens, &[rows.len() as i32, width as i32]);
+    let mut kept = Beginning::default();
+    let fresh = Rows::Fresh { after: &Beginning::default(), kept: Some(&mut kept) };
+    let hidden = model.hidden(&tokens, fresh)?;
+    let ends = rows.iter().enumerate().map(|(index, row)| (index * width + row.prompt().len() - 1) as u32);
+    let ends = Array::from_slice(&ends.collect::<Vec<_>>(), &[rows.len() as i32]);
+    let hidden = hidden.reshape(&[-1, hidden.dim(-1)])?.take_axis(&ends, 0)?;
+    for (index, row) in rows.iter_mut().enumerate() {
+        let len = row.prompt().len();
+        kept.copy_row(index, len, &mut row.cache)?;
+        row.prefilled = len;
+    }
+    choose(rows, &model.logits(&hidden.expand_dims(1)?)?.reshape(&[rows.len() as i32, -1])?)?;
+    // Rows would hold on to what is of others until their own keys and values are copied.
+    transforms::async_eval(&rows.iter().flat_map(|row| row.cache.arrays()).collect::<Vec<_>>())
+}
+
 /// Submits the next token of every row, without waiting for it.
 fn step(model: &dyn Architecture, rows: &mut [Row]) -> Result<()> {
     let count = rows.len() as i32;
     let tokens = inputs(rows)?.reshape(&[count, 1])?;
     let mut caches: Vec<&mut KvCache> = rows.iter_mut().map(|row| &mut row.cache).collect();
     let hidden = model.hidden(&tokens, Rows::Cached(&mut caches))?;
-    let logits = model.logits(&hidden)?.reshape(&[count, -1])?;
+    choose(rows, &model.logits(&hidden)?.reshape(&[count, -1])?)
+}
+
+/// Submits a token for every row, chosen from its logits `[rows, V]`.
+fn choose(rows: &mut [Row], logits: &Array) -> Result<()> {
     if rows.iter().all(Row::is_plain) {
-        let ids = Rc::new(argmax_axis(&logits, -1, false)?);
+        let ids = Rc::new(argmax_axis(logits, -1, false)?);
         submit([&*ids], [].iter())?;
         for (index, row) in rows.iter_mut().enumerate() {
             row.in_flight.push_back(InFlight { ids: ids.clone(), index: index as i32, report: None });
@@ -414,8 +495,10 @@ fn step(model: &dyn Architecture, rows: &mut [Row]) -> Result<()> {
     }
     let mut choices = Vec::with_capacity(rows.len());
     for (index, row) in rows.iter_mut().enumerate() {
-        let logits =
-            if count == 1 { logits.clone() } else { slice(&logits, 0, index as i32, index as i32 + 1)? };
+        let logits = match logits.dim(0) {
+            1 => logits.clone(),
+            _ => slice(logits, 0, index as i32, index as i32 + 1)?,
+        };
         choices.push(row.choose(&logits)?);
     }
     submit(

@@ -4,6 +4,7 @@
 
 mod adapter;
 mod attention;
+mod beginning;
 mod block;
 mod cache;
 mod custom;
@@ -22,6 +23,7 @@ mod weights;
 
 pub(crate) use adapter::{Adapter, Site, SiteKind};
 pub(crate) use attention::{Attention, Heads, QkNorm};
+pub(crate) use beginning::Beginning;
 pub(crate) use block::{Block, FeedForward, PreNorm};
 pub(crate) use cache::{KvCache, Rotation, Rows};
 pub(crate) use custom::tracing;

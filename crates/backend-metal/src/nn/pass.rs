@@ -71,6 +71,9 @@ impl<'a> Pass<'a> {
         };
         let (offsets, lengths) = match &rows {
             Rows::Uncached => (Offsets::Same(0), vec![count as usize; batch as usize]),
+            Rows::Fresh { after, .. } => {
+                (Offsets::Same(after.len()), vec![after.len() + count as usize; batch as usize])
+            }
             Rows::Cached(caches) => {
                 if caches.len() != batch as usize || batch == 0 || (batch > 1 && count != 1) {
                     let caches = caches.len();
@@ -90,7 +93,7 @@ impl<'a> Pass<'a> {
         };
         let groups = match &mut rows {
             Rows::Cached(caches) => cache::gather(caches, !native())?,
-            Rows::Uncached => Vec::new(),
+            Rows::Uncached | Rows::Fresh { .. } => Vec::new(),
         };
         Ok(Self {
             rows,
@@ -133,8 +136,15 @@ impl<'a> Pass<'a> {
         attend: &Attend,
     ) -> Result<Array> {
         let tokens = self.tokens;
-        let Rows::Cached(caches) = &mut self.rows else {
-            return self.masks.mix([queries, keys, values], attend);
+        let caches = match &mut self.rows {
+            Rows::Cached(caches) => caches,
+            Rows::Uncached => return self.masks.mix([queries, keys, values], attend),
+            Rows::Fresh { after, kept } => {
+                let seen = after.followed_by(layer, [keys, values])?;
+                let mixed = self.masks.mix([queries, &seen[0], &seen[1]], attend);
+                kept.iter_mut().for_each(|kept| kept.push(seen.clone()));
+                return mixed;
+            }
         };
         if native()
             && caches.iter().all(|cache| cache.is_straight(layer, tokens))

@@ -178,5 +178,20 @@ fn chunks_cache_and_batch_are_the_whole(variant: &Variant, model: &dyn Architect
         let second = hidden.try_index((1, .., ..)).unwrap();
         let d = distance(&rows(&model.logits(&second).unwrap())[8], &reference[8]);
         assert!(d <= tolerance, "{name}: a padded row differs by {d}");
+        // The same behind tokens that both rows begin with, and then as a cache that goes on.
+        let (nothing, mut beginning, mut kept) = Default::default();
+        let fresh = Rows::Fresh { after: &nothing, kept: Some(&mut beginning) };
+        let _ = model.hidden(&tokens(&text[..5]), fresh).unwrap();
+        let mut padded = text[5..32].to_vec();
+        padded.extend(text[5..9].iter().chain(&[0; 23]));
+        let fresh = Rows::Fresh { after: &beginning, kept: Some(&mut kept) };
+        let hidden = model.hidden(&Array::from_slice(&padded, &[2, 27]), fresh).unwrap();
+        let second = hidden.try_index((1, .., ..)).unwrap();
+        let d = distance(&rows(&model.logits(&second).unwrap())[3], &reference[8]);
+        assert!(d <= tolerance, "{name}: a row behind a beginning differs by {d}");
+        let mut cache = model.new_cache();
+        kept.copy_row(1, 9, &mut cache).unwrap();
+        let d = distance(&cached(model, &text[9..10], &mut cache)[0], &reference[9]);
+        assert!(d <= tolerance, "{name}: what goes on from a row differs by {d}");
     }
 }

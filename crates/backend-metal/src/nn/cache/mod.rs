@@ -17,6 +17,7 @@ pub(crate) use self::{
     span::{Gap, Span},
 };
 use super::{
+    beginning::Beginning,
     native::Place,
     ops::{Scheme, slice},
 };
@@ -30,6 +31,13 @@ pub(crate) enum Rows<'a> {
     /// Every row begins at position 0 and nothing is kept. Shorter rows are padded on the right: padding never reaches the
     /// positions before it.
     Uncached,
+    /// The same from the end of a text on that all rows begin with. Padding cannot be told from tokens in what is kept.
+    Fresh {
+        /// The text: of one row, or of as many as there are.
+        after: &'a Beginning,
+        /// Takes the keys and values, those of the text first.
+        kept: Option<&'a mut Beginning>,
+    },
 }
 
 /// One row's cache. Cloning is cheap: both share the memory until one of them goes on.
@@ -194,11 +202,21 @@ impl KvCache {
         self.len = len;
     }
 
-    /// Waits until all that it holds is computed.
-    pub(crate) fn evaluate(&self) -> Result<()> {
+    /// All that it holds, to have it computed.
+    pub(crate) fn arrays(&self) -> Vec<Array> {
         let shelf = self.shelf.borrow();
         let written = shelf.layers.iter().filter_map(|buffers| buffers.written.as_deref());
-        transforms::eval(shelf.layers.iter().flat_map(|buffers| &buffers.arrays).chain(written))
+        shelf.layers.iter().flat_map(|buffers| &buffers.arrays).chain(written).cloned().collect()
+    }
+
+    /// Waits until all that it holds is computed.
+    pub(crate) fn evaluate(&self) -> Result<()> {
+        transforms::eval(&self.arrays())
+    }
+
+    /// Whether keys and values are kept in fewer bits than they are computed in.
+    pub(crate) fn is_packed(&self) -> bool {
+        self.scheme.is_some()
     }
 
     /// Positions that its largest layers have room for where rows lie together: a power of two. Rows of one class, whose
