@@ -217,6 +217,11 @@ impl Row {
         self.sampler.is_plain() && self.steering.is_idle()
     }
 
+    /// Its sampler and the step of the next choice, where that is drawn from the raw logits.
+    pub(super) fn drawn(&self) -> Option<(&Sampler, usize)> {
+        (self.sampler.is_drawn() && self.steering.is_idle()).then(|| (&self.sampler, self.chosen()))
+    }
+
     /// Whether its last choice has to be read before the next is made.
     pub(super) fn waits_for_itself(&self) -> bool {
         self.steering.waits_for(self.in_flight.len())

@@ -1,7 +1,8 @@
 //! From logits to a token id, on the device, in the contract's order.
 //!
 //! Logit bias → repetition, presence, frequency penalties → the caller's processor → log-probabilities → top-p → min-p → XTC → top-k →
-//! temperature → draw. Draws take their noise from the row's own seed and step, so that they do not depend on the batch.
+//! temperature → draw. Draws take their noise from the row's own seed and step, so that they do not depend on the batch: rows that
+//! only draw are computed together.
 
 use inference_core::{GenerateOptions, SamplingOptions};
 use mlx_rs::{
@@ -11,8 +12,9 @@ use mlx_rs::{
         self,
         indexing::{argmax_axis, scatter_add_single},
     },
-    random,
 };
+
+use crate::nn::ops::random_bits;
 
 /// How one row chooses its tokens.
 #[derive(Debug)]
@@ -79,6 +81,15 @@ impl Sampler {
             && !self.options.has_penalties()
     }
 
+    /// Whether the choice is drawn from the raw logits, which rows can do together: see [`draw`].
+    pub(super) fn is_drawn(&self) -> bool {
+        self.options.temperature_or_greedy() > 0.0
+            && self.bias.is_none()
+            && self.no_end.is_none()
+            && self.report.is_none()
+            && !self.options.has_penalties()
+    }
+
     /// How many of the last tokens [`adjust`](Self::adjust) wants to see.
     pub(super) fn window(&self) -> usize {
         if self.options.has_penalties() { self.options.window() } else { 0 }
@@ -111,7 +122,7 @@ impl Sampler {
         let id = if temperature == 0.0 {
             argmax_axis(logits, -1, false)?
         } else {
-            self.draw(&self.filter(log_probabilities.clone(), step)?, temperature, step)?
+            draw(&[(self, step)], log_probabilities.clone())?
         };
         let report = self.report.map(|top| report(&log_probabilities, &id, top)).transpose()?;
         Ok(Choice { id, report })
@@ -148,66 +159,92 @@ impl Sampler {
         }
         Ok(logits)
     }
-
-    /// Draws from filtered log-probabilities [1, V] by the Gumbel-max trick; [1], u32. The noise belongs to the ids, so that
-    /// two tokens which change places by rounding do not change the draw.
-    fn draw(&self, filtered: &Array, temperature: f32, step: usize) -> Result<Array> {
-        let random = mix(self.seed, step as u64);
-        let key = Array::from_slice(&[(random >> 32) as u32, random as u32], &[2]);
-        let noise = random::gumbel::<f32>(filtered.shape(), &key)?;
-        argmax_axis(filtered.divide(Array::from_f32(temperature))?.add(noise)?, -1, false)
-    }
-
-    /// Sets what top-p, min-p, XTC and top-k drop from log-probabilities [1, V] to −∞.
-    fn filter(&self, log_probabilities: Array, step: usize) -> Result<Array> {
-        let options = &self.options;
-        let xtc = options.xtc.filter(|xtc| xtc.probability > unit(mix(!self.seed, step as u64)));
-        let vocab_size = log_probabilities.dim(-1);
-        let top_k = options.top_k.and_then(|k| i32::try_from(k).ok()).filter(|k| *k > 0 && *k < vocab_size);
-        let top_p = options.top_p.filter(|p| *p < 1.0);
-        let min_p = options.min_p.filter(|p| *p > 0.0);
-        if top_p.is_none() && xtc.is_none() && top_k.is_none() {
-            return match min_p {
-                Some(min_p) => at_least(&log_probabilities, min_p),
-                None => Ok(log_probabilities),
-            };
-        }
-
-        // These look at ranks: here tokens are in order, the likeliest first.
-        let order = ops::argsort_axis(log_probabilities.negative()?, -1)?;
-        let mut kept = log_probabilities.take_along_axis(&order, -1)?;
-        let nothing = Array::from_f32(f32::NEG_INFINITY);
-        if let Some(top_p) = top_p {
-            let before = kept.exp()?.cumsum(-1, false, false)?;
-            kept = ops::select(before.lt(Array::from_f32(top_p))?, &kept, &nothing)?;
-        }
-        if let Some(min_p) = min_p {
-            kept = at_least(&kept, min_p)?;
-        }
-        if let Some(xtc) = xtc {
-            let probabilities = ops::softmax_axis(&kept, -1, true)?;
-            let above = probabilities.gt(Array::from_f32(xtc.threshold))?;
-            let least = ops::select(&above, &probabilities, Array::from_f32(f32::INFINITY))?;
-            let least = ops::min_axis(least, -1, true)?;
-            kept = ops::select(probabilities.gt(least)?, &nothing, &kept)?;
-        }
-        if let Some(top_k) = top_k {
-            let rank = kept.gt(&nothing)?.as_type::<i32>()?.cumsum(-1, false, true)?;
-            kept = ops::select(rank.le(Array::from_int(top_k))?, &kept, &nothing)?;
-        }
-        log_probabilities.put_along_axis(&order, kept, -1)
-    }
 }
 
-/// Log-probabilities.
-fn normalised(logits: &Array) -> Result<Array> {
+/// Draws a token for each row, a sampler at a step, from the rows' log-probabilities [B, V], by the Gumbel-max trick: [B], u32. The
+/// noise belongs to the ids, so that two tokens which change places by rounding do not change the draw.
+pub(super) fn draw(rows: &[(&Sampler, usize)], log_probabilities: Array) -> Result<Array> {
+    let width = log_probabilities.dim(-1);
+    let scores = filter(rows, log_probabilities)?
+        .divide(column(rows.iter().map(|(sampler, _)| sampler.options.temperature_or_greedy())))?;
+    let bits = rows.iter().map(|(sampler, step)| {
+        let random = mix(sampler.seed, *step as u64);
+        random_bits(&[1, width], &Array::from_slice(&[(random >> 32) as u32, random as u32], &[2]))
+    });
+    let bits = bits.collect::<Result<Vec<_>>>()?;
+    let bits = if let [bits] = &bits[..] { bits.clone() } else { ops::concatenate(&bits, 0)? };
+    // Below 1, which would always win.
+    let largest = Array::from_f32(1.0 - f32::EPSILON / 2.0);
+    let uniform = ops::minimum(bits.as_type::<f32>()?.multiply(Array::from_f32(0.5_f32.powi(32)))?, largest)?;
+    argmax_axis(scores.subtract(uniform.log()?.negative()?.log()?)?, -1, false)
+}
+
+/// Sets what top-p, min-p, XTC and top-k drop from log-probabilities [B, V] to −∞. What one row does not ask for drops nothing of
+/// it where another asks.
+fn filter(rows: &[(&Sampler, usize)], log_probabilities: Array) -> Result<Array> {
+    let vocab_size = log_probabilities.dim(-1);
+    let options = || rows.iter().map(|(sampler, _)| &sampler.options);
+    let top_k = |o: &SamplingOptions| {
+        o.top_k.and_then(|k| i32::try_from(k).ok()).filter(|k| *k > 0 && *k < vocab_size)
+    };
+    let top_p = |o: &SamplingOptions| o.top_p.filter(|p| *p < 1.0);
+    let min_p = |o: &SamplingOptions| o.min_p.filter(|p| *p > 0.0);
+    let xtc = rows.iter().map(|(sampler, step)| {
+        let chance = unit(mix(!sampler.seed, *step as u64));
+        sampler.options.xtc.filter(|xtc| xtc.probability > chance)
+    });
+    let xtc: Vec<_> = xtc.collect();
+    let with_min_p = options().any(|o| min_p(o).is_some());
+    let at_least = |log_probabilities: Array| {
+        if !with_min_p {
+            return Ok(log_probabilities);
+        }
+        let shares = column(options().map(|o| min_p(o).map_or(f32::NEG_INFINITY, f32::ln)));
+        let floor = ops::max_axis(&log_probabilities, -1, true)?.add(shares)?;
+        ops::select(log_probabilities.ge(floor)?, &log_probabilities, Array::from_f32(f32::NEG_INFINITY))
+    };
+    let (with_top_p, with_top_k) =
+        (options().any(|o| top_p(o).is_some()), options().any(|o| top_k(o).is_some()));
+    if !(with_top_p || with_top_k || xtc.iter().any(Option::is_some)) {
+        return at_least(log_probabilities);
+    }
+
+    // These look at ranks: here tokens are in order, the likeliest first.
+    let order = ops::argsort_axis(log_probabilities.negative()?, -1)?;
+    let mut kept = log_probabilities.take_along_axis(&order, -1)?;
+    let nothing = Array::from_f32(f32::NEG_INFINITY);
+    if with_top_p {
+        let before = kept.exp()?.cumsum(-1, false, false)?;
+        let shares = column(options().map(|o| top_p(o).unwrap_or(f32::INFINITY)));
+        kept = ops::select(before.lt(shares)?, &kept, &nothing)?;
+    }
+    kept = at_least(kept)?;
+    if xtc.iter().any(Option::is_some) {
+        let probabilities = ops::softmax_axis(&kept, -1, true)?;
+        let thresholds = column(xtc.iter().map(|xtc| xtc.map_or(f32::INFINITY, |xtc| xtc.threshold)));
+        let above = probabilities.gt(thresholds)?;
+        let least = ops::select(&above, &probabilities, Array::from_f32(f32::INFINITY))?;
+        let least = ops::min_axis(least, -1, true)?;
+        kept = ops::select(probabilities.gt(least)?, &nothing, &kept)?;
+    }
+    if with_top_k {
+        let rank = kept.gt(&nothing)?.as_type::<i32>()?.cumsum(-1, false, true)?;
+        let last: Vec<i32> = options().map(|o| top_k(o).unwrap_or(vocab_size)).collect();
+        let last = Array::from_slice(&last, &[last.len() as i32, 1]);
+        kept = ops::select(rank.le(last)?, &kept, &nothing)?;
+    }
+    log_probabilities.put_along_axis(&order, kept, -1)
+}
+
+/// A number for each row, [B, 1].
+fn column(values: impl Iterator<Item = f32>) -> Array {
+    let values: Vec<f32> = values.collect();
+    Array::from_slice(&values, &[values.len() as i32, 1])
+}
+
+/// Log-probabilities of logits [B, V], in f32.
+pub(super) fn normalised(logits: &Array) -> Result<Array> {
     logits.subtract(ops::logsumexp_axis(logits, -1, true)?)
-}
-
-/// Drops what is less likely than `min_p` of the likeliest.
-fn at_least(log_probabilities: &Array, min_p: f32) -> Result<Array> {
-    let floor = ops::max_axis(log_probabilities, -1, true)?.add(Array::from_f32(min_p.ln()))?;
-    ops::select(log_probabilities.ge(floor)?, log_probabilities, Array::from_f32(f32::NEG_INFINITY))
 }
 
 fn report(log_probabilities: &Array, id: &Array, top: usize) -> Result<Report> {
@@ -263,7 +300,16 @@ mod tests {
         let sampler = Sampler::new(options, &[], logits.len());
         let recent = recent(history, &sampler);
         let values = normalised(&sampler.adjust(&array(logits), recent.as_ref(), 0).unwrap()).unwrap();
-        let filtered = sampler.filter(values, 0).unwrap().to_vec_exact::<f32>().unwrap();
+        // Beside rows that ask for everything, and for nothing.
+        let all = GenerateOptions::new().temperature(1.0).top_p(0.3).min_p(0.2).top_k(2).seed(1);
+        let all = Sampler::new(&all, &[], logits.len());
+        let none = Sampler::new(&GenerateOptions::new().temperature(1.0).seed(1), &[], logits.len());
+        let rows = ops::concatenate(&[&values, &values, &values], 0).unwrap();
+        let filtered = filter(&[(&all, 0), (&sampler, 0), (&none, 0)], rows).unwrap();
+        let filtered = filtered.to_vec_exact::<f32>().unwrap();
+        let alone = filter(&[(&sampler, 0)], values).unwrap().to_vec_exact::<f32>().unwrap();
+        let filtered = filtered[logits.len()..2 * logits.len()].to_vec();
+        assert_eq!(filtered, alone);
         let filtered: Vec<f64> = filtered.into_iter().map(f64::from).collect();
         reference::temper(&filtered, f64::from(options.sampling.temperature_or_greedy()))
     }
@@ -356,6 +402,26 @@ mod tests {
             };
             assert_eq!(ids(5), ids(5));
             assert_ne!(ids(5), ids(6));
+        });
+    }
+
+    #[test]
+    fn a_row_draws_beside_others_what_it_draws_alone() {
+        with_device(Device::cpu(), || {
+            let options = |n: u64| match n % 3 {
+                0 => GenerateOptions::new().temperature(1.2).seed(n),
+                1 => GenerateOptions::new().temperature(0.7).top_p(0.8).seed(n),
+                _ => GenerateOptions::new().temperature(1.0).top_k(5).min_p(0.1).seed(n),
+            };
+            let samplers: Vec<_> = (0..6).map(|n| Sampler::new(&options(n), &[], 64)).collect();
+            let logits = (0..6 * 64).map(|i| (i * 37 % 101) as f32 / 20.0).collect::<Vec<_>>();
+            let logits = normalised(&Array::from_slice(&logits, &[6, 64])).unwrap();
+            let rows: Vec<_> = samplers.iter().zip(3..).collect();
+            let together = draw(&rows, logits.clone()).unwrap().to_vec_exact::<u32>().unwrap();
+            let parts = logits.split_equal(6, 0).unwrap();
+            let alone =
+                rows.iter().zip(parts).map(|(row, part)| draw(&[*row], part).unwrap().item_exact::<u32>());
+            assert_eq!(together, alone.collect::<Vec<_>>());
         });
     }
 

@@ -6,7 +6,7 @@
 
 use std::{
     any::Any,
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque, btree_map::Entry},
     panic::{AssertUnwindSafe, catch_unwind},
     rc::Rc,
     sync::Arc,
@@ -26,6 +26,7 @@ use super::{
     device, memory,
     prefix::PrefixCache,
     row::{InFlight, Request, Row},
+    sampler::{draw, normalised},
     session::{SessionCommand, Sessions},
     stats::Stats,
 };
@@ -493,20 +494,36 @@ fn choose(rows: &mut [Row], logits: &Array) -> Result<()> {
         }
         return Ok(());
     }
-    let mut choices = Vec::with_capacity(rows.len());
-    for (index, row) in rows.iter_mut().enumerate() {
-        let logits = match logits.dim(0) {
-            1 => logits.clone(),
-            _ => slice(logits, 0, index as i32, index as i32 + 1)?,
+    let drawn: Vec<_> =
+        (0..).zip(rows.iter()).filter_map(|(index, row)| Some((index, row.drawn()?))).collect();
+    let mut chosen = BTreeMap::new();
+    if drawn.len() > 1 {
+        let (indices, samplers): (Vec<u32>, Vec<_>) = drawn.into_iter().unzip();
+        let own = if indices.len() == rows.len() {
+            logits.clone()
+        } else {
+            logits.take_axis(Array::from_slice(&indices, &[indices.len() as i32]), 0)?
         };
-        choices.push(row.choose(&logits)?);
+        let ids = Rc::new(draw(&samplers, normalised(&own.as_type::<f32>()?)?)?);
+        for (place, index) in indices.into_iter().enumerate() {
+            chosen.insert(index as usize, InFlight { ids: ids.clone(), index: place as i32, report: None });
+        }
+    }
+    for (index, row) in rows.iter_mut().enumerate() {
+        if let Entry::Vacant(unchosen) = chosen.entry(index) {
+            let own = match logits.dim(0) {
+                1 => logits.clone(),
+                _ => slice(logits, 0, index as i32, index as i32 + 1)?,
+            };
+            unchosen.insert(InFlight::alone(row.choose(&own)?));
+        }
     }
     submit(
-        choices.iter().map(|choice| &choice.id),
-        choices.iter().filter_map(|choice| choice.report.as_ref()),
+        chosen.values().map(|choice| &*choice.ids),
+        chosen.values().filter_map(|choice| choice.report.as_ref()),
     )?;
-    for (row, choice) in rows.iter_mut().zip(choices) {
-        row.in_flight.push_back(InFlight::alone(choice));
+    for (row, choice) in rows.iter_mut().zip(chosen.into_values()) {
+        row.in_flight.push_back(choice);
     }
     Ok(())
 }

@@ -231,6 +231,16 @@ pub(crate) fn filled<E: From<Exception>>(
     Ok(array)
 }
 
+/// Random bits of this shape, u32, from a key `[2]` (u32).
+pub(crate) fn random_bits(shape: &[i32], key: &Array) -> Result<Array> {
+    let stream = Stream::thread_local_or_default();
+    // SAFETY: as in `quantized_matmul`; the shape is as long as is said, and a number takes four bytes.
+    call("random_bits", |result| unsafe {
+        let stream = stream.as_ref().as_ptr();
+        mlx_sys::mlx_random_bits(result, shape.as_ptr(), shape.len(), 4, key.as_ptr(), stream)
+    })
+}
+
 /// The part `start..end` of an axis.
 pub(crate) fn slice(x: &Array, axis: usize, start: i32, end: i32) -> Result<Array> {
     let Bounds { starts, ends, strides } = Bounds::new(x.shape(), axis, start, end)?;
