@@ -50,8 +50,8 @@ pub struct AnswerParser {
     held: String,
     /// Whether line breaks belong to the mark before them.
     after_mark: bool,
-    /// Whether the answer may turn out to be bare JSON: blanks are all that came, and they are held.
-    may_be_json: bool,
+    /// Whether the answer may turn out to be nothing but calls: blanks are all that came, and they are held.
+    may_be_bare: bool,
     tools: Vec<Value>,
     /// Makes the ids of calls.
     salt: u64,
@@ -72,7 +72,7 @@ impl AnswerParser {
             position: Position::START,
             held: String::new(),
             after_mark: false,
-            may_be_json: false,
+            may_be_bare: false,
             tools: Vec::new(),
             salt: 0,
         };
@@ -83,11 +83,11 @@ impl AnswerParser {
     }
 
     /// The definitions of the tools that the model was given: where arguments come without types, those of the definition are
-    /// used. Only with tools is an answer in bare JSON a call.
+    /// used. Only with tools is an answer without marks a call.
     #[must_use]
     pub fn with_tools(mut self, tools: &[Value]) -> Self {
         self.tools = tools.to_vec();
-        self.may_be_json = self.format.bare_json && !tools.is_empty() && self.within.is_none();
+        self.may_be_bare = !self.format.bare.is_empty() && !tools.is_empty() && self.within.is_none();
         self
     }
 
@@ -107,14 +107,14 @@ impl AnswerParser {
     /// Takes the next piece of the answer and appends the parts that are certain by it.
     pub fn push(&mut self, piece: &str, events: &mut Vec<ChatEvent>) {
         let mut rest = piece;
-        if self.may_be_json {
+        if self.may_be_bare {
             let text = piece.trim_start();
             if text.is_empty() {
                 return self.held.push_str(piece);
             }
-            self.may_be_json = false;
-            if text.starts_with('{') {
-                self.enter(Kind::Json, String::new(), &[]);
+            self.may_be_bare = false;
+            if text.starts_with(self.format.bare) {
+                self.enter(Kind::Bare, String::new(), &[]);
             }
         }
         while !rest.is_empty() {
@@ -130,7 +130,13 @@ impl AnswerParser {
             Some((Kind::Think, _)) => (&self.end, ChatEvent::Thinking),
             Some(_) => return self.push(token, events),
         };
-        if marks.strings().iter().any(|mark| mark == token) {
+        // What of the text before may begin a mark that goes on with the token.
+        let begun = &self.held[self.held.len() - marks.undecided(self.position)..];
+        if marks
+            .strings()
+            .iter()
+            .any(|mark| mark.strip_prefix(begun).is_some_and(|mark| mark.starts_with(token)))
+        {
             return self.push(token, events);
         }
         let held = std::mem::take(&mut self.held);
@@ -146,8 +152,8 @@ impl AnswerParser {
         match self.within.take() {
             None => self.say(ChatEvent::Text, &body, events),
             Some((Kind::Think, _)) => self.say(ChatEvent::Thinking, &body, events),
-            Some((Kind::Role | Kind::Channel, opened)) => mark(events, &[&opened, &body]),
-            Some((Kind::Json, _)) => match calls::json(&body) {
+            Some((Kind::Role | Kind::Channel | Kind::Thought, opened)) => mark(events, &[&opened, &body]),
+            Some((Kind::Bare, _)) => match calls::json_or_python(&body) {
                 Ok(calls) => self.call(calls, body, events),
                 Err(_) => self.say(ChatEvent::Text, &body, events),
             },
@@ -182,6 +188,10 @@ impl AnswerParser {
                 Some((Kind::Think, _)) => {
                     self.say_before_mark(ChatEvent::Thinking, &body, events);
                     mark(events, &[&closed]);
+                }
+                Some((Kind::Thought, opened)) => {
+                    mark(events, &[&opened, &body, &closed]);
+                    self.enter(Kind::Think, String::new(), &["<channel|>"]);
                 }
                 Some((Kind::Role, opened)) if closed == "<|channel|>" => {
                     mark(events, &[&opened, &body]);
@@ -225,11 +235,12 @@ impl AnswerParser {
             Kind::Tagged => calls::tagged(body, &self.tools),
             Kind::List => calls::json(body),
             Kind::Mistral => calls::mistral(body),
-            Kind::Code => calls::json(body).or_else(|_| literal::calls(body)),
+            Kind::Code => calls::json_or_python(body),
+            Kind::Gemma => literal::gemma(body),
             Kind::DeepSeek => calls::deepseek(body),
             Kind::Kimi => calls::kimi(body),
             Kind::ChannelCall => calls::channel(opened, body),
-            Kind::Think | Kind::Channel | Kind::Role | Kind::Json | Kind::Nothing => {
+            Kind::Think | Kind::Thought | Kind::Channel | Kind::Role | Kind::Bare | Kind::Nothing => {
                 Err("it is no call".to_owned())
             }
         };
@@ -453,6 +464,76 @@ mod tests {
     }
 
     #[test]
+    fn gemma_4() {
+        let template = "<|channel>thought<|tool_call>call:";
+        let answer = "<|channel>thought\nHm.\n<channel|>I look.<|tool_call>call:get_weather{city:<|\"|>Zürich, {now}<|\"|>,\
+                      days:-2,deep:{a:[true,null,1.5],<|\"|>b c<|\"|>:<|\"|><|\"|>}}<tool_call|><|tool_call>call:f{}<tool_call|>";
+        let arguments =
+            json!({"city": "Zürich, {now}", "days": -2, "deep": {"a": [true, null, 1.5], "b c": ""}});
+        let expected =
+            [thinking("Hm."), text("I look."), call("get_weather", arguments), call("f", json!({}))];
+        assert_eq!(parts(template, "", &[answer]), expected);
+        for answer in ["<|tool_call>call:f{a:<|\"|>}<tool_call|>", "<|tool_call>f{}<tool_call|>"] {
+            let parts = parts(template, "", &[answer]);
+            assert!(
+                matches!(&parts[..], [ChatEvent::UnparsedToolCall { raw, .. }] if raw == answer),
+                "{parts:?}"
+            );
+        }
+        assert_eq!(AnswerFormat::of(template).unwrap().thinking_end(), Some("<channel|>"));
+    }
+
+    #[test]
+    fn apertus_cohere_and_gigachat() {
+        let apertus = "<|inner_prefix|>hm<|inner_suffix|><|tools_prefix|>[{\"f\": {\"x\": 1}}, {\"g\": {}}]<|tools_suffix|>";
+        let expected = [thinking("hm"), call("f", json!({"x": 1})), call("g", json!({}))];
+        assert_eq!(parts("<|inner_prefix|><|tools_prefix|>", "", &[apertus]), expected);
+        let template = "'\\nAction:\\n```json\\n' {\"tool_name\": …}";
+        for space in ["\n", " "] {
+            let command_r = format!(
+                "I look.\nAction:{space}```json\n[{{\"tool_name\": \"f\", \"parameters\": {{\"x\": 1}}}}\n]```"
+            );
+            assert_eq!(parts(template, "", &[&command_r]), [text("I look."), call("f", json!({"x": 1}))]);
+        }
+        let template = "<|START_THINKING|><|START_ACTION|><|START_RESPONSE|><|END_RESPONSE|>";
+        let command_a = "<|START_THINKING|>hm<|END_THINKING|><|START_ACTION|>[\n{\"tool_call_id\": \"0\", \"tool_name\": \"f\", \
+                         \"parameters\": {}}\n]<|END_ACTION|>";
+        assert_eq!(parts(template, "", &[command_a]), [thinking("hm"), call("f", json!({}))]);
+        let said = "<|START_RESPONSE|>Four.<|END_RESPONSE|>";
+        assert_eq!(parts(template, "", &[said]), [text("Four.")]);
+        let giga = "function call<|role_sep|>\n{\"name\": \"f\", \"arguments\": {\"x\": 1}}<|message_sep|>";
+        assert_eq!(parts("'role': 'function call' <|role_sep|>", "", &[giga]), [call("f", json!({"x": 1}))]);
+    }
+
+    #[test]
+    fn llama_4_in_python() {
+        let template = "<|python_tag|> [func_name1(params_name1=params_value1)]";
+        let two = "[f(x='a, b', y=2), g()]";
+        assert_eq!(
+            parts(template, "", &[two]),
+            [call("f", json!({"x": "a, b", "y": 2})), call("g", json!({}))]
+        );
+        assert_eq!(parts(template, "", &["[1] says so."]), [text("[1] says so.")]);
+    }
+
+    #[test]
+    fn a_mark_may_be_text_and_a_special_token() {
+        let mut parser = parser("function call <|role_sep|>", "");
+        let mut events = Vec::new();
+        parser.push("Hm. function", &mut events);
+        parser.push_special("<|role_sep|>", &mut events);
+        parser.push("function call", &mut events);
+        parser.push_special("<|role_sep|>", &mut events);
+        parser.push("{\"name\": \"f\"}", &mut events);
+        parser.push_special("<|message_sep|>", &mut events);
+        parser.finish(&mut events);
+        let raw: String = events.iter().map(ChatEvent::raw).collect();
+        let call = "function call<|role_sep|>{\"name\": \"f\"}<|message_sep|>";
+        assert_eq!(raw, format!("Hm. function<|role_sep|>{call}"));
+        assert!(matches!(events.last(), Some(ChatEvent::ToolCall { raw, .. }) if raw == call), "{events:?}");
+    }
+
+    #[test]
     fn bare_json_is_a_call_only_where_there_are_tools() {
         let answer = "{\"name\": \"f\"}";
         assert_eq!(events(parser("<|python_tag|>", ""), &[answer]), [text(answer)]);
@@ -503,12 +584,13 @@ mod tests {
                 Just("<think>"), Just("</think>"), Just("<tool_call>"), Just("</tool_call>"), Just("<tool"), Just("{\"name\":\"f\"}"),
                 Just("[TOOL_CALLS]"), Just("é"), Just("<"), Just("```tool_code"), Just("```"), Just("f(x=1)"), Just("\n"), Just(" "),
                 Just("<|channel|>"), Just("<|message|>"), Just("<|start|>"), Just("<|end|>"), Just("analysis"), Just("to=f"),
-                Just("<|python_tag|>"), Just("{"),
+                Just("<|python_tag|>"), Just("{"), Just("<|channel>"), Just("<channel|>"), Just("<|tool_call>"), Just("<tool_call|>"),
+                Just("call:f{a:1}"), Just("[f()]"),
             ], 0..10),
             oss: bool,
             within: bool,
         ) {
-            let template = if oss { "<|channel|><|start|><|message|>" } else { &format!("{ALL}<|python_tag|>") };
+            let template = if oss { "<|channel|><|start|><|message|>" } else { &format!("{ALL}<|python_tag|><|channel><|tool_call>[func_name1(") };
             let prompt = if within { "…<think>\n" } else { "" };
             let answer = pieces.concat();
             let chars: Vec<String> = answer.chars().map(String::from).collect();

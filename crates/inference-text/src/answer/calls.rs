@@ -2,6 +2,8 @@
 
 use serde_json::{Map, Value};
 
+use super::literal;
+
 /// A call that was read.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Call {
@@ -13,7 +15,8 @@ pub(super) struct Call {
 
 type Calls = Result<Vec<Call>, String>;
 
-/// `{"name": …, "arguments": …}`, with `parameters` for the arguments in Llama's; one, a list, or several one after another.
+/// `{"name": …, "arguments": …}`, with `parameters` for the arguments in Llama's, `tool_name` for the name in Cohere's, and
+/// `{name: arguments}` in Apertus'; one, a list, or several one after another.
 pub(super) fn json(body: &str) -> Calls {
     let mut calls = Vec::new();
     let mut rest = body.trim_start();
@@ -34,12 +37,26 @@ pub(super) fn json(body: &str) -> Calls {
     if calls.is_empty() { Err("it is empty".to_owned()) } else { Ok(calls) }
 }
 
+/// [`json`], or calls in Python.
+pub(super) fn json_or_python(body: &str) -> Calls {
+    json(body).or_else(|_| literal::calls(body))
+}
+
 fn from_value(value: &Value) -> Result<Call, String> {
-    let id = value.get("id").and_then(Value::as_str).map(str::to_owned);
+    let text = |value: &Value, keys: [&str; 2]| {
+        keys.into_iter().find_map(|key| value.get(key)?.as_str().map(str::to_owned))
+    };
+    let id = text(value, ["id", "tool_call_id"]);
     let value = value.get("function").filter(|function| function.is_object()).unwrap_or(value);
-    let name = value.get("name").and_then(Value::as_str).ok_or("it has no string `name`")?;
     let arguments = value.get("arguments").or_else(|| value.get("parameters"));
-    let call = call(name, arguments.cloned().unwrap_or_else(|| Value::Object(Map::new())))?;
+    let Some(name) = text(value, ["name", "tool_name"]) else {
+        let only =
+            value.as_object().filter(|entries| entries.len() == 1).and_then(|entries| entries.iter().next());
+        let (name, arguments) =
+            only.filter(|(_, value)| value.is_object()).ok_or("it has no string `name`")?;
+        return call(name, arguments.clone());
+    };
+    let call = call(&name, arguments.cloned().unwrap_or_else(|| Value::Object(Map::new())))?;
     Ok(Call { id, ..call })
 }
 

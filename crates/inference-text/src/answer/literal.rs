@@ -1,4 +1,4 @@
-//! Calls written in Python: `name(key=literal, …)`.
+//! Calls written with literals: `name(key=literal, …)` in Python, `call:name{key:literal, …}` in Gemma 4's notation.
 
 use serde_json::{Map, Number, Value};
 
@@ -23,6 +23,24 @@ pub(super) fn calls(body: &str) -> Result<Vec<Call>, String> {
     }
     if calls.is_empty() { Err("it is empty".to_owned()) } else { Ok(calls) }
 }
+
+/// Reads calls in Gemma 4's notation: keys are bare, and strings stand between two of its own quotes.
+pub(super) fn gemma(body: &str) -> Result<Vec<Call>, String> {
+    let mut reader = Reader { rest: body };
+    let mut calls = Vec::new();
+    while reader.skip_space(&[',']) {
+        reader.rest = reader.rest.strip_prefix("call:").ok_or("it does not begin with call:")?;
+        let name = reader.name()?;
+        match reader.literal(0)? {
+            Value::Object(arguments) => calls.push(Call { id: None, name, arguments }),
+            _ => return Err(format!("the arguments of {name} are no object")),
+        }
+    }
+    if calls.is_empty() { Err("it is empty".to_owned()) } else { Ok(calls) }
+}
+
+/// What begins and ends a string in Gemma 4's notation.
+const GEMMA_QUOTE: &str = "<|\"|>";
 
 struct Reader<'a> {
     rest: &'a str,
@@ -64,6 +82,11 @@ impl Reader<'_> {
             return Err("its literals lie too deep in one another".to_owned());
         }
         self.skip_space(&[]);
+        if let Some(rest) = self.rest.strip_prefix(GEMMA_QUOTE) {
+            let (text, rest) = rest.split_once(GEMMA_QUOTE).ok_or("a string is not closed")?;
+            self.rest = rest;
+            return Ok(Value::String(text.to_owned()));
+        }
         match self.rest.chars().next() {
             Some(quote @ ('"' | '\'')) => self.string(quote).map(Value::String),
             Some(open @ ('[' | '(')) => {
@@ -82,7 +105,13 @@ impl Reader<'_> {
                 self.rest = &self.rest[1..];
                 let mut entries = Map::new();
                 while !self.next_is('}') {
-                    let Value::String(key) = self.literal(depth + 1)? else {
+                    self.skip_space(&[]);
+                    let key = if self.rest.starts_with(|c: char| c.is_alphabetic() || c == '_') {
+                        Value::String(self.name()?)
+                    } else {
+                        self.literal(depth + 1)?
+                    };
+                    let Value::String(key) = key else {
                         return Err("a key is no string".to_owned());
                     };
                     self.expect(':')?;
