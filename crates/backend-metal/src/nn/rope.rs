@@ -417,3 +417,74 @@ impl<'a> Settings<'a> {
         Error::invalid_key(&self.path, format!("{}.{key}", self.section), reason)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use mlx_rs::{Device, random, with_device};
+
+    use super::*;
+    use crate::nn::{
+        native::{Arrangement, arrange},
+        ops::slice,
+    };
+
+    const HEADS: [i32; 3] = [4, 2, 24];
+
+    /// One of each kind, which rotates 16 of 24 elements.
+    fn ropes() -> impl Iterator<Item = Rope> {
+        let powers = |base: f64| listed(&(0..8).map(|i| base.powf(f64::from(i) / 8.0)).collect::<Vec<_>>());
+        let rope = |periods, scale, magnitude| Rope {
+            dims: 16,
+            periods,
+            scale,
+            magnitude: leading(magnitude, 16, HEADS[2] as usize),
+        };
+        [
+            rope(Periods::Base(10_000.0), 1.0, 1.0),
+            rope(Periods::Base(1e6), 0.25, 1.0),
+            rope(Periods::Listed(powers(5e5)), 1.0, 1.2),
+            rope(Periods::Long { original: 300, short: powers(1e4), long: powers(3e4) }, 1.0, 1.1),
+            rope(Periods::Dynamic { original: 300, base: 1e4, factor: 4.0 }, 1.0, 1.0),
+        ]
+        .into_iter()
+    }
+
+    #[test]
+    fn queries_and_keys_are_rotated_as_mlx_does() {
+        with_device(Device::cpu(), || {
+            let (tokens, [heads, kv_heads, head_dim]) = (5, HEADS);
+            let all = heads + 2 * kv_heads;
+            let key = random::key(1).unwrap();
+            let qkv = random::uniform::<f32, f32>(-1.0, 1.0, &[2, tokens, all * head_dim], &key).unwrap();
+            let still = qkv.reshape(&[2, tokens, all, head_dim]).unwrap().swap_axes(1, 2).unwrap();
+            let part = |start, end| slice(&still, 1, start, end).unwrap();
+            for rope in ropes() {
+                for starts in [[0, 0], [1000, 1000], [295, 3], [7, 4000]] {
+                    let lengths = starts.map(|start| (start + tokens) as usize);
+                    let offsets = if starts[0] == starts[1] {
+                        Offsets::Same(starts[0] as usize)
+                    } else {
+                        Offsets::Each(Array::from_slice(&starts, &[2]))
+                    };
+                    let turns = rope.turns(&offsets, tokens as usize, &lengths).unwrap();
+                    let how = Arrangement { heads: HEADS, norms: None, turns: Some(&turns) };
+                    let ours = arrange(&qkv, &how).unwrap().unwrap();
+                    let rotate = |x: Array| rope.forward(&x, &offsets, &lengths).unwrap();
+                    let mlx = [
+                        rotate(part(0, heads)),
+                        rotate(part(heads, heads + kv_heads)),
+                        part(heads + kv_heads, all),
+                    ];
+                    // Both round angles as large as the position to single precision, and then their functions.
+                    let tolerance = 2e-6 + 2.5e-7 * lengths[0].max(lengths[1]) as f32;
+                    for (ours, mlx) in ours.iter().zip(&mlx) {
+                        assert_eq!(ours.shape(), mlx.shape());
+                        let far = ours.subtract(mlx).unwrap().abs().unwrap().max(false).unwrap();
+                        let far = far.item_exact::<f32>();
+                        assert!(far <= tolerance, "{rope:?} from {starts:?}: {far}");
+                    }
+                }
+            }
+        });
+    }
+}
