@@ -45,12 +45,12 @@ impl<T: Storage> Kernel for Panel<'_, T> {
         let (width, strip) = (arranged_len::<T, S>(self.w.inputs), vectors::<S>() * S::LANES);
         let mut panel = vec![0.0_f32; self.count.div_ceil(strip) * width * strip];
         let mut rows = vec![0.0_f32; S::LANES * width];
-        let mut unpacker = Unpacker::<T, S>::new(self.w);
+        let unpacker = Unpacker::<T, S>::new(self.w, self.first, self.count);
         for (index, panel) in panel.chunks_exact_mut(width * strip).enumerate() {
             for first in (0..strip).step_by(S::LANES) {
                 let left = self.count.saturating_sub(index * strip + first).min(S::LANES);
                 for (r, row) in rows.chunks_exact_mut(width).enumerate().take(left) {
-                    unpacker.row(self.first + index * strip + first + r, row);
+                    unpacker.row(index * strip + first + r, row);
                 }
                 for block in (0..width).step_by(S::LANES * T::VALUES) {
                     for j in 0..T::VALUES {
@@ -157,25 +157,26 @@ unsafe fn multiply<S: Simd, const V: usize>(strip: &[f32], x: [&[f32]; ROWS], ou
 /// Writes rows of a matrix out in full, arranged.
 pub(crate) struct Unpacker<'a, T, S> {
     w: &'a Matrices<'a>,
+    first: usize,
     groups: Groups,
     lanes: Vec<u32>,
     types: PhantomData<(T, S)>,
 }
 
 impl<'a, T: Storage, S: Simd> Unpacker<'a, T, S> {
+    /// Of `count` rows from row `first` on, counted through all matrices.
     #[inline(always)]
-    pub(crate) fn new(w: &'a Matrices<'a>) -> Self {
-        let groups = Groups::new::<T, S>(w, 1);
+    pub(crate) fn new(w: &'a Matrices<'a>, first: usize, count: usize) -> Self {
+        let groups = Groups::read::<T, S>(w, first, count);
         let lanes = groups.lanes::<S>();
-        Self { w, groups, lanes, types: PhantomData }
+        Self { w, first, groups, lanes, types: PhantomData }
     }
 
-    /// Row `row`, counted through all matrices. `out` is as wide as arranged rows are.
+    /// Row `row` of these. `out` is as wide as arranged rows are.
     #[inline(always)]
-    pub(crate) fn row(&mut self, row: usize, out: &mut [f32]) {
+    pub(crate) fn row(&self, row: usize, out: &mut [f32]) {
         let row_bytes = self.w.inputs * T::BITS / 8;
-        let bytes = &elements(&self.w.weights)[row * row_bytes..][..row_bytes];
-        self.groups.read::<S, 1>(&self.w.weights, [row]);
+        let bytes = &elements(&self.w.weights)[(self.first + row) * row_bytes..][..row_bytes];
         let block_bytes = block_bytes::<T, S>();
         let vectors = S::LANES * T::VALUES;
         assert_eq!(out.len(), arranged_len::<T, S>(self.w.inputs), "an arranged row");
@@ -197,8 +198,9 @@ impl<'a, T: Storage, S: Simd> Unpacker<'a, T, S> {
                 let scale_and_bias = T::SCALED.then(|| {
                     let group = block * S::LANES / self.groups.lanes;
                     let spread = |values: &[f32]| S::permute(S::load(values.as_ptr().add(group)), lanes);
-                    let bias = if self.groups.biased { spread(self.groups.biases(0)) } else { S::splat(0.0) };
-                    (spread(self.groups.scales(0)), bias)
+                    let bias =
+                        if self.groups.biased { spread(self.groups.biases(row)) } else { S::splat(0.0) };
+                    (spread(self.groups.scales(row)), bias)
                 });
                 for j in 0..T::VALUES {
                     let mut value = T::value::<S>(loaded, tables, j);

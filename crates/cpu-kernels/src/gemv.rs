@@ -1,7 +1,7 @@
 //! Products of a few rows of `x` with many rows of a matrix: each element of the matrix is read once, and unpacked in
 //! registers.
 
-use std::{marker::PhantomData, slice};
+use std::{marker::PhantomData, ops::Range, slice};
 
 use crate::{
     Floats, Matrices, Mode, Scales, Weights,
@@ -121,23 +121,24 @@ impl<T: Storage> Gemv<'_, T> {
         let row = |m: usize| self.rows[m.min(self.rows.len() - 1)];
         let x: [&[f32]; M] = std::array::from_fn(|m| self.x.row(row(m)));
         let sums: [&[f32]; M] = std::array::from_fn(|m| self.x.sums(row(m)));
-        let mut groups = Groups::new::<T, S>(self.w, R);
+        let groups = Groups::read::<T, S>(self.w, self.first, count);
         let lanes = groups.lanes::<S>();
         for first in (0..count).step_by(R) {
             let output = |r: usize| (first + r).min(count - 1);
             let rows: [&[u8]; R] =
                 std::array::from_fn(|r| &bytes[(self.first + output(r)) * row_bytes..][..row_bytes]);
-            if T::SCALED {
-                groups.read::<S, R>(&self.w.weights, std::array::from_fn(|r| self.first + output(r)));
-            }
+            let scales = std::array::from_fn(|r| groups.scales(output(r)));
             // SAFETY: the machine has the instructions, or this were not run; `lanes` has all lanes; rows, arranged rows
             // and groups are as long as the matrix's `inputs` ask for.
-            let mut products = unsafe { tile::<T, S, R, M>(rows, x, &groups, S::load_u(lanes.as_ptr())) };
+            let mut products = unsafe {
+                let lanes = S::load_u(lanes.as_ptr());
+                tile::<T, S, R, M>(rows, x, &Scaling { scales, lanes, group: groups.lanes })
+            };
             if groups.biased {
                 for (r, products) in products.iter_mut().enumerate() {
                     for (product, sums) in products.iter_mut().zip(sums) {
                         // SAFETY: the machine has the instructions.
-                        *product += unsafe { dot::<S>(groups.biases(r), sums) };
+                        *product += unsafe { dot::<S>(groups.biases(output(r)), sums) };
                     }
                 }
             }
@@ -150,17 +151,25 @@ impl<T: Storage> Gemv<'_, T> {
     }
 }
 
+/// The scales of `R` rows of a matrix.
+struct Scaling<'a, S: Simd, const R: usize> {
+    scales: [&'a [f32]; R],
+    /// The group of each lane, counted from that of the first.
+    lanes: S::U,
+    /// Lanes that share a group.
+    group: usize,
+}
+
 /// Products of each of `R` rows of a matrix with each of `M` rows of `x`, biases aside.
 ///
 /// # Safety
 /// The machine has the instructions. Rows have the same whole number of elements; rows of `x` are arranged and hold as many;
-/// groups are of these rows.
+/// scales are of these rows.
 #[inline(always)]
 unsafe fn tile<T: Storage, S: Simd, const R: usize, const M: usize>(
     rows: [&[u8]; R],
     x: [&[f32]; M],
-    groups: &Groups,
-    lanes: S::U,
+    scaling: &Scaling<'_, S, R>,
 ) -> [[f32; M]; R] {
     let block_bytes = block_bytes::<T, S>();
     let whole = rows[0].len() / block_bytes;
@@ -171,7 +180,7 @@ unsafe fn tile<T: Storage, S: Simd, const R: usize, const M: usize>(
         for block in 0..whole {
             // Whole blocks lie within their row.
             let from = std::array::from_fn(|r| rows[r].as_ptr().add(block * block_bytes));
-            step::<T, S, R, M>(&mut sums, from, x, block, groups, lanes, tables);
+            step::<T, S, R, M>(&mut sums, from, x, block, scaling, tables);
         }
         let rest = rows[0].len() % block_bytes;
         if rest > 0 {
@@ -182,7 +191,7 @@ unsafe fn tile<T: Storage, S: Simd, const R: usize, const M: usize>(
                 std::ptr::copy_nonoverlapping(end, copy.as_mut_ptr().cast(), rest);
             }
             let from = std::array::from_fn(|r| copies[r].as_ptr().cast());
-            step::<T, S, R, M>(&mut sums, from, x, whole, groups, lanes, tables);
+            step::<T, S, R, M>(&mut sums, from, x, whole, scaling, tables);
         }
         // By hand: a closure would be a function of its own, without the instructions.
         let mut products = [[0.0; M]; R];
@@ -205,8 +214,7 @@ unsafe fn step<T: Storage, S: Simd, const R: usize, const M: usize>(
     from: [*const u8; R],
     x: [&[f32]; M],
     block: usize,
-    groups: &Groups,
-    lanes: S::U,
+    scaling: &Scaling<'_, S, R>,
     tables: T::Tables<S>,
 ) {
     // SAFETY: the caller's; arranged rows have `VALUES` vectors for each block, and groups padding behind the last.
@@ -216,8 +224,8 @@ unsafe fn step<T: Storage, S: Simd, const R: usize, const M: usize>(
             T::load::<S>(from)
         });
         let scales: [S::F; R] = if T::SCALED {
-            let group = block * S::LANES / groups.lanes;
-            std::array::from_fn(|r| S::permute(S::load(groups.scales(r).as_ptr().add(group)), lanes))
+            let group = block * S::LANES / scaling.group;
+            scaling.scales.map(|scales| S::permute(S::load(scales.as_ptr().add(group)), scaling.lanes))
         } else {
             [S::splat(1.0); R]
         };
@@ -245,78 +253,47 @@ unsafe fn step<T: Storage, S: Simd, const R: usize, const M: usize>(
     }
 }
 
-/// Scales and biases of a few rows of a matrix, in single precision.
+/// Scales and biases of rows of a matrix, in single precision.
 pub(crate) struct Groups {
     /// `[rows, width]` each, with zeros behind the groups of a row.
     scales: Vec<f32>,
     biases: Vec<f32>,
     width: usize,
-    count: usize,
     /// Lanes of a block that share a group.
     pub(crate) lanes: usize,
     pub(crate) biased: bool,
 }
 
 impl Groups {
+    /// Those of `count` rows from row `first` on, counted through all matrices.
     #[inline(always)]
-    pub(crate) fn new<T: Storage, S: Simd>(w: &Matrices<'_>, rows: usize) -> Self {
-        let Weights::Packed { scheme, .. } = &w.weights else {
-            return Self::none();
+    pub(crate) fn read<T: Storage, S: Simd>(w: &Matrices<'_>, first: usize, count: usize) -> Self {
+        let Weights::Packed { scheme, scales, .. } = &w.weights else {
+            return Self { scales: Vec::new(), biases: Vec::new(), width: 0, lanes: 1, biased: false };
         };
-        let count = w.inputs / scheme.group_size;
-        let width = padded::<S>(count);
-        let biased = scheme.mode == Mode::Affine;
-        let scales = vec![0.0; rows * width];
-        Self {
-            biases: if biased { scales.clone() } else { Vec::new() },
-            scales,
-            width,
-            count,
-            lanes: scheme.group_size / T::VALUES,
-            biased,
+        let groups = w.inputs / scheme.group_size;
+        let width = padded::<S>(groups);
+        let (all, lanes) = (first * groups..(first + count) * groups, scheme.group_size / T::VALUES);
+        match scales {
+            Scales::Affine { scales, biases } => {
+                let scales = spread::<S>(scales, all.clone(), groups, width);
+                Self { scales, biases: spread::<S>(biases, all, groups, width), width, lanes, biased: true }
+            }
+            Scales::Bytes(bytes) => {
+                let value = if scheme.mode == Mode::Nvfp4 { e4m3 } else { e8m0 };
+                let mut scales = vec![0.0; count * width];
+                for (out, row) in scales.chunks_exact_mut(width).zip(bytes[all].chunks_exact(groups.max(1))) {
+                    out.iter_mut().zip(row).for_each(|(out, byte)| *out = value(*byte));
+                }
+                Self { scales, biases: Vec::new(), width, lanes, biased: false }
+            }
         }
-    }
-
-    /// Those of matrices that have none.
-    fn none() -> Self {
-        Self { scales: Vec::new(), biases: Vec::new(), width: 0, count: 0, lanes: 1, biased: false }
     }
 
     /// The group of each lane, counted from that of the first.
     #[inline(always)]
     pub(crate) fn lanes<S: Simd>(&self) -> Vec<u32> {
         (0..S::LANES).map(|lane| (lane / self.lanes) as u32).collect()
-    }
-
-    /// Reads those of the given rows, counted through all matrices.
-    #[inline(always)]
-    pub(crate) fn read<S: Simd, const R: usize>(&mut self, weights: &Weights<'_>, rows: [usize; R]) {
-        let Weights::Packed { scheme, scales, .. } = weights else { return };
-        let count = self.count;
-        for (r, row) in rows.into_iter().enumerate() {
-            let to = r * self.width..r * self.width + count;
-            let from = row * count..(row + 1) * count;
-            match scales {
-                Scales::Affine { scales, biases } => {
-                    with_slice!(scales, Floats, scales => {
-                        widen::<_, S>(&scales[from.clone()], &mut self.scales[to.clone()]);
-                    });
-                    with_slice!(biases, Floats, biases => {
-                        widen::<_, S>(&biases[from], &mut self.biases[to]);
-                    });
-                }
-                Scales::Bytes(bytes) if scheme.mode == Mode::Nvfp4 => {
-                    for (to, byte) in self.scales[to].iter_mut().zip(&bytes[from]) {
-                        *to = e4m3(*byte);
-                    }
-                }
-                Scales::Bytes(bytes) => {
-                    for (to, byte) in self.scales[to].iter_mut().zip(&bytes[from]) {
-                        *to = e8m0(*byte);
-                    }
-                }
-            }
-        }
     }
 
     #[inline(always)]
@@ -328,6 +305,19 @@ impl Groups {
     pub(crate) fn biases(&self, row: usize) -> &[f32] {
         &self.biases[row * self.width..][..self.width]
     }
+}
+
+/// Rows of as many groups, `width` apart.
+#[inline(always)]
+fn spread<S: Simd>(floats: &Floats<'_>, all: Range<usize>, groups: usize, width: usize) -> Vec<f32> {
+    let rows = all.len().checked_div(groups).unwrap_or(0);
+    let mut out = vec![0.0; rows * width];
+    with_slice!(floats, Floats, floats => {
+        for (out, row) in out.chunks_exact_mut(width).zip(floats[all].chunks_exact(groups.max(1))) {
+            widen::<_, S>(row, &mut out[..groups]);
+        }
+    });
+    out
 }
 
 /// The memory of a matrix's elements.

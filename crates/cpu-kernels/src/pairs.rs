@@ -2,7 +2,7 @@
 //! of them are multiplied at once. Integers of 4 bits become the highest digits of a number whose exponent is fixed, which
 //! takes one instruction; what that adds to each element is taken back with the bias.
 
-use std::{arch::x86_64::*, marker::PhantomData, ptr};
+use std::{arch::x86_64::*, marker::PhantomData};
 
 use half::bf16;
 
@@ -16,6 +16,8 @@ use crate::{
 
 /// Elements that are unpacked at once: two vectors.
 pub(crate) const BLOCK: usize = 64;
+/// The same as a power of two.
+const BLOCK_BITS: u32 = BLOCK.trailing_zeros();
 /// Bytes of the largest block.
 pub(crate) const LARGEST: usize = 2 * BLOCK;
 /// Bytes ahead of those in use that are fetched.
@@ -299,7 +301,7 @@ impl<P: Pairs> PairGemv<'_, P> {
             std::array::from_fn(|m| &self.x.elements[row(m) * self.x.width..][..self.x.width]);
         let sums: [&[f32]; M] =
             std::array::from_fn(|m| &self.x.sums[row(m) * self.x.sums_width..][..self.x.sums_width]);
-        let mut groups = Groups::new::<P::Storage, Avx512>(self.w, R);
+        let groups = Groups::read::<P::Storage, Avx512>(self.w, self.first, count);
         let group_size = match &self.w.weights {
             Weights::Packed { scheme, .. } => scheme.group_size,
             Weights::Dense(_) => BLOCK,
@@ -309,14 +311,12 @@ impl<P: Pairs> PairGemv<'_, P> {
         // SAFETY: all sixteen are there.
         let lanes = unsafe { _mm512_loadu_si512(lanes.as_ptr().cast()) };
         for first in (0..count).step_by(R) {
-            let output = |r: usize| self.first + (first + r).min(count - 1);
-            let rows: [&[u8]; R] = std::array::from_fn(|r| &bytes[output(r) * row_bytes..][..row_bytes]);
-            groups.read::<Avx512, R>(&self.w.weights, std::array::from_fn(output));
+            let output = |r: usize| (first + r).min(count - 1);
+            let rows: [&[u8]; R] =
+                std::array::from_fn(|r| &bytes[(self.first + output(r)) * row_bytes..][..row_bytes]);
             let mut step = Step::<R, M> {
                 x: x.map(<[_]>::as_ptr),
-                scales: std::array::from_fn(
-                    |r| if P::SCALED { groups.scales(r).as_ptr() } else { ptr::null() },
-                ),
+                scales: std::array::from_fn(|r| groups.scales(output(r)).as_ptr()),
                 lanes,
                 // It is a power of two.
                 group_bits: group_size.trailing_zeros(),
@@ -346,8 +346,10 @@ impl<P: Pairs> PairGemv<'_, P> {
                             // SAFETY: groups have padding to whole vectors.
                             unsafe {
                                 let sums = _mm512_loadu_ps(sums.as_ptr());
-                                let scales = _mm512_loadu_ps(groups.scales(r).as_ptr().add(16 * index));
-                                let biases = _mm512_loadu_ps(groups.biases(r).as_ptr().add(16 * index));
+                                let scales =
+                                    _mm512_loadu_ps(groups.scales(output(r)).as_ptr().add(16 * index));
+                                let biases =
+                                    _mm512_loadu_ps(groups.biases(output(r)).as_ptr().add(16 * index));
                                 let biases = _mm512_fnmadd_ps(scales, _mm512_set1_ps(P::EXCESS), biases);
                                 *total = _mm512_fmadd_ps(biases, sums, *total);
                             }
@@ -389,10 +391,13 @@ impl<const R: usize, const M: usize> Step<R, M> {
                     _mm_prefetch::<_MM_HINT_T0>(from[r].wrapping_add(AHEAD + line).cast());
                 }
                 *values = P::values(from[r]);
-                if P::SCALED {
-                    let scales = _mm512_loadu_ps(self.scales[r].add(group));
-                    *scale = _mm512_permutexvar_ps(self.lanes, scales);
-                }
+                let scales = self.scales[r].wrapping_add(group);
+                *scale = match self.group_bits {
+                    _ if !P::SCALED => *scale,
+                    // One for the block.
+                    BLOCK_BITS.. => _mm512_set1_ps(*scales),
+                    _ => _mm512_permutexvar_ps(self.lanes, _mm512_loadu_ps(scales)),
+                };
             }
             for m in 0..M {
                 let x = self.x[m].add(index * BLOCK);

@@ -111,12 +111,10 @@ impl<P: Pairs> Packing for Exact<P> {
             let width = count.next_multiple_of(2 * EDGE);
             let number = w.inputs / size;
             let (mut scales, mut biases) = (vec![0.0; number * width], vec![0.0; number * width]);
-            let mut groups = gemv::Groups::new::<P::Storage, Avx512>(w, 1);
+            let groups = gemv::Groups::read::<P::Storage, Avx512>(w, first, count);
             for output in 0..count {
-                groups.read::<Avx512, 1>(&w.weights, [first + output]);
-                for (group, (scale, bias)) in
-                    groups.scales(0).iter().zip(groups.biases(0)).enumerate().take(number)
-                {
+                let row = groups.scales(output).iter().zip(groups.biases(output)).enumerate();
+                for (group, (scale, bias)) in row.take(number) {
                     scales[group * width + output] = *scale;
                     biases[group * width + output] = bias - P::EXCESS * scale;
                 }

@@ -94,11 +94,11 @@ impl<T: Storage> Packing for InLimbs<T> {
     unsafe fn unpack(self, w: &Matrices<'_>, first: usize, count: usize) -> Panel {
         let (steps, limbs) = (self.steps(w.inputs), self.limbs.w);
         let mut tiles = vec![ZERO; count.div_ceil(EDGE) * steps * limbs];
-        let mut unpacker = Unpacker::<T, Avx512>::new(w);
+        let unpacker = Unpacker::<T, Avx512>::new(w, first, count);
         let width = arranged_len::<T, Avx512>(w.inputs);
         let mut row = vec![0.0; steps * DEPTH];
         for output in 0..count {
-            unpacker.row(first + output, &mut row[..width]);
+            unpacker.row(output, &mut row[..width]);
             for step in 0..steps {
                 let at = (output / EDGE * steps + step) * limbs;
                 // SAFETY: the step lies within the row; the machine has the instructions.

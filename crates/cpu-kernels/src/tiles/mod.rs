@@ -254,3 +254,55 @@ impl<K: Packing> TileGemm<'_, K> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::marker::PhantomData;
+
+    use super::*;
+    use crate::{Isa, Weights, storage::Dense};
+
+    /// Whatever multiplies tiles, they are packed alike.
+    #[test]
+    fn limbs_together_are_the_numbers() {
+        if !Isa::Avx512Bf16.is_available() {
+            return;
+        }
+        let (rows, outputs, inputs) = (37, 45, 83);
+        let number = |i: usize| ((i * 7919 + 13) % 10_007) as f32 / 5_003.5 - 1.0;
+        let x: Vec<f32> = (0..rows * inputs).map(number).collect();
+        let w: Vec<f32> = (0..outputs * inputs).map(|i| number(i + 5)).collect();
+        let weights = Weights::Dense(Floats::F32(&w));
+        let matrix = Matrices { count: 1, outputs, inputs, weights };
+        let picked: Vec<_> = (0..rows).rev().collect();
+        let blocks: Vec<_> = picked.chunks(EDGE).collect();
+        for precise in [true, false] {
+            let limbs = Limbs::new(&Floats::F32(&x), &weights, precise);
+            let packing = InLimbs::<Dense<f32>> { limbs, storage: PhantomData };
+            let mut packed = PackedRows::new(packing, blocks.len(), inputs);
+            let mut seen = 0;
+            // SAFETY: the machine has the instructions.
+            unsafe {
+                packed.fill(Floats::F32(&x), inputs, &blocks, |tasks, work| (0..tasks).for_each(work));
+                let panel = &packing.unpack(&matrix, 0, outputs);
+                let gemm = TileGemm { panel, count: outputs, x: &packed, block: 0, rows, amx: false };
+                gemm.each(&mut |first, products| {
+                    for (index, product) in products.iter().enumerate() {
+                        let (row, output) = (picked[first + index / outputs], index % outputs);
+                        let factors = x[row * inputs..][..inputs].iter().zip(&w[output * inputs..][..inputs]);
+                        let terms = factors.map(|(x, w)| f64::from(*x) * f64::from(*w));
+                        let (sum, size) =
+                            terms.fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs()));
+                        let tolerance = size * if precise { 2e-6 } else { 2_f64.powi(-16) };
+                        assert!(
+                            (f64::from(*product) - sum).abs() <= tolerance,
+                            "{product} for {sum} ± {tolerance}"
+                        );
+                        seen += 1;
+                    }
+                });
+            }
+            assert_eq!(seen, rows * outputs);
+        }
+    }
+}
