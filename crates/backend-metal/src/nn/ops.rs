@@ -227,7 +227,11 @@ pub(crate) fn filled<E: From<Exception>>(
     }
     // SAFETY: a fresh evaluated array of zeros is contiguous, `nbytes` long and owned by this handle alone, and nothing
     // reads it before this function returns.
-    fill(unsafe { std::slice::from_raw_parts_mut(data, array.nbytes()) })?;
+    let memory = unsafe { std::slice::from_raw_parts_mut(data, array.nbytes()) };
+    if on_cpu() {
+        use_large_pages(memory);
+    }
+    fill(memory)?;
     Ok(array)
 }
 
@@ -239,6 +243,24 @@ pub(crate) fn random_bits(shape: &[i32], key: &Array) -> Result<Array> {
         let stream = stream.as_ref().as_ptr();
         mlx_sys::mlx_random_bits(result, shape.as_ptr(), shape.len(), 4, key.as_ptr(), stream)
     })
+}
+
+/// Asks the system to hold this memory in pages of 2 MiB, where it has such: two cores of an EPYC (Zen 4, in a virtual machine)
+/// read 22 GB/s from pages of 4 KiB, and 35 GB/s from these. What lies around it may come to lie in the same pages.
+fn use_large_pages(memory: &[u8]) {
+    #[cfg(target_os = "linux")]
+    {
+        const PAGE: usize = 2 << 20;
+        if memory.len() < PAGE {
+            return;
+        }
+        let start = memory.as_ptr().map_addr(|start| start / PAGE * PAGE);
+        let len = (memory.as_ptr_range().end.addr() - start.addr()).next_multiple_of(PAGE);
+        // SAFETY: the call changes no contents, and fails where there is no memory. A system that cannot do it changes nothing.
+        unsafe { libc::madvise(start.cast_mut().cast(), len, libc::MADV_COLLAPSE) };
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = memory;
 }
 
 /// The part `start..end` of an axis.
