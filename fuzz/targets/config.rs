@@ -31,7 +31,7 @@ fuzz_target!(|config: &[u8]| {
             let _ = (manifest.dtype(), manifest.context_length());
             let _ = (manifest.quantization_of("q"), manifest.quantization_of("layers.0.self_attn.k_proj"));
             for (context, batch) in [(1, 1), (4096, 8), (usize::MAX, usize::MAX)] {
-                if let Ok(estimate) = manifest.estimate(context, batch) {
+                if let Ok(estimate) = manifest.estimate(context, batch, None) {
                     assert_eq!(estimate.weight_bytes, 26);
                 }
             }

@@ -7,8 +7,8 @@ use std::{path::PathBuf, sync::Arc};
 use backend_metal::MlxAlone;
 use futures::{StreamExt as _, future::join_all};
 use inference_core::{
-    CancellationToken, ClassifyOptions, ContextOverflow, Error, FinishReason, GenerateOptions, LoadOptions,
-    Message, Prompt, TextModel, TextModelExt as _, load_model,
+    CancellationToken, ClassifyOptions, ContextOverflow, Error, FinishReason, GenerateOptions, KvBits,
+    LoadOptions, Message, Prompt, TextModel, TextModelExt as _, load_model,
 };
 use serde_json::json;
 
@@ -48,6 +48,47 @@ async fn ten_at_once_give_what_ten_alone_give() {
     ten_give_what_ten_alone_give(&*model(options.clone()).await).await;
     // As on a GPU, where rows lie together.
     ten_give_what_ten_alone_give(&*model(options.extension(MlxAlone)).await).await;
+}
+
+#[tokio::test]
+async fn ten_at_once_with_quantised_caches_give_what_ten_alone_give() {
+    for bits in [KvBits::Eight, KvBits::Four] {
+        let options = LoadOptions::new().max_batch(4).kv_bits(bits);
+        ten_give_what_ten_alone_give(&*model(options.clone()).await).await;
+        ten_give_what_ten_alone_give(&*model(options.extension(MlxAlone)).await).await;
+    }
+}
+
+/// Log-probabilities of a text under caches as they are computed and quantised ones.
+#[tokio::test]
+async fn quantised_caches_differ_by_their_bits() {
+    let text: Vec<u32> = (0..120).map(|n| 100 + n * 37 % 1900).collect();
+    let mut found = Vec::new();
+    for options in [
+        LoadOptions::new(),
+        LoadOptions::new().kv_bits(KvBits::Eight),
+        LoadOptions::new().kv_bits(KvBits::Four),
+        LoadOptions::new().kv_bits(KvBits::Eight).extension(MlxAlone),
+    ] {
+        let model = model(options).await;
+        let options = GenerateOptions::new().max_tokens(1).ignore_eos(true).log_probabilities(50);
+        let answer = model.complete(text.clone().into(), options).await.unwrap();
+        let top = answer.tokens[0].top.iter().map(|top| (top.id, top.log_probability));
+        found.push(top.collect::<std::collections::BTreeMap<_, _>>());
+    }
+    let distance = |a: usize, b: usize| {
+        let common = found[a].iter().filter_map(|(id, a)| Some((a - found[b].get(id)?).abs()));
+        let (sum, count) = common.fold((0.0, 0), |(sum, count), next| (sum + next, count + 1));
+        assert!(count >= 25, "{count} of 50 likeliest tokens agree");
+        sum / count as f32
+    };
+    let (eight, four, other) = (distance(0, 1), distance(0, 2), distance(1, 3));
+    // Steps of a group are 1/255 and 1/15 of its range.
+    let steps = |count: f32, bits: i32| count / (2_f32.powi(bits) - 1.0);
+    assert!(eight > 0.0 && eight < steps(16.0, 8), "8 bits: {eight}");
+    assert!(four > 2.0 * eight && four < steps(16.0, 4), "4 bits: {four}, 8 bits: {eight}");
+    // Sums in another order round a few elements to the next step.
+    assert!(other < eight / 4.0, "by MLX: {other}");
 }
 
 async fn ten_give_what_ten_alone_give(model: &dyn TextModel) {

@@ -6,8 +6,8 @@ use std::{path::PathBuf, sync::Arc};
 
 use backend_metal as _;
 use inference_core::{
-    Completion, Error, GenerateOptions, LoadOptions, Message, Prompt, Session, TextModel, TextModelExt as _,
-    load_model,
+    Completion, Error, GenerateOptions, KvBits, LoadOptions, Message, Prompt, Session, TextModel,
+    TextModelExt as _, load_model,
 };
 
 fn demo() -> PathBuf {
@@ -34,8 +34,12 @@ fn windowed() -> tempfile::TempDir {
 
 /// The model, and the same with nothing kept between requests.
 async fn models(folder: &std::path::Path) -> [Arc<dyn TextModel>; 2] {
+    models_with(folder, LoadOptions::new()).await
+}
+
+async fn models_with(folder: &std::path::Path, options: LoadOptions) -> [Arc<dyn TextModel>; 2] {
     let load = |options| load_model(folder).backend("cpu").options(options);
-    let tight = LoadOptions::new().prefix_cache(0).prefill_chunk(16);
+    let tight = options.prefix_cache(0).prefill_chunk(16);
     [load(tight.clone()).await.unwrap(), load(tight).await.unwrap()]
 }
 
@@ -90,22 +94,28 @@ async fn a_saved_session_goes_on_on_another_load_of_the_model() {
     let windowed = windowed();
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("talk.session");
-    for model_folder in [demo(), windowed.path().to_owned()] {
-        let [model, plain] = models(&model_folder).await;
+    let quantised = || LoadOptions::new().kv_bits(KvBits::Eight);
+    for (model_folder, options) in [demo(), windowed.path().to_owned()]
+        .into_iter()
+        .flat_map(|folder| [(folder.clone(), LoadOptions::new()), (folder, quantised())])
+    {
+        let [model, plain] = models_with(&model_folder, options.clone()).await;
         let mut session = model.session().await.unwrap();
         turn(&mut session, &*plain, "Who are you, and what is the capital of Italy?").await;
         session.set_note("a note");
         session.save(&file).await.unwrap();
         drop(session);
-        let [other, _] = models(&model_folder).await;
+        let [other, _] = models_with(&model_folder, options).await;
         let mut loaded = other.load_session(&file).await.unwrap();
         assert_eq!(loaded.note(), "a note");
         let held = loaded.tokens().await.len();
         assert_eq!(turn(&mut loaded, &*plain, " And then?").await, held - 1);
     }
-    // The last one is of the model with windows, whose config is another.
-    let [model, _] = models(&demo()).await;
-    assert!(matches!(model.load_session(&file).await, Err(Error::InvalidSession { .. })));
+    // The last one is of the model with windows, whose config is another, and quantised.
+    for folder in [demo(), windowed.path().to_owned()] {
+        let [model, _] = models(&folder).await;
+        assert!(matches!(model.load_session(&file).await, Err(Error::InvalidSession { .. })));
+    }
 }
 
 #[tokio::test]

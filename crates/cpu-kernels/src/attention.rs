@@ -4,9 +4,10 @@ use std::ops::Range;
 
 use crate::{
     Floats, FloatsMut, Kernels, Result,
-    element::{Element, Shared, narrow, widen},
+    element::{Element, Shared, narrow},
     error::Error,
     isa::Kernel,
+    kept::Kept,
     operand::{length, product, with_slice},
     simd::{Simd, exp, tanh},
 };
@@ -44,9 +45,9 @@ pub struct Queries<'a> {
 #[derive(Debug, Clone, Copy)]
 pub struct Cache<'a> {
     /// One for each position.
-    pub keys: Heads<'a>,
+    pub keys: Kept<'a>,
     /// One for each position.
-    pub values: Heads<'a>,
+    pub values: Kept<'a>,
     /// Positions, at least as many as the row has queries: those are of the last of them.
     pub len: usize,
 }
@@ -81,29 +82,6 @@ impl Attend<'_> {
         }
         self.sinks.as_ref().map_or(Ok(()), |sinks| length("sinks", sinks.len(), self.heads))
     }
-
-    /// That vectors `[heads, tokens, head_dim]` lie within their memory, `before` elements of which belong to others.
-    fn check_heads(
-        &self,
-        name: &'static str,
-        x: &Heads<'_>,
-        before: usize,
-        heads: usize,
-        tokens: usize,
-    ) -> Result<()> {
-        if heads == 0 || tokens == 0 {
-            return Ok(());
-        }
-        let end = product(name, &[heads - 1, x.head_stride])?
-            .checked_add(product(name, &[tokens - 1, x.token_stride])?)
-            .and_then(|end| end.checked_add(before)?.checked_add(self.head_dim));
-        match end {
-            Some(end) if end <= x.data.len() => Ok(()),
-            end => {
-                Err(Error::Length { operand: name, found: x.data.len(), expected: end.unwrap_or(usize::MAX) })
-            }
-        }
-    }
 }
 
 impl Kernels {
@@ -125,9 +103,9 @@ impl Kernels {
         length("out", out.len(), product("out", &[caches.len(), tokens, heads, head_dim])?)?;
         for (row, cache) in caches.iter().enumerate() {
             let before = product("queries", &[row, queries.row_stride])?;
-            how.check_heads("queries", &queries.first, before, heads, tokens)?;
-            how.check_heads("keys", &cache.keys, 0, kv_heads, cache.len)?;
-            how.check_heads("values", &cache.values, 0, kv_heads, cache.len)?;
+            queries.first.check("queries", before, heads, tokens, head_dim)?;
+            cache.keys.check("keys", kv_heads, cache.len, head_dim)?;
+            cache.values.check("values", kv_heads, cache.len, head_dim)?;
             if cache.len < tokens {
                 let expected = format!("at least the {tokens} new ones");
                 return Err(Error::Invalid { name: "the number of positions", found: cache.len, expected });
@@ -176,7 +154,7 @@ impl<E: Element> Kernel for Block<'_, E> {
         let mut queries = vec![0.0_f32; lines * width];
         for (line, query) in queries.chunks_exact_mut(width).enumerate() {
             let before = self.row * self.queries.row_stride;
-            read::<S>(&self.queries.first, before, head(line), token(line), &mut query[..head_dim]);
+            self.queries.first.read::<S>(before, head(line), token(line), &mut query[..head_dim]);
             query.iter_mut().for_each(|query| *query *= scale);
         }
         let sinks = self.how.sinks.map(|sinks| {
@@ -200,14 +178,8 @@ impl<E: Element> Kernel for Block<'_, E> {
         for start in (first(0)..end).step_by(KEYS) {
             let count = KEYS.min(end - start);
             for i in 0..count {
-                read::<S>(&self.cache.keys, 0, self.kv_head, start + i, &mut keys[i * width..][..head_dim]);
-                read::<S>(
-                    &self.cache.values,
-                    0,
-                    self.kv_head,
-                    start + i,
-                    &mut values[i * width..][..head_dim],
-                );
+                self.cache.keys.read::<S>(self.kv_head, start + i, &mut keys[i * width..][..head_dim]);
+                self.cache.values.read::<S>(self.kv_head, start + i, &mut values[i * width..][..head_dim]);
             }
             if lines > FEW {
                 turn::<S>(&keys, width, &mut turned);
@@ -397,11 +369,4 @@ fn turn<S: Simd>(keys: &[f32], width: usize, out: &mut [f32]) {
             unsafe { S::transpose(from.as_ptr(), width, to.as_mut_ptr(), KEYS) };
         }
     }
-}
-
-/// The vector of a head and a token.
-#[inline(always)]
-fn read<S: Simd>(x: &Heads<'_>, before: usize, head: usize, token: usize, out: &mut [f32]) {
-    let start = before + head * x.head_stride + token * x.token_stride;
-    with_slice!(x.data, Floats, data => widen::<_, S>(&data[start..][..out.len()], out));
 }

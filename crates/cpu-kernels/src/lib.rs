@@ -23,6 +23,7 @@ mod error;
 mod gemm;
 mod gemv;
 mod isa;
+mod kept;
 mod operand;
 #[cfg(target_arch = "x86_64")]
 mod pairs;
@@ -38,6 +39,7 @@ mod vectors;
 pub use attention::{Attend, Cache, Heads, Queries};
 pub use error::{Error, Result};
 pub use isa::Isa;
+pub use kept::{Kept, PackedHeads};
 pub use operand::{Floats, FloatsMut, Matrices, Mode, Scales, Scheme, Weights};
 pub use vectors::{Angles, Gates, Gating, Norm};
 

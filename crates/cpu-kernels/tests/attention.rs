@@ -4,7 +4,7 @@
 mod common;
 
 use common::{Kind, Vector, close, kernels, kinds, vector};
-use cpu_kernels::{Attend, Cache, Heads, Kernels, Queries};
+use cpu_kernels::{Attend, Cache, Floats, Heads, Kept, Kernels, PackedHeads, Queries};
 use proptest::prelude::*;
 
 /// Keys or values `[kv_heads, capacity, head_dim]`.
@@ -37,8 +37,8 @@ proptest! {
         let memory = |salt| (0..rows as u64).map(|row| vector(kind, kv_heads * capacity * head_dim, seed ^ salt ^ row << 32)).collect::<Vec<_>>();
         let (keys, values) = (memory(1), memory(2));
         let caches: Vec<_> = (0..rows).map(|row| Cache {
-            keys: heads(&keys[row], capacity, head_dim),
-            values: heads(&values[row], capacity, head_dim),
+            keys: Kept::Floats(heads(&keys[row], capacity, head_dim)),
+            values: Kept::Floats(heads(&values[row], capacity, head_dim)),
             len: lens[row],
         }).collect();
         let sinks = vector(kind, heads_of_queries, seed ^ 3);
@@ -74,6 +74,109 @@ proptest! {
     }
 }
 
+/// Quantised vectors, and what they stand for.
+#[derive(Debug)]
+struct Packed {
+    words: Vec<u32>,
+    scales: Vector,
+    biases: Vector,
+    full: Vec<f32>,
+}
+
+impl Packed {
+    fn whole(&self, bits: usize, group_size: usize, capacity: usize) -> Kept<'_> {
+        let (scales, biases) = (self.scales.floats(), self.biases.floats());
+        Kept::Packed(PackedHeads { bits, group_size, words: &self.words, scales, biases, capacity })
+    }
+}
+
+fn heads_of(data: &[f32], capacity: usize, head_dim: usize) -> Heads<'_> {
+    Heads { data: Floats::F32(data), head_stride: capacity * head_dim, token_stride: head_dim }
+}
+
+/// `vectors` of them, `head_dim` wide, drawn by `seed`.
+fn packed(bits: usize, group_size: usize, vectors: usize, head_dim: usize, kind: Kind, seed: u64) -> Packed {
+    let groups = vectors * head_dim / group_size;
+    let (scales, biases) = (vector(kind, groups, seed), vector(kind, groups, seed ^ 1));
+    let mut state = seed | 1;
+    let mut words = vec![0; vectors * head_dim * bits / 32];
+    for word in &mut words {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        *word = (state >> 32) as u32;
+    }
+    let full = (0..vectors * head_dim).map(|i| {
+        let number = words[i * bits / 32] >> (i * bits % 32) & ((1 << bits) - 1);
+        (f64::from(number) * scales.get(i / group_size) + biases.get(i / group_size)) as f32
+    });
+    let full = full.collect();
+    Packed { words, scales, biases, full }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 100, ..ProptestConfig::default() })]
+
+    #[test]
+    fn quantised_keys_and_values_are_what_they_stand_for(
+        (kv_heads, sharing, groups) in (1..3_usize, 1..5_usize, 1..4_usize),
+        (bits, group_size) in (prop_oneof![Just(4_usize), Just(8)], prop_oneof![Just(32_usize), Just(64)]),
+        (tokens, before) in (prop_oneof![Just(1_usize), 1..40_usize], 0..90_usize),
+        seed in any::<u64>(),
+        kind in kinds(),
+        kernels in kernels(),
+    ) {
+        let (head_dim, len, heads) = (groups * group_size, before + tokens, kv_heads * sharing);
+        let capacity = len + 3;
+        let kept = [2, 3].map(|salt| packed(bits, group_size, kv_heads * capacity, head_dim, kind, seed ^ salt << 8));
+        let (whole, plain) = (
+            kept.each_ref().map(|kept| kept.whole(bits, group_size, capacity)),
+            kept.each_ref().map(|kept| Kept::Floats(heads_of(&kept.full, capacity, head_dim))),
+        );
+        let queries = vector(Kind::F32, tokens * heads * head_dim, seed);
+        let queries = Queries {
+            first: Heads { data: queries.floats(), head_stride: head_dim, token_stride: heads * head_dim },
+            row_stride: 0,
+            tokens,
+        };
+        let how = Attend { heads, kv_heads, head_dim, scale: 0.01, window: None, softcap: None, sinks: None };
+        let run = |[keys, values]: [Kept<'_>; 2]| {
+            let mut out = vector(Kind::F32, tokens * heads * head_dim, 0);
+            kernels.attend(&queries, &[Cache { keys, values, len }], &how, out.floats_mut()).unwrap();
+            out
+        };
+        let (ours, expected) = (run(whole), run(plain));
+        for i in 0..tokens * heads * head_dim {
+            // Numbers up to 255, and a rounding of each.
+            close(ours.get(i), expected.get(i), 256.0, Kind::F32)?;
+        }
+    }
+}
+
+#[test]
+fn quantised_operands_that_do_not_fit_are_refused() {
+    let kernels = Kernels::new().unwrap();
+    let kept = packed(8, 32, 4, 32, Kind::F32, 1);
+    let queries = vector(Kind::F32, 32, 1);
+    let queries = Queries {
+        first: Heads { data: queries.floats(), head_stride: 32, token_stride: 32 },
+        row_stride: 0,
+        tokens: 1,
+    };
+    let how =
+        Attend { heads: 1, kv_heads: 1, head_dim: 32, scale: 1.0, window: None, softcap: None, sinks: None };
+    let run = |bits, group_size, words: &[u32], capacity, len| {
+        let (scales, biases) = (kept.scales.floats(), kept.biases.floats());
+        let all = Kept::Packed(PackedHeads { bits, group_size, words, scales, biases, capacity });
+        let mut out = vector(Kind::F32, 32, 0);
+        kernels.attend(&queries, &[Cache { keys: all, values: all, len }], &how, out.floats_mut())
+    };
+    assert!(run(8, 32, &kept.words, 4, 4).is_ok());
+    assert!(run(3, 32, &kept.words, 4, 4).is_err());
+    assert!(run(8, 12, &kept.words, 4, 4).is_err());
+    assert!(run(8, 32, &kept.words[1..], 4, 4).is_err());
+    assert!(run(8, 32, &kept.words, 4, 5).is_err());
+    assert!(run(8, 16, &kept.words, 4, 4).is_err());
+}
+
 #[test]
 fn operands_that_do_not_fit_are_refused() {
     let kernels = Kernels::new().unwrap();
@@ -83,7 +186,12 @@ fn operands_that_do_not_fit_are_refused() {
         Attend { heads: 1, kv_heads: 1, head_dim: 4, scale: 1.0, window: None, softcap: None, sinks: None };
     let mut run = |tokens, len, how: &Attend<'_>| {
         let queries = Queries { first: all, row_stride: 8, tokens };
-        kernels.attend(&queries, &[Cache { keys: all, values: all, len }], how, out.floats_mut())
+        kernels.attend(
+            &queries,
+            &[Cache { keys: Kept::Floats(all), values: Kept::Floats(all), len }],
+            how,
+            out.floats_mut(),
+        )
     };
     run(2, 2, &how).unwrap();
     assert_eq!(run(2, 3, &how).unwrap_err().to_string(), "keys has 8 elements, expected 12");

@@ -3,7 +3,7 @@
 use std::{path::PathBuf, str::FromStr};
 
 use clap::Args;
-use inference::{CancellationToken, ContextOverflow, GenerateOptions, LoadOptions, Xtc};
+use inference::{CancellationToken, ContextOverflow, GenerateOptions, KvBits, LoadOptions, Xtc};
 use serde_json::Value;
 
 /// Which engine loads the model, and how.
@@ -30,6 +30,10 @@ pub(crate) struct LoadArgs {
     #[arg(long, value_name = "TOKENS")]
     prefill_chunk: Option<usize>,
 
+    /// Keep keys and values in so many bits, 8 or 4: half or a quarter of the memory of 16 [default: as they are computed]
+    #[arg(long, value_name = "BITS", value_parser = kv_bits)]
+    kv_bits: Option<KvBits>,
+
     /// Memory that the engine may use, such as 8GB or 512MiB [default: no limit]
     #[arg(long, value_name = "SIZE")]
     memory_limit: Option<ByteSize>,
@@ -52,6 +56,7 @@ impl LoadArgs {
         options.adapter = self.adapter.clone();
         options.max_batch = self.max_batch;
         options.prefill_chunk = self.prefill_chunk;
+        options.kv_bits = self.kv_bits;
         options.memory_limit = self.memory_limit.map(|size| size.0);
         options.cache_limit = self.cache_limit.map(|size| size.0);
         options
@@ -285,6 +290,15 @@ impl FromStr for Variable {
         // What is no JSON is a string, so that nobody has to quote twice.
         let value = serde_json::from_str(value).unwrap_or_else(|_| Value::String(value.to_owned()));
         Ok(Self(name.to_owned(), value))
+    }
+}
+
+/// The bits of keys and values.
+pub(crate) fn kv_bits(text: &str) -> Result<KvBits, String> {
+    match text {
+        "4" => Ok(KvBits::Four),
+        "8" => Ok(KvBits::Eight),
+        _ => Err("expected 8 or 4".to_owned()),
     }
 }
 

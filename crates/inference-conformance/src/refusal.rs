@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use inference_core::{
-    ClassifyOptions, ContextOverflow, Error, Feature, GenerateOptions, Message, Prompt, Result, TextModel,
-    Xtc,
+    ClassifyOptions, ContextOverflow, Error, Feature, GenerateOptions, KvBits, Message, Prompt, Result,
+    TextModel, Xtc,
 };
 
 use crate::{ClauseResult, Objection, Subject, clause::ensure};
@@ -86,6 +86,7 @@ async fn ask(subject: &Subject, model: &dyn TextModel, feature: Feature) -> Opti
                 Feature::MaxBatch => load.max_batch(1),
                 Feature::PrefillChunk => load.prefill_chunk(64),
                 Feature::PrefixCache => load.prefix_cache(0),
+                Feature::KvBits => load.kv_bits(KvBits::Eight),
                 _ => return None,
             };
             return Some(subject.load(load).await.map(drop));

@@ -78,6 +78,8 @@ features! {
     PrefillChunk = "prefill-chunk",
     /// A budget for keys and values of ended texts, which prompts that begin alike reuse.
     PrefixCache = "prefix-cache",
+    /// Keys and values in 8 or 4 bits.
+    KvBits = "kv-bits",
     /// A policy for texts that outgrow the context.
     ContextOverflow = "context-overflow",
     /// `TextModel::session` and `TextModel::load_session`.

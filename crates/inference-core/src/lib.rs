@@ -65,8 +65,8 @@ pub use model::{Completion, ModelInfo, Quantization, TextModel, TextModelExt};
 pub use off_thread::off_thread;
 pub use options::{
     ClassifyOptions, ContextOverflow, DEFAULT_MAX_TOKENS, DEFAULT_PENALTY_WINDOW, Extensions,
-    GenerateOptions, LoadOptions, LoadProgress, LogitsProcessor, Processor, Progress, SamplingOptions,
-    TemplateOptions, Xtc,
+    GenerateOptions, KvBits, LoadOptions, LoadProgress, LogitsProcessor, Processor, Progress,
+    SamplingOptions, TemplateOptions, Xtc,
 };
 pub use prompt::{Message, Prompt, Role};
 pub use registry::{Availability, BackendDescriptor, Load, Outcome, Registry, Verdict, explain, load_model};

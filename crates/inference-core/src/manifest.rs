@@ -19,7 +19,7 @@ pub use self::estimate::MemoryEstimate;
 pub(crate) use self::shards::INDEX;
 use self::{config::Config, quantization::Settings};
 use crate::{
-    Dtype, Error, Quantization, Result,
+    Dtype, Error, KvBits, Quantization, Result,
     files::{from_value, read_json},
     safetensors::TensorInfo,
 };
@@ -214,13 +214,14 @@ impl ModelManifest {
         parameters.fold(0, u64::saturating_add)
     }
 
-    /// The bytes needed to run `batch` texts of `context` tokens each.
+    /// The bytes needed to run `batch` texts of `context` tokens each, with keys and values in so many bits, or as they are
+    /// computed.
     ///
     /// # Errors
     /// [`Error::InvalidModel`] names the key of config.json that is missing or makes no sense; [`Error::InvalidOption`] if
-    /// `context` or `batch` is zero or beyond what 64 bits count.
-    pub fn estimate(&self, context: usize, batch: usize) -> Result<MemoryEstimate> {
-        estimate::estimate(self, context, batch)
+    /// `context` or `batch` is zero or beyond what 64 bits count, or heads cannot be quantised.
+    pub fn estimate(&self, context: usize, batch: usize, kv_bits: Option<KvBits>) -> Result<MemoryEstimate> {
+        estimate::estimate(self, context, batch, kv_bits)
     }
 
     /// The safetensors files, in order.

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{Folder, assert_says, message, tensors};
-use inference_core::Error;
+use inference_core::{Error, KvBits};
 use serde_json::{Value, json};
 
 /// A model of seven layers with this changed in its config.
@@ -27,7 +27,7 @@ fn memory_is_estimated_by_the_formula() {
     // Bytes of one position in one layer: keys and values × 2 heads × 16 × 2 bytes.
     let position = 2 * 2 * 16 * 2;
     let kv = |change: Value, context, batch| {
-        let estimate = sized(&change).manifest().unwrap().estimate(context, batch).unwrap();
+        let estimate = sized(&change).manifest().unwrap().estimate(context, batch, None).unwrap();
         assert_eq!(estimate.weight_bytes, weights);
         assert_eq!(estimate.total_bytes(), weights + estimate.kv_bytes);
         estimate.kv_bytes
@@ -57,9 +57,23 @@ fn memory_is_estimated_by_the_formula() {
     let others = others.iter().map(|name| (&**name, "F32", &[1][..]));
     let list: Vec<_> = others.chain([(name, "F32", &[24, 64][..])]).collect();
     folder.write("model.safetensors", tensors(&list));
-    assert_eq!(folder.manifest().unwrap().estimate(100, 1).unwrap().kv_bytes, 2 * 7 * 100 * position);
+    assert_eq!(folder.manifest().unwrap().estimate(100, 1, None).unwrap().kv_bytes, 2 * 7 * 100 * position);
     let nested = json!({"num_hidden_layers":null, "text_config":{"num_hidden_layers":7}});
     assert_eq!(kv(nested, 100, 1), 7 * 100 * position);
+}
+
+#[test]
+fn quantised_keys_and_values_take_their_bits_and_their_scales() {
+    let kv = |head: usize, bits| sized(&json!({"head_dim":head})).manifest().unwrap().estimate(10, 3, bits);
+    // Two heads; a scale and a bias of two bytes for each group.
+    for (head, group) in [(128, 64), (96, 32)] {
+        for bits in [KvBits::Eight, KvBits::Four] {
+            let position = 2 * 2 * head * bits.get() / 8 + 2 * 2 * (head / group) * 4;
+            assert_eq!(kv(head, Some(bits)).unwrap().kv_bytes, (3 * 7 * 10 * position) as u64);
+        }
+    }
+    let error = kv(80, Some(KvBits::Four)).unwrap_err();
+    assert!(matches!(error, Error::InvalidOption { option: "kv_bits", .. }), "{error}");
 }
 
 #[test]
@@ -80,15 +94,18 @@ fn an_estimate_refuses_claims_and_tells_both_numbers() {
         (json!({"sliding_window":8, "sliding_window_pattern":0}), "sliding_window_pattern", "is 0"),
     ];
     for (change, key, says) in cases {
-        let error = sized(&change).manifest().unwrap().estimate(16, 1).expect_err(key);
+        let error = sized(&change).manifest().unwrap().estimate(16, 1, None).expect_err(key);
         assert_says(key, &error, "config.json", &[key, says]);
     }
     let manifest = sized(&json!({})).manifest().unwrap();
-    assert!(matches!(manifest.estimate(0, 1), Err(Error::InvalidOption { option: "context_length", .. })));
-    assert!(matches!(manifest.estimate(1, 0), Err(Error::InvalidOption { option: "batch", .. })));
-    assert!(matches!(manifest.estimate(usize::MAX, 2), Err(Error::InvalidOption { .. })));
+    assert!(matches!(
+        manifest.estimate(0, 1, None),
+        Err(Error::InvalidOption { option: "context_length", .. })
+    ));
+    assert!(matches!(manifest.estimate(1, 0, None), Err(Error::InvalidOption { option: "batch", .. })));
+    assert!(matches!(manifest.estimate(usize::MAX, 2, None), Err(Error::InvalidOption { .. })));
 
-    let estimate = manifest.estimate(100, 1).unwrap();
+    let estimate = manifest.estimate(100, 1, None).unwrap();
     estimate.check(estimate.total_bytes()).unwrap();
     let text = message(&estimate.check(1000).unwrap_err());
     assert!(text.contains(&estimate.total_bytes().to_string()) && text.contains("1000"), "{text}");

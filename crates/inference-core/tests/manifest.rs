@@ -427,7 +427,7 @@ proptest! {
         let folder = Folder::with_model();
         folder.write("config.json", config.to_string());
         if let Ok(manifest) = folder.manifest() {
-            let _ = (manifest.dtype(), manifest.context_length(), manifest.estimate(16, 2), manifest.parameters());
+            let _ = (manifest.dtype(), manifest.context_length(), manifest.estimate(16, 2, None), manifest.parameters());
         }
     }
 

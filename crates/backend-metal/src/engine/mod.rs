@@ -26,7 +26,7 @@ use std::{
 };
 
 use futures::future::{Either, select};
-use inference_core::{AdapterManifest, Error, LoadOptions, LoadProgress, ModelManifest, Result};
+use inference_core::{AdapterManifest, Error, KvBits, LoadOptions, LoadProgress, ModelManifest, Result};
 use mlx_rs::with_stream;
 use tokio::sync::{mpsc, oneshot};
 
@@ -45,6 +45,7 @@ pub(crate) use self::{
 use crate::{
     arch::ModelConfig,
     load,
+    nn::ops::{Mode, Scheme},
     train::{TrainJob, TrainRequest},
 };
 
@@ -344,7 +345,7 @@ fn load_model(load: Load) -> Result<(Scheduler, Loaded)> {
     set_limits(device, &options)?;
     if let Some(free) = device.free_memory() {
         // The least that is of use: the weights and one request, of the context that was asked for.
-        manifest.estimate(options.context_length.unwrap_or(1), 1)?.check(free)?;
+        manifest.estimate(options.context_length.unwrap_or(1), 1, options.kv_bits)?.check(free)?;
     }
     let adapter =
         options.adapter.as_ref().map(|folder| AdapterManifest::read(folder, &manifest)).transpose()?;
@@ -370,17 +371,24 @@ fn load_model(load: Load) -> Result<(Scheduler, Loaded)> {
         return Err(Error::InvalidOption { option: "context_length", reason });
     }
     config.context_length = context_length;
+    let scheme = |bits: KvBits| {
+        let group_size = bits.group_size(config.head_dim).ok_or_else(|| bits.impossible(config.head_dim))?;
+        Ok::<_, Error>(Scheme { mode: Mode::Affine, bits: bits.get(), group_size })
+    };
+    let kv_scheme = options.kv_bits.map(scheme).transpose()?;
     let limits = Limits {
         backend: device.id(),
         max_batch: options.max_batch.unwrap_or(DEFAULT_MAX_BATCH),
         prefill_chunk: options.prefill_chunk.unwrap_or(DEFAULT_PREFILL_CHUNK),
         prefix_cache: options.prefix_cache.unwrap_or(DEFAULT_PREFIX_CACHE),
+        kv_scheme,
         context_length,
         eos,
         mlx_alone: options.extensions.get::<MlxAlone>().is_some(),
     };
-    let layout = model.new_cache().layout();
-    Ok((Scheduler::new(model.into(), stream, limits, stats), Loaded { config, layout }))
+    let scheduler = Scheduler::new(model.into(), stream, limits, stats);
+    let layout = scheduler.new_cache().layout();
+    Ok((scheduler, Loaded { config, layout }))
 }
 
 fn set_limits(device: Device, options: &LoadOptions) -> Result<()> {

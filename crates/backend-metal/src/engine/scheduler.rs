@@ -32,7 +32,11 @@ use super::{
 };
 use crate::{
     arch::Architecture,
-    nn::{Beginning, KvCache, Rotation, Rows, ops::slice, tracing},
+    nn::{
+        Beginning, KvCache, Rotation, Rows,
+        ops::{Scheme, slice},
+        tracing,
+    },
     train::TrainJob,
 };
 
@@ -48,6 +52,8 @@ pub(super) struct Limits {
     pub(super) context_length: usize,
     /// Bytes kept of ended texts.
     pub(super) prefix_cache: u64,
+    /// How keys and values are quantised.
+    pub(super) kv_scheme: Option<Scheme>,
     pub(super) eos: Vec<u32>,
     /// Whether MLX's own operations compute everything.
     pub(super) mlx_alone: bool,
@@ -107,13 +113,18 @@ impl Scheduler {
         }
     }
 
+    /// An empty cache as this model's requests have them.
+    pub(super) fn new_cache(&self) -> KvCache {
+        self.model.new_cache().quantised(self.limits.kv_scheme)
+    }
+
     pub(super) fn push(&mut self, request: Request) {
         let size = self.limits.context_length;
         let (cache, room) = match request.options.context_overflow {
             Some(ContextOverflow::Rotate { keep }) => {
-                (self.model.new_cache().rotating(Rotation { keep, size }), usize::MAX)
+                (self.new_cache().rotating(Rotation { keep, size }), usize::MAX)
             }
-            _ => (self.model.new_cache(), size.saturating_sub(request.prompt.len())),
+            _ => (self.new_cache(), size.saturating_sub(request.prompt.len())),
         };
         let vocab_size = self.model.config().vocab_size;
         let row = Row::new(request, cache, &self.limits.eos, vocab_size, room);
@@ -135,7 +146,8 @@ impl Scheduler {
                 let _ = reply.send(tensors);
             }
             SessionCommand::Import { id, tensors, reply } => {
-                let _ = reply.send(self.sessions.import(id, tensors, self.model.as_ref()));
+                let empty = self.new_cache();
+                let _ = reply.send(self.sessions.import(id, tensors, self.model.as_ref(), empty));
             }
         });
     }

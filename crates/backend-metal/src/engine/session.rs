@@ -135,7 +135,7 @@ impl Sessions {
         Ok(tensors)
     }
 
-    /// Takes in what [`export`](Self::export) gave.
+    /// Takes in what [`export`](Self::export) gave, into a cache like this empty one.
     ///
     /// # Errors
     /// Says what does not belong to this model.
@@ -144,10 +144,11 @@ impl Sessions {
         id: SessionId,
         mut tensors: Tensors,
         model: &dyn Architecture,
+        empty: KvCache,
     ) -> Result<(), String> {
         let entry = match tensors.remove(HELD) {
             None => None,
-            Some(held) => Some(read_entry(&held, &mut tensors, model)?),
+            Some(held) => Some(read_entry(&held, &mut tensors, model, empty)?),
         };
         if let Some(name) = tensors.keys().next() {
             return Err(format!("{name}: is no tensor of this layout"));
@@ -175,6 +176,7 @@ fn read_entry(
     held: &SessionTensor,
     tensors: &mut Tensors,
     model: &dyn Architecture,
+    empty: KvCache,
 ) -> Result<Entry, String> {
     let mlx = |error: Exception| error.to_string();
     let (words, []) = held.bytes.as_chunks() else { return Err(format!("{HELD}: expected u32")) };
@@ -187,7 +189,7 @@ fn read_entry(
         return Err(format!("{HELD}: expected at most {} ids of the vocabulary", config.context_length));
     }
     // What the model would write for one token, without computing it, says what its keys and values look like.
-    let mut like = model.new_cache();
+    let mut like = empty.clone();
     let token = Array::from_slice(&tokens[..1], &[1, 1]);
     model.hidden(&token, Rows::Cached(&mut [&mut like])).map_err(mlx)?;
     let mut layers = Vec::with_capacity(config.layers);
@@ -217,7 +219,7 @@ fn read_entry(
         }
         layers.push(arrays);
     }
-    let mut cache = model.new_cache();
+    let mut cache = empty;
     cache.import(layers, tokens.len());
     Ok(Entry { tokens, cache })
 }

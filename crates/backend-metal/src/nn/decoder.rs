@@ -104,7 +104,7 @@ impl<B: Block + 'static> Decoder<B> {
             let length = cache.length_with(count);
             if cache.len() > 0 && cache.length() <= limit && length > limit {
                 let text = cache.text()?;
-                let mut fresh = self.new_cache();
+                let mut fresh = cache.emptied();
                 fresh.expect(length);
                 self.pass(&text, Rows::Cached(&mut [&mut fresh]))?;
                 fresh.remember(text);

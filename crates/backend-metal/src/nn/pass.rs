@@ -252,9 +252,11 @@ fn attend_in_place(
     [queries, keys, values]: [&Array; 3],
     attend: &Attend,
 ) -> Result<Option<Array>> {
+    let (tokens, scheme) = (queries.dim(2) as usize, caches[0].scheme());
+    let new = cache::pack([keys, values], scheme)?;
     let places =
-        caches.iter_mut().map(|cache| cache.place(layer, [keys, values])).collect::<Result<Vec<_>>>()?;
-    let Some(done) = native::attend_in_place([queries, keys, values], &places, attend) else {
+        caches.iter_mut().map(|cache| cache.place(layer, tokens, &new)).collect::<Result<Vec<_>>>()?;
+    let Some(done) = native::attend_in_place(queries, &new, scheme, &places, attend) else {
         return Ok(None);
     };
     let [mixed, written] = done?;

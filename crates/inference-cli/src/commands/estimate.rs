@@ -2,12 +2,12 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
-use inference::{MemoryEstimate, ModelManifest, free_memory};
+use inference::{KvBits, MemoryEstimate, ModelManifest, free_memory};
 use serde::Serialize;
 
 use crate::{
     failure::Usage,
-    options::ByteSize,
+    options::{ByteSize, kv_bits},
     render::{self, Out},
 };
 
@@ -32,6 +32,10 @@ pub(crate) struct Args {
     /// Requests that run at once
     #[arg(long, value_name = "REQUESTS", default_value_t = 1)]
     batch: usize,
+
+    /// Keys and values in so many bits: 8 or 4 [default: as they are computed]
+    #[arg(long, value_name = "BITS", value_parser = kv_bits)]
+    kv_bits: Option<KvBits>,
 
     /// Memory to fit into, such as 24GB [default: what this machine has free]
     #[arg(long, value_name = "SIZE")]
@@ -60,7 +64,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         let message = "config.json does not say how long the model's context is: give --context-length";
         return Err(Usage(message.to_owned()).into());
     };
-    let estimate = manifest.estimate(context, args.batch)?;
+    let estimate = manifest.estimate(context, args.batch, args.kv_bits)?;
     let available = args.memory.map(|size| size.0).or_else(memory);
     let report = Report::new(&estimate, context, args.batch, available);
     let mut out = Out::new();

@@ -3,7 +3,8 @@
 use std::time::{Duration, Instant};
 
 use inference_core::{
-    Availability, CancellationToken, Error, LoadOptions, ModelManifest, Outcome, Support, TextModelExt as _,
+    Availability, CancellationToken, Error, KvBits, LoadOptions, ModelManifest, Outcome, Support,
+    TextModelExt as _,
 };
 
 use super::{alone, ended, ids, some_ids, some_prompts};
@@ -25,6 +26,7 @@ clauses!("loading":
     a_prefill_chunk_changes_no_answer [PrefillChunk Generate],
     a_cache_limit_changes_no_answer [CacheLimit Generate],
     a_memory_limit_changes_no_answer [MemoryLimit Generate],
+    quantised_caches_answer_together_as_alone [KvBits Generate],
     a_missing_adapter_is_an_error [Adapter],
     a_trainer_is_there_where_claimed [Train],
 );
@@ -181,6 +183,25 @@ pub async fn a_cache_limit_changes_no_answer(subject: &Subject) -> ClauseResult 
 /// A generous memory limit changes no answer.
 pub async fn a_memory_limit_changes_no_answer(subject: &Subject) -> ClauseResult {
     same_answers(subject, subject.base_load_options().memory_limit(1 << 40)).await
+}
+
+/// With keys and values in 8 and in 4 bits a prompt gets the same answer whatever runs beside it. A model whose heads have no
+/// group size is refused by that option.
+pub async fn quantised_caches_answer_together_as_alone(subject: &Subject) -> ClauseResult {
+    for bits in [KvBits::Eight, KvBits::Four] {
+        let model = match subject.load(subject.base_load_options().kv_bits(bits)).await {
+            Err(Error::InvalidOption { option: "kv_bits", reason }) => return Err(Objection::moot(reason)),
+            loaded => loaded?,
+        };
+        let options = subject.greedy(6)?;
+        let prompts = some_prompts(subject, &*model);
+        let together = model.batch_generate(prompts.clone(), options.clone()).await;
+        for (prompt, together) in prompts.iter().zip(together) {
+            let (together, alone) = (ids(&together?), ids(&alone(&*model, prompt, &options).await?));
+            ensure!(together == alone, "in {} bits {together:?} beside others, {alone:?} alone", bits.get());
+        }
+    }
+    Ok(())
 }
 
 async fn same_answers(subject: &Subject, options: LoadOptions) -> ClauseResult {

@@ -39,6 +39,8 @@ pub(crate) struct Core {
     closed: AtomicBool,
     /// Changes every logit, for engines whose answers depend on what they must not.
     salt: u64,
+    /// Whether they depend on how many requests there were, too.
+    restless: bool,
 }
 
 impl std::ops::Deref for Model {
@@ -82,6 +84,8 @@ impl Model {
             || fault.is("a_prefill_chunk_changes_no_answer") && options.prefill_chunk.is_some()
             || fault.is("a_cache_limit_changes_no_answer") && options.cache_limit.is_some()
             || fault.is("a_memory_limit_changes_no_answer") && options.memory_limit.is_some();
+        let restless = fault.is("quantised_caches_answer_together_as_alone") && options.kv_bits.is_some()
+            || fault.is("greedy_repeats_itself");
         let shutdown =
             if fault.is("models_live_side_by_side") { shared_shutdown() } else { CancellationToken::new() };
         let shared = Shared {
@@ -100,6 +104,7 @@ impl Model {
             shared: Arc::new(shared),
             closed: AtomicBool::new(false),
             salt: u64::from(changed),
+            restless,
         }))
     }
 }
@@ -184,7 +189,7 @@ impl Core {
         if self.fault.is("template_options_are_taken") && options.template.variables.is_some() {
             salt = 1;
         }
-        if self.fault.is("greedy_repeats_itself") {
+        if self.restless {
             salt = self.shared.requests.fetch_add(1, Ordering::Relaxed);
         }
         {

@@ -7,7 +7,7 @@ use super::{
     ModelManifest,
     config::{Config, Found},
 };
-use crate::{Dtype, Error, Result};
+use crate::{Dtype, Error, KvBits, Result};
 
 /// The bytes that a model needs to run, before any of them is allocated.
 ///
@@ -15,7 +15,8 @@ use crate::{Dtype, Error, Result};
 /// - **Keys and values**: for each layer, 2 × batch × positions × key-value heads × head dimension × bytes of the type
 ///   that most of its floating-point tensors have. `positions` is the context; in a layer with a sliding window, the smaller of context and window. Which layers
 ///   slide, `layer_types` says, or `sliding_window_pattern` (every n-th layer does not). A window without either counts as
-///   none: the figure is then an upper bound.
+///   none: the figure is then an upper bound. Quantised ones take their bits, and a scale and a bias of that type for each
+///   [group](KvBits::group_size).
 ///
 /// Activations are left out: they are small next to these, and depend on the engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -49,7 +50,12 @@ impl MemoryEstimate {
     }
 }
 
-pub(super) fn estimate(manifest: &ModelManifest, context: usize, batch: usize) -> Result<MemoryEstimate> {
+pub(super) fn estimate(
+    manifest: &ModelManifest,
+    context: usize,
+    batch: usize,
+    kv_bits: Option<KvBits>,
+) -> Result<MemoryEstimate> {
     for (option, value) in [("context_length", context), ("batch", batch)] {
         if value == 0 {
             return Err(Error::InvalidOption { option, reason: "is 0, expected at least 1".to_owned() });
@@ -63,15 +69,22 @@ pub(super) fn estimate(manifest: &ModelManifest, context: usize, batch: usize) -
         let reason = format!("is {layers}, but the files hold {} tensors", manifest.tensors.len());
         return Err(config.invalid("num_hidden_layers", reason));
     }
-    let width = key_width(manifest, &config)?;
+    let (width, head) = key_width(manifest, &config)?;
     let size = manifest.stored_dtype().map_or(2, Dtype::size);
+    let position = match kv_bits {
+        None => width.checked_mul(size),
+        Some(bits) => {
+            let group = bits.group_size(head).ok_or_else(|| bits.impossible(head))?;
+            (bits.get() * group / 8 + 2 * size).checked_mul(width / group)
+        }
+    };
 
     let (windowed, window) = windows(&config, layers)?;
     let positions = |layers: usize, each: usize| (layers as u64).checked_mul(each as u64);
     let bytes = || {
         let positions = positions(layers - windowed, context)?
             .checked_add(positions(windowed, window.unwrap_or(context).min(context))?)?;
-        [2, batch, width, size].iter().try_fold(positions, |bytes, n| bytes.checked_mul(*n as u64))
+        [2, batch, position?].iter().try_fold(positions, |bytes, n| bytes.checked_mul(*n as u64))
     };
     let Some(kv_bytes) = bytes() else {
         let reason = format!("{context} tokens in {batch} texts need more bytes than 64 bits count");
@@ -85,8 +98,8 @@ fn required(config: &Config<'_>, name: &str) -> Result<usize> {
     config.count(&[name])?.ok_or_else(missing)
 }
 
-/// The width of one layer's keys: heads × head dimension.
-fn key_width(manifest: &ModelManifest, config: &Config<'_>) -> Result<usize> {
+/// The width of one layer's keys, heads × head dimension, and of one head: of all where the config does not say.
+fn key_width(manifest: &ModelManifest, config: &Config<'_>) -> Result<(usize, usize)> {
     let heads = config.count(&["num_attention_heads"])?;
     let Some(heads) = heads else {
         // A config may leave the heads to the architecture's defaults; the projection's rows tell.
@@ -95,7 +108,7 @@ fn key_width(manifest: &ModelManifest, config: &Config<'_>) -> Result<usize> {
             language && name.ends_with("layers.0.self_attn.k_proj.weight") && tensor.shape.len() == 2
         });
         let missing = || config.invalid("num_attention_heads", "is missing, expected a whole number from 1");
-        return keys.map(|(_, tensor)| tensor.shape[0]).ok_or_else(missing);
+        return keys.map(|(_, tensor)| (tensor.shape[0], tensor.shape[0])).ok_or_else(missing);
     };
     let key_heads = config.count(&["num_key_value_heads"])?.unwrap_or(heads);
     let head = match config.count(&["head_dim"])? {
@@ -103,7 +116,7 @@ fn key_width(manifest: &ModelManifest, config: &Config<'_>) -> Result<usize> {
         None => required(config, "hidden_size")? / heads,
     };
     let overflow = || config.invalid("head_dim", format!("is {head}, with {key_heads} key-value heads"));
-    key_heads.checked_mul(head).ok_or_else(overflow)
+    Ok((key_heads.checked_mul(head).ok_or_else(overflow)?, head))
 }
 
 /// How many of the layers slide, and the window that they slide in.

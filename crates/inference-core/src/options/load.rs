@@ -5,7 +5,7 @@ use std::{any::Any, fmt, path::PathBuf, sync::Arc};
 use tokio_util::sync::CancellationToken;
 
 use super::{Extensions, positive};
-use crate::{Feature, Result};
+use crate::{Error, Feature, Result};
 
 /// Options of a load.
 #[derive(Debug, Clone, Default)]
@@ -22,6 +22,8 @@ pub struct LoadOptions {
     /// Bytes of keys and values kept of ended texts, for prompts that begin as they did; 0 keeps none; unset: the backend's
     /// choice.
     pub prefix_cache: Option<u64>,
+    /// Keys and values are kept in so many bits; unset: as they are computed.
+    pub kv_bits: Option<KvBits>,
     /// Bytes that the engine may use; process-wide where its allocator is.
     pub memory_limit: Option<u64>,
     /// Bytes that the engine's allocator may keep for reuse.
@@ -74,6 +76,15 @@ impl LoadOptions {
     #[must_use]
     pub fn prefix_cache(mut self, bytes: u64) -> Self {
         self.prefix_cache = Some(bytes);
+        self
+    }
+
+    /// Keeps keys and values in so many bits: texts take about half or a quarter of the memory that they take in 16 bits, and
+    /// differ a little. The load fails with [`Error::InvalidOption`](crate::Error::InvalidOption) where the width of the
+    /// model's heads has no [`group_size`](KvBits::group_size).
+    #[must_use]
+    pub fn kv_bits(mut self, bits: KvBits) -> Self {
+        self.kv_bits = Some(bits);
         self
     }
 
@@ -130,11 +141,50 @@ impl LoadOptions {
             self.max_batch.map(|_| Feature::MaxBatch),
             self.prefill_chunk.map(|_| Feature::PrefillChunk),
             self.prefix_cache.map(|_| Feature::PrefixCache),
+            self.kv_bits.map(|_| Feature::KvBits),
             self.memory_limit.map(|_| Feature::MemoryLimit),
             self.cache_limit.map(|_| Feature::CacheLimit),
         ]
         .into_iter()
         .flatten()
+    }
+}
+
+/// Bits of one element of keys and values that are quantised: whole numbers with a scale and a bias for each group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum KvBits {
+    /// 4
+    Four,
+    /// 8
+    Eight,
+}
+
+impl KvBits {
+    /// How many they are.
+    #[must_use]
+    pub fn get(self) -> usize {
+        match self {
+            Self::Four => 4,
+            Self::Eight => 8,
+        }
+    }
+
+    /// Elements that share a scale and a bias, of a head that is so wide: 64, or 32 where 64 does not divide the width, or none
+    /// where 32 does not.
+    #[must_use]
+    pub fn group_size(self, head_dim: usize) -> Option<usize> {
+        [64, 32].into_iter().find(|size| head_dim > 0 && head_dim.is_multiple_of(*size))
+    }
+
+    /// The error of a model whose heads are so wide and have no group size.
+    #[must_use]
+    pub fn impossible(self, head_dim: usize) -> Error {
+        let reason = format!(
+            "{}: the model's heads are {head_dim} wide, which groups of 32 do not divide",
+            self.get()
+        );
+        Error::InvalidOption { option: "kv_bits", reason }
     }
 }
 
@@ -170,5 +220,20 @@ impl Progress {
 impl fmt::Debug for Progress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Progress")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_divide_the_width_of_a_head() {
+        for bits in [KvBits::Four, KvBits::Eight] {
+            let groups = [128, 64, 96, 32, 80, 0].map(|head_dim| bits.group_size(head_dim));
+            assert_eq!(groups, [Some(64), Some(64), Some(32), Some(32), None, None]);
+        }
+        let options = LoadOptions::new().kv_bits(KvBits::Four);
+        assert_eq!(options.required_features().collect::<Vec<_>>(), [Feature::KvBits]);
     }
 }

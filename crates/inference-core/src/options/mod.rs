@@ -21,7 +21,7 @@ use serde_json::{Map, Value};
 pub use self::{
     classify::ClassifyOptions,
     generate::{ContextOverflow, GenerateOptions},
-    load::{LoadOptions, LoadProgress, Progress},
+    load::{KvBits, LoadOptions, LoadProgress, Progress},
     processor::{LogitsProcessor, Processor},
     sampling::{SamplingOptions, Xtc},
 };

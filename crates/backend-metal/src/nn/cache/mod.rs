@@ -11,9 +11,10 @@ use std::{
 
 use mlx_rs::{Array, Dtype, error::Result, ops, transforms};
 
-use self::shelf::{Buffers, Layer, STEP, Shelf, pack};
+use self::shelf::{Buffers, Layer, STEP, Shelf};
 pub(crate) use self::{
     group::{Slots, gather, update},
+    shelf::pack,
     span::{Gap, Span},
 };
 use super::{
@@ -98,6 +99,19 @@ impl KvCache {
         }
         self.rotation = Some(rotation);
         self
+    }
+
+    /// The same with keys and values quantised, whose width the scheme's groups divide.
+    #[must_use]
+    pub(crate) fn quantised(mut self, scheme: Option<Scheme>) -> Self {
+        self.scheme = scheme;
+        self
+    }
+
+    /// An empty one that keeps as much in the same way.
+    pub(crate) fn emptied(&self) -> Self {
+        let shelf = Rc::new(RefCell::new(Shelf::new(self.spans.len())));
+        Self { shelf, row: 0, len: 0, expected: 0, text: Vec::new(), ..self.clone() }
     }
 
     /// How a text goes on past what the layers hold: caches that differ in it do not stand in for each other.
@@ -268,13 +282,17 @@ impl KvCache {
         self.layer(&mut self.shelf.borrow_mut(), layer).update(position, new)
     }
 
-    /// Makes room for new keys and values `[1, kv_heads, T, head_dim]` that go [straight](Self::is_straight) into a layer's
-    /// slots, and says where they go, for an operation that puts them there.
-    pub(crate) fn place(&mut self, layer: usize, new: [&Array; 2]) -> Result<Place> {
-        let tokens = new[0].dim(2) as usize;
+    /// How keys and values are quantised.
+    pub(crate) fn scheme(&self) -> Option<Scheme> {
+        self.scheme
+    }
+
+    /// Makes room for `tokens` that go [straight](Self::is_straight) into a layer's slots, and says where they go, for an
+    /// operation that puts them there. `new` are keys and values of any rows, as they are [`pack`]ed.
+    pub(crate) fn place(&mut self, layer: usize, tokens: usize, new: &[Array]) -> Result<Place> {
         let mut shelf = self.shelf.borrow_mut();
         let mut layer = self.layer(&mut shelf, layer);
-        layer.make_room(self.len, tokens, &pack(new, self.scheme)?, true)?;
+        layer.make_room(self.len, tokens, new, true)?;
         let Layer { span, buffers, .. } = layer;
         let (slot, held) = (span.slot(self.len), span.held(self.len + tokens));
         Ok(Place { arrays: buffers.arrays.clone(), after: buffers.written.clone(), slot, held })
@@ -297,9 +315,10 @@ impl KvCache {
 
 #[cfg(test)]
 mod tests {
-    use mlx_rs::Device;
+    use mlx_rs::{Device, random};
 
     use super::*;
+    use crate::nn::ops::Mode;
 
     /// Keys that say which position they are of; values that are their negatives.
     fn tokens(positions: std::ops::Range<usize>) -> [Array; 2] {
@@ -420,5 +439,39 @@ mod tests {
         assert!(cache.reaches(5) && !cache.reaches(2));
         // Room for 256 positions and for 4, of one float each.
         assert_eq!(cache.bytes(), 2 * (256 + 4) * 4);
+    }
+
+    #[test]
+    fn quantised_ones_are_as_near_as_their_bits_and_as_small() {
+        Device::set_default(&Device::cpu());
+        for (bits, share) in [(8, (64 + 4) as f64 / 128.0), (4, (32 + 4) as f64 / 128.0)] {
+            let scheme = Scheme { mode: Mode::Affine, bits, group_size: 64 };
+            // All in order, in a window that is filled, wrapped by chunks and gone round one by one.
+            for window in [None, Some(20)] {
+                let mut plain = KvCache::new([window]);
+                let mut quantised = KvCache::new([window]).quantised(Some(scheme));
+                for tokens in [7, 1, 30, 1, 1] {
+                    let [keys, values] = [0, 1].map(|part| {
+                        let key = random::key(plain.len() as u64 * 2 + part).unwrap();
+                        let new = random::uniform::<f32, f32>(-1.0, 1.0, &[1, 2, tokens, 64], &key).unwrap();
+                        new.as_dtype(Dtype::Float16).unwrap()
+                    });
+                    let exact = plain.update(0, [&keys, &values]).unwrap();
+                    let near = quantised.update(0, [&keys, &values]).unwrap();
+                    for (exact, near) in exact.iter().zip(&near) {
+                        let off = exact.subtract(near).unwrap().abs().unwrap().max(false).unwrap();
+                        let off = off.as_dtype(Dtype::Float32).unwrap().item_exact::<f32>();
+                        // Half of a step of a group from -1 to 1, and a step for the scale's and the bias's roundings.
+                        let step = 2.0 / ((1 << bits) - 1) as f32;
+                        assert!(off > 0.0 && off <= 1.5 * step, "{bits} bits: {off}, a step is {step}");
+                    }
+                    plain.advance(tokens as usize);
+                    quantised.advance(tokens as usize);
+                }
+                let found = quantised.bytes() as f64 / plain.bytes() as f64;
+                assert!((found - share).abs() < 1e-9, "{bits} bits: {found} of the bytes, expected {share}");
+                assert_ne!(quantised.layout(), plain.layout());
+            }
+        }
     }
 }

@@ -36,7 +36,7 @@ pub(super) struct Buffers {
 }
 
 /// Keys and values `[.., head_dim]` as they are kept: as they are, or quantised: elements, scales and biases of each.
-pub(super) fn pack(new: [&Array; 2], scheme: Option<Scheme>) -> Result<Vec<Array>> {
+pub(crate) fn pack(new: [&Array; 2], scheme: Option<Scheme>) -> Result<Vec<Array>> {
     let Some(scheme) = scheme else { return Ok(new.map(Array::clone).into()) };
     let mut arrays = Vec::with_capacity(6);
     for array in new {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use cpu_kernels::{Angles, Cache, Heads, Norm, Queries};
+use cpu_kernels::{Angles, Cache, Heads, Kept, Norm, Queries};
 use mlx_rs::{Array, error::Result};
 
 use super::{
@@ -94,8 +94,9 @@ pub(in crate::nn) fn attend([queries, keys, values]: [&Array; 3], how: &Attend) 
         let (queries, keys, values) = (Vectors::of(*queries)?, Vectors::of(*keys)?, Vectors::of(*values)?);
         let sinks = sinks.first().copied().map(Held::of).transpose()?;
         let [rows, kv_heads, len, _] = keys.sizes;
-        let caches =
-            (0..rows).map(|row| Ok(Cache { keys: keys.heads(row)?, values: values.heads(row)?, len }));
+        let caches = (0..rows).map(|row| {
+            Ok(Cache { keys: Kept::Floats(keys.heads(row)?), values: Kept::Floats(values.heads(row)?), len })
+        });
         let caches = caches.collect::<Done<Vec<_>>>()?;
         let [_, heads, tokens, head_dim] = queries.sizes;
         let how = cpu_kernels::Attend {

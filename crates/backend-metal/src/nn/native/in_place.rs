@@ -2,23 +2,24 @@
 
 use std::rc::Rc;
 
-use cpu_kernels::{Cache, Heads, Queries};
+use cpu_kernels::{Cache, Kept, PackedHeads, Queries};
 use mlx_rs::{Array, Dtype, error::Result};
 
 use super::{
     super::{
         custom::{Element, Input, Shape, custom, native},
+        ops::Scheme,
         pass::Attend,
     },
     Done, kernels,
-    operand::{Held, Vectors, floats_mut},
+    operand::{Held, Vectors, floats_mut, span},
     promoted, to_reason,
 };
 
 /// Where new tokens of a row go, and what they see.
 #[derive(Debug)]
 pub(crate) struct Place {
-    /// Keys and values `[1, kv_heads, capacity, head_dim]`, this row's alone and row-major: they are written in place.
+    /// What keys and values are kept as, `[1, kv_heads, capacity, ..]`, this row's alone and row-major: written in place.
     pub(crate) arrays: Vec<Array>,
     /// What is computed once everything is there that was put into them before.
     pub(crate) after: Option<Rc<Array>>,
@@ -28,62 +29,65 @@ pub(crate) struct Place {
     pub(crate) held: usize,
 }
 
-/// Puts keys and values `[B, kv_heads, T, head_dim]` in their places, one for each row, and attends to what is there: queries
-/// `[B, heads, T, head_dim]` → `[B, T, heads · head_dim]`, and what is computed once they are in their places. Of several
-/// tokens each sees those up to its own.
+/// Puts new keys and values in their places, one for each row, and attends to what is there: queries `[B, heads, T, head_dim]` →
+/// `[B, T, heads · head_dim]`, and what is computed once they are in their places. Of several tokens each sees those up to its
+/// own. `new` are the arrays `[B, kv_heads, T, ..]` that keys and values are kept as.
 pub(in crate::nn) fn attend_in_place(
-    [queries, keys, values]: [&Array; 3],
+    queries: &Array,
+    new: &[Array],
+    scheme: Option<Scheme>,
     places: &[Place],
     how: &Attend,
 ) -> Option<Result<[Array; 2]>> {
-    if !native() || places.iter().any(|place| place.arrays.len() != 2) {
+    if !native() {
         return None;
     }
     let &[batch, heads, tokens, head_dim] = queries.shape() else { return None };
-    let kept = places.iter().flat_map(|place| &place.arrays);
-    let dtype = promoted([queries.dtype(), keys.dtype(), values.dtype()])?;
-    let same =
-        kept.clone().zip([keys, values].into_iter().cycle()).all(|(kept, new)| kept.dtype() == new.dtype());
-    if !same || how.sinks.as_ref().is_some_and(|sinks| promoted([sinks.dtype()]).is_none()) {
+    // Of quantised ones the scales tell.
+    let floats = new.iter().map(Array::dtype).filter(|dtype| *dtype != Dtype::Uint32);
+    let dtype = promoted([queries.dtype()].into_iter().chain(floats))?;
+    let alike = |place: &Place| place.arrays.iter().map(Array::dtype).eq(new.iter().map(Array::dtype));
+    let sinks = how.sinks.as_deref();
+    if !places.iter().all(alike) || sinks.is_some_and(|sinks| promoted([sinks.dtype()]).is_none()) {
         return None;
     }
-    let mut arrays: Vec<_> =
-        [queries, keys, values].into_iter().chain(kept).chain(how.sinks.as_deref()).collect();
+    let kept = places.iter().flat_map(|place| &place.arrays);
+    let mut arrays: Vec<_> = [queries].into_iter().chain(new).chain(kept).chain(sinks).collect();
     let read = arrays.len();
-    for (index, after) in
-        places.iter().enumerate().filter_map(|(index, place)| Some((index, place.after.as_ref()?)))
-    {
-        let known = places[..index].iter().filter_map(|place| place.after.as_ref());
-        if !known.into_iter().any(|known| Rc::ptr_eq(known, after)) {
+    let mut known: Vec<&Rc<Array>> = Vec::new();
+    for after in places.iter().filter_map(|place| place.after.as_ref()) {
+        if !known.iter().any(|known| Rc::ptr_eq(known, after)) {
+            known.push(after);
             arrays.push(after);
         }
     }
     let rows: Vec<_> = places.iter().map(|place| (place.slot, place.held)).collect();
-    let (scale, softcap, has_sinks) = (how.scale, how.softcap, how.sinks.is_some());
+    let (parts, has_sinks, scale, softcap) = (new.len(), sinks.is_some(), how.scale, how.softcap);
     let sizes = [batch, tokens, heads * head_dim];
     let shapes = [
         Shape { sizes: &sizes, dtype, donor: None },
         Shape { sizes: &[1], dtype: Dtype::Uint8, donor: None },
     ];
     Some(custom(c"attend_in_place", &arrays, shapes, move |inputs, outputs| {
-        let [queries, keys, values, kept @ ..] = &inputs[..read] else { return Err("no inputs".into()) };
-        let (kept, sinks) = kept.split_at(2 * rows.len());
-        for (row, (pair, (slot, _))) in kept.chunks_exact(2).zip(&rows).enumerate() {
-            put(*keys, row, pair[0], *slot)?;
-            put(*values, row, pair[1], *slot)?;
+        let (new, kept) = inputs[1..read].split_at(parts);
+        let (kept, sinks) = kept.split_at(kept.len() - usize::from(has_sinks));
+        for (row, (kept, (slot, _))) in kept.chunks_exact(parts).zip(&rows).enumerate() {
+            for (new, kept) in new.iter().zip(kept) {
+                put(*new, row, *kept, *slot)?;
+            }
         }
-        let caches = kept.chunks_exact(2).zip(&rows).map(|(pair, (_, held))| {
-            let [keys, values]: [Heads<'_>; 2] =
-                [Vectors::of(pair[0])?.heads(0)?, Vectors::of(pair[1])?.heads(0)?];
-            Ok(Cache { keys, values, len: *held })
+        let caches = kept.chunks_exact(parts).zip(&rows).map(|(kept, (_, len))| {
+            let (keys, values) = kept.split_at(parts / 2);
+            Ok(Cache { keys: side(keys, scheme)?, values: side(values, scheme)?, len: *len })
         });
         let caches = caches.collect::<Done<Vec<_>>>()?;
-        let sinks = sinks.first().filter(|_| has_sinks).copied().map(Held::of).transpose()?;
-        let queries = Vectors::of(*queries)?;
+        let sinks = sinks.first().copied().map(Held::of).transpose()?;
+        let kv_heads = new[0].shape()[1] as usize;
+        let queries = Vectors::of(inputs[0])?;
         let [_, heads, tokens, head_dim] = queries.sizes;
         let how = cpu_kernels::Attend {
             heads,
-            kv_heads: keys.shape()[1] as usize,
+            kv_heads,
             head_dim,
             scale,
             // No more is kept than is seen.
@@ -96,11 +100,28 @@ pub(in crate::nn) fn attend_in_place(
     }))
 }
 
+/// Keys or values in the arrays that they are kept as.
+fn side<'a>(arrays: &[Input<'a>], scheme: Option<Scheme>) -> Done<Kept<'a>> {
+    match (arrays, scheme) {
+        ([floats], None) => Ok(Kept::Floats(Vectors::of(*floats)?.heads(0)?)),
+        ([words, scales, biases], Some(Scheme { bits, group_size, .. })) => Ok(Kept::Packed(PackedHeads {
+            bits,
+            group_size,
+            words: words.span()?,
+            scales: span(*scales)?,
+            biases: span(*biases)?,
+            capacity: words.shape()[2] as usize,
+        })),
+        _ => Err("keys or values in an unexpected number of arrays".into()),
+    }
+}
+
 /// Copies the vectors of one row of `new` `[rows, heads, tokens, width]` into the slots of `kept` `[1, heads, capacity, width]`
 /// from `slot` on.
 fn put(new: Input<'_>, row: usize, kept: Input<'_>, slot: usize) -> Done {
     match kept.dtype() {
         Some(Dtype::Float32) => put_as::<f32>(new, row, kept, slot),
+        Some(Dtype::Uint32) => put_as::<u32>(new, row, kept, slot),
         Some(Dtype::Float16) => put_as::<half::f16>(new, row, kept, slot),
         Some(Dtype::Bfloat16) => put_as::<half::bf16>(new, row, kept, slot),
         other => Err(format!("keys and values are kept as {other:?}").into()),
@@ -164,7 +185,7 @@ mod tests {
                         })
                         .collect();
                     let how = Attend::all(0.25);
-                    let ours = attend_in_place([&new[0], &new[1], &new[2]], &kept, &how).unwrap().unwrap();
+                    let ours = attend_in_place(&new[0], &new[1..], None, &kept, &how).unwrap().unwrap();
                     ours[0].eval().unwrap();
                     for (row, Place { arrays, slot, held: len, .. }) in kept.iter().enumerate() {
                         let of = |x: &Array| slice(x, 0, row as i32, row as i32 + 1).unwrap();

@@ -64,6 +64,11 @@ pub(super) fn floats_mut<'a>(output: &'a mut Output<'_>) -> Done<FloatsMut<'a>> 
     Ok(by_type!(FloatsMut, output, Output::elements))
 }
 
+/// Floats where they lie, and all that lies between.
+pub(super) fn span(input: Input<'_>) -> Done<Floats<'_>> {
+    Ok(by_type!(Floats, input, Input::span))
+}
+
 /// Vectors `[rows, heads, tokens, head_dim]` where they lie.
 pub(super) struct Vectors<'a> {
     data: Floats<'a>,
@@ -73,7 +78,7 @@ pub(super) struct Vectors<'a> {
 
 impl<'a> Vectors<'a> {
     pub(super) fn of(input: Input<'a>) -> Done<Self> {
-        let data = by_type!(Floats, input, Input::span);
+        let data = span(input)?;
         let (sizes, strides) = (input.shape(), input.strides());
         let (Ok(sizes), Ok(strides)) = (<[i32; 4]>::try_from(sizes), <[i64; 4]>::try_from(strides)) else {
             return Err("vectors that are not [rows, heads, tokens, head_dim]".into());
