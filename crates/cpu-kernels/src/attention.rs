@@ -72,7 +72,7 @@ pub struct Attend<'a> {
 }
 
 impl Attend<'_> {
-    fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self) -> Result<()> {
         if self.kv_heads == 0 || !self.heads.is_multiple_of(self.kv_heads) {
             let expected = format!("a multiple of the {} heads of keys", self.kv_heads);
             return Err(Error::Invalid { name: "the number of heads", found: self.heads, expected });

@@ -21,7 +21,7 @@ const ROWS: usize = 6;
 const DEPTH: usize = 256;
 
 /// Vectors of outputs that are multiplied at once: with `ROWS` rows of `x` they fill most registers.
-const fn vectors<S: Simd>() -> usize {
+pub(crate) const fn vectors<S: Simd>() -> usize {
     if S::REGISTERS >= 32 { 4 } else { 2 }
 }
 

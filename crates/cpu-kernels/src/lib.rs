@@ -18,6 +18,8 @@
 //! ```
 
 mod attention;
+mod attention_back;
+mod back;
 mod element;
 mod error;
 mod gemm;
@@ -37,6 +39,7 @@ mod unpack;
 mod vectors;
 
 pub use attention::{Attend, Cache, Heads, Queries};
+pub use attention_back::Attended;
 pub use error::{Error, Result};
 pub use isa::Isa;
 pub use kept::{Kept, PackedHeads};

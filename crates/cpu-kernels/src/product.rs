@@ -1,4 +1,4 @@
-//! Products with matrices: `x · wᵀ`, the same with one matrix of a stack for each row, and `g · w`.
+//! Products with matrices: `x · wᵀ`, and the same with one matrix of a stack for each row.
 
 use std::{borrow::Cow, marker::PhantomData};
 
@@ -14,7 +14,6 @@ use crate::{
     operand::{length, product, with_slice},
     simd::Simd,
     storage::{Storage, with_storage},
-    unpack,
 };
 #[cfg(target_arch = "x86_64")]
 use crate::{
@@ -75,38 +74,6 @@ impl Kernels {
             return Err(Error::Invalid { name: "the number of picks", found: picks.len(), expected });
         }
         self.gather(x, w, None, picks, picks.len() / rows, out);
-        Ok(())
-    }
-
-    /// `g · w`: `g` `[rows, outputs]`, one matrix → `out` `[rows, inputs]`: what [`multiply`](Self::multiply) does to
-    /// gradients.
-    ///
-    /// # Errors
-    /// As for [`multiply`](Self::multiply).
-    pub fn multiply_back(&self, g: Floats<'_>, w: &Matrices<'_>, out: FloatsMut<'_>) -> Result<()> {
-        single(w)?;
-        let rows = rows(w.inputs, out.len(), "out")?;
-        length("g", g.len(), product("g", &[rows, w.outputs])?)?;
-        let g = widened(g);
-        let mut sums = vec![0.0_f32; rows * w.inputs];
-        let shared = Shared::new(&mut sums);
-        self.pool.run(rows, &|row| {
-            // SAFETY: each task has a row of its own.
-            let sums = unsafe { shared.part(row * w.inputs, w.inputs) };
-            let mut weights = vec![0.0; w.inputs];
-            for output in 0..w.outputs {
-                unpack::row(w, output, &mut weights);
-                let g = g[row * w.outputs + output];
-                for (sum, weight) in sums.iter_mut().zip(&weights) {
-                    *sum = weight.mul_add(g, *sum);
-                }
-            }
-        });
-        with_slice!(out, FloatsMut, out => {
-            for (out, sum) in out.iter_mut().zip(&sums) {
-                *out = Element::round(*sum);
-            }
-        });
         Ok(())
     }
 
@@ -376,7 +343,7 @@ fn widened(x: Floats<'_>) -> Vec<f32> {
 }
 
 /// That the stack is a single matrix.
-fn single(w: &Matrices<'_>) -> Result<()> {
+pub(crate) fn single(w: &Matrices<'_>) -> Result<()> {
     if w.count != 1 {
         return Err(Error::Invalid { name: "the number of matrices", found: w.count, expected: "1".into() });
     }
@@ -384,7 +351,7 @@ fn single(w: &Matrices<'_>) -> Result<()> {
 }
 
 /// How many rows of this width there are.
-fn rows(width: usize, len: usize, operand: &'static str) -> Result<usize> {
+pub(crate) fn rows(width: usize, len: usize, operand: &'static str) -> Result<usize> {
     let rows = len.checked_div(width).unwrap_or(0);
     length(operand, len, rows * width)?;
     Ok(rows)
