@@ -223,13 +223,26 @@ async fn whole_weights_are_trained_where_they_are_dense() {
     backend_metal::convert(&manifest, &folder, &backend_metal::ConvertOptions::default(), &mut |_| true)
         .unwrap();
     let model = load(&folder, LoadOptions::new()).await;
-    let run = events(&*model, data(), full(output.path()).learning_rate(1e-3).steps(20)).await;
-    let TrainEvent::Started(plan) = &run[0] else { panic!("{:?}", run[0]) };
-    assert_eq!(Some(plan.trainable_parameters), Some(model.info().parameters));
-    let validations = validations(&run);
-    assert!(validations[validations.len() - 1].1 < 0.3 * validations[0].1, "{validations:?}");
-    let trained = load(&folder, LoadOptions::new().adapter(output.path())).await;
-    assert_eq!(answer(&*trained, "What colour is box 3?").await, "Box 3 is grey.");
+    let [whole, mixed] = [false, true].map(|mixed| {
+        let folder = output.path().join(mixed.to_string());
+        let method = Method::Full(FullOptions::new().dropout(0.1).mixed_precision(mixed));
+        options(&folder).method(method).learning_rate(1e-3).steps(20)
+    });
+    let mut curves = Vec::new();
+    for options in [whole, mixed] {
+        let weights = options.output.clone();
+        let run = events(&*model, data(), options).await;
+        let TrainEvent::Started(plan) = &run[0] else { panic!("{:?}", run[0]) };
+        assert_eq!(Some(plan.trainable_parameters), Some(model.info().parameters));
+        let validations = validations(&run);
+        assert!(validations[validations.len() - 1].1 < 0.3 * validations[0].1, "{validations:?}");
+        curves.push(curve(&run));
+        let tensors = inference_core::read_tensors(weights.join("adapters.safetensors")).unwrap();
+        assert!(tensors.values().all(|tensor| tensor.dtype == inference_core::Dtype::F32));
+        let trained = load(&folder, LoadOptions::new().adapter(&weights)).await;
+        assert_eq!(answer(&*trained, "What colour is box 3?").await, "Box 3 is grey.");
+    }
+    assert_ne!(curves[0], curves[1]);
 }
 
 #[tokio::test]

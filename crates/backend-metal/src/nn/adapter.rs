@@ -14,7 +14,7 @@ use mlx_rs::{
 };
 
 use super::{
-    linear::Matrix,
+    linear::{Matrix, times},
     ops::{on_cpu, scalar},
     parameter::{Leaf, drop_out},
 };
@@ -152,9 +152,9 @@ impl Sites {
             let x = adapter.dropped(x)?;
             let (a, b) = (adapter.a.get()?, adapter.b.get()?);
             if site.kind == SiteKind::Embedding {
-                return x.matmul(b.swap_axes(-1, -2)?)?.matmul(a.swap_axes(-1, -2)?);
+                return times(&times(&x, &b.swap_axes(-1, -2)?)?, &a.swap_axes(-1, -2)?);
             }
-            x.matmul(a)?.matmul(b)
+            times(&times(&x, &a)?, &b)
         })?;
         self.rescale(y)
     }

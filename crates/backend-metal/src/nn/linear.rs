@@ -110,6 +110,9 @@ impl Matrix {
         if let Some(product) = native::multiply(x, self, bias.map(|bias| &**bias)) {
             return product;
         }
+        if let (Some(_), Some(product)) = (bias, native::multiply(x, self, None)) {
+            return plus(product?, bias);
+        }
         let product = match (self, bias) {
             (Self::Dense(transposed), Some(bias)) => {
                 return ops::addmm(bias.get()?, x, transposed.get()?, None, None);
@@ -228,6 +231,11 @@ impl Linear {
         let y = self.sites.adapt(x, self.matrix.multiply(x, None)?)?;
         plus(y, self.bias.as_ref())
     }
+}
+
+/// `x · w`, `[.., in]`, `[in, out]` → `[.., out]`, where a gradient may be taken by both.
+pub(super) fn times(x: &Array, w: &Array) -> Result<Array> {
+    native::times(x, w).unwrap_or_else(|| x.matmul(w))
 }
 
 fn plus(y: Array, bias: Option<&Parameter>) -> Result<Array> {

@@ -1,8 +1,9 @@
 //! What a run will need, before its first step.
 
 use inference_core::TrainMemory;
+use mlx_rs::Array;
 
-use super::{optimizer::Stepper, trained::Trained};
+use super::optimizer::Stepper;
 use crate::{
     arch::Architecture,
     nn::{SiteKind, layer_of},
@@ -24,7 +25,7 @@ pub(super) struct Largest {
 /// one block, and one residual stream for each.
 pub(super) fn estimate(
     model: &dyn Architecture,
-    trained: &Trained,
+    values: &[Array],
     stepper: &Stepper,
     weights: u64,
     batch: Largest,
@@ -53,7 +54,7 @@ pub(super) fn estimate(
     let blocks = if checkpoint { streams + blocks.max().unwrap_or(0) } else { streams + blocks.sum::<u64>() };
     // Logits, their gradient and their exponentials, in float32.
     let logits = 3 * 4 * config.vocab_size as u64 * tokens;
-    let bytes: u64 = trained.values.iter().map(|value| value.nbytes() as u64).sum();
+    let bytes: u64 = values.iter().map(|value| value.nbytes() as u64).sum();
     let mut memory = TrainMemory::default();
     memory.weights = weights + bytes;
     memory.gradients = bytes;

@@ -1,24 +1,36 @@
 //! Optimisers: how a gradient changes a weight. They compute in float32, whatever the weights' type, and say what they keep.
 
+use std::mem;
+
 use inference_core::Optimizer;
-use mlx_rs::{Array, Dtype, error::Result, ops};
+use mlx_rs::{
+    Array, Dtype,
+    error::{Exception, Result},
+    ops,
+};
+
+use super::function::Function;
 
 /// An optimiser and what it keeps of the steps before.
 #[derive(Debug)]
 pub(crate) struct Stepper {
     rule: Optimizer,
+    function: Function,
     /// For each tensor what it keeps, in the order of [`Stepper::kept`].
     pub(crate) state: Vec<Vec<Array>>,
 }
 
 impl Stepper {
-    /// The optimiser before the first step, for tensors of these values.
-    pub(crate) fn new(rule: &Optimizer, values: &[Array]) -> Result<Self> {
+    /// The optimiser before the first step, for tensors of these values. `clip`: the longest norm of all gradients together.
+    pub(crate) fn new(rule: &Optimizer, clip: Option<f32>, values: &[Array]) -> Result<Self> {
         let state = values.iter().map(|value| {
             let kept = kept(rule, value.shape());
             kept.iter().map(|(_, shape)| ops::zeros_dtype(shape, Dtype::Float32)).collect()
         });
-        Ok(Self { rule: rule.clone(), state: state.collect::<Result<_>>()? })
+        let state: Vec<Vec<_>> = state.collect::<Result<_>>()?;
+        let parts = state.iter().map(Vec::len).collect();
+        let function = Function::new(function(rule.clone(), clip, parts));
+        Ok(Self { rule: rule.clone(), function, state })
     }
 
     /// The names and shapes of what it keeps for a tensor of this shape.
@@ -31,51 +43,110 @@ impl Stepper {
         self.state.iter().flatten().map(|array| array.nbytes() as u64).sum()
     }
 
-    /// Changes the values by these gradients, at this rate, in step `step`, from 1. Lazy.
+    /// Changes the values by these gradients, at this rate, in step `step`, from 1. Returns the norm of all gradients together,
+    /// before they are shortened. All lazy.
     pub(crate) fn step(
         &mut self,
         values: &mut [Array],
         gradients: &[Array],
         rate: f32,
         step: usize,
-    ) -> Result<()> {
-        for ((value, gradient), state) in values.iter_mut().zip(gradients).zip(&mut self.state) {
-            let dtype = value.dtype();
-            let (weight, gradient) = (value.as_dtype(Dtype::Float32)?, gradient.as_dtype(Dtype::Float32)?);
-            let changed = match (&self.rule, state.as_mut_slice()) {
-                (Optimizer::AdamW { betas, eps, weight_decay, bias_correction }, [mean, square]) => {
-                    let [first, second] = *betas;
-                    *mean = blend(mean, &gradient, first)?;
-                    *square = blend(square, &gradient.square()?, second)?;
-                    let correct = |beta: f32| {
-                        if *bias_correction { 1.0 - f64::from(beta).powf(step as f64) } else { 1.0 }
-                    };
-                    let root = square.sqrt()?.multiply(number(correct(second).sqrt().recip()))?;
-                    let change = mean.multiply(number(f64::from(rate) / correct(first)))?;
-                    let kept = weight.multiply(number(1.0 - f64::from(rate) * f64::from(*weight_decay)))?;
-                    kept.subtract(change.divide(root.add(number(f64::from(*eps)))?)?)?
-                }
-                (Optimizer::Sgd { momentum, weight_decay }, state) => {
-                    let mut change = gradient;
-                    if *weight_decay > 0.0 {
-                        change = change.add(weight.multiply(Array::from_f32(*weight_decay))?)?;
-                    }
-                    if let [velocity] = state {
-                        *velocity = velocity.multiply(Array::from_f32(*momentum))?.add(&change)?;
-                        change = velocity.clone();
-                    }
-                    weight.subtract(change.multiply(Array::from_f32(rate))?)?
-                }
-                (_, state) => adafactor(&weight, &gradient, state, rate, step)?,
-            };
-            *value = changed.as_dtype(dtype)?;
+    ) -> Result<Array> {
+        let numbers = numbers(&self.rule, f64::from(rate), step as f64).map(number);
+        let state = mem::take(&mut self.state);
+        let parts: Vec<_> = state.iter().map(Vec::len).collect();
+        let arguments = [&numbers, &*values, gradients, &state.concat()].concat();
+        let mut results = self.function.call(&arguments)?.into_iter();
+        let norm = results.next().ok_or_else(|| Exception::custom("a step gave nothing"))?;
+        values.iter_mut().zip(&mut results).for_each(|(value, changed)| *value = changed);
+        self.state = parts.iter().map(|count| results.by_ref().take(*count).collect()).collect();
+        Ok(norm)
+    }
+}
+
+/// [`numbers`], values, gradients and for each tensor as many arrays of state as `parts` says → the gradients' norm, the values
+/// and the state after the step.
+fn function(
+    rule: Optimizer,
+    clip: Option<f32>,
+    parts: Vec<usize>,
+) -> impl FnMut(&[Array]) -> Result<Vec<Array>> + 'static {
+    move |arguments| {
+        let [first, second, third, rest @ ..] = arguments else {
+            return Err(Exception::custom("a step without its numbers"));
+        };
+        let (values, rest) = rest.split_at(parts.len());
+        let (gradients, mut before) = rest.split_at(parts.len());
+        let norm = norm(gradients)?;
+        let share = clip.map(|limit| shortening(&norm, limit)).transpose()?;
+        let (mut results, mut after) = (vec![norm], Vec::new());
+        for ((value, gradient), count) in values.iter().zip(gradients).zip(&parts) {
+            let (mut state, rest) = (before[..*count].to_vec(), &before[*count..]);
+            before = rest;
+            let weight = value.as_dtype(Dtype::Float32)?;
+            let mut gradient = gradient.as_dtype(Dtype::Float32)?;
+            if let Some(share) = &share {
+                gradient = gradient.multiply(share)?;
+            }
+            let changed = changed(&rule, &weight, gradient, &mut state, [first, second, third])?;
+            results.push(changed.as_dtype(value.dtype())?);
+            after.append(&mut state);
         }
-        Ok(())
+        results.append(&mut after);
+        Ok(results)
+    }
+}
+
+/// What differs from step to step.
+fn numbers(rule: &Optimizer, rate: f64, step: f64) -> [f64; 3] {
+    match *rule {
+        Optimizer::AdamW { betas: [first, second], weight_decay, bias_correction, .. } => {
+            let correct = |beta: f32| if bias_correction { 1.0 - f64::from(beta).powf(step) } else { 1.0 };
+            [rate / correct(first), correct(second).sqrt().recip(), 1.0 - rate * f64::from(weight_decay)]
+        }
+        Optimizer::Sgd { .. } => [rate, 0.0, 0.0],
+        _ => {
+            let decay = f64::from(1.0 - (step as f32).powf(-0.8));
+            [rate, decay, 1.0 - decay]
+        }
+    }
+}
+
+/// The weight after a step, in float32.
+fn changed(
+    rule: &Optimizer,
+    weight: &Array,
+    gradient: Array,
+    state: &mut [Array],
+    numbers: [&Array; 3],
+) -> Result<Array> {
+    match (rule, state) {
+        (Optimizer::AdamW { betas, eps, .. }, [mean, square]) => {
+            let [rate, correction, kept] = numbers;
+            let shares = betas.map(|beta| [number(f64::from(beta)), number(1.0 - f64::from(beta))]);
+            *mean = blend(mean, &gradient, &shares[0])?;
+            *square = blend(square, &gradient.square()?, &shares[1])?;
+            let root = square.sqrt()?.multiply(correction)?;
+            let change = mean.multiply(rate)?.divide(root.add(number(f64::from(*eps)))?)?;
+            weight.multiply(kept)?.subtract(change)
+        }
+        (Optimizer::Sgd { momentum, weight_decay }, state) => {
+            let mut change = gradient;
+            if *weight_decay > 0.0 {
+                change = change.add(weight.multiply(Array::from_f32(*weight_decay))?)?;
+            }
+            if let [velocity] = state {
+                *velocity = velocity.multiply(Array::from_f32(*momentum))?.add(&change)?;
+                change = velocity.clone();
+            }
+            weight.subtract(change.multiply(numbers[0])?)
+        }
+        (_, state) => adafactor(weight, &gradient, state, numbers),
     }
 }
 
 /// The gradients' norm, all of them together, in float32. Lazy.
-pub(crate) fn norm(gradients: &[Array]) -> Result<Array> {
+fn norm(gradients: &[Array]) -> Result<Array> {
     let mut sum = Array::from_f32(0.0);
     for gradient in gradients {
         sum = sum.add(gradient.as_dtype(Dtype::Float32)?.square()?.sum(false)?)?;
@@ -83,15 +154,11 @@ pub(crate) fn norm(gradients: &[Array]) -> Result<Array> {
     sum.sqrt()
 }
 
-/// Shortens gradients of this norm to `limit`, where they are longer. Lazy.
-pub(crate) fn clip(gradients: &mut [Array], norm: &Array, limit: f32) -> Result<()> {
+/// What gradients of this norm are multiplied by to be no longer than `limit`.
+fn shortening(norm: &Array, limit: f32) -> Result<Array> {
     // As torch has it.
     let share = Array::from_f32(limit).divide(norm.add(Array::from_f32(1e-6))?)?;
-    let share = ops::minimum(share, Array::from_f32(1.0))?;
-    for gradient in gradients {
-        *gradient = gradient.multiply(share.as_dtype(gradient.dtype())?)?;
-    }
-    Ok(())
+    ops::minimum(share, Array::from_f32(1.0))
 }
 
 fn kept(rule: &Optimizer, shape: &[i32]) -> Vec<(&'static str, Vec<i32>)> {
@@ -107,20 +174,25 @@ fn kept(rule: &Optimizer, shape: &[i32]) -> Vec<(&'static str, Vec<i32>)> {
 }
 
 /// Adafactor (Shazeer & Stern 2018, algorithms 4 and 5) at a given rate, relative to the size of the weights.
-fn adafactor(weight: &Array, gradient: &Array, state: &mut [Array], rate: f32, step: usize) -> Result<Array> {
+fn adafactor(
+    weight: &Array,
+    gradient: &Array,
+    state: &mut [Array],
+    [rate, decay, rest]: [&Array; 3],
+) -> Result<Array> {
     const SQUARE_EPS: f32 = 1e-30;
     const SCALE_EPS: f32 = 1e-3;
-    let decay = 1.0 - (step as f32).powf(-0.8);
+    let decay = [decay.clone(), rest.clone()];
     let square = gradient.square()?.add(Array::from_f32(SQUARE_EPS))?;
     let direction = match state {
         [rows, columns] => {
-            *rows = blend(rows, &square.mean_axis(-1, false)?, decay)?;
-            *columns = blend(columns, &square.mean_axis(-2, false)?, decay)?;
+            *rows = blend(rows, &square.mean_axis(-1, false)?, &decay)?;
+            *columns = blend(columns, &square.mean_axis(-2, false)?, &decay)?;
             let share = rows.divide(rows.mean_axis(-1, true)?)?.rsqrt()?;
             gradient.multiply(share.expand_dims(-1)?)?.multiply(columns.rsqrt()?.expand_dims(-2)?)?
         }
         [mean] => {
-            *mean = blend(mean, &square, decay)?;
+            *mean = blend(mean, &square, &decay)?;
             gradient.multiply(mean.rsqrt()?)?
         }
         _ => gradient.clone(),
@@ -129,12 +201,12 @@ fn adafactor(weight: &Array, gradient: &Array, state: &mut [Array], rate: f32, s
     let one = Array::from_f32(1.0);
     let direction = direction.divide(ops::maximum(rms(&direction)?, one)?)?;
     let scale = ops::maximum(rms(weight)?, Array::from_f32(SCALE_EPS))?;
-    weight.subtract(direction.multiply(scale)?.multiply(Array::from_f32(rate))?)
+    weight.subtract(direction.multiply(scale)?.multiply(rate)?)
 }
 
-/// share · old + (1 − share) · new
-fn blend(old: &Array, new: &Array, share: f32) -> Result<Array> {
-    old.multiply(Array::from_f32(share))?.add(new.multiply(number(1.0 - f64::from(share)))?)
+/// The shares of old and new, added.
+fn blend(old: &Array, new: &Array, [share, rest]: &[Array; 2]) -> Result<Array> {
+    old.multiply(share)?.add(new.multiply(rest)?)
 }
 
 fn number(value: f64) -> Array {
@@ -151,7 +223,7 @@ mod tests {
     fn after_two(rule: &Optimizer, weights: &[f32], shape: &[i32], gradients: [&[f32]; 2]) -> Vec<f32> {
         Device::set_default(&Device::cpu());
         let mut values = [Array::from_slice(weights, shape)];
-        let mut stepper = Stepper::new(rule, &values).unwrap();
+        let mut stepper = Stepper::new(rule, None, &values).unwrap();
         for (step, gradient) in (1..).zip(gradients) {
             stepper.step(&mut values, &[Array::from_slice(gradient, shape)], 0.1, step).unwrap();
         }
@@ -185,13 +257,16 @@ mod tests {
     #[test]
     fn long_gradients_are_shortened_and_short_ones_are_not() {
         Device::set_default(&Device::cpu());
-        let gradients = || [Array::from_slice(&[3.0_f32, 0.0], &[2]), Array::from_slice(&[4.0_f32], &[1])];
+        let gradients =
+            || vec![Array::from_slice(&[3.0_f32, 0.0], &[2]), Array::from_slice(&[4.0_f32], &[1])];
         for (limit, expected) in [(10.0, 5.0), (2.5, 2.5)] {
-            let mut gradients = gradients();
-            let before = norm(&gradients).unwrap();
+            let zeros = |like: &Array| ops::zeros_dtype(like.shape(), Dtype::Float32).unwrap();
+            let mut values: Vec<_> = gradients().iter().map(zeros).collect();
+            let rule = Optimizer::sgd();
+            let mut stepper = Stepper::new(&rule, Some(limit), &values).unwrap();
+            let before = stepper.step(&mut values, &gradients(), 1.0, 1).unwrap();
             assert_eq!(before.item_exact::<f32>(), 5.0);
-            clip(&mut gradients, &before, limit).unwrap();
-            let after = norm(&gradients).unwrap().item_exact::<f32>();
+            let after = norm(&values).unwrap().item_exact::<f32>();
             assert!((after - expected).abs() < 1e-4, "{after}");
         }
     }

@@ -1,6 +1,6 @@
 //! A run of training, a batch at a time.
 
-use std::{mem, rc::Rc, time::Instant};
+use std::{mem, rc::Rc, slice, time::Instant};
 
 use futures::channel::mpsc::UnboundedSender;
 use inference_core::{
@@ -11,9 +11,9 @@ use inference_text::TokenData;
 use mlx_rs::{Array, error::Exception, memory::cache_memory, transforms};
 
 use super::{
-    gradient::{Batch, Pace, gradient, validation_loss},
+    gradient::{Learner, validation_loss},
     memory::{Largest, estimate},
-    optimizer::{Stepper, clip, norm},
+    optimizer::Stepper,
     saved,
     trained::Trained,
 };
@@ -45,12 +45,15 @@ pub(crate) struct TrainJob {
 
 #[derive(Debug)]
 struct Run {
-    trained: Trained,
+    trained: Rc<Trained>,
+    /// Of what is trained, as it is after all steps that were begun.
+    values: Vec<Array>,
+    learner: Learner,
     stepper: Stepper,
     batches: Batches,
     /// Steps of the whole run.
     steps: usize,
-    /// Steps that are done.
+    /// Steps that are done or submitted.
     step: usize,
     /// The last step that is on the disk, of this run or the one that it goes on with.
     saved: Option<usize>,
@@ -58,6 +61,10 @@ struct Run {
     tokens: u64,
     fingerprint: String,
     under_way: Option<Step>,
+    /// What the device computes, while the graph of the next batch is built.
+    submitted: Option<Submitted>,
+    /// When the step under way began, or the one before ended.
+    since: Instant,
     validation: Option<Validation>,
     began: Instant,
     peak: u64,
@@ -66,13 +73,31 @@ struct Run {
 /// A step under way.
 #[derive(Debug)]
 struct Step {
-    /// Batches that are done.
-    batches: usize,
     /// Tokens of all its batches.
     tokens: usize,
-    loss: f32,
+    /// The parts in its loss of the batches so far.
+    losses: Vec<Array>,
     gradients: Vec<Array>,
-    seconds: f64,
+}
+
+/// A batch that the device was given.
+#[derive(Debug)]
+struct Submitted {
+    /// All that it computes.
+    arrays: Vec<Array>,
+    /// The parts in the loss of the batches of its step, of which it is the last.
+    losses: Vec<Array>,
+    /// Where it ended the step: what is told of that.
+    step: Option<Done>,
+}
+
+/// A step, but for its loss.
+#[derive(Debug)]
+struct Done {
+    step: usize,
+    tokens: usize,
+    rate: f32,
+    norm: Array,
 }
 
 /// A validation under way.
@@ -101,16 +126,18 @@ impl TrainJob {
             self.request.tell(TrainEvent::Started(plan));
             return Ok(false);
         };
+        let failed = |error: Exception| Error::backend(backend, "train", error);
         if request.options.cancel.is_cancelled() || request.events.is_closed() {
+            run.settle(request).map_err(failed)?;
             run.end(&**model, request, TrainEnd::Cancelled)?;
             return Ok(true);
         }
-        let failed = |error: Exception| Error::backend(backend, "train", error);
         if run.validation.is_some() {
             run.validate(model, request).map_err(failed)?;
         } else if run.step < run.steps {
-            run.learn(model, request).map_err(failed)?;
-            if run.under_way.is_none() {
+            run.learn(request).map_err(failed)?;
+            if run.under_way.is_none() && run.is_due(request) {
+                run.settle(request).map_err(failed)?;
                 run.after_step(&**model, request)?;
             }
         }
@@ -160,16 +187,18 @@ impl Run {
                 return Err(Error::InvalidOption { option: "length", reason });
             }
         };
-        let mut trained = Trained::new(&**model, &options.method, options.seed)?;
+        let (trained, mut values) = Trained::new(&**model, &options.method, options.seed)?;
+        let trained = Rc::new(trained);
+        let learner = Learner::new(model.clone(), trained.clone(), options.checkpoint);
         let failed = |error: Exception| Error::backend(backend, "prepare the training", error);
-        let mut stepper = Stepper::new(&options.optimizer, &trained.values).map_err(failed)?;
+        let mut stepper = Stepper::new(&options.optimizer, options.clip, &values).map_err(failed)?;
         let fingerprint = TrainState::fingerprint(&data.train);
         let latest = TrainState::latest(&options.output)?;
         let (mut step, mut tokens) = (0, 0);
         match latest {
             Some((folder, state)) if options.resume => {
                 state.check(options, &fingerprint)?;
-                saved::restore(&folder, &mut trained, &mut stepper)?;
+                saved::restore(&folder, &trained, &mut values, &mut stepper)?;
                 (step, tokens) = (state.step.min(steps), state.tokens);
             }
             Some((folder, _)) => {
@@ -187,15 +216,15 @@ impl Run {
             .unwrap_or(Largest { examples: 0, length: 0 });
         let mut plan = TrainPlan::new(options.method.name());
         plan.memory =
-            estimate(&**model, &trained, &stepper, request.weight_bytes, largest, options.checkpoint);
+            estimate(&**model, &values, &stepper, request.weight_bytes, largest, options.checkpoint);
         let needed = plan.memory.total().saturating_sub(request.weight_bytes);
         if let Some(available) = request.free_bytes.filter(|free| *free < needed) {
             let what =
                 format!("the training of {} examples of {} tokens at once", largest.examples, largest.length);
             return Err(Error::OutOfMemory { what, needed, available });
         }
-        let adapters = options.method.adapter().map_or(0, |_| trained.parameters());
-        plan.trainable_parameters = trained.parameters();
+        plan.trainable_parameters = values.iter().map(|value| value.size() as u64).sum();
+        let adapters = options.method.adapter().map_or(0, |_| plan.trainable_parameters);
         plan.total_parameters = model.config().parameters + adapters;
         plan.steps = steps;
         plan.resumed_at = step;
@@ -205,6 +234,8 @@ impl Run {
         plan.tokens_per_epoch = data.train.iter().map(|example| example.learnt_tokens() as u64).sum();
         let mut run = Self {
             trained,
+            values,
+            learner,
             stepper,
             batches,
             steps,
@@ -213,6 +244,8 @@ impl Run {
             tokens,
             fingerprint,
             under_way: None,
+            submitted: None,
+            since: Instant::now(),
             validation: None,
             began: Instant::now(),
             peak: 0,
@@ -224,67 +257,96 @@ impl Run {
         Ok((run, plan))
     }
 
-    /// One batch of a step and, after the last, the step.
-    fn learn(&mut self, model: &Rc<dyn Architecture>, request: &TrainRequest) -> mlx_rs::error::Result<()> {
+    /// Submits one batch of a step and, after the last, the step. Its graph is built while the device computes the batch
+    /// before; not more than one is submitted at a time, for each needs memory of its own.
+    fn learn(&mut self, request: &TrainRequest) -> mlx_rs::error::Result<()> {
         let TrainRequest { data, options, .. } = request;
-        let began = Instant::now();
+        if self.submitted.is_none() {
+            self.since = Instant::now();
+        }
         let first = self.step * options.accumulate;
         let pick = |batches: &mut Batches, n: usize| -> Vec<&TokenExample> {
             batches.get(n).iter().map(|example| &data.train[*example]).collect()
         };
-        let mut step = match self.under_way.take() {
-            Some(step) => step,
-            None => {
-                let batches = first..first + options.accumulate;
-                let examples = batches.flat_map(|n| pick(&mut self.batches, n));
-                let tokens = examples.map(TokenExample::learnt_tokens).sum();
-                Step { batches: 0, tokens, loss: 0.0, gradients: Vec::new(), seconds: 0.0 }
-            }
-        };
-        let number = first + step.batches;
-        let batch = Batch::new(&pick(&mut self.batches, number));
-        let pace = Pace { number: number as u64, tokens: step.tokens, recompute: options.checkpoint };
-        let (loss, gradients) = gradient(model, &self.trained, &batch, pace)?;
-        let sum = |before: Vec<Array>| -> mlx_rs::error::Result<Vec<Array>> {
-            before.iter().zip(&gradients).map(|(before, new)| before.add(new)).collect()
-        };
+        let mut step = self.under_way.take().unwrap_or_else(|| {
+            let batches = first..first + options.accumulate;
+            let examples = batches.flat_map(|n| pick(&mut self.batches, n));
+            let tokens = examples.map(TokenExample::learnt_tokens).sum();
+            Step { tokens, losses: Vec::new(), gradients: Vec::new() }
+        });
+        let number = first + step.losses.len();
+        let batch = self.learner.batch(&pick(&mut self.batches, number));
+        let (loss, gradients) = self.learner.gradient(&self.values, &batch, number as u64, step.tokens)?;
+        step.losses.push(loss);
         step.gradients = match mem::take(&mut step.gradients) {
             before if before.is_empty() => gradients,
-            before => sum(before)?,
+            before => {
+                let sums = before.iter().zip(&gradients).map(|(before, new)| before.add(new));
+                sums.collect::<mlx_rs::error::Result<_>>()?
+            }
         };
-        step.batches += 1;
-        if step.batches < options.accumulate {
-            transforms::eval(step.gradients.iter().chain([&loss]))?;
-            step.loss += loss.try_item_exact::<f32>().map_err(convert)?;
-            step.seconds += began.elapsed().as_secs_f64();
+        if step.losses.len() < options.accumulate {
+            self.settle(request)?;
+            let arrays = [&*step.gradients, &step.losses].concat();
+            self.submit(arrays, step.losses.clone(), None)?;
             self.under_way = Some(step);
-            return Ok(());
+        } else {
+            let Step { tokens, losses, gradients } = step;
+            let rate = options.rate(self.step + 1, self.steps);
+            let norm = self.stepper.step(&mut self.values, &gradients, rate, self.step + 1)?;
+            // What the gradients hold goes as the weights take them in.
+            drop(gradients);
+            self.settle(request)?;
+            self.step += 1;
+            self.tokens += tokens as u64;
+            let state = self.stepper.state.concat();
+            let arrays = [&*self.values, &state, &losses, slice::from_ref(&norm)].concat();
+            self.submit(arrays, losses, Some(Done { step: self.step, tokens, rate, norm }))?;
         }
-        let norm = norm(&step.gradients)?;
-        if let Some(limit) = options.clip {
-            clip(&mut step.gradients, &norm, limit)?;
+        Ok(())
+    }
+
+    fn submit(
+        &mut self,
+        arrays: Vec<Array>,
+        losses: Vec<Array>,
+        step: Option<Done>,
+    ) -> mlx_rs::error::Result<()> {
+        transforms::async_eval(&arrays)?;
+        self.submitted = Some(Submitted { arrays, losses, step });
+        Ok(())
+    }
+
+    /// Waits for what was submitted, and tells of the step that it ended.
+    fn settle(&mut self, request: &TrainRequest) -> mlx_rs::error::Result<()> {
+        let Some(Submitted { arrays, losses, step }) = self.submitted.take() else { return Ok(()) };
+        transforms::eval(&arrays)?;
+        // The next batch may take over their memory.
+        drop(arrays);
+        let mut loss = 0.0;
+        for part in losses {
+            loss += part.try_item_exact::<f32>().map_err(convert)?;
         }
-        let rate = options.rate(self.step + 1, self.steps);
-        self.stepper.step(&mut self.trained.values, &step.gradients, rate, self.step + 1)?;
-        // What the gradients hold goes as the weights take them in.
-        drop(mem::take(&mut step.gradients));
-        let state = self.stepper.state.iter().flatten();
-        transforms::eval(self.trained.values.iter().chain(state).chain([&loss, &norm]))?;
-        step.loss += loss.try_item_exact::<f32>().map_err(convert)?;
-        step.seconds += began.elapsed().as_secs_f64();
-        self.step += 1;
-        self.tokens += step.tokens as u64;
+        let Some(Done { step, tokens, rate, norm }) = step else { return Ok(()) };
+        let gradient_norm = norm.try_item_exact::<f32>().map_err(convert)?;
+        let seconds = mem::replace(&mut self.since, Instant::now()).elapsed().as_secs_f64();
         self.peak = self.peak.max(engine_memory::take_peak());
         request.tell(TrainEvent::Step {
-            step: self.step,
-            loss: step.loss,
+            step,
+            loss,
             learning_rate: rate,
-            tokens: step.tokens,
-            tokens_per_second: step.tokens as f64 / step.seconds.max(f64::MIN_POSITIVE),
-            gradient_norm: norm.try_item_exact::<f32>().map_err(convert)?,
+            tokens,
+            tokens_per_second: tokens as f64 / seconds.max(f64::MIN_POSITIVE),
+            gradient_norm,
             peak_memory: Some(self.peak),
         });
         Ok(())
+    }
+
+    fn is_due(&self, request: &TrainRequest) -> bool {
+        let every = |steps: usize| self.step.is_multiple_of(steps);
+        let options = &request.options;
+        self.step == self.steps || every(options.save_every) || every(options.evaluate_every)
     }
 
     /// What is due after a step: a checkpoint, a validation.
@@ -321,8 +383,9 @@ impl Run {
         let Some(validation) = &mut self.validation else { return Ok(()) };
         if let Some(batch) = validation.batches.pop() {
             let examples = &request.data.validation;
-            let batch = Batch::new(&batch.iter().map(|example| &examples[*example]).collect::<Vec<_>>());
-            let loss = validation_loss(model, &self.trained, &batch)?;
+            let batch =
+                self.learner.batch(&batch.iter().map(|example| &examples[*example]).collect::<Vec<_>>());
+            let loss = validation_loss(model, &self.trained, &self.values, &batch)?;
             validation.loss += f64::from(loss.try_item_exact::<f32>().map_err(convert)?);
             validation.tokens += batch.learnt;
         }
@@ -337,7 +400,7 @@ impl Run {
     fn save(&mut self, model: &dyn Architecture, request: &TrainRequest) -> Result<()> {
         let options = &request.options;
         let state = TrainState::new(self.step, self.tokens, options, &self.fingerprint)?;
-        let path = saved::save(model, &self.trained, &self.stepper, options, &state)?;
+        let path = saved::save(model, &self.trained, &self.values, &self.stepper, options, &state)?;
         self.saved = Some(self.step);
         request.tell(TrainEvent::Saved { step: self.step, path });
         Ok(())

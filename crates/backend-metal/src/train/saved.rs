@@ -29,13 +29,13 @@ const OPTIMIZER: &str = "optimizer.safetensors";
 pub(super) fn save(
     model: &dyn Architecture,
     trained: &Trained,
+    values: &[Array],
     stepper: &Stepper,
     options: &TrainOptions,
     state: &TrainState,
 ) -> Result<PathBuf> {
     let config = adapter_config(model, trained, options);
-    let adapter: Vec<_> =
-        trained.leaves().iter().map(|leaf| leaf.name().to_owned()).zip(&trained.values).collect();
+    let adapter: Vec<_> = trained.leaves().iter().map(|leaf| leaf.name().to_owned()).zip(values).collect();
     let output = &options.output;
     let folder = TrainState::folder(output, state.step);
     let partial = folder.with_extension("partial");
@@ -43,7 +43,7 @@ pub(super) fn save(
     fs::create_dir_all(&partial).map_err(|source| Error::io("create", &partial, source))?;
     write(&partial.join(ADAPTER_FILE), &adapter)?;
     config.write(&partial)?;
-    write(&partial.join(OPTIMIZER), &optimizer_tensors(trained, stepper))?;
+    write(&partial.join(OPTIMIZER), &optimizer_tensors(trained, values, stepper))?;
     state.write(&partial)?;
     remove(&folder)?;
     rename(&partial, &folder)?;
@@ -59,11 +59,16 @@ pub(super) fn save(
 ///
 /// # Errors
 /// [`Error::InvalidModel`] names the file and the tensor that is missing or does not fit; [`Error::Io`].
-pub(super) fn restore(folder: &Path, trained: &mut Trained, stepper: &mut Stepper) -> Result<()> {
+pub(super) fn restore(
+    folder: &Path,
+    trained: &Trained,
+    values: &mut [Array],
+    stepper: &mut Stepper,
+) -> Result<()> {
     let names: Vec<_> = trained.leaves().iter().map(|leaf| leaf.name().to_owned()).collect();
-    let kept: Vec<_> = trained.values.iter().map(|value| stepper.kept(value.shape())).collect();
+    let kept: Vec<_> = values.iter().map(|value| stepper.kept(value.shape())).collect();
     let adapter = Saved::open(folder.join(ADAPTER_FILE))?;
-    for (name, value) in names.iter().zip(&mut trained.values) {
+    for (name, value) in names.iter().zip(values) {
         *value = adapter.read(name, value)?;
     }
     let optimizer = Saved::open(folder.join(OPTIMIZER))?;
@@ -92,8 +97,12 @@ fn adapter_config(model: &dyn Architecture, trained: &Trained, options: &TrainOp
     AdapterConfig::new(&options.method, model.config().layers, keys)
 }
 
-fn optimizer_tensors<'a>(trained: &Trained, stepper: &'a Stepper) -> Vec<(String, &'a Array)> {
-    let leaves = trained.leaves().iter().zip(&trained.values).zip(&stepper.state);
+fn optimizer_tensors<'a>(
+    trained: &Trained,
+    values: &[Array],
+    stepper: &'a Stepper,
+) -> Vec<(String, &'a Array)> {
+    let leaves = trained.leaves().iter().zip(values).zip(&stepper.state);
     let tensors = leaves.flat_map(|((leaf, value), state)| {
         let kept = stepper.kept(value.shape()).into_iter();
         kept.zip(state).map(move |((part, _), array)| (format!("{}.{part}", leaf.name()), array))

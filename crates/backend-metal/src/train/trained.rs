@@ -1,6 +1,6 @@
 //! What of a model a run trains: adapters beside its layers, or the weights themselves.
 
-use std::rc::Rc;
+use std::{borrow::Cow, rc::Rc};
 
 use inference_core::{AdapterDtype, AdapterOptions, Error, Method, Result};
 use mlx_rs::{Array, Dtype, error::Result as MlxResult, ops, random};
@@ -10,15 +10,15 @@ use crate::{
     nn::{Adapter, Leaf, Site, SiteKind, layer_of},
 };
 
-/// The tensors that are trained, and their values.
+/// The tensors that are trained, not what they have learnt.
 #[derive(Debug)]
 pub(crate) struct Trained {
     leaves: Vec<Rc<Leaf>>,
-    /// One for each leaf.
-    pub(crate) values: Vec<Array>,
     adapters: Vec<(Rc<Site>, Rc<Adapter>)>,
     by_layer: Vec<Vec<Rc<Leaf>>>,
     dropout: f32,
+    /// The type that the values have in a step; unset: their own.
+    computed_as: Option<Dtype>,
     seed: u64,
 }
 
@@ -32,11 +32,11 @@ impl Drop for Attached<'_> {
 }
 
 impl Trained {
-    /// What `method` trains of the model, as it is before the first step.
+    /// What `method` trains of the model, and the values before the first step, one for each leaf.
     ///
     /// # Errors
     /// [`Error::InvalidOption`] where the model has no such layers, or weights that the method cannot train.
-    pub(crate) fn new(model: &dyn Architecture, method: &Method, seed: u64) -> Result<Self> {
+    pub(crate) fn new(model: &dyn Architecture, method: &Method, seed: u64) -> Result<(Self, Vec<Array>)> {
         let layers = model.config().layers;
         let first = method.layers().map_or(0, |last| layers.saturating_sub(last));
         if model.inventory().sites().iter().any(|site| site.adapter().is_some()) {
@@ -44,31 +44,32 @@ impl Trained {
         }
         let mut trained = Self {
             leaves: Vec::new(),
-            values: Vec::new(),
             adapters: Vec::new(),
             by_layer: vec![Vec::new(); layers],
             dropout: 0.0,
+            computed_as: None,
             seed,
         };
-        match method {
+        let values = match method {
             Method::Lora(options) => trained.add_adapters(model, options, first, false)?,
             Method::Dora(options) => trained.add_adapters(model, options, first, true)?,
             Method::Full(options) => {
                 let all = options.layers.is_none();
                 trained.dropout = options.dropout;
+                trained.computed_as = options.mixed_precision.then_some(Dtype::Bfloat16);
                 trained.add_weights(model, |name| match layer_of(name) {
                     Some(layer) => layer >= first,
                     None => all,
-                })?;
+                })?
             }
             other => return Err(invalid("method", format!("{} is unknown to this backend", other.name()))),
-        }
+        };
         for leaf in &trained.leaves {
             if let Some(leaves) = leaf.layer().and_then(|layer| trained.by_layer.get_mut(layer)) {
                 leaves.push(leaf.clone());
             }
         }
-        Ok(trained)
+        Ok((trained, values))
     }
 
     /// The tensors' places.
@@ -86,29 +87,30 @@ impl Trained {
         self.leaves.iter().filter(|leaf| leaf.layer().is_none()).cloned().collect()
     }
 
-    /// Numbers that are trained.
-    pub(crate) fn parameters(&self) -> u64 {
-        self.values.iter().map(|value| value.size() as u64).sum()
+    /// The values as a step computes with them.
+    pub(super) fn in_use<'a>(&self, values: &'a [Array]) -> MlxResult<Cow<'a, [Array]>> {
+        let Some(dtype) = self.computed_as else { return Ok(Cow::Borrowed(values)) };
+        values.iter().map(|value| value.as_dtype(dtype)).collect::<MlxResult<_>>().map(Cow::Owned)
     }
 
-    /// Puts the adapters in their places, to learn with those inputs dropped that the chance of this batch picks; or without
-    /// such a batch, to validate.
-    pub(super) fn attach(&self, batch: Option<u64>) -> MlxResult<Attached<'_>> {
+    /// Puts the adapters in their places, to learn with those inputs dropped that the chance of this key picks; or without, to
+    /// validate.
+    pub(super) fn attach(&self, key: Option<&Array>) -> MlxResult<Attached<'_>> {
         let attached = Attached(self);
         for (site, adapter) in &self.adapters {
-            let chance = batch.filter(|_| self.dropout > 0.0).map(|batch| self.key(site.name(), batch));
+            let chance = key.filter(|_| self.dropout > 0.0).map(|key| named_key(site.name(), key));
             adapter.dropout.replace(chance.transpose()?.map(|key| (self.dropout, key)));
             site.set(Some(adapter.clone()));
         }
         Ok(attached)
     }
 
-    /// What is dropped of each block, where weights are trained: the share, and the keys of this batch's chance.
-    pub(super) fn residual_dropout(&self, batch: u64) -> MlxResult<Option<(f32, Vec<Array>)>> {
+    /// What is dropped of each block, where weights are trained: the share, and the blocks' keys of this chance.
+    pub(super) fn residual_dropout(&self, key: &Array) -> MlxResult<Option<(f32, Vec<Array>)>> {
         if self.dropout <= 0.0 || !self.adapters.is_empty() {
             return Ok(None);
         }
-        let keys = (0..self.by_layer.len()).map(|layer| self.key(&format!("layers.{layer}"), batch));
+        let keys = (0..self.by_layer.len()).map(|layer| named_key(&format!("layers.{layer}"), key));
         Ok(Some((self.dropout, keys.collect::<MlxResult<_>>()?)))
     }
 
@@ -118,7 +120,7 @@ impl Trained {
         options: &AdapterOptions,
         first: usize,
         dora: bool,
-    ) -> Result<()> {
+    ) -> Result<Vec<Array>> {
         self.dropout = options.dropout;
         let mut unused: Vec<&String> = options.keys.iter().flatten().collect();
         let mut chosen: Vec<_> = model
@@ -146,17 +148,23 @@ impl Trained {
             return Err(invalid("method", format!("DoRA is for linear layers, {} is none", site.name())));
         }
         chosen.sort_by(|one, other| one.name().cmp(other.name()));
+        let mut values = Vec::new();
         for site in chosen {
-            self.add_adapter(&site, options, dora).map_err(failed)?;
+            values.extend(self.add_adapter(&site, options, dora).map_err(failed)?);
         }
         if self.adapters.is_empty() {
             return Err(invalid("keys", "none of the model's layers is chosen"));
         }
-        Ok(())
+        Ok(values)
     }
 
     /// A: uniform within one by the root of its inputs; B: zeros, so that training begins with the model as it is.
-    fn add_adapter(&mut self, site: &Rc<Site>, options: &AdapterOptions, dora: bool) -> MlxResult<()> {
+    fn add_adapter(
+        &mut self,
+        site: &Rc<Site>,
+        options: &AdapterOptions,
+        dora: bool,
+    ) -> MlxResult<Vec<Array>> {
         let dtype = match options.dtype {
             AdapterDtype::Bf16 => Dtype::Bfloat16,
             _ => Dtype::Float32,
@@ -167,10 +175,11 @@ impl Trained {
         let key = self.key(site.name(), 0)?;
         let a = random::uniform::<_, f32>(-bound, bound, a.as_slice(), &key)?.as_dtype(dtype)?;
         let b = ops::zeros_dtype(&b, dtype)?;
+        let mut values = Vec::new();
         let mut leaf = |part: &str, value: Array| {
             let leaf = Leaf::new(format!("{}.{part}", site.name()), Some(value.clone()));
             self.leaves.push(leaf.clone());
-            self.values.push(value);
+            values.push(value);
             leaf
         };
         let (a, b) = (leaf("lora_a", a), leaf("lora_b", b));
@@ -178,35 +187,42 @@ impl Trained {
         let (scale, dropout) = (options.scale, None.into());
         let adapter = Adapter { a, b, magnitude, scale, dropout, norms: None };
         self.adapters.push((site.clone(), Rc::new(adapter)));
-        Ok(())
+        Ok(values)
     }
 
-    fn add_weights(&mut self, model: &dyn Architecture, chosen: impl Fn(&str) -> bool) -> Result<()> {
+    fn add_weights(&mut self, model: &dyn Architecture, chosen: impl Fn(&str) -> bool) -> Result<Vec<Array>> {
         if let Some(name) = model.inventory().packed().iter().find(|name| chosen(name)) {
             let reason =
                 format!("full: {name} is quantised, which only adapters can train; make it dense first");
             return Err(invalid("method", reason));
         }
+        let mut values = Vec::new();
         for parameter in model.inventory().parameters() {
             for (leaf, value) in parameter.leaves().zip(parameter.values()) {
                 if chosen(leaf.name()) {
                     self.leaves.push(leaf.clone());
-                    self.values.push(value.map_err(failed)?);
+                    values.push(value.map_err(failed)?);
                 }
             }
         }
-        Ok(())
+        Ok(values)
     }
 
     /// A key of chance for this name and batch: the same in every run with this seed.
-    fn key(&self, name: &str, batch: u64) -> MlxResult<Array> {
-        // FNV-1a.
-        let bytes = name.bytes().chain(self.seed.to_le_bytes()).chain(batch.to_le_bytes());
-        let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-        });
-        random::key(hash)
+    pub(super) fn key(&self, name: &str, batch: u64) -> MlxResult<Array> {
+        random::key(hash(name.bytes().chain(self.seed.to_le_bytes()).chain(batch.to_le_bytes())))
     }
+}
+
+/// The key of this name, of one that all names share. An operation of the graph.
+fn named_key(name: &str, shared: &Array) -> MlxResult<Array> {
+    shared.add(random::key(hash(name.bytes()))?)
+}
+
+/// FNV-1a.
+fn hash(bytes: impl Iterator<Item = u8>) -> u64 {
+    bytes
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 fn invalid(option: &'static str, reason: impl Into<String>) -> Error {

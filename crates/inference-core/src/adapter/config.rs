@@ -106,7 +106,7 @@ impl AdapterConfig {
         let method = match fine_tune_type {
             FineTuneType::Lora => Method::Lora(adapter("lora")?),
             FineTuneType::Dora => Method::Dora(adapter("dora")?),
-            FineTuneType::Full => Method::Full(FullOptions { layers, dropout: 0.0 }),
+            FineTuneType::Full => Method::Full(FullOptions { layers, ..FullOptions::new() }),
         };
         match method.validate() {
             Err(Error::InvalidOption { option, reason }) => {

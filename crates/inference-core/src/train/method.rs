@@ -59,6 +59,10 @@ pub struct FullOptions {
     pub layers: Option<usize>,
     /// The share of what a block's attention and MLP add to the residual stream that a training step drops.
     pub dropout: f32,
+    /// Whether a step computes in bfloat16, with weights that are rounded for it, while the weights themselves and the
+    /// optimiser keep their type (Micikevicius et al. 2018, arXiv 1710.03740). For weights in float32.
+    #[serde(default)]
+    pub mixed_precision: bool,
 }
 
 impl Method {
@@ -232,6 +236,13 @@ impl FullOptions {
     #[must_use]
     pub fn dropout(mut self, share: f32) -> Self {
         self.dropout = share;
+        self
+    }
+
+    /// Computes steps in bfloat16.
+    #[must_use]
+    pub fn mixed_precision(mut self, yes: bool) -> Self {
+        self.mixed_precision = yes;
         self
     }
 }

@@ -2,11 +2,11 @@
 
 use std::{collections::BTreeSet, path::Path};
 
-use inference_core::{AdapterManifest, Error, Method, ModelManifest, Result};
+use inference_core::{AdapterManifest, Error, Method, ModelManifest, Result, TensorInfo};
 use mlx_rs::{Array, Dtype, error::Result as MlxResult};
 
 use super::{
-    experts::stacked_name,
+    experts::{Joined, stacked_name},
     plan::{Plan, is_part_of_packed},
     publish,
 };
@@ -60,11 +60,24 @@ pub fn fuse(
         }
     }
     if let Some(layer) = layers.iter().find(|layer| !used.contains(layer.path.as_str())) {
-        let reason = "the model's files hold no matrix of this name";
-        return Err(Error::invalid_key(adapter.file(), &layer.path, reason));
+        return Err(Error::invalid_key(adapter.file(), &layer.path, absent(source, &layer.path)));
     }
     let config = if options.dequantize { plan.config(source) } else { source.config().clone() };
     publish(&plan, &Reader::new(source, observe), &config, target)
+}
+
+/// Why the model's files hold no matrix of this name.
+fn absent(source: &ModelManifest, path: &str) -> String {
+    let holds = |(name, tensor): &(&String, &TensorInfo)| {
+        Joined::of(source, name, tensor).is_some_and(|joined| joined.stems.iter().any(|stem| stem == path))
+    };
+    match source.tensors().iter().find(holds) {
+        Some((name, _)) => format!(
+            "the model's files hold these experts joined, as {name}, into which nothing is fused: convert the model first, with \
+             --bits or, packed ones, --dense"
+        ),
+        None => "the model's files hold no matrix of this name".to_owned(),
+    }
 }
 
 /// What an adapter adds to a matrix, in float32.
@@ -134,4 +147,27 @@ fn find<'a>(layers: &'a [Delta], stem: &str) -> Option<(&'a Delta, Option<i32>)>
         let (stack, expert) = stacked_name(stem)?;
         Some((named(&stack)?, Some(expert as i32)))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use inference_core::Dtype as Stored;
+
+    use super::*;
+    use crate::load::Writer;
+
+    #[test]
+    fn joined_experts_are_named_and_what_to_do() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("config.json"), r#"{"model_type": "mixtral"}"#).unwrap();
+        let joined = ("model.layers.0.mlp.experts.gate_up_proj".to_owned(), Stored::F32, vec![2, 4, 2]);
+        let path = folder.path().join("model.safetensors");
+        let mut file = Writer::create(&path, [&joined].into_iter()).unwrap();
+        file.add(&Array::from_slice(&[0.0_f32; 16], &[2, 4, 2])).unwrap();
+        file.finish().unwrap();
+        let source = ModelManifest::read(folder.path()).unwrap();
+        let why = |name: &str| absent(&source, &format!("model.layers.0.mlp.switch_mlp.{name}"));
+        assert!(why("up_proj").contains("as model.layers.0.mlp.experts.gate_up_proj"), "{}", why("up_proj"));
+        assert!(why("down_proj").contains("no matrix"), "{}", why("down_proj"));
+    }
 }

@@ -3,12 +3,17 @@
 use std::sync::Arc;
 
 use cpu_kernels::{Angles, Cache, Heads, Kept, Norm, Queries};
-use mlx_rs::{Array, error::Result};
+use mlx_rs::{
+    Array,
+    error::{Exception, Result},
+};
 
 use super::{
     super::{
         custom::{Shape, custom, custom_one, native},
+        ops::on_cpu,
         pass::Attend,
+        recompute::differentiated,
     },
     Done, kernels,
     operand::{Held, Vectors, floats_mut},
@@ -77,10 +82,62 @@ pub(in crate::nn) fn arrange(qkv: &Array, how: &Arrangement<'_>) -> Option<Resul
 
 /// Attention of queries `[B, heads, T, head_dim]`, which are of the last T positions, to keys and values
 /// `[B, kv_heads, S, head_dim]` → `[B, T, heads · head_dim]`.
-pub(in crate::nn) fn attend([queries, keys, values]: [&Array; 3], how: &Attend) -> Option<Result<Array>> {
-    if !native() {
+pub(in crate::nn) fn attend(inputs: [&Array; 3], how: &Attend) -> Option<Result<Array>> {
+    if native() { forward(inputs, how) } else { traced(inputs, how) }
+}
+
+/// The same with a gradient by the three: of tokens to those before them, without cap and sinks.
+fn traced([queries, keys, values]: [&Array; 3], how: &Attend) -> Option<Result<Array>> {
+    let dtype = queries.dtype();
+    let alike = [keys, values].iter().all(|of| of.dtype() == dtype && of.dim(2) == queries.dim(2));
+    let plain = how.softcap.is_none() && how.sinks.is_none() && promoted([dtype]).is_some();
+    if !on_cpu() || !alike || !plain {
         return None;
     }
+    let (forwards, how) = (how.clone(), how.clone());
+    let run = move |inputs: &[Array]| {
+        let [queries, keys, values] = inputs else { return Err(Exception::custom("attention of three")) };
+        let unknown = || Err(Exception::custom("attention of unknown floats"));
+        forward([queries, keys, values], &forwards).unwrap_or_else(unknown)
+    };
+    let inputs = [queries.clone(), keys.clone(), values.clone()];
+    Some(differentiated(&inputs, run, move |inputs, g| backward(inputs, g, &how)))
+}
+
+fn backward(inputs: &[Array], g: &Array, how: &Attend) -> Result<Vec<Array>> {
+    let [queries, keys, values] = inputs else { return Err(Exception::custom("attention of three")) };
+    let (scale, window, dtype) = (how.scale, how.window, queries.dtype());
+    let shapes = [queries, keys, values].map(|of| Shape { sizes: of.shape(), dtype, donor: None });
+    let by = custom(c"attend_back", &[queries, keys, values, g], shapes, move |inputs, outputs| {
+        let &[_, heads, tokens, head_dim] = inputs[0].shape() else {
+            return Err("queries of no heads".into());
+        };
+        let [queries, keys, values, gradient] =
+            [Held::of(inputs[0])?, Held::of(inputs[1])?, Held::of(inputs[2])?, Held::of(inputs[3])?];
+        let attended = cpu_kernels::Attended {
+            queries: queries.floats(),
+            keys: keys.floats(),
+            values: values.floats(),
+            gradient: gradient.floats(),
+            tokens: tokens as usize,
+        };
+        let how = cpu_kernels::Attend {
+            heads: heads as usize,
+            kv_heads: inputs[1].shape()[1] as usize,
+            head_dim: head_dim as usize,
+            scale,
+            window,
+            softcap: None,
+            sinks: None,
+        };
+        let [queries, keys, values] = outputs else { return Err("three outputs were expected".into()) };
+        let by = [floats_mut(queries)?, floats_mut(keys)?, floats_mut(values)?];
+        to_reason(kernels()?.attend_back(&attended, &how, by))
+    })?;
+    Ok(by.into())
+}
+
+fn forward([queries, keys, values]: [&Array; 3], how: &Attend) -> Option<Result<Array>> {
     let &[batch, heads, tokens, head_dim] = queries.shape() else { return None };
     let dtype = promoted([queries.dtype(), keys.dtype(), values.dtype()])?;
     // MLX looks the products up by one type; so do we, for what a mixture would come to.
@@ -116,10 +173,11 @@ pub(in crate::nn) fn attend([queries, keys, values]: [&Array; 3], how: &Attend) 
 
 #[cfg(test)]
 mod tests {
-    use mlx_rs::{Device, with_device};
+    use mlx_rs::{Device, transforms, with_device};
 
     use super::*;
     use crate::nn::{
+        custom::tracing,
         native::testing::{FLOATS, check, drawn, wide},
         ops::slice,
     };
@@ -149,6 +207,30 @@ mod tests {
                             format!("{dtype:?}, {tokens} of {len}, window {window:?}, cap {softcap:?}");
                         check(&ours, &mlx.unwrap(), dtype, &what);
                     }
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn gradients_of_attention_are_those_of_mlx() {
+        with_device(Device::cpu(), || {
+            for (tokens, window) in [(5, None), (150, None), (150, Some(40))] {
+                let [queries, keys, values] = [(1, 6), (2, 2), (3, 2)]
+                    .map(|(seed, heads)| drawn(seed, &[1, heads, tokens, 16], FLOATS[0]));
+                let g = drawn(4, &[1, tokens, 96], FLOATS[0]);
+                let how = Attend { window, ..Attend::all(0.25) };
+                let gradients = |attend: &dyn Fn([&Array; 3]) -> Result<Array>| {
+                    let sum = |x: &[Array]| {
+                        Ok::<_, Exception>(vec![attend([&x[0], &x[1], &x[2]])?.multiply(&g)?.sum(false)?])
+                    };
+                    let mut gradients = transforms::value_and_grad_with_argnums(sum, [0, 1, 2].as_slice());
+                    tracing(|| gradients(&[queries.clone(), keys.clone(), values.clone()])).unwrap().1
+                };
+                let ours = gradients(&|x| attend(x, &how).unwrap());
+                let mlx = gradients(&|x| crate::nn::pass::plain(x, &how));
+                for (ours, mlx) in ours.iter().zip(&mlx) {
+                    check(ours, mlx, FLOATS[0], &format!("{tokens} tokens, window {window:?}"));
                 }
             }
         });

@@ -1,5 +1,6 @@
 //! What a model spends its time in, computed by our own kernels on the CPU. Each function is one operation of the graph, or
-//! `None` where it is MLX's to compute: on another device, while gradients are traced, or of types that the kernels lack.
+//! `None` where it is MLX's to compute: on another device, while gradients are traced of what has none here, or of types that
+//! the kernels lack.
 
 mod attention;
 mod in_place;
@@ -9,7 +10,7 @@ mod vectors;
 
 pub(super) use attention::{Arrangement, Turns, arrange, attend};
 pub(super) use in_place::{Place, attend_in_place};
-pub(super) use product::{gather, multiply};
+pub(super) use product::{gather, multiply, times};
 pub(super) use vectors::{Halves, gate, rms_norm};
 
 use cpu_kernels::Kernels;

@@ -1,22 +1,28 @@
 //! Products with matrices.
 
+use std::slice;
+
 use cpu_kernels::{Matrices, Scales, Weights};
-use mlx_rs::{Array, Dtype, error::Result};
+use mlx_rs::{
+    Array, Dtype,
+    error::{Exception, Result},
+};
 
 use super::{
     super::{
         custom::{Input, custom_one, native},
         linear::Matrix,
-        ops::{Mode, Packed, Scheme},
+        ops::{Mode, Packed, Scheme, on_cpu},
+        recompute::differentiated,
     },
     Done, kernels,
     operand::{Held, floats_mut},
     promoted, to_reason,
 };
 
-/// `x · wᵀ + bias`: `[.., in]`, `[out]` → `[.., out]`.
+/// `x · wᵀ + bias`: `[.., in]`, `[out]` → `[.., out]`. Where gradients are traced, without a bias, which is the caller's to add.
 pub(in crate::nn) fn multiply(x: &Array, matrix: &Matrix, bias: Option<&Array>) -> Option<Result<Array>> {
-    if !native() {
+    if !on_cpu() {
         return None;
     }
     let stack = Stack::of(matrix)?;
@@ -24,11 +30,53 @@ pub(in crate::nn) fn multiply(x: &Array, matrix: &Matrix, bias: Option<&Array>) 
     if stack.layout.count != 1 || x.dim(-1) as usize != stack.layout.inputs {
         return None;
     }
-    let mut sizes = x.shape().to_vec();
-    *sizes.last_mut()? = stack.layout.outputs as i32;
-    let arrays: Vec<_> = [x].into_iter().chain(stack.arrays).chain(bias).collect();
-    let (layout, has_bias) = (stack.layout, bias.is_some());
-    Some(custom_one(c"multiply", &arrays, &sizes, dtype, move |inputs, output| {
+    if native() {
+        return Some(forward(x, &stack.arrays, bias, stack.layout, dtype));
+    }
+    match (matrix, bias) {
+        (_, Some(_)) => None,
+        (Matrix::Dense(transposed), None) => Some(transposed.get().and_then(|w| traced(x, &w, dtype))),
+        (Matrix::Packed(_), None) => {
+            let (layout, arrays) = (stack.layout, stack.arrays.into_iter().cloned().collect::<Vec<_>>());
+            let weights = arrays.clone();
+            let run = move |inputs: &[Array]| {
+                forward(&inputs[0], &weights.iter().collect::<Vec<_>>(), None, layout, dtype)
+            };
+            Some(differentiated(slice::from_ref(x), run, move |inputs, g| {
+                Ok(vec![backward(g, &arrays.iter().collect::<Vec<_>>(), &inputs[0], layout)?])
+            }))
+        }
+    }
+}
+
+/// `x · w`, both traced: `[.., in]`, `[in, out]` → `[.., out]`.
+pub(in crate::nn) fn times(x: &Array, w: &Array) -> Option<Result<Array>> {
+    let dtype = promoted([x.dtype(), w.dtype()])?;
+    let fits = w.ndim() == 2 && x.dim(-1) == w.dim(0);
+    (on_cpu() && !native() && fits).then(|| traced(x, w, dtype))
+}
+
+/// `x · w` of floats, with a gradient by both.
+fn traced(x: &Array, w: &Array, dtype: Dtype) -> Result<Array> {
+    let layout = Layout { count: 1, outputs: w.dim(1) as usize, inputs: w.dim(0) as usize, scheme: None };
+    let run = move |inputs: &[Array]| forward(&inputs[0], &[&inputs[1]], None, layout, dtype);
+    differentiated(&[x.clone(), w.clone()], run, move |inputs, g| {
+        let [x, w] = inputs else { return Err(Exception::custom("a product of two")) };
+        Ok(vec![backward(g, &[w], x, layout)?, across(x, g, w, layout)?])
+    })
+}
+
+fn forward(
+    x: &Array,
+    weights: &[&Array],
+    bias: Option<&Array>,
+    layout: Layout,
+    dtype: Dtype,
+) -> Result<Array> {
+    let sizes = resized(x, layout.outputs);
+    let arrays: Vec<_> = [x].into_iter().chain(weights.iter().copied()).chain(bias).collect();
+    let has_bias = bias.is_some();
+    custom_one(c"multiply", &arrays, &sizes, dtype, move |inputs, output| {
         let (x, weights) = inputs.split_first().ok_or("no inputs")?;
         let (weights, bias) =
             if has_bias { weights.split_at(weights.len() - 1) } else { (weights, [].as_slice()) };
@@ -37,7 +85,37 @@ pub(in crate::nn) fn multiply(x: &Array, matrix: &Matrix, bias: Option<&Array>) 
         layout.with(weights, |w| {
             Ok(kernels()?.multiply(x.floats(), w, bias.as_ref().map(Held::floats), floats_mut(output)?))
         })
-    }))
+    })
+}
+
+/// The gradient by x, like it, of the gradient by the product: `g · w`.
+fn backward(g: &Array, weights: &[&Array], x: &Array, layout: Layout) -> Result<Array> {
+    let arrays: Vec<_> = [g].into_iter().chain(weights.iter().copied()).collect();
+    custom_one(c"multiply_back", &arrays, x.shape(), x.dtype(), move |inputs, output| {
+        let (g, weights) = inputs.split_first().ok_or("no inputs")?;
+        let g = Held::of(*g)?;
+        layout.with(weights, |w| Ok(kernels()?.multiply_back(g.floats(), w, floats_mut(output)?)))
+    })
+}
+
+/// The gradient by `w` `[in, out]`, like it: `(gᵀ · x)ᵀ`. Its rows lie as those of a checkpoint do.
+fn across(x: &Array, g: &Array, w: &Array, layout: Layout) -> Result<Array> {
+    let Layout { outputs, inputs: width, .. } = layout;
+    let (x, g) = (x.reshape(&[-1, width as i32])?, g.reshape(&[-1, outputs as i32])?);
+    let sizes = [outputs as i32, width as i32];
+    let turned = custom_one(c"multiply_across", &[&x, &g], &sizes, w.dtype(), move |inputs, output| {
+        let (x, turned) = (Held::of(inputs[0])?, Held::transposed(inputs[1])?);
+        let rows = inputs[0].shape()[0] as usize;
+        let x = Matrices { count: 1, outputs: rows, inputs: width, weights: Weights::Dense(x.floats()) };
+        to_reason(kernels()?.multiply_back(turned.floats(), &x, floats_mut(output)?))
+    })?;
+    turned.swap_axes(-1, -2)
+}
+
+/// The sizes of x with another last one.
+fn resized(x: &Array, last: usize) -> Vec<i32> {
+    let rows = &x.shape()[..x.ndim().saturating_sub(1)];
+    [rows, &[last as i32]].concat()
 }
 
 /// Of a stack: `x · w[i]ᵀ` with one `i` of `indices` (u32) for each row of the result: `[.., 1, in]`, `[..]` → `[.., 1, out]`. The
@@ -225,7 +303,7 @@ mod tests {
             let matrix = Matrix::Dense(drawn(1, &[4, 8], Dtype::Float32).into());
             let x = drawn(2, &[2, 4], Dtype::Float32);
             assert!(multiply(&x, &matrix, None).is_some());
-            assert!(tracing(|| multiply(&x, &matrix, None)).is_none());
+            assert!(tracing(|| multiply(&x, &matrix, None)).is_some());
             let whole = x.as_dtype(Dtype::Int32).unwrap();
             assert!(multiply(&whole, &matrix, None).is_none());
         });

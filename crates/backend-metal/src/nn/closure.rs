@@ -1,0 +1,188 @@
+//! Functions in Rust that MLX calls: from its transformations of functions, and from graphs that were made by them.
+
+use std::{
+    cell::RefCell,
+    ffi::c_void,
+    mem::ManuallyDrop,
+    panic::{AssertUnwindSafe, catch_unwind},
+};
+
+use mlx_rs::{
+    Array,
+    error::{Exception, Result},
+};
+use mlx_sys::{mlx_closure, mlx_vector_array};
+
+thread_local! {
+    /// Why a function failed: MLX, through which it is called, passes on only that it did.
+    static FAILURE: RefCell<Option<Exception>> = const { RefCell::new(None) };
+}
+
+/// The failure of a function that MLX called since this was last called on this thread.
+pub(crate) fn take_failure() -> Option<Exception> {
+    FAILURE.take()
+}
+
+/// A function of arrays, which lives as long as MLX needs it.
+pub(super) struct Closure(mlx_closure);
+
+impl Closure {
+    pub(super) fn new<F: Fn(&[Array]) -> Result<Array> + 'static>(function: F) -> Self {
+        // SAFETY: the payload is freed by `free`, once, when the last owner of the closure goes, which may be a graph.
+        Self(unsafe {
+            mlx_sys::mlx_closure_new_func_payload(Some(call::<F>), boxed(function), Some(free::<F>))
+        })
+    }
+
+    /// The same, computed a second time where its gradient is taken.
+    pub(super) fn checkpointed(&self) -> Result<Self> {
+        // SAFETY: the closure is alive.
+        Self::made(|made| unsafe { mlx_sys::mlx_checkpoint(made, self.0) })
+    }
+
+    /// The same with this gradient: of the inputs and the gradient by the output, one by each input.
+    pub(super) fn with_gradient<B>(&self, gradient: B) -> Result<Self>
+    where
+        B: Fn(&[Array], &Array) -> Result<Vec<Array>> + 'static,
+    {
+        // SAFETY: as in `new` and above; the handle made here is freed here.
+        unsafe {
+            let gradient = mlx_sys::mlx_closure_custom_new_func_payload(
+                Some(call_gradient::<B>),
+                boxed(gradient),
+                Some(free::<B>),
+            );
+            let both = Self::made(|made| mlx_sys::mlx_custom_vjp(made, self.0, gradient));
+            mlx_sys::mlx_closure_custom_free(gradient);
+            both
+        }
+    }
+
+    fn made(make: impl FnOnce(*mut mlx_closure) -> i32) -> Result<Self> {
+        // SAFETY: an empty handle, which is freed when the closure is dropped.
+        let mut made = Self(unsafe { mlx_sys::mlx_closure_new() });
+        match make(&raw mut made.0) {
+            0 => Ok(made),
+            _ => Err(Exception::custom("a function could not be transformed")),
+        }
+    }
+
+    /// Its output for these inputs.
+    pub(super) fn apply(&self, inputs: &[Array]) -> Result<Array> {
+        let (inputs, mut output) = (Vector::of(inputs), Vector::of(&[]));
+        // SAFETY: closure and vectors are alive.
+        if unsafe { mlx_sys::mlx_closure_apply(&raw mut output.0, self.0, inputs.0) } != 0 {
+            return Err(take_failure().unwrap_or_else(|| Exception::custom("a function failed")));
+        }
+        output.arrays()?.pop().ok_or_else(|| Exception::custom("a function gave nothing"))
+    }
+}
+
+impl Drop for Closure {
+    fn drop(&mut self) {
+        // SAFETY: made above, freed once.
+        unsafe { mlx_sys::mlx_closure_free(self.0) };
+    }
+}
+
+fn boxed<F>(function: F) -> *mut c_void {
+    Box::into_raw(Box::new(function)).cast()
+}
+
+unsafe extern "C" fn call<F>(
+    output: *mut mlx_vector_array,
+    inputs: mlx_vector_array,
+    payload: *mut c_void,
+) -> i32
+where
+    F: Fn(&[Array]) -> Result<Array> + 'static,
+{
+    // SAFETY: the payload is the boxed function, alive as long as its closure is; inputs and output are the caller's.
+    unsafe {
+        let function = &*payload.cast::<F>();
+        answer(output, || Ok(vec![function(&borrowed(inputs)?)?]))
+    }
+}
+
+unsafe extern "C" fn call_gradient<B>(
+    output: *mut mlx_vector_array,
+    inputs: mlx_vector_array,
+    by_outputs: mlx_vector_array,
+    _outputs: mlx_vector_array,
+    payload: *mut c_void,
+) -> i32
+where
+    B: Fn(&[Array], &Array) -> Result<Vec<Array>> + 'static,
+{
+    // SAFETY: as in `call`.
+    unsafe {
+        let function = &*payload.cast::<B>();
+        answer(output, || {
+            let by_output = borrowed(by_outputs)?.pop().ok_or_else(|| Exception::custom("no gradient"))?;
+            function(&borrowed(inputs)?, &by_output)
+        })
+    }
+}
+
+/// # Safety
+/// The caller of the function owns what is stored in `output`.
+unsafe fn answer(output: *mut mlx_vector_array, work: impl FnOnce() -> Result<Vec<Array>>) -> i32 {
+    let result = catch_unwind(AssertUnwindSafe(work));
+    match result.unwrap_or_else(|_| Err(Exception::custom("a function panicked"))) {
+        Ok(arrays) => {
+            let vector = ManuallyDrop::new(Vector::of(&arrays));
+            // SAFETY: the caller's promise.
+            unsafe { *output = vector.0 };
+            0
+        }
+        Err(failure) => {
+            FAILURE.set(Some(failure));
+            1
+        }
+    }
+}
+
+/// The arrays in a list that stays its owner's.
+fn borrowed(list: mlx_vector_array) -> Result<Vec<Array>> {
+    ManuallyDrop::new(Vector(list)).arrays()
+}
+
+unsafe extern "C" fn free<F>(payload: *mut c_void) {
+    // SAFETY: boxed by `boxed`, freed once.
+    drop(unsafe { Box::from_raw(payload.cast::<F>()) });
+}
+
+/// MLX's list of arrays.
+struct Vector(mlx_vector_array);
+
+impl Vector {
+    fn of(arrays: &[Array]) -> Self {
+        // SAFETY: the vector is fresh, and takes handles of its own on the arrays.
+        unsafe {
+            let vector = mlx_sys::mlx_vector_array_new();
+            for array in arrays {
+                mlx_sys::mlx_vector_array_append_value(vector, array.as_ptr());
+            }
+            Self(vector)
+        }
+    }
+
+    fn arrays(&self) -> Result<Vec<Array>> {
+        // SAFETY: the vector is alive.
+        let count = unsafe { mlx_sys::mlx_vector_array_size(self.0) };
+        let get = |i| {
+            super::ops::call("read a list of arrays", |result| {
+                // SAFETY: as above, and `i` is less than its size.
+                unsafe { mlx_sys::mlx_vector_array_get(result, self.0, i) }
+            })
+        };
+        (0..count).map(get).collect()
+    }
+}
+
+impl Drop for Vector {
+    fn drop(&mut self) {
+        // SAFETY: made by `of` or by MLX for us, freed once.
+        unsafe { mlx_sys::mlx_vector_array_free(self.0) };
+    }
+}
