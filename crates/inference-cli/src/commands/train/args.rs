@@ -77,6 +77,10 @@ pub(crate) struct Args {
     #[arg(long, value_enum, help_heading = "Method")]
     adapter_dtype: Option<Float>,
 
+    /// With full training: compute in bfloat16, and keep weights and optimiser in float32
+    #[arg(long, help_heading = "Method")]
+    mixed_precision: bool,
+
     /// How gradients become steps
     #[arg(long, value_enum, default_value_t = Descent::Adamw, help_heading = "Steps")]
     optimizer: Descent,
@@ -302,10 +306,13 @@ impl Args {
                 ("--adapter-dtype", self.adapter_dtype.is_some()),
             ];
             refuse(adapters_only, "--method full, which trains the weights themselves")?;
-            let mut full = FullOptions::new().dropout(self.dropout.unwrap_or(0.0));
+            let mut full =
+                FullOptions::new().dropout(self.dropout.unwrap_or(0.0)).mixed_precision(self.mixed_precision);
             full.layers = self.layers;
             return Ok(inference::Method::Full(full));
         }
+        let full_only = [("--mixed-precision", self.mixed_precision)];
+        refuse(full_only, "adapters, whose weights are few")?;
         let mut adapter =
             AdapterOptions::new().embeddings(self.embeddings).dropout(self.dropout.unwrap_or(0.0));
         adapter.rank = self.rank.unwrap_or(adapter.rank);
@@ -408,6 +415,7 @@ mod tests {
         for line in [
             ["--method=full", "--rank=4"],
             ["--method=full", "--embeddings"],
+            ["--method=dora", "--mixed-precision"],
             ["--optimizer=sgd", "--betas=0.9,0.9"],
             ["--optimizer=adafactor", "--weight-decay=0.1"],
             ["--optimizer=adamw", "--momentum=0.1"],
