@@ -80,14 +80,22 @@ pub(super) fn train_tokenizer(
     Ok(tokenizer)
 }
 
+/// Writes a tokenizer's file.
+pub(super) fn write_tokenizer(tokenizer: &Tokenizer, path: &Path) -> Result<()> {
+    tokenizer.save(path, true).map_err(|error| anyhow!("{}: {error}", path.display()))
+}
+
+/// Reads a tokenizer's file.
+pub(super) fn read_tokenizer(path: &Path) -> Result<Tokenizer> {
+    Tokenizer::from_file(path).map_err(|error| anyhow!("{}: {error}", path.display()))
+}
+
 /// Writes the model's folder.
 pub(super) fn write(folder: &Path, tokenizer: &Tokenizer, seed: u64) -> Result<()> {
     fs::create_dir_all(folder)?;
     let id = |token: &str| tokenizer.token_to_id(token).with_context(|| format!("no token {token}"));
     let (pad, end) = (id(END_OF_TEXT)?, id(END)?);
-    tokenizer
-        .save(folder.join("tokenizer.json"), true)
-        .map_err(|error| anyhow!("tokenizer.json: {error}"))?;
+    write_tokenizer(tokenizer, &folder.join("tokenizer.json"))?;
     fs::write(folder.join("chat_template.jinja"), TEMPLATE)?;
     let json = |name: &str, value: &Value| fs::write(folder.join(name), format!("{value:#}\n"));
     json(
