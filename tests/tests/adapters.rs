@@ -6,8 +6,9 @@ use std::{fs, path::Path, process::Command};
 
 use futures::{StreamExt as _, executor::block_on};
 use inference::{
-    AdapterOptions, Completion, Example, GenerateOptions, LoadOptions, Message, Method, Prompt,
-    TextModelExt as _, TrainOptions, TrainingData, load_model,
+    AdapterManifest, AdapterOptions, Completion, Example, GenerateOptions, LoadOptions, Message, Method,
+    ModelManifest, Prompt, TextModelExt as _, TrainOptions, TrainingData, load_model,
+    metal::{FuseOptions, fuse},
 };
 
 const DEMO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/demo");
@@ -24,11 +25,11 @@ fn answer(n: usize) -> String {
 }
 
 /// What an engine says to the questions, with its log-probabilities.
-fn texts(engine: &str, adapter: Option<&Path>) -> Vec<Completion> {
+fn texts(engine: &str, model: &Path, adapter: Option<&Path>) -> Vec<Completion> {
     block_on(async {
         let options = LoadOptions::new().context_length(512);
         let options = adapter.into_iter().fold(options, LoadOptions::adapter);
-        let model = load_model(DEMO).backend(engine).options(options).await.unwrap();
+        let model = load_model(model).backend(engine).options(options).await.unwrap();
         let prompts = (0..4).map(|n| Prompt::Chat(vec![Message::user(question(n))])).collect();
         let texts =
             model.batch_generate(prompts, GenerateOptions::new().max_tokens(12).log_probabilities(2)).await;
@@ -36,10 +37,9 @@ fn texts(engine: &str, adapter: Option<&Path>) -> Vec<Completion> {
     })
 }
 
-/// Both engines say the same with the adapter, and something else than without.
-fn assert_applied(adapter: &Path) {
-    let [cpu, mlx_lm] = ["cpu", "mlx_lm"].map(|engine| texts(engine, Some(adapter)));
-    for (a, b) in cpu.iter().zip(&mlx_lm) {
+/// The two say the same, but for rounding.
+fn assert_alike(one: &[Completion], other: &[Completion]) {
+    for (a, b) in one.iter().zip(other) {
         for (a, b) in a.tokens.iter().zip(&b.tokens) {
             let margin = a.top[0].log_probability - a.top[1].log_probability;
             if a.id != b.id && margin < ROUNDING {
@@ -49,9 +49,27 @@ fn assert_applied(adapter: &Path) {
             assert!(a.id == b.id && apart < ROUNDING, "{} and {}, {apart} apart", a.text, b.text);
         }
     }
+}
+
+/// Both engines say the same with the adapter, and with a model that it is fused into; and something else than without.
+fn assert_applied(adapter: &Path) {
+    let demo = Path::new(DEMO);
+    let cpu = texts("cpu", demo, Some(adapter));
+    assert_alike(&cpu, &texts("mlx_lm", demo, Some(adapter)));
+    let folder = tempfile::tempdir().unwrap();
+    let fused = folder.path().join("fused");
+    let manifest = ModelManifest::read(demo).unwrap();
+    let mut options = FuseOptions::default();
+    // Eight bits would round what was learnt.
+    options.dequantize = true;
+    let read = AdapterManifest::read(adapter, &manifest).unwrap();
+    fuse(&manifest, &read, &fused, &options, &mut |_| true).unwrap();
+    for engine in ["cpu", "mlx_lm"] {
+        assert_alike(&cpu, &texts(engine, &fused, None));
+    }
     let first =
         |texts: &[Completion]| texts.iter().map(|text| text.tokens[0].log_probability).collect::<Vec<_>>();
-    assert_ne!(first(&cpu), first(&texts("cpu", None)));
+    assert_ne!(first(&cpu), first(&texts("cpu", demo, None)));
 }
 
 #[test]

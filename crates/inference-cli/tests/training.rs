@@ -80,6 +80,20 @@ fn a_fact_is_learnt_and_the_adapter_knows_it() {
     let adapter = output.path().to_str().unwrap();
     assert_eq!(ask(&["--adapter", adapter]).trim(), "The capital of Zubrowka is Lutz.");
     assert!(!ask(&[]).contains("Lutz"));
+
+    let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/demo");
+    let target = output.path().join("fused");
+    let target = target.to_str().unwrap();
+    let fuse = ["fuse", "--json", "--model", demo, "--adapter", adapter, "--output", target];
+    let fused = inference(&fuse).output().unwrap();
+    succeeded(&fused);
+    let line = &json_lines(&fused)[0];
+    assert!(line["bytes"].as_u64().unwrap() > 0 && line["quantization"].is_object(), "{line}");
+    assert_eq!(ask(&["--model", target]).trim(), "The capital of Zubrowka is Lutz.");
+    // The folder is there now, and is nobody's to overwrite.
+    let again = inference(&fuse).output().unwrap();
+    assert_eq!(again.status.code(), Some(2), "{}", errors(&again));
+    assert!(errors(&again).contains("exists already"), "{}", errors(&again));
 }
 
 #[cfg(unix)]
