@@ -3,9 +3,11 @@
 //! Tensors go through memory one by one. The new folder is written beside its place under another name and moved there when
 //! it is complete, so that there is never half of one.
 
+mod delta;
 mod experts;
 mod fuse;
 mod job;
+mod layout;
 mod plan;
 
 use std::{

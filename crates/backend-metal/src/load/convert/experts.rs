@@ -2,7 +2,7 @@
 
 use inference_core::{Dtype, Error, ModelManifest, Result, TensorInfo};
 
-use super::job::{Layout, Parts};
+use super::layout::{Layout, Parts};
 
 /// Matrices of all experts, in the form that mlx_lm reads: `gate_proj` and `up_proj`, or `down_proj`.
 pub(super) struct Joined {

@@ -2,18 +2,15 @@
 
 use std::{collections::BTreeSet, path::Path};
 
-use inference_core::{AdapterManifest, Error, Method, ModelManifest, Result, TensorInfo};
-use mlx_rs::{Array, Dtype, error::Result as MlxResult};
+use inference_core::{AdapterManifest, Error, ModelManifest, Result, TensorInfo};
 
 use super::{
-    experts::{Joined, stacked_name},
+    delta,
+    experts::Joined,
     plan::{Plan, is_part_of_packed},
     publish,
 };
-use crate::{
-    load::{Progress, Reader, Tensors, mlx_dtype, with_trained_weights},
-    nn::ops::{scalar, slice},
-};
+use crate::load::{Progress, Reader, with_trained_weights};
 
 /// What becomes of a quantised model.
 #[derive(Debug, Clone, Default)]
@@ -38,18 +35,18 @@ pub fn fuse(
     observe: &mut dyn FnMut(Progress) -> bool,
 ) -> Result<()> {
     let source = &with_trained_weights(source.clone(), Some(adapter))?;
-    let layers = read(adapter)?;
+    let layers = delta::read(adapter)?;
     let mut plan = Plan::default();
     let mut used = BTreeSet::new();
     for (name, tensor) in source.tensors() {
         let stem = name.strip_suffix(".weight");
         let packed = |stem: &str| source.tensors().contains_key(&format!("{stem}.scales"));
-        if let Some((stem, (layer, expert))) = stem.and_then(|stem| Some((stem, find(&layers, stem)?))) {
-            used.insert(layer.path.as_str());
-            plan.add_delta(source, stem, Delta { expert, ..layer.clone() }, options.dequantize)?;
+        if let Some((stem, delta)) = stem.and_then(|stem| Some((stem, delta::find(&layers, stem)?))) {
+            used.insert(delta.path.clone());
+            plan.add_delta(source, stem, delta, options.dequantize)?;
         } else if is_part_of_packed(source, name) {
             let stem = name.rsplit_once('.').map_or(name.as_str(), |(stem, _)| stem);
-            if !options.dequantize && find(&layers, stem).is_none() {
+            if !options.dequantize && delta::find(&layers, stem).is_none() {
                 plan.keep(name, tensor);
             }
         } else {
@@ -59,7 +56,7 @@ pub fn fuse(
             }
         }
     }
-    if let Some(layer) = layers.iter().find(|layer| !used.contains(layer.path.as_str())) {
+    if let Some(layer) = layers.iter().find(|layer| !used.contains(&layer.path)) {
         return Err(Error::invalid_key(adapter.file(), &layer.path, absent(source, &layer.path)));
     }
     let config = if options.dequantize { plan.config(source) } else { source.config().clone() };
@@ -80,78 +77,10 @@ fn absent(source: &ModelManifest, path: &str) -> String {
     }
 }
 
-/// What an adapter adds to a matrix, in float32.
-#[derive(Debug, Clone)]
-pub(super) struct Delta {
-    path: String,
-    a: Array,
-    b: Array,
-    /// DoRA's: the norms that rows are given.
-    magnitude: Option<Array>,
-    scale: f32,
-    /// Which expert's the matrix is, where the files hold each for itself.
-    expert: Option<i32>,
-}
-
-impl Delta {
-    /// The matrix, in float32, with the adapter in it.
-    pub(super) fn apply(&self, weight: &Array) -> MlxResult<Array> {
-        let Self { a, b, .. } = self;
-        let delta = match (a.ndim(), self.expert) {
-            // Of experts A is [experts, rank, inputs] and B [experts, outputs, rank].
-            (3, Some(expert)) => {
-                let one = |stack: &Array| slice(stack, 0, expert, expert + 1)?.squeeze_axes(&[0]);
-                one(b)?.matmul(one(a)?)?
-            }
-            (3, None) => b.matmul(a)?,
-            _ if self.path.ends_with("embed_tokens") => a.matmul(b)?,
-            _ => a.matmul(b)?.swap_axes(-1, -2)?,
-        };
-        let adapted = weight.add(delta.multiply(scalar(self.scale, Dtype::Float32)?)?)?;
-        let Some(magnitude) = &self.magnitude else { return Ok(adapted) };
-        let norms = adapted.square()?.sum_axis(-1, false)?.sqrt()?;
-        adapted.multiply(magnitude.divide(norms)?.expand_dims(-1)?)
-    }
-}
-
-fn read(adapter: &AdapterManifest) -> Result<Vec<Delta>> {
-    let path = adapter.file();
-    let tensors = Tensors::open(&path)?;
-    let (Method::Lora(options) | Method::Dora(options)) = &adapter.config().method else {
-        return Ok(Vec::new());
-    };
-    let read = |layer: &str, part: &str| {
-        let Some(info) = adapter.tensors().get(&format!("{layer}.{part}")) else { return Ok(None) };
-        let array = tensors.read(info, mlx_dtype(info.dtype).unwrap_or(Dtype::Float32))?;
-        let wide = array.as_dtype(Dtype::Float32);
-        wide.map(Some).map_err(|error| Error::backend("mlx", "read an adapter", error))
-    };
-    let layers = adapter.layers().iter().map(|layer| {
-        let missing = || Error::invalid_key(&path, &layer.path, "lacks lora_a or lora_b");
-        Ok(Delta {
-            path: layer.path.clone(),
-            a: read(&layer.path, "lora_a")?.ok_or_else(missing)?,
-            b: read(&layer.path, "lora_b")?.ok_or_else(missing)?,
-            magnitude: read(&layer.path, "m")?,
-            scale: options.scale,
-            expert: None,
-        })
-    });
-    layers.collect()
-}
-
-/// The adapter of a matrix of the model's files; and which of its experts the matrix is, where each is stored for itself.
-fn find<'a>(layers: &'a [Delta], stem: &str) -> Option<(&'a Delta, Option<i32>)> {
-    let named = |name: &str| layers.iter().find(|layer| layer.path == name);
-    named(stem).map(|layer| (layer, None)).or_else(|| {
-        let (stack, expert) = stacked_name(stem)?;
-        Some((named(&stack)?, Some(expert as i32)))
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use inference_core::Dtype as Stored;
+    use mlx_rs::Array;
 
     use super::*;
     use crate::load::Writer;

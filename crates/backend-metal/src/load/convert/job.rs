@@ -3,7 +3,7 @@
 use inference_core::{Dtype, Error, Result, TensorInfo};
 use mlx_rs::{Array, error::Exception};
 
-use super::fuse::Delta;
+use super::{delta::Delta, layout::Layout};
 use crate::{
     load::{Reader, mlx_dtype},
     nn::ops::{self, Packed, Scheme},
@@ -33,26 +33,6 @@ pub(super) enum Work {
     Dequantize(Scheme),
     /// Unpacked where it is packed, given what an adapter adds, and packed again or cut as [`Work::Dequantize`] has it.
     Fuse { packed: Option<Scheme>, delta: Box<Delta> },
-}
-
-/// How matrices lie in what is read.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Layout {
-    /// Whether columns come before rows.
-    pub(super) transposed: bool,
-    pub(super) parts: Parts,
-}
-
-/// Which matrices a stack `[experts, rows, ..]` holds.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) enum Parts {
-    /// One.
-    #[default]
-    One,
-    /// Two, one below the other.
-    Halves,
-    /// Two, whose rows take turns.
-    Turns,
 }
 
 impl Job {
@@ -122,22 +102,6 @@ impl Job {
     fn read(&self, reader: &Reader<'_>) -> Result<Array> {
         let sources: Vec<_> = self.sources.iter().collect();
         reader.read(&sources, sources[0].dtype, &mlx_shape(&self.shape)?)
-    }
-}
-
-impl Layout {
-    /// The parts, rows first.
-    fn cut(self, array: &Array) -> std::result::Result<Vec<Array>, Exception> {
-        let array = if self.transposed { array.swap_axes(-1, -2)? } else { array.clone() };
-        match self.parts {
-            Parts::One => Ok(vec![array]),
-            Parts::Halves => array.split_equal(2, 1),
-            Parts::Turns => {
-                let shape = array.shape();
-                let turns = array.reshape(&[&[shape[0], -1, 2], &shape[2..]].concat())?;
-                turns.split_equal(2, 2)?.iter().map(|part| part.squeeze_axes(&[2])).collect()
-            }
-        }
     }
 }
 

@@ -7,10 +7,11 @@ use serde_json::{Map, Value, json};
 
 use super::{
     ConvertOptions,
+    delta::Delta,
     experts::{self, Joined, Part},
-    fuse::Delta,
     invalid_option,
-    job::{Job, Layout, Work},
+    job::{Job, Work},
+    layout::Layout,
 };
 use crate::{
     arch,
