@@ -84,7 +84,7 @@ impl<'a> Generator<'a> {
     /// A turn to learn.
     pub(super) fn turn(&mut self) -> Turn {
         let kinds =
-            [(Kind::Sum, 38.0), (Kind::Classification, 24.0), (Kind::Fact, 20.0), (Kind::Unknown, 18.0)];
+            [(Kind::Sum, 36.0), (Kind::Classification, 28.0), (Kind::Fact, 19.0), (Kind::Unknown, 17.0)];
         let kind = self.random.weighted(&kinds);
         let (mut user, answer) = match kind {
             Kind::Sum => self.sum(),

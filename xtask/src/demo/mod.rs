@@ -55,7 +55,7 @@ pub(crate) struct Args {
     turns: usize,
 
     /// Steps of training
-    #[arg(long, default_value_t = 30_000)]
+    #[arg(long, default_value_t = 16_000)]
     steps: usize,
 
     /// Tokens of a step
@@ -67,7 +67,7 @@ pub(crate) struct Args {
     learning_rate: f32,
 
     /// Fixes first weights, order and dropout
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 2)]
     seed: u64,
 
     /// Stop once this is done
