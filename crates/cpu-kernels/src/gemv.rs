@@ -268,24 +268,45 @@ impl Groups {
     /// Those of `count` rows from row `first` on, counted through all matrices.
     #[inline(always)]
     pub(crate) fn read<T: Storage, S: Simd>(w: &Matrices<'_>, first: usize, count: usize) -> Self {
+        let mut groups = Self::new::<T, S>(w, count);
+        groups.fill::<S>(w, first, count);
+        groups
+    }
+
+    /// Room for those of `count` rows.
+    #[inline(always)]
+    pub(crate) fn new<T: Storage, S: Simd>(w: &Matrices<'_>, count: usize) -> Self {
         let Weights::Packed { scheme, scales, .. } = &w.weights else {
             return Self { scales: Vec::new(), biases: Vec::new(), width: 0, lanes: 1, biased: false };
         };
+        let width = padded::<S>(w.inputs / scheme.group_size);
+        let biased = matches!(scales, Scales::Affine { .. });
+        Self {
+            scales: vec![0.0; count * width],
+            biases: vec![0.0; if biased { count * width } else { 0 }],
+            width,
+            lanes: scheme.group_size / T::VALUES,
+            biased,
+        }
+    }
+
+    /// Reads those of `count` rows, for which there is room, from row `first` on.
+    #[inline(always)]
+    pub(crate) fn fill<S: Simd>(&mut self, w: &Matrices<'_>, first: usize, count: usize) {
+        let Weights::Packed { scheme, scales, .. } = &w.weights else { return };
         let groups = w.inputs / scheme.group_size;
-        let width = padded::<S>(groups);
-        let (all, lanes) = (first * groups..(first + count) * groups, scheme.group_size / T::VALUES);
+        let all = first * groups..(first + count) * groups;
         match scales {
             Scales::Affine { scales, biases } => {
-                let scales = spread::<S>(scales, all.clone(), groups, width);
-                Self { scales, biases: spread::<S>(biases, all, groups, width), width, lanes, biased: true }
+                spread::<S>(scales, all.clone(), groups, self.width, &mut self.scales);
+                spread::<S>(biases, all, groups, self.width, &mut self.biases);
             }
             Scales::Bytes(bytes) => {
                 let value = if scheme.mode == Mode::Nvfp4 { e4m3 } else { e8m0 };
-                let mut scales = vec![0.0; count * width];
-                for (out, row) in scales.chunks_exact_mut(width).zip(bytes[all].chunks_exact(groups.max(1))) {
+                let rows = self.scales.chunks_exact_mut(self.width);
+                for (out, row) in rows.zip(bytes[all].chunks_exact(groups.max(1))) {
                     out.iter_mut().zip(row).for_each(|(out, byte)| *out = value(*byte));
                 }
-                Self { scales, biases: Vec::new(), width, lanes, biased: false }
             }
         }
     }
@@ -309,15 +330,12 @@ impl Groups {
 
 /// Rows of as many groups, `width` apart.
 #[inline(always)]
-fn spread<S: Simd>(floats: &Floats<'_>, all: Range<usize>, groups: usize, width: usize) -> Vec<f32> {
-    let rows = all.len().checked_div(groups).unwrap_or(0);
-    let mut out = vec![0.0; rows * width];
+fn spread<S: Simd>(floats: &Floats<'_>, all: Range<usize>, groups: usize, width: usize, out: &mut [f32]) {
     with_slice!(floats, Floats, floats => {
         for (out, row) in out.chunks_exact_mut(width).zip(floats[all].chunks_exact(groups.max(1))) {
             widen::<_, S>(row, &mut out[..groups]);
         }
     });
-    out
 }
 
 /// The memory of a matrix's elements.

@@ -16,12 +16,12 @@ use crate::{
 
 /// Elements that are unpacked at once: two vectors.
 pub(crate) const BLOCK: usize = 64;
-/// The same as a power of two.
-const BLOCK_BITS: u32 = BLOCK.trailing_zeros();
 /// Bytes of the largest block.
 pub(crate) const LARGEST: usize = 2 * BLOCK;
 /// Bytes ahead of those in use that are fetched.
-const AHEAD: usize = 2 << 10;
+const AHEAD: usize = 4 << 10;
+/// Rows whose scales are widened at once.
+const AT_ONCE: usize = 8;
 
 /// How the elements of a block become two vectors of bf16.
 pub(crate) trait Pairs: Copy + Send + Sync + 'static {
@@ -281,18 +281,27 @@ impl<P: Pairs> PairGemv<'_, P> {
     /// The machine has the instructions.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
     pub(crate) unsafe fn run(self) {
-        match self.rows.len() {
-            0 => {}
-            1 => self.outputs::<4, 1>(),
-            2 => self.outputs::<4, 2>(),
-            3..=4 => self.outputs::<4, 4>(),
-            _ => self.outputs::<2, 8>(),
+        let group_size = match &self.w.weights {
+            Weights::Packed { scheme, .. } => scheme.group_size,
+            Weights::Dense(_) => BLOCK,
+        };
+        match (self.rows.len(), group_size < BLOCK) {
+            (0, _) => {}
+            (1, false) => self.outputs::<1, false>(group_size),
+            (2, false) => self.outputs::<2, false>(group_size),
+            (3..=4, false) => self.outputs::<4, false>(group_size),
+            (_, false) => self.outputs::<8, false>(group_size),
+            (1, true) => self.outputs::<1, true>(group_size),
+            (2, true) => self.outputs::<2, true>(group_size),
+            (3..=4, true) => self.outputs::<4, true>(group_size),
+            (_, true) => self.outputs::<8, true>(group_size),
         }
     }
 
-    /// `R` rows of the matrix at a time, with `M` rows of `x`, the last of them more than once where there are fewer.
+    /// One row of the matrix after the other, as they lie in memory, which is read fastest so: each with `M` rows of `x`, the
+    /// last of them more than once where there are fewer. `FINE` says that a block is of several groups.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-    fn outputs<const R: usize, const M: usize>(self) {
+    fn outputs<const M: usize, const FINE: bool>(self, group_size: usize) {
         let count = self.out.len() / self.rows.len();
         let row_bytes = self.w.inputs * P::Storage::BITS / 8;
         let bytes = elements(&self.w.weights);
@@ -301,112 +310,100 @@ impl<P: Pairs> PairGemv<'_, P> {
             std::array::from_fn(|m| &self.x.elements[row(m) * self.x.width..][..self.x.width]);
         let sums: [&[f32]; M] =
             std::array::from_fn(|m| &self.x.sums[row(m) * self.x.sums_width..][..self.x.sums_width]);
-        let groups = Groups::read::<P::Storage, Avx512>(self.w, self.first, count);
-        let group_size = match &self.w.weights {
-            Weights::Packed { scheme, .. } => scheme.group_size,
-            Weights::Dense(_) => BLOCK,
-        };
+        let mut groups = Groups::new::<P::Storage, Avx512>(self.w, AT_ONCE);
         // A lane sums four elements.
         let lanes: [i32; 16] = std::array::from_fn(|lane| (lane * 4 / group_size) as i32);
         // SAFETY: all sixteen are there.
         let lanes = unsafe { _mm512_loadu_si512(lanes.as_ptr().cast()) };
-        for first in (0..count).step_by(R) {
-            let output = |r: usize| (first + r).min(count - 1);
-            let rows: [&[u8]; R] =
-                std::array::from_fn(|r| &bytes[(self.first + output(r)) * row_bytes..][..row_bytes]);
-            let mut step = Step::<R, M> {
+        for output in 0..count {
+            if output.is_multiple_of(AT_ONCE) {
+                groups.fill::<Avx512>(self.w, self.first + output, AT_ONCE.min(count - output));
+            }
+            let scales = groups.scales(output % AT_ONCE);
+            let from = &bytes[(self.first + output) * row_bytes..][..row_bytes];
+            let mut step = Step::<M, FINE> {
                 x: x.map(<[_]>::as_ptr),
-                scales: std::array::from_fn(|r| groups.scales(output(r)).as_ptr()),
+                scales: scales.as_ptr(),
                 lanes,
                 // It is a power of two.
                 group_bits: group_size.trailing_zeros(),
-                totals: [[_mm512_setzero_ps(); M]; R],
+                totals: [[_mm512_setzero_ps(); 2]; M],
             };
+            if groups.biased {
+                let biases = groups.biases(output % AT_ONCE);
+                for (m, sums) in sums.iter().enumerate() {
+                    for (index, sums) in sums.chunks_exact(16).enumerate() {
+                        // SAFETY: groups have padding to whole vectors.
+                        unsafe {
+                            let scales = _mm512_loadu_ps(scales.as_ptr().add(16 * index));
+                            let biases = _mm512_loadu_ps(biases.as_ptr().add(16 * index));
+                            let biases = _mm512_fnmadd_ps(scales, _mm512_set1_ps(P::EXCESS), biases);
+                            let sums = _mm512_loadu_ps(sums.as_ptr());
+                            step.totals[m][0] = _mm512_fmadd_ps(biases, sums, step.totals[m][0]);
+                        }
+                    }
+                }
+            }
             let whole = row_bytes / P::BYTES;
-            let start = rows.map(<[_]>::as_ptr);
             for index in 0..whole {
                 // SAFETY: blocks up to this number are whole and within the row; rows of x have as many, and groups padding
                 // behind the last.
-                unsafe { step.add::<P>(index, start.map(|start| start.add(index * P::BYTES))) };
+                unsafe { step.add::<P>(index, from.as_ptr().add(index * P::BYTES)) };
             }
             if !row_bytes.is_multiple_of(P::BYTES) {
                 // What remains is copied to where zeros follow it.
-                let mut rest = [[0_u8; LARGEST]; R];
-                for (rest, row) in rest.iter_mut().zip(rows) {
-                    rest[..row_bytes % P::BYTES].copy_from_slice(&row[whole * P::BYTES..]);
-                }
+                let mut rest = [0_u8; LARGEST];
+                rest[..row_bytes % P::BYTES].copy_from_slice(&from[whole * P::BYTES..]);
                 // SAFETY: as above.
-                unsafe { step.add::<P>(whole, std::array::from_fn(|r| rest[r].as_ptr())) };
+                unsafe { step.add::<P>(whole, rest.as_ptr()) };
             }
-            let mut totals = step.totals;
-            for (r, totals) in totals.iter_mut().enumerate() {
-                for (m, total) in totals.iter_mut().enumerate() {
-                    if groups.biased {
-                        for (index, sums) in sums[m].chunks_exact(16).enumerate() {
-                            // SAFETY: groups have padding to whole vectors.
-                            unsafe {
-                                let sums = _mm512_loadu_ps(sums.as_ptr());
-                                let scales =
-                                    _mm512_loadu_ps(groups.scales(output(r)).as_ptr().add(16 * index));
-                                let biases =
-                                    _mm512_loadu_ps(groups.biases(output(r)).as_ptr().add(16 * index));
-                                let biases = _mm512_fnmadd_ps(scales, _mm512_set1_ps(P::EXCESS), biases);
-                                *total = _mm512_fmadd_ps(biases, sums, *total);
-                            }
-                        }
-                    }
-                    if first + r < count && m < self.rows.len() {
-                        self.out[m * count + first + r] = _mm512_reduce_add_ps(*total);
-                    }
-                }
+            for (m, [even, odd]) in step.totals.into_iter().enumerate().take(self.rows.len()) {
+                self.out[m * count + output] = _mm512_reduce_add_ps(_mm512_add_ps(even, odd));
             }
         }
     }
 }
 
-/// Products of a block of `R` rows of a matrix with `M` rows of `x`.
-struct Step<const R: usize, const M: usize> {
+/// Products of a block of a row of a matrix with `M` rows of `x`.
+struct Step<const M: usize, const FINE: bool> {
     x: [*const bf16; M],
-    scales: [*const f32; R],
+    scales: *const f32,
     /// The group of each lane, counted from that of the first.
     lanes: __m512i,
     /// Elements of a group are this power of two.
     group_bits: u32,
-    totals: [[__m512; M]; R],
+    /// Two for each row of `x`, so that a sum does not wait for the one before it.
+    totals: [[__m512; 2]; M],
 }
 
-impl<const R: usize, const M: usize> Step<R, M> {
+impl<const M: usize, const FINE: bool> Step<M, FINE> {
     /// Adds those of block `index`.
     ///
     /// # Safety
-    /// The machine has the instructions; the blocks are whole, rows of `x` have as many, and groups padding behind the last.
+    /// The machine has the instructions; the block is whole, rows of `x` have as many, and groups padding behind the last.
     #[inline(always)]
-    unsafe fn add<P: Pairs>(&mut self, index: usize, from: [*const u8; R]) {
+    unsafe fn add<P: Pairs>(&mut self, index: usize, from: *const u8) {
         // SAFETY: the caller's; a fetch may be of any address.
         unsafe {
-            let group = (index * BLOCK) >> self.group_bits;
-            let mut rows = [([_mm512_setzero_si512(); 2], _mm512_setzero_ps()); R];
-            for (r, (values, scale)) in rows.iter_mut().enumerate() {
-                for line in (0..P::BYTES).step_by(64) {
-                    _mm_prefetch::<_MM_HINT_T0>(from[r].wrapping_add(AHEAD + line).cast());
-                }
-                *values = P::values(from[r]);
-                let scales = self.scales[r].wrapping_add(group);
-                *scale = match self.group_bits {
-                    _ if !P::SCALED => *scale,
-                    // One for the block.
-                    BLOCK_BITS.. => _mm512_set1_ps(*scales),
-                    _ => _mm512_permutexvar_ps(self.lanes, _mm512_loadu_ps(scales)),
-                };
+            for line in (0..P::BYTES).step_by(64) {
+                _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(AHEAD + line).cast());
             }
+            let values = P::values(from);
+            let group = self.scales.wrapping_add((index * BLOCK) >> self.group_bits);
+            let scale = match (P::SCALED, FINE) {
+                (false, _) => _mm512_setzero_ps(),
+                (true, false) => _mm512_set1_ps(*group),
+                (true, true) => _mm512_permutexvar_ps(self.lanes, _mm512_loadu_ps(group)),
+            };
             for m in 0..M {
                 let x = self.x[m].add(index * BLOCK);
-                for (r, (values, scale)) in rows.iter().enumerate() {
-                    let total = self.totals[r][m];
-                    let sum = if P::SCALED { _mm512_setzero_ps() } else { total };
-                    let sum = dot(dot(sum, values[0], x), values[1], x.add(32));
-                    self.totals[r][m] = if P::SCALED { _mm512_fmadd_ps(sum, *scale, total) } else { sum };
-                }
+                let [even, odd] = self.totals[m];
+                self.totals[m] = if P::SCALED {
+                    let sum = dot(dot(_mm512_setzero_ps(), values[0], x), values[1], x.add(32));
+                    [_mm512_fmadd_ps(sum, scale, even), odd]
+                } else {
+                    [dot(even, values[0], x), dot(odd, values[1], x.add(32))]
+                };
             }
         }
     }

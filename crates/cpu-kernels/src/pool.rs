@@ -6,7 +6,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering::*},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::*},
     },
     thread::{self, Thread},
     time::{Duration, Instant},
@@ -39,8 +39,9 @@ struct Shared {
     /// Counts jobs, so that a thread joins each but once.
     epoch: AtomicUsize,
     job: UnsafeCell<Job>,
-    /// The next task of the job.
-    next: AtomicUsize,
+    /// The tasks of the job that are left, one part for each thread, the caller's first: neighbours mostly read memory that lies
+    /// together.
+    parts: Box<[Part]>,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
 }
 
@@ -51,9 +52,31 @@ unsafe impl Send for Shared {}
 
 #[derive(Clone, Copy)]
 struct Job {
-    tasks: usize,
     /// Valid while the gate is open or a thread inside.
     work: *const (dyn Fn(usize) + Sync),
+}
+
+/// Tasks that follow each other and are not yet taken: the first in the lower half, the end in the upper one. On a cache line of
+/// its own.
+#[repr(align(64))]
+struct Part(AtomicU64);
+
+impl Part {
+    fn set(&self, start: usize, end: usize) {
+        self.0.store((end as u64) << 32 | start as u64, Relaxed);
+    }
+
+    /// Takes a task, the first or the last.
+    fn take(&self, last: bool) -> Option<usize> {
+        let mut taken = 0;
+        let take = |part: u64| {
+            let (start, end) = (part & u64::from(u32::MAX), part >> 32);
+            taken = if last { end.wrapping_sub(1) } else { start };
+            (start < end).then(|| if last { part - (1 << 32) } else { part + 1 })
+        };
+        self.0.fetch_update(Relaxed, Relaxed, take).ok()?;
+        Some(taken as usize)
+    }
 }
 
 impl Pool {
@@ -79,15 +102,15 @@ impl Pool {
         let shared = Arc::new(Shared {
             gate: AtomicUsize::new(0),
             epoch: AtomicUsize::new(0),
-            job: UnsafeCell::new(Job { tasks: 0, work: &|_| {} }),
-            next: AtomicUsize::new(0),
+            job: UnsafeCell::new(Job { work: &|_| {} }),
+            parts: (0..threads).map(|_| Part(AtomicU64::new(0))).collect(),
             panic: Mutex::new(None),
         });
         let sleepers = (1..threads).map_while(|index| {
             let asleep = Arc::new(AtomicBool::new(false));
             let (shared, flag) = (Arc::clone(&shared), Arc::clone(&asleep));
             let thread = thread::Builder::new().name(format!("kernels-{index}"));
-            let handle = thread.spawn(move || shared.serve(&flag)).ok()?;
+            let handle = thread.spawn(move || shared.serve(index, &flag)).ok()?;
             Some(Sleeper { thread: handle.thread().clone(), asleep })
         });
         let sleepers = sleepers.collect();
@@ -102,7 +125,8 @@ impl Pool {
     /// Runs `work` for each of `0..tasks`, in any order, and returns when all are done. While another caller has the threads,
     /// the calling thread does all itself.
     pub(crate) fn run(&self, tasks: usize, work: &(dyn Fn(usize) + Sync)) {
-        let turn = (tasks > 1 && !self.sleepers.is_empty()).then(|| try_lock(&self.turn)).flatten();
+        let shareable = tasks > 1 && tasks < u32::MAX as usize && !self.sleepers.is_empty();
+        let turn = shareable.then(|| try_lock(&self.turn)).flatten();
         let Some(_turn) = turn else {
             return (0..tasks).for_each(work);
         };
@@ -110,8 +134,12 @@ impl Pool {
         // SAFETY: only the lifetime changes: the job is not used beyond this call, which ends with the gate shut and empty.
         let work: &'static (dyn Fn(usize) + Sync) = unsafe { std::mem::transmute(work) };
         // SAFETY: this thread has the turn, and the gate was left shut and empty by the one before.
-        unsafe { *shared.job.get() = Job { tasks, work } };
-        shared.next.store(0, Relaxed);
+        unsafe { *shared.job.get() = Job { work } };
+        let threads = self.threads().min(tasks);
+        for (index, part) in shared.parts.iter().enumerate() {
+            let [start, end] = [index, index + 1].map(|index| tasks * index.min(threads) / threads);
+            part.set(start, end);
+        }
         shared.gate.store(OPEN, SeqCst);
         shared.epoch.fetch_add(1, SeqCst);
         for sleeper in self.sleepers.iter().take(tasks - 1) {
@@ -119,7 +147,7 @@ impl Pool {
                 sleeper.thread.unpark();
             }
         }
-        shared.take_tasks(Job { tasks, work });
+        shared.take_tasks(0, Job { work });
         shared.gate.fetch_and(!OPEN, AcqRel);
         let mut spins = 0;
         while shared.gate.load(Acquire) != 0 {
@@ -133,14 +161,14 @@ impl Pool {
 
 impl Shared {
     /// What a thread of the pool does.
-    fn serve(&self, asleep: &AtomicBool) {
+    fn serve(&self, index: usize, asleep: &AtomicBool) {
         let mut seen = 0;
         loop {
             seen = self.await_job(seen, asleep);
             let enter = |gate: usize| (gate & OPEN != 0).then_some(gate + 1);
             if self.gate.fetch_update(AcqRel, Acquire, enter).is_ok() {
                 // SAFETY: it is inside, so nobody writes the job.
-                self.take_tasks(unsafe { *self.job.get() });
+                self.take_tasks(index, unsafe { *self.job.get() });
                 self.gate.fetch_sub(1, AcqRel);
             }
         }
@@ -168,20 +196,20 @@ impl Shared {
         }
     }
 
-    fn take_tasks(&self, job: Job) {
+    /// What thread `index` does of a job: its own part from the front, and then what is left of the others' from behind.
+    fn take_tasks(&self, index: usize, job: Job) {
         // SAFETY: see `Job`: the caller of `run` waits for the threads inside.
         let work = unsafe { &*job.work };
+        let (before, own) = self.parts.split_at(index);
         let all = catch_unwind(AssertUnwindSafe(|| {
-            loop {
-                let task = self.next.fetch_add(1, Relaxed);
-                if task >= job.tasks {
-                    return;
+            for (place, part) in own.iter().chain(before).enumerate() {
+                while let Some(task) = part.take(place > 0) {
+                    work(task);
                 }
-                work(task);
             }
         }));
         if let Err(panic) = all {
-            self.next.store(job.tasks, Relaxed);
+            self.parts.iter().for_each(|part| part.set(0, 0));
             *lock(&self.panic) = Some(panic);
         }
     }
