@@ -47,25 +47,30 @@ fn options() -> GenerateOptions {
     GenerateOptions::new().max_tokens(20).ignore_eos(true).log_probabilities(1)
 }
 
-/// Token for token, and to the last bit.
-fn same(answer: &Completion, expected: &Completion) {
+/// How far log-probabilities of one text may be apart that was computed in other pieces: sums come in another order.
+const SUMS: f32 = 1e-4;
+/// The same where keys and values have 8 bits: what lies between two steps is rounded to the one or the other.
+const STEPS: f32 = 2e-3;
+
+/// Token for token, and as likely.
+fn same(answer: &Completion, expected: &Completion, bound: f32) {
     assert_eq!(answer.text, expected.text);
     assert_eq!(answer.finish.reason, expected.finish.reason);
     for (a, b) in answer.tokens.iter().zip(&expected.tokens) {
         assert_eq!(a.id, b.id);
-        assert!((a.log_probability.unwrap() - b.log_probability.unwrap()).abs() < 1e-4, "{a:?}, {b:?}");
+        assert!((a.log_probability.unwrap() - b.log_probability.unwrap()).abs() < bound, "{a:?}, {b:?}");
     }
 }
 
 /// A turn against a run of the whole text; how many of its tokens were not computed again.
-async fn turn(session: &mut Session, plain: &dyn TextModel, more: &str) -> usize {
+async fn turn(session: &mut Session, plain: &dyn TextModel, more: &str, bound: f32) -> usize {
     let held = session.tokens().await;
     let answer = session.complete(more, options()).await.unwrap();
     let whole = session.tokens().await;
     let prompt = whole[..whole.len() - answer.finish.metrics.generated_tokens].to_vec();
     assert!(prompt.starts_with(&held) && prompt.len() > held.len());
     let expected = plain.complete(prompt.into(), options()).await.unwrap();
-    same(&answer, &expected);
+    same(&answer, &expected, bound);
     assert_eq!(expected.finish.metrics.cached_tokens, 0);
     answer.finish.metrics.cached_tokens
 }
@@ -76,15 +81,15 @@ async fn turns_are_those_of_a_run_without_a_cache() {
     for folder in [demo(), windowed.path().to_owned()] {
         let [model, plain] = models(&folder).await;
         let mut session = model.session().await.unwrap();
-        assert_eq!(turn(&mut session, &*plain, "The capital of France is").await, 0);
+        assert_eq!(turn(&mut session, &*plain, "The capital of France is", SUMS).await, 0);
         for more in
             [" and two and two is", " What", " a long sentence that says many things about weather and food"]
         {
             let held = session.tokens().await.len();
             let mut fork = session.fork().await.unwrap();
             // The last token of an answer is never computed.
-            assert_eq!(turn(&mut session, &*plain, more).await, held - 1);
-            assert_eq!(turn(&mut fork, &*plain, " another").await, held - 1);
+            assert_eq!(turn(&mut session, &*plain, more, SUMS).await, held - 1);
+            assert_eq!(turn(&mut fork, &*plain, " another", SUMS).await, held - 1);
         }
     }
 }
@@ -95,13 +100,13 @@ async fn a_saved_session_goes_on_on_another_load_of_the_model() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("talk.session");
     let quantised = || LoadOptions::new().kv_bits(KvBits::Eight);
-    for (model_folder, options) in [demo(), windowed.path().to_owned()]
+    for (model_folder, options, bound) in [demo(), windowed.path().to_owned()]
         .into_iter()
-        .flat_map(|folder| [(folder.clone(), LoadOptions::new()), (folder, quantised())])
+        .flat_map(|folder| [(folder.clone(), LoadOptions::new(), SUMS), (folder, quantised(), STEPS)])
     {
         let [model, plain] = models_with(&model_folder, options.clone()).await;
         let mut session = model.session().await.unwrap();
-        turn(&mut session, &*plain, "Who are you, and what is the capital of Italy?").await;
+        turn(&mut session, &*plain, "Who are you, and what is the capital of Italy?", bound).await;
         session.set_note("a note");
         session.save(&file).await.unwrap();
         drop(session);
@@ -109,7 +114,7 @@ async fn a_saved_session_goes_on_on_another_load_of_the_model() {
         let mut loaded = other.load_session(&file).await.unwrap();
         assert_eq!(loaded.note(), "a note");
         let held = loaded.tokens().await.len();
-        assert_eq!(turn(&mut loaded, &*plain, " And then?").await, held - 1);
+        assert_eq!(turn(&mut loaded, &*plain, " And then?", bound).await, held - 1);
     }
     // The last one is of the model with windows, whose config is another, and quantised.
     for folder in [demo(), windowed.path().to_owned()] {
@@ -162,7 +167,7 @@ async fn a_conversation_computes_only_its_new_turn() {
     for next in ["What is 17+25?", "Who are you?"] {
         let options = GenerateOptions::new().log_probabilities(0);
         let answer = session.complete(chat.clone(), options.clone()).await.unwrap();
-        same(&answer, &plain.complete(Prompt::Chat(chat.clone()), options).await.unwrap());
+        same(&answer, &plain.complete(Prompt::Chat(chat.clone()), options).await.unwrap(), SUMS);
         let metrics = answer.finish.metrics;
         assert!(metrics.cached_tokens >= known, "{metrics:?}, {known} were known");
         known = metrics.prompt_tokens + metrics.generated_tokens;

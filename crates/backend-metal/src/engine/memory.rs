@@ -21,6 +21,50 @@ pub(crate) fn usage() -> MemoryUsage {
     usage
 }
 
+/// Gives back what is kept of freed arrays for the next ones: what MLX keeps, and on a processor the heap.
+pub(crate) fn clear_cache() -> mlx_rs::error::Result<()> {
+    heap::trim();
+    memory::clear_cache()
+}
+
+/// The C library's heap, which MLX takes a processor's arrays from.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+pub(super) mod heap {
+    use std::sync::OnceLock;
+
+    /// The largest array that the heap itself holds: beyond half of what a thread's part may grow to, glibc does without it.
+    const LARGEST: i32 = 32 << 20;
+    /// What of it may lie free.
+    const KEPT: i32 = 256 << 20;
+
+    static KEEPS: OnceLock<()> = OnceLock::new();
+
+    /// Keeps what is freed. By itself glibc maps each large array anew and unmaps it at its end, and all its pages are filled with
+    /// zeros in between.
+    pub(in crate::engine) fn keep() {
+        // SAFETY: both settings may change at any time; what is refused stays as it was.
+        KEEPS.get_or_init(|| unsafe {
+            libc::mallopt(libc::M_MMAP_THRESHOLD, LARGEST);
+            libc::mallopt(libc::M_TRIM_THRESHOLD, KEPT);
+        });
+    }
+
+    /// Gives back what lies free.
+    pub(super) fn trim() {
+        if KEEPS.get().is_some() {
+            // SAFETY: it touches only what nobody has.
+            unsafe { libc::malloc_trim(0) };
+        }
+    }
+}
+
+/// Other systems' heaps are let be.
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+pub(super) mod heap {
+    pub(in crate::engine) fn keep() {}
+    pub(super) fn trim() {}
+}
+
 /// The peak since the last call, in bytes.
 pub(crate) fn take_peak() -> u64 {
     let peak = memory::peak_memory().unwrap_or(0) as u64;
@@ -53,7 +97,7 @@ impl MemoryControl for Memory {
     }
 
     fn clear_cache(&self) -> Result<()> {
-        memory::clear_cache().map_err(failed("clear the allocator's cache"))
+        clear_cache().map_err(failed("clear the allocator's cache"))
     }
 
     fn reset_peak(&self) -> Result<()> {

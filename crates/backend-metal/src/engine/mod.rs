@@ -343,6 +343,9 @@ impl Engine {
 fn load_model(load: Load) -> Result<(Scheduler, Loaded)> {
     let Load { device, manifest, options, eos, stats } = load;
     set_limits(device, &options)?;
+    if device == Device::Cpu {
+        memory::heap::keep();
+    }
     if let Some(free) = device.free_memory() {
         // The least that is of use: the weights and one request, of the context that was asked for.
         manifest.estimate(options.context_length.unwrap_or(1), 1, options.kv_bits)?.check(free)?;

@@ -176,7 +176,7 @@ impl Scheduler {
         let _ = device::synchronize(&self.stream);
         drop((self.model, self.prefixes, self.sessions));
         // Without it the weights' memory stays with the allocator; a failure leaves it there.
-        let _ = mlx_rs::memory::clear_cache();
+        let _ = memory::clear_cache();
     }
 
     /// Whether there are rows, all of which wait for their readers after a turn that was [`Turn::Blocked`].
