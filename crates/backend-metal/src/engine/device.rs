@@ -55,7 +55,8 @@ impl Device {
             Self::Metal => {
                 gpu_size(c"memory_size").map(|size| size.saturating_sub(super::memory::usage().active_bytes))
             }
-            Self::Cuda => None,
+            // What nobody has, and what MLX has to spare.
+            Self::Cuda => gpu_size(c"free_memory").map(|free| free + super::memory::usage().cache_bytes),
         }
     }
 
