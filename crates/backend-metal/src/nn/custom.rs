@@ -117,7 +117,12 @@ pub(crate) fn custom<const N: usize>(
 
 /// Whether functions of our own compute here: on the CPU, while no gradient is traced, for they have none.
 pub(crate) fn native() -> bool {
-    !TRACING.get() && on_cpu()
+    !is_tracing() && on_cpu()
+}
+
+/// Whether graphs are built that gradients are taken of.
+pub(super) fn is_tracing() -> bool {
+    TRACING.get()
 }
 
 /// Runs `work`, in which graphs are built that gradients are taken of: of MLX's own operations alone.

@@ -15,7 +15,7 @@ use mlx_rs::{
 
 use super::{
     cache::{self, KvCache, Rows, Slots, Span},
-    custom::native,
+    custom::{is_tracing, native},
     native::{self, Turns},
     ops::{scalar, slice},
     parameter::Parameter,
@@ -54,6 +54,11 @@ impl Attend {
     /// Attention to all positions before, and nothing more.
     pub(crate) fn all(scale: f32) -> Self {
         Self { scale, window: None, softcap: None, sinks: None }
+    }
+
+    /// Whether MLX's fused attention cannot compute it: it caps no scores, and on GPUs has no gradient where there are sinks.
+    fn is_stepwise(&self) -> bool {
+        self.softcap.is_some() || self.sinks.is_some() && is_tracing()
     }
 }
 
@@ -217,8 +222,7 @@ impl Masks {
     fn attend(&mut self, [queries, keys, values]: [&Array; 3], attend: &Attend) -> Result<Array> {
         let (tokens, seen) = (queries.dim(2), keys.dim(2));
         let window = attend.window.filter(|window| (*window as i32) < seen);
-        let causal = tokens > 1 && window.is_none() && attend.softcap.is_none();
-        if causal {
+        if tokens > 1 && window.is_none() && !attend.is_stepwise() {
             let sinks = attend.sinks.as_ref().map(Parameter::get).transpose()?;
             let (mask, sinks) = (Some(Mask::Causal), sinks.as_ref());
             return fast::scaled_dot_product_attention(queries, keys, values, attend.scale, mask, sinks);
@@ -279,8 +283,8 @@ fn masked(
     attend: &Attend,
     mask: Option<&Array>,
 ) -> Result<Array> {
-    if let Some(cap) = attend.softcap {
-        return capped(queries, keys, values, attend.scale, cap, mask);
+    if attend.is_stepwise() {
+        return stepwise(queries, keys, values, attend, mask);
     }
     let sinks = attend.sinks.as_ref().map(Parameter::get).transpose()?;
     fast::scaled_dot_product_attention(
@@ -293,39 +297,91 @@ fn masked(
     )
 }
 
-/// Attention whose scores are capped before the softmax.
-fn capped(
+/// The same, operation by operation: see [`Attend::is_stepwise`].
+fn stepwise(
     queries: &Array,
     keys: &Array,
     values: &Array,
-    scale: f32,
-    cap: f32,
+    attend: &Attend,
     mask: Option<&Array>,
 ) -> Result<Array> {
     let &[batch, heads, tokens, head_dim] = queries.shape() else {
         return Err(Exception::custom("queries must be [B, heads, T, head_dim]"));
     };
     let kv_heads = keys.dim(1);
+    let shared = heads / kv_heads;
     let number = |value| scalar(value, queries.dtype());
     // Heads that share keys and values lie next to each other.
     let queries =
-        queries.multiply(number(scale)?)?.reshape(&[batch, kv_heads, heads / kv_heads, tokens, head_dim])?;
+        queries.multiply(number(attend.scale)?)?.reshape(&[batch, kv_heads, shared, tokens, head_dim])?;
     let (keys, values) = (keys.expand_dims(2)?, values.expand_dims(2)?);
-    let scores = queries.matmul(keys.swap_axes(-1, -2)?)?;
-    let scores = ops::tanh(scores.divide(number(cap)?)?)?.multiply(number(cap)?)?;
-    let scores = match mask {
-        Some(mask) if mask.ndim() == 4 => {
-            ops::select(&mask.expand_dims(1)?, &scores, number(f32::NEG_INFINITY)?)?
-        }
-        Some(mask) => ops::select(mask, &scores, number(f32::NEG_INFINITY)?)?,
+    let mut scores = queries.matmul(keys.swap_axes(-1, -2)?)?;
+    if let Some(cap) = attend.softcap {
+        scores = ops::tanh(scores.divide(number(cap)?)?)?.multiply(number(cap)?)?;
+    }
+    let hidden = number(f32::NEG_INFINITY)?;
+    scores = match mask {
+        Some(mask) if mask.ndim() == 4 => ops::select(&mask.expand_dims(1)?, &scores, hidden)?,
+        Some(mask) => ops::select(mask, &scores, hidden)?,
         None => scores,
     };
+    let seen = scores.dim(-1);
+    if let Some(sinks) = &attend.sinks {
+        let sinks = sinks.get()?.as_dtype(scores.dtype())?.reshape(&[kv_heads, shared, 1, 1])?;
+        let sinks = ops::broadcast_to(&sinks, &[batch, kv_heads, shared, tokens, 1])?;
+        scores = ops::concatenate(&[scores, sinks], -1)?;
+    }
     let weights = ops::softmax_axis(&scores, -1, true)?;
-    weights.matmul(values)?.reshape(&[batch, heads, tokens, head_dim])
+    slice(&weights, 4, 0, seen)?.matmul(values)?.reshape(&[batch, heads, tokens, head_dim])
 }
 
 /// What MLX makes of one row, `[1, T, heads · head_dim]`.
 #[cfg(test)]
 pub(super) fn plain(x: [&Array; 3], attend: &Attend) -> Result<Array> {
     flat(&Masks::default().attend(x, attend)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use mlx_rs::{Device, random, transforms, with_device};
+
+    use super::*;
+    use crate::nn::custom::tracing;
+
+    #[test]
+    fn sinks_while_gradients_are_traced_are_those_of_the_fused_attention() {
+        with_device(Device::cpu(), || {
+            let drawn = |seed, shape: &[i32]| {
+                random::uniform::<f32, f32>(-1.0, 1.0, shape, &random::key(seed).unwrap()).unwrap()
+            };
+            let (tokens, heads, kv_heads) = (9, 6, 2);
+            let x: Vec<_> = [(1, heads), (2, kv_heads), (3, kv_heads)]
+                .map(|(seed, heads)| drawn(seed, &[2, heads, tokens, 8]))
+                .into_iter()
+                .chain([drawn(4, &[heads])])
+                .collect();
+            let g = drawn(5, &[2, tokens, heads * 8]);
+            for window in [None, Some(4)] {
+                let by_each = |mix: &dyn Fn(&[Array]) -> Result<Array>| {
+                    let loss = |x: &[Array]| Ok::<_, Exception>(vec![mix(x)?.multiply(&g)?.sum(false)?]);
+                    let mut by_each = transforms::value_and_grad_with_argnums(loss, [0, 1, 2, 3].as_slice());
+                    let (mut values, gradients) = by_each(&x).unwrap();
+                    values.extend(gradients);
+                    values
+                };
+                let how = |x: &[Array]| Attend {
+                    window,
+                    sinks: Some(Parameter::from(x[3].clone())),
+                    ..Attend::all(0.25)
+                };
+                let ours = by_each(&|x| tracing(|| plain([&x[0], &x[1], &x[2]], &how(x))));
+                let fused = by_each(&|x| plain([&x[0], &x[1], &x[2]], &how(x)));
+                for (ours, fused) in ours.iter().zip(&fused) {
+                    assert_eq!(ours.shape(), fused.shape());
+                    let far = ours.subtract(fused).unwrap().abs().unwrap().max(false).unwrap();
+                    assert!(far.item_exact::<f32>() < 1e-5, "window {window:?}: {far:?}");
+                }
+            }
+        });
+    }
 }
