@@ -65,9 +65,14 @@ pub(super) mod heap {
     pub(super) fn trim() {}
 }
 
-/// The peak since the last call, in bytes.
+/// The peak since it was last taken, in bytes.
+pub(crate) fn peak() -> u64 {
+    memory::peak_memory().unwrap_or(0) as u64
+}
+
+/// The same, which then begins anew.
 pub(crate) fn take_peak() -> u64 {
-    let peak = memory::peak_memory().unwrap_or(0) as u64;
+    let peak = peak();
     PEAK.fetch_max(peak, Ordering::Relaxed);
     // Without it the next peak is too high, which is no failure of the request.
     let _ = memory::reset_peak_memory();

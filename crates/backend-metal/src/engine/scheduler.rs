@@ -218,6 +218,9 @@ impl Scheduler {
             .iter_mut()
             .chain(self.waiting.front_mut())
             .for_each(|row| row.peak_bytes = row.peak_bytes.max(peak));
+        if let Some(job) = self.trainings.front_mut() {
+            job.peaked(peak);
+        }
         Turn::Worked
     }
 

@@ -152,6 +152,13 @@ impl TrainJob {
         Ok(false)
     }
 
+    /// Counts a peak of memory that was measured, in bytes.
+    pub(crate) fn peaked(&mut self, peak: u64) {
+        if let Some(run) = &mut self.run {
+            run.peak = run.peak.max(peak);
+        }
+    }
+
     /// Ends the run, with what ended it where that was a failure.
     pub(crate) fn end(self, result: Result<()>) {
         if let Err(error) = result {
@@ -330,7 +337,7 @@ impl Run {
         let Some(Done { step, tokens, rate, norm }) = step else { return Ok(()) };
         let gradient_norm = norm.try_item_exact::<f32>().map_err(convert)?;
         let seconds = mem::replace(&mut self.since, Instant::now()).elapsed().as_secs_f64();
-        self.peak = self.peak.max(engine_memory::take_peak());
+        self.peak = self.peak.max(engine_memory::peak());
         request.tell(TrainEvent::Step {
             step,
             loss,
