@@ -5,6 +5,7 @@ use std::{
     ffi::c_void,
     mem::ManuallyDrop,
     panic::{AssertUnwindSafe, catch_unwind},
+    slice,
 };
 
 use mlx_rs::{
@@ -34,12 +35,6 @@ impl Closure {
         })
     }
 
-    /// The same, computed a second time where its gradient is taken.
-    pub(super) fn checkpointed(&self) -> Result<Self> {
-        // SAFETY: the closure is alive.
-        Self::made(|made| unsafe { mlx_sys::mlx_checkpoint(made, self.0) })
-    }
-
     /// The same with this gradient: of the inputs and the gradient by the output, one by each input.
     pub(super) fn with_gradient<B>(&self, gradient: B) -> Result<Self>
     where
@@ -52,18 +47,11 @@ impl Closure {
                 boxed(gradient),
                 Some(free::<B>),
             );
-            let both = Self::made(|made| mlx_sys::mlx_custom_vjp(made, self.0, gradient));
+            // An empty handle, which is freed when it is dropped.
+            let mut both = Self(mlx_sys::mlx_closure_new());
+            let status = mlx_sys::mlx_custom_vjp(&raw mut both.0, self.0, gradient);
             mlx_sys::mlx_closure_custom_free(gradient);
-            both
-        }
-    }
-
-    fn made(make: impl FnOnce(*mut mlx_closure) -> i32) -> Result<Self> {
-        // SAFETY: an empty handle, which is freed when the closure is dropped.
-        let mut made = Self(unsafe { mlx_sys::mlx_closure_new() });
-        match make(&raw mut made.0) {
-            0 => Ok(made),
-            _ => Err(Exception::custom("a function could not be transformed")),
+            if status == 0 { Ok(both) } else { Err(Exception::custom("a function could not be transformed")) }
         }
     }
 
@@ -75,6 +63,31 @@ impl Closure {
             return Err(take_failure().unwrap_or_else(|| Exception::custom("a function failed")));
         }
         output.arrays()?.pop().ok_or_else(|| Exception::custom("a function gave nothing"))
+    }
+
+    /// The gradient by each of the inputs, of the one by its output.
+    pub(super) fn gradient(&self, inputs: &[Array], by_output: &Array) -> Result<Vec<Array>> {
+        let (inputs, by_output) = (Vector::of(inputs), Vector::of(slice::from_ref(by_output)));
+        let (mut output, mut gradients) = (Vector::of(&[]), Vector::of(&[]));
+        // SAFETY: closure and vectors are alive.
+        let status = unsafe {
+            mlx_sys::mlx_vjp(&raw mut output.0, &raw mut gradients.0, self.0, inputs.0, by_output.0)
+        };
+        match status {
+            0 => gradients.arrays(),
+            _ => Err(take_failure().unwrap_or_else(|| Exception::custom("a function has no gradient"))),
+        }
+    }
+}
+
+/// The arrays, which are computed from no earlier than `other` is.
+pub(super) fn after(arrays: &[Array], other: &Array) -> Result<Vec<Array>> {
+    let (arrays, other, mut result) =
+        (Vector::of(arrays), Vector::of(slice::from_ref(other)), Vector::of(&[]));
+    // SAFETY: the vectors are alive.
+    match unsafe { mlx_sys::mlx_depends(&raw mut result.0, arrays.0, other.0) } {
+        0 => result.arrays(),
+        _ => Err(Exception::custom("arrays could not be made to wait")),
     }
 }
 
