@@ -64,6 +64,10 @@ impl Trained {
             }
             other => return Err(invalid("method", format!("{} is unknown to this backend", other.name()))),
         };
+        let mut both: Vec<_> = trained.leaves.drain(..).zip(values).collect();
+        both.sort_by_key(|(leaf, _)| depth(leaf.name()));
+        let (leaves, values) = both.into_iter().unzip();
+        trained.leaves = leaves;
         for leaf in &trained.leaves {
             if let Some(leaves) = leaf.layer().and_then(|layer| trained.by_layer.get_mut(layer)) {
                 leaves.push(leaf.clone());
@@ -72,7 +76,7 @@ impl Trained {
         Ok((trained, values))
     }
 
-    /// The tensors' places.
+    /// The tensors' places, from the embedding to the head.
     pub(crate) fn leaves(&self) -> &[Rc<Leaf>] {
         &self.leaves
     }
@@ -211,6 +215,16 @@ impl Trained {
     /// A key of chance for this name and batch: the same in every run with this seed.
     pub(super) fn key(&self, name: &str, batch: u64) -> MlxResult<Array> {
         random::key(hash(name.bytes().chain(self.seed.to_le_bytes()).chain(batch.to_le_bytes())))
+    }
+}
+
+/// Where in the model a tensor is. MLX evaluates what is asked for last first: asked for in this order, a gradient is computed when
+/// the backward pass is at its layer, and with it goes what it is computed from.
+fn depth(name: &str) -> usize {
+    match layer_of(name) {
+        Some(layer) => layer + 1,
+        None if name.contains("embed_tokens") => 0,
+        None => usize::MAX,
     }
 }
 
