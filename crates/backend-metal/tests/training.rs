@@ -64,10 +64,10 @@ async fn events(model: &dyn TextModel, data: TrainingData, options: TrainOptions
 }
 
 /// Each step's number, loss and norm of gradients, to the bit.
-fn curve(events: &[TrainEvent]) -> Vec<(usize, u32, u32)> {
+fn curve(events: &[TrainEvent]) -> Vec<(usize, u32, Option<u32>)> {
     let steps = events.iter().filter_map(|event| match event {
         TrainEvent::Step { step, loss, gradient_norm, .. } => {
-            Some((*step, loss.to_bits(), gradient_norm.to_bits()))
+            Some((*step, loss.to_bits(), gradient_norm.map(f32::to_bits)))
         }
         _ => None,
     });

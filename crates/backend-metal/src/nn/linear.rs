@@ -10,7 +10,7 @@ use mlx_rs::{
 use super::{
     adapter::{SiteKind, Sites},
     native,
-    ops::{Packed, Scheme, dequantize, gather_qmm, on_cpu, quantized_matmul, slice},
+    ops::{Packed, Scheme, dequantize, gather_qmm, on_cpu, on_cuda, quantized_matmul, slice},
     parameter::{Form, Parameter},
     weights::{FLOATS, Weights, take_joined},
 };
@@ -122,7 +122,7 @@ impl Matrix {
                 let rows = x.size() / x.dim(-1).max(1) as usize;
                 // With a single group in a row, those kernels give chance results for several rows.
                 let single = packed.scales.dim(-1) == 1 && rows > 1;
-                if cfg!(target_os = "linux") && (rows >= DEQUANTISE_FROM || single) && !on_cpu() {
+                if (rows >= DEQUANTISE_FROM || single) && on_cuda() {
                     x.matmul(dequantize(packed, x.dtype())?.swap_axes(-1, -2)?)?
                 } else {
                     quantized_matmul(x, packed)?

@@ -235,6 +235,16 @@ pub(crate) fn filled<E: From<Exception>>(
     Ok(array)
 }
 
+/// −ln p of each of `targets`, `[..]`, by its logits `[.., n]`: in float32, whatever the logits' type. On CUDA it is one kernel, and
+/// so is its gradient.
+pub(crate) fn cross_entropy(logits: &Array, targets: &Array) -> Result<Array> {
+    let stream = Stream::thread_local_or_default();
+    // SAFETY: as in `quantized_matmul`.
+    call("cross_entropy", |result| unsafe {
+        mlx_sys::mlx_fast_cross_entropy(result, logits.as_ptr(), targets.as_ptr(), stream.as_ref().as_ptr())
+    })
+}
+
 /// Random bits of this shape, u32, from a key `[2]` (u32).
 pub(crate) fn random_bits(shape: &[i32], key: &Array) -> Result<Array> {
     let stream = Stream::thread_local_or_default();
@@ -321,6 +331,11 @@ pub(crate) fn on_cpu() -> bool {
         mlx_sys::mlx_device_free(device);
     }
     kind == mlx_sys::mlx_device_type__MLX_CPU
+}
+
+/// Whether MLX's CUDA build computes here.
+pub(crate) fn on_cuda() -> bool {
+    cfg!(target_os = "linux") && !on_cpu()
 }
 
 /// What of each axis a slice takes.

@@ -4,9 +4,9 @@ use std::rc::Rc;
 
 use inference_core::TokenExample;
 use mlx_rs::{
-    Array, Dtype,
+    Array,
     error::{Exception, Result},
-    ops, transforms,
+    transforms,
 };
 
 use super::{function::Function, trained::Trained};
@@ -14,13 +14,16 @@ use crate::{
     arch::{Architecture, Lesson},
     nn::{
         Swapped,
-        ops::{on_cpu, slice},
+        ops::{cross_entropy, on_cpu, on_cuda, slice},
         recomputed, take_failure, tracing,
     },
 };
 
-/// Bytes of float32 logits that are held at once. Beyond, they are computed in pieces, and again in the backward pass.
-const LOGIT_BYTES: usize = 256 << 20;
+/// Bytes of logits that are held at once, in the type that the loss is computed from: float32, but on CUDA their own. Beyond, they
+/// are computed in pieces, and again in the backward pass.
+fn logit_bytes(size: usize) -> (usize, usize) {
+    if on_cuda() { (2 << 30, size) } else { (256 << 20, size_of::<f32>()) }
+}
 
 /// Examples, padded to the longest of them.
 #[derive(Debug)]
@@ -207,10 +210,11 @@ impl Task<'_> {
     fn loss(&self, model: &Rc<dyn Architecture>, trained: &Trained, lesson: &Lesson<'_>) -> Result<Array> {
         let hidden = model.hidden_to_learn(self.tokens, lesson)?;
         let hidden = hidden.reshape(&[-1, hidden.dim(-1)])?.take_axis(self.places, 0)?;
-        let (count, rows) = (self.places.dim(0), LOGIT_BYTES / (4 * model.config().vocab_size.max(1)));
-        let rows = rows.max(1) as i32;
+        let (bytes, size) = logit_bytes(hidden.item_size());
+        let rows = (bytes / (size * model.config().vocab_size.max(1))).max(1) as i32;
+        let count = self.places.dim(0);
         if count <= rows {
-            return cross_entropy(&**model, &hidden, self.targets, self.shares);
+            return loss(&**model, &hidden, self.targets, self.shares);
         }
         let outside = trained.outside();
         let mut sum = Array::from_f32(0.0);
@@ -224,7 +228,7 @@ impl Task<'_> {
             let (model, outside) = (model.clone(), outside.clone());
             sum = sum.add(recomputed(&inputs, move |inputs| {
                 let _swapped = Swapped::new(&outside, &inputs[1..]);
-                cross_entropy(&*model, &inputs[0], &targets, &shares)
+                loss(&*model, &inputs[0], &targets, &shares)
             })?)?;
         }
         Ok(sum)
@@ -232,10 +236,7 @@ impl Task<'_> {
 }
 
 /// Hidden states `[N, hidden]`, the tokens `[N]` that come next and their shares `[N]` → the sum of share · −ln p, in float32.
-fn cross_entropy(model: &dyn Architecture, hidden: &Array, targets: &Array, shares: &Array) -> Result<Array> {
+fn loss(model: &dyn Architecture, hidden: &Array, targets: &Array, shares: &Array) -> Result<Array> {
     let logits = model.logits(&hidden.expand_dims(0)?)?;
-    let logits = logits.reshape(&[-1, logits.dim(-1)])?.as_dtype(Dtype::Float32)?;
-    let chosen = logits.take_along_axis(&targets.expand_dims(-1)?, -1)?;
-    let losses = ops::logsumexp_axis(&logits, -1, true)?.subtract(chosen)?;
-    losses.squeeze_axes(&[-1])?.multiply(shares)?.sum(false)
+    cross_entropy(&logits.reshape(&[-1, logits.dim(-1)])?, targets)?.multiply(shares)?.sum(false)
 }

@@ -44,28 +44,27 @@ impl Stepper {
     }
 
     /// Changes the values by these gradients, at this rate, in step `step`, from 1. Returns the norm of all gradients together,
-    /// before they are shortened. All lazy.
+    /// before they are shortened, where there is a limit to it. All lazy.
     pub(crate) fn step(
         &mut self,
         values: &mut [Array],
         gradients: &[Array],
         rate: f32,
         step: usize,
-    ) -> Result<Array> {
+    ) -> Result<Option<Array>> {
         let numbers = numbers(&self.rule, f64::from(rate), step as f64).map(number);
         let state = mem::take(&mut self.state);
         let parts: Vec<_> = state.iter().map(Vec::len).collect();
         let arguments = [&numbers, &*values, gradients, &state.concat()].concat();
         let mut results = self.function.call(&arguments)?.into_iter();
-        let norm = results.next().ok_or_else(|| Exception::custom("a step gave nothing"))?;
         values.iter_mut().zip(&mut results).for_each(|(value, changed)| *value = changed);
         self.state = parts.iter().map(|count| results.by_ref().take(*count).collect()).collect();
-        Ok(norm)
+        Ok(results.next())
     }
 }
 
-/// [`numbers`], values, gradients and for each tensor as many arrays of state as `parts` says → the gradients' norm, the values
-/// and the state after the step.
+/// [`numbers`], values, gradients and for each tensor as many arrays of state as `parts` says → the values and the state after the
+/// step and, where it has a limit, the gradients' norm.
 fn function(
     rule: Optimizer,
     clip: Option<f32>,
@@ -77,9 +76,9 @@ fn function(
         };
         let (values, rest) = rest.split_at(parts.len());
         let (gradients, mut before) = rest.split_at(parts.len());
-        let norm = norm(gradients)?;
-        let share = clip.map(|limit| shortening(&norm, limit)).transpose()?;
-        let (mut results, mut after) = (vec![norm], Vec::new());
+        let norm = clip.map(|_| norm(gradients)).transpose()?;
+        let share = norm.iter().zip(clip).map(|(norm, limit)| shortening(norm, limit)).next().transpose()?;
+        let (mut results, mut after) = (Vec::new(), Vec::new());
         for ((value, gradient), count) in values.iter().zip(gradients).zip(&parts) {
             let (mut state, rest) = (before[..*count].to_vec(), &before[*count..]);
             before = rest;
@@ -93,6 +92,7 @@ fn function(
             after.append(&mut state);
         }
         results.append(&mut after);
+        results.extend(norm);
         Ok(results)
     }
 }
@@ -265,7 +265,7 @@ mod tests {
             let rule = Optimizer::sgd();
             let mut stepper = Stepper::new(&rule, Some(limit), &values).unwrap();
             let before = stepper.step(&mut values, &gradients(), 1.0, 1).unwrap();
-            assert_eq!(before.item_exact::<f32>(), 5.0);
+            assert_eq!(before.unwrap().item_exact::<f32>(), 5.0);
             let after = norm(&values).unwrap().item_exact::<f32>();
             assert!((after - expected).abs() < 1e-4, "{after}");
         }

@@ -17,10 +17,15 @@ use super::{
     saved,
     trained::Trained,
 };
-use crate::{arch::Architecture, engine::memory as engine_memory};
+use crate::{arch::Architecture, engine::memory as engine_memory, nn::ops::on_cpu};
 
-/// Bytes that MLX's allocator may keep for the next batch, whose buffers are of other sizes.
-const CACHE_BYTES: usize = 1 << 30;
+/// Bytes that MLX's allocator may keep for the next batch. On a GPU, where memory is slow to get and to give back, much of what is
+/// `free`; elsewhere batches are not rounded to few sizes, and what is kept seldom fits.
+fn cache_bytes(free: Option<u64>) -> usize {
+    const LEAST: usize = 1 << 30;
+    let share = free.filter(|_| !on_cpu()).map_or(0, |free| usize::try_from(free / 4).unwrap_or(LEAST));
+    share.max(LEAST)
+}
 
 /// A run of training, as the caller hands it over.
 #[derive(Debug)]
@@ -97,7 +102,7 @@ struct Done {
     step: usize,
     tokens: usize,
     rate: f32,
-    norm: Array,
+    norm: Option<Array>,
 }
 
 /// A validation under way.
@@ -145,7 +150,7 @@ impl TrainJob {
             run.end(&**model, request, TrainEnd::Completed)?;
             return Ok(true);
         }
-        if cache_memory().is_ok_and(|bytes| bytes > CACHE_BYTES) {
+        if cache_memory().is_ok_and(|bytes| bytes > cache_bytes(request.free_bytes)) {
             // The cache only saves time: a failure to clear it changes nothing.
             let _ = mlx_rs::memory::clear_cache();
         }
@@ -161,9 +166,13 @@ impl TrainJob {
 
     /// Ends the run, with what ended it where that was a failure.
     pub(crate) fn end(self, result: Result<()>) {
+        let Self { request, run } = self;
+        drop(run);
+        // What it held is of no use to others; that it stays is no failure.
+        let _ = mlx_rs::memory::clear_cache();
         if let Err(error) = result {
             // A caller that has gone needs no answer.
-            let _ = self.request.events.unbounded_send(Err(error));
+            let _ = request.events.unbounded_send(Err(error));
         }
     }
 }
@@ -306,8 +315,10 @@ impl Run {
             self.settle(request)?;
             self.step += 1;
             self.tokens += tokens as u64;
-            let state = self.stepper.state.concat();
-            let arrays = [&*self.values, &state, &losses, slice::from_ref(&norm)].concat();
+            let leaves = self.values.iter().zip(&self.stepper.state);
+            let mut arrays: Vec<_> =
+                leaves.flat_map(|(value, state)| [slice::from_ref(value), state].concat()).collect();
+            arrays.extend(losses.iter().chain(&norm).cloned());
             self.submit(arrays, losses, Some(Done { step: self.step, tokens, rate, norm }))?;
         }
         Ok(())
@@ -335,7 +346,7 @@ impl Run {
             loss += part.try_item_exact::<f32>().map_err(convert)?;
         }
         let Some(Done { step, tokens, rate, norm }) = step else { return Ok(()) };
-        let gradient_norm = norm.try_item_exact::<f32>().map_err(convert)?;
+        let gradient_norm = norm.map(|norm| norm.try_item_exact::<f32>()).transpose().map_err(convert)?;
         let seconds = mem::replace(&mut self.since, Instant::now()).elapsed().as_secs_f64();
         self.peak = self.peak.max(engine_memory::peak());
         request.tell(TrainEvent::Step {

@@ -121,7 +121,7 @@ impl Run {
             learning_rate: self.options.rate(self.step, self.steps),
             tokens: 1,
             tokens_per_second: 1.0,
-            gradient_norm: 1.0,
+            gradient_norm: None,
             peak_memory: None,
         }]))
     }

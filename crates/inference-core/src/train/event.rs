@@ -23,8 +23,8 @@ pub enum TrainEvent {
         tokens: usize,
         /// Tokens learnt per second.
         tokens_per_second: f64,
-        /// The norm of all gradients together, before it was clipped.
-        gradient_norm: f32,
+        /// The norm of all gradients together, before it was clipped; only where it is.
+        gradient_norm: Option<f32>,
         /// The most bytes in use since the run began, where the engine can tell.
         peak_memory: Option<u64>,
     },

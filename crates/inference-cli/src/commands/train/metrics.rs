@@ -103,7 +103,7 @@ mod tests {
             learning_rate: 0.1,
             tokens: 1,
             tokens_per_second: 1.0,
-            gradient_norm: 1.0,
+            gradient_norm: None,
             peak_memory: None,
         };
         let mut metrics = Metrics::open(folder.path(), 0).unwrap();
