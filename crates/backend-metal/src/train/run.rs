@@ -169,7 +169,7 @@ impl TrainJob {
         let Self { request, run } = self;
         drop(run);
         // What it held is of no use to others; that it stays is no failure.
-        let _ = mlx_rs::memory::clear_cache();
+        let _ = engine_memory::clear_cache();
         if let Err(error) = result {
             // A caller that has gone needs no answer.
             let _ = request.events.unbounded_send(Err(error));
