@@ -236,8 +236,9 @@ pub(crate) fn filled<E: From<Exception>>(
 }
 
 /// −ln p of each of `targets`, `[..]`, by its logits `[.., n]`: in float32, whatever the logits' type. On CUDA it is one kernel, and
-/// so is its gradient.
+/// so is its gradient; elsewhere MLX sums in the logits' type.
 pub(crate) fn cross_entropy(logits: &Array, targets: &Array) -> Result<Array> {
+    let logits = if on_cuda() { logits.clone() } else { logits.as_dtype(Dtype::Float32)? };
     let stream = Stream::thread_local_or_default();
     // SAFETY: as in `quantized_matmul`.
     call("cross_entropy", |result| unsafe {
@@ -371,5 +372,33 @@ pub(super) fn call(name: &str, function: impl FnOnce(*mut mlx_sys::mlx_array) ->
         // SAFETY: on success the function stored a fresh handle, which nothing else owns.
         0 => Ok(unsafe { Array::from_ptr(result) }),
         status => Err(Exception::custom(format!("{name} failed with status {status}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mlx_rs::{Device, random, with_device};
+
+    use super::*;
+
+    #[test]
+    fn losses_are_computed_in_float32_whatever_the_type_of_logits() {
+        with_device(Device::cpu(), || {
+            let logits =
+                random::uniform::<f32, f32>(-8.0, 8.0, &[5, 3000], &random::key(1).unwrap()).unwrap();
+            let targets = Array::from_slice(&[0_u32, 2999, 17, 17, 1024], &[5]);
+            for dtype in [Dtype::Float32, Dtype::Float16, Dtype::Bfloat16] {
+                let logits = logits.as_dtype(dtype).unwrap();
+                let losses = cross_entropy(&logits, &targets).unwrap();
+                assert_eq!((losses.shape(), losses.dtype()), (targets.shape(), Dtype::Float32));
+                let wide = logits.as_dtype(Dtype::Float32).unwrap().to_vec_exact::<f32>().unwrap();
+                let losses = losses.to_vec_exact::<f32>().unwrap();
+                for ((row, target), loss) in wide.chunks(3000).zip([0, 2999, 17, 17, 1024]).zip(losses) {
+                    let sum: f64 = row.iter().map(|logit| f64::from(*logit).exp()).sum();
+                    let expected = sum.ln() - f64::from(row[target]);
+                    assert!((f64::from(loss) - expected).abs() < 1e-5, "{dtype:?}: {loss}, {expected}");
+                }
+            }
+        });
     }
 }

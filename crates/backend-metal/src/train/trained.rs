@@ -127,7 +127,7 @@ impl Trained {
     ) -> Result<Vec<Array>> {
         self.dropout = options.dropout;
         let mut unused: Vec<&String> = options.keys.iter().flatten().collect();
-        let mut chosen: Vec<_> = model
+        let chosen: Vec<_> = model
             .inventory()
             .sites()
             .into_iter()
@@ -151,7 +151,6 @@ impl Trained {
         if let Some(site) = chosen.iter().find(|site| dora && site.kind() != SiteKind::Linear) {
             return Err(invalid("method", format!("DoRA is for linear layers, {} is none", site.name())));
         }
-        chosen.sort_by(|one, other| one.name().cmp(other.name()));
         let mut values = Vec::new();
         for site in chosen {
             values.extend(self.add_adapter(&site, options, dora).map_err(failed)?);
