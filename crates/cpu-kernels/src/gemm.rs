@@ -195,16 +195,18 @@ impl<'a, T: Storage, S: Simd> Unpacker<'a, T, S> {
                 let tables = T::tables::<S>();
                 let loaded = T::load::<S>(from);
                 let lanes = S::load_u(self.lanes.as_ptr());
-                let scale_and_bias = T::SCALED.then(|| {
+                // By hand: a closure would be a function of its own, without the instructions.
+                let (mut scale, mut bias) = (S::splat(1.0), S::splat(0.0));
+                if T::SCALED {
                     let group = block * S::LANES / self.groups.lanes;
-                    let spread = |values: &[f32]| S::permute(S::load(values.as_ptr().add(group)), lanes);
-                    let bias =
-                        if self.groups.biased { spread(self.groups.biases(row)) } else { S::splat(0.0) };
-                    (spread(self.groups.scales(row)), bias)
-                });
+                    scale = S::permute(S::load(self.groups.scales(row).as_ptr().add(group)), lanes);
+                    if self.groups.biased {
+                        bias = S::permute(S::load(self.groups.biases(row).as_ptr().add(group)), lanes);
+                    }
+                }
                 for j in 0..T::VALUES {
                     let mut value = T::value::<S>(loaded, tables, j);
-                    if let Some((scale, bias)) = scale_and_bias {
+                    if T::SCALED {
                         value = S::fma(value, scale, bias);
                     }
                     S::store(out.as_mut_ptr().add(j * S::LANES), value);
