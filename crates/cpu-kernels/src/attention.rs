@@ -18,6 +18,8 @@ const KEYS: usize = 64;
 const LINES: usize = 64;
 /// Up to so many queries are multiplied with keys one by one.
 const FEW: usize = 8;
+/// Keys or values that are widened at a time for so few queries: they stay in the first cache.
+const NEAR: usize = 16;
 
 /// Vectors `[heads, tokens, head_dim]` of a larger memory, the elements of each next to each other.
 #[derive(Debug, Clone, Copy)]
@@ -111,31 +113,38 @@ impl Kernels {
                 return Err(Error::Invalid { name: "the number of positions", found: cache.len, expected });
             }
         }
-        let lines = heads / kv_heads;
-        let tokens_each = (LINES / lines).max(1);
+        let sharing = heads / kv_heads;
+        let tokens_each = (LINES / sharing).max(1);
         let parts = tokens.div_ceil(tokens_each);
+        // Where there are fewer tasks than threads, those that share keys and values part.
+        let tasks = caches.len() * kv_heads * parts;
+        let each = sharing.div_ceil(self.threads().div_ceil(tasks.max(1)));
+        let shares = sharing.div_ceil(each);
         with_slice!(out, FloatsMut, out => {
             let out = Shared::new(out);
-            self.pool.run(caches.len() * kv_heads * parts, &|task| {
+            self.pool.run(tasks * shares, &|task| {
+                let (task, share) = (task / shares, task % shares);
                 // The last tokens see most: they go first.
                 let (part, rest) = (parts - 1 - task / (caches.len() * kv_heads), task % (caches.len() * kv_heads));
                 let (row, kv_head) = (rest / kv_heads, rest % kv_heads);
                 let tokens = part * tokens_each..tokens.min((part + 1) * tokens_each);
-                self.isa.run(Block { queries, cache: &caches[row], how, row, kv_head, tokens, out: &out });
+                let heads = kv_head * sharing + share * each..kv_head * sharing + sharing.min((share + 1) * each);
+                self.isa.run(Block { queries, cache: &caches[row], how, row, kv_head, heads, tokens, out: &out });
             });
         });
         Ok(())
     }
 }
 
-/// Attention of a few tokens of a row, for the heads of queries that share a head of keys and values. A token's query of one of
-/// them is called a line here.
+/// Attention of a few tokens of a row, for heads of queries that share a head of keys and values. A token's query of one of them
+/// is called a line here.
 struct Block<'a, E> {
     queries: &'a Queries<'a>,
     cache: &'a Cache<'a>,
     how: &'a Attend<'a>,
     row: usize,
     kv_head: usize,
+    heads: Range<usize>,
     tokens: Range<usize>,
     out: &'a Shared<E>,
 }
@@ -145,11 +154,11 @@ impl<E: Element> Kernel for Block<'_, E> {
 
     #[inline(always)]
     fn run<S: Simd>(self) {
-        let Attend { heads, kv_heads, head_dim, scale, .. } = *self.how;
-        let sharing = heads / kv_heads;
+        let Attend { heads, head_dim, scale, .. } = *self.how;
+        let sharing = self.heads.len();
         let lines = self.tokens.len() * sharing;
         let width = head_dim.next_multiple_of(2 * S::LANES);
-        let head = |line: usize| self.kv_head * sharing + line % sharing;
+        let head = |line: usize| self.heads.start + line % sharing;
         let token = |line: usize| self.tokens.start + line / sharing;
         let mut queries = vec![0.0_f32; lines * width];
         for (line, query) in queries.chunks_exact_mut(width).enumerate() {
@@ -170,24 +179,28 @@ impl<E: Element> Kernel for Block<'_, E> {
         let first =
             |line: usize| self.how.window.map_or(0, |window| (position(line) + 1).saturating_sub(window));
         let mut mixed = vec![0.0_f32; lines * width];
-        let mut keys = vec![0.0_f32; KEYS * width];
+        // What is widened at a time: keys, and values after them.
+        let near = if lines > FEW { KEYS } else { NEAR };
+        let mut wide = vec![0.0_f32; near * width];
         let mut turned = vec![0.0_f32; if lines > FEW { KEYS * width } else { 0 }];
-        let mut values = vec![0.0_f32; KEYS * width];
         let mut scores = vec![0.0_f32; lines * KEYS];
         let end = position(lines - 1) + 1;
         for start in (first(0)..end).step_by(KEYS) {
             let count = KEYS.min(end - start);
-            for i in 0..count {
-                self.cache.keys.read::<S>(self.kv_head, start + i, &mut keys[i * width..][..head_dim]);
-                self.cache.values.read::<S>(self.kv_head, start + i, &mut values[i * width..][..head_dim]);
+            for at in (0..count).step_by(near) {
+                let wide = &mut wide[..near.min(count - at) * width];
+                for (i, key) in wide.chunks_exact_mut(width).enumerate() {
+                    self.cache.keys.read::<S>(self.kv_head, start + at + i, &mut key[..head_dim]);
+                }
+                if lines <= FEW {
+                    dots::<S>(&queries, wide, width, at, &mut scores);
+                }
             }
             if lines > FEW {
-                turn::<S>(&keys, width, &mut turned);
+                turn::<S>(&wide, width, &mut turned);
                 scores.fill(0.0);
                 Outer { a: &queries, a_width: width, b: &turned, b_width: KEYS, depth: head_dim }
                     .add::<S>(&mut scores);
-            } else {
-                dots::<S>(&queries, &keys[..count * width], width, &mut scores);
             }
             for (line, scores) in scores.chunks_exact_mut(KEYS).enumerate() {
                 let seen = first(line).clamp(start, start + count) - start
@@ -197,8 +210,14 @@ impl<E: Element> Kernel for Block<'_, E> {
                     mixed[line * width..][..width].iter_mut().for_each(|mixed| *mixed *= kept);
                 }
             }
-            Outer { a: &scores, a_width: KEYS, b: &values, b_width: width, depth: count }
-                .add::<S>(&mut mixed);
+            for at in (0..count).step_by(near) {
+                let wide = &mut wide[..near.min(count - at) * width];
+                for (i, value) in wide.chunks_exact_mut(width).enumerate() {
+                    self.cache.values.read::<S>(self.kv_head, start + at + i, &mut value[..head_dim]);
+                }
+                Outer { a: &scores[at..], a_width: KEYS, b: wide, b_width: width, depth: wide.len() / width }
+                    .add::<S>(&mut mixed);
+            }
         }
         for (line, mixed) in mixed.chunks_exact_mut(width).enumerate() {
             let total = softmax.totals[line];
@@ -284,47 +303,76 @@ impl Outer<'_> {
     /// Adds it to `sums` `[lines, b_width]`.
     #[inline(always)]
     fn add<S: Simd>(&self, sums: &mut [f32]) {
-        let lines = self.a.len() / self.a_width;
+        let lines = self.a.len().div_ceil(self.a_width);
         assert!(self.depth <= self.a_width && self.depth * self.b_width <= self.b.len(), "as deep");
+        assert!((lines - 1) * self.a_width + self.depth <= self.a.len(), "as long");
         assert!(sums.len() == lines * self.b_width && self.b_width.is_multiple_of(2 * S::LANES), "as wide");
-        for column in (0..self.b_width).step_by(2 * S::LANES) {
-            let mut line = 0;
-            // SAFETY: lines and columns lie within all three, by the assertions; the machine has the instructions.
-            unsafe {
-                while S::REGISTERS >= 32 && line + 8 <= lines {
-                    self.tile::<S, 8>(sums, line, column);
-                    line += 8;
-                }
-                while line + 4 <= lines {
-                    self.tile::<S, 4>(sums, line, column);
-                    line += 4;
-                }
-                while line < lines {
-                    self.tile::<S, 1>(sums, line, column);
-                    line += 1;
-                }
+        let mut line = 0;
+        // SAFETY: lines lie within `a` and the sums, by the assertions; the machine has the instructions.
+        unsafe {
+            while S::REGISTERS >= 32 && line + 8 <= lines {
+                self.across::<S, 8, 2>(sums, line);
+                line += 8;
+            }
+            while line + 4 <= lines {
+                self.across::<S, 4, 2>(sums, line);
+                line += 4;
+            }
+            while line + 2 <= lines {
+                self.across::<S, 2, 4>(sums, line);
+                line += 2;
+            }
+            if line < lines {
+                self.across::<S, 1, 4>(sums, line);
             }
         }
     }
 
-    /// `M` lines and two vectors.
+    /// `M` lines, `N` vectors at a time, and two where fewer are left.
+    ///
+    /// # Safety
+    /// The lines lie within `a` and the sums, and the machine has the instructions.
+    #[inline(always)]
+    unsafe fn across<S: Simd, const M: usize, const N: usize>(&self, sums: &mut [f32], line: usize) {
+        let mut column = 0;
+        // SAFETY: the caller's; vectors lie within lines.
+        unsafe {
+            while column + N * S::LANES <= self.b_width {
+                self.tile::<S, M, N>(sums, line, column);
+                column += N * S::LANES;
+            }
+            while column < self.b_width {
+                self.tile::<S, M, 2>(sums, line, column);
+                column += 2 * S::LANES;
+            }
+        }
+    }
+
+    /// `M` lines and `N` vectors.
     ///
     /// # Safety
     /// They lie within `a`, `b` and the sums, and the machine has the instructions.
     #[inline(always)]
-    unsafe fn tile<S: Simd, const M: usize>(&self, sums: &mut [f32], line: usize, column: usize) {
+    unsafe fn tile<S: Simd, const M: usize, const N: usize>(
+        &self,
+        sums: &mut [f32],
+        line: usize,
+        column: usize,
+    ) {
         // SAFETY: the caller's.
         unsafe {
             let at = |m: usize, i: usize| (line + m) * self.b_width + column + i * S::LANES;
-            let mut parts: [[S::F; 2]; M] =
+            let mut parts: [[S::F; N]; M] =
                 std::array::from_fn(|m| std::array::from_fn(|i| S::load(sums.as_ptr().add(at(m, i)))));
             let a = self.a.as_ptr().add(line * self.a_width);
             let mut b = self.b.as_ptr().add(column);
             for k in 0..self.depth {
-                let row = [S::load(b), S::load(b.add(S::LANES))];
+                let row: [S::F; N] = std::array::from_fn(|i| S::load(b.add(i * S::LANES)));
                 for (m, parts) in parts.iter_mut().enumerate() {
                     let factor = S::splat(*a.add(m * self.a_width + k));
-                    *parts = [S::fma(factor, row[0], parts[0]), S::fma(factor, row[1], parts[1])];
+                    for (part, row) in parts.iter_mut().zip(row) {
+                        *part = S::fma(factor, row, *part);
+                    }
                 }
                 b = b.wrapping_add(self.b_width);
             }
@@ -337,11 +385,11 @@ impl Outer<'_> {
     }
 }
 
-/// The products of each query with each key, `width` wide, as scores `[lines, KEYS]`.
+/// The products of each query with each key, `width` wide, as scores `[lines, KEYS]` from `at` on.
 #[inline(always)]
-fn dots<S: Simd>(queries: &[f32], keys: &[f32], width: usize, scores: &mut [f32]) {
+fn dots<S: Simd>(queries: &[f32], keys: &[f32], width: usize, at: usize, scores: &mut [f32]) {
     for (query, scores) in queries.chunks_exact(width).zip(scores.chunks_exact_mut(KEYS)) {
-        for (key, score) in keys.chunks_exact(width).zip(scores) {
+        for (key, score) in keys.chunks_exact(width).zip(&mut scores[at..]) {
             // SAFETY: both are whole vectors, `width` long; the machine has the instructions, or this were not run.
             *score = unsafe {
                 let product =

@@ -19,7 +19,7 @@ pub(crate) const BLOCK: usize = 64;
 /// Bytes of the largest block.
 pub(crate) const LARGEST: usize = 2 * BLOCK;
 /// Bytes ahead of those in use that are fetched.
-const AHEAD: usize = 4 << 10;
+const AHEAD: usize = 2 << 10;
 /// Rows whose scales are widened at once.
 const AT_ONCE: usize = 8;
 
@@ -285,23 +285,29 @@ impl<P: Pairs> PairGemv<'_, P> {
             Weights::Packed { scheme, .. } => scheme.group_size,
             Weights::Dense(_) => BLOCK,
         };
-        match (self.rows.len(), group_size < BLOCK) {
-            (0, _) => {}
-            (1, false) => self.outputs::<1, false>(group_size),
-            (2, false) => self.outputs::<2, false>(group_size),
-            (3..=4, false) => self.outputs::<4, false>(group_size),
-            (_, false) => self.outputs::<8, false>(group_size),
-            (1, true) => self.outputs::<1, true>(group_size),
-            (2, true) => self.outputs::<2, true>(group_size),
-            (3..=4, true) => self.outputs::<4, true>(group_size),
-            (_, true) => self.outputs::<8, true>(group_size),
+        match group_size / BLOCK {
+            0 => self.groups::<0>(group_size),
+            1 => self.groups::<1>(group_size),
+            _ => self.groups::<2>(group_size),
+        }
+    }
+
+    /// `SPAN` blocks are of one group, or 0 where a block is of several.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+    fn groups<const SPAN: usize>(self, group_size: usize) {
+        match self.rows.len() {
+            0 => {}
+            1 => self.outputs::<1, SPAN>(group_size),
+            2 => self.outputs::<2, SPAN>(group_size),
+            3..=4 => self.outputs::<4, SPAN>(group_size),
+            _ => self.outputs::<8, SPAN>(group_size),
         }
     }
 
     /// One row of the matrix after the other, as they lie in memory, which is read fastest so: each with `M` rows of `x`, the
-    /// last of them more than once where there are fewer. `FINE` says that a block is of several groups.
+    /// last of them more than once where there are fewer.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-    fn outputs<const M: usize, const FINE: bool>(self, group_size: usize) {
+    fn outputs<const M: usize, const SPAN: usize>(self, group_size: usize) {
         let count = self.out.len() / self.rows.len();
         let row_bytes = self.w.inputs * P::Storage::BITS / 8;
         let bytes = elements(&self.w.weights);
@@ -321,7 +327,7 @@ impl<P: Pairs> PairGemv<'_, P> {
             }
             let scales = groups.scales(output % AT_ONCE);
             let from = &bytes[(self.first + output) * row_bytes..][..row_bytes];
-            let mut step = Step::<M, FINE> {
+            let mut step = Step::<M, SPAN> {
                 x: x.map(<[_]>::as_ptr),
                 scales: scales.as_ptr(),
                 lanes,
@@ -345,17 +351,26 @@ impl<P: Pairs> PairGemv<'_, P> {
                 }
             }
             let whole = row_bytes / P::BYTES;
-            for index in 0..whole {
-                // SAFETY: blocks up to this number are whole and within the row; rows of x have as many, and groups padding
-                // behind the last.
-                unsafe { step.add::<P>(index, from.as_ptr().add(index * P::BYTES)) };
-            }
-            if !row_bytes.is_multiple_of(P::BYTES) {
-                // What remains is copied to where zeros follow it.
-                let mut rest = [0_u8; LARGEST];
-                rest[..row_bytes % P::BYTES].copy_from_slice(&from[whole * P::BYTES..]);
-                // SAFETY: as above.
-                unsafe { step.add::<P>(whole, rest.as_ptr()) };
+            // SAFETY: blocks up to this number are whole and within the row; rows of x have as many, and groups padding behind
+            // the last. A fetch may be of any address.
+            unsafe {
+                let block = |index: usize| from.as_ptr().wrapping_add(index * P::BYTES);
+                for index in (0..whole & !1).step_by(2) {
+                    for line in (0..2 * P::BYTES).step_by(64) {
+                        _mm_prefetch::<_MM_HINT_T0>(block(index).wrapping_add(AHEAD + line).cast());
+                    }
+                    step.add::<P>(index, block(index), 0);
+                    step.add::<P>(index + 1, block(index + 1), 1);
+                }
+                if !whole.is_multiple_of(2) {
+                    step.add::<P>(whole - 1, block(whole - 1), 0);
+                }
+                if !row_bytes.is_multiple_of(P::BYTES) {
+                    // What remains is copied to where zeros follow it.
+                    let mut rest = [0_u8; LARGEST];
+                    rest[..row_bytes % P::BYTES].copy_from_slice(&from[whole * P::BYTES..]);
+                    step.add::<P>(whole, rest.as_ptr(), 0);
+                }
             }
             for (m, [even, odd]) in step.totals.into_iter().enumerate().take(self.rows.len()) {
                 self.out[m * count + output] = _mm512_reduce_add_ps(_mm512_add_ps(even, odd));
@@ -365,7 +380,7 @@ impl<P: Pairs> PairGemv<'_, P> {
 }
 
 /// Products of a block of a row of a matrix with `M` rows of `x`.
-struct Step<const M: usize, const FINE: bool> {
+struct Step<const M: usize, const SPAN: usize> {
     x: [*const bf16; M],
     scales: *const f32,
     /// The group of each lane, counted from that of the first.
@@ -376,34 +391,33 @@ struct Step<const M: usize, const FINE: bool> {
     totals: [[__m512; 2]; M],
 }
 
-impl<const M: usize, const FINE: bool> Step<M, FINE> {
-    /// Adds those of block `index`.
+impl<const M: usize, const SPAN: usize> Step<M, SPAN> {
+    /// Adds those of block `index` to the totals of this parity.
     ///
     /// # Safety
     /// The machine has the instructions; the block is whole, rows of `x` have as many, and groups padding behind the last.
     #[inline(always)]
-    unsafe fn add<P: Pairs>(&mut self, index: usize, from: *const u8) {
-        // SAFETY: the caller's; a fetch may be of any address.
+    unsafe fn add<P: Pairs>(&mut self, index: usize, from: *const u8, parity: usize) {
+        // SAFETY: the caller's.
         unsafe {
-            for line in (0..P::BYTES).step_by(64) {
-                _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(AHEAD + line).cast());
-            }
             let values = P::values(from);
-            let group = self.scales.wrapping_add((index * BLOCK) >> self.group_bits);
-            let scale = match (P::SCALED, FINE) {
-                (false, _) => _mm512_setzero_ps(),
-                (true, false) => _mm512_set1_ps(*group),
-                (true, true) => _mm512_permutexvar_ps(self.lanes, _mm512_loadu_ps(group)),
+            let scale = match SPAN {
+                _ if !P::SCALED => _mm512_setzero_ps(),
+                0 => {
+                    let group = self.scales.add((index * BLOCK) >> self.group_bits);
+                    _mm512_permutexvar_ps(self.lanes, _mm512_loadu_ps(group))
+                }
+                _ => _mm512_set1_ps(*self.scales.add(index / SPAN)),
             };
             for m in 0..M {
                 let x = self.x[m].add(index * BLOCK);
-                let [even, odd] = self.totals[m];
-                self.totals[m] = if P::SCALED {
+                let totals = &mut self.totals[m];
+                if P::SCALED {
                     let sum = dot(dot(_mm512_setzero_ps(), values[0], x), values[1], x.add(32));
-                    [_mm512_fmadd_ps(sum, scale, even), odd]
+                    totals[parity] = _mm512_fmadd_ps(sum, scale, totals[parity]);
                 } else {
-                    [dot(even, values[0], x), dot(odd, values[1], x.add(32))]
-                };
+                    *totals = [dot(totals[0], values[0], x), dot(totals[1], values[1], x.add(32))];
+                }
             }
         }
     }
