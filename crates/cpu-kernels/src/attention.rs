@@ -149,7 +149,7 @@ struct Block<'a, E> {
     out: &'a Shared<E>,
 }
 
-impl<E: Element> Kernel for Block<'_, E> {
+impl<'a, E: Element> Kernel for Block<'a, E> {
     type Output = ();
 
     #[inline(always)]
@@ -184,23 +184,40 @@ impl<E: Element> Kernel for Block<'_, E> {
         let mut wide = vec![0.0_f32; near * width];
         let mut turned = vec![0.0_f32; if lines > FEW { KEYS * width } else { 0 }];
         let mut scores = vec![0.0_f32; lines * KEYS];
+        // Vectors are read where they lie, if they are whole registers.
+        let in_place = |kept: &Kept<'a>, token: usize| match kept {
+            Kept::Floats(heads) if lines <= FEW && head_dim == width => Some(heads.from(self.kv_head, token)),
+            _ => None,
+        };
         let end = position(lines - 1) + 1;
         for start in (first(0)..end).step_by(KEYS) {
             let count = KEYS.min(end - start);
-            for at in (0..count).step_by(near) {
-                let wide = &mut wide[..near.min(count - at) * width];
-                for (i, key) in wide.chunks_exact_mut(width).enumerate() {
-                    self.cache.keys.read::<S>(self.kv_head, start + at + i, &mut key[..head_dim]);
-                }
-                if lines <= FEW {
-                    dots::<S>(&queries, wide, width, at, &mut scores);
+            if let Some((keys, stride)) = in_place(&self.cache.keys, start) {
+                with_slice!(keys, Floats, keys => dots::<S, _>(&queries, width, keys, stride, &mut scores, 0..count));
+            } else {
+                for at in (0..count).step_by(near) {
+                    let wide = &mut wide[..near.min(count - at) * width];
+                    for (i, key) in wide.chunks_exact_mut(width).enumerate() {
+                        self.cache.keys.read::<S>(self.kv_head, start + at + i, &mut key[..head_dim]);
+                    }
+                    if lines <= FEW {
+                        dots::<S, _>(&queries, width, wide, width, &mut scores, at..count.min(at + near));
+                    }
                 }
             }
             if lines > FEW {
                 turn::<S>(&wide, width, &mut turned);
                 scores.fill(0.0);
-                Outer { a: &queries, a_width: width, b: &turned, b_width: KEYS, depth: head_dim }
-                    .add::<S>(&mut scores);
+                let turned = &turned[..];
+                Outer {
+                    a: &queries,
+                    a_width: width,
+                    b: turned,
+                    b_stride: KEYS,
+                    b_width: KEYS,
+                    depth: head_dim,
+                }
+                .add::<S>(&mut scores);
             }
             for (line, scores) in scores.chunks_exact_mut(KEYS).enumerate() {
                 let seen = first(line).clamp(start, start + count) - start
@@ -210,12 +227,20 @@ impl<E: Element> Kernel for Block<'_, E> {
                     mixed[line * width..][..width].iter_mut().for_each(|mixed| *mixed *= kept);
                 }
             }
+            if let Some((values, b_stride)) = in_place(&self.cache.values, start) {
+                let (a, a_width, b_width) = (&scores[..], KEYS, width);
+                with_slice!(values, Floats, b => {
+                    Outer { a, a_width, b, b_stride, b_width, depth: count }.add::<S>(&mut mixed);
+                });
+                continue;
+            }
             for at in (0..count).step_by(near) {
                 let wide = &mut wide[..near.min(count - at) * width];
                 for (i, value) in wide.chunks_exact_mut(width).enumerate() {
                     self.cache.values.read::<S>(self.kv_head, start + at + i, &mut value[..head_dim]);
                 }
-                Outer { a: &scores[at..], a_width: KEYS, b: wide, b_width: width, depth: wide.len() / width }
+                let (a, depth) = (&scores[at..], wide.len() / width);
+                Outer { a, a_width: KEYS, b: &*wide, b_stride: width, b_width: width, depth }
                     .add::<S>(&mut mixed);
             }
         }
@@ -288,23 +313,25 @@ impl Softmax {
 }
 
 /// A sum of products of columns of `a` with rows of `b`.
-struct Outer<'a> {
+struct Outer<'a, B> {
     /// `[lines, a_width]`
     a: &'a [f32],
     a_width: usize,
-    /// `[depth or more, b_width]`
-    b: &'a [f32],
+    /// `[depth or more, b_width]`, each row `b_stride` behind the one before it.
+    b: &'a [B],
+    b_stride: usize,
     /// Pairs of vectors.
     b_width: usize,
     depth: usize,
 }
 
-impl Outer<'_> {
+impl<B: Element> Outer<'_, B> {
     /// Adds it to `sums` `[lines, b_width]`.
     #[inline(always)]
     fn add<S: Simd>(&self, sums: &mut [f32]) {
         let lines = self.a.len().div_ceil(self.a_width);
-        assert!(self.depth <= self.a_width && self.depth * self.b_width <= self.b.len(), "as deep");
+        let last = self.depth.saturating_sub(1) * self.b_stride;
+        assert!(self.depth <= self.a_width && last + self.b_width <= self.b.len(), "as deep");
         assert!((lines - 1) * self.a_width + self.depth <= self.a.len(), "as long");
         assert!(sums.len() == lines * self.b_width && self.b_width.is_multiple_of(2 * S::LANES), "as wide");
         let mut line = 0;
@@ -367,14 +394,14 @@ impl Outer<'_> {
             let a = self.a.as_ptr().add(line * self.a_width);
             let mut b = self.b.as_ptr().add(column);
             for k in 0..self.depth {
-                let row: [S::F; N] = std::array::from_fn(|i| S::load(b.add(i * S::LANES)));
+                let row: [S::F; N] = std::array::from_fn(|i| B::load::<S>(b.add(i * S::LANES)));
                 for (m, parts) in parts.iter_mut().enumerate() {
                     let factor = S::splat(*a.add(m * self.a_width + k));
                     for (part, row) in parts.iter_mut().zip(row) {
                         *part = S::fma(factor, row, *part);
                     }
                 }
-                b = b.wrapping_add(self.b_width);
+                b = b.wrapping_add(self.b_stride);
             }
             for (m, parts) in parts.into_iter().enumerate() {
                 for (i, part) in parts.into_iter().enumerate() {
@@ -385,22 +412,62 @@ impl Outer<'_> {
     }
 }
 
-/// The products of each query with each key, `width` wide, as scores `[lines, KEYS]` from `at` on.
+/// The products of each query with each key, `width` wide, as scores `[lines, KEYS]` at these places.
 #[inline(always)]
-fn dots<S: Simd>(queries: &[f32], keys: &[f32], width: usize, at: usize, scores: &mut [f32]) {
-    for (query, scores) in queries.chunks_exact(width).zip(scores.chunks_exact_mut(KEYS)) {
-        for (key, score) in keys.chunks_exact(width).zip(&mut scores[at..]) {
-            // SAFETY: both are whole vectors, `width` long; the machine has the instructions, or this were not run.
-            *score = unsafe {
-                let product =
-                    |i: usize, sum| S::fma(S::load(query.as_ptr().add(i)), S::load(key.as_ptr().add(i)), sum);
-                let mut sums = [S::splat(0.0); 2];
-                for i in (0..width).step_by(2 * S::LANES) {
-                    sums = [product(i, sums[0]), product(i + S::LANES, sums[1])];
+fn dots<S: Simd, E: Element>(
+    queries: &[f32],
+    width: usize,
+    keys: &[E],
+    stride: usize,
+    scores: &mut [f32],
+    places: Range<usize>,
+) {
+    let last = places.len().saturating_sub(1) * stride;
+    assert!(last + width <= keys.len() && width.is_multiple_of(2 * S::LANES), "whole vectors");
+    assert!(places.end <= KEYS && queries.len() / width * KEYS == scores.len(), "as many scores");
+    for (queries, scores) in queries.chunks(2 * width).zip(scores.chunks_mut(2 * KEYS)) {
+        for (index, place) in places.clone().enumerate() {
+            // SAFETY: keys and queries are whole vectors, `width` long; the machine has the instructions, or this were not run.
+            unsafe {
+                let key = keys.as_ptr().add(index * stride);
+                if queries.len() == width {
+                    [scores[place]] = products::<S, E, 1>(queries.as_ptr(), key, width);
+                } else {
+                    [scores[place], scores[KEYS + place]] = products::<S, E, 2>(queries.as_ptr(), key, width);
                 }
-                S::sum(S::add(sums[0], sums[1]))
-            };
+            }
         }
+    }
+}
+
+/// The products of `M` queries with a key, each `width` long.
+///
+/// # Safety
+/// They are there, pairs of vectors, and the machine has the instructions.
+#[inline(always)]
+unsafe fn products<S: Simd, E: Element, const M: usize>(
+    queries: *const f32,
+    key: *const E,
+    width: usize,
+) -> [f32; M] {
+    // SAFETY: the caller's.
+    unsafe {
+        let mut sums = [[S::splat(0.0); 2]; M];
+        for i in (0..width).step_by(2 * S::LANES) {
+            let key = [E::load::<S>(key.add(i)), E::load::<S>(key.add(i + S::LANES))];
+            for (m, sums) in sums.iter_mut().enumerate() {
+                let query = queries.add(m * width + i);
+                *sums = [
+                    S::fma(S::load(query), key[0], sums[0]),
+                    S::fma(S::load(query.add(S::LANES)), key[1], sums[1]),
+                ];
+            }
+        }
+        let mut products = [0.0; M];
+        for (product, sums) in products.iter_mut().zip(sums) {
+            *product = S::sum(S::add(sums[0], sums[1]));
+        }
+        products
     }
 }
 

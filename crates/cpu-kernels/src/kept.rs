@@ -61,7 +61,18 @@ impl Kept<'_> {
     }
 }
 
-impl Heads<'_> {
+impl<'a> Heads<'a> {
+    /// The memory from the vector of a head and a token on, and how far the next token's is.
+    pub(crate) fn from(&self, head: usize, token: usize) -> (Floats<'a>, usize) {
+        let start = head * self.head_stride + token * self.token_stride;
+        let data = match self.data {
+            Floats::F32(data) => Floats::F32(&data[start..]),
+            Floats::F16(data) => Floats::F16(&data[start..]),
+            Floats::Bf16(data) => Floats::Bf16(&data[start..]),
+        };
+        (data, self.token_stride)
+    }
+
     /// That vectors `[heads, tokens, head_dim]` lie within their memory, `before` elements of which belong to others.
     pub(crate) fn check(
         &self,
