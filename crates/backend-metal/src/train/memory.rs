@@ -1,12 +1,12 @@
 //! What a run will need, before its first step.
 
-use inference_core::TrainMemory;
+use inference_core::{Method, TrainMemory, TrainOptions};
 use mlx_rs::Array;
 
 use super::optimizer::Stepper;
 use crate::{
     arch::Architecture,
-    nn::{SiteKind, layer_of},
+    nn::{SiteKind, layer_of, ops::on_cuda},
 };
 
 /// What the largest batch of a run holds.
@@ -20,20 +20,22 @@ pub(super) struct Largest {
 
 /// The bytes that a run will need, of which the model's weights, `weights`, are there already.
 ///
-/// Activations are those that the backward pass reads: what goes into and comes out of each linear layer, the residual stream
-/// and norms, and the scores of attention, which MLX's own attention on the CPU holds in full. With checkpointing they are those of
-/// one block, and one residual stream for each.
+/// Activations are what the backward pass reads, a third more than goes into and comes out of the linear layers; while it is at a
+/// block, about as much again of that block, in the type of what is trained; and what the loss is computed from. With checkpointing
+/// they are those of one block, and one residual stream for each. The scores of attention are none of them, but where they are
+/// capped or there are sinks.
 pub(super) fn estimate(
     model: &dyn Architecture,
     values: &[Array],
     stepper: &Stepper,
     weights: u64,
     batch: Largest,
-    checkpoint: bool,
+    options: &TrainOptions,
 ) -> TrainMemory {
     let config = model.config();
     let tokens = (batch.examples * batch.length) as u64;
     let float = if config.dtype == "f32" { 4 } else { 2 };
+    let trained = values.iter().map(|value| value.item_size() as u64).max().unwrap_or(float).max(float);
     let sites = model.inventory().sites();
     let of_a_block = |layer: usize| -> u64 {
         let of_layer = sites.iter().filter(|site| layer_of(site.name()) == Some(layer));
@@ -42,23 +44,40 @@ pub(super) fn estimate(
             SiteKind::Experts(_) => 2 * (site.inputs() + site.outputs()) as u64,
             _ => (site.inputs() + site.outputs()) as u64,
         });
-        let streams = 6 * config.hidden_size as u64;
-        let queries =
-            sites.iter().find(|site| site.name().ends_with("q_proj") || site.name().ends_with("qkv_proj"));
-        let heads = queries.map_or(config.kv_heads, |site| site.outputs() / config.head_dim.max(1)) as u64;
-        let scores = 2 * heads * batch.length as u64;
-        (widths.sum::<u64>() + streams + scores) * tokens * float
+        widths.sum::<u64>() * tokens * 4 / 3
     };
-    let streams = config.layers as u64 * config.hidden_size as u64 * tokens * float;
-    let blocks = (0..config.layers).map(of_a_block);
-    let blocks = if checkpoint { streams + blocks.max().unwrap_or(0) } else { streams + blocks.sum::<u64>() };
-    // Logits, their gradient and their exponentials, in float32.
-    let logits = 3 * 4 * config.vocab_size as u64 * tokens;
+    let blocks: Vec<_> = (0..config.layers).map(of_a_block).collect();
+    let largest = blocks.iter().max().copied().unwrap_or(0);
+    let kept = if options.checkpoint {
+        config.layers as u64 * config.hidden_size as u64 * tokens + largest
+    } else {
+        blocks.iter().sum()
+    };
+    let norms = if matches!(options.method, Method::Dora(_)) {
+        let matrices = sites.iter().filter(|site| layer_of(site.name()).is_some());
+        matrices.map(|site| 4 * (site.inputs() * site.outputs()) as u64).sum()
+    } else {
+        0
+    };
     let bytes: u64 = values.iter().map(|value| value.nbytes() as u64).sum();
     let mut memory = TrainMemory::default();
     memory.weights = weights + bytes;
     memory.gradients = bytes;
     memory.optimizer = stepper.bytes();
-    memory.activations = blocks + logits;
+    memory.activations =
+        kept * float + largest * trained * 6 / 5 + norms + loss_bytes(config.vocab_size, tokens, float);
     memory
+}
+
+/// Logits and their gradient, in their own type, and off CUDA besides in float32, with the exponentials.
+fn loss_bytes(vocabulary: usize, tokens: u64, float: u64) -> u64 {
+    let wide = if on_cuda() {
+        0
+    } else if float == 4 {
+        4
+    } else {
+        12
+    };
+    // In pieces they are all there at once too: nothing makes the backward pass of one wait for another's.
+    vocabulary as u64 * tokens * (2 * float + wide)
 }

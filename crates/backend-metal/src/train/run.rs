@@ -231,8 +231,7 @@ impl Run {
             .max_by_key(|batch| batch.examples * batch.length)
             .unwrap_or(Largest { examples: 0, length: 0 });
         let mut plan = TrainPlan::new(options.method.name());
-        plan.memory =
-            estimate(&**model, &values, &stepper, request.weight_bytes, largest, options.checkpoint);
+        plan.memory = estimate(&**model, &values, &stepper, request.weight_bytes, largest, options);
         let needed = plan.memory.total().saturating_sub(request.weight_bytes);
         if let Some(available) = request.free_bytes.filter(|free| *free < needed) {
             let what =
