@@ -21,8 +21,10 @@ use crate::{
     tiles::{EDGE, Exact, InLimbs, Limbs, PackedRows, Packing, TileGemm},
 };
 
-/// The part of a matrix that one task reads.
-const TASK_BYTES: usize = 32 << 10;
+/// What one task reads of a matrix, at least and at most: few tasks cost least, but threads want some to share.
+const TASK_BYTES: (usize, usize) = (32 << 10, 256 << 10);
+/// Tasks for each thread, where that is not too little for a task.
+const TASKS: usize = 8;
 
 impl Kernels {
     /// `x · wᵀ + bias`: `x` `[rows, inputs]`, one matrix, `bias` `[outputs]` → `out` `[rows, outputs]`.
@@ -112,12 +114,12 @@ impl Kernels {
     }
 
     fn multiply_few<T: Storage>(&self, x: Floats<'_>, w: &Matrices<'_>, batches: &[Batch], out: &Output<'_>) {
-        let chunk = chunk(w, T::BITS);
-        let chunks = w.outputs.div_ceil(chunk);
         let parts = batches.iter().flat_map(|batch| {
             batch.places.chunks(ROWS).zip(batch.rows.chunks(ROWS)).map(|part| (batch.matrix, part))
         });
         let parts: Vec<_> = parts.collect();
+        let chunk = chunk(w, T::BITS, parts.len(), self.threads());
+        let chunks = w.outputs.div_ceil(chunk);
         let each = |gemv: &FewRows<'_>| {
             self.pool.run(parts.len() * chunks, &|task| {
                 let (matrix, (places, rows)) = parts[task / chunks];
@@ -332,10 +334,12 @@ impl<E: Element> Kernel for Write<'_, E> {
 /// Multiplies rows of `x` with rows of a matrix, from the given one on, as many as there is room for.
 type FewRows<'a> = dyn Fn(usize, &[usize], &mut [f32]) + Sync + 'a;
 
-/// Rows of a matrix for one task: enough to be worth handing out, few enough to share them evenly.
-fn chunk(w: &Matrices<'_>, bits: usize) -> usize {
+/// Rows of a matrix for one task, where `parts` such matrices are read: enough to be worth handing out, few enough to share them
+/// evenly.
+fn chunk(w: &Matrices<'_>, bits: usize, parts: usize, threads: usize) -> usize {
     let row_bytes = (w.inputs * bits / 8).max(1);
-    (TASK_BYTES / row_bytes).next_multiple_of(4).clamp(4, 1024)
+    let bytes = (parts * w.outputs * row_bytes / (TASKS * threads)).clamp(TASK_BYTES.0, TASK_BYTES.1);
+    (bytes / row_bytes).next_multiple_of(4).clamp(4, 1024)
 }
 
 fn widened(x: Floats<'_>) -> Vec<f32> {
