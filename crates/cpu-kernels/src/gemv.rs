@@ -16,8 +16,9 @@ use crate::{
 /// Rows of `x` that are multiplied at once, at most.
 pub(crate) const ROWS: usize = 8;
 
-/// Bytes of a row ahead of those in use that are fetched.
-const AHEAD: usize = 2 << 10;
+/// Bytes of a matrix ahead of those in use that are fetched. One thread of an EPYC (Zen 4) reads 1024 × 3072 in 4 bits with 18.6 GB/s
+/// so, and with 12 where 2 KiB ahead are fetched into the first cache.
+pub(crate) const AHEAD: usize = 8 << 10;
 
 /// Rows of `x` in the order in which their elements meet those of a matrix.
 pub(crate) struct Arranged {
@@ -311,6 +312,21 @@ impl Groups {
         }
     }
 
+    /// Fetches those of a row, if there is one, for a later [`fill`](Self::fill).
+    #[inline(always)]
+    pub(crate) fn fetch<S: Simd>(&self, w: &Matrices<'_>, row: usize) {
+        let Weights::Packed { scheme, scales, .. } = &w.weights else { return };
+        let groups = w.inputs / scheme.group_size;
+        match scales {
+            Scales::Affine { scales, biases } => {
+                for floats in [scales, biases] {
+                    with_slice!(floats, Floats, floats => fetch::<_, S>(floats, row * groups, groups));
+                }
+            }
+            Scales::Bytes(bytes) => fetch::<_, S>(bytes, row * groups, groups),
+        }
+    }
+
     /// The group of each lane, counted from that of the first.
     #[inline(always)]
     pub(crate) fn lanes<S: Simd>(&self) -> Vec<u32> {
@@ -336,6 +352,16 @@ fn spread<S: Simd>(floats: &Floats<'_>, all: Range<usize>, groups: usize, width:
             widen::<_, S>(row, &mut out[..groups]);
         }
     });
+}
+
+/// Fetches elements, if they are there.
+#[inline(always)]
+fn fetch<T, S: Simd>(slice: &[T], first: usize, count: usize) {
+    let start = slice.as_ptr().wrapping_add(first).cast::<u8>();
+    for line in (0..count * size_of::<T>()).step_by(64) {
+        // SAFETY: the machine has the instructions; a fetch may be of any address.
+        unsafe { S::prefetch(start.wrapping_add(line)) };
+    }
 }
 
 /// The memory of a matrix's elements.

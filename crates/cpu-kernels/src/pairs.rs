@@ -8,8 +8,8 @@ use half::bf16;
 
 use crate::{
     Matrices, Mode, Scheme, Weights,
-    gemv::{Groups, elements},
-    simd::avx512::Avx512,
+    gemv::{AHEAD, Groups, elements},
+    simd::{Simd as _, avx512::Avx512},
     storage::{Dense, Fp4, Storage, Whole},
     unpack::FP4,
 };
@@ -18,8 +18,6 @@ use crate::{
 pub(crate) const BLOCK: usize = 64;
 /// Bytes of the largest block.
 pub(crate) const LARGEST: usize = 2 * BLOCK;
-/// Bytes ahead of those in use that are fetched.
-const AHEAD: usize = 2 << 10;
 /// Rows whose scales are widened at once.
 const AT_ONCE: usize = 8;
 
@@ -325,6 +323,7 @@ impl<P: Pairs> PairGemv<'_, P> {
             if output.is_multiple_of(AT_ONCE) {
                 groups.fill::<Avx512>(self.w, self.first + output, AT_ONCE.min(count - output));
             }
+            groups.fetch::<Avx512>(self.w, self.first + output + AT_ONCE);
             let scales = groups.scales(output % AT_ONCE);
             let from = &bytes[(self.first + output) * row_bytes..][..row_bytes];
             let mut step = Step::<M, SPAN> {
@@ -357,7 +356,7 @@ impl<P: Pairs> PairGemv<'_, P> {
                 let block = |index: usize| from.as_ptr().wrapping_add(index * P::BYTES);
                 for index in (0..whole & !1).step_by(2) {
                     for line in (0..2 * P::BYTES).step_by(64) {
-                        _mm_prefetch::<_MM_HINT_T0>(block(index).wrapping_add(AHEAD + line).cast());
+                        Avx512::prefetch(block(index).wrapping_add(AHEAD + line));
                     }
                     step.add::<P>(index, block(index), 0);
                     step.add::<P>(index + 1, block(index + 1), 1);

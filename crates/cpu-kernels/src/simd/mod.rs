@@ -29,7 +29,7 @@ pub(crate) trait Simd: Copy + 'static {
     /// Sixteen `f32`.
     type Table: Copy;
 
-    /// Brings the memory, which may be any, into the caches.
+    /// Brings the memory, which may be any, into the caches, but for the first one: what is in use stays there.
     #[inline(always)]
     unsafe fn prefetch(_: *const u8) {}
 
