@@ -17,7 +17,7 @@ use crate::{
 };
 #[cfg(target_arch = "x86_64")]
 use crate::{
-    pairs::{PairGemv, PairedRows, Pairs, with_pairs},
+    pairs::{FEWEST, LaneGemv, Lanes, PairGemv, PairedRows, Pairs, with_pairs},
     tiles::{EDGE, Exact, InLimbs, Limbs, PackedRows, Packing, TileGemm},
 };
 
@@ -115,18 +115,19 @@ impl Kernels {
 
     fn multiply_few<T: Storage>(&self, x: Floats<'_>, w: &Matrices<'_>, batches: &[Batch], out: &Output<'_>) {
         let parts = batches.iter().flat_map(|batch| {
-            batch.places.chunks(ROWS).zip(batch.rows.chunks(ROWS)).map(|part| (batch.matrix, part))
+            let parts = batch.places.chunks(ROWS).zip(batch.rows.chunks(ROWS));
+            parts.map(|(places, rows)| Few { matrix: batch.matrix, places, rows })
         });
         let parts: Vec<_> = parts.collect();
         let chunk = chunk(w, T::BITS, parts.len(), self.threads());
         let chunks = w.outputs.div_ceil(chunk);
         let each = |gemv: &FewRows<'_>| {
             self.pool.run(parts.len() * chunks, &|task| {
-                let (matrix, (places, rows)) = parts[task / chunks];
-                let first = task % chunks * chunk;
-                let mut products = vec![0.0; rows.len() * chunk.min(w.outputs - first)];
-                gemv(matrix * w.outputs + first, rows, &mut products);
-                out.write(self.isa, places, first, &mut products);
+                let (index, first) = (task / chunks, task % chunks * chunk);
+                let part = &parts[index];
+                let mut products = vec![0.0; part.rows.len() * chunk.min(w.outputs - first)];
+                gemv(index, part.matrix * w.outputs + first, &mut products);
+                out.write(self.isa, part.places, first, &mut products);
             });
         };
         #[cfg(target_arch = "x86_64")]
@@ -134,9 +135,16 @@ impl Kernels {
             let done = with_pairs!(w.weights, P => {
                 // SAFETY: the machine has the instructions, or they were not chosen.
                 let x = unsafe { PairedRows::new::<P>(x, w) };
-                each(&|first, rows, out| {
-                    // SAFETY: as above.
-                    unsafe { PairGemv::<P> { w, first, x: &x, rows, out, pairs: PhantomData }.run() };
+                let side_by_side = |part: &Few<'_>| (part.rows.len() > FEWEST).then(|| Lanes::new(&x, part.rows));
+                let lanes: Vec<_> = parts.iter().map(side_by_side).collect();
+                each(&|index, first, out| {
+                    let (rows, pairs) = (parts[index].rows, PhantomData::<P>);
+                    match &lanes[index] {
+                        // SAFETY: as above.
+                        Some(x) => unsafe { LaneGemv { w, first, x, out, pairs }.run() },
+                        // SAFETY: as above.
+                        None => unsafe { PairGemv { w, first, x: &x, rows, out, pairs }.run() },
+                    }
                 });
             });
             if done.is_some() {
@@ -144,7 +152,8 @@ impl Kernels {
             }
         }
         let x = self.arrange::<T>(x, w);
-        each(&|first, rows, out| {
+        each(&|index, first, out| {
+            let rows = parts[index].rows;
             self.isa.run(Gemv::<T> { w, first, x: &x, rows, out, storage: PhantomData });
         });
     }
@@ -331,8 +340,17 @@ impl<E: Element> Kernel for Write<'_, E> {
     }
 }
 
-/// Multiplies rows of `x` with rows of a matrix, from the given one on, as many as there is room for.
-type FewRows<'a> = dyn Fn(usize, &[usize], &mut [f32]) + Sync + 'a;
+/// A few rows that are multiplied with the same matrix at once.
+struct Few<'a> {
+    matrix: usize,
+    /// Which rows of the output they make.
+    places: &'a [usize],
+    /// Which rows of `x` they are.
+    rows: &'a [usize],
+}
+
+/// Multiplies a few rows of `x`, by their number, with rows of a matrix, from the given one on, as many as there is room for.
+type FewRows<'a> = dyn Fn(usize, usize, &mut [f32]) + Sync + 'a;
 
 /// Rows of a matrix for one task, where `parts` such matrices are read: enough to be worth handing out, few enough to share them
 /// evenly.

@@ -1,0 +1,90 @@
+//! Rows of `x` as products of pairs want them.
+
+use std::arch::x86_64::*;
+
+use half::bf16;
+
+use super::{BLOCK, Pairs, dot};
+use crate::{Matrices, Mode, Scheme, Weights};
+
+/// Rows of `x` in the order in which their elements meet those of a matrix.
+pub(crate) struct PairedRows {
+    /// Row by row, in whole blocks, with zeros behind the end.
+    pub(super) elements: Vec<bf16>,
+    pub(super) width: usize,
+    /// Of each group of elements, for the biases; row by row, with zeros behind.
+    pub(super) sums: Vec<f32>,
+    pub(super) sums_width: usize,
+}
+
+impl PairedRows {
+    /// Of rows `x`, for matrices like `w`.
+    ///
+    /// # Safety
+    /// The machine has the instructions.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+    pub(crate) unsafe fn new<P: Pairs>(x: &[bf16], w: &Matrices<'_>) -> Self {
+        let inputs = w.inputs;
+        let rows = x.len().checked_div(inputs).unwrap_or(0);
+        let width = inputs.next_multiple_of(BLOCK);
+        let group_size = match w.weights {
+            Weights::Packed { scheme: Scheme { mode: Mode::Affine, group_size, .. }, .. } => group_size,
+            _ => usize::MAX,
+        };
+        let groups = inputs / group_size;
+        let sums_width = groups.next_multiple_of(16);
+        let (mut elements, mut sums) = (vec![bf16::ZERO; rows * width], vec![0.0; rows * sums_width]);
+        for row in 0..rows {
+            let x = &x[row * inputs..][..inputs];
+            // SAFETY: the machine has the instructions.
+            unsafe {
+                arrange::<P>(x, &mut elements[row * width..][..width]);
+                sum_groups(x, group_size, &mut sums[row * sums_width..][..groups]);
+            }
+        }
+        Self { elements, width, sums, sums_width }
+    }
+}
+
+/// A row of `x` in the order of `P`, in whole blocks, with zeros behind the end.
+///
+/// # Safety
+/// The machine has the instructions.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+pub(crate) unsafe fn arrange<P: Pairs>(x: &[bf16], out: &mut [bf16]) {
+    for (to, from) in out.chunks_exact_mut(BLOCK).zip(x.chunks(BLOCK)) {
+        let mut padded = [bf16::ZERO; BLOCK];
+        let from = if from.len() == BLOCK {
+            from
+        } else {
+            padded[..from.len()].copy_from_slice(from);
+            &padded
+        };
+        // SAFETY: both are two vectors long, and so is the order.
+        unsafe {
+            let halves = [0, 32].map(|at| _mm512_loadu_si512(from.as_ptr().add(at).cast()));
+            for at in [0, 32] {
+                let order = _mm512_loadu_si512(P::ORDER.as_ptr().add(at).cast());
+                let part = _mm512_permutex2var_epi16(halves[0], order, halves[1]);
+                _mm512_storeu_si512(to.as_mut_ptr().add(at).cast(), part);
+            }
+        }
+    }
+}
+
+/// The sums of whole groups of a row of `x`, as many as there is room for. Groups are made of vectors.
+///
+/// # Safety
+/// The machine has the instructions.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+pub(crate) unsafe fn sum_groups(x: &[bf16], group_size: usize, sums: &mut [f32]) {
+    let one = _mm512_set1_epi16(0x3f80);
+    for (sum, group) in sums.iter_mut().zip(x.chunks_exact(group_size)) {
+        let mut total = _mm512_setzero_ps();
+        for part in group.chunks_exact(32) {
+            // SAFETY: the part is a vector.
+            total = unsafe { dot(total, one, part.as_ptr()) };
+        }
+        *sum = _mm512_reduce_add_ps(total);
+    }
+}
