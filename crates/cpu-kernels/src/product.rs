@@ -103,7 +103,8 @@ impl Kernels {
             return out.write(self.isa, &places, 0, &mut vec![0.0; picks.len() * w.outputs]);
         }
         with_storage!(w.weights, T => {
-            let (many, few): (Vec<_>, Vec<_>) = batches(picks, k).into_iter().partition(Batch::is_large);
+            let few = self.few(&x, w);
+            let (many, few): (Vec<_>, Vec<_>) = batches(picks, k).into_iter().partition(|batch| batch.rows.len() > few);
             if !many.is_empty() {
                 self.multiply_many::<T>(x, w, &many, &out);
             }
@@ -111,6 +112,17 @@ impl Kernels {
                 self.multiply_few::<T>(x, w, &few, &out);
             }
         });
+    }
+
+    /// Rows up to which it does not pay to unpack the matrix before it is multiplied.
+    fn few(&self, x: &Floats<'_>, w: &Matrices<'_>) -> usize {
+        #[cfg(target_arch = "x86_64")]
+        if let (Isa::Avx512Bf16, Floats::Bf16(_)) = (self.isa, x)
+            && with_pairs!(w.weights, P => P::SCALED).is_some()
+        {
+            return 2 * ROWS;
+        }
+        ROWS
     }
 
     fn multiply_few<T: Storage>(&self, x: Floats<'_>, w: &Matrices<'_>, batches: &[Batch], out: &Output<'_>) {
@@ -264,13 +276,6 @@ struct Batch {
     places: Vec<usize>,
     /// Which rows of `x` they are.
     rows: Vec<usize>,
-}
-
-impl Batch {
-    /// Whether it pays to unpack the matrix before it is multiplied.
-    fn is_large(&self) -> bool {
-        self.rows.len() > ROWS
-    }
 }
 
 /// The picks by matrix; `k` share a row of `x`.
