@@ -84,6 +84,92 @@ impl Kernels {
         Ok(())
     }
 
+    /// `x + y`, where `y` may be normalised before → `sum`, and that normalised, where it is wanted → the other. All are
+    /// `[rows, size]` of one type, and what is normalised before is rounded to it.
+    ///
+    /// # Errors
+    /// Operands whose sizes or types do not go together.
+    pub fn add(
+        &self,
+        [x, y]: [Floats<'_>; 2],
+        size: usize,
+        before: Option<&Norm<'_>>,
+        sum: FloatsMut<'_>,
+        after: Option<(&Norm<'_>, FloatsMut<'_>)>,
+    ) -> Result<()> {
+        let rows = x.len().checked_div(size).unwrap_or(0);
+        length("x", x.len(), rows * size)?;
+        for (operand, found) in [("y", y.len()), ("sum", sum.len())] {
+            length(operand, found, x.len())?;
+        }
+        if let Some((_, out)) = &after {
+            length("out", out.len(), x.len())?;
+        }
+        for norm in before.into_iter().chain(after.as_ref().map(|(norm, _)| *norm)) {
+            length("weight", norm.weight.len(), size)?;
+        }
+        let weighted = |norm: &Norm<'_>| (widened(norm.weight), norm.eps);
+        let (before, (after, out)) =
+            (before.map(weighted), after.map(|(norm, out)| (weighted(norm), out)).unzip());
+        let norms = [before, after];
+        macro_rules! of_one_type {
+            ($($kind:ident),*) => {
+                match (x, y, sum, out) {
+                    $((Floats::$kind(x), Floats::$kind(y), FloatsMut::$kind(sum), None) => {
+                        self.add_as([x, y], size, &norms, sum, None);
+                    }
+                    (Floats::$kind(x), Floats::$kind(y), FloatsMut::$kind(sum), Some(FloatsMut::$kind(out))) => {
+                        self.add_as([x, y], size, &norms, sum, Some(out));
+                    })*
+                    _ => return Err(Error::Invalid { name: "the number of types", found: 2, expected: "1".into() }),
+                }
+            };
+        }
+        of_one_type!(F32, F16, Bf16);
+        Ok(())
+    }
+
+    fn add_as<E: Element>(
+        &self,
+        [x, y]: [&[E]; 2],
+        size: usize,
+        [before, after]: &[Option<(Vec<f32>, f32)>; 2],
+        sum: &mut [E],
+        out: Option<&mut [E]>,
+    ) {
+        let rows = x.len() / size.max(1);
+        let (sum, out) = (Shared::new(sum), out.map(Shared::new));
+        self.in_parts(rows, size, &|row| {
+            // SAFETY: each row is given to one task.
+            let (sum, out) =
+                unsafe { (sum.part(row * size, size), out.as_ref().map(|out| out.part(row * size, size))) };
+            let after = after.as_ref().zip(out);
+            self.isa.run(AddRow {
+                x: &x[row * size..][..size],
+                y: &y[row * size..][..size],
+                before: before.as_ref().map(|(weight, eps)| (weight.as_slice(), *eps)),
+                sum,
+                after: after.map(|((weight, eps), out)| (weight.as_slice(), *eps, out)),
+            });
+        });
+    }
+
+    /// The index of the largest element of each row of `x` `[rows, size]`, the first where some are alike → `out` `[rows]`.
+    ///
+    /// # Errors
+    /// Operands whose sizes do not go together.
+    pub fn largest(&self, x: Floats<'_>, out: &mut [u32]) -> Result<()> {
+        let size = x.len().checked_div(out.len()).unwrap_or(0);
+        length("x", x.len(), out.len() * size)?;
+        let (rows, out) = (out.len(), Shared::new(out));
+        with_slice!(x, Floats, x => self.in_parts(rows, size, &|row| {
+            // SAFETY: each row is given to one task.
+            let out = unsafe { out.part(row, 1) };
+            out[0] = self.isa.run(Largest(&x[row * size..][..size]));
+        }));
+        Ok(())
+    }
+
     /// Normalises vectors, rotates them, and lays them out: `x` of `rows` rows, `heads` vectors of `head_dim` for each token →
     /// `out` `[rows, heads, tokens, head_dim]`.
     ///
@@ -194,6 +280,66 @@ impl<X: Element, O: Element> Kernel for NormRow<'_, X, O> {
         for ((out, x), weight) in self.out.iter_mut().zip(self.x).zip(self.weight) {
             *out = O::round(x.widen() * scale * weight);
         }
+    }
+}
+
+struct AddRow<'a, E> {
+    x: &'a [E],
+    y: &'a [E],
+    before: Option<(&'a [f32], f32)>,
+    sum: &'a mut [E],
+    after: Option<(&'a [f32], f32, &'a mut [E])>,
+}
+
+impl<E: Element> Kernel for AddRow<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        let Self { x, y, before, sum, after } = self;
+        let terms = sum.iter_mut().zip(x).zip(y);
+        if let Some((weight, eps)) = before {
+            let scale = inverse_root(y, eps);
+            for (((sum, x), y), weight) in terms.zip(weight) {
+                *sum = E::round(x.widen() + E::round(y.widen() * scale * weight).widen());
+            }
+        } else {
+            for ((sum, x), y) in terms {
+                *sum = E::round(x.widen() + y.widen());
+            }
+        }
+        if let Some((weight, eps, out)) = after {
+            NormRow { x: sum, weight, eps, out }.run::<S>();
+        }
+    }
+}
+
+/// The index of the first of the largest elements.
+struct Largest<'a, E>(&'a [E]);
+
+impl<E: Element> Kernel for Largest<'_, E> {
+    type Output = u32;
+
+    #[inline(always)]
+    fn run<S: Simd>(self) -> u32 {
+        // First the part that has it, many at a time, then the element.
+        const PART: usize = 64 * LANES;
+        let (mut part, mut largest) = (0, f32::NEG_INFINITY);
+        for (index, elements) in self.0.chunks(PART).enumerate() {
+            let mut lanes = [f32::NEG_INFINITY; LANES];
+            for chunk in elements.chunks(LANES) {
+                for (lane, x) in lanes.iter_mut().zip(chunk) {
+                    let x = x.widen();
+                    *lane = if x > *lane { x } else { *lane };
+                }
+            }
+            let here = lanes.into_iter().fold(f32::NEG_INFINITY, f32::max);
+            if here > largest {
+                (part, largest) = (index, here);
+            }
+        }
+        let elements = self.0.get(part * PART..).unwrap_or_default();
+        (part * PART + elements.iter().position(|x| x.widen() == largest).unwrap_or(0)) as u32
     }
 }
 

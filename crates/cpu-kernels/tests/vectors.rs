@@ -4,7 +4,7 @@
 mod common;
 
 use common::{Kind, Vector, kinds, vector};
-use cpu_kernels::{Angles, Gates, Gating, Heads, Isa, Kernels, Norm, Queries};
+use cpu_kernels::{Angles, Floats, Gates, Gating, Heads, Isa, Kernels, Norm, Queries};
 use proptest::{prelude::*, test_runner::TestCaseError};
 
 fn kernels() -> impl Strategy<Value = Kernels> {
@@ -30,6 +30,15 @@ fn normalised(x: &[f64], weight: &Vector, eps: f32) -> Vec<f64> {
     x.iter().enumerate().map(|(i, x)| x / (mean + f64::from(eps)).sqrt() * weight.get(i)).collect()
 }
 
+#[test]
+fn of_no_numbers_the_first_is_the_largest() {
+    let (nan, infinity) = (f32::NAN, f32::NEG_INFINITY);
+    let mut found = [7; 3];
+    let x = [nan, nan, nan, nan, 1.0, 2.0, infinity, infinity, infinity];
+    Kernels::new().unwrap().largest(Floats::F32(&x), &mut found).unwrap();
+    assert_eq!(found, [0, 2, 0]);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
 
@@ -44,6 +53,47 @@ proptest! {
             for (i, exact) in normalised(&values, &weight, 1e-5).into_iter().enumerate() {
                 near(out_kind, out.get(row * size + i), exact, 1.0)?;
             }
+        }
+    }
+
+    #[test]
+    fn add(rows in 1..80_usize, size in 1..700_usize, seed in any::<u64>(), kind in kinds(), [first, second] in any::<[bool; 2]>(),
+           kernels in kernels()) {
+        let [x, y] = [0, 1].map(|i| vector(kind, rows * size, seed ^ i));
+        let [before, after] = [2, 3].map(|i| vector(kind, size, seed ^ i));
+        let norm = |weight| Norm { weight, eps: 1e-5 };
+        let [before_norm, after_norm] = [&before, &after].map(|weight| norm(weight.floats()));
+        let [mut sum, mut out] = [0, 1].map(|i| vector(kind, rows * size, i));
+        let wanted = second.then(|| (&after_norm, out.floats_mut()));
+        kernels.add([x.floats(), y.floats()], size, first.then_some(&before_norm), sum.floats_mut(), wanted).unwrap();
+        let row_of = |of: &Vector, row: usize| (0..size).map(|i| of.get(row * size + i)).collect::<Vec<_>>();
+        for row in 0..rows {
+            let mut terms = row_of(&y, row);
+            if first {
+                terms = normalised(&terms, &before, 1e-5);
+            }
+            // What is added was rounded as well: in bf16 to 2⁻⁸ of it, which is 2,000 times what `near` leaves to sums.
+            let rounding = if kind == Kind::F32 { 0.0 } else { 2e3 };
+            for (i, (x, y)) in row_of(&x, row).into_iter().zip(terms).enumerate() {
+                near(kind, sum.get(row * size + i), x + y, 1.0 + rounding * y.abs())?;
+            }
+            if second {
+                for (i, exact) in normalised(&row_of(&sum, row), &after, 1e-5).into_iter().enumerate() {
+                    near(kind, out.get(row * size + i), exact, 1.0)?;
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn largest(rows in 1..40_usize, size in 1..5000_usize, seed in any::<u64>(), kind in kinds(), kernels in kernels()) {
+        let x = vector(kind, rows * size, seed);
+        let mut found = vec![0; rows];
+        kernels.largest(x.floats(), &mut found).unwrap();
+        for (row, found) in found.into_iter().enumerate() {
+            let largest = (0..size).map(|i| x.get(row * size + i)).fold(f64::NEG_INFINITY, f64::max);
+            let first = (0..size).position(|i| x.get(row * size + i) == largest);
+            prop_assert_eq!(Some(found as usize), first);
         }
     }
 

@@ -54,9 +54,9 @@ impl SandwichNorm {
 impl Block for SandwichNorm {
     fn forward(&self, x: &Array, pass: &mut Pass<'_>, layer: usize) -> Result<Array> {
         let mixed = self.self_attn.forward(&self.input_layernorm.forward(x)?, pass, layer)?;
-        let x = x.add(self.post_attention_layernorm.forward(&mixed)?)?;
-        let fed = self.mlp.forward(&self.pre_feedforward_layernorm.forward(&x)?)?;
-        x.add(self.post_feedforward_layernorm.forward(&fed)?)
+        let after = Some(&self.post_attention_layernorm);
+        let [x, normalised] = self.pre_feedforward_layernorm.of_sum(x, &mixed, after)?;
+        self.post_feedforward_layernorm.add(&x, &self.mlp.forward(&normalised)?)
     }
 
     fn window(&self) -> Option<usize> {

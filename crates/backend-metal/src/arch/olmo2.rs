@@ -27,8 +27,8 @@ struct PostNorm {
 impl Block for PostNorm {
     fn forward(&self, x: &Array, pass: &mut Pass<'_>, layer: usize) -> Result<Array> {
         let mixed = self.self_attn.forward(x, pass, layer)?;
-        let x = x.add(self.post_attention_layernorm.forward(&mixed)?)?;
-        x.add(self.post_feedforward_layernorm.forward(&self.mlp.forward(&x)?)?)
+        let x = self.post_attention_layernorm.add(x, &mixed)?;
+        self.post_feedforward_layernorm.add(&x, &self.mlp.forward(&x)?)
     }
 
     fn window(&self) -> Option<usize> {

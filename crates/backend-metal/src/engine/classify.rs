@@ -9,15 +9,17 @@ use inference_core::{CancellationToken, Error};
 use mlx_rs::{
     Array,
     error::{Exception, Result},
-    ops::{self, indexing::argmax_axis},
-    transforms,
+    ops, transforms,
 };
 use tokio::sync::oneshot;
 
 use super::prefix::common;
 use crate::{
     arch::{Architecture, ModelConfig},
-    nn::{Beginning, Rows, ops::on_cpu},
+    nn::{
+        Beginning, Rows,
+        ops::{argmax, on_cpu},
+    },
 };
 
 /// Padded tokens in one forward pass.
@@ -192,7 +194,7 @@ impl ClassifyJob {
     /// Takes the wanted figures out of logits [N, V].
     fn read(&mut self, bucket: &[Sequence], logits: &Array) -> Result<()> {
         let normaliser = ops::logsumexp_axis(logits, -1, true)?;
-        let likeliest = argmax_axis(logits, -1, false)?;
+        let likeliest = argmax(logits)?;
         // For each place the ids whose log-probabilities are wanted: every label's first token, or the label's next one.
         let labels = &self.request.labels;
         let firsts: Vec<u32> = labels.iter().map(|label| label[0]).collect();

@@ -8,13 +8,10 @@ use inference_core::{GenerateOptions, SamplingOptions};
 use mlx_rs::{
     Array,
     error::Result,
-    ops::{
-        self,
-        indexing::{argmax_axis, scatter_add_single},
-    },
+    ops::{self, indexing::scatter_add_single},
 };
 
-use crate::nn::ops::random_bits;
+use crate::nn::ops::{argmax, random_bits};
 
 /// How one row chooses its tokens.
 #[derive(Debug)]
@@ -116,11 +113,11 @@ impl Sampler {
     pub(super) fn choose(&self, logits: &Array, step: usize) -> Result<Choice> {
         let temperature = self.options.temperature_or_greedy();
         if temperature == 0.0 && self.report.is_none() {
-            return Ok(Choice { id: argmax_axis(logits, -1, false)?, report: None });
+            return Ok(Choice { id: argmax(logits)?, report: None });
         }
         let log_probabilities = normalised(logits)?;
         let id = if temperature == 0.0 {
-            argmax_axis(logits, -1, false)?
+            argmax(logits)?
         } else {
             draw(&[(self, step)], log_probabilities.clone())?
         };
@@ -176,7 +173,7 @@ pub(super) fn draw(rows: &[(&Sampler, usize)], log_probabilities: Array) -> Resu
     // Below 1, which would always win.
     let largest = Array::from_f32(1.0 - f32::EPSILON / 2.0);
     let uniform = ops::minimum(bits.as_type::<f32>()?.multiply(Array::from_f32(0.5_f32.powi(32)))?, largest)?;
-    argmax_axis(scores.subtract(uniform.log()?.negative()?.log()?)?, -1, false)
+    argmax(&scores.subtract(uniform.log()?.negative()?.log()?)?)
 }
 
 /// Sets what top-p, min-p, XTC and top-k drop from log-probabilities [B, V] to −∞. What one row does not ask for drops nothing of

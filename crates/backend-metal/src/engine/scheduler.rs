@@ -14,12 +14,7 @@ use std::{
 
 use futures::{StreamExt as _, stream::FuturesUnordered};
 use inference_core::{ContextOverflow, Error, FinishReason};
-use mlx_rs::{
-    Array, Stream,
-    error::Result,
-    ops::{self, indexing::argmax_axis},
-    transforms, with_stream,
-};
+use mlx_rs::{Array, Stream, error::Result, ops, transforms, with_stream};
 
 use super::{
     classify::ClassifyJob,
@@ -34,7 +29,7 @@ use crate::{
     arch::Architecture,
     nn::{
         Beginning, KvCache, Rotation, Rows,
-        ops::{Scheme, slice},
+        ops::{Scheme, argmax, slice},
         tracing,
     },
     train::TrainJob,
@@ -502,7 +497,7 @@ fn step(model: &dyn Architecture, rows: &mut [Row]) -> Result<()> {
 /// Submits a token for every row, chosen from its logits `[rows, V]`.
 fn choose(rows: &mut [Row], logits: &Array) -> Result<()> {
     if rows.iter().all(Row::is_plain) {
-        let ids = Rc::new(argmax_axis(logits, -1, false)?);
+        let ids = Rc::new(argmax(logits)?);
         submit([&*ids], [].iter())?;
         for (index, row) in rows.iter_mut().enumerate() {
             row.in_flight.push_back(InFlight { ids: ids.clone(), index: index as i32, report: None });

@@ -61,8 +61,9 @@ impl<F: FeedForward> PreNorm<F> {
 
 impl<F: FeedForward> Block for PreNorm<F> {
     fn forward(&self, x: &Array, pass: &mut Pass<'_>, layer: usize) -> Result<Array> {
-        let x = x.add(self.self_attn.forward(&self.input_layernorm.forward(x)?, pass, layer)?)?;
-        x.add(self.mlp.forward(&self.post_attention_layernorm.forward(&x)?)?)
+        let mixed = self.self_attn.forward(&self.input_layernorm.forward(x)?, pass, layer)?;
+        let [x, normalised] = self.post_attention_layernorm.of_sum(x, &mixed, None)?;
+        x.add(self.mlp.forward(&normalised)?)
     }
 
     fn window(&self) -> Option<usize> {

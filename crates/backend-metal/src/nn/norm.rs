@@ -32,6 +32,30 @@ impl RmsNorm {
         }
     }
 
+    /// x + norm(y): `[.., size]` each.
+    pub(crate) fn add(&self, x: &Array, y: &Array) -> Result<Array> {
+        match native::add([x, y], Some(self.parts()?), None) {
+            Some(added) => added.map(|[sum]| sum),
+            None => x.add(self.forward(y)?),
+        }
+    }
+
+    /// x + y, and that normalised; y is normalised `before`, where that is given. `[.., size]` each.
+    pub(crate) fn of_sum(&self, x: &Array, y: &Array, before: Option<&Self>) -> Result<[Array; 2]> {
+        let parts = before.map(Self::parts).transpose()?;
+        match native::add([x, y], parts, Some(self.parts()?)) {
+            Some(added) => added,
+            None => {
+                let sum = match before {
+                    Some(before) => x.add(before.forward(y)?)?,
+                    None => x.add(y)?,
+                };
+                let normalised = self.forward(&sum)?;
+                Ok([sum, normalised])
+            }
+        }
+    }
+
     /// Its weight, and what is added to the mean of squares.
     pub(crate) fn parts(&self) -> Result<(Array, f32)> {
         Ok((self.weight.get()?, self.eps))

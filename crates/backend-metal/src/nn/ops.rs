@@ -8,6 +8,8 @@ use mlx_rs::{
     ops,
 };
 
+use super::native;
+
 /// How the elements of a quantised matrix are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Scheme {
@@ -244,6 +246,11 @@ pub(crate) fn cross_entropy(logits: &Array, targets: &Array) -> Result<Array> {
     call("cross_entropy", |result| unsafe {
         mlx_sys::mlx_fast_cross_entropy(result, logits.as_ptr(), targets.as_ptr(), stream.as_ref().as_ptr())
     })
+}
+
+/// The index of the largest element of the last axis, u32: `[.., n]` → `[..]`.
+pub(crate) fn argmax(x: &Array) -> Result<Array> {
+    native::argmax(x).unwrap_or_else(|| ops::indexing::argmax_axis(x, -1, false))
 }
 
 /// Random bits of this shape, u32, from a key `[2]` (u32).

@@ -11,7 +11,7 @@ mod vectors;
 pub(super) use attention::{Arrangement, Turns, arrange, attend};
 pub(super) use in_place::{Place, attend_in_place};
 pub(super) use product::{gather, multiply, times};
-pub(super) use vectors::{Halves, gate, rms_norm};
+pub(super) use vectors::{Halves, add, argmax, gate, rms_norm};
 
 use cpu_kernels::Kernels;
 use mlx_rs::Dtype;

@@ -1,14 +1,14 @@
 //! What is done to vectors between products: norms and gates.
 
 use cpu_kernels::{Gates, Norm};
-use mlx_rs::{Array, error::Result};
+use mlx_rs::{Array, Dtype, error::Result};
 
 use super::{
     super::{
-        custom::{custom_one, native},
+        custom::{Shape, custom, custom_one, native},
         mlp::{Activation, Gating},
     },
-    kernels,
+    Done, kernels,
     operand::{Held, floats_mut},
     promoted, to_reason,
 };
@@ -26,6 +26,54 @@ pub(in crate::nn) fn rms_norm(x: &Array, weight: &Array, eps: f32) -> Option<Res
         let (x, weight) = (Held::of(inputs[0])?, Held::of(inputs[1])?);
         let norm = Norm { weight: weight.floats(), eps };
         to_reason(kernels()?.rms_norm(x.floats(), &norm, floats_mut(output)?))
+    }))
+}
+
+/// What a vector is normalised with: the weights, and what is added to the mean of squares.
+pub(in crate::nn) type Weighted = (Array, f32);
+
+/// x + y, where y may be normalised before; and, where two are wanted, that normalised with `after`.
+pub(in crate::nn) fn add<const N: usize>(
+    [x, y]: [&Array; 2],
+    before: Option<Weighted>,
+    after: Option<Weighted>,
+) -> Option<Result<[Array; N]>> {
+    if !native() || x.shape() != y.shape() || N != 1 + usize::from(after.is_some()) {
+        return None;
+    }
+    let (size, dtype) = (*x.shape().last()?, promoted([x.dtype()])?);
+    let eps = [&before, &after].map(|norm| norm.as_ref().map(|(_, eps)| *eps));
+    let weights = [before, after].into_iter().flatten().map(|(weight, _)| weight);
+    let weights: Vec<_> = weights.collect();
+    let fits = |weight: &Array| weight.shape() == [size] && weight.dtype() == dtype;
+    if y.dtype() != dtype || !weights.iter().all(fits) {
+        return None;
+    }
+    let arrays: Vec<_> = [x, y].into_iter().chain(&weights).collect();
+    let shapes = [(); N].map(|()| Shape { sizes: x.shape(), dtype, donor: None });
+    Some(custom(c"add", &arrays, shapes, move |inputs, outputs| {
+        let held = inputs.iter().map(|input| Held::of(*input)).collect::<Done<Vec<_>>>()?;
+        let ([x, y], weights) = held.split_first_chunk().ok_or("two terms were expected")?;
+        let mut weights = weights.iter();
+        let mut norm = |eps: Option<f32>| Some(Norm { eps: eps?, weight: weights.next()?.floats() });
+        let [before, after] = [norm(eps[0]), norm(eps[1])];
+        let (sum, out) = outputs.split_first_mut().ok_or("a sum was expected")?;
+        let out = out.first_mut().map(floats_mut).transpose()?;
+        let terms = [x.floats(), y.floats()];
+        let added =
+            kernels()?.add(terms, size as usize, before.as_ref(), floats_mut(sum)?, after.as_ref().zip(out));
+        to_reason(added)
+    }))
+}
+
+/// The index of the largest element of the last axis, u32: `[.., size]` → `[..]`.
+pub(in crate::nn) fn argmax(x: &Array) -> Option<Result<Array>> {
+    let (size, rows) = x.shape().split_last()?;
+    if !native() || *size == 0 || promoted([x.dtype()]).is_none() {
+        return None;
+    }
+    Some(custom_one(c"argmax", &[x], rows, Dtype::Uint32, move |inputs, output| {
+        to_reason(kernels()?.largest(Held::of(inputs[0])?.floats(), output.elements::<u32>()?))
     }))
 }
 
@@ -72,7 +120,7 @@ pub(in crate::nn) fn gate(halves: Halves<'_>, gating: Gating) -> Option<Result<A
 
 #[cfg(test)]
 mod tests {
-    use mlx_rs::{Device, Dtype, ops, with_device};
+    use mlx_rs::{Device, ops, with_device};
 
     use super::*;
     use crate::nn::{
@@ -90,6 +138,21 @@ mod tests {
                     let ours = rms_norm(&x, &weight, 1e-5).unwrap().unwrap();
                     let mlx = mlx_rs::fast::rms_norm(wide(&x), Some(&wide(&weight)), 1e-5).unwrap();
                     check(&ours, &mlx, dtype, &format!("rms_norm {dtype:?} {shape:?}"));
+                    let norm =
+                        |x: &Array| mlx_rs::fast::rms_norm(wide(x), Some(&wide(&weight)), 1e-5).unwrap();
+                    for before in [None, Some((weight.clone(), 1e-5))] {
+                        let term = if before.is_some() { norm(&other) } else { wide(&other) };
+                        let sum = wide(&x).add(&term).unwrap();
+                        let ours: [Array; 2] =
+                            add([&x, &other], before.clone(), Some((weight.clone(), 1e-5))).unwrap().unwrap();
+                        let what = format!("add {dtype:?} {shape:?}, {}", before.is_some());
+                        check(&ours[0], &sum, dtype, &what);
+                        check(&ours[1], &norm(&ours[0]), dtype, &what);
+                        let [alone] = add([&x, &other], before, None).unwrap().unwrap();
+                        assert!(alone.eq_values(&ours[0]).unwrap(), "{what}");
+                    }
+                    let largest = ops::indexing::argmax_axis(&x, -1, false).unwrap();
+                    assert!(argmax(&x).unwrap().unwrap().eq_values(&largest).unwrap());
                     for gating in [
                         Gating::Plain(Activation::Silu),
                         Gating::Plain(Activation::GeluTanh),
