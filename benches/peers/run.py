@@ -5,7 +5,8 @@
 
 Makes a virtual environment and random checkpoints of published shapes under --work, which later runs use again. llama.cpp is built
 from source for this processor. Programs take turns, --rounds times; each figure is the median. Two numbers for each: tokens of the
-prompt over the time until the next token is known, and tokens after that over theirs.
+prompt over the time until the next token is known, and tokens after that over theirs. With --batch requests at once, of all of them;
+only llama.cpp is asked for that.
 """
 
 import argparse
@@ -38,6 +39,7 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--prompt", type=int, default=512)
     parser.add_argument("--generate", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=1, help="requests at once")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path, help="write all figures there")
     options = parser.parse_args()
@@ -69,11 +71,11 @@ def measure(case, python, options):
         subprocess.run([python, "-c", f"{make}shapes.write_checkpoint(shape, {bits}, Path({str(folder)!r}))"], check=True)
     if not gguf.exists():
         subprocess.run([python, "-c", f"{make}shapes.write_gguf(shape, {bits}, {str(gguf)!r})"], check=True)
-    sizes = [options.prompt, options.generate, options.threads]
+    sizes = [options.prompt, options.generate, options.threads, options.batch]
     runs = {"inference": lambda: ours(options.program, folder, sizes)}
     for peer, (takes, source) in PEERS.items():
         model = gguf if peer == "llama.cpp" else folder
-        if peer not in options.skip and int(bits) in takes:
+        if peer not in options.skip and int(bits) in takes and (options.batch == 1 or peer == "llama.cpp"):
             runs[peer] = lambda source=source, model=model: child(python, source, [model, *sizes], options.threads)
     figures = {peer: [] for peer in runs}
     for _ in range(options.rounds):
@@ -84,12 +86,12 @@ def measure(case, python, options):
     for peer, found in figures.items():
         found = [figure for figure in found if figure]
         medians[peer] = {key: statistics.median(f[key] for f in found) for key in ("prefill", "decode")} if found else None
-    return {"case": case, "weight_bytes": (folder / "model.safetensors").stat().st_size, "medians": medians, "rounds": figures}
+    return {"case": case, "batch": options.batch, "weight_bytes": (folder / "model.safetensors").stat().st_size, "medians": medians, "rounds": figures}
 
 
 def ours(program, folder, sizes):
     command = [program, "bench", "--backend", "cpu", "--model", folder, "--json", "--quiet", "--trials", "1"]
-    command += ["--prompt-tokens", sizes[0], "--generate-tokens", sizes[1] + 1]
+    command += ["--prompt-tokens", sizes[0], "--generate-tokens", sizes[1] + 1, "--batch", sizes[3]]
     variables = os.environ | {"INFERENCE_NUM_THREADS": str(sizes[2])}
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, env=variables)
     if done.returncode:
@@ -112,10 +114,10 @@ def child(python, source, arguments, threads):
 
 COMMON = """
 import json, random, sys, time
-model, prompt, generate, threads = sys.argv[1], *map(int, sys.argv[2:])
+model, prompt, generate, threads, batch = sys.argv[1], *map(int, sys.argv[2:])
 ids = [random.Random(0).randrange(300, 120000) for _ in range(prompt)]
 def report(start, first, last):
-    print(json.dumps({"prefill": prompt / (first - start), "decode": generate / (last - first)}))
+    print(json.dumps({"prefill": batch * prompt / (first - start), "decode": batch * generate / (last - first)}))
 """
 
 MLX_LM = """
@@ -135,15 +137,35 @@ report(*run(ids[:prompt], generate))
 """
 
 LLAMA = """
-from llama_cpp import Llama
-net = Llama(model, n_ctx=prompt + generate + 8, n_threads=threads, n_threads_batch=threads, n_batch=512, verbose=False)
+import ctypes
+import llama_cpp as llama
+log = llama.llama_log_callback(lambda *_: None)
+llama.llama_log_set(log, ctypes.c_void_p())
+llama.llama_backend_init()
+net = llama.llama_model_load_from_file(model.encode(), llama.llama_model_default_params())
+how = llama.llama_context_default_params()
+how.n_ctx, how.n_seq_max = batch * (prompt + generate + 16), batch
+how.n_batch = how.n_ubatch = 512
+how.n_threads = how.n_threads_batch = threads
+context = llama.llama_init_from_model(net, how)
+# Tokens with their places, their requests, and whether logits are wanted.
+def decode(tokens):
+    part = llama.llama_batch_init(len(tokens), 0, 1)
+    part.n_tokens = len(tokens)
+    for i, (token, place, request, wanted) in enumerate(tokens):
+        part.token[i], part.pos[i], part.logits[i] = token, place, wanted
+        part.n_seq_id[i], part.seq_id[i][0] = 1, request
+    if llama.llama_decode(context, part):
+        sys.exit("llama_decode failed")
+    llama.llama_batch_free(part)
 for _ in range(2):
-    net.reset()
+    llama.llama_memory_clear(llama.llama_get_memory(context), True)
     start = time.perf_counter()
-    net.eval(ids)
+    for request in range(batch):
+        decode([(id, place, request, place == prompt - 1) for place, id in enumerate(ids)])
     first = time.perf_counter()
-    for id in ids[:generate]:
-        net.eval([id])
+    for step in range(generate):
+        decode([(ids[(step + request) % prompt], prompt + step, request, True) for request in range(batch)])
 report(start, first, time.perf_counter())
 """
 
@@ -181,7 +203,7 @@ def table(results):
                 lines.append(f"| {result['case']} | {peer} | failed | – | failed | – | – |")
                 continue
             ratios = {key: f"{own[key] / found[key]:.2f}" if own and peer != "inference" else "–" for key in found}
-            rate = f"{result['weight_bytes'] * found['decode'] / 1e9:.1f}" if "moe" not in result["case"] else "–"
+            rate = f"{result['weight_bytes'] * found['decode'] / result['batch'] / 1e9:.1f}" if "moe" not in result["case"] else "–"
             lines.append(
                 f"| {result['case']} | {peer} | {found['prefill']:.1f} | {ratios['prefill']} | {found['decode']:.1f} | {ratios['decode']} | {rate} |"
             )
