@@ -103,8 +103,8 @@ impl Kernels {
             return out.write(self.isa, &places, 0, &mut vec![0.0; picks.len() * w.outputs]);
         }
         with_storage!(w.weights, T => {
-            let few = self.few(&x, w);
-            let (many, few): (Vec<_>, Vec<_>) = batches(picks, k).into_iter().partition(|batch| batch.rows.len() > few);
+            let most = self.few(&x, w);
+            let (many, few): (Vec<_>, Vec<_>) = batches(picks, k).into_iter().partition(|batch| batch.rows.len() > most);
             if !many.is_empty() {
                 self.multiply_many::<T>(x, w, &many, &out);
             }

@@ -327,13 +327,15 @@ impl<E: Element> Kernel for Largest<'_, E> {
         let (mut part, mut largest) = (0, f32::NEG_INFINITY);
         for (index, elements) in self.0.chunks(PART).enumerate() {
             let mut lanes = [f32::NEG_INFINITY; LANES];
-            for chunk in elements.chunks(LANES) {
+            let chunks = elements.chunks_exact(LANES);
+            let rest = chunks.remainder().iter().map(|x| x.widen());
+            for chunk in chunks {
                 for (lane, x) in lanes.iter_mut().zip(chunk) {
                     let x = x.widen();
                     *lane = if x > *lane { x } else { *lane };
                 }
             }
-            let here = lanes.into_iter().fold(f32::NEG_INFINITY, f32::max);
+            let here = lanes.into_iter().chain(rest).fold(f32::NEG_INFINITY, f32::max);
             if here > largest {
                 (part, largest) = (index, here);
             }
