@@ -147,6 +147,9 @@ how = llama.llama_context_default_params()
 how.n_ctx, how.n_seq_max = batch * (prompt + generate + 16), batch
 how.n_batch = how.n_ubatch = 512
 how.n_threads = how.n_threads_batch = threads
+if batch == 1:
+    # Faster so on the processor that this was written on; for several requests, its own choice is.
+    how.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
 context = llama.llama_init_from_model(net, how)
 # Tokens with their places, their requests, and whether logits are wanted.
 def decode(tokens):
