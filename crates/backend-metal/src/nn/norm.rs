@@ -34,7 +34,8 @@ impl RmsNorm {
 
     /// x + norm(y): `[.., size]` each.
     pub(crate) fn add(&self, x: &Array, y: &Array) -> Result<Array> {
-        match native::add([x, y], Some(self.parts()?), None) {
+        let parts = Some(self.parts()?);
+        match is_small(x).then(|| native::add([x, y], parts, None)).flatten() {
             Some(added) => added.map(|[sum]| sum),
             None => x.add(self.forward(y)?),
         }
@@ -42,8 +43,8 @@ impl RmsNorm {
 
     /// x + y, and that normalised; y is normalised `before`, where that is given. `[.., size]` each.
     pub(crate) fn of_sum(&self, x: &Array, y: &Array, before: Option<&Self>) -> Result<[Array; 2]> {
-        let parts = before.map(Self::parts).transpose()?;
-        match native::add([x, y], parts, Some(self.parts()?)) {
+        let (first, second) = (before.map(Self::parts).transpose()?, Some(self.parts()?));
+        match is_small(x).then(|| native::add([x, y], first, second)).flatten() {
             Some(added) => added,
             None => {
                 let sum = match before {
@@ -60,4 +61,9 @@ impl RmsNorm {
     pub(crate) fn parts(&self) -> Result<(Array, f32)> {
         Ok((self.weight.get()?, self.eps))
     }
+}
+
+/// Whether a sum and its norm are better one operation: MLX adds in place, which counts for more where there are many vectors.
+fn is_small(x: &Array) -> bool {
+    x.size() <= 1 << 16
 }
