@@ -314,7 +314,7 @@ impl Groups {
 
     /// Fetches those of a row, if there is one, for a later [`fill`](Self::fill).
     #[inline(always)]
-    pub(crate) fn fetch<S: Simd>(&self, w: &Matrices<'_>, row: usize) {
+    pub(crate) fn fetch<S: Simd>(w: &Matrices<'_>, row: usize) {
         let Weights::Packed { scheme, scales, .. } = &w.weights else { return };
         let groups = w.inputs / scheme.group_size;
         match scales {

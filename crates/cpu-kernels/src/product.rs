@@ -17,7 +17,7 @@ use crate::{
 };
 #[cfg(target_arch = "x86_64")]
 use crate::{
-    pairs::{FEWEST, LaneGemv, Lanes, PairGemv, PairedRows, Pairs, with_pairs},
+    pairs::{LaneGemv, Lanes, MOST, PairGemv, PairedRows, Pairs, with_pairs},
     tiles::{EDGE, Exact, InLimbs, Limbs, PackedRows, Packing, TileGemm},
 };
 
@@ -147,7 +147,7 @@ impl Kernels {
             let done = with_pairs!(w.weights, P => {
                 // SAFETY: the machine has the instructions, or they were not chosen.
                 let x = unsafe { PairedRows::new::<P>(x, w) };
-                let side_by_side = |part: &Few<'_>| (part.rows.len() > FEWEST).then(|| Lanes::new(&x, part.rows));
+                let side_by_side = |part: &Few<'_>| (part.rows.len() > MOST).then(|| Lanes::new(&x, part.rows));
                 let lanes: Vec<_> = parts.iter().map(side_by_side).collect();
                 each(&|index, first, out| {
                     let (rows, pairs) = (parts[index].rows, PhantomData::<P>);

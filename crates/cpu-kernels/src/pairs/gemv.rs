@@ -4,16 +4,16 @@ use std::{arch::x86_64::*, marker::PhantomData};
 
 use half::bf16;
 
-use super::{BLOCK, LARGEST, PairedRows, Pairs, dot};
+use super::{BLOCK, LARGEST, PairedRows, Pairs, dot, group_size};
 use crate::{
-    Matrices, Weights,
+    Matrices,
     gemv::{AHEAD, Groups, elements},
     simd::{Simd as _, avx512::Avx512},
     storage::Storage,
 };
 
 /// Rows of `x` that are multiplied so, at most. More take longer than [`LaneGemv`](super::LaneGemv) does.
-pub(crate) const FEWEST: usize = 4;
+pub(crate) const MOST: usize = 4;
 /// Rows of the matrix whose scales are widened at once.
 const AT_ONCE: usize = 8;
 
@@ -35,10 +35,7 @@ impl<P: Pairs> PairGemv<'_, P> {
     /// The machine has the instructions.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
     pub(crate) unsafe fn run(self) {
-        let group_size = match &self.w.weights {
-            Weights::Packed { scheme, .. } => scheme.group_size,
-            Weights::Dense(_) => BLOCK,
-        };
+        let group_size = group_size(self.w);
         match group_size / BLOCK {
             0 => self.groups::<0>(group_size),
             1 => self.groups::<1>(group_size),
@@ -78,7 +75,7 @@ impl<P: Pairs> PairGemv<'_, P> {
             if output.is_multiple_of(AT_ONCE) {
                 groups.fill::<Avx512>(self.w, self.first + output, AT_ONCE.min(count - output));
             }
-            groups.fetch::<Avx512>(self.w, self.first + output + AT_ONCE);
+            Groups::fetch::<Avx512>(self.w, self.first + output + AT_ONCE);
             let scales = groups.scales(output % AT_ONCE);
             let from = &bytes[(self.first + output) * row_bytes..][..row_bytes];
             let mut step = Step::<M, SPAN> {

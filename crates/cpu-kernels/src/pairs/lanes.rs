@@ -4,9 +4,9 @@ use std::{arch::x86_64::*, marker::PhantomData, mem::transmute};
 
 use half::bf16;
 
-use super::{BLOCK, LARGEST, PairedRows, Pairs};
+use super::{BLOCK, LARGEST, PairedRows, Pairs, group_size};
 use crate::{
-    Matrices, Weights,
+    Matrices,
     gemv::{AHEAD, Groups, elements},
     simd::{Simd as _, avx512::Avx512},
     storage::Storage,
@@ -87,10 +87,7 @@ impl<P: Pairs> LaneGemv<'_, P> {
     /// The machine has the instructions.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
     pub(crate) unsafe fn run(self) {
-        let group_size = match &self.w.weights {
-            Weights::Packed { scheme, .. } => scheme.group_size,
-            Weights::Dense(_) => BLOCK,
-        };
+        let group_size = group_size(self.w);
         // Of a block, the elements of a group; half of them are in the second of the vectors that it is unpacked to.
         let span = group_size.min(BLOCK);
         let half = span / EIGHT / 2;
@@ -110,7 +107,7 @@ impl<P: Pairs> LaneGemv<'_, P> {
             for o in 0..OUTPUTS {
                 rows[o] = &bytes[(self.first + first + o.min(outputs - 1)) * row_bytes..][..row_bytes];
                 rest[o][..left].copy_from_slice(&rows[o][row_bytes - left..]);
-                groups.fetch::<Avx512>(self.w, self.first + first + OUTPUTS + o);
+                Groups::fetch::<Avx512>(self.w, self.first + first + OUTPUTS + o);
             }
             let mut totals = zero;
             if groups.biased {
@@ -129,7 +126,9 @@ impl<P: Pairs> LaneGemv<'_, P> {
                     let from = if index < whole { at } else { rest[o].as_ptr() };
                     // SAFETY: the block is whole, and as many elements as are written. A fetch may be of any address.
                     unsafe {
-                        Avx512::prefetch(at.wrapping_add(AHEAD));
+                        for line in (0..P::BYTES).step_by(64) {
+                            Avx512::prefetch(at.wrapping_add(AHEAD + line));
+                        }
                         let to = block.0[o].as_mut_ptr().cast::<__m512i>();
                         let [first, second] = P::values(from);
                         to.write(first);

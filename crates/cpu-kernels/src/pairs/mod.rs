@@ -6,7 +6,7 @@ mod gemv;
 mod lanes;
 mod rows;
 
-pub(crate) use gemv::{FEWEST, PairGemv};
+pub(crate) use gemv::{MOST, PairGemv};
 pub(crate) use lanes::{LaneGemv, Lanes};
 pub(crate) use rows::{PairedRows, arrange, sum_groups};
 
@@ -15,6 +15,7 @@ use std::arch::x86_64::*;
 use half::bf16;
 
 use crate::{
+    Matrices, Weights,
     storage::{Dense, Fp4, Storage, Whole},
     unpack::FP4,
 };
@@ -181,6 +182,14 @@ macro_rules! with_pairs {
     }};
 }
 pub(crate) use with_pairs;
+
+/// Elements that share a scale, or a block where none has one.
+fn group_size(w: &Matrices<'_>) -> usize {
+    match &w.weights {
+        Weights::Packed { scheme, .. } => scheme.group_size,
+        Weights::Dense(_) => BLOCK,
+    }
+}
 
 /// Adds to each lane the products of a pair.
 ///
