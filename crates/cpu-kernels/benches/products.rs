@@ -1,6 +1,6 @@
 //! Products of the published shapes of small models: bytes of weights a second for one row, operations a second for many.
 
-use cpu_kernels::{Floats, FloatsMut, Kernels, Matrices, Mode, Scales, Scheme, Weights};
+use cpu_kernels::{Floats, FloatsMut, Kernels, Matrices, QuantMode, Quantization, Scales, Weights};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use half::bf16;
 
@@ -68,13 +68,13 @@ impl Matrix {
         let weights = match self.storage {
             Storage::F32 => Weights::Dense(Floats::F32(&self.f32)),
             Storage::Bf16 => Weights::Dense(Floats::Bf16(&self.bf16)),
-            Storage::Affine(bits) => Weights::Packed {
-                scheme: Scheme { mode: Mode::Affine, bits, group_size: 64 },
+            Storage::Affine(bits) => Weights::Quantized {
+                quantization: Quantization { mode: QuantMode::Affine, bits, group_size: 64 },
                 words: &self.words,
                 scales: Scales::Affine { scales, biases: scales },
             },
-            Storage::Mxfp4 => Weights::Packed {
-                scheme: Scheme { mode: Mode::Mxfp4, bits: 4, group_size: 32 },
+            Storage::Mxfp4 => Weights::Quantized {
+                quantization: Quantization { mode: QuantMode::Mxfp4, bits: 4, group_size: 32 },
                 words: &self.words,
                 scales: Scales::Bytes(&self.bytes),
             },
@@ -115,7 +115,7 @@ fn multiply(c: &mut Criterion, name: &str, rows: usize) {
             let id = BenchmarkId::new(format!("{storage:?}"), format!("{}x{}", shape.0, shape.1));
             group.bench_function(id, |b| {
                 b.iter(|| {
-                    kernels.multiply(Floats::Bf16(&x), &matrix.matrices(), None, FloatsMut::Bf16(&mut out))
+                    kernels.matmul(Floats::Bf16(&x), &matrix.matrices(), None, FloatsMut::Bf16(&mut out))
                 });
             });
         }

@@ -7,7 +7,7 @@ use crate::{
     element::{Element, Shared, narrow},
     error::Error,
     isa::Kernel,
-    kept::Kept,
+    kept::KvView,
     operand::{length, product, with_slice},
     simd::{Simd, exp, tanh},
 };
@@ -45,18 +45,18 @@ pub struct Queries<'a> {
 
 /// The keys and values `[kv_heads, len, head_dim]` that one row attends to.
 #[derive(Debug, Clone, Copy)]
-pub struct Cache<'a> {
+pub struct KvCache<'a> {
     /// One for each position.
-    pub keys: Kept<'a>,
+    pub keys: KvView<'a>,
     /// One for each position.
-    pub values: Kept<'a>,
+    pub values: KvView<'a>,
     /// Positions, at least as many as the row has queries: those are of the last of them.
     pub len: usize,
 }
 
 /// How tokens attend.
 #[derive(Debug, Clone, Copy)]
-pub struct Attend<'a> {
+pub struct AttentionParams<'a> {
     /// Heads of queries.
     pub heads: usize,
     /// Heads of keys and values, which divide those of queries: neighbours share them.
@@ -73,7 +73,7 @@ pub struct Attend<'a> {
     pub sinks: Option<Floats<'a>>,
 }
 
-impl Attend<'_> {
+impl AttentionParams<'_> {
     pub(crate) fn check(&self) -> Result<()> {
         if self.kv_heads == 0 || !self.heads.is_multiple_of(self.kv_heads) {
             let expected = format!("a multiple of the {} heads of keys", self.kv_heads);
@@ -92,15 +92,15 @@ impl Kernels {
     ///
     /// # Errors
     /// Operands whose sizes do not go together.
-    pub fn attend(
+    pub fn attention(
         &self,
         queries: &Queries<'_>,
-        caches: &[Cache<'_>],
-        how: &Attend<'_>,
+        caches: &[KvCache<'_>],
+        how: &AttentionParams<'_>,
         out: FloatsMut<'_>,
     ) -> Result<()> {
         how.check()?;
-        let Attend { heads, kv_heads, head_dim, .. } = *how;
+        let AttentionParams { heads, kv_heads, head_dim, .. } = *how;
         let tokens = queries.tokens;
         length("out", out.len(), product("out", &[caches.len(), tokens, heads, head_dim])?)?;
         for (row, cache) in caches.iter().enumerate() {
@@ -140,8 +140,8 @@ impl Kernels {
 /// is called a line here.
 struct Block<'a, E> {
     queries: &'a Queries<'a>,
-    cache: &'a Cache<'a>,
-    how: &'a Attend<'a>,
+    cache: &'a KvCache<'a>,
+    how: &'a AttentionParams<'a>,
     row: usize,
     kv_head: usize,
     heads: Range<usize>,
@@ -154,7 +154,7 @@ impl<'a, E: Element> Kernel for Block<'a, E> {
 
     #[inline(always)]
     fn run<S: Simd>(self) {
-        let Attend { heads, head_dim, scale, .. } = *self.how;
+        let AttentionParams { heads, head_dim, scale, .. } = *self.how;
         let sharing = self.heads.len();
         let lines = self.tokens.len() * sharing;
         let width = head_dim.next_multiple_of(2 * S::LANES);
@@ -185,8 +185,10 @@ impl<'a, E: Element> Kernel for Block<'a, E> {
         let mut turned = vec![0.0_f32; if lines > FEW { KEYS * width } else { 0 }];
         let mut scores = vec![0.0_f32; lines * KEYS];
         // Vectors are read where they lie, if they are whole registers.
-        let in_place = |kept: &Kept<'a>, token: usize| match kept {
-            Kept::Floats(heads) if lines <= FEW && head_dim == width => Some(heads.from(self.kv_head, token)),
+        let in_place = |kept: &KvView<'a>, token: usize| match kept {
+            KvView::Floats(heads) if lines <= FEW && head_dim == width => {
+                Some(heads.from(self.kv_head, token))
+            }
             _ => None,
         };
         let end = position(lines - 1) + 1;

@@ -1,7 +1,7 @@
 //! The gradients of attention.
 
 use crate::{
-    Attend, Floats, FloatsMut, Kernels, Matrices, Result, Weights,
+    AttentionParams, Floats, FloatsMut, Kernels, Matrices, Result, Weights,
     element::{Element, Shared},
     error::Error,
     isa::Kernel,
@@ -14,7 +14,7 @@ const LINES: usize = 64;
 
 /// What attention of tokens to those before them, in the same rows, was given, and the gradient by what it gave. All of one type.
 #[derive(Debug, Clone, Copy)]
-pub struct Attended<'a> {
+pub struct AttentionBackward<'a> {
     /// `[rows, heads, tokens, head_dim]`
     pub queries: Floats<'a>,
     /// `[rows, kv_heads, tokens, head_dim]`
@@ -32,7 +32,12 @@ impl Kernels {
     ///
     /// # Errors
     /// Operands whose sizes or types do not go together; a cap on scores, or sinks: these have no gradient here.
-    pub fn attend_back(&self, x: &Attended<'_>, how: &Attend<'_>, by: [FloatsMut<'_>; 3]) -> Result<()> {
+    pub fn attention_backward(
+        &self,
+        x: &AttentionBackward<'_>,
+        how: &AttentionParams<'_>,
+        by: [FloatsMut<'_>; 3],
+    ) -> Result<()> {
         how.check()?;
         if how.softcap.is_some() || how.sinks.is_some() {
             let expected = "neither a cap nor sinks".to_owned();
@@ -71,10 +76,10 @@ impl Kernels {
         &self,
         [queries, keys, values, gradient]: [&[E]; 4],
         [rows, tokens]: [usize; 2],
-        how: &Attend<'_>,
+        how: &AttentionParams<'_>,
         by: [&mut [E]; 3],
     ) -> Result<()> {
-        let Attend { heads, kv_heads, head_dim, .. } = *how;
+        let AttentionParams { heads, kv_heads, head_dim, .. } = *how;
         let size = tokens * head_dim;
         let [by_queries, by_keys, by_values] = by.map(Shared::new);
         let failures = std::sync::Mutex::new(Ok(()));
@@ -116,7 +121,7 @@ impl Kernels {
     fn back_of_head(
         &self,
         [q, k, v, g]: [&[f32]; 4],
-        how: &Attend<'_>,
+        how: &AttentionParams<'_>,
         [dq, dk, dv]: [&mut [f32]; 3],
     ) -> Result<()> {
         let width = how.head_dim;
@@ -135,13 +140,13 @@ impl Kernels {
             let (seen, count) = (first * width..end * width, end - first);
             let mut weights = vec![0.0; (end - start) * count];
             let mut scores = weights.clone();
-            self.multiply(
+            self.matmul(
                 Floats::F32(&q[lines.clone()]),
                 &matrix(&k[seen.clone()]),
                 None,
                 FloatsMut::F32(&mut weights),
             )?;
-            self.multiply(
+            self.matmul(
                 Floats::F32(&g[lines.clone()]),
                 &matrix(&v[seen.clone()]),
                 None,
@@ -154,7 +159,7 @@ impl Kernels {
                 let from = how.window.map_or(0, |window| (last + 1).saturating_sub(window));
                 self.isa.run(Line { weights, scores, seen: from..last + 1, scale: how.scale });
             }
-            self.multiply_back(
+            self.matmul_grad(
                 Floats::F32(&scores),
                 &matrix(&k[seen.clone()]),
                 FloatsMut::F32(&mut dq[lines.clone()]),
@@ -162,7 +167,7 @@ impl Kernels {
             for (by, of, sums) in [(&scores, q, &mut *dk), (&weights, g, &mut *dv)] {
                 let mut part = vec![0.0; count * width];
                 let of = matrix(&of[lines.clone()]);
-                self.multiply_back(Floats::F32(&turned(by, count)), &of, FloatsMut::F32(&mut part))?;
+                self.matmul_grad(Floats::F32(&turned(by, count)), &of, FloatsMut::F32(&mut part))?;
                 sums[seen.clone()].iter_mut().zip(&part).for_each(|(sum, part)| *sum += part);
             }
         }

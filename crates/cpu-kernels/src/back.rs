@@ -1,4 +1,4 @@
-//! Products with a matrix from its other side: `g · w`, what [`multiply`](Kernels::multiply) does to gradients.
+//! Products with a matrix from its other side: `g · w`, what [`matmul`](Kernels::matmul) does to gradients.
 
 use std::marker::PhantomData;
 
@@ -17,12 +17,12 @@ use crate::{
 const TURNED: usize = 32 << 20;
 
 impl Kernels {
-    /// `g · w`: `g` `[rows, outputs]`, one matrix → `out` `[rows, inputs]`: what [`multiply`](Self::multiply) does to
+    /// `g · w`: `g` `[rows, outputs]`, one matrix → `out` `[rows, inputs]`: what [`matmul`](Self::matmul) does to
     /// gradients.
     ///
     /// # Errors
-    /// As for [`multiply`](Self::multiply).
-    pub fn multiply_back(&self, g: Floats<'_>, w: &Matrices<'_>, out: FloatsMut<'_>) -> Result<()> {
+    /// As for [`matmul`](Self::matmul).
+    pub fn matmul_grad(&self, g: Floats<'_>, w: &Matrices<'_>, out: FloatsMut<'_>) -> Result<()> {
         single(w)?;
         let rows = rows(w.inputs, out.len(), "out")?;
         length("g", g.len(), product("g", &[rows, w.outputs])?)?;
@@ -46,7 +46,7 @@ impl Kernels {
             let weights = Weights::Dense(Floats::F32(&turned));
             let turned = Matrices { count: 1, outputs: count, inputs: w.outputs, weights };
             let mut products = vec![0.0_f32; rows * count];
-            self.multiply(g, &turned, None, FloatsMut::F32(&mut products))?;
+            self.matmul(g, &turned, None, FloatsMut::F32(&mut products))?;
             for (out, products) in out.chunks_exact_mut(w.inputs).zip(products.chunks_exact(count)) {
                 for (out, product) in out[first..].iter_mut().zip(products) {
                     *out = E::round(*product);

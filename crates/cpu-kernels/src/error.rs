@@ -1,4 +1,4 @@
-use crate::Scheme;
+use crate::Quantization;
 
 /// Why a kernel did not run. Nothing was written.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -26,7 +26,7 @@ pub enum Error {
     },
     /// A storage that does not exist.
     #[error("{0:?} is no storage of quantised matrices")]
-    Scheme(Scheme),
+    Quantization(Quantization),
     /// The environment asks for a number of threads that is none.
     #[error("INFERENCE_NUM_THREADS is {found:?}, expected a positive number")]
     Threads {

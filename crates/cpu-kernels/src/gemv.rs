@@ -4,7 +4,7 @@
 use std::{marker::PhantomData, ops::Range, slice};
 
 use crate::{
-    Floats, Matrices, Mode, Scales, Weights,
+    Floats, Matrices, QuantMode, Scales, Weights,
     element::widen,
     isa::Kernel,
     operand::with_slice,
@@ -63,7 +63,9 @@ impl<T: Storage> Kernel for Arrange<'_, T> {
         let inputs = self.w.inputs;
         let rows = self.x.len().checked_div(inputs).unwrap_or(0);
         let group_size = match self.w.weights {
-            Weights::Packed { scheme, .. } if scheme.mode == Mode::Affine => scheme.group_size,
+            Weights::Quantized { quantization, .. } if quantization.mode == QuantMode::Affine => {
+                quantization.group_size
+            }
             _ => 0,
         };
         let width = arranged_len::<T, S>(inputs);
@@ -277,16 +279,16 @@ impl Groups {
     /// Room for those of `count` rows.
     #[inline(always)]
     pub(crate) fn new<T: Storage, S: Simd>(w: &Matrices<'_>, count: usize) -> Self {
-        let Weights::Packed { scheme, scales, .. } = &w.weights else {
+        let Weights::Quantized { quantization, scales, .. } = &w.weights else {
             return Self { scales: Vec::new(), biases: Vec::new(), width: 0, lanes: 1, biased: false };
         };
-        let width = padded::<S>(w.inputs / scheme.group_size);
+        let width = padded::<S>(w.inputs / quantization.group_size);
         let biased = matches!(scales, Scales::Affine { .. });
         Self {
             scales: vec![0.0; count * width],
             biases: vec![0.0; if biased { count * width } else { 0 }],
             width,
-            lanes: scheme.group_size / T::VALUES,
+            lanes: quantization.group_size / T::VALUES,
             biased,
         }
     }
@@ -294,8 +296,8 @@ impl Groups {
     /// Reads those of `count` rows, for which there is room, from row `first` on.
     #[inline(always)]
     pub(crate) fn fill<S: Simd>(&mut self, w: &Matrices<'_>, first: usize, count: usize) {
-        let Weights::Packed { scheme, scales, .. } = &w.weights else { return };
-        let groups = w.inputs / scheme.group_size;
+        let Weights::Quantized { quantization, scales, .. } = &w.weights else { return };
+        let groups = w.inputs / quantization.group_size;
         let all = first * groups..(first + count) * groups;
         match scales {
             Scales::Affine { scales, biases } => {
@@ -303,7 +305,7 @@ impl Groups {
                 spread::<S>(biases, all, groups, self.width, &mut self.biases);
             }
             Scales::Bytes(bytes) => {
-                let value = if scheme.mode == Mode::Nvfp4 { e4m3 } else { e8m0 };
+                let value = if quantization.mode == QuantMode::Nvfp4 { e4m3 } else { e8m0 };
                 let rows = self.scales.chunks_exact_mut(self.width);
                 for (out, row) in rows.zip(bytes[all].chunks_exact(groups.max(1))) {
                     out.iter_mut().zip(row).for_each(|(out, byte)| *out = value(*byte));
@@ -315,8 +317,8 @@ impl Groups {
     /// Fetches those of a row, if there is one, for a later [`fill`](Self::fill).
     #[inline(always)]
     pub(crate) fn fetch<S: Simd>(w: &Matrices<'_>, row: usize) {
-        let Weights::Packed { scheme, scales, .. } = &w.weights else { return };
-        let groups = w.inputs / scheme.group_size;
+        let Weights::Quantized { quantization, scales, .. } = &w.weights else { return };
+        let groups = w.inputs / quantization.group_size;
         match scales {
             Scales::Affine { scales, biases } => {
                 for floats in [scales, biases] {
@@ -372,7 +374,7 @@ pub(crate) fn elements<'a>(weights: &Weights<'a>) -> &'a [u8] {
     }
     match weights {
         Weights::Dense(floats) => with_slice!(floats, Floats, floats => bytes(floats)),
-        Weights::Packed { words, .. } => bytes(words),
+        Weights::Quantized { words, .. } => bytes(words),
     }
 }
 

@@ -11,17 +11,17 @@ use crate::{
 
 /// The keys or the values of one row.
 #[derive(Debug, Clone, Copy)]
-pub enum Kept<'a> {
+pub enum KvView<'a> {
     /// As floats.
     Floats(Heads<'a>),
     /// Quantised.
-    Packed(PackedHeads<'a>),
+    Quantized(QuantizedHeads<'a>),
 }
 
 /// Vectors `[heads, capacity, head_dim]` without gaps, as MLX quantises them: the elements of each group are whole numbers,
 /// `number · scale + bias`.
 #[derive(Debug, Clone, Copy)]
-pub struct PackedHeads<'a> {
+pub struct QuantizedHeads<'a> {
     /// Bits of a number: 4 or 8.
     pub bits: usize,
     /// Elements of a vector that share a scale and a bias: a multiple of 8 that divides its width.
@@ -36,7 +36,7 @@ pub struct PackedHeads<'a> {
     pub capacity: usize,
 }
 
-impl Kept<'_> {
+impl KvView<'_> {
     /// That vectors `[heads, tokens, head_dim]` are there.
     pub(crate) fn check(
         &self,
@@ -47,7 +47,7 @@ impl Kept<'_> {
     ) -> Result<()> {
         match self {
             Self::Floats(floats) => floats.check(name, 0, heads, tokens, head_dim),
-            Self::Packed(packed) => packed.check(name, heads, tokens, head_dim),
+            Self::Quantized(packed) => packed.check(name, heads, tokens, head_dim),
         }
     }
 
@@ -56,7 +56,7 @@ impl Kept<'_> {
     pub(crate) fn read<S: Simd>(&self, head: usize, token: usize, out: &mut [f32]) {
         match self {
             Self::Floats(floats) => floats.read::<S>(0, head, token, out),
-            Self::Packed(packed) => packed.read(head, token, out),
+            Self::Quantized(packed) => packed.read(head, token, out),
         }
     }
 }
@@ -106,7 +106,7 @@ impl<'a> Heads<'a> {
     }
 }
 
-impl PackedHeads<'_> {
+impl QuantizedHeads<'_> {
     fn check(&self, name: &'static str, heads: usize, tokens: usize, head_dim: usize) -> Result<()> {
         let Self { bits, group_size, words, scales, biases, capacity } = *self;
         if !matches!(bits, 4 | 8) {

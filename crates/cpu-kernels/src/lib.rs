@@ -12,7 +12,7 @@
 //! let weights = Weights::Dense(Floats::F32(&[1.0, 0.0, 0.0, 1.0, 1.0, 1.0]));
 //! let w = Matrices { count: 1, outputs: 2, inputs: 3, weights };
 //! let mut out = [0.0; 2];
-//! Kernels::new()?.multiply(Floats::F32(&x), &w, None, FloatsMut::F32(&mut out))?;
+//! Kernels::new()?.matmul(Floats::F32(&x), &w, None, FloatsMut::F32(&mut out))?;
 //! assert_eq!(out, [1.0, 6.0]);
 //! # Ok::<_, cpu_kernels::Error>(())
 //! ```
@@ -38,13 +38,13 @@ mod tiles;
 mod unpack;
 mod vectors;
 
-pub use attention::{Attend, Cache, Heads, Queries};
-pub use attention_back::Attended;
+pub use attention::{AttentionParams, Heads, KvCache, Queries};
+pub use attention_back::AttentionBackward;
 pub use error::{Error, Result};
 pub use isa::Isa;
-pub use kept::{Kept, PackedHeads};
-pub use operand::{Floats, FloatsMut, Matrices, Mode, Scales, Scheme, Weights};
-pub use vectors::{Angles, Gates, Gating, Norm};
+pub use kept::{KvView, QuantizedHeads};
+pub use operand::{Floats, FloatsMut, Matrices, QuantMode, Quantization, Scales, Weights};
+pub use vectors::{Glu, GluInput, RmsNorm, RotaryTable};
 
 use pool::Pool;
 

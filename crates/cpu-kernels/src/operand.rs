@@ -68,37 +68,37 @@ impl FloatsMut<'_> {
 
 /// The encodings of quantised matrices, as MLX stores them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Mode {
+pub enum QuantMode {
     /// `scale · q + bias`, `q` an integer of `bits` bits without sign; scales and biases are floats.
     Affine,
     /// Floats with two bits of exponent and one of mantissa; a scale is the exponent of a power of two, biased by 127.
     Mxfp4,
     /// The same elements; a scale is a float with four bits of exponent and three of mantissa.
     Nvfp4,
-    /// Floats with four bits of exponent and three of mantissa; scales as in [`Mode::Mxfp4`].
+    /// Floats with four bits of exponent and three of mantissa; scales as in [`QuantMode::Mxfp4`].
     Mxfp8,
 }
 
 /// How the elements of a quantised matrix are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Scheme {
+pub struct Quantization {
     /// The encoding.
-    pub mode: Mode,
+    pub mode: QuantMode,
     /// Bits of one element.
     pub bits: usize,
     /// Elements of a row that share a scale.
     pub group_size: usize,
 }
 
-impl Scheme {
+impl Quantization {
     /// Whether kernels know this storage.
     #[must_use]
     pub fn is_supported(self) -> bool {
         match self.mode {
-            Mode::Affine => matches!(self.bits, 2..=6 | 8) && matches!(self.group_size, 32 | 64 | 128),
-            Mode::Mxfp4 => (self.bits, self.group_size) == (4, 32),
-            Mode::Nvfp4 => (self.bits, self.group_size) == (4, 16),
-            Mode::Mxfp8 => (self.bits, self.group_size) == (8, 32),
+            QuantMode::Affine => matches!(self.bits, 2..=6 | 8) && matches!(self.group_size, 32 | 64 | 128),
+            QuantMode::Mxfp4 => (self.bits, self.group_size) == (4, 32),
+            QuantMode::Nvfp4 => (self.bits, self.group_size) == (4, 16),
+            QuantMode::Mxfp8 => (self.bits, self.group_size) == (8, 32),
         }
     }
 }
@@ -106,7 +106,7 @@ impl Scheme {
 /// What the elements of groups are multiplied by, and what is added.
 #[derive(Debug, Clone, Copy)]
 pub enum Scales<'a> {
-    /// Scales and biases of [`Mode::Affine`], of one type.
+    /// Scales and biases of [`QuantMode::Affine`], of one type.
     Affine {
         /// `[.., outputs, inputs / group_size]`
         scales: Floats<'a>,
@@ -123,9 +123,9 @@ pub enum Weights<'a> {
     /// In full: `[.., outputs, inputs]`.
     Dense(Floats<'a>),
     /// Quantised.
-    Packed {
+    Quantized {
         /// The storage.
-        scheme: Scheme,
+        quantization: Quantization,
         /// `[.., outputs, inputs · bits / 32]`: each row a string of bits, element 0 in the lowest.
         words: &'a [u32],
         /// Of the groups.
@@ -154,31 +154,31 @@ impl Matrices<'_> {
             Weights::Dense(floats) => {
                 length("weights", floats.len(), product("inputs", &[rows, self.inputs])?)
             }
-            Weights::Packed { scheme, words, scales } => {
-                if !scheme.is_supported() {
-                    return Err(Error::Scheme(*scheme));
+            Weights::Quantized { quantization, words, scales } => {
+                if !quantization.is_supported() {
+                    return Err(Error::Quantization(*quantization));
                 }
-                if !self.inputs.is_multiple_of(scheme.group_size) {
-                    let expected = format!("a multiple of the group size {}", scheme.group_size);
+                if !self.inputs.is_multiple_of(quantization.group_size) {
+                    let expected = format!("a multiple of the group size {}", quantization.group_size);
                     return Err(Error::Invalid { name: "inputs", found: self.inputs, expected });
                 }
                 // Groups of 16 elements of 4 bits and groups of 32 elements of any are whole words.
-                let per_row = product("inputs", &[self.inputs, scheme.bits])? / 32;
+                let per_row = product("inputs", &[self.inputs, quantization.bits])? / 32;
                 length("words", words.len(), product("inputs", &[rows, per_row])?)?;
-                let groups = rows * (self.inputs / scheme.group_size);
-                match (scheme.mode, scales) {
-                    (Mode::Affine, Scales::Affine { scales, biases }) => {
+                let groups = rows * (self.inputs / quantization.group_size);
+                match (quantization.mode, scales) {
+                    (QuantMode::Affine, Scales::Affine { scales, biases }) => {
                         length("scales", scales.len(), groups)?;
                         length("biases", biases.len(), groups)?;
                         if std::mem::discriminant(scales) != std::mem::discriminant(biases) {
-                            return Err(Error::Scheme(*scheme));
+                            return Err(Error::Quantization(*quantization));
                         }
                         Ok(())
                     }
-                    (Mode::Mxfp4 | Mode::Nvfp4 | Mode::Mxfp8, Scales::Bytes(bytes)) => {
+                    (QuantMode::Mxfp4 | QuantMode::Nvfp4 | QuantMode::Mxfp8, Scales::Bytes(bytes)) => {
                         length("scales", bytes.len(), groups)
                     }
-                    _ => Err(Error::Scheme(*scheme)),
+                    _ => Err(Error::Quantization(*quantization)),
                 }
             }
         }

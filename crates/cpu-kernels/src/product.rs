@@ -31,7 +31,7 @@ impl Kernels {
     ///
     /// # Errors
     /// Operands whose sizes do not go together, or a storage that does not exist.
-    pub fn multiply(
+    pub fn matmul(
         &self,
         x: Floats<'_>,
         w: &Matrices<'_>,
@@ -49,47 +49,51 @@ impl Kernels {
         Ok(())
     }
 
-    /// Row `p` of `out` is `x[p / k] · w[picks[p]]ᵀ`: `x` `[rows, inputs]`, `picks` `[rows · k]` → `out`
-    /// `[rows · k, outputs]`. Every k-th pick in a row takes the same row of `x`: k is 1 or the experts of a token.
+    /// Row `p` of `out` is `x[p / k] · w[expert_ids[p]]ᵀ`: `x` `[rows, inputs]`, `expert_ids` `[rows · k]` → `out`
+    /// `[rows · k, outputs]`. Each run of k expert ids takes the same row of `x`: k is 1 or the experts of a token.
     ///
     /// # Errors
-    /// Operands whose sizes do not go together, a pick beyond the stack, or a storage that does not exist.
-    pub fn multiply_picked(
+    /// Operands whose sizes do not go together, an expert id beyond the stack, or a storage that does not exist.
+    pub fn gather_matmul(
         &self,
         x: Floats<'_>,
         w: &Matrices<'_>,
-        picks: &[u32],
+        expert_ids: &[u32],
         out: FloatsMut<'_>,
     ) -> Result<()> {
         w.check()?;
-        length("out", out.len(), product("out", &[picks.len(), w.outputs])?)?;
-        if let Some(pick) = picks.iter().find(|pick| **pick as usize >= w.count) {
+        length("out", out.len(), product("out", &[expert_ids.len(), w.outputs])?)?;
+        if let Some(expert) = expert_ids.iter().find(|expert| **expert as usize >= w.count) {
             let expected = format!("less than the {} matrices", w.count);
-            return Err(Error::Invalid { name: "a pick", found: *pick as usize, expected });
+            return Err(Error::Invalid { name: "an expert id", found: *expert as usize, expected });
         }
         let rows = rows(w.inputs, x.len(), "x")?;
-        if rows == 0 || !picks.len().is_multiple_of(rows) {
-            if picks.is_empty() {
+        if rows == 0 || !expert_ids.len().is_multiple_of(rows) {
+            if expert_ids.is_empty() {
                 return Ok(());
             }
             let expected = format!("a multiple of the {rows} rows of x");
-            return Err(Error::Invalid { name: "the number of picks", found: picks.len(), expected });
+            return Err(Error::Invalid {
+                name: "the number of expert ids",
+                found: expert_ids.len(),
+                expected,
+            });
         }
-        self.gather(x, w, None, picks, picks.len() / rows, out);
+        self.gather(x, w, None, expert_ids, expert_ids.len() / rows, out);
         Ok(())
     }
 
-    /// [`multiply_picked`](Self::multiply_picked) with checked operands, and a bias for every row.
+    /// [`gather_matmul`](Self::gather_matmul) with checked operands, and a bias for every row.
     fn gather(
         &self,
         x: Floats<'_>,
         w: &Matrices<'_>,
         bias: Option<&[f32]>,
-        picks: &[u32],
+        expert_ids: &[u32],
         k: usize,
         out: FloatsMut<'_>,
     ) {
-        if w.outputs == 0 || picks.is_empty() {
+        if w.outputs == 0 || expert_ids.is_empty() {
             return;
         }
         let memory = match out {
@@ -99,12 +103,12 @@ impl Kernels {
         };
         let out = Output { memory, bias, outputs: w.outputs };
         if w.inputs == 0 {
-            let places: Vec<_> = (0..picks.len()).collect();
-            return out.write(self.isa, &places, 0, &mut vec![0.0; picks.len() * w.outputs]);
+            let places: Vec<_> = (0..expert_ids.len()).collect();
+            return out.write(self.isa, &places, 0, &mut vec![0.0; expert_ids.len() * w.outputs]);
         }
         with_storage!(w.weights, T => {
             let most = self.few(&x, w);
-            let (many, few): (Vec<_>, Vec<_>) = batches(picks, k).into_iter().partition(|batch| batch.rows.len() > most);
+            let (many, few): (Vec<_>, Vec<_>) = batches(expert_ids, k).into_iter().partition(|batch| batch.rows.len() > most);
             if !many.is_empty() {
                 self.multiply_many::<T>(x, w, &many, &out);
             }
@@ -278,13 +282,13 @@ struct Batch {
     rows: Vec<usize>,
 }
 
-/// The picks by matrix; `k` share a row of `x`.
-fn batches(picks: &[u32], k: usize) -> Vec<Batch> {
-    let mut places: Vec<_> = (0..picks.len()).collect();
-    places.sort_by_key(|place| picks[*place]);
-    let alike = places.chunk_by(|a, b| picks[*a] == picks[*b]);
+/// The expert ids by matrix; `k` share a row of `x`.
+fn batches(expert_ids: &[u32], k: usize) -> Vec<Batch> {
+    let mut places: Vec<_> = (0..expert_ids.len()).collect();
+    places.sort_by_key(|place| expert_ids[*place]);
+    let alike = places.chunk_by(|a, b| expert_ids[*a] == expert_ids[*b]);
     let batches = alike.map(|places| Batch {
-        matrix: picks[places[0]] as usize,
+        matrix: expert_ids[places[0]] as usize,
         places: places.to_vec(),
         rows: places.iter().map(|place| place / k).collect(),
     });

@@ -243,20 +243,20 @@ impl Storage for Fp8 {
 /// Runs `$body` with the type `$storage` bound to the storage of any `Weights`.
 macro_rules! with_storage {
     ($weights:expr, $storage:ident => $body:expr) => {{
-        use $crate::{Floats, Mode, Weights, storage};
+        use $crate::{Floats, QuantMode, Weights, storage};
         match $weights {
             Weights::Dense(Floats::F32(_)) => storage::with_storage!(@ $storage, storage::Dense<f32>, $body),
             Weights::Dense(Floats::F16(_)) => storage::with_storage!(@ $storage, storage::Dense<half::f16>, $body),
             Weights::Dense(Floats::Bf16(_)) => storage::with_storage!(@ $storage, storage::Dense<half::bf16>, $body),
-            Weights::Packed { scheme, .. } => match (scheme.mode, scheme.bits) {
-                (Mode::Mxfp4 | Mode::Nvfp4, _) => storage::with_storage!(@ $storage, storage::Fp4, $body),
-                (Mode::Mxfp8, _) => storage::with_storage!(@ $storage, storage::Fp8, $body),
-                (Mode::Affine, 2) => storage::with_storage!(@ $storage, storage::Whole<2>, $body),
-                (Mode::Affine, 3) => storage::with_storage!(@ $storage, storage::Crossing<3>, $body),
-                (Mode::Affine, 4) => storage::with_storage!(@ $storage, storage::Whole<4>, $body),
-                (Mode::Affine, 5) => storage::with_storage!(@ $storage, storage::Crossing<5>, $body),
-                (Mode::Affine, 6) => storage::with_storage!(@ $storage, storage::Crossing<6>, $body),
-                (Mode::Affine, _) => storage::with_storage!(@ $storage, storage::Whole<8>, $body),
+            Weights::Quantized { quantization, .. } => match (quantization.mode, quantization.bits) {
+                (QuantMode::Mxfp4 | QuantMode::Nvfp4, _) => storage::with_storage!(@ $storage, storage::Fp4, $body),
+                (QuantMode::Mxfp8, _) => storage::with_storage!(@ $storage, storage::Fp8, $body),
+                (QuantMode::Affine, 2) => storage::with_storage!(@ $storage, storage::Whole<2>, $body),
+                (QuantMode::Affine, 3) => storage::with_storage!(@ $storage, storage::Crossing<3>, $body),
+                (QuantMode::Affine, 4) => storage::with_storage!(@ $storage, storage::Whole<4>, $body),
+                (QuantMode::Affine, 5) => storage::with_storage!(@ $storage, storage::Crossing<5>, $body),
+                (QuantMode::Affine, 6) => storage::with_storage!(@ $storage, storage::Crossing<6>, $body),
+                (QuantMode::Affine, _) => storage::with_storage!(@ $storage, storage::Whole<8>, $body),
             },
         }
     }};

@@ -17,7 +17,7 @@ const LANES: usize = 16;
 
 /// What stands between the two halves of a feed-forward block.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Gating {
+pub enum Glu {
     /// gate · σ(gate) · up
     Silu,
     /// gate · Φ(gate) · up, with tanh in place of the error function.
@@ -33,7 +33,7 @@ pub enum Gating {
 
 /// Where the gates `[rows, size]` and what they let through lie.
 #[derive(Debug, Clone, Copy)]
-pub struct Gates<'a> {
+pub struct GluInput<'a> {
     /// From the first gate on.
     pub gates: Floats<'a>,
     /// From the first of the others on.
@@ -46,7 +46,7 @@ pub struct Gates<'a> {
 
 /// Root mean square normalisation.
 #[derive(Debug, Clone, Copy)]
-pub struct Norm<'a> {
+pub struct RmsNorm<'a> {
     /// What the elements of a vector are multiplied by.
     pub weight: Floats<'a>,
     /// What is added to the mean of their squares.
@@ -55,11 +55,11 @@ pub struct Norm<'a> {
 
 /// Rotations by position: elements `i` and `i + pairs` of a vector are the two sides of an angle.
 #[derive(Debug, Clone, Copy)]
-pub struct Angles<'a> {
+pub struct RotaryTable<'a> {
     /// Pairs that are rotated; what is behind `2 · pairs` stays as it is.
     pub pairs: usize,
     /// The cosines and behind them the sines of each token, `[rows, tokens, 2, pairs]`.
-    pub turns: &'a [f32],
+    pub cos_sin: &'a [f32],
 }
 
 impl Kernels {
@@ -67,7 +67,7 @@ impl Kernels {
     ///
     /// # Errors
     /// Operands whose sizes do not go together.
-    pub fn rms_norm(&self, x: Floats<'_>, norm: &Norm<'_>, out: FloatsMut<'_>) -> Result<()> {
+    pub fn rms_norm(&self, x: Floats<'_>, norm: &RmsNorm<'_>, out: FloatsMut<'_>) -> Result<()> {
         let size = norm.weight.len();
         let rows = x.len().checked_div(size).unwrap_or(0);
         length("x", x.len(), rows * size)?;
@@ -89,13 +89,13 @@ impl Kernels {
     ///
     /// # Errors
     /// Operands whose sizes or types do not go together.
-    pub fn add(
+    pub fn add_rms_norm(
         &self,
         [x, y]: [Floats<'_>; 2],
         size: usize,
-        before: Option<&Norm<'_>>,
+        before: Option<&RmsNorm<'_>>,
         sum: FloatsMut<'_>,
-        after: Option<(&Norm<'_>, FloatsMut<'_>)>,
+        after: Option<(&RmsNorm<'_>, FloatsMut<'_>)>,
     ) -> Result<()> {
         let rows = x.len().checked_div(size).unwrap_or(0);
         length("x", x.len(), rows * size)?;
@@ -108,7 +108,7 @@ impl Kernels {
         for norm in before.into_iter().chain(after.as_ref().map(|(norm, _)| *norm)) {
             length("weight", norm.weight.len(), size)?;
         }
-        let weighted = |norm: &Norm<'_>| (widened(norm.weight), norm.eps);
+        let weighted = |norm: &RmsNorm<'_>| (widened(norm.weight), norm.eps);
         let (before, (after, out)) =
             (before.map(weighted), after.map(|(norm, out)| (weighted(norm), out)).unzip());
         let norms = [before, after];
@@ -158,7 +158,7 @@ impl Kernels {
     ///
     /// # Errors
     /// Operands whose sizes do not go together.
-    pub fn largest(&self, x: Floats<'_>, out: &mut [u32]) -> Result<()> {
+    pub fn argmax(&self, x: Floats<'_>, out: &mut [u32]) -> Result<()> {
         let size = x.len().checked_div(out.len()).unwrap_or(0);
         length("x", x.len(), out.len() * size)?;
         let (rows, out) = (out.len(), Shared::new(out));
@@ -175,12 +175,12 @@ impl Kernels {
     ///
     /// # Errors
     /// Operands whose sizes do not go together.
-    pub fn rotate(
+    pub fn norm_rope(
         &self,
         x: &Queries<'_>,
         [rows, heads, head_dim]: [usize; 3],
-        norm: Option<&Norm<'_>>,
-        angles: Option<&Angles<'_>>,
+        norm: Option<&RmsNorm<'_>>,
+        angles: Option<&RotaryTable<'_>>,
         out: FloatsMut<'_>,
     ) -> Result<()> {
         let tokens = x.tokens;
@@ -198,12 +198,12 @@ impl Kernels {
         if let Some(norm) = norm {
             length("weight", norm.weight.len(), head_dim)?;
         }
-        if let Some(Angles { pairs, turns }) = angles {
+        if let Some(RotaryTable { pairs, cos_sin }) = angles {
             if pairs.checked_mul(2).is_none_or(|width| width > head_dim) {
                 let expected = format!("at most half of {head_dim}");
                 return Err(Error::Invalid { name: "the number of pairs", found: *pairs, expected });
             }
-            length("turns", turns.len(), product("turns", &[rows, tokens, 2, *pairs])?)?;
+            length("cos_sin", cos_sin.len(), product("cos_sin", &[rows, tokens, 2, *pairs])?)?;
         }
         let weight = norm.map(|norm| (widened(norm.weight), norm.eps));
         with_slice!(x.first.data, Floats, data => with_slice!(out, FloatsMut, out => {
@@ -211,13 +211,13 @@ impl Kernels {
             self.in_parts(rows * heads * tokens, head_dim, &|index| {
                 let (row, head, token) = (index / tokens / heads, index / tokens % heads, index % tokens);
                 let start = row * x.row_stride + head * x.first.head_stride + token * x.first.token_stride;
-                let turns = angles.map(|Angles { pairs, turns }| {
-                    turns[(row * tokens + token) * 2 * pairs..][..2 * pairs].split_at(*pairs)
+                let cos_sin = angles.map(|RotaryTable { pairs, cos_sin }| {
+                    cos_sin[(row * tokens + token) * 2 * pairs..][..2 * pairs].split_at(*pairs)
                 });
                 self.isa.run(RotateOne {
                     x: &data[start..][..head_dim],
                     norm: weight.as_ref().map(|(weight, eps)| (weight.as_slice(), *eps)),
-                    turns,
+                    cos_sin,
                     // SAFETY: each vector is given to one task.
                     out: unsafe { out.part(index * head_dim, head_dim) },
                 });
@@ -230,7 +230,7 @@ impl Kernels {
     ///
     /// # Errors
     /// Operands whose sizes do not go together.
-    pub fn gate(&self, x: &Gates<'_>, gating: Gating, size: usize, out: FloatsMut<'_>) -> Result<()> {
+    pub fn glu(&self, x: &GluInput<'_>, gating: Glu, size: usize, out: FloatsMut<'_>) -> Result<()> {
         let rows = out.len().checked_div(size).unwrap_or(0);
         length("out", out.len(), rows * size)?;
         if out.is_empty() {
@@ -348,7 +348,7 @@ impl<E: Element> Kernel for Largest<'_, E> {
 struct RotateOne<'a, X, O> {
     x: &'a [X],
     norm: Option<(&'a [f32], f32)>,
-    turns: Option<(&'a [f32], &'a [f32])>,
+    cos_sin: Option<(&'a [f32], &'a [f32])>,
     out: &'a mut [O],
 }
 
@@ -357,7 +357,7 @@ impl<X: Element, O: Element> Kernel for RotateOne<'_, X, O> {
 
     #[inline(always)]
     fn run<S: Simd>(self) {
-        let Self { x, norm, turns, out } = self;
+        let Self { x, norm, cos_sin, out } = self;
         // Vectors of other widths than models have today are laid out in memory.
         let (mut near, mut far) = ([0.0_f32; 256], Vec::new());
         let buffer = if x.len() <= near.len() {
@@ -375,7 +375,7 @@ impl<X: Element, O: Element> Kernel for RotateOne<'_, X, O> {
                 *x *= scale * weight;
             }
         }
-        if let Some((cosines, sines)) = turns {
+        if let Some((cosines, sines)) = cos_sin {
             let (first, second) = buffer.split_at_mut(cosines.len());
             for (((a, b), cosine), sine) in first.iter_mut().zip(second).zip(cosines).zip(sines) {
                 (*a, *b) = (*a * cosine - *b * sine, *a * sine + *b * cosine);
@@ -391,7 +391,7 @@ struct GateRow<'a, G, U, O> {
     gates: &'a [G],
     ups: &'a [U],
     step: usize,
-    gating: Gating,
+    gating: Glu,
     out: &'a mut [O],
 }
 
@@ -401,13 +401,13 @@ impl<G: Element, U: Element, O: Element> Kernel for GateRow<'_, G, U, O> {
     #[inline(always)]
     fn run<S: Simd>(self) {
         match self.gating {
-            Gating::Silu => self.each(|gate, up| gate * sigmoid(gate) * up),
+            Glu::Silu => self.each(|gate, up| gate * sigmoid(gate) * up),
             // (1 + tanh(z)) / 2 is σ(2z).
-            Gating::GeluTanh => self.each(|gate, up| {
+            Glu::GeluTanh => self.each(|gate, up| {
                 let double = 2.0 * 0.797_884_6;
                 gate * sigmoid(double * gate * (1.0 + 0.044_715 * gate * gate)) * up
             }),
-            Gating::Clamped { alpha, limit } => self.each(|gate, up| {
+            Glu::Clamped { alpha, limit } => self.each(|gate, up| {
                 let gate = gate.min(limit);
                 gate * sigmoid(alpha * gate) * (up.clamp(-limit, limit) + 1.0)
             }),

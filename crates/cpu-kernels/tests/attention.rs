@@ -4,7 +4,7 @@
 mod common;
 
 use common::{Kind, Vector, close, kernels, kinds, vector};
-use cpu_kernels::{Attend, Cache, Floats, Heads, Kept, Kernels, PackedHeads, Queries};
+use cpu_kernels::{AttentionParams, Floats, Heads, Kernels, KvCache, KvView, QuantizedHeads, Queries};
 use proptest::prelude::*;
 
 /// Keys or values `[kv_heads, capacity, head_dim]`.
@@ -36,20 +36,20 @@ proptest! {
         let capacity = lens.iter().max().unwrap() + 3;
         let memory = |salt| (0..rows as u64).map(|row| vector(kind, kv_heads * capacity * head_dim, seed ^ salt ^ row << 32)).collect::<Vec<_>>();
         let (keys, values) = (memory(1), memory(2));
-        let caches: Vec<_> = (0..rows).map(|row| Cache {
-            keys: Kept::Floats(heads(&keys[row], capacity, head_dim)),
-            values: Kept::Floats(heads(&values[row], capacity, head_dim)),
+        let caches: Vec<_> = (0..rows).map(|row| KvCache {
+            keys: KvView::Floats(heads(&keys[row], capacity, head_dim)),
+            values: KvView::Floats(heads(&values[row], capacity, head_dim)),
             len: lens[row],
         }).collect();
         let sinks = vector(kind, heads_of_queries, seed ^ 3);
-        let how = Attend {
+        let how = AttentionParams {
             heads: heads_of_queries, kv_heads, head_dim, scale, window, softcap,
             sinks: with_sinks.then(|| sinks.floats()),
         };
         let first = Heads { data: queries.floats(), head_stride: head_dim, token_stride: heads_of_queries * head_dim };
         let row_stride = tokens * heads_of_queries * head_dim;
         let mut out = vector(kind, rows * row_stride, 0);
-        kernels.attend(&Queries { first, row_stride, tokens }, &caches, &how, out.floats_mut()).unwrap();
+        kernels.attention(&Queries { first, row_stride, tokens }, &caches, &how, out.floats_mut()).unwrap();
         for row in 0..rows {
             for token in 0..tokens {
                 for head in 0..heads_of_queries {
@@ -84,9 +84,9 @@ struct Packed {
 }
 
 impl Packed {
-    fn whole(&self, bits: usize, group_size: usize, capacity: usize) -> Kept<'_> {
+    fn whole(&self, bits: usize, group_size: usize, capacity: usize) -> KvView<'_> {
         let (scales, biases) = (self.scales.floats(), self.biases.floats());
-        Kept::Packed(PackedHeads { bits, group_size, words: &self.words, scales, biases, capacity })
+        KvView::Quantized(QuantizedHeads { bits, group_size, words: &self.words, scales, biases, capacity })
     }
 }
 
@@ -129,7 +129,7 @@ proptest! {
         let kept = [2, 3].map(|salt| packed(bits, group_size, kv_heads * capacity, head_dim, kind, seed ^ salt << 8));
         let (whole, plain) = (
             kept.each_ref().map(|kept| kept.whole(bits, group_size, capacity)),
-            kept.each_ref().map(|kept| Kept::Floats(heads_of(&kept.full, capacity, head_dim))),
+            kept.each_ref().map(|kept| KvView::Floats(heads_of(&kept.full, capacity, head_dim))),
         );
         let queries = vector(Kind::F32, tokens * heads * head_dim, seed);
         let queries = Queries {
@@ -138,10 +138,10 @@ proptest! {
             tokens,
         };
         // Products come to thousands: scores of a few units keep what rounds in them from growing in the weights.
-        let how = Attend { heads, kv_heads, head_dim, scale: 1e-3, window: None, softcap: None, sinks: None };
-        let run = |[keys, values]: [Kept<'_>; 2]| {
+        let how = AttentionParams { heads, kv_heads, head_dim, scale: 1e-3, window: None, softcap: None, sinks: None };
+        let run = |[keys, values]: [KvView<'_>; 2]| {
             let mut out = vector(Kind::F32, tokens * heads * head_dim, 0);
-            kernels.attend(&queries, &[Cache { keys, values, len }], &how, out.floats_mut()).unwrap();
+            kernels.attention(&queries, &[KvCache { keys, values, len }], &how, out.floats_mut()).unwrap();
             out
         };
         let (ours, expected) = (run(whole), run(plain));
@@ -162,13 +162,20 @@ fn quantised_operands_that_do_not_fit_are_refused() {
         row_stride: 0,
         tokens: 1,
     };
-    let how =
-        Attend { heads: 1, kv_heads: 1, head_dim: 32, scale: 1.0, window: None, softcap: None, sinks: None };
+    let how = AttentionParams {
+        heads: 1,
+        kv_heads: 1,
+        head_dim: 32,
+        scale: 1.0,
+        window: None,
+        softcap: None,
+        sinks: None,
+    };
     let run = |bits, group_size, words: &[u32], capacity, len| {
         let (scales, biases) = (kept.scales.floats(), kept.biases.floats());
-        let all = Kept::Packed(PackedHeads { bits, group_size, words, scales, biases, capacity });
+        let all = KvView::Quantized(QuantizedHeads { bits, group_size, words, scales, biases, capacity });
         let mut out = vector(Kind::F32, 32, 0);
-        kernels.attend(&queries, &[Cache { keys: all, values: all, len }], &how, out.floats_mut())
+        kernels.attention(&queries, &[KvCache { keys: all, values: all, len }], &how, out.floats_mut())
     };
     assert!(run(8, 32, &kept.words, 4, 4).is_ok());
     assert!(run(3, 32, &kept.words, 4, 4).is_err());
@@ -183,13 +190,20 @@ fn operands_that_do_not_fit_are_refused() {
     let kernels = Kernels::new().unwrap();
     let (data, mut out) = (vector(Kind::F32, 8, 1), vector(Kind::F32, 8, 0));
     let all = heads(&data, 2, 4);
-    let how =
-        Attend { heads: 1, kv_heads: 1, head_dim: 4, scale: 1.0, window: None, softcap: None, sinks: None };
-    let mut run = |tokens, len, how: &Attend<'_>| {
+    let how = AttentionParams {
+        heads: 1,
+        kv_heads: 1,
+        head_dim: 4,
+        scale: 1.0,
+        window: None,
+        softcap: None,
+        sinks: None,
+    };
+    let mut run = |tokens, len, how: &AttentionParams<'_>| {
         let queries = Queries { first: all, row_stride: 8, tokens };
-        kernels.attend(
+        kernels.attention(
             &queries,
-            &[Cache { keys: Kept::Floats(all), values: Kept::Floats(all), len }],
+            &[KvCache { keys: KvView::Floats(all), values: KvView::Floats(all), len }],
             how,
             out.floats_mut(),
         )
@@ -199,10 +213,10 @@ fn operands_that_do_not_fit_are_refused() {
     assert_eq!(run(1, 2, &how).unwrap_err().to_string(), "out has 8 elements, expected 4");
     let refused = run(2, 1, &how).unwrap_err().to_string();
     assert_eq!(refused, "the number of positions is 1, expected at least the 2 new ones");
-    let odd = Attend { heads: 3, kv_heads: 2, ..how };
+    let odd = AttentionParams { heads: 3, kv_heads: 2, ..how };
     assert_eq!(
         run(2, 2, &odd).unwrap_err().to_string(),
         "the number of heads is 3, expected a multiple of the 2 heads of keys"
     );
-    assert!(run(2, 2, &Attend { window: Some(0), ..how }).is_err());
+    assert!(run(2, 2, &AttentionParams { window: Some(0), ..how }).is_err());
 }

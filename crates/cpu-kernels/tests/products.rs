@@ -28,7 +28,7 @@ proptest! {
         let x = vector(x_kind, rows * w.inputs, seed ^ 1);
         let bias = with_bias.then(|| vector(x_kind, w.outputs, seed ^ 2));
         let mut out = vector(out_kind, rows * w.outputs, 0);
-        kernels.multiply(x.floats(), &w.matrices(), bias.as_ref().map(|bias| bias.floats()), out.floats_mut()).unwrap();
+        kernels.matmul(x.floats(), &w.matrices(), bias.as_ref().map(|bias| bias.floats()), out.floats_mut()).unwrap();
         for row in 0..rows {
             for output in 0..w.outputs {
                 let terms = (0..w.inputs).map(|i| x.get(row * w.inputs + i) * w.get(0, output, i));
@@ -48,7 +48,7 @@ proptest! {
         let w = Matrix::new(storage, 1, outputs, groups, odd, seed);
         let x = vector(Kind::Bf16, rows * w.inputs, seed ^ 1);
         let mut out = vector(out_kind, rows * outputs, 0);
-        kernels.multiply(x.floats(), &w.matrices(), None, out.floats_mut()).unwrap();
+        kernels.matmul(x.floats(), &w.matrices(), None, out.floats_mut()).unwrap();
         for row in 0..rows {
             for output in 0..outputs {
                 let terms = (0..w.inputs).map(|i| x.get(row * w.inputs + i) * w.get(0, output, i));
@@ -58,10 +58,10 @@ proptest! {
     }
 
     #[test]
-    fn multiply_back((w, seed) in shape(), rows in rows(), kind in kinds(), kernels in kernels()) {
+    fn matmul_grad((w, seed) in shape(), rows in rows(), kind in kinds(), kernels in kernels()) {
         let g = vector(kind, rows * w.outputs, seed ^ 1);
         let mut out = vector(kind, rows * w.inputs, 0);
-        kernels.multiply_back(g.floats(), &w.matrices(), out.floats_mut()).unwrap();
+        kernels.matmul_grad(g.floats(), &w.matrices(), out.floats_mut()).unwrap();
         for row in 0..rows {
             for input in 0..w.inputs {
                 let terms = (0..w.outputs).map(|o| g.get(row * w.outputs + o) * w.get(0, o, input));
@@ -71,21 +71,21 @@ proptest! {
     }
 
     #[test]
-    fn multiply_picked(storage in schemes(), count in 1..6_usize, outputs in 1..40_usize, groups in 1..5_usize,
+    fn gather_matmul(storage in schemes(), count in 1..6_usize, outputs in 1..40_usize, groups in 1..5_usize,
                        odd in 1..150_usize, rows in 1..20_usize, k in 1..4_usize, sorted in any::<bool>(),
                        seed in any::<u64>(), kind in kinds(), kernels in kernels()) {
         let w = Matrix::new(storage, count, outputs, groups, odd, seed);
         let x = vector(kind, rows * w.inputs, seed ^ 1);
-        let mut picks: Vec<u32> =
+        let mut expert_ids: Vec<u32> =
             (0..rows * k).map(|i| (seed.rotate_left(i as u32 * 7) % count as u64) as u32).collect();
         if sorted {
-            picks.sort_unstable();
+            expert_ids.sort_unstable();
         }
-        let mut out = vector(kind, picks.len() * outputs, 0);
-        kernels.multiply_picked(x.floats(), &w.matrices(), &picks, out.floats_mut()).unwrap();
-        for (p, pick) in picks.iter().enumerate() {
+        let mut out = vector(kind, expert_ids.len() * outputs, 0);
+        kernels.gather_matmul(x.floats(), &w.matrices(), &expert_ids, out.floats_mut()).unwrap();
+        for (p, expert) in expert_ids.iter().enumerate() {
             for output in 0..outputs {
-                let terms = (0..w.inputs).map(|i| x.get(p / k * w.inputs + i) * w.get(*pick as usize, output, i));
+                let terms = (0..w.inputs).map(|i| x.get(p / k * w.inputs + i) * w.get(*expert as usize, output, i));
                 check(out.get(p * outputs + output), terms, kind)?;
             }
         }
@@ -98,18 +98,18 @@ fn operands_that_do_not_fit_are_refused() {
     let w = Matrix::new(None, 1, 4, 1, 8, 7);
     let x = vector(Kind::F32, 9, 1);
     let mut out = vector(Kind::F32, 4, 0);
-    let refused = kernels.multiply(x.floats(), &w.matrices(), None, out.floats_mut());
+    let refused = kernels.matmul(x.floats(), &w.matrices(), None, out.floats_mut());
     assert_eq!(refused.unwrap_err().to_string(), "x has 9 elements, expected 8");
     let x = vector(Kind::F32, 8, 1);
-    let refused = kernels.multiply_picked(x.floats(), &w.matrices(), &[1], out.floats_mut());
-    assert_eq!(refused.unwrap_err().to_string(), "a pick is 1, expected less than the 1 matrices");
+    let refused = kernels.gather_matmul(x.floats(), &w.matrices(), &[1], out.floats_mut());
+    assert_eq!(refused.unwrap_err().to_string(), "an expert id is 1, expected less than the 1 matrices");
     let mut cut = w.matrices();
     cut.inputs = 7;
-    let refused = kernels.multiply(x.floats(), &cut, None, out.floats_mut());
+    let refused = kernels.matmul(x.floats(), &cut, None, out.floats_mut());
     assert_eq!(refused.unwrap_err().to_string(), "weights has 32 elements, expected 28");
     let mut endless = w.matrices();
     (endless.inputs, endless.outputs) = (usize::MAX / 2, 4);
-    assert!(kernels.multiply(x.floats(), &endless, None, out.floats_mut()).is_err());
+    assert!(kernels.matmul(x.floats(), &endless, None, out.floats_mut()).is_err());
 }
 
 #[test]
@@ -117,9 +117,9 @@ fn nothing_is_computed_of_nothing() {
     let kernels = Kernels::new().unwrap();
     let w = Matrix::new(None, 1, 4, 1, 8, 7);
     let (empty, mut out) = (vector(Kind::F32, 0, 0), vector(Kind::F32, 0, 0));
-    kernels.multiply(empty.floats(), &w.matrices(), None, out.floats_mut()).unwrap();
-    kernels.multiply_picked(empty.floats(), &w.matrices(), &[], out.floats_mut()).unwrap();
-    kernels.multiply_back(empty.floats(), &w.matrices(), out.floats_mut()).unwrap();
+    kernels.matmul(empty.floats(), &w.matrices(), None, out.floats_mut()).unwrap();
+    kernels.gather_matmul(empty.floats(), &w.matrices(), &[], out.floats_mut()).unwrap();
+    kernels.matmul_grad(empty.floats(), &w.matrices(), out.floats_mut()).unwrap();
 }
 
 #[test]
@@ -129,7 +129,7 @@ fn products_of_empty_rows_are_the_bias() {
             let w = Matrix::new(None, 1, 3, 1, 0, 7);
             let (x, bias) = (vector(Kind::Bf16, 0, 0), vector(Kind::F32, 3, 1));
             let mut out = vector(Kind::F32, rows * 3, 2);
-            kernels.multiply(x.floats(), &w.matrices(), Some(bias.floats()), out.floats_mut()).unwrap();
+            kernels.matmul(x.floats(), &w.matrices(), Some(bias.floats()), out.floats_mut()).unwrap();
             assert!((0..rows * 3).all(|i| out.get(i) == bias.get(i % 3)));
         }
     }

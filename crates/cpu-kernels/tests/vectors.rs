@@ -4,7 +4,7 @@
 mod common;
 
 use common::{Kind, Vector, kinds, vector};
-use cpu_kernels::{Angles, Floats, Gates, Gating, Heads, Isa, Kernels, Norm, Queries};
+use cpu_kernels::{Floats, Glu, GluInput, Heads, Isa, Kernels, Queries, RmsNorm, RotaryTable};
 use proptest::{prelude::*, test_runner::TestCaseError};
 
 fn kernels() -> impl Strategy<Value = Kernels> {
@@ -35,7 +35,7 @@ fn of_no_numbers_the_first_is_the_largest() {
     let (nan, infinity) = (f32::NAN, f32::NEG_INFINITY);
     let mut found = [7; 3];
     let x = [nan, nan, nan, nan, 1.0, 2.0, infinity, infinity, infinity];
-    Kernels::new().unwrap().largest(Floats::F32(&x), &mut found).unwrap();
+    Kernels::new().unwrap().argmax(Floats::F32(&x), &mut found).unwrap();
     assert_eq!(found, [0, 2, 0]);
 }
 
@@ -47,7 +47,7 @@ proptest! {
                 kernels in kernels()) {
         let (x, weight) = (vector(x_kind, rows * size, seed), vector(x_kind, size, seed ^ 1));
         let mut out = vector(out_kind, rows * size, 0);
-        kernels.rms_norm(x.floats(), &Norm { weight: weight.floats(), eps: 1e-5 }, out.floats_mut()).unwrap();
+        kernels.rms_norm(x.floats(), &RmsNorm { weight: weight.floats(), eps: 1e-5 }, out.floats_mut()).unwrap();
         for row in 0..rows {
             let values: Vec<_> = (0..size).map(|i| x.get(row * size + i)).collect();
             for (i, exact) in normalised(&values, &weight, 1e-5).into_iter().enumerate() {
@@ -61,11 +61,11 @@ proptest! {
            kernels in kernels()) {
         let [x, y] = [0, 1].map(|i| vector(kind, rows * size, seed ^ i));
         let [before, after] = [2, 3].map(|i| vector(kind, size, seed ^ i));
-        let norm = |weight| Norm { weight, eps: 1e-5 };
+        let norm = |weight| RmsNorm { weight, eps: 1e-5 };
         let [before_norm, after_norm] = [&before, &after].map(|weight| norm(weight.floats()));
         let [mut sum, mut out] = [0, 1].map(|i| vector(kind, rows * size, i));
         let wanted = second.then(|| (&after_norm, out.floats_mut()));
-        kernels.add([x.floats(), y.floats()], size, first.then_some(&before_norm), sum.floats_mut(), wanted).unwrap();
+        kernels.add_rms_norm([x.floats(), y.floats()], size, first.then_some(&before_norm), sum.floats_mut(), wanted).unwrap();
         let row_of = |of: &Vector, row: usize| (0..size).map(|i| of.get(row * size + i)).collect::<Vec<_>>();
         for row in 0..rows {
             let mut terms = row_of(&y, row);
@@ -89,7 +89,7 @@ proptest! {
     fn largest(rows in 1..40_usize, size in 1..5000_usize, seed in any::<u64>(), kind in kinds(), kernels in kernels()) {
         let x = vector(kind, rows * size, seed);
         let mut found = vec![0; rows];
-        kernels.largest(x.floats(), &mut found).unwrap();
+        kernels.argmax(x.floats(), &mut found).unwrap();
         for (row, found) in found.into_iter().enumerate() {
             let largest = (0..size).map(|i| x.get(row * size + i)).fold(f64::NEG_INFINITY, f64::max);
             let first = (0..size).position(|i| x.get(row * size + i) == largest);
@@ -106,15 +106,15 @@ proptest! {
         let token_stride = (heads + 2) * head_dim;
         let x = vector(kind, rows * tokens * token_stride, seed);
         let weight = vector(kind, head_dim, seed ^ 1);
-        let norm = Norm { weight: weight.floats(), eps: 1e-6 };
-        let turns: Vec<f32> = (0..rows * tokens).flat_map(|token| {
+        let norm = RmsNorm { weight: weight.floats(), eps: 1e-6 };
+        let cos_sin: Vec<f32> = (0..rows * tokens).flat_map(|token| {
             let angles: Vec<f32> = (0..pairs).map(|pair| token as f32 / (pair + 1) as f32).collect();
             angles.iter().map(|a| a.cos()).chain(angles.iter().map(|a| a.sin())).collect::<Vec<_>>()
         }).collect();
         let first = Heads { data: x.floats(), head_stride: head_dim, token_stride };
         let queries = Queries { first, row_stride: tokens * token_stride, tokens };
         let mut out = vector(kind, rows * heads * tokens * head_dim, 0);
-        kernels.rotate(&queries, [rows, heads, head_dim], with_norm.then_some(&norm), Some(&Angles { pairs, turns: &turns }),
+        kernels.norm_rope(&queries, [rows, heads, head_dim], with_norm.then_some(&norm), Some(&RotaryTable { pairs, cos_sin: &cos_sin }),
                        out.floats_mut()).unwrap();
         for index in 0..rows * heads * tokens {
             let (row, head, token) = (index / tokens / heads, index / tokens % heads, index % tokens);
@@ -123,9 +123,9 @@ proptest! {
             if with_norm {
                 values = normalised(&values, &weight, 1e-6);
             }
-            let turns = &turns[(row * tokens + token) * 2 * pairs..][..2 * pairs];
+            let cos_sin = &cos_sin[(row * tokens + token) * 2 * pairs..][..2 * pairs];
             for (i, exact) in (0..head_dim).map(|i| {
-                let turn = |pair: usize| (f64::from(turns[pair]), f64::from(turns[pairs + pair]));
+                let turn = |pair: usize| (f64::from(cos_sin[pair]), f64::from(cos_sin[pairs + pair]));
                 match i {
                     i if i < pairs => turn(i).0 * values[i] - turn(i).1 * values[i + pairs],
                     i if i < 2 * pairs => turn(i - pairs).1 * values[i - pairs] + turn(i - pairs).0 * values[i],
@@ -139,25 +139,25 @@ proptest! {
 
     #[test]
     fn gate(rows in 1..70_usize, size in 1..900_usize, apart in any::<bool>(), seed in any::<u64>(), kind in kinds(),
-            gating in prop::sample::select(vec![Gating::Silu, Gating::GeluTanh, Gating::Clamped { alpha: 1.7, limit: 0.5 }]),
+            gating in prop::sample::select(vec![Glu::Silu, Glu::GeluTanh, Glu::Clamped { alpha: 1.7, limit: 0.5 }]),
             kernels in kernels()) {
         let x = vector(kind, 2 * rows * size, seed);
         let mut out = vector(kind, rows * size, 0);
         let (offset, step) = if apart { (size, 1) } else { (1, 2) };
         let ups = vector_from(&x, offset);
-        let gates = Gates { gates: x.floats(), ups: ups.floats(), row_stride: 2 * size, step };
-        kernels.gate(&gates, gating, size, out.floats_mut()).unwrap();
+        let gates = GluInput { gates: x.floats(), ups: ups.floats(), row_stride: 2 * size, step };
+        kernels.glu(&gates, gating, size, out.floats_mut()).unwrap();
         let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
         for index in 0..rows * size {
             let at = index / size * 2 * size + index % size * step;
             let (gate, up) = (x.get(at), x.get(at + offset));
             let exact = match gating {
-                Gating::Silu => gate * sigmoid(gate) * up,
-                Gating::GeluTanh => {
+                Glu::Silu => gate * sigmoid(gate) * up,
+                Glu::GeluTanh => {
                     let z = (2.0 / std::f64::consts::PI).sqrt() * (gate + 0.044_715 * gate.powi(3));
                     0.5 * gate * (1.0 + z.tanh()) * up
                 }
-                Gating::Clamped { alpha, limit } => {
+                Glu::Clamped { alpha, limit } => {
                     let (alpha, limit) = (f64::from(alpha), f64::from(limit));
                     let gate = gate.min(limit);
                     gate * sigmoid(alpha * gate) * (up.clamp(-limit, limit) + 1.0)
@@ -182,11 +182,11 @@ fn sizes_that_do_not_go_together_are_errors() {
     let kernels = Kernels::new().unwrap();
     let (x, weight) = (vector(Kind::F32, 12, 1), vector(Kind::F32, 5, 2));
     let mut out = vector(Kind::F32, 12, 0);
-    let norm = Norm { weight: weight.floats(), eps: 0.0 };
+    let norm = RmsNorm { weight: weight.floats(), eps: 0.0 };
     assert!(kernels.rms_norm(x.floats(), &norm, out.floats_mut()).is_err());
     let first = Heads { data: x.floats(), head_stride: 4, token_stride: 8 };
     let queries = Queries { first, row_stride: 0, tokens: 3 };
-    assert!(kernels.rotate(&queries, [1, 1, 4], None, None, out.floats_mut()).is_err());
-    let gates = Gates { gates: x.floats(), ups: x.floats(), row_stride: 12, step: 1 };
-    assert!(kernels.gate(&gates, Gating::Silu, 6, out.floats_mut()).is_err());
+    assert!(kernels.norm_rope(&queries, [1, 1, 4], None, None, out.floats_mut()).is_err());
+    let gates = GluInput { gates: x.floats(), ups: x.floats(), row_stride: 12, step: 1 };
+    assert!(kernels.glu(&gates, Glu::Silu, 6, out.floats_mut()).is_err());
 }

@@ -159,17 +159,26 @@ impl Pairs for Brain {
 /// Runs `$body` with the type `$pairs` bound to how such weights are unpacked here, where they are.
 macro_rules! with_pairs {
     ($weights:expr, $pairs:ident => $body:expr) => {{
-        use $crate::{Floats, Mode, Scheme, Weights, pairs};
+        use $crate::{Floats, QuantMode, Quantization, Weights, pairs};
         match $weights {
-            Weights::Packed { scheme: Scheme { mode: Mode::Affine, bits: 4, .. }, .. } => {
+            Weights::Quantized {
+                quantization: Quantization { mode: QuantMode::Affine, bits: 4, .. },
+                ..
+            } => {
                 type $pairs = pairs::Nibble;
                 Some($body)
             }
-            Weights::Packed { scheme: Scheme { mode: Mode::Affine, bits: 8, .. }, .. } => {
+            Weights::Quantized {
+                quantization: Quantization { mode: QuantMode::Affine, bits: 8, .. },
+                ..
+            } => {
                 type $pairs = pairs::Byte;
                 Some($body)
             }
-            Weights::Packed { scheme: Scheme { mode: Mode::Mxfp4 | Mode::Nvfp4, .. }, .. } => {
+            Weights::Quantized {
+                quantization: Quantization { mode: QuantMode::Mxfp4 | QuantMode::Nvfp4, .. },
+                ..
+            } => {
                 type $pairs = pairs::Float;
                 Some($body)
             }
@@ -186,7 +195,7 @@ pub(crate) use with_pairs;
 /// Elements that share a scale, or a block where none has one.
 fn group_size(w: &Matrices<'_>) -> usize {
     match &w.weights {
-        Weights::Packed { scheme, .. } => scheme.group_size,
+        Weights::Quantized { quantization, .. } => quantization.group_size,
         Weights::Dense(_) => BLOCK,
     }
 }

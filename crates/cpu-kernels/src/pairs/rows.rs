@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 use half::bf16;
 
 use super::{BLOCK, Pairs, dot};
-use crate::{Matrices, Mode, Scheme, Weights};
+use crate::{Matrices, QuantMode, Quantization, Weights};
 
 /// Rows of `x` in the order in which their elements meet those of a matrix.
 pub(crate) struct PairedRows {
@@ -28,7 +28,10 @@ impl PairedRows {
         let rows = x.len().checked_div(inputs).unwrap_or(0);
         let width = inputs.next_multiple_of(BLOCK);
         let group_size = match w.weights {
-            Weights::Packed { scheme: Scheme { mode: Mode::Affine, group_size, .. }, .. } => group_size,
+            Weights::Quantized {
+                quantization: Quantization { mode: QuantMode::Affine, group_size, .. },
+                ..
+            } => group_size,
             _ => usize::MAX,
         };
         let groups = inputs / group_size;

@@ -6,7 +6,7 @@ use half::bf16;
 
 use super::{DEPTH, EDGE, Groups, Limbs, Packing, Panel, Tile, ZERO};
 use crate::{
-    Floats, Matrices, Mode, Scheme, Weights,
+    Floats, Matrices, QuantMode, Quantization, Weights,
     gemv::{self, elements},
     pairs::{BLOCK, LARGEST, Pairs, arrange, sum_groups},
     simd::avx512::Avx512,
@@ -29,8 +29,11 @@ impl<P: Pairs> Exact<P> {
     pub(crate) fn new(w: &Matrices<'_>) -> Option<Self> {
         let group_size = match w.weights {
             Weights::Dense(_) => None,
-            Weights::Packed { scheme: Scheme { mode: Mode::Affine, group_size, .. }, .. } => Some(group_size),
-            Weights::Packed { .. } => return None,
+            Weights::Quantized {
+                quantization: Quantization { mode: QuantMode::Affine, group_size, .. },
+                ..
+            } => Some(group_size),
+            Weights::Quantized { .. } => return None,
         };
         let whole = group_size.is_none_or(|size| size.is_multiple_of(BLOCK));
         whole.then_some(Self { group_size, pairs: PhantomData })

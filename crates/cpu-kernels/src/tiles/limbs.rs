@@ -5,7 +5,7 @@ use std::{arch::x86_64::*, marker::PhantomData};
 
 use super::{DEPTH, EDGE, Packing, Panel, Tile, ZERO};
 use crate::{
-    Floats, Matrices, Mode, Weights,
+    Floats, Matrices, QuantMode, Weights,
     element::widen,
     gemm::Unpacker,
     operand::with_slice,
@@ -34,9 +34,9 @@ impl Limbs {
         let order = if precise { 3 } else { 2 };
         let w = match w {
             Weights::Dense(floats) => digits(floats),
-            Weights::Packed { scheme, .. } if scheme.mode == Mode::Affine => 3,
+            Weights::Quantized { quantization, .. } if quantization.mode == QuantMode::Affine => 3,
             // A few bits, times a power of two or four bits.
-            Weights::Packed { .. } => 1,
+            Weights::Quantized { .. } => 1,
         };
         Self { x: digits(x).min(order), w: w.min(order), order }
     }

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a failed kernel fails the test")]
 #![allow(dead_code, reason = "each test file uses its part")]
 
-use cpu_kernels::{Floats, FloatsMut, Isa, Kernels, Matrices, Mode, Scales, Scheme, Weights};
+use cpu_kernels::{Floats, FloatsMut, Isa, Kernels, Matrices, QuantMode, Quantization, Scales, Weights};
 use half::{bf16, f16};
 use proptest::{prelude::*, test_runner::TestCaseError};
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
@@ -74,14 +74,18 @@ pub(crate) fn vector(kind: Kind, len: usize, seed: u64) -> Vector {
 }
 
 /// What a matrix is stored as; `None` is dense, of the type that the seed picks.
-pub(crate) fn schemes() -> impl Strategy<Value = Option<Scheme>> {
+pub(crate) fn schemes() -> impl Strategy<Value = Option<Quantization>> {
     let mut all = vec![
-        Scheme { mode: Mode::Mxfp4, bits: 4, group_size: 32 },
-        Scheme { mode: Mode::Nvfp4, bits: 4, group_size: 16 },
-        Scheme { mode: Mode::Mxfp8, bits: 8, group_size: 32 },
+        Quantization { mode: QuantMode::Mxfp4, bits: 4, group_size: 32 },
+        Quantization { mode: QuantMode::Nvfp4, bits: 4, group_size: 16 },
+        Quantization { mode: QuantMode::Mxfp8, bits: 8, group_size: 32 },
     ];
     for bits in [2, 3, 4, 5, 6, 8] {
-        all.extend([32, 64, 128].map(|group_size| Scheme { mode: Mode::Affine, bits, group_size }));
+        all.extend([32, 64, 128].map(|group_size| Quantization {
+            mode: QuantMode::Affine,
+            bits,
+            group_size,
+        }));
     }
     prop_oneof![1 => Just(None), 3 => prop::sample::select(all).prop_map(Some)]
 }
@@ -92,7 +96,7 @@ pub(crate) struct Matrix {
     pub(crate) count: usize,
     pub(crate) outputs: usize,
     pub(crate) inputs: usize,
-    scheme: Option<Scheme>,
+    quantization: Option<Quantization>,
     words: Vec<u32>,
     bytes: Vec<u8>,
     /// The elements where they are dense, or else the scales.
@@ -103,7 +107,7 @@ pub(crate) struct Matrix {
 impl Matrix {
     /// Quantised ones have `groups` groups in a row, and dense ones `odd` elements.
     pub(crate) fn new(
-        scheme: Option<Scheme>,
+        quantization: Option<Quantization>,
         count: usize,
         outputs: usize,
         groups: usize,
@@ -112,19 +116,19 @@ impl Matrix {
     ) -> Self {
         let mut random = SmallRng::seed_from_u64(seed);
         let kind = [Kind::F32, Kind::F16, Kind::Bf16][random.random_range(0..3)];
-        let inputs = scheme.map_or(odd, |scheme| groups * scheme.group_size);
-        let bits = scheme.map_or(0, |scheme| scheme.bits);
-        let floats = count * outputs * scheme.map_or(inputs, |_| groups);
+        let inputs = quantization.map_or(odd, |quantization| groups * quantization.group_size);
+        let bits = quantization.map_or(0, |quantization| quantization.bits);
+        let floats = count * outputs * quantization.map_or(inputs, |_| groups);
         // Scales near one: powers of two around 2⁰, and floats around 1.
-        let bytes = match scheme.map(|scheme| scheme.mode) {
-            Some(Mode::Nvfp4) => 0x30..0x44_u8,
+        let bytes = match quantization.map(|quantization| quantization.mode) {
+            Some(QuantMode::Nvfp4) => 0x30..0x44_u8,
             _ => 120..130,
         };
         Self {
             count,
             outputs,
             inputs,
-            scheme,
+            quantization,
             words: (0..count * outputs * inputs * bits / 32).map(|_| random.random()).collect(),
             bytes: (0..floats).map(|_| random.random_range(bytes.clone())).collect(),
             floats: vector(kind, floats, random.random()),
@@ -133,16 +137,16 @@ impl Matrix {
     }
 
     pub(crate) fn matrices(&self) -> Matrices<'_> {
-        let weights = match self.scheme {
+        let weights = match self.quantization {
             None => Weights::Dense(self.floats.floats()),
-            Some(scheme) => {
-                let scales = match scheme.mode {
-                    Mode::Affine => {
+            Some(quantization) => {
+                let scales = match quantization.mode {
+                    QuantMode::Affine => {
                         Scales::Affine { scales: self.floats.floats(), biases: self.biases.floats() }
                     }
                     _ => Scales::Bytes(&self.bytes),
                 };
-                Weights::Packed { scheme, words: &self.words, scales }
+                Weights::Quantized { quantization, words: &self.words, scales }
             }
         };
         Matrices { count: self.count, outputs: self.outputs, inputs: self.inputs, weights }
@@ -151,7 +155,7 @@ impl Matrix {
     /// An element, by the storage's definition.
     pub(crate) fn get(&self, matrix: usize, output: usize, input: usize) -> f64 {
         let index = (matrix * self.outputs + output) * self.inputs + input;
-        let Some(Scheme { mode, bits, group_size }) = self.scheme else {
+        let Some(Quantization { mode, bits, group_size }) = self.quantization else {
             return self.floats.get(index);
         };
         let bit = |at: usize| self.words[at / 32] >> (at % 32) & 1;
@@ -173,10 +177,10 @@ impl Matrix {
             if code & 8 == 0 { magnitude } else { -magnitude }
         };
         match mode {
-            Mode::Affine => f64::from(code) * self.floats.get(group) + self.biases.get(group),
-            Mode::Mxfp4 => e2m1(code) * 2_f64.powi(i32::from(self.bytes[group]) - 127),
-            Mode::Nvfp4 => e2m1(code) * e4m3(self.bytes[group].into()),
-            Mode::Mxfp8 => e4m3(code) * 2_f64.powi(i32::from(self.bytes[group]) - 127),
+            QuantMode::Affine => f64::from(code) * self.floats.get(group) + self.biases.get(group),
+            QuantMode::Mxfp4 => e2m1(code) * 2_f64.powi(i32::from(self.bytes[group]) - 127),
+            QuantMode::Nvfp4 => e2m1(code) * e4m3(self.bytes[group].into()),
+            QuantMode::Mxfp8 => e4m3(code) * 2_f64.powi(i32::from(self.bytes[group]) - 127),
         }
     }
 }

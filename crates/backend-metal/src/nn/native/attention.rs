@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use cpu_kernels::{Angles, Cache, Heads, Kept, Norm, Queries};
+use cpu_kernels::{Heads, KvCache, KvView, Queries, RmsNorm, RotaryTable};
 use mlx_rs::{
     Array,
     error::{Exception, Result},
@@ -59,7 +59,8 @@ pub(in crate::nn) fn arrange(qkv: &Array, how: &Arrangement<'_>) -> Option<Resul
     let shapes = [0, 1, 2].map(|part| Shape { sizes: &sizes[part], dtype, donor: None });
     Some(custom(c"arrange", &arrays, shapes, move |inputs, outputs| {
         let (kernels, qkv) = (kernels()?, Held::of(inputs[0])?);
-        let angles = turns.as_ref().map(|Turns { pairs, turns }| Angles { pairs: *pairs, turns });
+        let angles =
+            turns.as_ref().map(|Turns { pairs, turns }| RotaryTable { pairs: *pairs, cos_sin: turns });
         let mut first = 0;
         for (part, output) in outputs.iter_mut().enumerate() {
             let [rows, heads, tokens, head_dim] = sizes[part].map(|size| size as usize);
@@ -67,13 +68,13 @@ pub(in crate::nn) fn arrange(qkv: &Array, how: &Arrangement<'_>) -> Option<Resul
                 Some(eps) if part < 2 => Some((Held::of(inputs[1 + part])?, eps[part])),
                 _ => None,
             };
-            let norm = weight.as_ref().map(|(weight, eps)| Norm { weight: weight.floats(), eps: *eps });
+            let norm = weight.as_ref().map(|(weight, eps)| RmsNorm { weight: weight.floats(), eps: *eps });
             let token_stride = width as usize;
             let vectors = Heads { data: qkv.from(first), head_stride: head_dim, token_stride };
             let vectors = Queries { first: vectors, row_stride: tokens * token_stride, tokens };
             let angles = angles.as_ref().filter(|_| part < 2);
             let sizes = [rows, heads, head_dim];
-            to_reason(kernels.rotate(&vectors, sizes, norm.as_ref(), angles, floats_mut(output)?))?;
+            to_reason(kernels.norm_rope(&vectors, sizes, norm.as_ref(), angles, floats_mut(output)?))?;
             first += heads * head_dim;
         }
         Ok(())
@@ -114,14 +115,14 @@ fn backward(inputs: &[Array], g: &Array, how: &Attend) -> Result<Vec<Array>> {
         };
         let [queries, keys, values, gradient] =
             [Held::of(inputs[0])?, Held::of(inputs[1])?, Held::of(inputs[2])?, Held::of(inputs[3])?];
-        let attended = cpu_kernels::Attended {
+        let attended = cpu_kernels::AttentionBackward {
             queries: queries.floats(),
             keys: keys.floats(),
             values: values.floats(),
             gradient: gradient.floats(),
             tokens: tokens as usize,
         };
-        let how = cpu_kernels::Attend {
+        let how = cpu_kernels::AttentionParams {
             heads: heads as usize,
             kv_heads: inputs[1].shape()[1] as usize,
             head_dim: head_dim as usize,
@@ -132,7 +133,7 @@ fn backward(inputs: &[Array], g: &Array, how: &Attend) -> Result<Vec<Array>> {
         };
         let [queries, keys, values] = outputs else { return Err("three outputs were expected".into()) };
         let by = [floats_mut(queries)?, floats_mut(keys)?, floats_mut(values)?];
-        to_reason(kernels()?.attend_back(&attended, &how, by))
+        to_reason(kernels()?.attention_backward(&attended, &how, by))
     })?;
     Ok(by.into())
 }
@@ -152,11 +153,15 @@ fn forward([queries, keys, values]: [&Array; 3], how: &Attend) -> Option<Result<
         let sinks = sinks.first().copied().map(Held::of).transpose()?;
         let [rows, kv_heads, len, _] = keys.sizes;
         let caches = (0..rows).map(|row| {
-            Ok(Cache { keys: Kept::Floats(keys.heads(row)?), values: Kept::Floats(values.heads(row)?), len })
+            Ok(KvCache {
+                keys: KvView::Floats(keys.heads(row)?),
+                values: KvView::Floats(values.heads(row)?),
+                len,
+            })
         });
         let caches = caches.collect::<Done<Vec<_>>>()?;
         let [_, heads, tokens, head_dim] = queries.sizes;
-        let how = cpu_kernels::Attend {
+        let how = cpu_kernels::AttentionParams {
             heads,
             kv_heads,
             head_dim,
@@ -167,7 +172,7 @@ fn forward([queries, keys, values]: [&Array; 3], how: &Attend) -> Option<Result<
             sinks: sinks.as_ref().map(Held::floats),
         };
         let queries = Queries { first: queries.heads(0)?, row_stride: queries.strides[0], tokens };
-        to_reason(kernels()?.attend(&queries, &caches, &how, floats_mut(output)?))
+        to_reason(kernels()?.attention(&queries, &caches, &how, floats_mut(output)?))
     }))
 }
 

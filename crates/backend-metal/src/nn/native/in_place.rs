@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use cpu_kernels::{Cache, Kept, PackedHeads, Queries};
+use cpu_kernels::{KvCache, KvView, QuantizedHeads, Queries};
 use mlx_rs::{Array, Dtype, error::Result};
 
 use super::{
@@ -78,14 +78,14 @@ pub(in crate::nn) fn attend_in_place(
         }
         let caches = kept.chunks_exact(parts).zip(&rows).map(|(kept, (_, len))| {
             let (keys, values) = kept.split_at(parts / 2);
-            Ok(Cache { keys: side(keys, scheme)?, values: side(values, scheme)?, len: *len })
+            Ok(KvCache { keys: side(keys, scheme)?, values: side(values, scheme)?, len: *len })
         });
         let caches = caches.collect::<Done<Vec<_>>>()?;
         let sinks = sinks.first().copied().map(Held::of).transpose()?;
         let kv_heads = new[0].shape()[1] as usize;
         let queries = Vectors::of(inputs[0])?;
         let [_, heads, tokens, head_dim] = queries.sizes;
-        let how = cpu_kernels::Attend {
+        let how = cpu_kernels::AttentionParams {
             heads,
             kv_heads,
             head_dim,
@@ -96,22 +96,24 @@ pub(in crate::nn) fn attend_in_place(
             sinks: sinks.as_ref().map(Held::floats),
         };
         let queries = Queries { first: queries.heads(0)?, row_stride: queries.strides[0], tokens };
-        to_reason(kernels()?.attend(&queries, &caches, &how, floats_mut(&mut outputs[0])?))
+        to_reason(kernels()?.attention(&queries, &caches, &how, floats_mut(&mut outputs[0])?))
     }))
 }
 
 /// Keys or values in the arrays that they are kept as.
-fn side<'a>(arrays: &[Input<'a>], scheme: Option<Scheme>) -> Done<Kept<'a>> {
+fn side<'a>(arrays: &[Input<'a>], scheme: Option<Scheme>) -> Done<KvView<'a>> {
     match (arrays, scheme) {
-        ([floats], None) => Ok(Kept::Floats(Vectors::of(*floats)?.heads(0)?)),
-        ([words, scales, biases], Some(Scheme { bits, group_size, .. })) => Ok(Kept::Packed(PackedHeads {
-            bits,
-            group_size,
-            words: words.span()?,
-            scales: span(*scales)?,
-            biases: span(*biases)?,
-            capacity: words.shape()[2] as usize,
-        })),
+        ([floats], None) => Ok(KvView::Floats(Vectors::of(*floats)?.heads(0)?)),
+        ([words, scales, biases], Some(Scheme { bits, group_size, .. })) => {
+            Ok(KvView::Quantized(QuantizedHeads {
+                bits,
+                group_size,
+                words: words.span()?,
+                scales: span(*scales)?,
+                biases: span(*biases)?,
+                capacity: words.shape()[2] as usize,
+            }))
+        }
         _ => Err("keys or values in an unexpected number of arrays".into()),
     }
 }

@@ -83,7 +83,7 @@ fn forward(
         let bias = bias.first().copied().map(Held::of).transpose()?;
         let x = Held::of(*x)?;
         layout.with(weights, |w| {
-            Ok(kernels()?.multiply(x.floats(), w, bias.as_ref().map(Held::floats), floats_mut(output)?))
+            Ok(kernels()?.matmul(x.floats(), w, bias.as_ref().map(Held::floats), floats_mut(output)?))
         })
     })
 }
@@ -94,7 +94,7 @@ fn backward(g: &Array, weights: &[&Array], x: &Array, layout: Layout) -> Result<
     custom_one(c"multiply_back", &arrays, x.shape(), x.dtype(), move |inputs, output| {
         let (g, weights) = inputs.split_first().ok_or("no inputs")?;
         let g = Held::of(*g)?;
-        layout.with(weights, |w| Ok(kernels()?.multiply_back(g.floats(), w, floats_mut(output)?)))
+        layout.with(weights, |w| Ok(kernels()?.matmul_grad(g.floats(), w, floats_mut(output)?)))
     })
 }
 
@@ -107,7 +107,7 @@ fn across(x: &Array, g: &Array, w: &Array, layout: Layout) -> Result<Array> {
         let (x, turned) = (Held::of(inputs[0])?, Held::transposed(inputs[1])?);
         let rows = inputs[0].shape()[0] as usize;
         let x = Matrices { count: 1, outputs: rows, inputs: width, weights: Weights::Dense(x.floats()) };
-        to_reason(kernels()?.multiply_back(turned.floats(), &x, floats_mut(output)?))
+        to_reason(kernels()?.matmul_grad(turned.floats(), &x, floats_mut(output)?))
     })?;
     turned.swap_axes(-1, -2)
 }
@@ -141,7 +141,7 @@ pub(in crate::nn) fn gather(x: &Array, matrix: &Matrix, indices: &Array) -> Opti
     Some(custom_one(c"gather", &arrays, &sizes, dtype, move |inputs, output| {
         let [x, picks, weights @ ..] = inputs else { return Err("no inputs".into()) };
         let (x, picks) = (Held::of(*x)?, picks.elements::<u32>()?);
-        layout.with(weights, |w| Ok(kernels()?.multiply_picked(x.floats(), w, &picks, floats_mut(output)?)))
+        layout.with(weights, |w| Ok(kernels()?.gather_matmul(x.floats(), w, &picks, floats_mut(output)?)))
     }))
 }
 
@@ -160,7 +160,7 @@ struct Layout {
     count: usize,
     outputs: usize,
     inputs: usize,
-    scheme: Option<cpu_kernels::Scheme>,
+    scheme: Option<cpu_kernels::Quantization>,
 }
 
 impl<'a> Stack<'a> {
@@ -175,12 +175,12 @@ impl<'a> Stack<'a> {
                 let (count, outputs, words) = sizes(weight)?;
                 let Scheme { mode, bits, group_size } = *scheme;
                 let mode = match mode {
-                    Mode::Affine => cpu_kernels::Mode::Affine,
-                    Mode::Mxfp4 => cpu_kernels::Mode::Mxfp4,
-                    Mode::Nvfp4 => cpu_kernels::Mode::Nvfp4,
-                    Mode::Mxfp8 => cpu_kernels::Mode::Mxfp8,
+                    Mode::Affine => cpu_kernels::QuantMode::Affine,
+                    Mode::Mxfp4 => cpu_kernels::QuantMode::Mxfp4,
+                    Mode::Nvfp4 => cpu_kernels::QuantMode::Nvfp4,
+                    Mode::Mxfp8 => cpu_kernels::QuantMode::Mxfp8,
                 };
-                let scheme = cpu_kernels::Scheme { mode, bits, group_size };
+                let scheme = cpu_kernels::Quantization { mode, bits, group_size };
                 let layout = Layout { count, outputs, inputs: words * 32 / bits, scheme: Some(scheme) };
                 let dtype = biases.is_some().then(|| scales.dtype());
                 Some(Self { layout, arrays: [weight, scales].into_iter().chain(biases).collect(), dtype })
@@ -212,11 +212,15 @@ impl Layout {
             (Some(scheme), [words, scales, biases]) => {
                 let (words, scales, biases) = (words.elements()?, Held::of(*scales)?, Held::of(*biases)?);
                 let scales = Scales::Affine { scales: scales.floats(), biases: biases.floats() };
-                run(Weights::Packed { scheme, words: &words, scales })
+                run(Weights::Quantized { quantization: scheme, words: &words, scales })
             }
             (Some(scheme), [words, scales]) => {
                 let (words, scales) = (words.elements()?, scales.elements()?);
-                run(Weights::Packed { scheme, words: &words, scales: Scales::Bytes(&scales) })
+                run(Weights::Quantized {
+                    quantization: scheme,
+                    words: &words,
+                    scales: Scales::Bytes(&scales),
+                })
             }
             _ => Err("a matrix in an unexpected number of arrays".into()),
         }

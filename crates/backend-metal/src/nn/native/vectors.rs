@@ -1,6 +1,6 @@
 //! What is done to vectors between products: norms and gates.
 
-use cpu_kernels::{Gates, Norm};
+use cpu_kernels::{GluInput, RmsNorm};
 use mlx_rs::{Array, Dtype, error::Result};
 
 use super::{
@@ -24,7 +24,7 @@ pub(in crate::nn) fn rms_norm(x: &Array, weight: &Array, eps: f32) -> Option<Res
     }
     Some(custom_one(c"rms_norm", &[x, weight], x.shape(), dtype, move |inputs, output| {
         let (x, weight) = (Held::of(inputs[0])?, Held::of(inputs[1])?);
-        let norm = Norm { weight: weight.floats(), eps };
+        let norm = RmsNorm { weight: weight.floats(), eps };
         to_reason(kernels()?.rms_norm(x.floats(), &norm, floats_mut(output)?))
     }))
 }
@@ -55,13 +55,18 @@ pub(in crate::nn) fn add<const N: usize>(
         let held = inputs.iter().map(|input| Held::of(*input)).collect::<Done<Vec<_>>>()?;
         let ([x, y], weights) = held.split_first_chunk().ok_or("two terms were expected")?;
         let mut weights = weights.iter();
-        let mut norm = |eps: Option<f32>| Some(Norm { eps: eps?, weight: weights.next()?.floats() });
+        let mut norm = |eps: Option<f32>| Some(RmsNorm { eps: eps?, weight: weights.next()?.floats() });
         let [before, after] = [norm(eps[0]), norm(eps[1])];
         let (sum, out) = outputs.split_first_mut().ok_or("a sum was expected")?;
         let out = out.first_mut().map(floats_mut).transpose()?;
         let terms = [x.floats(), y.floats()];
-        let added =
-            kernels()?.add(terms, size as usize, before.as_ref(), floats_mut(sum)?, after.as_ref().zip(out));
+        let added = kernels()?.add_rms_norm(
+            terms,
+            size as usize,
+            before.as_ref(),
+            floats_mut(sum)?,
+            after.as_ref().zip(out),
+        );
         to_reason(added)
     }))
 }
@@ -73,7 +78,7 @@ pub(in crate::nn) fn argmax(x: &Array) -> Option<Result<Array>> {
         return None;
     }
     Some(custom_one(c"argmax", &[x], rows, Dtype::Uint32, move |inputs, output| {
-        to_reason(kernels()?.largest(Held::of(inputs[0])?.floats(), output.elements::<u32>()?))
+        to_reason(kernels()?.argmax(Held::of(inputs[0])?.floats(), output.elements::<u32>()?))
     }))
 }
 
@@ -94,10 +99,10 @@ pub(in crate::nn) fn gate(halves: Halves<'_>, gating: Gating) -> Option<Result<A
         return None;
     }
     let gating = match gating {
-        Gating::Plain(Activation::Silu) => cpu_kernels::Gating::Silu,
-        Gating::Plain(Activation::GeluTanh) => cpu_kernels::Gating::GeluTanh,
+        Gating::Plain(Activation::Silu) => cpu_kernels::Glu::Silu,
+        Gating::Plain(Activation::GeluTanh) => cpu_kernels::Glu::GeluTanh,
         Gating::Plain(Activation::Gelu) => return None,
-        Gating::Clamped { alpha, limit } => cpu_kernels::Gating::Clamped { alpha, limit },
+        Gating::Clamped { alpha, limit } => cpu_kernels::Glu::Clamped { alpha, limit },
     };
     let (arrays, share) = match halves {
         Halves::Apart(gates, ups) if gates.shape() == ups.shape() => (vec![gates, ups], 1),
@@ -113,8 +118,8 @@ pub(in crate::nn) fn gate(halves: Halves<'_>, gating: Gating) -> Option<Result<A
         let first = Held::of(inputs[0])?;
         let second = inputs.get(1).copied().map(Held::of).transpose()?;
         let ups = second.as_ref().map_or_else(|| first.from(offset), Held::floats);
-        let gates = Gates { gates: first.floats(), ups, row_stride: size * share as usize, step };
-        to_reason(kernels()?.gate(&gates, gating, size, floats_mut(output)?))
+        let gates = GluInput { gates: first.floats(), ups, row_stride: size * share as usize, step };
+        to_reason(kernels()?.glu(&gates, gating, size, floats_mut(output)?))
     }))
 }
 
