@@ -6,10 +6,11 @@ use std::{fs, path::Path, process::Command};
 
 use futures::{StreamExt as _, executor::block_on};
 use inference::{
-    AdapterManifest, AdapterOptions, Completion, Example, GenerateOptions, LoadOptions, Message, Method,
-    ModelManifest, Prompt, TextModelExt as _, TrainOptions, TrainingData, load_model,
+    Completion, GenerateOptions, LoadOptions, Message, ModelManifest, Prompt, TextModelExt as _, load_model,
     metal::{FuseOptions, fuse},
+    train::{AdapterOptions, Example, Method, TrainOptions, TrainingData},
 };
+use inference_core::backend::AdapterManifest;
 
 const DEMO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/demo");
 

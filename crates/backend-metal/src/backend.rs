@@ -4,8 +4,11 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use inference_core::{
-    Availability, Backend, BackendDescriptor, BackendInfo, Capabilities, Error, LoadOptions, MemoryControl,
-    ModelManifest, Result, Support, TextModel, register_backend,
+    Error, LoadOptions, ModelManifest, Result, TextModel,
+    backend::{
+        Availability, Backend, BackendDescriptor, BackendInfo, Capabilities, MemoryControl, Support,
+        register_backend,
+    },
 };
 
 use crate::{

@@ -12,9 +12,10 @@ use std::{
 use async_trait::async_trait;
 use futures::{StreamExt as _, channel::mpsc};
 use inference_core::{
-    AdapterManifest, Classification, ClassifyOptions, ContextOverflow, Error, GenerateOptions, LabelScore,
-    LoadOptions, ModelInfo, ModelManifest, ModelStats, Prompt, Result, Session, TextModel, TokenStream,
-    TrainOptions, TrainStream, Trainable, TrainingData, off_thread,
+    Classification, ClassifyOptions, ContextOverflow, Error, GenerateOptions, LabelScore, LoadOptions,
+    ModelInfo, ModelManifest, ModelStats, Prompt, Result, Session, TextModel, TokenStream,
+    backend::{AdapterManifest, off_thread},
+    train::{TrainOptions, TrainStream, Trainable, TrainingData},
 };
 use inference_text::Codec;
 use tokio::sync::{OnceCell, oneshot};

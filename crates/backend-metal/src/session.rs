@@ -4,7 +4,8 @@ use std::{path::Path, sync::Arc, time::Instant};
 
 use async_trait::async_trait;
 use inference_core::{
-    Error, GenerateOptions, Prompt, Result, SessionEngine, SessionFile, TokenStream, off_thread,
+    Error, GenerateOptions, Prompt, Result, TokenStream,
+    backend::{SessionEngine, SessionFile, off_thread},
 };
 use tokio::sync::{Mutex, oneshot};
 

@@ -41,7 +41,7 @@ async fn memory_returns_to_where_it_was() {
 fn limits_are_set_and_the_old_ones_returned() {
     let backend = Registry::linked().open("cpu").unwrap();
     let memory = backend.memory().unwrap();
-    let limits = inference_core::MemoryLimits::new().cache(1 << 20);
+    let limits = inference_core::backend::MemoryLimits::new().cache(1 << 20);
     let before = memory.set_limits(limits).unwrap();
     assert_eq!(memory.set_limits(before).unwrap().cache, Some(1 << 20));
     assert_eq!(before.memory, None);

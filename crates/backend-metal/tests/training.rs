@@ -12,9 +12,12 @@ use std::{
 use backend_metal as _;
 use futures::StreamExt as _;
 use inference_core::{
-    AdapterOptions, CancellationToken, Error, Example, FullOptions, GenerateOptions, LoadOptions, Message,
-    Method, Prompt, Schedule, TextModel, TextModelExt as _, TrainEnd, TrainEvent, TrainOptions, TrainingData,
+    CancellationToken, Error, GenerateOptions, LoadOptions, Message, Prompt, TextModel, TextModelExt as _,
     load_model,
+    train::{
+        AdapterOptions, Example, FullOptions, Method, Schedule, TrainEnd, TrainEvent, TrainOptions,
+        TrainingData,
+    },
 };
 
 fn demo() -> PathBuf {
@@ -237,7 +240,7 @@ async fn whole_weights_are_trained_where_they_are_dense() {
         let validations = validations(&run);
         assert!(validations[validations.len() - 1].1 < 0.3 * validations[0].1, "{validations:?}");
         curves.push(curve(&run));
-        let tensors = inference_core::read_tensors(weights.join("adapters.safetensors")).unwrap();
+        let tensors = inference_core::backend::read_tensors(weights.join("adapters.safetensors")).unwrap();
         assert!(tensors.values().all(|tensor| tensor.dtype == inference_core::Dtype::F32));
         let trained = load(&folder, LoadOptions::new().adapter(&weights)).await;
         assert_eq!(answer(&*trained, "What colour is box 3?").await, "Box 3 is grey.");
@@ -268,7 +271,7 @@ async fn a_fused_model_says_what_model_and_adapter_say() {
         let folder = output.path().join(name);
         events(&*model, data(), options(&folder).method(method).learning_rate(1e-3).steps(3)).await;
         let manifest = inference_core::ModelManifest::read(demo()).unwrap();
-        let adapter = inference_core::AdapterManifest::read(&folder, &manifest).unwrap();
+        let adapter = inference_core::backend::AdapterManifest::read(&folder, &manifest).unwrap();
         let adapted = load(&demo(), LoadOptions::new().adapter(&folder)).await;
         let expected = logits(&*adapted).await;
         // Eight bits round what was learnt; in full there is no rounding but float32's.

@@ -4,8 +4,10 @@ use std::{path::PathBuf, sync::Arc};
 
 use async_trait::async_trait;
 use inference_core::{
-    Availability, Backend, BackendDescriptor, BackendInfo, Capabilities, Error, Feature, LoadOptions,
-    ModelManifest, Result, Support, TextModel, register_backend,
+    Error, Feature, LoadOptions, ModelManifest, Result, TextModel,
+    backend::{
+        Availability, Backend, BackendDescriptor, BackendInfo, Capabilities, Support, register_backend,
+    },
 };
 
 use crate::{

@@ -7,7 +7,7 @@ use std::{
 
 use inference_core::{
     Alternative, CancellationToken, Error, Finish, FinishReason, Metrics, Percentiles, Result, StopCause,
-    Token, TokenSink,
+    Token, backend::TokenSink,
 };
 use inference_text::{TextAssembler, TextEvent};
 

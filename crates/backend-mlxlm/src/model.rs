@@ -14,7 +14,7 @@ use futures::lock::Mutex as AsyncMutex;
 use inference_core::{
     CancellationToken, Classification, ClassifyOptions, Error, FinishReason, GenerateOptions, LabelScore,
     LoadOptions, Metrics, ModelInfo, ModelManifest, ModelStats, Prompt, Result, TextModel, TokenStream,
-    off_thread,
+    backend::off_thread,
 };
 use inference_text::Codec;
 

@@ -7,7 +7,7 @@ mod common;
 use backend_mlxlm::{DESCRIPTOR, use_python};
 use common::{ids, python, script, tiny_model};
 use inference_core::{
-    Availability, Error, GenerateOptions, ModelManifest, Outcome, Registry, TextModelExt as _,
+    Error, GenerateOptions, ModelManifest, Outcome, Registry, TextModelExt as _, backend::Availability,
 };
 
 // One test: the interpreter is chosen for the whole process.

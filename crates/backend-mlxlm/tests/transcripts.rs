@@ -12,8 +12,8 @@ use std::{
 use backend_mlxlm::{MlxLmBackend, MlxLmOptions};
 use common::tiny_model;
 use inference_core::{
-    Alternative, Backend as _, ClassifyOptions, Completion, Error, FinishReason, GenerateOptions,
-    LoadOptions, ModelManifest, Result, StopCause, TextModelExt as _, Xtc,
+    Alternative, ClassifyOptions, Completion, Error, FinishReason, GenerateOptions, LoadOptions,
+    ModelManifest, Result, StopCause, TextModelExt as _, Xtc, backend::Backend as _,
 };
 use serde_json::{Value, json};
 

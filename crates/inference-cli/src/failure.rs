@@ -2,7 +2,8 @@
 
 use std::{fmt, io, process::ExitCode};
 
-use inference::{Error, Printable};
+use inference::Error;
+use inference_core::backend::Printable;
 use serde_json::json;
 
 use crate::render::{self, Out};

@@ -10,8 +10,8 @@ use std::{
 
 use futures::{future::BoxFuture, lock::Mutex};
 use inference_core::{
-    Backend, BackendDescriptor, Capabilities, Feature, GenerateOptions, Load, LoadOptions, Message, Prompt,
-    Registry, Result, TextModel,
+    Feature, GenerateOptions, Load, LoadOptions, Message, Prompt, Registry, Result, TextModel,
+    backend::{Backend, BackendDescriptor, Capabilities},
 };
 
 type Loader = Arc<dyn Fn(Load) -> BoxFuture<'static, Result<Arc<dyn TextModel>>> + Send + Sync>;

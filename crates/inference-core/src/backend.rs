@@ -1,132 +1,35 @@
-//! An engine, as programs and the registry see it.
+//! What an engine implements, and the helpers it implements it with. Programs that only call models need none of this.
+//!
+//! - **The contract**: [`Backend`], [`TextModel`](crate::TextModel), [`SessionEngine`],
+//!   [`Trainable`](crate::train::Trainable). [`CheckedModel`] stands in front of every model and refuses what the
+//!   backend's [`Capabilities`] lack.
+//! - **Registration**: [`BackendDescriptor`], [`register_backend!`](crate::register_backend).
+//! - **Streams**: [`TokenSink`] is the engine's end of a [`TokenStream`](crate::TokenStream); [`AnswerReader`] splits an
+//!   answer into its parts.
+//! - **Files**: [`TensorInfo`], [`read_tensors`], [`read_json`] and [`read_regular`] trust nothing in a folder;
+//!   [`AdapterManifest`] and [`SessionFile`] are the formats of adapters and saved sessions.
+//! - **Training**: [`Batches`], [`TrainState`].
+//! - **Work that blocks**: [`off_thread`].
 
-use std::{fmt::Debug, sync::Arc};
+pub use async_trait::async_trait;
 
-use async_trait::async_trait;
-use serde::Serialize;
-
-use crate::{Capabilities, LoadOptions, MemoryUsage, ModelManifest, Result, TextModel};
-
-/// An engine that runs models. Made by a [`BackendDescriptor`](crate::BackendDescriptor) and cheap to make: the work begins
-/// with [`load`](Self::load).
-#[async_trait]
-pub trait Backend: Debug + Send + Sync + 'static {
-    /// What is known about it.
-    fn info(&self) -> &BackendInfo;
-
-    /// What it can do. Options that need more are refused before they reach it.
-    fn capabilities(&self) -> Capabilities {
-        Capabilities::default()
-    }
-
-    /// Whether it can run this model, judged by config and tensor headers alone.
-    fn supports(&self, model: &ModelManifest) -> Support;
-
-    /// Loads the model. Options are validated and within the capabilities.
-    ///
-    /// # Errors
-    /// A file of the folder is broken, an architecture or weight format is not supported, memory does not suffice, or the
-    /// load was cancelled.
-    async fn load(&self, model: ModelManifest, options: LoadOptions) -> Result<Arc<dyn TextModel>>;
-
-    /// The engine's memory, where it can tell and rule it.
-    fn memory(&self) -> Option<&dyn MemoryControl> {
-        None
-    }
-}
-
-/// What is known about a backend.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[non_exhaustive]
-pub struct BackendInfo {
-    /// The name by which it is asked for.
-    pub id: &'static str,
-    /// The engine and its version: `MLX 0.32.2`.
-    pub version: String,
-    /// The device it runs on: `NVIDIA H200`.
-    pub device: String,
-}
-
-impl BackendInfo {
-    /// A backend's description.
-    pub fn new(id: &'static str, version: impl Into<String>, device: impl Into<String>) -> Self {
-        Self { id, version: version.into(), device: device.into() }
-    }
-}
-
-/// Whether a backend can run a model.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Support {
-    /// It can.
-    Yes,
-    /// It cannot; the reason names what stands against it, with what was found.
-    No(String),
-}
-
-/// Control over an engine's memory. Process-wide where the engine's allocator is.
-pub trait MemoryControl: Debug + Send + Sync {
-    /// What is in use now.
-    ///
-    /// # Errors
-    /// The engine failed to tell.
-    fn usage(&self) -> Result<MemoryUsage>;
-
-    /// Sets limits; `None` leaves one as it is. Returns the limits before.
-    ///
-    /// # Errors
-    /// The engine failed, or has no such limit.
-    fn set_limits(&self, limits: MemoryLimits) -> Result<MemoryLimits>;
-
-    /// Gives the allocator's cache back to the system.
-    ///
-    /// # Errors
-    /// The engine failed.
-    fn clear_cache(&self) -> Result<()>;
-
-    /// Starts the measurement of the peak anew.
-    ///
-    /// # Errors
-    /// The engine failed.
-    fn reset_peak(&self) -> Result<()>;
-}
-
-/// Limits on an engine's memory, in bytes.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-#[non_exhaustive]
-pub struct MemoryLimits {
-    /// On all memory in use.
-    pub memory: Option<u64>,
-    /// On what the allocator keeps for reuse.
-    pub cache: Option<u64>,
-    /// On memory kept resident for the GPU, where the system knows that notion.
-    pub wired: Option<u64>,
-}
-
-impl MemoryLimits {
-    /// No limit changed.
-    #[must_use]
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Limits all memory in use.
-    #[must_use]
-    pub fn memory(mut self, bytes: u64) -> Self {
-        self.memory = Some(bytes);
-        self
-    }
-
-    /// Limits what the allocator keeps for reuse.
-    #[must_use]
-    pub fn cache(mut self, bytes: u64) -> Self {
-        self.cache = Some(bytes);
-        self
-    }
-
-    /// Limits memory kept resident for the GPU.
-    #[must_use]
-    pub fn wired(mut self, bytes: u64) -> Self {
-        self.wired = Some(bytes);
-        self
-    }
-}
+pub use crate::{
+    adapter::{ADAPTER_FILE, AdaptedLayer, AdapterConfig, AdapterManifest},
+    capabilities::Capabilities,
+    chat::AnswerReader,
+    checked::CheckedModel,
+    discover::Discover,
+    engine::{Backend, BackendInfo, MemoryControl, MemoryLimits, Support},
+    error::{Printable, Source},
+    files::{read_json, read_regular},
+    off_thread::off_thread,
+    options::{DEFAULT_MAX_TOKENS, DEFAULT_PENALTY_WINDOW, Extensions, Processor, Progress},
+    register_backend,
+    registry::{Availability, BackendDescriptor},
+    safetensors::{TensorInfo, read_tensors},
+    session::SessionEngine,
+    session_file::{SessionFile, SessionTensor},
+    stream::TokenSink,
+    system::free_memory,
+    train::{batches::Batches, checkpoint::TrainState},
+};

@@ -97,7 +97,7 @@ impl fmt::Display for Feature {
 /// A set of [`Feature`]s. The default is the empty set: a backend says what it can do, nothing is assumed.
 ///
 /// ```
-/// use inference_core::{Capabilities, Feature};
+/// use inference_core::{Feature, backend::Capabilities};
 ///
 /// const MINE: Capabilities = Capabilities::of(&[Feature::Generate, Feature::Seed]);
 /// assert!(MINE.has(Feature::Seed) && !MINE.has(Feature::Classify));

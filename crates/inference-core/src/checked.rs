@@ -12,9 +12,12 @@ use async_trait::async_trait;
 use tracing::Instrument as _;
 
 use crate::{
-    Capabilities, Classification, ClassifyOptions, Error, Feature, GenerateOptions, ModelInfo, ModelStats,
-    Prompt, Result, Session, TextModel, TokenStream, TrainOptions, TrainStream, Trainable, TrainingData,
-    metrics, registry::refuse_missing,
+    Classification, ClassifyOptions, Error, Feature, GenerateOptions, ModelInfo, ModelStats, Prompt, Result,
+    Session, TextModel, TokenStream,
+    capabilities::Capabilities,
+    metrics,
+    registry::refuse_missing,
+    train::{TrainOptions, TrainStream, Trainable, TrainingData},
 };
 
 /// A model behind the contract's checks: option values are validated, and options that the backend lacks are refused,

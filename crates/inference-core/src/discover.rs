@@ -159,7 +159,7 @@ fn cached_name(folder: &Path) -> Option<String> {
     }
     let name = parts.next()?.to_str()?.strip_prefix("models--")?.replacen("--", "/", 1);
     let main = folder.parent()?.parent()?.join("refs/main");
-    let main = crate::read_regular(&main, 1024).unwrap_or_default();
+    let main = crate::files::read_regular(&main, 1024).unwrap_or_default();
     let is_main = main.trim_ascii() == revision.as_bytes();
     Some(if is_main { name } else { format!("{name}@{revision}") })
 }

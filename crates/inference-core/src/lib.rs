@@ -1,8 +1,12 @@
 //! The contract between programs that use language models and engines that run them.
 //!
-//! A program asks [`load_model`] for a [`TextModel`] and streams tokens out of it; an engine implements [`Backend`] and
-//! [`TextModel`] and registers itself at link time with [`register_backend!`]. Neither knows the other, and this crate
-//! holds no engine: no MLX, no Python, no network, no runtime. It works under any async executor.
+//! A program calls [`load_model`] for a [`TextModel`] and streams tokens from it. An engine implements
+//! [`Backend`](backend::Backend) and [`TextModel`], and registers itself at link time with [`register_backend!`]. Neither
+//! knows the other. This crate holds no engine: no MLX, no Python, no network, no runtime. It works under any async executor.
+//!
+//! - The crate root has what a program calls.
+//! - [`train`] has what a program needs to fine-tune a model.
+//! - [`backend`] has what an engine implements, and the helpers it implements it with.
 //!
 //! ```
 //! use futures::StreamExt as _;
@@ -26,12 +30,13 @@
 #![forbid(unsafe_code)]
 
 mod adapter;
-mod backend;
+pub mod backend;
 mod capabilities;
 mod chat;
 mod checked;
 mod classify;
 mod discover;
+mod engine;
 mod error;
 mod files;
 mod manifest;
@@ -48,39 +53,26 @@ mod session;
 mod session_file;
 mod stream;
 mod system;
-mod train;
+pub mod train;
 
-pub use adapter::{ADAPTER_FILE, AdaptedLayer, AdapterConfig, AdapterManifest};
-pub use backend::{Backend, BackendInfo, MemoryControl, MemoryLimits, Support};
-pub use capabilities::{Capabilities, Feature};
-pub use chat::{Answer, AnswerReader, ChatEvent, ChatStream, ToolCall};
-pub use checked::CheckedModel;
+pub use capabilities::Feature;
+pub use chat::{Answer, ChatEvent, ChatStream, ToolCall};
 pub use classify::{Classification, LabelScore};
-pub use discover::{Discover, Discovered, discover};
-pub use error::{Error, Printable, Result, Source};
-pub use files::{read_json, read_regular};
+pub use discover::{Discovered, discover};
+pub use error::{Error, Result};
 pub use manifest::{MemoryEstimate, ModelManifest};
 pub use metrics::{MemoryUsage, Metrics, ModelStats, Percentiles};
 pub use model::{Completion, ModelInfo, Quantization, TextModel, TextModelExt};
-pub use off_thread::off_thread;
 pub use options::{
-    ClassifyOptions, ContextOverflow, DEFAULT_MAX_TOKENS, DEFAULT_PENALTY_WINDOW, Extensions,
-    GenerateOptions, KvBits, LoadOptions, LoadProgress, LogitsProcessor, Processor, Progress,
+    ClassifyOptions, ContextOverflow, GenerateOptions, KvBits, LoadOptions, LoadProgress, LogitsProcessor,
     SamplingOptions, TemplateOptions, Xtc,
 };
 pub use prompt::{Message, Prompt, Role};
-pub use registry::{Availability, BackendDescriptor, Load, Outcome, Registry, Verdict, explain, load_model};
-pub use safetensors::{Dtype, TensorInfo, read_tensors};
-pub use session::{Session, SessionEngine};
-pub use session_file::{SessionFile, SessionTensor};
-pub use stream::{Alternative, Finish, FinishReason, StopCause, Token, TokenSink, TokenStream};
-pub use system::free_memory;
+pub use registry::{Load, Outcome, Registry, Verdict, explain, load_model};
+pub use safetensors::Dtype;
+pub use session::Session;
+pub use stream::{Alternative, Finish, FinishReason, StopCause, Token, TokenStream};
 pub use tokio_util::sync::CancellationToken;
-pub use train::{
-    AdapterDtype, AdapterOptions, Batches, Content, Example, FullOptions, Learn, Method, Optimizer, Origin,
-    Schedule, TokenExample, TooLong, TrainEnd, TrainEvent, TrainLength, TrainMemory, TrainOptions, TrainPlan,
-    TrainState, TrainStream, Trainable, TrainingData,
-};
 
 #[doc(hidden)]
 pub use inventory as __inventory;

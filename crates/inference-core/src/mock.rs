@@ -19,10 +19,15 @@ use tokio::sync::OwnedMutexGuard;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Availability, Backend, BackendDescriptor, BackendInfo, Capabilities, Classification, ClassifyOptions,
-    Dtype, Error, Feature, Finish, FinishReason, GenerateOptions, LabelScore, LoadOptions, LoadProgress,
-    Metrics, ModelInfo, ModelManifest, ModelStats, Prompt, Result, Session, SessionEngine, SessionFile,
-    SessionTensor, StopCause, Support, TextModel, Token, TokenSink, TokenStream,
+    Classification, ClassifyOptions, Dtype, Error, Feature, Finish, FinishReason, GenerateOptions,
+    LabelScore, LoadOptions, LoadProgress, Metrics, ModelInfo, ModelManifest, ModelStats, Prompt, Result,
+    Session, StopCause, TextModel, Token, TokenStream,
+    capabilities::Capabilities,
+    engine::{Backend, BackendInfo, Support},
+    registry::{Availability, BackendDescriptor},
+    session::SessionEngine,
+    session_file::{SessionFile, SessionTensor},
+    stream::TokenSink,
 };
 
 /// The mock's entry for a registry. The feature `mock` also registers it, with a priority that needs it to be named.

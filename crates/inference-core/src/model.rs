@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::{
     Answer, Classification, ClassifyOptions, Error, Feature, Finish, GenerateOptions, Message, ModelStats,
-    Prompt, Result, Session, Token, TokenStream, Trainable,
+    Prompt, Result, Session, Token, TokenStream, train::Trainable,
 };
 
 /// A model that is ready to run. Shared freely: calls from many tasks run side by side.

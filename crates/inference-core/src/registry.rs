@@ -11,13 +11,17 @@ use futures::{FutureExt as _, future::BoxFuture};
 use serde::Serialize;
 
 use crate::{
-    AdapterManifest, Backend, Capabilities, CheckedModel, Error, Feature, LoadOptions, ModelManifest, Result,
-    Support, TextModel, off_thread,
+    Error, Feature, LoadOptions, ModelManifest, Result, TextModel,
+    adapter::AdapterManifest,
+    capabilities::Capabilities,
+    checked::CheckedModel,
+    engine::{Backend, Support},
+    off_thread::off_thread,
 };
 
 /// How a program learns of a backend without opening it.
 ///
-/// A backend crate registers itself with [`register_backend!`](crate::register_backend); a program links it by naming the
+/// A backend crate registers itself with [`register_backend!`](crate::backend::register_backend); a program links it by naming the
 /// crate (`use backend_metal as _;`): a crate that no code names is not linked, and registers nothing.
 #[derive(Debug, Clone, Copy)]
 pub struct BackendDescriptor {
@@ -49,7 +53,7 @@ inventory::collect!(BackendDescriptor);
 /// Registers a [`BackendDescriptor`] at link time.
 ///
 /// ```
-/// use inference_core::{Availability, BackendDescriptor, Error, register_backend};
+/// use inference_core::{Error, backend::{Availability, BackendDescriptor, register_backend}};
 ///
 /// register_backend!(BackendDescriptor::new(
 ///     "abacus",

@@ -62,7 +62,7 @@ pub trait SessionEngine: Debug + Send + Sync + 'static {
     /// The model is closed, or the engine failed.
     async fn fork(&self) -> Result<Box<dyn SessionEngine>>;
 
-    /// See [`Session::save`]. [`SessionFile`](crate::SessionFile) is the format.
+    /// See [`Session::save`]. [`SessionFile`](crate::backend::SessionFile) is the format.
     ///
     /// # Errors
     /// The model is closed, the engine failed, or the file cannot be written.

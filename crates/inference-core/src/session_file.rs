@@ -13,8 +13,8 @@ use std::{
 use serde_json::{Map, Value, json};
 
 use crate::{
-    Dtype, Error, Result, TensorInfo,
-    safetensors::{METADATA, read_with_metadata},
+    Dtype, Error, Result,
+    safetensors::{METADATA, TensorInfo, read_with_metadata},
 };
 
 const FORMAT: &str = "inference-session-1";

@@ -17,7 +17,10 @@ use tokio::sync::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{AnswerReader, ChatStream, Error, Metrics, Result, chat::PlainReader};
+use crate::{
+    ChatStream, Error, Metrics, Result,
+    chat::{AnswerReader, PlainReader},
+};
 
 /// One generated token.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]

@@ -6,7 +6,9 @@ mod common;
 use std::path::Path;
 
 use inference_core::{
-    ADAPTER_FILE, AdapterConfig, AdapterManifest, AdapterOptions, Error, FullOptions, Method, ModelManifest,
+    Error, ModelManifest,
+    backend::{ADAPTER_FILE, AdapterConfig, AdapterManifest},
+    train::{AdapterOptions, FullOptions, Method},
 };
 use proptest::prelude::*;
 use serde_json::{Value, json};

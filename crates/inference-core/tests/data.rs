@@ -3,7 +3,10 @@
 
 use std::path::Path;
 
-use inference_core::{Content, Error, Example, Message, Origin, Role, TrainingData};
+use inference_core::{
+    Error, Message, Role,
+    train::{Content, Example, Origin, TrainingData},
+};
 use proptest::prelude::*;
 use serde_json::json;
 

@@ -5,7 +5,10 @@ mod common;
 use std::{collections::HashMap, fs::File, time::Instant};
 
 use common::{Folder, assert_says, file, header, tensors};
-use inference_core::{Dtype, TensorInfo, read_tensors};
+use inference_core::{
+    Dtype,
+    backend::{TensorInfo, read_tensors},
+};
 use proptest::prelude::*;
 use safetensors::tensor::{Dtype as TheirDtype, TensorView, serialize};
 

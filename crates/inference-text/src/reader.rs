@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use inference_core::{AnswerReader, ChatEvent, Token};
+use inference_core::{ChatEvent, Token, backend::AnswerReader};
 
 use crate::{AnswerParser, Detokenizer, Tokenizer};
 

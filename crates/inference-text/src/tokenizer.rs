@@ -8,7 +8,10 @@ use std::{
     sync::Arc,
 };
 
-use inference_core::{Error, Result, read_json, read_regular};
+use inference_core::{
+    Error, Result,
+    backend::{read_json, read_regular},
+};
 use serde_json::{Map, Value};
 use tokenizers::AddedToken;
 

@@ -1,8 +1,8 @@
 //! From examples to tokens with a mask of what is learnt.
 
 use inference_core::{
-    Content, Error, Example, Learn, Message, ModelInfo, Result, Role, TemplateOptions, TokenExample, TooLong,
-    TrainOptions, TrainingData,
+    Error, Message, ModelInfo, Result, Role, TemplateOptions,
+    train::{Content, Example, Learn, TokenExample, TooLong, TrainOptions, TrainingData},
 };
 
 use crate::{Codec, Tokenizer};

@@ -4,7 +4,8 @@
 use std::path::{Path, PathBuf};
 
 use inference_core::{
-    Content, Error, Example, Learn, Message, ModelInfo, TokenExample, TooLong, TrainOptions, TrainingData,
+    Error, Message, ModelInfo,
+    train::{Content, Example, Learn, TokenExample, TooLong, TrainOptions, TrainingData},
 };
 use inference_text::{Codec, TokenData};
 use serde::Deserialize;

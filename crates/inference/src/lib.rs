@@ -48,7 +48,7 @@
 //!
 //! Options that only one engine has are in its module, `inference::metal` or `inference::mlxlm`.
 //!
-//! An engine of your own is a crate that depends on `inference-core` alone and calls [`register_backend!`]; a program that
+//! An engine of your own is a crate that depends on `inference-core` alone and calls its `register_backend!`; a program that
 //! names the crate (`use my_backend as _;`) has it in [`load_model`] with no further line.
 //!
 //! No async runtime is prescribed: every future here runs under any executor.
@@ -62,4 +62,14 @@ pub use backend_metal as metal;
 #[cfg(feature = "mlxlm")]
 pub use backend_mlxlm as mlxlm;
 #[doc(inline)]
-pub use inference_core::*;
+#[cfg(feature = "mock")]
+pub use inference_core::mock;
+#[doc(inline)]
+pub use inference_core::{
+    Alternative, Answer, CancellationToken, ChatEvent, ChatStream, Classification, ClassifyOptions,
+    Completion, ContextOverflow, Discovered, Dtype, Error, Feature, Finish, FinishReason, GenerateOptions,
+    KvBits, LabelScore, Load, LoadOptions, LoadProgress, LogitsProcessor, MemoryEstimate, MemoryUsage,
+    Message, Metrics, ModelInfo, ModelManifest, ModelStats, Outcome, Percentiles, Prompt, Quantization,
+    Registry, Result, Role, SamplingOptions, Session, StopCause, TemplateOptions, TextModel, TextModelExt,
+    Token, TokenStream, ToolCall, Verdict, Xtc, discover, explain, load_model, train,
+};

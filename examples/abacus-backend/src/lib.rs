@@ -17,10 +17,7 @@ mod text;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use inference_core::{
-    Availability, Backend, BackendDescriptor, BackendInfo, Capabilities, Error, Feature, LoadOptions,
-    ModelManifest, Result, Support, TextModel, register_backend,
-};
+use inference_core::{Error, Feature, LoadOptions, ModelManifest, Result, TextModel, backend::{Availability, Backend, BackendDescriptor, BackendInfo, Capabilities, Support, register_backend}};
 
 use crate::{model::Model, table::Table};
 

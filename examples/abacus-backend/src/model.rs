@@ -12,11 +12,7 @@ use std::{
 
 use async_trait::async_trait;
 use futures::{executor::block_on, future::select};
-use inference_core::{
-    CancellationToken, Classification, ClassifyOptions, Error, Finish, FinishReason, GenerateOptions,
-    LabelScore, LoadOptions, Metrics, ModelInfo, ModelManifest, ModelStats, Prompt, Result, StopCause,
-    TextModel, Token, TokenSink, TokenStream,
-};
+use inference_core::{CancellationToken, Classification, ClassifyOptions, Error, Finish, FinishReason, GenerateOptions, LabelScore, LoadOptions, Metrics, ModelInfo, ModelManifest, ModelStats, Prompt, Result, StopCause, TextModel, Token, TokenStream, backend::TokenSink};
 
 use crate::{
     ID, sampling,

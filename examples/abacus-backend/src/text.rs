@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use inference_core::{Token, TokenSink};
+use inference_core::{Token, backend::TokenSink};
 
 /// The text of one request. The last token waits for the next, so that text held back can still go with it.
 pub(crate) struct Text {

@@ -312,7 +312,7 @@ fn eos_token_ids(config: &Value) -> Vec<u32> {
 /// Weights of the model, counted before quantisation.
 fn parameters(weights: &Weights<'_>) -> u64 {
     let tensors = weights.manifest().tensors();
-    let count = |(name, tensor): (&String, &inference_core::TensorInfo)| -> u64 {
+    let count = |(name, tensor): (&String, &inference_core::backend::TensorInfo)| -> u64 {
         let elements: u64 = tensor.shape.iter().map(|n| *n as u64).product();
         let stem = name.strip_suffix(".weight");
         let packed =

@@ -2,7 +2,7 @@
 
 use std::ffi::CStr;
 
-use inference_core::Availability;
+use inference_core::backend::Availability;
 use mlx_rs::{
     DeviceType, Stream,
     error::{Exception, Result},
@@ -50,7 +50,7 @@ impl Device {
     /// Bytes that it can still give to a model, where that is known.
     pub(crate) fn free_memory(self) -> Option<u64> {
         match self {
-            Self::Cpu => inference_core::free_memory(),
+            Self::Cpu => inference_core::backend::free_memory(),
             // Unified memory: what the machine has in all, less what MLX holds.
             Self::Metal => {
                 gpu_size(c"memory_size").map(|size| size.saturating_sub(super::memory::usage().active_bytes))

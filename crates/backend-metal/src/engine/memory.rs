@@ -2,7 +2,10 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use inference_core::{Error, MemoryControl, MemoryLimits, MemoryUsage, Result};
+use inference_core::{
+    Error, MemoryUsage, Result,
+    backend::{MemoryControl, MemoryLimits},
+};
 use mlx_rs::{error::Exception, memory};
 
 /// The peak before the engine last restarted MLX's own measurement, which it does to learn each request's peak.

@@ -26,7 +26,9 @@ use std::{
 };
 
 use futures::future::{Either, select};
-use inference_core::{AdapterManifest, Error, KvBits, LoadOptions, LoadProgress, ModelManifest, Result};
+use inference_core::{
+    Error, KvBits, LoadOptions, LoadProgress, ModelManifest, Result, backend::AdapterManifest,
+};
 use mlx_rs::with_stream;
 use tokio::sync::{mpsc, oneshot};
 
@@ -395,8 +397,8 @@ fn load_model(load: Load) -> Result<(Scheduler, Loaded)> {
 }
 
 fn set_limits(device: Device, options: &LoadOptions) -> Result<()> {
-    use inference_core::MemoryControl as _;
-    let mut limits = inference_core::MemoryLimits::new();
+    use inference_core::backend::MemoryControl as _;
+    let mut limits = inference_core::backend::MemoryLimits::new();
     limits.memory = options.memory_limit;
     limits.cache = options.cache_limit;
     Memory

@@ -8,7 +8,7 @@ use std::{
 
 use inference_core::{
     Alternative, Finish, FinishReason, GenerateOptions, Metrics, Percentiles, Result, StopCause, Token,
-    TokenSink,
+    backend::TokenSink,
 };
 use inference_text::{TextAssembler, TextEvent, ThinkingBudget};
 use mlx_rs::{

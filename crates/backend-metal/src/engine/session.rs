@@ -5,7 +5,7 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use inference_core::{Dtype, SessionTensor};
+use inference_core::{Dtype, backend::SessionTensor};
 use mlx_rs::{
     Array,
     error::{Exception, Result as MlxResult},

@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 
-use inference_core::{Error, GenerateOptions, Processor};
+use inference_core::{Error, GenerateOptions, backend::Processor};
 use inference_text::ThinkingBudget;
 use mlx_rs::{
     Array,

@@ -2,7 +2,11 @@
 
 use std::rc::Rc;
 
-use inference_core::{AdaptedLayer, AdapterManifest, Error, Method, ModelManifest, Result};
+use inference_core::{
+    Error, ModelManifest, Result,
+    backend::{AdaptedLayer, AdapterManifest},
+    train::Method,
+};
 
 use super::{Tensors, mlx_dtype};
 use crate::{

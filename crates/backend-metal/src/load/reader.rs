@@ -8,7 +8,7 @@ use std::{
     path::Path,
 };
 
-use inference_core::{Dtype, Error, ModelManifest, Result, TensorInfo};
+use inference_core::{Dtype, Error, ModelManifest, Result, backend::TensorInfo};
 use mlx_rs::{Array, error::Exception};
 
 use super::Progress;
@@ -91,7 +91,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// A safetensors file whose header was read and checked with [`read_tensors`](inference_core::read_tensors).
+/// A safetensors file whose header was read and checked with [`read_tensors`](inference_core::backend::read_tensors).
 pub(crate) struct Tensors<'a> {
     path: &'a Path,
     file: File,

@@ -2,7 +2,7 @@
 
 use std::{cell::RefCell, collections::BTreeSet, fmt::Display, rc::Rc};
 
-use inference_core::{Dtype, Error, ModelManifest, Result, TensorInfo};
+use inference_core::{Dtype, Error, ModelManifest, Result, backend::TensorInfo};
 use mlx_rs::Array;
 use serde_json::Value;
 

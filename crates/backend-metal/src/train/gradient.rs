@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use inference_core::TokenExample;
+use inference_core::train::TokenExample;
 use mlx_rs::{
     Array,
     error::{Exception, Result},

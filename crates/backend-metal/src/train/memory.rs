@@ -1,6 +1,6 @@
 //! What a run will need, before its first step.
 
-use inference_core::{Method, TrainMemory, TrainOptions};
+use inference_core::train::{Method, TrainMemory, TrainOptions};
 use mlx_rs::Array;
 
 use super::optimizer::Stepper;

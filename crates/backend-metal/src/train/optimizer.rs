@@ -2,7 +2,7 @@
 
 use std::mem;
 
-use inference_core::Optimizer;
+use inference_core::train::Optimizer;
 use mlx_rs::{
     Array, Dtype,
     error::{Exception, Result},

@@ -4,8 +4,9 @@ use std::{mem, rc::Rc, slice, time::Instant};
 
 use futures::channel::mpsc::UnboundedSender;
 use inference_core::{
-    Batches, Error, Result, TokenExample, TrainEnd, TrainEvent, TrainLength, TrainOptions, TrainPlan,
-    TrainState,
+    Error, Result,
+    backend::{Batches, TrainState},
+    train::{TokenExample, TrainEnd, TrainEvent, TrainLength, TrainOptions, TrainPlan},
 };
 use inference_text::TokenData;
 use mlx_rs::{Array, error::Exception, memory::cache_memory, transforms};

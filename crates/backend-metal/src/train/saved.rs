@@ -7,7 +7,9 @@ use std::{
 };
 
 use inference_core::{
-    ADAPTER_FILE, AdapterConfig, Dtype, Error, Result, TensorInfo, TrainOptions, TrainState, read_tensors,
+    Dtype, Error, Result,
+    backend::{ADAPTER_FILE, AdapterConfig, TensorInfo, TrainState, read_tensors},
+    train::TrainOptions,
 };
 use mlx_rs::Array;
 

@@ -2,7 +2,10 @@
 
 use std::{borrow::Cow, rc::Rc};
 
-use inference_core::{AdapterDtype, AdapterOptions, Error, Method, Result};
+use inference_core::{
+    Error, Result,
+    train::{AdapterDtype, AdapterOptions, Method},
+};
 use mlx_rs::{Array, Dtype, error::Result as MlxResult, ops, random};
 
 use crate::{

@@ -9,7 +9,10 @@ use std::{
 };
 
 use backend_mlxlm::MlxLmBackend;
-use inference_core::{Backend as _, CheckedModel, LoadOptions, ModelManifest, Result, TextModel};
+use inference_core::{
+    LoadOptions, ModelManifest, Result, TextModel,
+    backend::{Backend as _, CheckedModel},
+};
 use serde_json::{Value, json};
 
 /// The id that ends a text; ids below it are bytes.

@@ -2,7 +2,8 @@
 
 use std::process::ExitCode;
 
-use inference::{Availability, BackendDescriptor, Registry};
+use inference::Registry;
+use inference_core::backend::{Availability, BackendDescriptor};
 use serde::Serialize;
 
 use crate::render::{self, Out};

@@ -10,9 +10,8 @@ use std::{
 
 use anyhow::ensure;
 use futures::{StreamExt as _, future::try_join_all};
-use inference::{
-    BackendInfo, CancellationToken, FinishReason, GenerateOptions, ModelInfo, Prompt, Registry, TextModel,
-};
+use inference::{CancellationToken, FinishReason, GenerateOptions, ModelInfo, Prompt, Registry, TextModel};
+use inference_core::backend::BackendInfo;
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use serde::Serialize;
 

@@ -2,7 +2,8 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
-use inference::{KvBits, MemoryEstimate, ModelManifest, free_memory};
+use inference::{KvBits, MemoryEstimate, ModelManifest};
+use inference_core::backend::free_memory;
 use serde::Serialize;
 
 use crate::{

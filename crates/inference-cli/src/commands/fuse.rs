@@ -3,9 +3,10 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use inference::{
-    AdapterManifest, ModelManifest,
+    ModelManifest,
     metal::{FuseOptions, fuse},
 };
+use inference_core::backend::AdapterManifest;
 use serde_json::json;
 
 use crate::{

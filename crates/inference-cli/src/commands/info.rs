@@ -123,7 +123,7 @@ fn has_chat_template(manifest: &ModelManifest) -> bool {
     }
     // A broken tokenizer_config.json is told by whoever loads the model.
     let config: Option<Value> =
-        inference::read_json(&manifest.path().join("tokenizer_config.json"), 16 << 20).ok();
+        inference_core::backend::read_json(&manifest.path().join("tokenizer_config.json"), 16 << 20).ok();
     config.is_some_and(|config| config.get("chat_template").is_some_and(|template| !template.is_null()))
 }
 

@@ -10,7 +10,10 @@ use std::{fs, path::Path, process::ExitCode};
 use anyhow::Context as _;
 use futures::StreamExt as _;
 use indicatif::ProgressBar;
-use inference::{Error, Feature, TrainEnd, TrainEvent, TrainPlan, TrainingData};
+use inference::{
+    Error, Feature,
+    train::{TrainEnd, TrainEvent, TrainPlan, TrainingData},
+};
 
 pub(crate) use self::args::Args;
 use self::metrics::{Curves, Metrics};
@@ -61,7 +64,7 @@ impl<'a> Report<'a> {
         Self { args, out: Out::new(), bar, metrics: None, curves: Curves::default() }
     }
 
-    async fn follow(mut self, mut stream: inference::TrainStream) -> anyhow::Result<ExitCode> {
+    async fn follow(mut self, mut stream: inference::train::TrainStream) -> anyhow::Result<ExitCode> {
         while let Some(event) = stream.next().await {
             let event = event.inspect_err(|_| self.bar.finish_and_clear())?;
             if self.args.json {

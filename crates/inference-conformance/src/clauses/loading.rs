@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use inference_core::{
-    Availability, CancellationToken, Error, KvBits, LoadOptions, ModelManifest, Outcome, Support,
-    TextModelExt as _,
+    CancellationToken, Error, KvBits, LoadOptions, ModelManifest, Outcome, TextModelExt as _,
+    backend::{Availability, Support},
 };
 
 use super::{alone, ended, ids, some_ids, some_prompts};

@@ -4,8 +4,9 @@ use std::path::Path;
 
 use futures::StreamExt as _;
 use inference_core::{
-    AdapterManifest, CancellationToken, Error, Example, Method, ModelManifest, TextModel, TooLong, TrainEnd,
-    TrainEvent, TrainOptions, TrainingData,
+    CancellationToken, Error, ModelManifest, TextModel,
+    backend::AdapterManifest,
+    train::{Example, Method, TooLong, TrainEnd, TrainEvent, TrainOptions, TrainingData},
 };
 use tempfile::TempDir;
 
@@ -141,7 +142,7 @@ pub async fn what_makes_no_sense_is_refused_before_the_first_step(subject: &Subj
         ("a rate of 0", data(&*model), options().learning_rate(0.0)),
         ("no examples", TrainingData::default(), options()),
         ("no such layer", data(&*model), {
-            let adapter = inference_core::AdapterOptions::new().keys(["no.such.layer"]);
+            let adapter = inference_core::train::AdapterOptions::new().keys(["no.such.layer"]);
             options().method(Method::Lora(adapter))
         }),
         (
@@ -177,7 +178,7 @@ async fn train(
     model: &dyn TextModel,
     data: TrainingData,
     options: TrainOptions,
-) -> Result<inference_core::TrainStream, Error> {
+) -> Result<inference_core::train::TrainStream, Error> {
     match model.trainable() {
         Some(trainer) => trainer.train(data, options).await,
         None => Err(Error::Closed),

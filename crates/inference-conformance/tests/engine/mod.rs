@@ -23,9 +23,11 @@ use std::{
 use async_trait::async_trait;
 use inference_conformance::Subject;
 use inference_core::{
-    Availability, Backend, BackendDescriptor, BackendInfo, CancellationToken, Capabilities, Error, Feature,
-    LoadOptions, MemoryControl, MemoryLimits, MemoryUsage, Message, ModelManifest, Result, Support,
-    TextModel,
+    CancellationToken, Error, Feature, LoadOptions, MemoryUsage, Message, ModelManifest, Result, TextModel,
+    backend::{
+        Availability, Backend, BackendDescriptor, BackendInfo, Capabilities, MemoryControl, MemoryLimits,
+        Support,
+    },
 };
 use tempfile::TempDir;
 
@@ -162,7 +164,7 @@ impl Engine {
         }
         let tokenizer = model.path().join("tokenizer.json");
         let read: Result<serde_json::Map<String, serde_json::Value>> =
-            inference_core::read_json(&tokenizer, 1 << 20);
+            inference_core::backend::read_json(&tokenizer, 1 << 20);
         if !self.fault.is("a_broken_tokenizer_is_named") {
             read?;
         }

@@ -13,9 +13,11 @@ use async_trait::async_trait;
 use futures::{executor::block_on, lock::OwnedMutexGuard};
 use inference_conformance::sampler;
 use inference_core::{
-    AnswerReader, CancellationToken, ChatEvent, Classification, ClassifyOptions, ContextOverflow, Error,
-    Finish, FinishReason, GenerateOptions, LabelScore, LoadOptions, Metrics, ModelInfo, ModelManifest,
-    ModelStats, Prompt, Result, Session, StopCause, TextModel, Token, TokenSink, TokenStream, Trainable,
+    CancellationToken, ChatEvent, Classification, ClassifyOptions, ContextOverflow, Error, Finish,
+    FinishReason, GenerateOptions, LabelScore, LoadOptions, Metrics, ModelInfo, ModelManifest, ModelStats,
+    Prompt, Result, Session, StopCause, TextModel, Token, TokenStream,
+    backend::{AnswerReader, TokenSink},
+    train::Trainable,
 };
 
 use super::{

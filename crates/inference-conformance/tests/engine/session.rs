@@ -5,7 +5,8 @@ use std::{path::Path, sync::Arc};
 use async_trait::async_trait;
 use futures::lock::Mutex;
 use inference_core::{
-    Error, GenerateOptions, Prompt, Result, Session, SessionEngine, SessionFile, TokenStream,
+    Error, GenerateOptions, Prompt, Result, Session, TokenStream,
+    backend::{SessionEngine, SessionFile},
 };
 
 use super::model::Core;

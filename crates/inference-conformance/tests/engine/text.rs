@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use inference_core::{FinishReason, Token, TokenSink};
+use inference_core::{FinishReason, Token, backend::TokenSink};
 
 use super::{Fault, model::Run};
 

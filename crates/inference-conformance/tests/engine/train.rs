@@ -9,8 +9,12 @@ use std::{
 use async_trait::async_trait;
 use futures::{StreamExt as _, stream};
 use inference_core::{
-    ADAPTER_FILE, AdapterConfig, Content, Error, Example, Method, Result, TokenExample, TooLong, TrainEnd,
-    TrainEvent, TrainLength, TrainOptions, TrainPlan, TrainState, TrainStream, Trainable, TrainingData,
+    Error, Result,
+    backend::{ADAPTER_FILE, AdapterConfig, TrainState},
+    train::{
+        Content, Example, Method, TokenExample, TooLong, TrainEnd, TrainEvent, TrainLength, TrainOptions,
+        TrainPlan, TrainStream, Trainable, TrainingData,
+    },
 };
 
 use super::{Fault, language::VOCAB, model::Model};

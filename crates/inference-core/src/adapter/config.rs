@@ -6,8 +6,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{
-    AdapterOptions, Error, FullOptions, Method, Result,
+    Error, Result,
     files::{from_value, read_json},
+    train::{AdapterOptions, FullOptions, Method},
 };
 
 /// The configuration's name in an adapter's folder.

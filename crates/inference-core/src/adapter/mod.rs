@@ -10,7 +10,11 @@ use std::{
 };
 
 pub use self::config::AdapterConfig;
-use crate::{Dtype, Error, Method, ModelManifest, Result, TensorInfo, read_tensors};
+use crate::{
+    Dtype, Error, ModelManifest, Result,
+    safetensors::{TensorInfo, read_tensors},
+    train::Method,
+};
 
 /// The name of an adapter's weights in its folder.
 pub const ADAPTER_FILE: &str = "adapters.safetensors";

@@ -9,7 +9,7 @@ use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
 use super::ModelManifest;
-use crate::{AdapterManifest, Error, Result, TensorInfo};
+use crate::{Error, Result, adapter::AdapterManifest, safetensors::TensorInfo};
 
 /// Bytes read at each of [`PLACES`] of a tensor.
 const BLOCK: u64 = 4096;

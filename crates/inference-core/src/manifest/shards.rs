@@ -12,9 +12,9 @@ use serde::{
 };
 
 use crate::{
-    Error, Result, TensorInfo,
+    Error, Result,
     files::{parse_json, read_text},
-    safetensors::read_header,
+    safetensors::{TensorInfo, read_header},
 };
 
 /// The file that names each tensor's file.

@@ -6,7 +6,7 @@
 /// alone, so that a resumed run finds its place.
 ///
 /// ```
-/// use inference_core::Batches;
+/// use inference_core::backend::Batches;
 ///
 /// let mut batches = Batches::new(&[5, 1, 4, 2], 2, None, 0);
 /// assert_eq!(batches.per_epoch(), 2);

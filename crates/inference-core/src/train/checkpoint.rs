@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::{Schedule, TokenExample, TrainOptions};
-use crate::{Error, Result, read_json};
+use crate::{Error, Result, files::read_json};
 
 /// The folder of checkpoints in a run's output.
 const CHECKPOINTS: &str = "checkpoints";
@@ -155,7 +155,7 @@ fn as_json(options: &TrainOptions) -> Result<Map<String, Value>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Method;
+    use crate::train::Method;
 
     #[test]
     fn the_newest_checkpoint_is_found_and_the_same_run_goes_on() {

@@ -86,12 +86,12 @@ pub enum Learn {
     Everything,
 }
 
-/// What becomes of an example with more tokens than [`TrainOptions::max_length`](crate::TrainOptions::max_length).
+/// What becomes of an example with more tokens than [`TrainOptions::max_length`](crate::train::TrainOptions::max_length).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum TooLong {
-    /// It is cut at the end, and counted in [`TrainPlan::truncated_examples`](crate::TrainPlan::truncated_examples). One of
+    /// It is cut at the end, and counted in [`TrainPlan::truncated_examples`](crate::train::TrainPlan::truncated_examples). One of
     /// which nothing to learn is left is refused.
     #[default]
     Truncate,

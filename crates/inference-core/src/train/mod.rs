@@ -1,7 +1,7 @@
 //! Training, free of any engine: what is learnt, how, and what is told on the way.
 
-mod batches;
-mod checkpoint;
+pub(crate) mod batches;
+pub(crate) mod checkpoint;
 mod data;
 mod event;
 mod example;
@@ -15,8 +15,6 @@ use async_trait::async_trait;
 use futures::stream::BoxStream;
 
 pub use self::{
-    batches::Batches,
-    checkpoint::TrainState,
     event::{TrainEnd, TrainEvent, TrainMemory, TrainPlan},
     example::{Content, Example, Learn, Origin, TokenExample, TooLong, TrainingData},
     method::{AdapterDtype, AdapterOptions, FullOptions, Method},

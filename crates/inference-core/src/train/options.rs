@@ -292,7 +292,7 @@ impl TrainOptions {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{AdapterOptions, FullOptions};
+    use crate::train::{AdapterOptions, FullOptions};
 
     #[test]
     fn every_value_that_makes_no_sense_is_named() {

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use inference_core::{Error, Result, read_regular};
+use inference_core::{Error, Result, backend::read_regular};
 use serde_json::{Map, Value};
 
 use super::{DEFAULT, TOOL_USE};

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fs, rc::Rc};
 
-use inference_core::{AdapterOptions, FullOptions, Method, Optimizer, TokenExample};
+use inference_core::train::{AdapterOptions, FullOptions, Method, Optimizer, TokenExample};
 use mlx_rs::{Array, Dtype, transforms};
 use serde::Deserialize;
 

@@ -1,6 +1,6 @@
 //! What an adapter adds to single matrices.
 
-use inference_core::{AdapterManifest, Error, Method, Result};
+use inference_core::{Error, Result, backend::AdapterManifest, train::Method};
 use mlx_rs::{Array, Dtype, error::Result as MlxResult};
 
 use super::experts::stacked_name;

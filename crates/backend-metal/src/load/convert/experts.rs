@@ -1,6 +1,6 @@
 //! The forms in which checkpoints hold experts, by their names.
 
-use inference_core::{Dtype, Error, ModelManifest, Result, TensorInfo};
+use inference_core::{Dtype, Error, ModelManifest, Result, backend::TensorInfo};
 
 use super::layout::{Layout, Parts};
 

@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeSet, path::Path};
 
-use inference_core::{AdapterManifest, Error, ModelManifest, Result, TensorInfo};
+use inference_core::{
+    Error, ModelManifest, Result,
+    backend::{AdapterManifest, TensorInfo},
+};
 
 use super::{
     delta,

@@ -1,6 +1,6 @@
 //! Single steps of a conversion: tensors that are read together, and those that they become.
 
-use inference_core::{Dtype, Error, Result, TensorInfo};
+use inference_core::{Dtype, Error, Result, backend::TensorInfo};
 use mlx_rs::{Array, error::Exception};
 
 use super::{delta::Delta, layout::Layout};

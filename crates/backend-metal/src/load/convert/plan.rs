@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use inference_core::{Dtype, Error, ModelManifest, Quantization, Result, TensorInfo};
+use inference_core::{Dtype, Error, ModelManifest, Quantization, Result, backend::TensorInfo};
 use serde_json::{Map, Value, json};
 
 use super::{

@@ -2,9 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use inference::{
-    BackendInfo, CancellationToken, ClassifyOptions, GenerateOptions, ModelInfo, Prompt, TextModel,
-};
+use inference::{CancellationToken, ClassifyOptions, GenerateOptions, ModelInfo, Prompt, TextModel};
+use inference_core::backend::BackendInfo;
 use rand::{rngs::StdRng, seq::IndexedRandom as _};
 use serde::Serialize;
 

@@ -1,7 +1,8 @@
 //! Random requests and what becomes of them.
 
 use anyhow::bail;
-use inference::{CancellationToken, Capabilities, Feature, GenerateOptions, Token};
+use inference::{CancellationToken, Feature, GenerateOptions, Token};
+use inference_core::backend::Capabilities;
 use rand::{RngExt as _, rngs::StdRng};
 
 /// A request that is sent again and again.

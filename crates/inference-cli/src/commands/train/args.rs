@@ -4,8 +4,11 @@ use std::path::PathBuf;
 
 use clap::ValueEnum;
 use inference::{
-    AdapterDtype, AdapterOptions, CancellationToken, FullOptions, Learn, Optimizer, Schedule, TooLong,
-    TrainLength, TrainOptions,
+    CancellationToken,
+    train::{
+        AdapterDtype, AdapterOptions, FullOptions, Learn, Optimizer, Schedule, TooLong, TrainLength,
+        TrainOptions,
+    },
 };
 
 use crate::{failure::Usage, options::LoadArgs};
@@ -295,7 +298,7 @@ impl Args {
         Ok(options)
     }
 
-    fn method(&self) -> anyhow::Result<inference::Method> {
+    fn method(&self) -> anyhow::Result<inference::train::Method> {
         if self.method == Kind::Full {
             let adapters_only = [
                 ("--rank", self.rank.is_some()),
@@ -309,7 +312,7 @@ impl Args {
             let mut full =
                 FullOptions::new().dropout(self.dropout.unwrap_or(0.0)).mixed_precision(self.mixed_precision);
             full.layers = self.layers;
-            return Ok(inference::Method::Full(full));
+            return Ok(inference::train::Method::Full(full));
         }
         let full_only = [("--mixed-precision", self.mixed_precision)];
         refuse(full_only, "adapters, whose weights are few")?;
@@ -325,8 +328,8 @@ impl Args {
             Some(Float::F32) | None => AdapterDtype::F32,
         };
         Ok(match self.method {
-            Kind::Dora => inference::Method::Dora(adapter),
-            _ => inference::Method::Lora(adapter),
+            Kind::Dora => inference::train::Method::Dora(adapter),
+            _ => inference::train::Method::Lora(adapter),
         })
     }
 
@@ -379,7 +382,7 @@ fn refuse(options: impl IntoIterator<Item = (&'static str, bool)>, with: &str) -
 #[cfg(test)]
 mod tests {
     use clap::Parser;
-    use inference::Method;
+    use inference::train::Method;
 
     use super::*;
 

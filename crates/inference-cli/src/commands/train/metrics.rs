@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use inference::TrainEvent;
+use inference::train::TrainEvent;
 use serde_json::Value;
 
 /// metrics.jsonl, open for more.
