@@ -14,7 +14,7 @@ use futures::{StreamExt as _, channel::mpsc};
 use inference_core::{
     Classification, ClassifyOptions, ContextOverflow, Error, GenerateOptions, LabelScore, LoadOptions,
     ModelInfo, ModelManifest, ModelStats, Prompt, Result, Session, TextModel, TokenStream,
-    backend::{AdapterManifest, off_thread},
+    backend::{AdapterManifest, spawn_blocking},
     train::{TrainOptions, TrainStream, Trainable, TrainingData},
 };
 use inference_text::Codec;
@@ -53,7 +53,7 @@ pub(crate) struct Inner {
 impl MlxModel {
     pub(crate) async fn load(device: Device, manifest: ModelManifest, options: LoadOptions) -> Result<Self> {
         let path = manifest.path().to_owned();
-        let codec = off_thread(move || Codec::load(&path)).await?;
+        let codec = spawn_blocking(move || Codec::load(&path)).await?;
         let stats = Arc::new(Stats::default());
         let adapter = options.adapter.clone();
         let mut info = ModelInfo::default();
@@ -99,7 +99,7 @@ impl Inner {
     pub(crate) async fn fingerprint(&self) -> Result<&str> {
         let compute = || {
             let (manifest, adapter) = (self.manifest.clone(), self.adapter.clone());
-            off_thread(move || match adapter {
+            spawn_blocking(move || match adapter {
                 Some(folder) => manifest.fingerprint_with(&AdapterManifest::read(folder, &manifest)?),
                 None => manifest.fingerprint(),
             })
@@ -150,7 +150,7 @@ impl Inner {
         let budget = self.codec.thinking_budget(&prompt, &options);
         let (sink, stream) =
             TokenStream::channel(&self.info.backend, STREAM_CAPACITY, options.cancel.clone());
-        let stream = stream.with_reader(self.codec.reader(&prompt, &options));
+        let stream = stream.with_parser(self.codec.reader(&prompt, &options));
         self.stats.began();
         let span = tracing::Span::current();
         self.handle.generate(Request { prompt, options, sink, assembler, budget, called, span, turn })?;
@@ -187,7 +187,7 @@ impl TextModel for MlxModel {
             let mut classification = Classification::default();
             classification.token = result.token;
             classification.text = model.codec.tokenizer().decode(&[result.token], false);
-            classification.labels = LabelScore::normalise(labels, &result.labels);
+            classification.labels = LabelScore::normalize(labels, &result.labels);
             classification.logits = result.logits;
             classification.prompt_tokens = prompt_tokens;
             classification

@@ -5,7 +5,7 @@ use std::{path::Path, sync::Arc, time::Instant};
 use async_trait::async_trait;
 use inference_core::{
     Error, GenerateOptions, Prompt, Result, TokenStream,
-    backend::{SessionEngine, SessionFile, off_thread},
+    backend::{SessionEngine, SessionFile, spawn_blocking},
 };
 use tokio::sync::{Mutex, oneshot};
 
@@ -31,7 +31,7 @@ impl MlxSession {
     pub(crate) async fn load(model: Arc<Inner>, path: &Path) -> Result<(Self, String)> {
         let (file, fingerprint, layout) =
             (path.to_owned(), model.fingerprint().await?.to_owned(), model.layout.clone());
-        let file = off_thread(move || SessionFile::read(&file, &fingerprint, &layout)).await?;
+        let file = spawn_blocking(move || SessionFile::read(&file, &fingerprint, &layout)).await?;
         let info = &model.info;
         if let Some(id) = file.tokens.iter().find(|id| **id as usize >= info.vocab_size) {
             let reason = format!("tokens: {id} is outside the vocabulary of {}", info.vocab_size);
@@ -43,7 +43,7 @@ impl MlxSession {
         session.model.handle.session(command)?;
         let imported = imported.await.map_err(|_| session.gone())?;
         imported.map_err(|reason| Error::invalid_session(path, reason))?;
-        Ok((session, file.note))
+        Ok((session, file.metadata))
     }
 
     /// Why the engine does not answer.
@@ -83,7 +83,7 @@ impl SessionEngine for MlxSession {
         Ok(Box::new(fork))
     }
 
-    async fn save(&self, path: &Path, note: &str) -> Result<()> {
+    async fn save(&self, path: &Path, metadata: &str) -> Result<()> {
         self.model.check_open()?;
         let fingerprint = self.model.fingerprint().await?;
         let text = self.text.lock().await;
@@ -91,9 +91,9 @@ impl SessionEngine for MlxSession {
         self.model.handle.session(SessionCommand::Export { id: self.id, reply })?;
         let mut file = SessionFile::new(fingerprint, &self.model.layout, text.clone());
         file.tensors = tensors.await.map_err(|_| self.gone())??;
-        note.clone_into(&mut file.note);
+        metadata.clone_into(&mut file.metadata);
         let path = path.to_owned();
-        off_thread(move || file.write(&path)).await
+        spawn_blocking(move || file.write(&path)).await
     }
 }
 

@@ -107,12 +107,12 @@ async fn a_saved_session_goes_on_on_another_load_of_the_model() {
         let [model, plain] = models_with(&model_folder, options.clone()).await;
         let mut session = model.session().await.unwrap();
         turn(&mut session, &*plain, "Who are you, and what is the capital of Italy?", bound).await;
-        session.set_note("a note");
+        session.set_metadata("a note");
         session.save(&file).await.unwrap();
         drop(session);
         let [other, _] = models_with(&model_folder, options).await;
         let mut loaded = other.load_session(&file).await.unwrap();
-        assert_eq!(loaded.note(), "a note");
+        assert_eq!(loaded.metadata(), "a note");
         let held = loaded.tokens().await.len();
         assert_eq!(turn(&mut loaded, &*plain, " And then?", bound).await, held - 1);
     }

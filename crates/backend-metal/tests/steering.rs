@@ -50,7 +50,7 @@ fn odd_and_new(_prompt: &[u32], answer: &[u32], logits: &mut [f32]) {
 #[tokio::test]
 async fn a_processor_decides_and_its_neighbours_do_not_notice() {
     let model = model().await;
-    let steered = GenerateOptions::new().max_tokens(24).ignore_eos(true).processor(odd_and_new);
+    let steered = GenerateOptions::new().max_tokens(24).ignore_eos(true).logits_processor(odd_and_new);
     let steered = steered.temperature(0.8).seed(3).log_probabilities(2);
     let plain = GenerateOptions::new().max_tokens(30).ignore_eos(true);
     let lone = model.complete(question(1), steered.clone()).await.unwrap();
@@ -74,7 +74,7 @@ async fn a_processor_that_fails_late_has_its_text_delivered() {
     let options = GenerateOptions::new().max_tokens(20).ignore_eos(true);
     let expected = ids(&model.complete(question(4), options.clone()).await.unwrap());
     let fails = |_: &[u32], answer: &[u32], _: &mut [f32]| assert!(answer.len() < 6, "six are enough");
-    let mut stream = model.generate(question(4), options.clone().processor(fails)).await.unwrap();
+    let mut stream = model.generate(question(4), options.clone().logits_processor(fails)).await.unwrap();
     let neighbour = model.complete(question(5), options.clone());
     let read = async {
         let mut said = Vec::new();
@@ -95,7 +95,7 @@ async fn a_processor_that_fails_late_has_its_text_delivered() {
     assert_eq!((model.stats().failed, model.stats().active), (1, 0));
     // One that fails at the first token, in the prefill.
     let nothing =
-        options.processor(|_: &[u32], _: &[u32], logits: &mut [f32]| logits.fill(f32::NEG_INFINITY));
+        options.logits_processor(|_: &[u32], _: &[u32], logits: &mut [f32]| logits.fill(f32::NEG_INFINITY));
     assert!(matches!(model.complete(question(4), nothing).await, Err(Error::InvalidOption { .. })));
 }
 

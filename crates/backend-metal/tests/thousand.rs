@@ -77,7 +77,7 @@ fn requests() -> impl Strategy<Value = Request> {
             }
             let options = match extra {
                 0 => options.log_probabilities(2),
-                1 => options.processor(|_: &[u32], _: &[u32], logits: &mut [f32]| logits[300] += 2.0),
+                1 => options.logits_processor(|_: &[u32], _: &[u32], logits: &mut [f32]| logits[300] += 2.0),
                 2 => options.logit_bias([(301, 3.0), (5, f32::NEG_INFINITY)]),
                 _ => options,
             };

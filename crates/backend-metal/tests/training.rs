@@ -54,8 +54,8 @@ fn options(output: &Path) -> TrainOptions {
         .schedule(Schedule::Cosine, 2)
         .steps(12)
         .batch_size(2)
-        .accumulate(2)
-        .clip(1.0)
+        .gradient_accumulation_steps(2)
+        .max_grad_norm(1.0)
         .save_every(4)
         .evaluate_every(6, None)
         .seed(7)
@@ -100,7 +100,9 @@ async fn what_was_learnt_is_in_the_adapter_and_the_model_is_as_it_was() {
     let output = tempfile::tempdir().unwrap();
     let model = model().await;
     let before = answer(&*model, QUESTION).await;
-    let run = events(&*model, data(), options(output.path()).steps(60).save_every(60).checkpoint(true)).await;
+    let run =
+        events(&*model, data(), options(output.path()).steps(60).save_every(60).gradient_checkpointing(true))
+            .await;
     let TrainEvent::Started(plan) = &run[0] else { panic!("{:?}", run[0]) };
     // Rank 4, of 3 blocks: q, k, v, o, gate, up and down.
     let widths = (256 + 384) + 2 * (256 + 128) + (384 + 256) + 3 * (256 + 768);

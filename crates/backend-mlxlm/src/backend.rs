@@ -22,7 +22,7 @@ pub const DESCRIPTOR: BackendDescriptor = BackendDescriptor::new(ID, 10, probe, 
 register_backend!(DESCRIPTOR);
 
 /// What this backend can do. Named one by one: a feature that the contract gains is not one that is here.
-const CAPABILITIES: Capabilities = Capabilities::of(&[
+const CAPABILITIES: Capabilities = Capabilities::from_features(&[
     Feature::Generate,
     Feature::Chat,
     Feature::ChatTemplateOptions,

@@ -201,7 +201,7 @@ impl Generation {
         metrics.generated_tokens = progress.generated;
         metrics.decode = progress.first.map(|first| progress.last - first).unwrap_or_default();
         metrics.time_to_first_token = progress.first.map(|first| first - self.called);
-        metrics.inter_token = Percentiles::of(&mut progress.gaps);
+        metrics.inter_token = Percentiles::from_durations(&mut progress.gaps);
         if let Some(finished) = finished {
             let seconds = |seconds: f64| Duration::try_from_secs_f64(seconds).unwrap_or_default();
             metrics.queued = (self.sent - self.called) + seconds(finished.queued);

@@ -14,7 +14,7 @@ use futures::lock::Mutex as AsyncMutex;
 use inference_core::{
     CancellationToken, Classification, ClassifyOptions, Error, FinishReason, GenerateOptions, LabelScore,
     LoadOptions, Metrics, ModelInfo, ModelManifest, ModelStats, Prompt, Result, TextModel, TokenStream,
-    backend::off_thread,
+    backend::spawn_blocking,
 };
 use inference_text::Codec;
 
@@ -98,7 +98,7 @@ impl MlxLmModel {
         };
         // The tokenizer is read while the child reads the weights.
         let path = manifest.path().to_owned();
-        let codec = off_thread(move || Codec::load(&path));
+        let codec = spawn_blocking(move || Codec::load(&path));
         let (client, loaded) = tokio::select! {
             started = child.start() => started?,
             () = options.cancel.cancelled() => return Err(Error::Cancelled),
@@ -193,7 +193,7 @@ impl MlxLmModel {
         let mut classification = Classification::default();
         classification.token = verdict.token;
         classification.text = self.codec.tokenizer().decode(&[verdict.token], false);
-        classification.labels = LabelScore::normalise(labels, &scores);
+        classification.labels = LabelScore::normalize(labels, &scores);
         classification.logits = logits.transpose()?;
         classification.prompt_tokens = prompt_tokens;
         Ok(classification)
@@ -213,7 +213,7 @@ impl TextModel for MlxLmModel {
         let assembler = self.codec.assembler(&options)?;
         let client = self.child.get().await?;
         let (sink, stream) = TokenStream::channel(ID, STREAM_CAPACITY, options.cancel.clone());
-        let stream = stream.with_reader(self.codec.reader(&prompt, &options));
+        let stream = stream.with_parser(self.codec.reader(&prompt, &options));
         self.totals.began();
         let prompt_tokens = prompt.len();
         let sent = Instant::now();

@@ -198,7 +198,7 @@ impl TemplateArgs {
     /// Adds to the options what the template is given.
     pub(crate) fn apply(&self, mut options: GenerateOptions) -> anyhow::Result<GenerateOptions> {
         if let Some(path) = &self.tools {
-            options = options.tools(inference::read_json::<Vec<Value>>(path, 1 << 20)?);
+            options = options.tools(inference_core::backend::read_json::<Vec<Value>>(path, 1 << 20)?);
         }
         for Variable(name, value) in &self.variables {
             options = options.template_variable(name, value.clone());

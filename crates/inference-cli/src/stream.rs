@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use futures::StreamExt as _;
-use inference::{Answer, ChatEvent, Finish, FinishReason, Metrics, Token, TokenStream, ToolCall};
+use inference::{AssistantMessage, ChatEvent, Finish, FinishReason, Metrics, Token, TokenStream, ToolCall};
 use serde_json::json;
 
 use crate::{
@@ -40,7 +40,7 @@ impl Show {
 /// An answer that was printed.
 #[derive(Debug)]
 pub(crate) struct Printed {
-    pub(crate) answer: Answer,
+    pub(crate) answer: AssistantMessage,
     pub(crate) finish: Finish,
 }
 
@@ -58,9 +58,9 @@ impl Printed {
 ///
 /// An error that ends the stream is returned after what came before it was printed.
 pub(crate) async fn print(mut stream: TokenStream, style: Style, out: &mut Out) -> anyhow::Result<Printed> {
-    let mut reader = stream.take_reader();
+    let mut reader = stream.take_parser();
     let mut page = Page { out, style, open: Open::Nothing };
-    let (mut answer, mut events) = (Answer::default(), Vec::new());
+    let (mut answer, mut events) = (AssistantMessage::default(), Vec::new());
     let failure = loop {
         match stream.next().await {
             Some(Ok(token)) => {

@@ -8,30 +8,30 @@ use inference_core::{Error, Feature};
 use crate::Subject;
 
 /// What a clause answers: nothing where the promise is kept.
-pub type ClauseResult = Result<(), Objection>;
+pub type ClauseResult = Result<(), Failure>;
 
 /// Why a clause is not simply kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Objection {
+pub enum Failure {
     /// The promise is broken: what was found, and what was expected.
     Broken(String),
     /// This subject gives the clause nothing to judge; the reason says what would.
-    Moot(String),
+    Inconclusive(String),
 }
 
-impl Objection {
+impl Failure {
     /// A broken promise.
     pub fn broken(found: impl Into<String>) -> Self {
         Self::Broken(found.into())
     }
 
     /// Nothing to judge.
-    pub fn moot(reason: impl Into<String>) -> Self {
-        Self::Moot(reason.into())
+    pub fn inconclusive(reason: impl Into<String>) -> Self {
+        Self::Inconclusive(reason.into())
     }
 }
 
-impl From<Error> for Objection {
+impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         let mut found = format!("{error}");
         let mut cause = error.source();
@@ -77,7 +77,7 @@ macro_rules! ensure {
         // Bound first: a comparison with NaN has to fail, whichever way it is written.
         let holds: bool = $condition;
         if !holds {
-            return Err(crate::Objection::broken(format!($($found)+)));
+            return Err(crate::Failure::broken(format!($($found)+)));
         }
     }};
 }

@@ -23,7 +23,7 @@ use inference_core::{
     Token, TokenStream,
 };
 
-use crate::{Clause, ClauseResult, Objection, Subject};
+use crate::{Clause, ClauseResult, Failure, Subject};
 
 pub(crate) const ALL: &[&[Clause]] = &[
     loading::CLAUSES,
@@ -69,7 +69,7 @@ async fn alone(
     model: &dyn TextModel,
     prompt: &Prompt,
     options: &GenerateOptions,
-) -> Result<Completion, Objection> {
+) -> Result<Completion, Failure> {
     Ok(model.complete(prompt.clone(), options.clone()).await?)
 }
 
@@ -77,13 +77,13 @@ async fn alone(
 async fn still_right(subject: &Subject, model: &dyn TextModel, before: &[u32]) -> ClauseResult {
     let after = ids(&alone(model, &subject.prompt, &subject.greedy(before.len())?).await?);
     if after != before {
-        return Err(Objection::broken(format!("the next request gave {after:?}, expected {before:?}")));
+        return Err(Failure::broken(format!("the next request gave {after:?}, expected {before:?}")));
     }
     Ok(())
 }
 
 /// Reads to the end.
-async fn drain(stream: &mut TokenStream) -> Result<(Vec<Token>, Finish), Objection> {
+async fn drain(stream: &mut TokenStream) -> Result<(Vec<Token>, Finish), Failure> {
     let mut tokens = Vec::new();
     while let Some(token) = stream.next().await {
         tokens.push(token?);
@@ -98,14 +98,16 @@ const CHANNEL: usize = 1024;
 fn was_cancelled(finish: &Finish) -> ClauseResult {
     match &finish.reason {
         FinishReason::Cancelled => Ok(()),
-        FinishReason::Length if finish.metrics.generated_tokens < CHANNEL => Err(Objection::moot(format!(
-            "the context was full after {} tokens, which may all wait for a reader: use a model with more",
-            finish.metrics.generated_tokens
-        ))),
-        FinishReason::Stop(cause) => {
-            Err(Objection::moot(format!("the model ended the text first ({cause:?}): give another `prompt`")))
+        FinishReason::Length if finish.metrics.generated_tokens < CHANNEL => {
+            Err(Failure::inconclusive(format!(
+                "the context was full after {} tokens, which may all wait for a reader: use a model with more",
+                finish.metrics.generated_tokens
+            )))
         }
-        reason => Err(Objection::broken(format!("it ended as {reason:?}, expected Cancelled"))),
+        FinishReason::Stop(cause) => Err(Failure::inconclusive(format!(
+            "the model ended the text first ({cause:?}): give another `prompt`"
+        ))),
+        reason => Err(Failure::broken(format!("it ended as {reason:?}, expected Cancelled"))),
     }
 }
 
@@ -136,7 +138,7 @@ fn within(time: Duration, condition: impl Fn() -> bool) -> bool {
 
 /// A prompt and options with which the greedy text ends by the model's own end-of-sequence token: forced by a bias where
 /// the backend has one, else the subject's.
-fn ending(subject: &Subject, model: &dyn TextModel) -> Result<(Prompt, GenerateOptions), Objection> {
+fn ending(subject: &Subject, model: &dyn TextModel) -> Result<(Prompt, GenerateOptions), Failure> {
     let options = GenerateOptions::new().max_tokens(64);
     if let Some(prompt) = &subject.ending_prompt {
         return Ok((prompt.clone(), options));
@@ -145,7 +147,7 @@ fn ending(subject: &Subject, model: &dyn TextModel) -> Result<(Prompt, GenerateO
         Some(eos) if subject.capabilities()?.has(Feature::LogitBias) => {
             Ok((subject.prompt.clone(), options.logit_bias([(*eos, 1e4)])))
         }
-        Some(_) => Err(Objection::moot("no logit bias to force an end with: give an `ending_prompt`")),
-        None => Err(Objection::moot("the model has no end-of-sequence token")),
+        Some(_) => Err(Failure::inconclusive("no logit bias to force an end with: give an `ending_prompt`")),
+        None => Err(Failure::inconclusive("the model has no end-of-sequence token")),
     }
 }

@@ -21,7 +21,7 @@
 //! - **Chosen by capabilities.** A clause lists the [`Feature`](inference_core::Feature)s it needs. Where the backend lacks
 //!   one, the clause becomes the question whether the backend refuses it with
 //!   [`Error::Unsupported`](inference_core::Error::Unsupported), before any work. Nothing is skipped silently: what a
-//!   subject cannot show is [`Outcome::Moot`], with what would show it.
+//!   subject cannot show is [`Outcome::Inconclusive`], with what would show it.
 //! - **Expected failures** have a reason each ([`Subject::expect_failure`]), and fail the run once they pass.
 //! - **A hung clause fails**, and the run goes on: each runs on a thread of its own with a deadline. That also proves that the
 //!   backend needs no particular async runtime.
@@ -40,7 +40,7 @@ mod run;
 pub mod sampler;
 mod subject;
 
-pub use clause::{Clause, ClauseResult, Objection};
+pub use clause::{Clause, ClauseResult, Failure};
 pub use report::{ClauseReport, Outcome, Report};
 pub use run::{all_clauses, run, run_matching};
 pub use subject::Subject;

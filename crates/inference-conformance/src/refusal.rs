@@ -7,7 +7,7 @@ use inference_core::{
     TextModel, Xtc,
 };
 
-use crate::{ClauseResult, Objection, Subject, clause::ensure};
+use crate::{ClauseResult, Failure, Subject, clause::ensure};
 
 /// Asks for each lacking feature and expects [`Error::Unsupported`], before any work.
 pub(crate) async fn refused(subject: &Subject, lacking: &[Feature]) -> ClauseResult {
@@ -15,9 +15,9 @@ pub(crate) async fn refused(subject: &Subject, lacking: &[Feature]) -> ClauseRes
     for feature in lacking {
         let before = model.stats().requests;
         match ask(subject, &*model, *feature).await {
-            None => return Err(Objection::broken(format!("the kit knows no way to ask for {feature}"))),
+            None => return Err(Failure::broken(format!("the kit knows no way to ask for {feature}"))),
             Some(Ok(())) => {
-                return Err(Objection::broken(format!(
+                return Err(Failure::broken(format!(
                     "{feature} is no capability, and was taken all the same"
                 )));
             }
@@ -28,7 +28,7 @@ pub(crate) async fn refused(subject: &Subject, lacking: &[Feature]) -> ClauseRes
                 ensure!(!known.has(named), "{named} is refused, and a capability");
             }
             Some(Err(error)) => {
-                return Err(Objection::broken(format!("{feature} is lacking, and refused as: {error}")));
+                return Err(Failure::broken(format!("{feature} is lacking, and refused as: {error}")));
             }
         }
         let after = model.stats().requests;
@@ -68,7 +68,7 @@ async fn ask(subject: &Subject, model: &dyn TextModel, feature: Feature) -> Opti
         Feature::LogProbabilities => options.log_probabilities(0),
         Feature::Stop => options.stop_tokens([0]),
         Feature::MinTokens => options.min_tokens(0),
-        Feature::Processor => options.processor(|_: &[u32], _: &[u32], _: &mut [f32]| {}),
+        Feature::LogitsProcessor => options.logits_processor(|_: &[u32], _: &[u32], _: &mut [f32]| {}),
         Feature::ThinkingBudget => options.thinking_budget(8),
         Feature::ContextOverflow => options.context_overflow(ContextOverflow::Refuse),
         Feature::Session => return Some(model.session().await.map(drop)),

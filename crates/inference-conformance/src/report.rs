@@ -41,14 +41,14 @@ pub struct ClauseReport {
 #[non_exhaustive]
 pub enum Outcome {
     /// The promise is kept.
-    Kept,
+    Passed,
     /// The backend lacks what the clause needs, and refuses it as it has to.
     Refused {
         /// What it lacks, by name.
         lacking: Vec<&'static str>,
     },
     /// The subject gives the clause nothing to judge.
-    Moot {
+    Inconclusive {
         /// What would.
         reason: String,
     },
@@ -58,14 +58,16 @@ pub enum Outcome {
         found: String,
     },
     /// The promise is broken, as was expected.
-    FailedAsExpected {
+    #[serde(rename = "xfail")]
+    XFail {
         /// Why it was expected.
         reason: String,
         /// What was found.
         found: String,
     },
     /// The promise was expected to be broken, and is not.
-    UnexpectedlyKept {
+    #[serde(rename = "xpass")]
+    XPass {
         /// Why a failure was expected.
         reason: String,
     },
@@ -76,8 +78,8 @@ impl Outcome {
     #[must_use]
     pub fn is_failure(&self) -> bool {
         match self {
-            Self::Failed { .. } | Self::UnexpectedlyKept { .. } => true,
-            Self::Kept | Self::Refused { .. } | Self::Moot { .. } | Self::FailedAsExpected { .. } => false,
+            Self::Failed { .. } | Self::XPass { .. } => true,
+            Self::Passed | Self::Refused { .. } | Self::Inconclusive { .. } | Self::XFail { .. } => false,
         }
     }
 }
@@ -103,7 +105,7 @@ impl Report {
     /// Ends the test unless the run passed.
     ///
     /// # Panics
-    /// With every failure, every expected failure that was kept, and every expectation that names no clause.
+    /// With every failure, every expected failure that passed, and every expectation that names no clause.
     pub fn assert_passed(&self) {
         if self.passed() {
             return;
@@ -137,12 +139,12 @@ impl fmt::Display for Report {
         let count = |is: fn(&Outcome) -> bool| self.clauses.iter().filter(|c| is(&c.outcome)).count();
         write!(
             f,
-            "\n{} clauses: {} kept, {} refused, {} moot, {} failed as expected, {} failed",
+            "\n{} clauses: {} passed, {} refused, {} inconclusive, {} xfail, {} failed",
             self.clauses.len(),
-            count(|o| matches!(o, Outcome::Kept)),
+            count(|o| matches!(o, Outcome::Passed)),
             count(|o| matches!(o, Outcome::Refused { .. })),
-            count(|o| matches!(o, Outcome::Moot { .. })),
-            count(|o| matches!(o, Outcome::FailedAsExpected { .. })),
+            count(|o| matches!(o, Outcome::Inconclusive { .. })),
+            count(|o| matches!(o, Outcome::XFail { .. })),
             count(Outcome::is_failure) + self.unknown.len(),
         )
     }
@@ -157,15 +159,15 @@ impl fmt::Display for ClauseReport {
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Kept => f.write_str("kept"),
+            Self::Passed => f.write_str("passed"),
             Self::Refused { lacking } => write!(f, "refused: lacks {}", lacking.join(", ")),
-            Self::Moot { reason } => write!(f, "moot: {reason}"),
+            Self::Inconclusive { reason } => write!(f, "inconclusive: {reason}"),
             Self::Failed { found } => write!(f, "FAILED: {found}"),
-            Self::FailedAsExpected { reason, found } => {
-                write!(f, "failed as expected ({reason}): {found}")
+            Self::XFail { reason, found } => {
+                write!(f, "xfail ({reason}): {found}")
             }
-            Self::UnexpectedlyKept { reason } => {
-                write!(f, "KEPT, though expected to fail ({reason}): remove the expectation")
+            Self::XPass { reason } => {
+                write!(f, "XPASS: expected to fail ({reason}): remove the expectation")
             }
         }
     }

@@ -9,7 +9,7 @@ use std::{
 use futures::executor::block_on;
 use inference_core::Feature;
 
-use crate::{Clause, ClauseReport, ClauseResult, Objection, Outcome, Report, Subject, clauses, refusal};
+use crate::{Clause, ClauseReport, ClauseResult, Failure, Outcome, Report, Subject, clauses, refusal};
 
 /// Every clause of the kit, in its order.
 pub fn all_clauses() -> impl Iterator<Item = &'static Clause> {
@@ -57,7 +57,7 @@ pub fn run_matching(subject: &Subject, part: &str) -> Report {
 fn run_one(subject: &Subject, clause: &'static Clause) -> (Outcome, bool) {
     let lacking: Vec<Feature> = match subject.capabilities() {
         Ok(capabilities) => clause.needs.iter().copied().filter(|f| !capabilities.has(*f)).collect(),
-        Err(error) => return (failed(Objection::from(error)), false),
+        Err(error) => return (failed(Failure::from(error)), false),
     };
     let (done, ended) = mpsc::channel();
     let (theirs, features) = (subject.clone(), lacking.clone());
@@ -74,16 +74,16 @@ fn run_one(subject: &Subject, clause: &'static Clause) -> (Outcome, bool) {
         let result = catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|panic| {
             let text = panic.downcast_ref::<String>().map(String::as_str);
             let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
-            Err(Objection::broken(format!("panicked: {text}")))
+            Err(Failure::broken(format!("panicked: {text}")))
         });
         // Past the deadline nobody listens.
         let _ = done.send(result);
     });
     if let Err(error) = spawned {
-        return (failed(Objection::broken(format!("no thread could be started: {error}"))), false);
+        return (failed(Failure::broken(format!("no thread could be started: {error}"))), false);
     }
     match ended.recv_timeout(subject.deadline) {
-        Ok(Ok(())) if lacking.is_empty() => (Outcome::Kept, false),
+        Ok(Ok(())) if lacking.is_empty() => (Outcome::Passed, false),
         Ok(Ok(())) => (Outcome::Refused { lacking: lacking.iter().map(|f| f.name()).collect() }, false),
         Ok(Err(objection)) => (failed(objection), false),
         Err(RecvTimeoutError::Timeout) => {
@@ -96,16 +96,16 @@ fn run_one(subject: &Subject, clause: &'static Clause) -> (Outcome, bool) {
     }
 }
 
-fn failed(objection: Objection) -> Outcome {
+fn failed(objection: Failure) -> Outcome {
     match objection {
-        Objection::Broken(found) => Outcome::Failed { found },
-        Objection::Moot(reason) => Outcome::Moot { reason },
+        Failure::Broken(found) => Outcome::Failed { found },
+        Failure::Inconclusive(reason) => Outcome::Inconclusive { reason },
     }
 }
 
 fn expected(outcome: Outcome, reason: String) -> Outcome {
     match outcome {
-        Outcome::Failed { found } => Outcome::FailedAsExpected { reason, found },
-        _ => Outcome::UnexpectedlyKept { reason },
+        Outcome::Failed { found } => Outcome::XFail { reason, found },
+        _ => Outcome::XPass { reason },
     }
 }

@@ -4,31 +4,31 @@
 //!   [`Trainable`](crate::train::Trainable). [`CheckedModel`] stands in front of every model and refuses what the
 //!   backend's [`Capabilities`] lack.
 //! - **Registration**: [`BackendDescriptor`], [`register_backend!`](crate::register_backend).
-//! - **Streams**: [`TokenSink`] is the engine's end of a [`TokenStream`](crate::TokenStream); [`AnswerReader`] splits an
+//! - **Streams**: [`TokenSink`] is the engine's end of a [`TokenStream`](crate::TokenStream); [`OutputParser`] splits an
 //!   answer into its parts.
 //! - **Files**: [`TensorInfo`], [`read_tensors`], [`read_json`] and [`read_regular`] trust nothing in a folder;
 //!   [`AdapterManifest`] and [`SessionFile`] are the formats of adapters and saved sessions.
 //! - **Training**: [`Batches`], [`TrainState`].
-//! - **Work that blocks**: [`off_thread`].
+//! - **Work that blocks**: [`spawn_blocking`].
 
 pub use async_trait::async_trait;
 
 pub use crate::{
     adapter::{ADAPTER_FILE, AdaptedLayer, AdapterConfig, AdapterManifest},
     capabilities::Capabilities,
-    chat::AnswerReader,
+    chat::OutputParser,
     checked::CheckedModel,
     discover::Discover,
     engine::{Backend, BackendInfo, MemoryControl, MemoryLimits, Support},
-    error::{Printable, Source},
+    error::{BoxError, Printable},
     files::{read_json, read_regular},
-    off_thread::off_thread,
     options::{DEFAULT_MAX_TOKENS, DEFAULT_PENALTY_WINDOW, Extensions, Processor, Progress},
     register_backend,
     registry::{Availability, BackendDescriptor},
     safetensors::{TensorInfo, read_tensors},
     session::SessionEngine,
     session_file::{SessionFile, SessionTensor},
+    spawn_blocking::spawn_blocking,
     stream::TokenSink,
     system::free_memory,
     train::{batches::Batches, checkpoint::TrainState},

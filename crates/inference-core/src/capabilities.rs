@@ -61,7 +61,7 @@ features! {
     /// No end before a number of tokens.
     MinTokens = "min-tokens",
     /// The caller's own step on logits.
-    Processor = "processor",
+    LogitsProcessor = "logits-processor",
     /// A limit on the tokens of reasoning.
     ThinkingBudget = "thinking-budget",
     /// LoRA adapters applied at load.
@@ -99,7 +99,7 @@ impl fmt::Display for Feature {
 /// ```
 /// use inference_core::{Feature, backend::Capabilities};
 ///
-/// const MINE: Capabilities = Capabilities::of(&[Feature::Generate, Feature::Seed]);
+/// const MINE: Capabilities = Capabilities::from_features(&[Feature::Generate, Feature::Seed]);
 /// assert!(MINE.has(Feature::Seed) && !MINE.has(Feature::Classify));
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
@@ -108,7 +108,7 @@ pub struct Capabilities(u64);
 impl Capabilities {
     /// The set of these features.
     #[must_use]
-    pub const fn of(features: &[Feature]) -> Self {
+    pub const fn from_features(features: &[Feature]) -> Self {
         let mut bits = 0;
         let mut i = 0;
         while i < features.len() {
@@ -121,7 +121,7 @@ impl Capabilities {
     /// Every feature there is.
     #[must_use]
     pub const fn all() -> Self {
-        Self::of(Feature::ALL)
+        Self::from_features(Feature::ALL)
     }
 
     /// This set and one more feature.
@@ -162,7 +162,7 @@ mod tests {
     fn nothing_is_assumed_and_sets_add_up() {
         assert_eq!(Capabilities::default().iter().count(), 0);
         assert_eq!(Capabilities::all().iter().count(), Feature::ALL.len());
-        let set = Capabilities::of(&[Feature::Chat]).with(Feature::Train);
+        let set = Capabilities::from_features(&[Feature::Chat]).with(Feature::Train);
         assert_eq!(set.iter().collect::<Vec<_>>(), [Feature::Chat, Feature::Train]);
         assert!(!set.without(Feature::Chat).has(Feature::Chat));
     }

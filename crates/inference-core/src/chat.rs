@@ -81,7 +81,7 @@ impl Serialize for ToolCall {
 /// A whole answer, taken apart.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 #[non_exhaustive]
-pub struct Answer {
+pub struct AssistantMessage {
     /// The text for the reader.
     pub text: String,
     /// The model's reasoning; empty where there was none.
@@ -95,7 +95,7 @@ pub struct Answer {
     pub unparsed_tool_calls: Vec<String>,
 }
 
-impl Answer {
+impl AssistantMessage {
     /// The answer as the next message of the conversation.
     #[must_use]
     pub fn message(&self) -> Message {
@@ -107,7 +107,7 @@ impl Answer {
     }
 }
 
-impl Extend<ChatEvent> for Answer {
+impl Extend<ChatEvent> for AssistantMessage {
     fn extend<I: IntoIterator<Item = ChatEvent>>(&mut self, events: I) {
         for event in events {
             match event {
@@ -122,8 +122,8 @@ impl Extend<ChatEvent> for Answer {
 }
 
 /// Tells the parts of one answer apart, token by token. A backend that knows how its model marks them gives one to each of
-/// its streams: [`TokenStream::with_reader`].
-pub trait AnswerReader: Debug + Send {
+/// its streams: [`TokenStream::with_parser`].
+pub trait OutputParser: Debug + Send {
     /// Takes the next token and appends the parts that are certain by it.
     fn push(&mut self, token: &Token, events: &mut Vec<ChatEvent>);
 
@@ -133,9 +133,9 @@ pub trait AnswerReader: Debug + Send {
 
 /// The reader of a backend that brings none: all is text.
 #[derive(Debug)]
-pub(crate) struct PlainReader;
+pub(crate) struct PlainTextParser;
 
-impl AnswerReader for PlainReader {
+impl OutputParser for PlainTextParser {
     fn push(&mut self, token: &Token, events: &mut Vec<ChatEvent>) {
         if !token.text.is_empty() {
             events.push(ChatEvent::Text(token.text.clone()));
@@ -152,7 +152,7 @@ impl AnswerReader for PlainReader {
 #[derive(Debug)]
 pub struct ChatStream {
     tokens: TokenStream,
-    reader: Box<dyn AnswerReader>,
+    parser: Box<dyn OutputParser>,
     events: VecDeque<ChatEvent>,
     /// What comes after the events: the end, perhaps with an error.
     end: Option<Option<Error>>,
@@ -160,8 +160,8 @@ pub struct ChatStream {
 
 impl ChatStream {
     pub(crate) fn new(mut tokens: TokenStream) -> Self {
-        let reader = tokens.take_reader();
-        Self { tokens, reader, events: VecDeque::new(), end: None }
+        let parser = tokens.take_parser();
+        Self { tokens, parser, events: VecDeque::new(), end: None }
     }
 
     /// How the generation ended. Reads and drops the parts that are left; call it after the last one to lose none.
@@ -190,9 +190,9 @@ impl Stream for ChatStream {
             }
             let mut events = Vec::new();
             match ready!(Pin::new(&mut this.tokens).poll_next(cx)) {
-                Some(Ok(token)) => this.reader.push(&token, &mut events),
+                Some(Ok(token)) => this.parser.push(&token, &mut events),
                 end => {
-                    this.reader.finish(&mut events);
+                    this.parser.finish(&mut events);
                     this.end = Some(end.and_then(Result::err));
                 }
             }
@@ -212,7 +212,7 @@ mod tests {
     #[derive(Debug, Default)]
     struct Late(String);
 
-    impl AnswerReader for Late {
+    impl OutputParser for Late {
         fn push(&mut self, token: &Token, events: &mut Vec<ChatEvent>) {
             self.finish(events);
             self.0.clone_from(&token.text);
@@ -246,7 +246,7 @@ mod tests {
 
     #[test]
     fn what_is_held_comes_before_the_error() {
-        let mut events = stream(Err(Error::Closed)).with_reader(Late::default()).events();
+        let mut events = stream(Err(Error::Closed)).with_parser(Late::default()).events();
         let said: Vec<_> = block_on(events.by_ref().take(2).map(Result::unwrap).collect());
         assert_eq!(said, [ChatEvent::Thinking("a".into()), ChatEvent::Thinking("b".into())]);
         assert!(matches!(block_on(events.next()), Some(Err(Error::Closed))));
@@ -256,7 +256,7 @@ mod tests {
     #[test]
     fn an_answer_is_the_next_message() {
         let call = ToolCall::new("c1", "add", Map::from_iter([("a".to_owned(), json!(1))]));
-        let mut answer = Answer::default();
+        let mut answer = AssistantMessage::default();
         answer.extend([
             ChatEvent::Mark("<think>".into()),
             ChatEvent::Thinking("hm".into()),

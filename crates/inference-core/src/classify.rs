@@ -44,7 +44,7 @@ pub struct LabelScore {
 impl LabelScore {
     /// Scores from the log-probabilities of labels: a softmax over them gives the probabilities.
     #[must_use]
-    pub fn normalise(labels: &[String], log_probabilities: &[f32]) -> Vec<Self> {
+    pub fn normalize(labels: &[String], log_probabilities: &[f32]) -> Vec<Self> {
         let highest = log_probabilities.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let total: f32 = log_probabilities.iter().map(|l| (l - highest).exp()).sum();
         let scores = labels.iter().zip(log_probabilities);
@@ -65,7 +65,7 @@ mod tests {
     #[test]
     fn probabilities_add_up_and_the_best_is_the_likeliest() {
         let labels = ["a", "b", "c"].map(str::to_owned);
-        let labels = LabelScore::normalise(&labels, &[-3.0, -1.0, -2.0]);
+        let labels = LabelScore::normalize(&labels, &[-3.0, -1.0, -2.0]);
         let total: f32 = labels.iter().map(|label| label.probability).sum();
         assert!((total - 1.0).abs() < 1e-6);
         let classification = Classification { labels, ..Classification::default() };

@@ -8,7 +8,7 @@ use crate::{Feature, Verdict};
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// A boxed cause, as [`std::error::Error::source`] gives it.
-pub type Source = Box<dyn std::error::Error + Send + Sync + 'static>;
+pub type BoxError = Box<dyn std::error::Error + Send + Sync + 'static>;
 
 /// A failure. `Display` says what happened and what to do, never the text of its source: print the chain for that.
 #[derive(Debug, thiserror::Error)]
@@ -138,7 +138,7 @@ pub enum Error {
         /// What it was doing: `load the weights`, `decode`, …
         action: String,
         /// The engine's own error.
-        source: Source,
+        source: BoxError,
     },
     /// The engine is gone: its thread or process ended while the call was under way.
     #[error("backend {backend} has stopped: {}", Lines(reason))]
@@ -203,7 +203,11 @@ impl Error {
     }
 
     /// An [`Error::Backend`].
-    pub fn backend(backend: impl Into<String>, action: impl Into<String>, source: impl Into<Source>) -> Self {
+    pub fn backend(
+        backend: impl Into<String>,
+        action: impl Into<String>,
+        source: impl Into<BoxError>,
+    ) -> Self {
         Self::Backend { backend: backend.into(), action: action.into(), source: source.into() }
     }
 }

@@ -44,19 +44,19 @@ mod metrics;
 #[cfg(feature = "mock")]
 pub mod mock;
 mod model;
-mod off_thread;
 mod options;
 mod prompt;
 mod registry;
 mod safetensors;
 mod session;
 mod session_file;
+mod spawn_blocking;
 mod stream;
 mod system;
 pub mod train;
 
 pub use capabilities::Feature;
-pub use chat::{Answer, ChatEvent, ChatStream, ToolCall};
+pub use chat::{AssistantMessage, ChatEvent, ChatStream, ToolCall};
 pub use classify::{Classification, LabelScore};
 pub use discover::{Discovered, discover};
 pub use error::{Error, Result};

@@ -120,7 +120,7 @@ pub struct Percentiles {
 
 impl Percentiles {
     /// The spread of `durations`, which are sorted in place; `None` where there are none. Nearest-rank percentiles.
-    pub fn of(durations: &mut [Duration]) -> Option<Self> {
+    pub fn from_durations(durations: &mut [Duration]) -> Option<Self> {
         durations.sort_unstable();
         let max = *durations.last()?;
         let rank = |percent: usize| durations[(durations.len() * percent).div_ceil(100).max(1) - 1];
@@ -234,10 +234,10 @@ mod tests {
     #[test]
     fn percentiles_are_members_of_the_set() {
         let mut durations: Vec<_> = (1..=200).rev().map(Duration::from_millis).collect();
-        let percentiles = Percentiles::of(&mut durations).unwrap();
+        let percentiles = Percentiles::from_durations(&mut durations).unwrap();
         assert_eq!(percentiles.p50, Duration::from_millis(100));
         assert_eq!(percentiles.p99, Duration::from_millis(198));
         assert_eq!(percentiles.max, Duration::from_millis(200));
-        assert_eq!(Percentiles::of(&mut []), None);
+        assert_eq!(Percentiles::from_durations(&mut []), None);
     }
 }

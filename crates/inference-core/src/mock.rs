@@ -41,7 +41,7 @@ pub const DESCRIPTOR: BackendDescriptor = BackendDescriptor::new(
 crate::register_backend!(DESCRIPTOR);
 
 /// What the mock can do.
-pub const CAPABILITIES: Capabilities = Capabilities::of(&[
+pub const CAPABILITIES: Capabilities = Capabilities::from_features(&[
     Feature::Generate,
     Feature::Chat,
     Feature::Classify,
@@ -231,7 +231,7 @@ impl TextModel for MockModel {
             classifications.push(Classification {
                 token: next.id,
                 text: format!(" {}", next.text),
-                labels: LabelScore::normalise(labels, &scores),
+                labels: LabelScore::normalize(labels, &scores),
                 logits: options
                     .logits
                     .then(|| (0..VOCAB_SIZE as u32).map(|id| f32::from(u8::from(id == next.id))).collect()),
@@ -257,7 +257,7 @@ impl TextModel for MockModel {
         let words = texts.iter().map(|text| Word::new(text)).zip(file.tokens);
         let words = words.map(|(word, id)| Word { id, ..word }).collect();
         let text = Arc::new(tokio::sync::Mutex::new(words));
-        Ok(Session::new(Box::new(MockSession { model: self.0.clone(), text }), file.note))
+        Ok(Session::new(Box::new(MockSession { model: self.0.clone(), text }), file.metadata))
     }
 
     fn stats(&self) -> ModelStats {
@@ -300,10 +300,10 @@ impl SessionEngine for MockSession {
         Ok(Box::new(Self { model: self.model.clone(), text }))
     }
 
-    async fn save(&self, path: &Path, note: &str) -> Result<()> {
+    async fn save(&self, path: &Path, metadata: &str) -> Result<()> {
         self.model.check_open()?;
         let mut file = SessionFile::new(self.model.manifest.fingerprint()?, LAYOUT, self.tokens().await);
-        note.clone_into(&mut file.note);
+        metadata.clone_into(&mut file.metadata);
         let texts: Vec<String> = self.text.lock().await.iter().map(|word| word.text.clone()).collect();
         let bytes = serde_json::json!(texts).to_string().into_bytes();
         let tensor = SessionTensor { dtype: Dtype::U8, shape: vec![bytes.len()], bytes };

@@ -10,8 +10,8 @@ use futures::{StreamExt as _, future::join_all};
 use serde::Serialize;
 
 use crate::{
-    Answer, Classification, ClassifyOptions, Error, Feature, Finish, GenerateOptions, Message, ModelStats,
-    Prompt, Result, Session, Token, TokenStream, train::Trainable,
+    AssistantMessage, Classification, ClassifyOptions, Error, Feature, Finish, GenerateOptions, Message,
+    ModelStats, Prompt, Result, Session, Token, TokenStream, train::Trainable,
 };
 
 /// A model that is ready to run. Shared freely: calls from many tasks run side by side.
@@ -130,7 +130,7 @@ pub struct Completion {
     /// The text: the tokens' texts in one.
     pub text: String,
     /// The same taken apart: text for the reader, reasoning, calls of tools.
-    pub answer: Answer,
+    pub answer: AssistantMessage,
     /// The tokens.
     pub tokens: Vec<Token>,
     /// How it ended and what it cost.
@@ -142,17 +142,17 @@ impl Completion {
     ///
     /// # Errors
     /// Whatever ended the stream.
-    pub async fn of(mut stream: TokenStream) -> Result<Self> {
-        let mut reader = stream.take_reader();
+    pub async fn from_stream(mut stream: TokenStream) -> Result<Self> {
+        let mut parser = stream.take_parser();
         let (mut text, mut tokens, mut events) = (String::new(), Vec::new(), Vec::new());
         while let Some(token) = stream.next().await {
             let token = token?;
             text.push_str(&token.text);
-            reader.push(&token, &mut events);
+            parser.push(&token, &mut events);
             tokens.push(token);
         }
-        reader.finish(&mut events);
-        let mut answer = Answer::default();
+        parser.finish(&mut events);
+        let mut answer = AssistantMessage::default();
         answer.extend(events);
         Ok(Self { text, answer, tokens, finish: stream.finish().await? })
     }
@@ -174,7 +174,7 @@ pub trait TextModelExt: TextModel {
     /// # Errors
     /// As [`TextModel::generate`], and whatever ended the stream.
     async fn complete(&self, prompt: Prompt, options: GenerateOptions) -> Result<Completion> {
-        Completion::of(self.generate(prompt, options).await?).await
+        Completion::from_stream(self.generate(prompt, options).await?).await
     }
 
     /// Completes several prompts side by side, each with its own result, in their order. The same as as many concurrent

@@ -16,7 +16,7 @@ use crate::{
     capabilities::Capabilities,
     checked::CheckedModel,
     engine::{Backend, Support},
-    off_thread::off_thread,
+    spawn_blocking::spawn_blocking,
 };
 
 /// How a program learns of a backend without opening it.
@@ -229,7 +229,7 @@ impl Load {
         let named = self.backend.as_deref().map(|id| self.registry.open(id)).transpose()?;
         let cancel = self.options.cancel.clone();
         let Self { registry, path, options, .. } = self;
-        let (model, backend) = off_thread(move || {
+        let (model, backend) = spawn_blocking(move || {
             let model = ModelManifest::read(&path)?;
             let backend = match named {
                 Some(backend) => match backend.supports(&model) {
@@ -249,7 +249,9 @@ impl Load {
         let capabilities = backend.capabilities();
         refuse_missing(backend.info().id, capabilities, options.required_features())?;
         let model = match options.adapter.clone() {
-            Some(folder) => off_thread(move || AdapterManifest::read(folder, &model).map(|_| model)).await?,
+            Some(folder) => {
+                spawn_blocking(move || AdapterManifest::read(folder, &model).map(|_| model)).await?
+            }
             None => model,
         };
         if cancel.is_cancelled() {

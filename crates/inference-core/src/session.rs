@@ -38,7 +38,7 @@ use crate::{
 #[derive(Debug)]
 pub struct Session {
     engine: Box<dyn SessionEngine>,
-    note: String,
+    metadata: String,
     gate: Option<Gate>,
 }
 
@@ -66,14 +66,14 @@ pub trait SessionEngine: Debug + Send + Sync + 'static {
     ///
     /// # Errors
     /// The model is closed, the engine failed, or the file cannot be written.
-    async fn save(&self, path: &Path, note: &str) -> Result<()>;
+    async fn save(&self, path: &Path, metadata: &str) -> Result<()>;
 }
 
 impl Session {
     /// A backend's session, with the note that it was saved with.
     #[must_use]
-    pub fn new(engine: Box<dyn SessionEngine>, note: impl Into<String>) -> Self {
-        Self { engine, note: note.into(), gate: None }
+    pub fn new(engine: Box<dyn SessionEngine>, metadata: impl Into<String>) -> Self {
+        Self { engine, metadata: metadata.into(), gate: None }
     }
 
     pub(crate) fn behind(self, gate: Gate) -> Self {
@@ -116,7 +116,7 @@ impl Session {
         prompt: impl Into<Prompt>,
         options: GenerateOptions,
     ) -> Result<Completion> {
-        Completion::of(self.generate(prompt, options).await?).await
+        Completion::from_stream(self.generate(prompt, options).await?).await
     }
 
     /// Computes more of the text and generates nothing: the next turn begins at once. What it cost.
@@ -139,7 +139,11 @@ impl Session {
     /// # Errors
     /// The model is closed, or the engine failed.
     pub async fn fork(&self) -> Result<Self> {
-        Ok(Self { engine: self.engine.fork().await?, note: self.note.clone(), gate: self.gate.clone() })
+        Ok(Self {
+            engine: self.engine.fork().await?,
+            metadata: self.metadata.clone(),
+            gate: self.gate.clone(),
+        })
     }
 
     /// Writes the session to one file, which takes the place of an older one only once it is whole.
@@ -148,17 +152,17 @@ impl Session {
     /// # Errors
     /// The model is closed, the engine failed, or the file cannot be written.
     pub async fn save(&self, path: impl AsRef<Path>) -> Result<()> {
-        self.engine.save(path.as_ref(), &self.note).await
+        self.engine.save(path.as_ref(), &self.metadata).await
     }
 
     /// The program's own remark, which is saved with the session: the messages of its conversation, say.
     #[must_use]
-    pub fn note(&self) -> &str {
-        &self.note
+    pub fn metadata(&self) -> &str {
+        &self.metadata
     }
 
     /// Sets the program's own remark.
-    pub fn set_note(&mut self, note: impl Into<String>) {
-        self.note = note.into();
+    pub fn set_metadata(&mut self, metadata: impl Into<String>) {
+        self.metadata = metadata.into();
     }
 }

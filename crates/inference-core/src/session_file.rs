@@ -1,7 +1,7 @@
 //! A session on disk: one safetensors file.
 //!
 //! Its metadata says what it is of: `format` (`inference-session-1`), `model` (the fingerprint of the weights), `layout` (how the
-//! backend keeps keys and values) and `note` (the program's own). Its tensors are `tokens`, `[n]` of u32, and the backend's.
+//! backend keeps keys and values) and `metadata` (the program's own). Its tensors are `tokens`, `[n]` of u32, and the backend's.
 
 use std::{
     collections::BTreeMap,
@@ -29,7 +29,7 @@ pub struct SessionFile {
     /// How the backend keeps keys and values, in its own words: a file of another layout is refused.
     pub layout: String,
     /// The program's own remark.
-    pub note: String,
+    pub metadata: String,
     /// The text.
     pub tokens: Vec<u32>,
     /// The backend's tensors, by name.
@@ -65,7 +65,7 @@ impl SessionFile {
             || std::iter::once((TOKENS, &tokens)).chain(self.tensors.iter().map(|(n, t)| (n.as_str(), t)));
         let mut header = Map::new();
         let metadata =
-            json!({"format": FORMAT, "model": self.model, "layout": self.layout, "note": self.note});
+            json!({"format": FORMAT, "model": self.model, "layout": self.layout, "metadata": self.metadata});
         header.insert(METADATA.to_owned(), metadata);
         let mut start = 0;
         for (name, SessionTensor { dtype, shape, bytes }) in tensors() {
@@ -122,7 +122,7 @@ impl SessionFile {
             }
         }
         let mut session = Self::new(model, layout, Vec::new());
-        session.note = remark("note");
+        session.metadata = remark("metadata");
 
         let mut file = File::open(path).map_err(|source| Error::io("open", path, source))?;
         for (name, TensorInfo { dtype, shape, range, .. }) in infos {
@@ -150,7 +150,7 @@ mod tests {
 
     fn session() -> SessionFile {
         let mut session = SessionFile::new("abc", "plain", vec![1, 2, 300_000]);
-        session.note = "a \"note\"\n".to_owned();
+        session.metadata = "a \"note\"\n".to_owned();
         let tensor = SessionTensor { dtype: Dtype::Bf16, shape: vec![1, 2], bytes: vec![1, 2, 3, 4] };
         session.tensors.insert("0.keys".to_owned(), tensor);
         session

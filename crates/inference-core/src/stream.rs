@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     ChatStream, Error, Metrics, Result,
-    chat::{AnswerReader, PlainReader},
+    chat::{OutputParser, PlainTextParser},
 };
 
 /// One generated token.
@@ -99,7 +99,7 @@ pub struct TokenStream {
     tokens: mpsc::Receiver<Token>,
     end: oneshot::Receiver<End>,
     backend: String,
-    reader: Box<dyn AnswerReader>,
+    parser: Box<dyn OutputParser>,
     state: State,
 }
 
@@ -127,14 +127,14 @@ impl TokenStream {
         let (tokens_in, tokens) = mpsc::channel(capacity.max(1));
         let (end_in, end) = oneshot::channel();
         let sink = TokenSink { tokens: tokens_in, end: end_in, overflow: VecDeque::new(), cancel };
-        let (backend, reader) = (backend.to_owned(), Box::new(PlainReader));
-        (sink, Self { tokens, end, backend, reader, state: State::Running })
+        let (backend, parser) = (backend.to_owned(), Box::new(PlainTextParser));
+        (sink, Self { tokens, end, backend, parser, state: State::Running })
     }
 
     /// The same stream with what tells the parts of its answer apart, from a backend that knows its model's marks.
     #[must_use]
-    pub fn with_reader(mut self, reader: impl AnswerReader + 'static) -> Self {
-        self.reader = Box::new(reader);
+    pub fn with_parser(mut self, parser: impl OutputParser + 'static) -> Self {
+        self.parser = Box::new(parser);
         self
     }
 
@@ -146,8 +146,8 @@ impl TokenStream {
 
     /// What tells the answer's parts apart, for who wants tokens and parts both: give it every token, in order.
     #[must_use]
-    pub fn take_reader(&mut self) -> Box<dyn AnswerReader> {
-        std::mem::replace(&mut self.reader, Box::new(PlainReader))
+    pub fn take_parser(&mut self) -> Box<dyn OutputParser> {
+        std::mem::replace(&mut self.parser, Box::new(PlainTextParser))
     }
 
     /// How the generation ended. Reads and drops the tokens that are left; call it after the last one to lose none.

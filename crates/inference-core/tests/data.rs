@@ -5,7 +5,7 @@ use std::path::Path;
 
 use inference_core::{
     Error, Message, Role,
-    train::{Content, Example, Origin, TrainingData},
+    train::{Example, ExampleKind, ExampleSource, TrainingData},
 };
 use proptest::prelude::*;
 use serde_json::json;
@@ -27,21 +27,21 @@ fn all_forms_are_read_with_their_lines() {
         "{\"tokens\": [5, 6, 7, 8], \"learnt\": [[0, 2], [3, 4]]}\n{\"tokens\": [5, 6]}",
     ));
     let examples = examples.unwrap();
-    assert_eq!(examples[0].content, Content::Text("one".to_owned()));
-    assert_eq!(examples[1].content, Example::completion("2+2?", "4").content);
-    let Content::Chat { messages, tools } = &examples[2].content else { panic!("{:?}", examples[2]) };
+    assert_eq!(examples[0].kind, ExampleKind::Text("one".to_owned()));
+    assert_eq!(examples[1].kind, Example::completion("2+2?", "4").kind);
+    let ExampleKind::Chat { messages, tools } = &examples[2].kind else { panic!("{:?}", examples[2]) };
     let call = Message::assistant("").with("tool_calls", json!([{"name": "f"}]));
     assert_eq!(messages, &[Message::user("Hi"), call]);
     assert_eq!(tools.as_deref(), Some(&[json!({"name": "f"})][..]));
-    let lines: Vec<_> = examples.iter().map(|example| example.origin.as_ref().unwrap().line).collect();
+    let lines: Vec<_> = examples.iter().map(|example| example.source.as_ref().unwrap().line).collect();
     assert_eq!(lines, [1, 3, 4, 5, 6]);
-    let learnt = |example: &Example| match &example.content {
-        Content::Tokens(tokens) => tokens.learnt.clone(),
+    let learnt = |example: &Example| match &example.kind {
+        ExampleKind::Tokens(tokens) => tokens.learnt.clone(),
         other => panic!("{other:?}"),
     };
     assert_eq!(learnt(&examples[3]), [false, true, false, true], "nothing stands before the first");
     assert_eq!(learnt(&examples[4]), [false, true]);
-    assert_eq!(Origin::new(Path::new("data/train.jsonl"), 12).to_string(), "data/train.jsonl:12");
+    assert_eq!(ExampleSource::new(Path::new("data/train.jsonl"), 12).to_string(), "data/train.jsonl:12");
 }
 
 #[test]
@@ -94,7 +94,7 @@ fn a_folder_has_the_files_of_mlx_lm() {
     assert_eq!((data.train.len(), data.validation.len()), (1, 1));
     std::fs::write(path.join("valid.jsonl"), "{\"text\": \"c\"}\n").unwrap();
     let data = TrainingData::read(path, None, 0).unwrap();
-    assert_eq!((data.train.len(), data.validation[0].content.clone()), (2, Content::Text("c".to_owned())));
+    assert_eq!((data.train.len(), data.validation[0].kind.clone()), (2, ExampleKind::Text("c".to_owned())));
     assert!(error(Some(0.1)).to_string().contains("valid.jsonl"));
     assert!(error(Some(1.0)).to_string().starts_with("option split: 1, expected"));
     assert!(error(Some(f32::NAN)).to_string().starts_with("option split"));
@@ -130,9 +130,9 @@ proptest! {
         let data = read.unwrap();
         prop_assert_eq!(&data, &TrainingData::read(&path, split, seed).unwrap());
         let mut all: Vec<_> = data.train.into_iter().chain(data.validation).collect();
-        all.sort_by_key(|example| example.origin.as_ref().unwrap().line);
-        let read: Vec<_> = all.into_iter().map(|example| example.content).collect();
-        prop_assert_eq!(read, texts.into_iter().map(Content::Text).collect::<Vec<_>>());
+        all.sort_by_key(|example| example.source.as_ref().unwrap().line);
+        let read: Vec<_> = all.into_iter().map(|example| example.kind).collect();
+        prop_assert_eq!(read, texts.into_iter().map(ExampleKind::Text).collect::<Vec<_>>());
     }
 
     #[test]
@@ -166,6 +166,6 @@ proptest! {
 fn roles_are_those_of_templates() {
     let examples =
         read("{\"messages\": [{\"role\": \"tool\", \"content\": \"4\", \"tool_call_id\": \"a\"}]}").unwrap();
-    let Content::Chat { messages, .. } = &examples[0].content else { panic!("{examples:?}") };
+    let ExampleKind::Chat { messages, .. } = &examples[0].kind else { panic!("{examples:?}") };
     assert_eq!((messages[0].role, &messages[0].extra["tool_call_id"]), (Role::Tool, &json!("a")));
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use inference_core::{ChatEvent, Token, backend::AnswerReader};
+use inference_core::{ChatEvent, Token, backend::OutputParser};
 
 use crate::{AnswerParser, Detokenizer, Tokenizer};
 
@@ -19,7 +19,7 @@ impl ChatReader {
     }
 }
 
-impl AnswerReader for ChatReader {
+impl OutputParser for ChatReader {
     fn push(&mut self, token: &Token, events: &mut Vec<ChatEvent>) {
         if let Some(mark) = self.tokenizer.special(token.id) {
             self.parser.push_special(mark, events);

@@ -2,7 +2,7 @@
 
 use inference_core::{
     Error, Message, ModelInfo, Result, Role, TemplateOptions,
-    train::{Content, Example, Learn, TokenExample, TooLong, TrainOptions, TrainingData},
+    train::{Example, ExampleKind, LossOn, TokenExample, TrainOptions, TrainingData, Truncation},
 };
 
 use crate::{Codec, Tokenizer};
@@ -36,7 +36,7 @@ impl Codec {
             let numbered = (1..).zip(examples);
             let encoded = numbered.map(|(number, example)| {
                 let mut tokens = self
-                    .encode_example(&example, options.learn)
+                    .encode_example(&example, options.loss_on)
                     .map_err(|error| example.invalid(number, error.to_string()))?;
                 let invalid = |reason: String| Err(example.invalid(number, reason));
                 if let Some(id) = tokens.tokens.iter().find(|id| **id as usize >= model.vocab_size) {
@@ -46,7 +46,7 @@ impl Codec {
                 if learnt == 0 {
                     return invalid("has nothing to learn: its answer has no tokens".to_owned());
                 }
-                if length > longest && options.too_long == TooLong::Refuse {
+                if length > longest && options.truncation == Truncation::Refuse {
                     return invalid(format!("has {length} tokens, expected at most {longest}"));
                 }
                 truncated += usize::from(tokens.truncate(longest));
@@ -72,20 +72,20 @@ impl Codec {
     ///
     /// # Errors
     /// [`Error::Template`], [`Error::InvalidPrompt`]: the conversation cannot be rendered, the text not tokenised.
-    pub fn encode_example(&self, example: &Example, learn: Learn) -> Result<TokenExample> {
-        match &example.content {
-            Content::Tokens(tokens) => Ok(tokens.clone()),
-            Content::Text(text) => {
+    pub fn encode_example(&self, example: &Example, learn: LossOn) -> Result<TokenExample> {
+        match &example.kind {
+            ExampleKind::Tokens(tokens) => Ok(tokens.clone()),
+            ExampleKind::Text(text) => {
                 let mut tokens = self.tokenizer().encode(text, true)?;
                 let end = end_of_text(self.tokenizer());
                 tokens.extend(end.filter(|end| tokens.last() != Some(end)));
                 Ok(TokenExample::from_answer(tokens, 0))
             }
-            Content::Completion { prompt, completion, tools } => {
+            ExampleKind::Completion { prompt, completion, tools } => {
                 let messages = [Message::user(prompt), Message::assistant(completion)];
                 self.encode_conversation(&messages, &template_options(tools.clone()), learn)
             }
-            Content::Chat { messages, tools } => {
+            ExampleKind::Chat { messages, tools } => {
                 self.encode_conversation(messages, &template_options(tools.clone()), learn)
             }
             other => {
@@ -99,13 +99,13 @@ impl Codec {
         &self,
         messages: &[Message],
         template: &TemplateOptions,
-        learn: Learn,
+        learn: LossOn,
     ) -> Result<TokenExample> {
         let Some((last, given)) = messages.split_last() else {
             return Err(Error::InvalidPrompt { reason: "the conversation has no messages".to_owned() });
         };
         let tokens = self.encode_chat(messages, template, false)?;
-        if learn == Learn::Everything {
+        if learn == LossOn::Everything {
             return Ok(TokenExample::from_answer(tokens, 0));
         }
         if last.role != Role::Assistant {

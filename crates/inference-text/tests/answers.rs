@@ -6,8 +6,8 @@ mod support;
 
 use futures::{StreamExt as _, executor::block_on};
 use inference_core::{
-    Answer, CancellationToken, ChatEvent, Finish, FinishReason, GenerateOptions, Message, Metrics, ModelInfo,
-    Prompt, Token, TokenStream,
+    AssistantMessage, CancellationToken, ChatEvent, Finish, FinishReason, GenerateOptions, Message, Metrics,
+    ModelInfo, Prompt, Token, TokenStream,
 };
 use inference_text::Codec;
 use serde_json::{Value, json};
@@ -175,7 +175,7 @@ fn say(codec: &Codec, prompt: &[u32], ids: &[u32]) -> TokenStream {
     assembler.finish(&mut events);
     events.into_iter().for_each(|event| sink.send(Token::new(event.id, event.text)));
     sink.end(Ok(Finish { reason: FinishReason::Length, metrics: Metrics::default() }));
-    stream.with_reader(codec.reader(prompt, &options()))
+    stream.with_parser(codec.reader(prompt, &options()))
 }
 
 #[test]
@@ -193,7 +193,7 @@ fn calls_and_results_go_back_as_the_model_wrote_them() {
             block_on(say(&codec, &prompt, &ids).events().map(Result::unwrap).collect());
         assert_eq!(events.iter().map(ChatEvent::raw).collect::<String>(), *written, "{name}");
 
-        let mut answer = Answer::default();
+        let mut answer = AssistantMessage::default();
         answer.extend(events);
         assert_eq!((answer.thinking.as_str(), answer.text.as_str()), (*thinking, *text), "{name}");
         assert_eq!(answer.unparsed_tool_calls, Vec::<String>::new(), "{name}");

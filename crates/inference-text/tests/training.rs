@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use inference_core::{
     Error, Message, ModelInfo,
-    train::{Content, Example, Learn, TokenExample, TooLong, TrainOptions, TrainingData},
+    train::{Example, ExampleKind, LossOn, TokenExample, TrainOptions, TrainingData, Truncation},
 };
 use inference_text::{Codec, TokenData};
 use serde::Deserialize;
@@ -58,7 +58,7 @@ fn tokens_and_masks_are_those_of_mlx_lm() {
         std::fs::write(&path, format!("{line}\n")).unwrap();
         let codec = template.map_or_else(|| Codec::load(&demo()).unwrap(), |source| with_template(&source));
         let example = TrainingData::read(&path, None, 0).unwrap().train.remove(0);
-        let learn = if mask { Learn::Answer } else { Learn::Everything };
+        let learn = if mask { LossOn::Answer } else { LossOn::Everything };
         let encoded = codec.encode_example(&example, learn).unwrap();
         assert_eq!(encoded, TokenExample::from_answer(tokens, offset), "{line}");
         masked += usize::from(offset > 0);
@@ -75,7 +75,7 @@ fn what_is_learnt_of_a_conversation_is_its_last_answer() {
         Message::assistant("2 + 2 = 4"),
     ];
     let codec = Codec::load(&demo()).unwrap();
-    let encoded = codec.encode_example(&Example::chat(conversation), Learn::Answer).unwrap();
+    let encoded = codec.encode_example(&Example::chat(conversation), LossOn::Answer).unwrap();
     let learnt: Vec<u32> = encoded
         .tokens
         .iter()
@@ -89,14 +89,14 @@ fn what_is_learnt_of_a_conversation_is_its_last_answer() {
 #[test]
 fn too_long_examples_are_cut_or_refused_and_never_silently_empty() {
     let long = || Example::completion("2+2?", "one two three ".repeat(40));
-    let cut = encode(vec![long()], &options().max_length(32, TooLong::Truncate)).unwrap();
+    let cut = encode(vec![long()], &options().max_length(32, Truncation::Truncate)).unwrap();
     assert_eq!((cut.truncated, cut.train[0].tokens.len(), cut.train[0].learnt.len()), (1, 32, 32));
-    let error = encode(vec![long()], &options().max_length(32, TooLong::Refuse)).unwrap_err().to_string();
+    let error = encode(vec![long()], &options().max_length(32, Truncation::Refuse)).unwrap_err().to_string();
     assert!(
         error.starts_with("example 1: has ") && error.ends_with("tokens, expected at most 32"),
         "{error}"
     );
-    let error = encode(vec![long()], &options().max_length(4, TooLong::Truncate)).unwrap_err().to_string();
+    let error = encode(vec![long()], &options().max_length(4, Truncation::Truncate)).unwrap_err().to_string();
     assert!(error.contains("answer begins after the 4 that are kept"), "{error}");
     let whole = encode(vec![Example::text("word ".repeat(2000))], &options()).unwrap();
     assert_eq!(
@@ -118,5 +118,5 @@ fn examples_that_cannot_be_learnt_from_are_named() {
     refused(Example::tokens(vec![1]), "nothing to learn");
     refused(Example::chat(vec![]), "no messages");
     refused(Example::chat(vec![Message::user("Hi")]), "of role User, expected the assistant's");
-    refused(Example::new(Content::Tokens(TokenExample::default())), "nothing to learn");
+    refused(Example::new(ExampleKind::Tokens(TokenExample::default())), "nothing to learn");
 }

@@ -66,7 +66,7 @@ pub use backend_mlxlm as mlxlm;
 pub use inference_core::mock;
 #[doc(inline)]
 pub use inference_core::{
-    Alternative, Answer, CancellationToken, ChatEvent, ChatStream, Classification, ClassifyOptions,
+    Alternative, AssistantMessage, CancellationToken, ChatEvent, ChatStream, Classification, ClassifyOptions,
     Completion, ContextOverflow, Discovered, Dtype, Error, Feature, Finish, FinishReason, GenerateOptions,
     KvBits, LabelScore, Load, LoadOptions, LoadProgress, LogitsProcessor, MemoryEstimate, MemoryUsage,
     Message, Metrics, ModelInfo, ModelManifest, ModelStats, Outcome, Percentiles, Prompt, Quantization,

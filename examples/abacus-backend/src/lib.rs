@@ -56,7 +56,7 @@ impl Backend for Abacus {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities::of(&[
+        Capabilities::from_features(&[
             Feature::Generate,
             Feature::Classify,
             Feature::Logits,

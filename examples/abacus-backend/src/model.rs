@@ -92,7 +92,7 @@ impl Model {
         answer.logits = options.logits.then(|| row.to_vec());
         if let Some(labels) = &options.labels {
             let scores: Vec<f32> = labels.iter().map(|label| self.score(ids, label)).collect();
-            answer.labels = LabelScore::normalise(labels, &scores);
+            answer.labels = LabelScore::normalize(labels, &scores);
         }
         answer
     }

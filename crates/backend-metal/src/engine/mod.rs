@@ -377,7 +377,8 @@ fn load_model(load: Load) -> Result<(Scheduler, Loaded)> {
     }
     config.context_length = context_length;
     let scheme = |bits: KvBits| {
-        let group_size = bits.group_size(config.head_dim).ok_or_else(|| bits.impossible(config.head_dim))?;
+        let group_size =
+            bits.group_size(config.head_dim).ok_or_else(|| bits.unsupported_error(config.head_dim))?;
         Ok::<_, Error>(Scheme { mode: Mode::Affine, bits: bits.get(), group_size })
     };
     let kv_scheme = options.kv_bits.map(scheme).transpose()?;

@@ -333,7 +333,7 @@ impl Row {
         metrics.prefill = self.first.unwrap_or_else(Instant::now) - self.began;
         metrics.decode = self.first.map(|first| self.last - first).unwrap_or_default();
         metrics.time_to_first_token = self.first.map(|first| first - self.called);
-        metrics.inter_token = Percentiles::of(&mut self.gaps);
+        metrics.inter_token = Percentiles::from_durations(&mut self.gaps);
         metrics.peak_memory_bytes = self.peak_bytes;
         metrics.active_memory_bytes = super::memory::usage().active_bytes;
         metrics

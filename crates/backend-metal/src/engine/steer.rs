@@ -26,7 +26,7 @@ pub(super) struct Steering {
 
 impl Steering {
     pub(super) fn new(options: &GenerateOptions, budget: Option<ThinkingBudget>) -> Self {
-        let processor = options.processor.clone();
+        let processor = options.logits_processor.clone();
         let mut steering = Self { processor, budget, forced: VecDeque::new(), unread: 0, failure: None };
         steering.force_the_end();
         steering

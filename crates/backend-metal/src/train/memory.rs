@@ -48,7 +48,7 @@ pub(super) fn estimate(
     };
     let blocks: Vec<_> = (0..config.layers).map(of_a_block).collect();
     let largest = blocks.iter().max().copied().unwrap_or(0);
-    let kept = if options.checkpoint {
+    let kept = if options.gradient_checkpointing {
         config.layers as u64 * config.hidden_size as u64 * tokens + largest
     } else {
         blocks.iter().sum()

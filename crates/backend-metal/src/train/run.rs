@@ -197,7 +197,7 @@ impl Run {
         let steps = match options.length {
             TrainLength::Steps(steps) => steps,
             TrainLength::Epochs(epochs) => {
-                epochs.saturating_mul(batches.per_epoch()).div_ceil(options.accumulate)
+                epochs.saturating_mul(batches.per_epoch()).div_ceil(options.gradient_accumulation_steps)
             }
             other => {
                 let reason = format!("{other:?} is unknown to this backend");
@@ -206,9 +206,9 @@ impl Run {
         };
         let (trained, mut values) = Trained::new(&**model, &options.method, options.seed)?;
         let trained = Rc::new(trained);
-        let learner = Learner::new(model.clone(), trained.clone(), options.checkpoint);
+        let learner = Learner::new(model.clone(), trained.clone(), options.gradient_checkpointing);
         let failed = |error: Exception| Error::backend(backend, "prepare the training", error);
-        let mut stepper = Stepper::new(&options.optimizer, options.clip, &values).map_err(failed)?;
+        let mut stepper = Stepper::new(&options.optimizer, options.max_grad_norm, &values).map_err(failed)?;
         let fingerprint = TrainState::fingerprint(&data.train);
         let latest = TrainState::latest(&options.output)?;
         let (mut step, mut tokens) = (0, 0);
@@ -280,12 +280,12 @@ impl Run {
         if self.submitted.is_none() {
             self.since = Instant::now();
         }
-        let first = self.step * options.accumulate;
+        let first = self.step * options.gradient_accumulation_steps;
         let pick = |batches: &mut Batches, n: usize| -> Vec<&TokenExample> {
             batches.get(n).iter().map(|example| &data.train[*example]).collect()
         };
         let mut step = self.under_way.take().unwrap_or_else(|| {
-            let batches = first..first + options.accumulate;
+            let batches = first..first + options.gradient_accumulation_steps;
             let examples = batches.flat_map(|n| pick(&mut self.batches, n));
             let tokens = examples.map(TokenExample::learnt_tokens).sum();
             Step { tokens, losses: Vec::new(), gradients: Vec::new() }
@@ -301,7 +301,7 @@ impl Run {
                 sums.collect::<mlx_rs::error::Result<_>>()?
             }
         };
-        if step.losses.len() < options.accumulate {
+        if step.losses.len() < options.gradient_accumulation_steps {
             self.settle(request)?;
             let arrays = [&*step.gradients, &step.losses].concat();
             self.submit(arrays, step.losses.clone(), None)?;

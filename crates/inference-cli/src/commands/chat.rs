@@ -151,14 +151,14 @@ impl<'a> Conversation<'a> {
     async fn save(&mut self, file: &Path) -> anyhow::Result<()> {
         let session =
             self.session.as_mut().context("this backend has no sessions; /export writes the messages")?;
-        session.set_note(serde_json::to_string(&self.messages)?);
+        session.set_metadata(serde_json::to_string(&self.messages)?);
         Ok(session.save(file).await?)
     }
 
     /// Goes on with a conversation from a file.
     async fn load(&mut self, file: &Path) -> anyhow::Result<()> {
         let session = self.model.load_session(file).await?;
-        let messages = serde_json::from_str(session.note())
+        let messages = serde_json::from_str(session.metadata())
             .with_context(|| format!("{} holds a session, and no conversation", file.display()))?;
         (self.messages, self.session) = (messages, Some(session));
         self.open_calls.clear();

@@ -7,7 +7,7 @@ use inference_core::{CancellationToken, Feature, Prompt, TextModelExt as _};
 
 use super::{ENDLESS, alone, drain, eventually, ids, some_ids, some_prompts, still_right, was_cancelled};
 use crate::{
-    ClauseResult, Objection, Subject,
+    ClauseResult, Failure, Subject,
     clause::{clauses, ensure},
 };
 
@@ -56,7 +56,7 @@ pub async fn during_prefill(subject: &Subject) -> ClauseResult {
         let reason = format!(
             "a prompt of {length} tokens is hardly more than a chunk of {chunk}: `Subject::long_prompt`"
         );
-        return Err(Objection::moot(reason));
+        return Err(Failure::inconclusive(reason));
     }
     let mut longest = String::new();
     for attempt in 0..TRIES {
@@ -81,7 +81,7 @@ pub async fn during_prefill(subject: &Subject) -> ClauseResult {
         }
         longest = format!("it took {took:?} to give up a prompt that takes {whole:?}, expected {allowed:?}");
     }
-    Err(Objection::broken(format!("{TRIES} times of {TRIES}, at last: {longest}")))
+    Err(Failure::broken(format!("{TRIES} times of {TRIES}, at last: {longest}")))
 }
 
 /// Work stops within a step or so; the text so far is delivered, and is the beginning of the whole.
@@ -186,7 +186,7 @@ pub async fn one_of_many_leaves_the_others_alone(subject: &Subject) -> ClauseRes
             token?;
         }
         cancel.cancel();
-        Ok::<_, Objection>(drain(&mut stream).await?.1)
+        Ok::<_, Failure>(drain(&mut stream).await?.1)
     };
     let (others, finish) = futures::join!(others, one);
     was_cancelled(&finish?)?;

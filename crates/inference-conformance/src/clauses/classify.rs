@@ -4,7 +4,7 @@ use inference_core::{ClassifyOptions, Error};
 
 use super::{alone, ended, ids, sampling::logits, some_ids, some_prompts};
 use crate::{
-    ClauseResult, Objection, Subject,
+    ClauseResult, Failure, Subject,
     clause::{clauses, ensure},
     sampler,
 };
@@ -147,7 +147,7 @@ pub async fn prompts_are_checked(subject: &Subject) -> ClauseResult {
         match model.classify(prompts, ClassifyOptions::new()).await {
             Err(Error::InvalidPrompt { .. }) => {}
             result => {
-                return Err(Objection::broken(format!("a prompt of {said} ended as {}", ended(&result))));
+                return Err(Failure::broken(format!("a prompt of {said} ended as {}", ended(&result))));
             }
         }
     }
@@ -161,6 +161,6 @@ pub async fn a_cancelled_call_is_an_error(subject: &Subject) -> ClauseResult {
     options.cancel.cancel();
     match model.classify(some_prompts(subject, &*model), options).await {
         Err(Error::Cancelled) => Ok(()),
-        result => Err(Objection::broken(format!("it ended as {}", ended(&result)))),
+        result => Err(Failure::broken(format!("it ended as {}", ended(&result)))),
     }
 }

@@ -5,7 +5,7 @@ use inference_core::{ClassifyOptions, Error, Feature};
 
 use super::{ENDLESS, alone, drain, ended, eventually, was_cancelled};
 use crate::{
-    ClauseResult, Objection, Subject,
+    ClauseResult, Failure, Subject,
     clause::{clauses, ensure},
 };
 
@@ -71,7 +71,9 @@ pub async fn dropping_the_last_handle_ends_running_streams(subject: &Subject) ->
 pub async fn closing_gives_the_memory_back(subject: &Subject) -> ClauseResult {
     let backend = subject.backend()?;
     let Some(memory) = backend.memory() else {
-        return Err(Objection::moot("the backend does not tell its memory: implement `Backend::memory`"));
+        return Err(Failure::inconclusive(
+            "the backend does not tell its memory: implement `Backend::memory`",
+        ));
     };
     // Loaded first, so that what the engine keeps for itself is there already.
     let shared = subject.model().await?;

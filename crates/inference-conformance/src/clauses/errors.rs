@@ -7,7 +7,7 @@ use tempfile::TempDir;
 
 use super::{ended, some_ids};
 use crate::{
-    ClauseResult, Objection, Subject,
+    ClauseResult, Failure, Subject,
     clause::{clauses, ensure},
 };
 
@@ -39,7 +39,7 @@ pub async fn an_empty_prompt_is_refused(subject: &Subject) -> ClauseResult {
         let said = format!("{prompt:?}");
         match model.generate(prompt, subject.greedy(1)?).await {
             Err(Error::InvalidPrompt { .. }) => {}
-            result => return Err(Objection::broken(format!("{said} ended as {}", ended(&result)))),
+            result => return Err(Failure::broken(format!("{said} ended as {}", ended(&result)))),
         }
     }
     match model.generate(Prompt::Text(String::new()), subject.greedy(1)?).await {
@@ -66,7 +66,7 @@ pub async fn ids_outside_the_vocabulary_are_refused(subject: &Subject) -> Clause
                 ensure!(reason.contains(&id.to_string()), "the error does not name {id}: {reason}");
             }
             result => {
-                return Err(Objection::broken(format!("id {id} of {outside} ended as {}", ended(&result))));
+                return Err(Failure::broken(format!("id {id} of {outside} ended as {}", ended(&result))));
             }
         }
     }
@@ -81,7 +81,7 @@ pub async fn a_prompt_past_the_context_is_refused(subject: &Subject) -> ClauseRe
     if model.info().context_length > 1 << 16 {
         if !subject.capabilities()?.has(Feature::ContextLength) {
             let found = model.info().context_length;
-            return Err(Objection::moot(format!("a context of {found} tokens: use a model with less")));
+            return Err(Failure::inconclusive(format!("a context of {found} tokens: use a model with less")));
         }
         model = subject.load(subject.base_load_options().context_length(32)).await?;
     }
@@ -96,7 +96,7 @@ pub async fn a_prompt_past_the_context_is_refused(subject: &Subject) -> ClauseRe
             Ok(())
         }
         result => {
-            Err(Objection::broken(format!("{} tokens of {context} ended as {}", context + 1, ended(&result))))
+            Err(Failure::broken(format!("{} tokens of {context} ended as {}", context + 1, ended(&result))))
         }
     }
 }
@@ -143,7 +143,7 @@ pub async fn weights_that_end_after_all_are_named(subject: &Subject) -> ClauseRe
             ensure!(error.to_string().contains(&name), "the error does not name {name}: {error}");
             Ok(())
         }
-        result => Err(Objection::broken(format!("it ended as {}", ended(&result)))),
+        result => Err(Failure::broken(format!("it ended as {}", ended(&result)))),
     }
 }
 
@@ -151,7 +151,7 @@ pub async fn weights_that_end_after_all_are_named(subject: &Subject) -> ClauseRe
 pub async fn a_broken_tokenizer_is_named(subject: &Subject) -> ClauseResult {
     let name = "tokenizer.json";
     if !subject.folder().join(name).exists() {
-        return Err(Objection::moot(format!("the model has no {name}")));
+        return Err(Failure::inconclusive(format!("the model has no {name}")));
     }
     let folder = Copy::of(subject, &[name])?;
     for text in ["", "{\"model\":", "[7]"] {
@@ -166,14 +166,16 @@ pub async fn a_missing_tensor_is_named(subject: &Subject) -> ClauseResult {
     let (name, mut bytes) = weights(subject)?;
     let header = header_length(&bytes)?;
     let parsed: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&bytes[8..8 + header])
-        .map_err(|error| Objection::broken(format!("{name}: {error}")))?;
+        .map_err(|error| Failure::broken(format!("{name}: {error}")))?;
     let Some(tensor) = parsed.keys().find(|key| *key != "__metadata__") else {
-        return Err(Objection::moot(format!("{name} has no tensors")));
+        return Err(Failure::inconclusive(format!("{name} has no tensors")));
     };
     // Renamed in place: the same length, another first letter.
     let quoted = format!("\"{tensor}\"");
     let at = bytes[8..8 + header].windows(quoted.len()).position(|w| w == quoted.as_bytes());
-    let Some(at) = at else { return Err(Objection::moot(format!("{tensor:?} is escaped in the header"))) };
+    let Some(at) = at else {
+        return Err(Failure::inconclusive(format!("{tensor:?} is escaped in the header")));
+    };
     let letter = &mut bytes[8 + at + 1];
     *letter = if *letter == b'X' { b'Y' } else { b'X' };
     let folder = Copy::of(subject, &[&name])?;
@@ -194,7 +196,7 @@ pub async fn an_unknown_architecture_is_refused(subject: &Subject) -> ClauseResu
             ensure!(said, "the verdict does not name the architecture: {candidates:?}");
             Ok(())
         }
-        result => Err(Objection::broken(format!("unnamed, it ended as {}", ended(&result)))),
+        result => Err(Failure::broken(format!("unnamed, it ended as {}", ended(&result)))),
     }
 }
 
@@ -205,7 +207,7 @@ pub async fn absurd_sizes_are_refused(subject: &Subject) -> ClauseResult {
     let keys = ["vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"];
     let present: Vec<_> = keys.into_iter().filter(|key| config.contains_key(*key)).collect();
     if present.is_empty() {
-        return Err(Objection::moot(format!("config.json has none of {}", keys.join(", "))));
+        return Err(Failure::inconclusive(format!("config.json has none of {}", keys.join(", "))));
     }
     for key in present {
         for absurd in [1_000_000_000_i64.into(), (-1).into(), serde_json::Value::from("many")] {
@@ -222,11 +224,11 @@ pub async fn absurd_sizes_are_refused(subject: &Subject) -> ClauseResult {
 /// Expects a load of this folder to fail as one of these kinds, and the message or path to name what is wrong.
 async fn expect(subject: &Subject, folder: &Path, kinds: &[&str], names: &str) -> ClauseResult {
     match subject.load_folder(folder, subject.base_load_options()).await {
-        Ok(_) if names.is_empty() => Err(Objection::broken("it was loaded, though config.json is wrong")),
-        Ok(_) => Err(Objection::broken(format!("it was loaded, though {names} is wrong"))),
+        Ok(_) if names.is_empty() => Err(Failure::broken("it was loaded, though config.json is wrong")),
+        Ok(_) => Err(Failure::broken(format!("it was loaded, though {names} is wrong"))),
         Err(error) if !kinds.contains(&error.kind()) => {
             let kinds = kinds.join(" or ");
-            Err(Objection::broken(format!("it failed as {}, expected {kinds}: {error}", error.kind())))
+            Err(Failure::broken(format!("it failed as {}, expected {kinds}: {error}", error.kind())))
         }
         Err(error) => {
             ensure!(error.to_string().contains(names), "the error does not name {names}: {error}");
@@ -235,35 +237,35 @@ async fn expect(subject: &Subject, folder: &Path, kinds: &[&str], names: &str) -
     }
 }
 
-fn config(subject: &Subject) -> Result<serde_json::Map<String, serde_json::Value>, Objection> {
+fn config(subject: &Subject) -> Result<serde_json::Map<String, serde_json::Value>, Failure> {
     let path = subject.folder().join("config.json");
     let bytes = fs::read(&path).map_err(|source| Error::io("read", &path, source))?;
     serde_json::from_slice(&bytes).map_err(|error| Error::invalid_file(path, error.to_string()).into())
 }
 
 /// The model's first weights file: its name and bytes.
-pub(super) fn weights(subject: &Subject) -> Result<(String, Vec<u8>), Objection> {
+pub(super) fn weights(subject: &Subject) -> Result<(String, Vec<u8>), Failure> {
     let manifest = ModelManifest::read(subject.folder())?;
     let path = &manifest.files()[0];
     let io = |source| Error::io("read", path, source);
     let length = fs::metadata(path).map_err(io)?.len();
     if length > LONGEST_COPY {
-        return Err(Objection::moot(format!("the weights have {length} bytes: use a smaller model")));
+        return Err(Failure::inconclusive(format!("the weights have {length} bytes: use a smaller model")));
     }
     let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     Ok((name, fs::read(path).map_err(io)?))
 }
 
-fn header_length(bytes: &[u8]) -> Result<usize, Objection> {
+fn header_length(bytes: &[u8]) -> Result<usize, Failure> {
     let length = bytes.first_chunk().map(|first| u64::from_le_bytes(*first) as usize);
-    length.ok_or_else(|| Objection::moot("the weights have no header"))
+    length.ok_or_else(|| Failure::inconclusive("the weights have no header"))
 }
 
 /// The subject's folder again, for breaking: files are links, those to be broken are left out.
 pub(super) struct Copy(TempDir);
 
 impl Copy {
-    pub(super) fn of(subject: &Subject, without: &[&str]) -> Result<Self, Objection> {
+    pub(super) fn of(subject: &Subject, without: &[&str]) -> Result<Self, Failure> {
         let here = |source| Error::io("write", std::env::temp_dir(), source);
         let copy = tempfile::tempdir().map_err(here)?;
         let folder = subject.folder();

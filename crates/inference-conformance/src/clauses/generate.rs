@@ -5,7 +5,7 @@ use inference_core::{Error, FinishReason, Message, Prompt, TextModelExt as _};
 
 use super::{alone, ids, some_ids, some_prompts};
 use crate::{
-    ClauseResult, Objection, Subject,
+    ClauseResult, Failure, Subject,
     clause::{clauses, ensure},
 };
 
@@ -122,7 +122,7 @@ pub async fn errors_stay_with_their_request(subject: &Subject) -> ClauseResult {
                 ensure!(ids(&answer) == expected, "beside an error {:?}, alone {expected:?}", ids(&answer));
             }
             Err(Error::InvalidPrompt { .. }) if i % 2 == 1 => {}
-            Ok(_) => return Err(Objection::broken("a prompt of ids that do not exist was answered")),
+            Ok(_) => return Err(Failure::broken("a prompt of ids that do not exist was answered")),
             Err(error) => return Err(error.into()),
         }
     }
@@ -153,7 +153,7 @@ pub async fn a_chat_reads_every_message(subject: &Subject) -> ClauseResult {
 /// A conversation is its rendering, tokenised: both get the same answer.
 pub async fn a_chat_is_its_rendering(subject: &Subject) -> ClauseResult {
     let Some((messages, rendering)) = &subject.rendering else {
-        return Err(Objection::moot("give a `rendering` of a conversation to compare with"));
+        return Err(Failure::inconclusive("give a `rendering` of a conversation to compare with"));
     };
     let model = subject.model().await?;
     let chat = alone(&*model, &messages.clone().into(), &subject.greedy(8)?).await?;

@@ -9,7 +9,7 @@ use inference_core::{
 
 use super::{alone, ended, ids, some_ids, some_prompts};
 use crate::{
-    ClauseResult, Objection, Subject,
+    ClauseResult, Failure, Subject,
     clause::{clauses, ensure},
 };
 
@@ -80,7 +80,7 @@ pub async fn a_supported_model_is_selected(subject: &Subject) -> ClauseResult {
     let backend = subject.backend()?;
     for _ in 0..2 {
         if let Support::No(reason) = backend.supports(&manifest) {
-            return Err(Objection::broken(format!("the model is not supported: {reason}")));
+            return Err(Failure::broken(format!("the model is not supported: {reason}")));
         }
     }
     let verdicts = subject.registry().explain(&manifest);
@@ -119,7 +119,7 @@ pub async fn a_cancelled_load_says_so(subject: &Subject) -> ClauseResult {
         match subject.load(subject.base_load_options().cancel(cancel)).await {
             Ok(_) | Err(Error::Cancelled) => {}
             Err(error) => {
-                return Err(Objection::broken(format!("it failed as {}: {error}", error.kind())));
+                return Err(Failure::broken(format!("it failed as {}: {error}", error.kind())));
             }
         }
     }
@@ -190,7 +190,9 @@ pub async fn a_memory_limit_changes_no_answer(subject: &Subject) -> ClauseResult
 pub async fn quantised_caches_answer_together_as_alone(subject: &Subject) -> ClauseResult {
     for bits in [KvBits::Eight, KvBits::Four] {
         let model = match subject.load(subject.base_load_options().kv_bits(bits)).await {
-            Err(Error::InvalidOption { option: "kv_bits", reason }) => return Err(Objection::moot(reason)),
+            Err(Error::InvalidOption { option: "kv_bits", reason }) => {
+                return Err(Failure::inconclusive(reason));
+            }
             loaded => loaded?,
         };
         let options = subject.greedy(6)?;
@@ -225,7 +227,7 @@ pub async fn a_missing_adapter_is_an_error(subject: &Subject) -> ClauseResult {
             ensure!(path.starts_with(&missing), "the error is about {}", path.display());
             Ok(())
         }
-        result => Err(Objection::broken(format!("it ended as {}", ended(&result)))),
+        result => Err(Failure::broken(format!("it ended as {}", ended(&result)))),
     }
 }
 

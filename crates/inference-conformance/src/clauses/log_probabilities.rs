@@ -2,7 +2,7 @@
 
 use super::{alone, sampling::logits, some_ids};
 use crate::{
-    ClauseResult, Objection, Subject,
+    ClauseResult, Failure, Subject,
     clause::{clauses, ensure},
     sampler,
 };
@@ -32,7 +32,7 @@ pub async fn they_are_consistent(subject: &Subject) -> ClauseResult {
         let answer = alone(&*model, &subject.prompt, &subject.greedy(6)?.log_probabilities(n)).await?;
         for token in &answer.tokens {
             let Some(chosen) = token.log_probability else {
-                return Err(Objection::broken(format!("none was given for {token:?}")));
+                return Err(Failure::broken(format!("none was given for {token:?}")));
             };
             ensure!(chosen <= subject.tolerance as f32, "{chosen} is above that of certainty");
             ensure!(token.top.len() == n, "{} alternatives, asked for {n}", token.top.len());
@@ -82,7 +82,7 @@ pub async fn the_temperature_does_not_touch_them(subject: &Subject) -> ClauseRes
     let greedy = alone(&*model, &subject.prompt, &options).await?;
     let drawn = alone(&*model, &subject.prompt, &options.temperature(2.5).seed(3)).await?;
     let (Some(greedy), Some(drawn)) = (greedy.tokens.first(), drawn.tokens.first()) else {
-        return Err(Objection::moot("the model ends the text at once: give another `prompt`"));
+        return Err(Failure::inconclusive("the model ends the text at once: give another `prompt`"));
     };
     for (a, b) in greedy.top.iter().zip(&drawn.top) {
         let off = f64::from((a.log_probability - b.log_probability).abs());

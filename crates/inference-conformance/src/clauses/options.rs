@@ -7,7 +7,7 @@ use inference_core::{
 
 use super::{alone, ended, ending, ids, some_ids, some_prompts};
 use crate::{
-    ClauseResult, Objection, Subject,
+    ClauseResult, Failure, Subject,
     clause::{clauses, ensure},
     refusal,
 };
@@ -53,7 +53,7 @@ pub async fn nonsense_is_refused_before_any_work(subject: &Subject) -> ClauseRes
             Err(Error::InvalidOption { option, .. }) => {
                 ensure!(option == name, "{option} was named, not {name}");
             }
-            result => return Err(Objection::broken(format!("{name}: it ended as {}", ended(&result)))),
+            result => return Err(Failure::broken(format!("{name}: it ended as {}", ended(&result)))),
         }
     }
     let load = subject.load(LoadOptions::new().context_length(0)).await;
@@ -88,7 +88,7 @@ pub async fn the_earliest_stop_string_wins(subject: &Subject) -> ClauseResult {
         }
         return Ok(());
     }
-    Err(Objection::moot("the texts repeat themselves too soon: give another `prompt`"))
+    Err(Failure::inconclusive("the texts repeat themselves too soon: give another `prompt`"))
 }
 
 /// Text that was held back for a stop string that never came is delivered, to the last character.
@@ -110,7 +110,7 @@ pub async fn stop_tokens_end_the_text(subject: &Subject) -> ClauseResult {
     let model = subject.model().await?;
     let whole = ids(&alone(&*model, &subject.prompt, &subject.greedy(12)?).await?);
     let Some(stop) = whole.get(whole.len() / 2).copied() else {
-        return Err(Objection::moot("the model says nothing: give another `prompt`"));
+        return Err(Failure::inconclusive("the model says nothing: give another `prompt`"));
     };
     let first = whole.iter().position(|id| *id == stop).unwrap_or_default();
     let answer = alone(&*model, &subject.prompt, &subject.greedy(12)?.stop_tokens([stop])).await?;
@@ -130,7 +130,7 @@ pub async fn an_end_of_sequence_token_ends_the_text(subject: &Subject) -> Clause
         FinishReason::Stop(StopCause::EndOfSequence(id)) => {
             ensure!(eos.contains(id), "{id} is none of {eos:?}");
         }
-        reason => return Err(Objection::broken(format!("it ended as {reason:?}"))),
+        reason => return Err(Failure::broken(format!("it ended as {reason:?}"))),
     }
     ensure!(
         !ids(&answer).iter().any(|id| eos.contains(id)),
@@ -166,12 +166,12 @@ pub async fn min_tokens_puts_the_end_off(subject: &Subject) -> ClauseResult {
 }
 
 /// A string that begins in the text of one token, at or after `from`, and ends in that of a later one.
-fn across(whole: &Completion, from: usize) -> Result<String, Objection> {
+fn across(whole: &Completion, from: usize) -> Result<String, Failure> {
     let texts: Vec<&str> = whole.tokens.iter().map(|token| token.text.as_str()).collect();
     let said: Vec<usize> = (from..texts.len()).filter(|i| !texts[*i].is_empty()).collect();
     // Not the first pair: a text that stops before its first character shows little.
     let Some(pair) = said.windows(2).nth(1).or(said.windows(2).next()) else {
-        return Err(Objection::moot("fewer than two tokens have a text: give another `prompt`"));
+        return Err(Failure::inconclusive("fewer than two tokens have a text: give another `prompt`"));
     };
     let (head, tail) = (texts[pair[0]].chars().next_back(), texts[pair[1]].chars().take(2));
     Ok(head.into_iter().chain(tail).collect())
@@ -204,7 +204,7 @@ pub async fn a_request_that_would_overflow_can_be_refused(subject: &Subject) -> 
     match model.generate(prompt.clone().into(), options(13)?).await {
         Err(Error::ContextExceeded { tokens: 33, limit: 32 }) => {}
         result => {
-            return Err(Objection::broken(format!("20 and 13 tokens of 32 ended as {}", ended(&result))));
+            return Err(Failure::broken(format!("20 and 13 tokens of 32 ended as {}", ended(&result))));
         }
     }
     let answer = alone(&*model, &prompt.into(), &options(12)?).await?;

@@ -7,15 +7,15 @@ use inference_core::{Error, GenerateOptions, TextModelExt as _};
 
 use super::{alone, ended, ids, sampling::logits, some_ids, still_right};
 use crate::{
-    ClauseResult, Objection, Subject,
+    ClauseResult, Failure, Subject,
     clause::{clauses, ensure},
     sampler,
 };
 
 clauses!("processing":
-    a_processor_has_the_last_word [Generate Processor LogitBias],
-    a_processor_sees_logits_and_history [Generate Processor Classify Logits],
-    a_processor_that_fails_ends_its_request_alone [Generate Processor],
+    a_processor_has_the_last_word [Generate LogitsProcessor LogitBias],
+    a_processor_sees_logits_and_history [Generate LogitsProcessor Classify Logits],
+    a_processor_that_fails_ends_its_request_alone [Generate LogitsProcessor],
 );
 
 /// The likeliest token is the one that the processor makes so, whatever a bias has made of the logits before.
@@ -28,7 +28,7 @@ pub async fn a_processor_has_the_last_word(subject: &Subject) -> ClauseResult {
         logits[said[answer.len()] as usize] = 100.0;
     };
     let other = some_ids(&*model, 8, 31)[7];
-    let options = subject.greedy(script.len())?.logit_bias([(other, 1e4)]).processor(processor);
+    let options = subject.greedy(script.len())?.logit_bias([(other, 1e4)]).logits_processor(processor);
     let found = ids(&alone(&*model, &subject.prompt, &options).await?);
     ensure!(found == script, "the processor left {script:?}, found {found:?}");
     Ok(())
@@ -46,7 +46,7 @@ pub async fn a_processor_sees_logits_and_history(subject: &Subject) -> ClauseRes
         sink.lock().unwrap_or_else(PoisonError::into_inner).push(call);
     };
     let plain = ids(&alone(&*model, &prompt.clone().into(), &subject.greedy(5)?).await?);
-    let options = subject.greedy(5)?.processor(processor);
+    let options = subject.greedy(5)?.logits_processor(processor);
     let answer = ids(&alone(&*model, &prompt.clone().into(), &options).await?);
     ensure!(answer == plain, "a processor that changes nothing made {answer:?} of {plain:?}");
     let calls = seen.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -80,14 +80,17 @@ pub async fn a_processor_that_fails_ends_its_request_alone(subject: &Subject) ->
         }
     };
     let ask = |options: GenerateOptions| model.complete(subject.prompt.clone(), options);
-    let (panicked, spoilt, beside) =
-        join3(ask(options.clone().processor(panics)), ask(options.clone().processor(spoils)), ask(options))
-            .await;
+    let (panicked, spoilt, beside) = join3(
+        ask(options.clone().logits_processor(panics)),
+        ask(options.clone().logits_processor(spoils)),
+        ask(options),
+    )
+    .await;
     for result in [panicked, spoilt] {
         match &result {
             Err(Error::InvalidOption { option: "processor", .. }) => {}
             other => {
-                return Err(Objection::broken(format!(
+                return Err(Failure::broken(format!(
                     "a processor failed, which ended in {}, expected invalid_option",
                     ended(other)
                 )));

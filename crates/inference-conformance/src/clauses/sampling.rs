@@ -11,7 +11,7 @@ use inference_core::{
 
 use super::{alone, ids, some_ids, some_prompts};
 use crate::{
-    ClauseResult, Objection, Subject,
+    ClauseResult, Failure, Subject,
     clause::{clauses, ensure},
     sampler,
 };
@@ -67,7 +67,7 @@ pub async fn a_seed_reproduces(subject: &Subject) -> ClauseResult {
 /// A seed's ids are the same whatever runs beside it.
 pub async fn a_seed_reproduces_beside_others(subject: &Subject) -> ClauseResult {
     let model = subject.model().await?;
-    let options = |seed| Ok::<_, Objection>(subject.greedy(16)?.temperature(1.5).seed(seed));
+    let options = |seed| Ok::<_, Failure>(subject.greedy(16)?.temperature(1.5).seed(seed));
     let prompts = some_prompts(subject, &*model);
     let mut expected = Vec::new();
     for (seed, prompt) in (0..).zip(&prompts) {
@@ -236,7 +236,7 @@ pub async fn draws_follow_xtc(subject: &Subject) -> ClauseResult {
 }
 
 /// A prompt in which the tokens that the model would like next stand already, some of them twice.
-async fn repeating_prompt(subject: &Subject, model: &dyn TextModel) -> Result<Vec<u32>, Objection> {
+async fn repeating_prompt(subject: &Subject, model: &dyn TextModel) -> Result<Vec<u32>, Failure> {
     let mut prompt = some_ids(model, 4, 3);
     let liked = ids(&alone(model, &prompt.clone().into(), &subject.greedy(4)?).await?);
     prompt.extend(liked.iter().chain(&liked[..liked.len() / 2]));
@@ -291,10 +291,10 @@ async fn draws_follow(subject: &Subject, options: impl FnOnce(&[f64]) -> Generat
             let id = match (draw.tokens.first(), &draw.finish.reason) {
                 (Some(token), _) => token.id,
                 (None, FinishReason::Stop(StopCause::EndOfSequence(id))) => *id,
-                (None, reason) => return Err(Objection::broken(format!("no token, and {reason:?}"))),
+                (None, reason) => return Err(Failure::broken(format!("no token, and {reason:?}"))),
             };
             let Some(count) = counts.get_mut(id as usize) else {
-                return Err(Objection::broken(format!("{id} was drawn, and is outside the vocabulary")));
+                return Err(Failure::broken(format!("{id} was drawn, and is outside the vocabulary")));
             };
             *count += 1;
         }
@@ -314,11 +314,11 @@ async fn draws_follow(subject: &Subject, options: impl FnOnce(&[f64]) -> Generat
 }
 
 /// The model's own logits after these ids.
-pub(super) async fn logits(model: &dyn TextModel, ids: &[u32]) -> Result<Vec<f64>, Objection> {
+pub(super) async fn logits(model: &dyn TextModel, ids: &[u32]) -> Result<Vec<f64>, Failure> {
     let options = ClassifyOptions::new().logits(true);
     let answers = model.classify(vec![ids.to_vec().into()], options).await?;
     let logits = answers.into_iter().next().and_then(|answer| answer.logits);
-    let logits = logits.ok_or_else(|| Objection::broken("logits were asked for, and not given"))?;
+    let logits = logits.ok_or_else(|| Failure::broken("logits were asked for, and not given"))?;
     Ok(logits.into_iter().map(f64::from).collect())
 }
 

@@ -9,7 +9,7 @@ use super::{
     ids, some_ids,
 };
 use crate::{
-    ClauseResult, Objection, Subject,
+    ClauseResult, Failure, Subject,
     clause::{clauses, ensure},
 };
 
@@ -125,10 +125,10 @@ pub async fn a_saved_session_goes_on(subject: &Subject) -> ClauseResult {
     let (before, after) = (session.tokens().await, loaded.tokens().await);
     ensure!(before == after, "{after:?} was loaded, {before:?} was saved");
     ensure!(
-        loaded.note() == session.note(),
+        loaded.metadata() == session.metadata(),
         "the note is {:?}, expected {:?}",
-        loaded.note(),
-        session.note()
+        loaded.metadata(),
+        session.metadata()
     );
     let more = some_ids(&*model, 3, 50);
     let expected = session.complete(more.clone(), options.clone()).await?;
@@ -175,7 +175,7 @@ pub async fn a_closed_models_sessions_refuse(subject: &Subject) -> ClauseResult 
     model.close().await?;
     let closed = |call: &str, result: Result<(), Error>| match result {
         Err(Error::Closed) => Ok(()),
-        result => Err(Objection::broken(format!("{call} ended as {}", ended(&result)))),
+        result => Err(Failure::broken(format!("{call} ended as {}", ended(&result)))),
     };
     closed("a turn", session.generate(some_ids(&*model, 3, 52), subject.greedy(1)?).await.map(drop))?;
     closed("a fork", session.fork().await.map(drop))?;
@@ -185,12 +185,12 @@ pub async fn a_closed_models_sessions_refuse(subject: &Subject) -> ClauseResult 
 const NAME: &str = "kit.session";
 
 /// A session of one turn, and the folder that it was saved in.
-async fn saved(subject: &Subject) -> Result<(TempDir, Session), Objection> {
+async fn saved(subject: &Subject) -> Result<(TempDir, Session), Failure> {
     let model = subject.model().await?;
     let folder = tempfile::tempdir().map_err(|source| Error::io("write", std::env::temp_dir(), source))?;
     let mut session = model.session().await?;
     session.complete(some_ids(&*model, 24, 53), GenerateOptions::new().max_tokens(5)).await?;
-    session.set_note("of the kit");
+    session.set_metadata("of the kit");
     session.save(folder.path().join(NAME)).await?;
     Ok((folder, session))
 }
@@ -214,6 +214,6 @@ fn refused(result: Result<Session, Error>, names: &str, what: &str) -> ClauseRes
             ensure!(error.to_string().contains(names), "the error does not name {names}: {error}");
             Ok(())
         }
-        result => Err(Objection::broken(format!("{what} ended as {}", ended(&result)))),
+        result => Err(Failure::broken(format!("{what} ended as {}", ended(&result)))),
     }
 }

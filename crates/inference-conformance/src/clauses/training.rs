@@ -6,13 +6,13 @@ use futures::StreamExt as _;
 use inference_core::{
     CancellationToken, Error, ModelManifest, TextModel,
     backend::AdapterManifest,
-    train::{Example, Method, TooLong, TrainEnd, TrainEvent, TrainOptions, TrainingData},
+    train::{Example, Method, TrainEnd, TrainEvent, TrainOptions, TrainingData, Truncation},
 };
 use tempfile::TempDir;
 
 use super::{alone, ended, ids, some_ids, still_right};
 use crate::{
-    ClauseResult, Objection, Subject,
+    ClauseResult, Failure, Subject,
     clause::{clauses, ensure},
 };
 
@@ -35,7 +35,7 @@ pub async fn a_run_learns_and_says_so(subject: &Subject) -> ClauseResult {
     let output = folder()?;
     let events = run(&*model, data(&*model), options(output.path())).await?;
     let Some(TrainEvent::Started(plan)) = events.first() else {
-        return Err(Objection::broken(format!("it began with {:?}", events.first())));
+        return Err(Failure::broken(format!("it began with {:?}", events.first())));
     };
     ensure!(plan.steps == STEPS && plan.resumed_at == 0, "a run of {STEPS} steps is planned as {plan:?}");
     ensure!(plan.examples == 2 && plan.validation_examples == 1, "of 2 and 1 examples it tells {plan:?}");
@@ -64,7 +64,7 @@ pub async fn what_was_learnt_is_an_adapter(subject: &Subject) -> ClauseResult {
     let events = run(&*model, data(&*model), options(output.path())).await?;
     let manifest = AdapterManifest::read(output.path(), &ModelManifest::read(subject.folder())?)?;
     let Some(TrainEvent::Started(plan)) = events.first() else {
-        return Err(Objection::broken(format!("it began with {:?}", events.first())));
+        return Err(Failure::broken(format!("it began with {:?}", events.first())));
     };
     let (told, written) = (plan.trainable_parameters, manifest.parameters());
     ensure!(told == written, "{told} parameters were to be trained, {written} are in the adapter");
@@ -108,10 +108,10 @@ pub async fn a_cancelled_run_is_saved_and_resumed_as_if_it_had_not_been(subject:
         events.push(event);
     }
     let Some(TrainEvent::Finished { step: reached, reason, .. }) = events.last() else {
-        return Err(Objection::broken(format!("it ended with {:?}", events.last())));
+        return Err(Failure::broken(format!("it ended with {:?}", events.last())));
     };
     if *reason == TrainEnd::Completed {
-        return Err(Objection::moot("all steps were done before the cancellation reached the engine"));
+        return Err(Failure::inconclusive("all steps were done before the cancellation reached the engine"));
     }
     let mut together = losses(&events);
     ensure!(together.len() == *reached, "it ended after step {reached} and told of {}", together.len());
@@ -124,10 +124,10 @@ pub async fn a_cancelled_run_is_saved_and_resumed_as_if_it_had_not_been(subject:
     let other = options(output.path()).resume(true).learning_rate(0.5);
     match train(&*model, data(&*model), other).await {
         Err(Error::InvalidOption { option: "resume", .. }) => Ok(()),
-        Err(error) => Err(Objection::broken(format!("another rate, resumed: {}: {error}", error.kind()))),
+        Err(error) => Err(Failure::broken(format!("another rate, resumed: {}: {error}", error.kind()))),
         Ok(mut stream) => match stream.next().await {
             Some(Err(Error::InvalidOption { option: "resume", .. })) => Ok(()),
-            other => Err(Objection::broken(format!("another rate, resumed, began with {other:?}"))),
+            other => Err(Failure::broken(format!("another rate, resumed, began with {other:?}"))),
         },
     }
 }
@@ -150,7 +150,7 @@ pub async fn what_makes_no_sense_is_refused_before_the_first_step(subject: &Subj
             TrainingData::new(vec![Example::tokens(vec![1, u32::MAX])], vec![]),
             options(),
         ),
-        ("too long an example", data(&*model), options().max_length(2, TooLong::Refuse)),
+        ("too long an example", data(&*model), options().max_length(2, Truncation::Refuse)),
     ];
     for (case, data, options) in cases {
         let result = match train(&*model, data, options).await {
@@ -189,7 +189,7 @@ async fn run(
     model: &dyn TextModel,
     data: TrainingData,
     options: TrainOptions,
-) -> Result<Vec<TrainEvent>, Objection> {
+) -> Result<Vec<TrainEvent>, Failure> {
     let mut stream = train(model, data, options).await?;
     let mut events = Vec::new();
     while let Some(event) = stream.next().await {
@@ -206,6 +206,6 @@ fn losses(events: &[TrainEvent]) -> Vec<(usize, f32)> {
     events.iter().filter_map(step).collect()
 }
 
-fn folder() -> Result<TempDir, Objection> {
-    tempfile::tempdir().map_err(|error| Objection::broken(format!("no folder for temporary files: {error}")))
+fn folder() -> Result<TempDir, Failure> {
+    tempfile::tempdir().map_err(|error| Failure::broken(format!("no folder for temporary files: {error}")))
 }

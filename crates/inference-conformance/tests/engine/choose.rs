@@ -95,7 +95,7 @@ impl Run {
     }
 
     fn process(&self, logits: &mut [f64]) -> Result<()> {
-        let Some(processor) = &self.options.processor else { return Ok(()) };
+        let Some(processor) = &self.options.logits_processor else { return Ok(()) };
         let (prompt, answer) = self.history.split_at(self.prompt);
         let prompt = if self.fault.is("a_processor_sees_logits_and_history") { &prompt[1..] } else { prompt };
         let mut edited: Vec<f32> = logits.iter().map(|x| *x as f32).collect();

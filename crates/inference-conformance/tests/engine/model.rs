@@ -16,7 +16,7 @@ use inference_core::{
     CancellationToken, ChatEvent, Classification, ClassifyOptions, ContextOverflow, Error, Finish,
     FinishReason, GenerateOptions, LabelScore, LoadOptions, Metrics, ModelInfo, ModelManifest, ModelStats,
     Prompt, Result, Session, StopCause, TextModel, Token, TokenStream,
-    backend::{AnswerReader, TokenSink},
+    backend::{OutputParser, TokenSink},
     train::Trainable,
 };
 
@@ -201,7 +201,7 @@ impl Core {
         }
         let (sink, mut stream) = TokenStream::channel("syllables", 64, options.cancel.clone());
         if self.fault.is("the_parts_of_an_answer_are_all_of_it") {
-            stream = stream.with_reader(Forgetful::default());
+            stream = stream.with_parser(Forgetful::default());
         }
         let endless = rotates && !self.fault.is("a_context_that_rotates_goes_on");
         let endless = endless || self.fault.is("the_context_length_holds");
@@ -308,7 +308,7 @@ impl Model {
         if let Some(labels) = &options.labels {
             let boost = if self.fault.is("labels_are_no_likelier_than_their_beginning") { 99.0 } else { 0.0 };
             let scores: Vec<f32> = labels.iter().map(|label| score(ids, label, self.salt) + boost).collect();
-            answer.labels = LabelScore::normalise(labels, &scores);
+            answer.labels = LabelScore::normalize(labels, &scores);
             if self.fault.is("labels_add_up_to_one") {
                 answer.labels.iter_mut().for_each(|label| label.probability = label.log_probability.exp());
             }
@@ -328,7 +328,7 @@ impl Model {
 #[derive(Debug, Default)]
 struct Forgetful(Option<ChatEvent>);
 
-impl AnswerReader for Forgetful {
+impl OutputParser for Forgetful {
     fn push(&mut self, token: &Token, events: &mut Vec<ChatEvent>) {
         events.extend(self.0.replace(ChatEvent::Text(token.text.clone())));
     }

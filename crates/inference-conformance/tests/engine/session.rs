@@ -30,7 +30,7 @@ impl Kept {
         if model.fault.is("a_saved_session_goes_on") {
             file.tokens.pop();
         }
-        Ok(Session::new(Box::new(Self::new(model, file.tokens)), file.note))
+        Ok(Session::new(Box::new(Self::new(model, file.tokens)), file.metadata))
     }
 
     fn fingerprint(model: &Core) -> Result<String> {
@@ -62,9 +62,9 @@ impl SessionEngine for Kept {
         Ok(Box::new(Self::new(self.model.clone(), self.text.lock().await.clone())))
     }
 
-    async fn save(&self, path: &Path, note: &str) -> Result<()> {
+    async fn save(&self, path: &Path, metadata: &str) -> Result<()> {
         let mut file = SessionFile::new(Self::fingerprint(&self.model)?, "ids", self.tokens().await);
-        file.note = note.to_owned();
+        file.metadata = metadata.to_owned();
         file.write(path)
     }
 }

@@ -12,8 +12,8 @@ use inference_core::{
     Error, Result,
     backend::{ADAPTER_FILE, AdapterConfig, TrainState},
     train::{
-        Content, Example, Method, TokenExample, TooLong, TrainEnd, TrainEvent, TrainLength, TrainOptions,
-        TrainPlan, TrainStream, Trainable, TrainingData,
+        Example, ExampleKind, Method, TokenExample, TrainEnd, TrainEvent, TrainLength, TrainOptions,
+        TrainPlan, TrainStream, Trainable, TrainingData, Truncation,
     },
 };
 
@@ -146,14 +146,14 @@ impl Run {
 }
 
 fn encode(example: &Example, number: usize, options: &TrainOptions, lenient: bool) -> Result<TokenExample> {
-    let Content::Tokens(tokens) = &example.content else {
+    let ExampleKind::Tokens(tokens) = &example.kind else {
         return Err(example.invalid(number, "expected tokens"));
     };
     let mut tokens = tokens.clone();
     if tokens.tokens.iter().any(|id| *id >= VOCAB) {
         return Err(example.invalid(number, "has a token outside the vocabulary"));
     }
-    if tokens.truncate(options.max_length) && options.too_long == TooLong::Refuse && !lenient {
+    if tokens.truncate(options.max_length) && options.truncation == Truncation::Refuse && !lenient {
         return Err(example.invalid(number, "is too long"));
     }
     Ok(tokens)

@@ -74,7 +74,7 @@ pub(super) fn estimate(
     let position = match kv_bits {
         None => width.checked_mul(size),
         Some(bits) => {
-            let group = bits.group_size(head).ok_or_else(|| bits.impossible(head))?;
+            let group = bits.group_size(head).ok_or_else(|| bits.unsupported_error(head))?;
             (bits.get() * group / 8 + 2 * size).checked_mul(width / group)
         }
     };

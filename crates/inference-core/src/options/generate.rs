@@ -30,7 +30,7 @@ pub struct GenerateOptions {
     /// How tokens are chosen.
     pub sampling: SamplingOptions,
     /// Edits the logits after bias and penalties, before anything else.
-    pub processor: Option<Processor>,
+    pub logits_processor: Option<Processor>,
     /// Strings that end the text, themselves left out of it.
     pub stop: Option<Arc<[String]>>,
     /// Token ids that end the text besides the model's own.
@@ -149,11 +149,11 @@ impl GenerateOptions {
     /// let once = |_prompt: &[u32], answer: &[u32], logits: &mut [f32]| {
     ///     answer.iter().for_each(|id| logits[*id as usize] = f32::NEG_INFINITY);
     /// };
-    /// let options = GenerateOptions::new().max_tokens(64).processor(once);
+    /// let options = GenerateOptions::new().max_tokens(64).logits_processor(once);
     /// ```
     #[must_use]
-    pub fn processor(mut self, processor: impl LogitsProcessor + 'static) -> Self {
-        self.processor = Some(Processor::new(processor));
+    pub fn logits_processor(mut self, processor: impl LogitsProcessor + 'static) -> Self {
+        self.logits_processor = Some(Processor::new(processor));
         self
     }
 
@@ -253,7 +253,7 @@ impl GenerateOptions {
             self.log_probabilities.map(|_| Feature::LogProbabilities),
             self.context_overflow.filter(|p| *p != ContextOverflow::Stop).map(|_| Feature::ContextOverflow),
             self.thinking_budget.map(|_| Feature::ThinkingBudget),
-            self.processor.as_ref().map(|_| Feature::Processor),
+            self.logits_processor.as_ref().map(|_| Feature::LogitsProcessor),
         ];
         own.into_iter()
             .flatten()

@@ -179,7 +179,7 @@ impl KvBits {
 
     /// The error of a model whose heads are so wide and have no group size.
     #[must_use]
-    pub fn impossible(self, head_dim: usize) -> Error {
+    pub fn unsupported_error(self, head_dim: usize) -> Error {
         let reason = format!(
             "{}: the model's heads are {head_dim} wide, which groups of 32 do not divide",
             self.get()

@@ -24,7 +24,7 @@ const LONGEST_STATE: u64 = 1 << 20;
 const VERSION: u32 = 1;
 
 /// The options that a resumed run may have otherwise: they do not change what is learnt.
-const FREE: &[&str] = &["checkpoint", "evaluate_every", "validation_batches", "save_every"];
+const FREE: &[&str] = &["gradient_checkpointing", "evaluate_every", "validation_batches", "save_every"];
 
 /// state.json of a checkpoint: how far the run was, and what run it was.
 ///

@@ -8,7 +8,7 @@ use std::{
 
 use serde_json::{Map, Value};
 
-use super::{Content, Example, Origin, TokenExample, TrainingData, batches::Random};
+use super::{Example, ExampleKind, ExampleSource, TokenExample, TrainingData, batches::Random};
 use crate::{
     Error, Message, Result,
     files::{LFS_ADVICE, LFS_POINTER, open_regular, parse_strict},
@@ -73,7 +73,7 @@ impl TrainingData {
 }
 
 fn read_lines(path: &Path) -> Result<Vec<Example>> {
-    let at = |line: usize| Origin::new(path, line);
+    let at = |line: usize| ExampleSource::new(path, line);
     let invalid = |line: usize, reason: String| Err(Error::InvalidData { at: at(line).to_string(), reason });
     let file = open_regular(path).map_err(|error| match error {
         Error::InvalidModel { path, reason, .. } => {
@@ -108,9 +108,9 @@ fn read_lines(path: &Path) -> Result<Vec<Example>> {
             continue;
         }
         match parse(text) {
-            Ok(content) => {
-                let origin = Some(Origin::new(Arc::clone(&shared), number));
-                examples.push(Example { content, origin });
+            Ok(kind) => {
+                let source = Some(ExampleSource::new(Arc::clone(&shared), number));
+                examples.push(Example { kind, source });
             }
             Err(reason) => return invalid(number, reason),
         }
@@ -119,7 +119,7 @@ fn read_lines(path: &Path) -> Result<Vec<Example>> {
 }
 
 /// What a line says; `prompt` and `completion` go before `messages`, and that before `text`, as in mlx_lm.
-fn parse(line: &str) -> Result<Content, String> {
+fn parse(line: &str) -> Result<ExampleKind, String> {
     let value = parse_strict(line).map_err(|error| {
         // serde_json counts lines within the one that it was given.
         let reason = error.to_string();
@@ -134,18 +134,22 @@ fn parse(line: &str) -> Result<Content, String> {
         if completion.is_empty() {
             return Err("`completion` is empty, expected the answer to learn".to_owned());
         }
-        Ok(Content::Completion { prompt: string(&object, "prompt")?, completion, tools: tools(&mut object)? })
+        Ok(ExampleKind::Completion {
+            prompt: string(&object, "prompt")?,
+            completion,
+            tools: tools(&mut object)?,
+        })
     } else if let Some(messages) = object.remove("messages") {
-        Ok(Content::Chat { messages: conversation(messages)?, tools: tools(&mut object)? })
+        Ok(ExampleKind::Chat { messages: conversation(messages)?, tools: tools(&mut object)? })
     } else if object.contains_key("text") {
         let text = string(&object, "text")?;
         if text.is_empty() {
             Err("`text` is empty, expected one to learn".to_owned())
         } else {
-            Ok(Content::Text(text))
+            Ok(ExampleKind::Text(text))
         }
     } else if let Some(ids) = object.remove("tokens") {
-        Ok(Content::Tokens(tokens(ids, object.remove("learnt"))?))
+        Ok(ExampleKind::Tokens(tokens(ids, object.remove("learnt"))?))
     } else if let Some(one) = ["prompt", "completion"].into_iter().find(|key| object.contains_key(*key)) {
         let other = if one == "prompt" { "completion" } else { "prompt" };
         Err(format!("has `{one}`, but no `{other}`"))

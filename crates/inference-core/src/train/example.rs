@@ -22,15 +22,15 @@ pub struct TrainingData {
 #[non_exhaustive]
 pub struct Example {
     /// What it says.
-    pub content: Content,
+    pub kind: ExampleKind,
     /// Where it comes from; unset where it was made by a program.
-    pub origin: Option<Origin>,
+    pub source: Option<ExampleSource>,
 }
 
 /// What an example says.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
-pub enum Content {
+pub enum ExampleKind {
     /// A text, ended by the token that ends a text.
     Text(String),
     /// A user's prompt and the answer to it, in the model's chat template.
@@ -67,7 +67,7 @@ pub struct TokenExample {
 /// A line of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Origin {
+pub struct ExampleSource {
     /// The file.
     pub path: Arc<Path>,
     /// The line, from 1.
@@ -78,7 +78,7 @@ pub struct Origin {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
-pub enum Learn {
+pub enum LossOn {
     /// Those of the answer: a completion, the last message of a conversation, all of a text.
     #[default]
     Answer,
@@ -90,7 +90,7 @@ pub enum Learn {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
-pub enum TooLong {
+pub enum Truncation {
     /// It is cut at the end, and counted in [`TrainPlan::truncated_examples`](crate::train::TrainPlan::truncated_examples). One of
     /// which nothing to learn is left is refused.
     #[default]
@@ -110,37 +110,37 @@ impl TrainingData {
 impl Example {
     /// An example made by a program.
     #[must_use]
-    pub fn new(content: Content) -> Self {
-        Self { content, origin: None }
+    pub fn new(kind: ExampleKind) -> Self {
+        Self { kind, source: None }
     }
 
     /// A text, all of which is learnt.
     pub fn text(text: impl Into<String>) -> Self {
-        Self::new(Content::Text(text.into()))
+        Self::new(ExampleKind::Text(text.into()))
     }
 
     /// A prompt and the answer to it.
     pub fn completion(prompt: impl Into<String>, completion: impl Into<String>) -> Self {
         let (prompt, completion) = (prompt.into(), completion.into());
-        Self::new(Content::Completion { prompt, completion, tools: None })
+        Self::new(ExampleKind::Completion { prompt, completion, tools: None })
     }
 
     /// A conversation whose last message is the answer.
     #[must_use]
     pub fn chat(messages: Vec<Message>) -> Self {
-        Self::new(Content::Chat { messages, tools: None })
+        Self::new(ExampleKind::Chat { messages, tools: None })
     }
 
     /// Tokens, all of them learnt but the first.
     #[must_use]
     pub fn tokens(tokens: Vec<u32>) -> Self {
-        Self::new(Content::Tokens(TokenExample::from_answer(tokens, 0)))
+        Self::new(ExampleKind::Tokens(TokenExample::from_answer(tokens, 0)))
     }
 
     /// An [`Error::InvalidData`] about it; `number`, from 1, names it where it comes from no file.
     #[must_use]
     pub fn invalid(&self, number: usize, reason: impl Into<String>) -> Error {
-        let at = self.origin.as_ref().map_or_else(|| format!("example {number}"), ToString::to_string);
+        let at = self.source.as_ref().map_or_else(|| format!("example {number}"), ToString::to_string);
         Error::InvalidData { at, reason: reason.into() }
     }
 }
@@ -183,7 +183,7 @@ impl TokenExample {
     }
 }
 
-impl Origin {
+impl ExampleSource {
     /// A line, from 1, of a file.
     pub fn new(path: impl Into<Arc<Path>>, line: usize) -> Self {
         Self { path: path.into(), line }
@@ -191,7 +191,7 @@ impl Origin {
 }
 
 /// As compilers and editors have it: `data/train.jsonl:12`.
-impl fmt::Display for Origin {
+impl fmt::Display for ExampleSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.path.display(), self.line)
     }

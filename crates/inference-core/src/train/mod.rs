@@ -16,7 +16,7 @@ use futures::stream::BoxStream;
 
 pub use self::{
     event::{TrainEnd, TrainEvent, TrainMemory, TrainPlan},
-    example::{Content, Example, Learn, Origin, TokenExample, TooLong, TrainingData},
+    example::{Example, ExampleKind, ExampleSource, LossOn, TokenExample, TrainingData, Truncation},
     method::{AdapterDtype, AdapterOptions, FullOptions, Method},
     optimizer::{Optimizer, Schedule},
     options::{TrainLength, TrainOptions},

@@ -5,12 +5,12 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
-use super::{Learn, Method, Optimizer, Schedule, TooLong, optimizer::check};
+use super::{LossOn, Method, Optimizer, Schedule, Truncation, optimizer::check};
 use crate::{Error, Result};
 
 /// Options of a training run.
 ///
-/// A *batch* is what is computed at once; a *step* is one change of the weights, after [`accumulate`](Self::accumulate)
+/// A *batch* is what is computed at once; a *step* is one change of the weights, after [`gradient_accumulation_steps`](Self::gradient_accumulation_steps)
 /// batches.
 #[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
@@ -26,7 +26,7 @@ pub struct TrainOptions {
     /// Steps over which the rate rises to its highest.
     pub warmup: usize,
     /// The largest norm of all gradients together; longer ones are shortened to it. Unset: no limit.
-    pub clip: Option<f32>,
+    pub max_grad_norm: Option<f32>,
     /// When the run ends.
     pub length: TrainLength,
     /// Examples in a batch.
@@ -34,15 +34,15 @@ pub struct TrainOptions {
     /// The most tokens in a batch, padding included; unset: as many as its examples have.
     pub batch_tokens: Option<usize>,
     /// Batches in a step. The loss is the mean over all their tokens: two batches of four are as one of eight.
-    pub accumulate: usize,
+    pub gradient_accumulation_steps: usize,
     /// Recomputes the activations of a block in the backward pass in place of keeping them.
-    pub checkpoint: bool,
+    pub gradient_checkpointing: bool,
     /// The most tokens of an example.
     pub max_length: usize,
     /// What becomes of examples with more.
-    pub too_long: TooLong,
+    pub truncation: Truncation,
     /// Which tokens of an example are learnt.
-    pub learn: Learn,
+    pub loss_on: LossOn,
     /// Steps between validations; one is also made before the first and after the last step.
     pub evaluate_every: usize,
     /// The most batches of a validation; unset: all there are.
@@ -82,15 +82,15 @@ impl TrainOptions {
             learning_rate: 1e-4,
             schedule: Schedule::Constant,
             warmup: 0,
-            clip: None,
+            max_grad_norm: None,
             length: TrainLength::Steps(1000),
             batch_size: 4,
             batch_tokens: None,
-            accumulate: 1,
-            checkpoint: false,
+            gradient_accumulation_steps: 1,
+            gradient_checkpointing: false,
             max_length: 2048,
-            too_long: TooLong::Truncate,
-            learn: Learn::Answer,
+            truncation: Truncation::Truncate,
+            loss_on: LossOn::Answer,
             evaluate_every: 200,
             validation_batches: None,
             save_every: 100,
@@ -132,8 +132,8 @@ impl TrainOptions {
 
     /// Shortens gradients to this norm.
     #[must_use]
-    pub fn clip(mut self, norm: f32) -> Self {
-        self.clip = Some(norm);
+    pub fn max_grad_norm(mut self, norm: f32) -> Self {
+        self.max_grad_norm = Some(norm);
         self
     }
 
@@ -167,30 +167,30 @@ impl TrainOptions {
 
     /// Makes a step of so many batches.
     #[must_use]
-    pub fn accumulate(mut self, batches: usize) -> Self {
-        self.accumulate = batches;
+    pub fn gradient_accumulation_steps(mut self, batches: usize) -> Self {
+        self.gradient_accumulation_steps = batches;
         self
     }
 
     /// Recomputes activations in the backward pass in place of keeping them.
     #[must_use]
-    pub fn checkpoint(mut self, yes: bool) -> Self {
-        self.checkpoint = yes;
+    pub fn gradient_checkpointing(mut self, yes: bool) -> Self {
+        self.gradient_checkpointing = yes;
         self
     }
 
     /// Limits the tokens of an example, and says what becomes of longer ones.
     #[must_use]
-    pub fn max_length(mut self, tokens: usize, longer: TooLong) -> Self {
+    pub fn max_length(mut self, tokens: usize, longer: Truncation) -> Self {
         self.max_length = tokens;
-        self.too_long = longer;
+        self.truncation = longer;
         self
     }
 
     /// Sets which tokens of an example are learnt.
     #[must_use]
-    pub fn learn(mut self, learn: Learn) -> Self {
-        self.learn = learn;
+    pub fn loss_on(mut self, tokens: LossOn) -> Self {
+        self.loss_on = tokens;
         self
     }
 
@@ -244,8 +244,8 @@ impl TrainOptions {
         self.method.validate()?;
         self.optimizer.validate()?;
         check("learning_rate", self.learning_rate, "more than 0", |rate| rate > 0.0)?;
-        if let Some(norm) = self.clip {
-            check("clip", norm, "more than 0", |norm| norm > 0.0)?;
+        if let Some(norm) = self.max_grad_norm {
+            check("max_grad_norm", norm, "more than 0", |norm| norm > 0.0)?;
         }
         let (length, count) = match self.length {
             TrainLength::Steps(steps) => ("steps", steps),
@@ -255,7 +255,7 @@ impl TrainOptions {
             (length, Some(count)),
             ("batch_size", Some(self.batch_size)),
             ("batch_tokens", self.batch_tokens),
-            ("accumulate", Some(self.accumulate)),
+            ("gradient_accumulation_steps", Some(self.gradient_accumulation_steps)),
             ("evaluate_every", Some(self.evaluate_every)),
             ("validation_batches", self.validation_batches),
             ("save_every", Some(self.save_every)),
@@ -317,13 +317,13 @@ mod tests {
             (options().optimizer(Optimizer::Sgd { momentum: 1.0, weight_decay: 0.0 }), "momentum"),
             (options().learning_rate(0.0), "learning_rate"),
             (options().learning_rate(f32::INFINITY), "learning_rate"),
-            (options().clip(0.0), "clip"),
+            (options().max_grad_norm(0.0), "max_grad_norm"),
             (options().steps(0), "steps"),
             (options().epochs(0), "epochs"),
             (options().batch_size(0), "batch_size"),
             (options().batch_tokens(100), "batch_tokens"),
-            (options().accumulate(0), "accumulate"),
-            (options().max_length(1, TooLong::Refuse), "max_length"),
+            (options().gradient_accumulation_steps(0), "gradient_accumulation_steps"),
+            (options().max_length(1, Truncation::Refuse), "max_length"),
             (options().evaluate_every(0, None), "evaluate_every"),
             (options().evaluate_every(1, Some(0)), "validation_batches"),
             (options().save_every(0), "save_every"),

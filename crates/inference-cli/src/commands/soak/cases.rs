@@ -136,7 +136,7 @@ mod tests {
     #[test]
     fn requests_ask_only_for_what_the_backend_has() {
         let mut random = StdRng::seed_from_u64(1);
-        let greedy = Capabilities::of(&[Feature::Generate]);
+        let greedy = Capabilities::from_features(&[Feature::Generate]);
         for _ in 0..50 {
             let case = Case::random(&mut random, 10, (20, 5), greedy);
             assert_eq!(case.options.required_features().count(), 0);

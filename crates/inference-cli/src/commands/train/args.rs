@@ -6,8 +6,8 @@ use clap::ValueEnum;
 use inference::{
     CancellationToken,
     train::{
-        AdapterDtype, AdapterOptions, FullOptions, Learn, Optimizer, Schedule, TooLong, TrainLength,
-        TrainOptions,
+        AdapterDtype, AdapterOptions, FullOptions, LossOn, Optimizer, Schedule, TrainLength, TrainOptions,
+        Truncation,
     },
 };
 
@@ -268,8 +268,8 @@ impl Args {
             Course::Linear => Schedule::Linear,
         };
         let longer = match self.too_long {
-            Longer::Truncate => TooLong::Truncate,
-            Longer::Refuse => TooLong::Refuse,
+            Longer::Truncate => Truncation::Truncate,
+            Longer::Refuse => Truncation::Refuse,
         };
         let mut options = TrainOptions::new(&self.output)
             .method(self.method()?)
@@ -277,19 +277,19 @@ impl Args {
             .learning_rate(self.learning_rate)
             .schedule(schedule, self.warmup)
             .batch_size(self.batch_size)
-            .accumulate(self.accumulate)
-            .checkpoint(self.checkpoint)
+            .gradient_accumulation_steps(self.accumulate)
+            .gradient_checkpointing(self.checkpoint)
             .max_length(self.max_length, longer)
-            .learn(match self.learn {
-                Part::Answer => Learn::Answer,
-                Part::Everything => Learn::Everything,
+            .loss_on(match self.learn {
+                Part::Answer => LossOn::Answer,
+                Part::Everything => LossOn::Everything,
             })
             .evaluate_every(self.evaluate_every, self.validation_batches)
             .save_every(self.save_every)
             .seed(self.seed)
             .resume(self.resume)
             .cancel(cancel);
-        options.clip = self.clip;
+        options.max_grad_norm = self.clip;
         options.batch_tokens = self.batch_tokens;
         options.length = match (self.steps, self.epochs) {
             (None, Some(epochs)) => TrainLength::Epochs(epochs),

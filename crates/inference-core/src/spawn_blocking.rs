@@ -11,7 +11,7 @@ use crate::{Error, Result};
 ///
 /// # Errors
 /// The work's own; no thread can be started; [`Error::Stopped`] if the work panics.
-pub fn off_thread<T: Send + 'static>(
+pub fn spawn_blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> impl Future<Output = Result<T>> + Send {
     let (done, result) = oneshot::channel();
@@ -33,7 +33,7 @@ mod tests {
     #[test]
     fn it_needs_no_runtime_and_survives_a_panic() {
         use futures::executor::block_on;
-        assert_eq!(block_on(off_thread(|| Ok(4))).unwrap(), 4);
-        assert!(matches!(block_on(off_thread::<()>(|| panic!("a test"))), Err(Error::Stopped { .. })));
+        assert_eq!(block_on(spawn_blocking(|| Ok(4))).unwrap(), 4);
+        assert!(matches!(block_on(spawn_blocking::<()>(|| panic!("a test"))), Err(Error::Stopped { .. })));
     }
 }
