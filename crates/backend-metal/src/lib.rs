@@ -20,5 +20,5 @@ mod session;
 mod train;
 
 pub use backend::MlxBackend;
-pub use engine::MlxAlone;
+pub use engine::DisableCpuKernels;
 pub use load::{ConvertOptions, FuseOptions, Progress, convert, fuse};

@@ -4,7 +4,7 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use backend_metal::MlxAlone;
+use backend_metal::DisableCpuKernels;
 use futures::{StreamExt as _, future::join_all};
 use inference_core::{
     CancellationToken, ClassifyOptions, ContextOverflow, Error, FinishReason, GenerateOptions, KvBits,
@@ -47,7 +47,7 @@ async fn ten_at_once_give_what_ten_alone_give() {
     let options = LoadOptions::new().max_batch(4);
     ten_give_what_ten_alone_give(&*model(options.clone()).await).await;
     // As on a GPU, where rows lie together.
-    ten_give_what_ten_alone_give(&*model(options.extension(MlxAlone)).await).await;
+    ten_give_what_ten_alone_give(&*model(options.extension(DisableCpuKernels)).await).await;
 }
 
 #[tokio::test]
@@ -55,7 +55,7 @@ async fn ten_at_once_with_quantised_caches_give_what_ten_alone_give() {
     for bits in [KvBits::Eight, KvBits::Four] {
         let options = LoadOptions::new().max_batch(4).kv_bits(bits);
         ten_give_what_ten_alone_give(&*model(options.clone()).await).await;
-        ten_give_what_ten_alone_give(&*model(options.extension(MlxAlone)).await).await;
+        ten_give_what_ten_alone_give(&*model(options.extension(DisableCpuKernels)).await).await;
     }
 }
 
@@ -68,7 +68,7 @@ async fn quantised_caches_differ_by_their_bits() {
         LoadOptions::new(),
         LoadOptions::new().kv_bits(KvBits::Eight),
         LoadOptions::new().kv_bits(KvBits::Four),
-        LoadOptions::new().kv_bits(KvBits::Eight).extension(MlxAlone),
+        LoadOptions::new().kv_bits(KvBits::Eight).extension(DisableCpuKernels),
     ] {
         let model = model(options).await;
         let options = GenerateOptions::new().max_tokens(1).ignore_eos(true).log_probabilities(50);

@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use backend_metal::MlxAlone;
+use backend_metal::DisableCpuKernels;
 use futures::{StreamExt as _, future::join_all};
 use inference_core::{
     CancellationToken, Finish, FinishReason, GenerateOptions, LoadOptions, Prompt, TextModel, Token,
@@ -164,7 +164,7 @@ async fn live(model: &dyn TextModel, request: &Request, fate: Fate, alone: &(Vec
 async fn a_thousand_requests_are_each_as_if_alone() {
     requests_are_each_as_if_alone(LoadOptions::new(), DIFFERENT).await;
     // As on a GPU, where the keys and values of rows lie together: a tenth, for it takes longer.
-    requests_are_each_as_if_alone(LoadOptions::new().extension(MlxAlone), DIFFERENT / 10).await;
+    requests_are_each_as_if_alone(LoadOptions::new().extension(DisableCpuKernels), DIFFERENT / 10).await;
 }
 
 async fn requests_are_each_as_if_alone(options: LoadOptions, different: usize) {

@@ -4,6 +4,7 @@
 //! model, and what crosses over to it is plain data and the ends of channels.
 
 mod classify;
+mod constraints;
 mod device;
 pub(crate) mod memory;
 mod prefix;
@@ -12,7 +13,6 @@ mod sampler;
 mod scheduler;
 mod session;
 mod stats;
-mod steer;
 
 use std::{
     collections::BTreeMap,
@@ -34,7 +34,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use self::{
     classify::ClassifyJob,
-    scheduler::{Limits, Scheduler, Turn},
+    scheduler::{EngineConfig, Progress, Scheduler},
 };
 pub(crate) use self::{
     classify::ClassifyRequest,
@@ -63,7 +63,7 @@ const DEFAULT_PREFIX_CACHE: u64 = 512 << 20;
 /// An extension of [`LoadOptions`]: MLX's own operations compute everything, as they do on a GPU. On the CPU they take the place of
 /// this crate's kernels, which are many times as fast.
 #[derive(Debug, Clone, Copy)]
-pub struct MlxAlone;
+pub struct DisableCpuKernels;
 
 /// A model that lives on the MLX thread. Dropping it releases the model.
 #[derive(Debug)]
@@ -249,17 +249,17 @@ impl Engine {
             while let Ok(command) = commands.try_recv() {
                 self.take(command);
             }
-            let mut overall = Turn::Idle;
+            let mut overall = Progress::Idle;
             for scheduler in self.models.values_mut() {
-                match scheduler.turn() {
-                    Turn::Worked => overall = Turn::Worked,
-                    Turn::Blocked if overall == Turn::Idle => overall = Turn::Blocked,
-                    Turn::Blocked | Turn::Idle => {}
+                match scheduler.step() {
+                    Progress::Worked => overall = Progress::Worked,
+                    Progress::Blocked if overall == Progress::Idle => overall = Progress::Blocked,
+                    Progress::Blocked | Progress::Idle => {}
                 }
             }
             match overall {
-                Turn::Worked => {}
-                Turn::Blocked => {
+                Progress::Worked => {}
+                Progress::Blocked => {
                     let next = {
                         let received = pin!(commands.recv());
                         match futures::executor::block_on(select(received, pin!(self.unblocked()))) {
@@ -270,7 +270,7 @@ impl Engine {
                     let Some(command) = next else { return };
                     self.take(command);
                 }
-                Turn::Idle => {
+                Progress::Idle => {
                     let Some(command) = commands.blocking_recv() else { return };
                     self.take(command);
                 }
@@ -382,7 +382,7 @@ fn load_model(load: Load) -> Result<(Scheduler, Loaded)> {
         Ok::<_, Error>(Scheme { mode: Mode::Affine, bits: bits.get(), group_size })
     };
     let kv_scheme = options.kv_bits.map(scheme).transpose()?;
-    let limits = Limits {
+    let engine_config = EngineConfig {
         backend: device.id(),
         max_batch: options.max_batch.unwrap_or(DEFAULT_MAX_BATCH),
         prefill_chunk: options.prefill_chunk.unwrap_or(DEFAULT_PREFILL_CHUNK),
@@ -390,9 +390,9 @@ fn load_model(load: Load) -> Result<(Scheduler, Loaded)> {
         kv_scheme,
         context_length,
         eos,
-        mlx_alone: options.extensions.get::<MlxAlone>().is_some(),
+        disable_cpu_kernels: options.extensions.get::<DisableCpuKernels>().is_some(),
     };
-    let scheduler = Scheduler::new(model.into(), stream, limits, stats);
+    let scheduler = Scheduler::new(model.into(), stream, engine_config, stats);
     let layout = scheduler.new_cache().layout();
     Ok((scheduler, Loaded { config, layout }))
 }

@@ -18,10 +18,10 @@ use mlx_rs::{
 };
 
 use super::{
-    sampler::{Choice, Report, Sampler},
+    constraints::Constraints,
+    sampler::{Choice, LogprobArrays, Sampler},
     session::{SessionId, SessionTurn},
     stats::Stats,
-    steer::Steering,
 };
 use crate::nn::{KvCache, ops::slice};
 
@@ -32,7 +32,7 @@ pub(crate) struct Request {
     pub(crate) prompt: Vec<u32>,
     pub(crate) options: GenerateOptions,
     pub(crate) sink: TokenSink,
-    pub(crate) assembler: TextAssembler<Scores>,
+    pub(crate) assembler: TextAssembler<TokenLogprobs>,
     pub(crate) budget: Option<ThinkingBudget>,
     /// When the caller called.
     pub(crate) called: Instant,
@@ -44,7 +44,7 @@ pub(crate) struct Request {
 
 /// The log-probabilities that go with a token.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Scores {
+pub(crate) struct TokenLogprobs {
     chosen: Option<f32>,
     top: Vec<Alternative>,
 }
@@ -56,7 +56,7 @@ pub(super) struct InFlight {
     pub(super) ids: Rc<Array>,
     /// The row's place in them.
     pub(super) index: i32,
-    pub(super) report: Option<Report>,
+    pub(super) report: Option<LogprobArrays>,
 }
 
 impl InFlight {
@@ -78,7 +78,7 @@ impl InFlight {
 pub(super) struct Row {
     pub(super) cache: KvCache,
     sampler: Sampler,
-    pub(super) steering: Steering,
+    pub(super) constraints: Constraints,
     /// The prompt and every token that was read.
     pub(super) tokens: Vec<u32>,
     /// Prompt tokens that are in the cache.
@@ -94,8 +94,8 @@ pub(super) struct Row {
     options: GenerateOptions,
     eos: Vec<u32>,
     sink: TokenSink,
-    assembler: TextAssembler<Scores>,
-    events: Vec<TextEvent<Scores>>,
+    assembler: TextAssembler<TokenLogprobs>,
+    events: Vec<TextEvent<TokenLogprobs>>,
     span: tracing::Span,
     turn: Option<SessionTurn>,
     called: Instant,
@@ -114,7 +114,7 @@ impl Row {
         Self {
             cache,
             sampler: Sampler::new(&options, eos, vocab_size),
-            steering: Steering::new(&options, budget),
+            constraints: Constraints::new(&options, budget),
             prefilled: 0,
             in_flight: VecDeque::with_capacity(2),
             prompt_len: prompt.len(),
@@ -213,29 +213,30 @@ impl Row {
     }
 
     /// Whether the choice is the likeliest of the raw logits.
-    pub(super) fn is_plain(&self) -> bool {
-        self.sampler.is_plain() && self.steering.is_idle()
+    pub(super) fn is_greedy(&self) -> bool {
+        self.sampler.is_greedy() && self.constraints.is_idle()
     }
 
     /// Its sampler and the step of the next choice, where that is drawn from the raw logits.
     pub(super) fn drawn(&self) -> Option<(&Sampler, usize)> {
-        (self.sampler.is_drawn() && self.steering.is_idle()).then(|| (&self.sampler, self.chosen()))
+        (self.sampler.is_pure_sampling() && self.constraints.is_idle())
+            .then(|| (&self.sampler, self.chosen()))
     }
 
     /// Whether its last choice has to be read before the next is made.
     pub(super) fn waits_for_itself(&self) -> bool {
-        self.steering.waits_for(self.in_flight.len())
+        self.constraints.waits_for(self.in_flight.len())
     }
 
     /// Chooses the next token from logits [1, V].
     pub(super) fn choose(&mut self, logits: &Array) -> MlxResult<Choice> {
         let step = self.chosen();
         let logits = self.sampler.adjust(logits, self.recent()?.as_ref(), step)?;
-        if let Some(id) = self.steering.forced() {
+        if let Some(id) = self.constraints.forced() {
             return self.sampler.force(&logits, id);
         }
         let (prompt, answer) = self.tokens.split_at(self.prompt_len);
-        let logits = self.steering.process(logits, prompt, answer)?;
+        let logits = self.constraints.process(logits, prompt, answer)?;
         self.sampler.choose(&logits, step)
     }
 
@@ -267,7 +268,7 @@ impl Row {
             return Ok(Some(FinishReason::Stop(cause)));
         }
         self.tokens.push(id);
-        self.steering.note(id);
+        self.constraints.note(id);
         let stop = self.assembler.push(id, scores, &mut self.events);
         self.send_events();
         if let Some(stop) = stop {
@@ -340,7 +341,7 @@ impl Row {
     }
 }
 
-fn read_scores(report: &Report) -> MlxResult<Scores> {
+fn read_scores(report: &LogprobArrays) -> MlxResult<TokenLogprobs> {
     let chosen = Some(report.chosen.try_item_exact::<f32>().map_err(convert)?);
     let mut top = Vec::new();
     if let Some((ids, values)) = &report.top {
@@ -352,7 +353,7 @@ fn read_scores(report: &Report) -> MlxResult<Scores> {
             .map(|(id, log_probability)| Alternative { id, log_probability })
             .collect();
     }
-    Ok(Scores { chosen, top })
+    Ok(TokenLogprobs { chosen, top })
 }
 
 fn convert(error: impl std::fmt::Display) -> Exception {

@@ -20,7 +20,7 @@ pub(super) struct Sampler {
     /// [1, V], added to the logits.
     bias: Option<Array>,
     /// [1, V], −∞ at the end-of-sequence ids, added before `min_tokens`.
-    no_end: Option<Array>,
+    eos_mask: Option<Array>,
     min_tokens: usize,
     seed: u64,
     /// How many likeliest tokens to report, if log-probabilities are asked for.
@@ -32,12 +32,12 @@ pub(super) struct Sampler {
 pub(super) struct Choice {
     /// [1], u32.
     pub(super) id: Array,
-    pub(super) report: Option<Report>,
+    pub(super) report: Option<LogprobArrays>,
 }
 
 /// The log-probabilities of a choice, not yet computed.
 #[derive(Debug, Clone)]
-pub(super) struct Report {
+pub(super) struct LogprobArrays {
     /// [1, 1], f32: the chosen token's.
     pub(super) chosen: Array,
     /// [1, n], u32 and f32: the n likeliest, in no order.
@@ -61,7 +61,7 @@ impl Sampler {
         let min_tokens = options.min_tokens.unwrap_or(0);
         Self {
             bias: biases.map(|biases| dense(&mut biases.iter().copied())),
-            no_end: (min_tokens > 0).then(|| dense(&mut eos.iter().map(|id| (*id, f32::NEG_INFINITY)))),
+            eos_mask: (min_tokens > 0).then(|| dense(&mut eos.iter().map(|id| (*id, f32::NEG_INFINITY)))),
             min_tokens,
             seed: sampling.seed.unwrap_or_else(rand::random),
             report: options.log_probabilities,
@@ -70,19 +70,19 @@ impl Sampler {
     }
 
     /// Whether the choice is the likeliest of the raw logits, which a whole batch can share one operation for.
-    pub(super) fn is_plain(&self) -> bool {
+    pub(super) fn is_greedy(&self) -> bool {
         self.options.temperature_or_greedy() == 0.0
             && self.bias.is_none()
-            && self.no_end.is_none()
+            && self.eos_mask.is_none()
             && self.report.is_none()
             && !self.options.has_penalties()
     }
 
     /// Whether the choice is drawn from the raw logits, which rows can do together: see [`draw`].
-    pub(super) fn is_drawn(&self) -> bool {
+    pub(super) fn is_pure_sampling(&self) -> bool {
         self.options.temperature_or_greedy() > 0.0
             && self.bias.is_none()
-            && self.no_end.is_none()
+            && self.eos_mask.is_none()
             && self.report.is_none()
             && !self.options.has_penalties()
     }
@@ -100,11 +100,11 @@ impl Sampler {
         if let Some(bias) = &self.bias {
             logits = logits.add(bias)?;
         }
-        if let Some(no_end) = self.no_end.as_ref().filter(|_| step < self.min_tokens) {
-            logits = logits.add(no_end)?;
+        if let Some(eos_mask) = self.eos_mask.as_ref().filter(|_| step < self.min_tokens) {
+            logits = logits.add(eos_mask)?;
         }
         match recent {
-            Some(recent) => self.penalise(logits, recent),
+            Some(recent) => self.penalize(logits, recent),
             None => Ok(logits),
         }
     }
@@ -115,7 +115,7 @@ impl Sampler {
         if temperature == 0.0 && self.report.is_none() {
             return Ok(Choice { id: argmax(logits)?, report: None });
         }
-        let log_probabilities = normalised(logits)?;
+        let log_probabilities = log_softmax(logits)?;
         let id = if temperature == 0.0 {
             argmax(logits)?
         } else {
@@ -128,11 +128,11 @@ impl Sampler {
     /// Takes this token, whatever the adjusted logits [1, V] say.
     pub(super) fn force(&self, logits: &Array, id: u32) -> Result<Choice> {
         let id = Array::from_slice(&[id], &[1]);
-        let report = self.report.map(|top| report(&normalised(logits)?, &id, top)).transpose()?;
+        let report = self.report.map(|top| report(&log_softmax(logits)?, &id, top)).transpose()?;
         Ok(Choice { id, report })
     }
 
-    fn penalise(&self, mut logits: Array, recent: &Array) -> Result<Array> {
+    fn penalize(&self, mut logits: Array, recent: &Array) -> Result<Array> {
         let ids = recent.reshape(&[1, -1])?;
         if let Some(penalty) = self.options.repetition_penalty.filter(|p| *p != 1.0) {
             let seen = logits.take_along_axis(&ids, -1)?;
@@ -240,21 +240,21 @@ fn column(values: impl Iterator<Item = f32>) -> Array {
 }
 
 /// Log-probabilities of logits [B, V], in f32.
-pub(super) fn normalised(logits: &Array) -> Result<Array> {
+pub(super) fn log_softmax(logits: &Array) -> Result<Array> {
     logits.subtract(ops::logsumexp_axis(logits, -1, true)?)
 }
 
-fn report(log_probabilities: &Array, id: &Array, top: usize) -> Result<Report> {
+fn report(log_probabilities: &Array, id: &Array, top: usize) -> Result<LogprobArrays> {
     let chosen = log_probabilities.take_along_axis(id.reshape(&[1, 1])?, -1)?;
     let vocab_size = log_probabilities.dim(-1);
     let top = i32::try_from(top).unwrap_or(vocab_size).min(vocab_size);
     if top == 0 {
-        return Ok(Report { chosen, top: None });
+        return Ok(LogprobArrays { chosen, top: None });
     }
     let order = ops::argsort_axis(log_probabilities.negative()?, -1)?;
     let ids = order.as_strided(&[1, top], None, None)?;
     let values = log_probabilities.take_along_axis(&ids, -1)?;
-    Ok(Report { chosen, top: Some((ids, values)) })
+    Ok(LogprobArrays { chosen, top: Some((ids, values)) })
 }
 
 /// SplitMix64 (Steele, Lea, Flood 2014) of a seed and a counter.
@@ -296,7 +296,7 @@ mod tests {
     fn on_device(logits: &[f32], history: &[u32], options: &GenerateOptions) -> Vec<f64> {
         let sampler = Sampler::new(options, &[], logits.len());
         let recent = recent(history, &sampler);
-        let values = normalised(&sampler.adjust(&array(logits), recent.as_ref(), 0).unwrap()).unwrap();
+        let values = log_softmax(&sampler.adjust(&array(logits), recent.as_ref(), 0).unwrap()).unwrap();
         // Beside rows that ask for everything, and for nothing.
         let all = GenerateOptions::new().temperature(1.0).top_p(0.3).min_p(0.2).top_k(2).seed(1);
         let all = Sampler::new(&all, &[], logits.len());
@@ -412,7 +412,7 @@ mod tests {
             };
             let samplers: Vec<_> = (0..6).map(|n| Sampler::new(&options(n), &[], 64)).collect();
             let logits = (0..6 * 64).map(|i| (i * 37 % 101) as f32 / 20.0).collect::<Vec<_>>();
-            let logits = normalised(&Array::from_slice(&logits, &[6, 64])).unwrap();
+            let logits = log_softmax(&Array::from_slice(&logits, &[6, 64])).unwrap();
             let rows: Vec<_> = samplers.iter().zip(3..).collect();
             let together = draw(&rows, logits.clone()).unwrap().to_vec_exact::<u32>().unwrap();
             let parts = logits.split_equal(6, 0).unwrap();

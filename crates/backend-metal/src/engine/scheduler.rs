@@ -21,7 +21,7 @@ use super::{
     device, memory,
     prefix::PrefixCache,
     row::{InFlight, Request, Row},
-    sampler::{draw, normalised},
+    sampler::{draw, log_softmax},
     session::{SessionCommand, Sessions},
     stats::Stats,
 };
@@ -40,7 +40,7 @@ const CLEAR_EVERY: u64 = 256;
 
 /// How a model is run.
 #[derive(Debug, Clone)]
-pub(super) struct Limits {
+pub(super) struct EngineConfig {
     pub(super) backend: &'static str,
     pub(super) max_batch: usize,
     pub(super) prefill_chunk: usize,
@@ -51,14 +51,14 @@ pub(super) struct Limits {
     pub(super) kv_scheme: Option<Scheme>,
     pub(super) eos: Vec<u32>,
     /// Whether MLX's own operations compute everything.
-    pub(super) mlx_alone: bool,
+    pub(super) disable_cpu_kernels: bool,
 }
 
 /// A loaded model and its requests.
 pub(super) struct Scheduler {
     model: Rc<dyn Architecture>,
     stream: Stream,
-    limits: Limits,
+    config: EngineConfig,
     stats: Arc<Stats>,
     /// Not begun, oldest first.
     waiting: VecDeque<Row>,
@@ -74,7 +74,7 @@ pub(super) struct Scheduler {
 
 /// What a turn came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Turn {
+pub(super) enum Progress {
     /// There is more to do.
     Worked,
     /// Every row waits for its reader.
@@ -87,15 +87,15 @@ impl Scheduler {
     pub(super) fn new(
         model: Rc<dyn Architecture>,
         stream: Stream,
-        limits: Limits,
+        config: EngineConfig,
         stats: Arc<Stats>,
     ) -> Self {
         let (waiting, prefilling, running, jobs, trainings, sessions) = Default::default();
-        let prefixes = PrefixCache::new(limits.prefix_cache);
+        let prefixes = PrefixCache::new(config.prefix_cache);
         Self {
             model,
             stream,
-            limits,
+            config,
             stats,
             waiting,
             prefilling,
@@ -110,11 +110,11 @@ impl Scheduler {
 
     /// An empty cache as this model's requests have them.
     pub(super) fn new_cache(&self) -> KvCache {
-        self.model.new_cache().quantised(self.limits.kv_scheme)
+        self.model.new_cache().quantised(self.config.kv_scheme)
     }
 
     pub(super) fn push(&mut self, request: Request) {
-        let size = self.limits.context_length;
+        let size = self.config.context_length;
         let (cache, room) = match request.options.context_overflow {
             Some(ContextOverflow::Rotate { keep }) => {
                 (self.new_cache().rotating(Rotation { keep, size }), usize::MAX)
@@ -122,7 +122,7 @@ impl Scheduler {
             _ => (self.new_cache(), size.saturating_sub(request.prompt.len())),
         };
         let vocab_size = self.model.config().vocab_size;
-        let row = Row::new(request, cache, &self.limits.eos, vocab_size, room);
+        let row = Row::new(request, cache, &self.config.eos, vocab_size, room);
         if let Some(session) = row.session() {
             self.sessions.open(session);
         }
@@ -136,7 +136,7 @@ impl Scheduler {
             SessionCommand::Fork { from, to } => self.sessions.fork(from, to),
             SessionCommand::Drop(id) => self.sessions.remove(id),
             SessionCommand::Export { id, reply } => {
-                let tensors = guard(self.limits.backend, "copy a session", || self.sessions.export(id));
+                let tensors = guard(self.config.backend, "copy a session", || self.sessions.export(id));
                 // The caller may have gone; so below.
                 let _ = reply.send(tensors);
             }
@@ -174,7 +174,7 @@ impl Scheduler {
         let _ = memory::clear_cache();
     }
 
-    /// Whether there are rows, all of which wait for their readers after a turn that was [`Turn::Blocked`].
+    /// Whether there are rows, all of which wait for their readers after a turn that was [`Progress::Blocked`].
     pub(super) fn is_blocked(&self) -> bool {
         !self.running.is_empty()
     }
@@ -186,15 +186,15 @@ impl Scheduler {
     }
 
     /// Does one round of work.
-    pub(super) fn turn(&mut self) -> Turn {
+    pub(super) fn step(&mut self) -> Progress {
         let stream = self.stream.clone();
-        with_stream(&stream, || match self.limits.mlx_alone {
-            true => tracing(|| self.turn_on_stream()),
-            false => self.turn_on_stream(),
+        with_stream(&stream, || match self.config.disable_cpu_kernels {
+            true => tracing(|| self.step_on_stream()),
+            false => self.step_on_stream(),
         })
     }
 
-    fn turn_on_stream(&mut self) -> Turn {
+    fn step_on_stream(&mut self) -> Progress {
         self.retire_cancelled();
         let classified = self.classify_some();
         let prefilled = self.prefill_some();
@@ -206,7 +206,7 @@ impl Scheduler {
         let failed = self.running.len() < held;
         let read = self.read_previous(stepped);
         if !(classified || prefilled || settled || trained || stepped > 0 || failed || read) {
-            return if self.running.is_empty() { Turn::Idle } else { Turn::Blocked };
+            return if self.running.is_empty() { Progress::Idle } else { Progress::Blocked };
         }
         let peak = memory::take_peak();
         self.running
@@ -216,7 +216,7 @@ impl Scheduler {
         if let Some(job) = self.trainings.front_mut() {
             job.peaked(peak);
         }
-        Turn::Worked
+        Progress::Worked
     }
 
     fn retire_cancelled(&mut self) {
@@ -245,7 +245,7 @@ impl Scheduler {
     fn classify_some(&mut self) -> bool {
         let Some(job) = self.jobs.front_mut() else { return false };
         let model = self.model.as_ref();
-        let done = guard(self.limits.backend, "classify", || job.advance(model));
+        let done = guard(self.config.backend, "classify", || job.advance(model));
         match done {
             Ok(false) => {}
             Ok(true) => {
@@ -265,7 +265,7 @@ impl Scheduler {
     /// Computes one batch of the run of training that came first.
     fn train_some(&mut self) -> bool {
         let Some(job) = self.trainings.front_mut() else { return false };
-        let (model, backend) = (&self.model, self.limits.backend);
+        let (model, backend) = (&self.model, self.config.backend);
         let done = guard(backend, "train", || Ok(job.advance(model, backend))).and_then(|done| done);
         if let Some(result) = done.map(|done| done.then_some(())).transpose()
             && let Some(job) = self.trainings.pop_front()
@@ -279,11 +279,11 @@ impl Scheduler {
     /// and a new one is first: a short prompt does not wait for the end of a long one.
     fn prefill_some(&mut self) -> bool {
         let mut group = self.begin_some();
-        let (model, backend) = (self.model.as_ref(), self.limits.backend);
+        let (model, backend) = (self.model.as_ref(), self.config.backend);
         let done = if group.is_empty() {
             group.extend(self.prefilling.pop_front());
             let Some(row) = group.first_mut() else { return false };
-            let chunk = self.limits.prefill_chunk;
+            let chunk = self.config.prefill_chunk;
             guard(backend, "compute the prompt", || prefill_chunk(model, row, chunk))
         } else {
             guard(backend, "compute the prompts", || prefill_together(model, &mut group))
@@ -293,7 +293,7 @@ impl Scheduler {
             return true;
         }
         for mut row in group {
-            match row.steering.failure() {
+            match row.constraints.failure() {
                 Some(error) => row.finish(Err(error), &self.stats),
                 None if row.prefilled < row.prompt().len() => self.prefilling.push_back(row),
                 None if row.in_flight.is_empty() => self.end(row, FinishReason::Length),
@@ -306,7 +306,7 @@ impl Scheduler {
     /// Begins with the prompts that have waited longest: several where they fit one chunk together, which are returned, or else
     /// the first, which then is the first of those under way.
     fn begin_some(&mut self) -> Vec<Row> {
-        let room = self.limits.max_batch.saturating_sub(self.running.len() + self.prefilling.len());
+        let room = self.config.max_batch.saturating_sub(self.running.len() + self.prefilling.len());
         let mut begun: Vec<(Row, Option<KvCache>)> = Vec::new();
         let (mut longest, mut total) = (0, 0);
         while begun.len() < room
@@ -320,7 +320,7 @@ impl Scheduler {
                 || !row.wants_more();
             let len = prompt.len();
             let padded = len.max(longest) * (begun.len() + 1);
-            let fits = !alone && padded <= self.limits.prefill_chunk && padded <= 2 * (total + len);
+            let fits = !alone && padded <= self.config.prefill_chunk && padded <= 2 * (total + len);
             if !begun.is_empty() && !fits {
                 break;
             }
@@ -358,7 +358,7 @@ impl Scheduler {
         for row in rows {
             let error = error
                 .take()
-                .unwrap_or_else(|| Error::backend(self.limits.backend, "compute for all", reason.clone()));
+                .unwrap_or_else(|| Error::backend(self.config.backend, "compute for all", reason.clone()));
             row.finish(Err(error), &self.stats);
         }
     }
@@ -378,17 +378,17 @@ impl Scheduler {
             return 0;
         }
         let model = self.model.as_ref();
-        let decoded = guard(self.limits.backend, "decode", || {
+        let decoded = guard(self.config.backend, "decode", || {
             // A row that waits would hold on to the memory of rows that go on.
             blocked.iter_mut().try_for_each(|row| row.cache.part())?;
-            step(model, &mut ready)
+            decode_batch(model, &mut ready)
         });
         if let Err(error) = decoded {
             // What the device was to do is lost for every row of the step; the others go on.
             self.fail(std::mem::take(&mut ready), error);
         }
         for mut row in ready {
-            match row.steering.failure() {
+            match row.constraints.failure() {
                 Some(error) => row.finish(Err(error), &self.stats),
                 None => self.running.push(row),
             }
@@ -416,7 +416,7 @@ impl Scheduler {
 
     /// Reads and delivers a row's oldest unread token; the row, unless that ended it.
     fn read(&mut self, mut row: Row) -> Option<Row> {
-        match guard(self.limits.backend, "read a token", || row.deliver()) {
+        match guard(self.config.backend, "read a token", || row.deliver()) {
             Ok(None) => return Some(row),
             Ok(Some(reason)) => self.end(row, reason),
             Err(error) => row.finish(Err(error), &self.stats),
@@ -486,7 +486,7 @@ fn prefill_together(model: &dyn Architecture, rows: &mut [Row]) -> Result<()> {
 }
 
 /// Submits the next token of every row, without waiting for it.
-fn step(model: &dyn Architecture, rows: &mut [Row]) -> Result<()> {
+fn decode_batch(model: &dyn Architecture, rows: &mut [Row]) -> Result<()> {
     let count = rows.len() as i32;
     let tokens = inputs(rows)?.reshape(&[count, 1])?;
     let mut caches: Vec<&mut KvCache> = rows.iter_mut().map(|row| &mut row.cache).collect();
@@ -496,7 +496,7 @@ fn step(model: &dyn Architecture, rows: &mut [Row]) -> Result<()> {
 
 /// Submits a token for every row, chosen from its logits `[rows, V]`.
 fn choose(rows: &mut [Row], logits: &Array) -> Result<()> {
-    if rows.iter().all(Row::is_plain) {
+    if rows.iter().all(Row::is_greedy) {
         let ids = Rc::new(argmax(logits)?);
         submit([&*ids], [].iter())?;
         for (index, row) in rows.iter_mut().enumerate() {
@@ -514,7 +514,7 @@ fn choose(rows: &mut [Row], logits: &Array) -> Result<()> {
         } else {
             logits.take_axis(Array::from_slice(&indices, &[indices.len() as i32]), 0)?
         };
-        let ids = Rc::new(draw(&samplers, normalised(&own.as_type::<f32>()?)?)?);
+        let ids = Rc::new(draw(&samplers, log_softmax(&own.as_type::<f32>()?)?)?);
         for (place, index) in indices.into_iter().enumerate() {
             chosen.insert(index as usize, InFlight { ids: ids.clone(), index: place as i32, report: None });
         }
@@ -555,7 +555,7 @@ fn inputs(rows: &[Row]) -> Result<Array> {
 
 fn submit<'a>(
     ids: impl IntoIterator<Item = &'a Array>,
-    reports: impl Iterator<Item = &'a super::sampler::Report>,
+    reports: impl Iterator<Item = &'a super::sampler::LogprobArrays>,
 ) -> Result<()> {
     let reports = reports.flat_map(|report| {
         let top = report.top.iter().flat_map(|(ids, values)| [ids, values]);

@@ -14,7 +14,7 @@ use mlx_rs::{
 
 /// A row's processor and its limit on reasoning, where it has them.
 #[derive(Debug)]
-pub(super) struct Steering {
+pub(super) struct Constraints {
     processor: Option<Processor>,
     budget: Option<ThinkingBudget>,
     /// Tokens that come next, whatever the logits say.
@@ -24,12 +24,12 @@ pub(super) struct Steering {
     failure: Option<Error>,
 }
 
-impl Steering {
+impl Constraints {
     pub(super) fn new(options: &GenerateOptions, budget: Option<ThinkingBudget>) -> Self {
         let processor = options.logits_processor.clone();
-        let mut steering = Self { processor, budget, forced: VecDeque::new(), unread: 0, failure: None };
-        steering.force_the_end();
-        steering
+        let mut constraints = Self { processor, budget, forced: VecDeque::new(), unread: 0, failure: None };
+        constraints.force_the_end();
+        constraints
     }
 
     /// Whether the logits decide the next token alone.
