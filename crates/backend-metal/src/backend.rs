@@ -13,7 +13,7 @@ use inference_core::{
 
 use crate::{
     arch,
-    engine::{self, Device, Memory},
+    mlx::{self, Device, Memory},
     model::MlxModel,
 };
 
@@ -34,7 +34,7 @@ const CAPABILITIES: Capabilities = Capabilities::all();
 fn open(device: Device) -> Result<Arc<dyn Backend>> {
     match device.probe() {
         Availability::Available(name) => {
-            let info = BackendInfo::new(device.id(), format!("MLX {}", engine::mlx_version()), name);
+            let info = BackendInfo::new(device.id(), format!("MLX {}", mlx::mlx_version()), name);
             Ok(Arc::new(MlxBackend { info, device, memory: Memory }))
         }
         Availability::Unavailable(reason) => {

@@ -6,14 +6,16 @@
 //!
 //! - `engine/`: the thread, its scheduler and the sampler. Requests are rows that join and leave a batch.
 //! - `arch/`: one file for each family of models.
-//! - `nn/`: the blocks that the families share.
-//! - `load/`: weights from disk.
+//! - `nn/`: the blocks that the families share; `nn/cpu`: what our own kernels compute of them.
+//! - `mlx/`: every call of MLX's C interface.
+//! - `load/`: weights from disk to a model, and back.
 //! - `train/`: gradients, optimisers and the runs that use them.
 
 mod arch;
 mod backend;
 mod engine;
 mod load;
+mod mlx;
 mod model;
 mod nn;
 mod session;

@@ -21,7 +21,8 @@ use inference_text::Codec;
 use tokio::sync::{OnceCell, oneshot};
 
 use crate::{
-    engine::{ClassifyRequest, Device, Handle, Loaded, Request, SessionTurn, Stats},
+    engine::{ClassifyRequest, Handle, Loaded, Request, SessionTurn, Stats},
+    mlx::Device,
     session::MlxSession,
     train::TrainRequest,
 };

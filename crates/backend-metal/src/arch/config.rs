@@ -1,38 +1,13 @@
 //! What the configs of all families have in common, checked once.
 
-use std::collections::BTreeSet;
-
-use inference_core::{Dtype, Error, ModelManifest, Result};
+use inference_core::{Error, ModelManifest, Result};
 use serde::{
     Deserialize, Deserializer,
     de::{DeserializeOwned, Error as _},
 };
 use serde_json::Value;
 
-use super::ModelConfig;
-use crate::nn::{Activation, Heads, RmsNorm, RopeShape, Weights};
-
-/// The sizes that every family's config.json has, by their names there.
-#[derive(Debug, Clone, Deserialize)]
-pub(crate) struct Dimensions {
-    pub(crate) hidden_size: usize,
-    pub(crate) intermediate_size: usize,
-    pub(crate) num_hidden_layers: usize,
-    pub(crate) num_attention_heads: usize,
-    #[serde(default)]
-    pub(crate) num_key_value_heads: Option<usize>,
-    #[serde(default)]
-    pub(crate) head_dim: Option<usize>,
-    pub(crate) vocab_size: usize,
-    pub(crate) max_position_embeddings: usize,
-    pub(crate) rms_norm_eps: f32,
-    #[serde(alias = "hidden_activation")]
-    pub(crate) hidden_act: Activation,
-    pub(crate) tie_word_embeddings: bool,
-    /// Whether the family's checkpoints hold the weights of norms less one.
-    #[serde(skip)]
-    pub(crate) norm_offset: bool,
-}
+use crate::nn::Dimensions;
 
 /// Which positions the layers attend to, by their names in config.json.
 #[derive(Debug, Clone, Deserialize)]
@@ -155,126 +130,6 @@ impl<T: DeserializeOwned> Config<T> {
     }
 }
 
-impl Dimensions {
-    /// The sizes of attention.
-    pub(crate) fn heads(&self) -> Heads {
-        Heads {
-            hidden_size: self.hidden_size,
-            heads: self.num_attention_heads,
-            kv_heads: self.kv_heads(),
-            head_dim: self.head_dim(),
-        }
-    }
-
-    /// The width of one head.
-    pub(crate) fn head_dim(&self) -> usize {
-        self.head_dim.unwrap_or(self.hidden_size / self.num_attention_heads)
-    }
-
-    /// What rope must know.
-    pub(crate) fn rope(&self) -> RopeShape {
-        RopeShape { head_dim: self.head_dim(), max_positions: self.max_position_embeddings }
-    }
-
-    /// The usual factor of attention scores: one by the root of the head's width.
-    pub(crate) fn scale(&self) -> f32 {
-        (self.head_dim() as f32).sqrt().recip()
-    }
-
-    /// A norm of the residual stream.
-    pub(crate) fn norm(&self, weights: &Weights<'_>) -> Result<RmsNorm> {
-        RmsNorm::load(weights, self.hidden_size, self.rms_norm_eps, self.norm_offset)
-    }
-
-    fn kv_heads(&self) -> usize {
-        self.num_key_value_heads.unwrap_or(self.num_attention_heads)
-    }
-
-    /// What the engine must know of a model of these sizes, whose layers have these windows.
-    pub(crate) fn model_config(
-        &self,
-        weights: &Weights<'_>,
-        windows: Vec<Option<usize>>,
-        length_dependent: bool,
-    ) -> ModelConfig {
-        let manifest = weights.manifest();
-        ModelConfig {
-            model_type: manifest.model_type().to_owned(),
-            vocab_size: self.vocab_size,
-            layers: self.num_hidden_layers,
-            hidden_size: self.hidden_size,
-            context_length: self.max_position_embeddings,
-            kv_heads: self.kv_heads(),
-            head_dim: self.head_dim(),
-            windows,
-            length_dependent,
-            parameters: parameters(weights),
-            dtype: weights.float_name().to_owned(),
-            eos_token_ids: eos_token_ids(manifest.config()),
-        }
-    }
-
-    /// The layers below `weights`, once it is sure that there are as many as the config says.
-    ///
-    /// # Errors
-    /// [`Error::InvalidModel`] names both numbers.
-    pub(crate) fn layers<'a>(&self, weights: &Weights<'a>) -> Result<impl Iterator<Item = Weights<'a>>> {
-        let prefix = weights.name("layers.");
-        let names = weights.manifest().tensors().keys();
-        let found: BTreeSet<usize> =
-            names.filter_map(|name| name.strip_prefix(&prefix)?.split('.').next()?.parse().ok()).collect();
-        // More layers than the config has are found as tensors that nothing takes.
-        if let Some(missing) = (0..=found.len()).find(|i| *i < self.num_hidden_layers && !found.contains(i)) {
-            let reason = format!("{}, but the files hold no {prefix}{missing}", self.num_hidden_layers);
-            return Err(Error::invalid_key(weights.manifest().config_path(), "num_hidden_layers", reason));
-        }
-        let layers = weights.at("layers");
-        Ok((0..self.num_hidden_layers).map(move |i| layers.index(i)))
-    }
-
-    fn check(&self, manifest: &ModelManifest) -> Result<()> {
-        const LARGEST: usize = 1 << 24;
-        let invalid =
-            |key: &str, reason: String| Err(Error::invalid_key(manifest.config_path(), key, reason));
-        let counts = [
-            ("hidden_size", self.hidden_size),
-            ("intermediate_size", self.intermediate_size),
-            ("num_hidden_layers", self.num_hidden_layers),
-            ("num_attention_heads", self.num_attention_heads),
-            ("num_key_value_heads", self.kv_heads()),
-            ("head_dim", self.head_dim.unwrap_or(1)),
-            ("vocab_size", self.vocab_size),
-            ("max_position_embeddings", self.max_position_embeddings),
-        ];
-        for (key, count) in counts {
-            let largest = if key == "max_position_embeddings" { i32::MAX as usize } else { LARGEST };
-            if count == 0 || (count > largest && key != "num_hidden_layers") {
-                return invalid(key, format!("{count}, expected a number from 1 to {largest}"));
-            }
-        }
-        if self.head_dim.is_none() && !self.hidden_size.is_multiple_of(self.num_attention_heads) {
-            let reason =
-                format!("{} heads do not divide hidden_size {}", self.num_attention_heads, self.hidden_size);
-            return invalid("num_attention_heads", reason);
-        }
-        if !self.head_dim().is_multiple_of(2) {
-            return invalid("head_dim", format!("{}, expected an even number", self.head_dim()));
-        }
-        if !self.num_attention_heads.is_multiple_of(self.kv_heads()) {
-            let reason =
-                format!("{} do not divide num_attention_heads {}", self.kv_heads(), self.num_attention_heads);
-            return invalid("num_key_value_heads", reason);
-        }
-        if !(self.rms_norm_eps.is_finite() && self.rms_norm_eps >= 0.0) {
-            return invalid(
-                "rms_norm_eps",
-                format!("{}, expected a small positive number", self.rms_norm_eps),
-            );
-        }
-        Ok(())
-    }
-}
-
 /// Experts for each token, once it is sure that there are as many.
 ///
 /// # Errors
@@ -296,34 +151,4 @@ pub(crate) fn positive(manifest: &ModelManifest, key: &str, value: f32) -> Resul
         return Ok(value);
     }
     Err(Error::invalid_key(manifest.config_path(), key, format!("{value}, expected a positive number")))
-}
-
-/// The ids that end a text: one, a list, or none.
-fn eos_token_ids(config: &Value) -> Vec<u32> {
-    let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
-    let given = config.get("eos_token_id").or_else(|| config.get("text_config")?.get("eos_token_id"));
-    match given {
-        Some(Value::Array(list)) => list.iter().filter_map(id).collect(),
-        Some(value) => id(value).into_iter().collect(),
-        None => Vec::new(),
-    }
-}
-
-/// Weights of the model, counted before quantisation.
-fn parameters(weights: &Weights<'_>) -> u64 {
-    let tensors = weights.manifest().tensors();
-    let count = |(name, tensor): (&String, &inference_core::backend::TensorInfo)| -> u64 {
-        let elements: u64 = tensor.shape.iter().map(|n| *n as u64).product();
-        let stem = name.strip_suffix(".weight");
-        let packed =
-            stem.filter(|stem| tensor.dtype == Dtype::U32 && tensors.contains_key(&format!("{stem}.scales")));
-        match (packed, name.rsplit_once('.')) {
-            (Some(stem), _) => {
-                weights.at(stem).scheme().map_or(elements, |scheme| elements * 32 / scheme.bits as u64)
-            }
-            (None, Some((stem, "scales" | "biases"))) if tensors.contains_key(&format!("{stem}.scales")) => 0,
-            _ => elements,
-        }
-    };
-    tensors.iter().map(count).sum()
 }

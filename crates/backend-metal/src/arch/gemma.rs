@@ -6,8 +6,10 @@ use inference_core::Result as LoadResult;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{Architecture, config::Config};
-use crate::nn::{Activation, Attend, Attention, Decoder, GatedMlp, PreNorm, Rope, Weights};
+use super::config::Config;
+use crate::nn::{
+    Activation, Architecture, Attention, AttentionParams, Decoder, GatedMlp, PreNorm, Rope, Weights,
+};
 
 #[derive(Debug, Deserialize)]
 struct Own {
@@ -31,8 +33,13 @@ pub(super) fn load(weights: &Weights<'_>) -> LoadResult<Box<dyn Architecture>> {
     let layers = dims.layers(&model)?.map(|layer| {
         let attention = layer.at("self_attn");
         let bias = [own.attention_bias; 2];
-        let self_attn =
-            Attention::load(&attention, dims.heads(), bias, Some(rope.clone()), Attend::all(dims.scale()))?;
+        let self_attn = Attention::load(
+            &attention,
+            dims.heads(),
+            bias,
+            Some(rope.clone()),
+            AttentionParams::full(dims.scale()),
+        )?;
         PreNorm::load(&layer, &dims, self_attn, GatedMlp::load(&layer.at("mlp"), &dims, false)?)
     });
     let layers = layers.collect::<LoadResult<Vec<_>>>()?;

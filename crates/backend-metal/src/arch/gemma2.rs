@@ -7,11 +7,11 @@ use mlx_rs::{Array, error::Result};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{
-    Architecture,
-    config::{Config, Dimensions, LayerType, Layers, positive},
+use super::config::{Config, LayerType, Layers, positive};
+use crate::nn::{
+    Architecture, Attention, AttentionParams, Block, Decoder, Dimensions, ForwardPass, GatedMlp, RmsNorm,
+    Rope, Weights,
 };
-use crate::nn::{Attend, Attention, Block, Decoder, GatedMlp, Pass, RmsNorm, Rope, Weights};
 
 #[derive(Debug, Deserialize)]
 struct Own {
@@ -52,7 +52,7 @@ impl SandwichNorm {
 }
 
 impl Block for SandwichNorm {
-    fn forward(&self, x: &Array, pass: &mut Pass<'_>, layer: usize) -> Result<Array> {
+    fn forward(&self, x: &Array, pass: &mut ForwardPass<'_>, layer: usize) -> Result<Array> {
         let mixed = self.self_attn.forward(&self.input_layernorm.forward(x)?, pass, layer)?;
         let after = Some(&self.post_attention_layernorm);
         let [x, normalised] = self.pre_feedforward_layernorm.of_sum(x, &mixed, after)?;
@@ -83,7 +83,11 @@ pub(super) fn load(weights: &Weights<'_>) -> LoadResult<Box<dyn Architecture>> {
         if i % 2 == 0 { LayerType::SlidingAttention } else { LayerType::FullAttention }
     })?;
     let layers = dims.layers(&model)?.zip(types).map(|(layer, layer_type)| {
-        let attend = Attend { window: own.layers.window(layer_type), softcap, ..Attend::all(scale) };
+        let attend = AttentionParams {
+            window: own.layers.window(layer_type),
+            softcap,
+            ..AttentionParams::full(scale)
+        };
         let (attention, bias) = (layer.at("self_attn"), [own.attention_bias; 2]);
         let self_attn = Attention::load(&attention, dims.heads(), bias, Some(rope.clone()), attend)?;
         SandwichNorm::load(&layer, &dims, self_attn)

@@ -7,11 +7,10 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::{
-    Architecture,
     config::{Config, LayerType, Layers, positive},
     gemma2::SandwichNorm,
 };
-use crate::nn::{Attend, Attention, Decoder, QkNorm, Rope, Weights};
+use crate::nn::{Architecture, Attention, AttentionParams, Decoder, QkNorm, Rope, Weights};
 
 #[derive(Debug, Deserialize)]
 struct Own {
@@ -69,7 +68,8 @@ pub(super) fn load(weights: &Weights<'_>) -> LoadResult<Box<dyn Architecture>> {
         if (i + 1) % pattern == 0 { LayerType::FullAttention } else { LayerType::SlidingAttention }
     })?;
     let layers = dims.layers(&model)?.zip(types).map(|(layer, layer_type)| {
-        let attend = Attend { window: own.layers.window(layer_type), ..Attend::all(scale) };
+        let attend =
+            AttentionParams { window: own.layers.window(layer_type), ..AttentionParams::full(scale) };
         let rope = match layer_type {
             LayerType::FullAttention => &global,
             LayerType::SlidingAttention => &local,

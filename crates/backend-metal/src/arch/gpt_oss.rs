@@ -6,14 +6,13 @@ use inference_core::{Dtype, Result as LoadResult};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{
-    Architecture,
-    config::{Config, Dimensions, LayerType, Layers, positive, top_k},
-};
-use crate::nn::{
-    Attend, Attention, Decoder, ExpertSizes, Experts, Form, Gating, Linear, Matrix, Moe, Parameter, PreNorm,
-    Rope, Weights,
-    ops::{MXFP4, Packed},
+use super::config::{Config, LayerType, Layers, positive, top_k};
+use crate::{
+    mlx::{MXFP4, Packed},
+    nn::{
+        Architecture, Attention, AttentionParams, Decoder, Dimensions, ExpertSizes, Experts, Gating, Linear,
+        Matrix, Moe, PreNorm, Rope, Weight, WeightTransform, Weights,
+    },
 };
 
 #[derive(Debug, Deserialize)]
@@ -54,7 +53,7 @@ pub(super) fn load(weights: &Weights<'_>) -> LoadResult<Box<dyn Architecture>> {
         let (attention, mlp) = (layer.at("self_attn"), layer.at("mlp"));
         let sinks = attention.take("sinks", &[dims.num_attention_heads])?;
         let window = own.layers.window(layer_type);
-        let attend = Attend { window, sinks: Some(sinks), ..Attend::all(dims.scale()) };
+        let attend = AttentionParams { window, sinks: Some(sinks), ..AttentionParams::full(dims.scale()) };
         let bias = [own.attention_bias; 2];
         let self_attn = Attention::load(&attention, dims.heads(), bias, Some(rope.clone()), attend)?;
         let mlp = Moe {
@@ -80,7 +79,7 @@ fn experts(weights: &Weights<'_>, dims: &Dimensions, experts: usize, gating: Gat
         let blocks = format!("{name}_blocks");
         if !weights.has(&blocks) {
             let shape = [vec![experts, inputs, outputs]];
-            return Ok(Matrix::Dense(Parameter::load(&[weights], None, name, &shape, Form::Stored)?));
+            return Ok(Matrix::Dense(Weight::load(&[weights], None, name, &shape, WeightTransform::Stored)?));
         }
         let groups = inputs / MXFP4.group_size;
         let stored = [experts, outputs, groups, MXFP4.group_size * MXFP4.bits / 8];

@@ -7,11 +7,11 @@ use mlx_rs::{Array, error::Result};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{
-    Architecture,
-    config::{Config, positive},
+use super::config::{Config, positive};
+use crate::mlx::scalar;
+use crate::nn::{
+    Architecture, Attention, AttentionParams, Block, Decoder, ForwardPass, GatedMlp, RmsNorm, Rope, Weights,
 };
-use crate::nn::{Attend, Attention, Block, Decoder, GatedMlp, Pass, RmsNorm, Rope, Weights, ops::scalar};
 
 #[derive(Debug, Deserialize)]
 struct Own {
@@ -34,7 +34,7 @@ struct ScaledPreNorm {
 }
 
 impl Block for ScaledPreNorm {
-    fn forward(&self, x: &Array, pass: &mut Pass<'_>, layer: usize) -> Result<Array> {
+    fn forward(&self, x: &Array, pass: &mut ForwardPass<'_>, layer: usize) -> Result<Array> {
         let factor = scalar(self.residual_multiplier, x.dtype())?;
         let mixed = self.self_attn.forward(&self.input_layernorm.forward(x)?, pass, layer)?;
         let x = x.add(mixed.multiply(&factor)?)?;
@@ -64,7 +64,7 @@ pub(super) fn load(weights: &Weights<'_>) -> LoadResult<Box<dyn Architecture>> {
         let rope = Some(rope.clone());
         LoadResult::Ok(ScaledPreNorm {
             input_layernorm: dims.norm(&layer.at("input_layernorm"))?,
-            self_attn: Attention::load(&attention, dims.heads(), bias, rope, Attend::all(scale))?,
+            self_attn: Attention::load(&attention, dims.heads(), bias, rope, AttentionParams::full(scale))?,
             post_attention_layernorm: dims.norm(&layer.at("post_attention_layernorm"))?,
             mlp: GatedMlp::load(&layer.at("mlp"), &dims, own.mlp_bias)?,
             residual_multiplier: own.residual_multiplier,

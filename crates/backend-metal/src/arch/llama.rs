@@ -6,8 +6,8 @@ use inference_core::Result as LoadResult;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{Architecture, config::Config};
-use crate::nn::{Attend, Attention, Decoder, GatedMlp, PreNorm, Rope, Weights};
+use super::config::Config;
+use crate::nn::{Architecture, Attention, AttentionParams, Decoder, GatedMlp, PreNorm, Rope, Weights};
 
 #[derive(Debug, Deserialize)]
 struct Own {
@@ -27,8 +27,13 @@ pub(super) fn load(weights: &Weights<'_>) -> LoadResult<Box<dyn Architecture>> {
     let layers = dims.layers(&model)?.map(|layer| {
         let attention = layer.at("self_attn");
         let bias = [own.attention_bias; 2];
-        let self_attn =
-            Attention::load(&attention, dims.heads(), bias, Some(rope.clone()), Attend::all(dims.scale()))?;
+        let self_attn = Attention::load(
+            &attention,
+            dims.heads(),
+            bias,
+            Some(rope.clone()),
+            AttentionParams::full(dims.scale()),
+        )?;
         let mlp = GatedMlp::load(&layer.at("mlp"), &dims, own.mlp_bias)?;
         PreNorm::load(&layer, &dims, self_attn, mlp)
     });

@@ -6,11 +6,8 @@ use inference_core::Result as LoadResult;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{
-    Architecture,
-    config::{Config, LayerType, Layers},
-};
-use crate::nn::{Attend, Attention, Decoder, GatedMlp, PreNorm, Rope, Weights};
+use super::config::{Config, LayerType, Layers};
+use crate::nn::{Architecture, Attention, AttentionParams, Decoder, GatedMlp, PreNorm, Rope, Weights};
 
 #[derive(Debug, Deserialize)]
 struct Own {
@@ -29,7 +26,8 @@ pub(super) fn load(weights: &Weights<'_>) -> LoadResult<Box<dyn Architecture>> {
     let rope = Rc::new(Rope::load(weights, &value, None, dims.rope(), 10_000.0)?);
     let types = own.layers.clone().types(weights.manifest(), &dims, |_| LayerType::SlidingAttention)?;
     let layers = dims.layers(&model)?.zip(types).map(|(layer, layer_type)| {
-        let attend = Attend { window: own.layers.window(layer_type), ..Attend::all(dims.scale()) };
+        let attend =
+            AttentionParams { window: own.layers.window(layer_type), ..AttentionParams::full(dims.scale()) };
         let attention = layer.at("self_attn");
         let self_attn = Attention::load(&attention, dims.heads(), [false; 2], Some(rope.clone()), attend)?;
         PreNorm::load(&layer, &dims, self_attn, GatedMlp::load(&layer.at("mlp"), &dims, false)?)

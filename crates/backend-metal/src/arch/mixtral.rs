@@ -6,12 +6,10 @@ use inference_core::Result as LoadResult;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{
-    Architecture,
-    config::{Config, LayerType, Layers, top_k},
-};
+use super::config::{Config, LayerType, Layers, top_k};
 use crate::nn::{
-    Attend, Attention, Decoder, ExpertSizes, Experts, Gating, Linear, Moe, PreNorm, Rope, Weights,
+    Architecture, Attention, AttentionParams, Decoder, ExpertSizes, Experts, Gating, Linear, Moe, PreNorm,
+    Rope, Weights,
 };
 
 #[derive(Debug, Deserialize)]
@@ -40,14 +38,15 @@ pub(super) fn load(weights: &Weights<'_>) -> LoadResult<Box<dyn Architecture>> {
     let rope = Rc::new(Rope::load(weights, &value, None, dims.rope(), 1_000_000.0)?);
     let types = own.layers.clone().types(manifest, &dims, |_| LayerType::SlidingAttention)?;
     let layers = dims.layers(&model)?.zip(types).map(|(layer, layer_type)| {
-        let attend = Attend { window: own.layers.window(layer_type), ..Attend::all(dims.scale()) };
+        let attend =
+            AttentionParams { window: own.layers.window(layer_type), ..AttentionParams::full(dims.scale()) };
         let (attention, published) = (layer.at("self_attn"), layer.at("block_sparse_moe"));
         // transformers 5 calls it as it does in other families.
         let moe = if layer.has_any("mlp") { layer.at("mlp") } else { published };
         let self_attn = Attention::load(&attention, dims.heads(), [false; 2], Some(rope.clone()), attend)?;
         let moe = Moe {
             router: Linear::load(&moe.at("gate"), own.num_local_experts, dims.hidden_size, false)?,
-            experts: Experts::load(&moe, ["w1", "w3", "w2"], sizes, Gating::Plain(dims.hidden_act))?,
+            experts: Experts::load(&moe, ["w1", "w3", "w2"], sizes, Gating::Glu(dims.hidden_act))?,
             top_k,
             normalise: true,
         };

@@ -7,8 +7,11 @@ use mlx_rs::{Array, error::Result};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{Architecture, config::Config};
-use crate::nn::{Attend, Attention, Block, Decoder, GatedMlp, Pass, QkNorm, RmsNorm, Rope, Weights};
+use super::config::Config;
+use crate::nn::{
+    Architecture, Attention, AttentionParams, Block, Decoder, ForwardPass, GatedMlp, QkNorm, RmsNorm, Rope,
+    Weights,
+};
 
 #[derive(Debug, Deserialize)]
 struct Own {
@@ -25,7 +28,7 @@ struct PostNorm {
 }
 
 impl Block for PostNorm {
-    fn forward(&self, x: &Array, pass: &mut Pass<'_>, layer: usize) -> Result<Array> {
+    fn forward(&self, x: &Array, pass: &mut ForwardPass<'_>, layer: usize) -> Result<Array> {
         let mixed = self.self_attn.forward(x, pass, layer)?;
         let x = self.post_attention_layernorm.add(x, &mixed)?;
         self.post_feedforward_layernorm.add(&x, &self.mlp.forward(&x)?)
@@ -47,7 +50,7 @@ pub(super) fn load(weights: &Weights<'_>) -> LoadResult<Box<dyn Architecture>> {
     let rope = Rc::new(Rope::load(weights, &value, None, dims.rope(), 10_000.0)?);
     let layers = dims.layers(&model)?.map(|layer| {
         let (attention, bias) = (layer.at("self_attn"), [own.attention_bias; 2]);
-        let attend = Attend::all(dims.scale());
+        let attend = AttentionParams::full(dims.scale());
         LoadResult::Ok(PostNorm {
             self_attn: Attention::load(&attention, dims.heads(), bias, Some(rope.clone()), attend)?
                 .with_norm(QkNorm::load_whole(&attention, &dims)?),

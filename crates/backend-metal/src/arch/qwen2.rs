@@ -6,11 +6,10 @@ use inference_core::{ModelManifest, Result as LoadResult};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{
-    Architecture,
-    config::{Config, Dimensions, LayerType, Layers},
+use super::config::{Config, LayerType, Layers};
+use crate::nn::{
+    Architecture, Attention, AttentionParams, Decoder, Dimensions, GatedMlp, PreNorm, Rope, Weights,
 };
-use crate::nn::{Attend, Attention, Decoder, GatedMlp, PreNorm, Rope, Weights};
 
 /// Which layers of a Qwen have a window.
 #[derive(Debug, Clone, Deserialize)]
@@ -47,7 +46,7 @@ pub(super) fn load(weights: &Weights<'_>) -> LoadResult<Box<dyn Architecture>> {
     let rope = Rc::new(Rope::load(weights, &value, None, dims.rope(), 10_000.0)?);
     let windows = own.of_layers(weights.manifest(), &dims)?;
     let layers = dims.layers(&model)?.zip(windows).map(|(layer, window)| {
-        let attend = Attend { window, ..Attend::all(dims.scale()) };
+        let attend = AttentionParams { window, ..AttentionParams::full(dims.scale()) };
         let attention = layer.at("self_attn");
         let self_attn = Attention::load(&attention, dims.heads(), [true, false], Some(rope.clone()), attend)?;
         PreNorm::load(&layer, &dims, self_attn, GatedMlp::load(&layer.at("mlp"), &dims, false)?)

@@ -6,8 +6,10 @@ use inference_core::Result as LoadResult;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{Architecture, config::Config, qwen2::Windows};
-use crate::nn::{Attend, Attention, Decoder, GatedMlp, PreNorm, QkNorm, Rope, Weights};
+use super::{config::Config, qwen2::Windows};
+use crate::nn::{
+    Architecture, Attention, AttentionParams, Decoder, GatedMlp, PreNorm, QkNorm, Rope, Weights,
+};
 
 #[derive(Debug, Deserialize)]
 struct Own {
@@ -30,7 +32,7 @@ pub(super) fn load(weights: &Weights<'_>) -> LoadResult<Box<dyn Architecture>> {
     let layers = dims.layers(&model)?.zip(windows).map(|(layer, window)| {
         let attention = layer.at("self_attn");
         let bias = [own.attention_bias; 2];
-        let attend = Attend { window, ..Attend::all(dims.scale()) };
+        let attend = AttentionParams { window, ..AttentionParams::full(dims.scale()) };
         let self_attn = Attention::load(&attention, dims.heads(), bias, Some(rope.clone()), attend)?
             .with_norm(QkNorm::load_heads(&attention, &dims)?);
         PreNorm::load(&layer, &dims, self_attn, GatedMlp::load(&layer.at("mlp"), &dims, false)?)

@@ -6,10 +6,10 @@ use inference_core::{Error, Result as LoadResult};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{Architecture, config::Config};
+use super::config::Config;
 use crate::nn::{
-    Attend, Attention, Decoder, ExpertSizes, Experts, FeedForward, GatedMlp, Gating, Linear, Moe, PreNorm,
-    QkNorm, Rope, Weights,
+    Architecture, Attention, AttentionParams, Decoder, ExpertSizes, Experts, FeedForward, GatedMlp, Gating,
+    Linear, Moe, PreNorm, QkNorm, Rope, Weights,
 };
 
 #[derive(Debug, Deserialize)]
@@ -56,7 +56,7 @@ pub(super) fn load(weights: &Weights<'_>) -> LoadResult<Box<dyn Architecture>> {
     let layers = dims.layers(&model)?.enumerate().map(|(i, layer)| {
         let (attention, mlp) = (layer.at("self_attn"), layer.at("mlp"));
         let bias = [own.attention_bias; 2];
-        let attend = Attend { window, ..Attend::all(dims.scale()) };
+        let attend = AttentionParams { window, ..AttentionParams::full(dims.scale()) };
         let self_attn = Attention::load(&attention, dims.heads(), bias, Some(rope.clone()), attend)?
             .with_norm(QkNorm::load_heads(&attention, &dims)?);
         let dense = own.mlp_only_layers.contains(&i) || !(i + 1).is_multiple_of(own.decoder_sparse_step);
@@ -66,7 +66,7 @@ pub(super) fn load(weights: &Weights<'_>) -> LoadResult<Box<dyn Architecture>> {
             let names = ["gate_proj", "up_proj", "down_proj"];
             Box::new(Moe {
                 router: Linear::load(&mlp.at("gate"), own.num_experts, dims.hidden_size, false)?,
-                experts: Experts::load(&mlp, names, sizes, Gating::Plain(dims.hidden_act))?,
+                experts: Experts::load(&mlp, names, sizes, Gating::Glu(dims.hidden_act))?,
                 top_k,
                 normalise: own.norm_topk_prob,
             })

@@ -6,11 +6,8 @@ use inference_core::{Error, Result as LoadResult};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{
-    Architecture,
-    config::{Config, LayerType, Layers},
-};
-use crate::nn::{Attend, Attention, Decoder, GatedMlp, PreNorm, Rope, Weights};
+use super::config::{Config, LayerType, Layers};
+use crate::nn::{Architecture, Attention, AttentionParams, Decoder, GatedMlp, PreNorm, Rope, Weights};
 
 #[derive(Debug, Deserialize)]
 struct Own {
@@ -57,7 +54,7 @@ pub(super) fn load(weights: &Weights<'_>) -> LoadResult<Box<dyn Architecture>> {
     })?;
     let layers = dims.layers(&model)?.zip(types).enumerate().map(|(i, (layer, layer_type))| {
         let window = own.layers.window(layer_type).filter(|_| own.use_sliding_window);
-        let attend = Attend { window, ..Attend::all(dims.scale()) };
+        let attend = AttentionParams { window, ..AttentionParams::full(dims.scale()) };
         let (attention, bias) = (layer.at("self_attn"), [own.attention_bias; 2]);
         let rope = has_rope(i).then(|| rope.clone());
         let self_attn = Attention::load(&attention, dims.heads(), bias, rope, attend)?;

@@ -15,11 +15,8 @@ use tokio::sync::oneshot;
 
 use super::prefix::common;
 use crate::{
-    arch::{Architecture, ModelConfig},
-    nn::{
-        Beginning, Rows,
-        ops::{argmax, on_cpu},
-    },
+    mlx::on_cpu,
+    nn::{Architecture, ModelConfig, Rows, SharedPrefix, argmax},
 };
 
 /// Padded tokens in one forward pass.
@@ -70,7 +67,7 @@ pub(super) struct ClassifyJob {
     /// Tokens that all prompts begin with, where it is worth while; none of them has them all.
     shared: usize,
     /// Their keys and values, once they are computed.
-    beginning: Beginning,
+    beginning: SharedPrefix,
 }
 
 /// One row of a forward pass.
@@ -100,7 +97,7 @@ impl ClassifyJob {
         sequences.sort_by_key(|sequence| sequence.len);
         let empty = Classified { labels: vec![0.0; request.labels.len()], ..Classified::default() };
         let results = vec![empty; request.prompts.len()];
-        let (shared, beginning) = (shared(&request.prompts), Beginning::default());
+        let (shared, beginning) = (shared(&request.prompts), SharedPrefix::default());
         Self { request, sequences: sequences.into(), results, shared, beginning }
     }
 
@@ -115,7 +112,7 @@ impl ClassifyJob {
         if self.shared > self.beginning.len() {
             let tokens = &self.request.prompts[0][..self.shared];
             let tokens = Array::from_slice(tokens, &[1, tokens.len() as i32]);
-            let fresh = Rows::Fresh { after: &Beginning::default(), kept: Some(&mut self.beginning) };
+            let fresh = Rows::Prefixed { prefix: &SharedPrefix::default(), store: Some(&mut self.beginning) };
             model.hidden(&tokens, fresh)?;
             transforms::eval(self.beginning.arrays())?;
         }
@@ -182,7 +179,7 @@ impl ClassifyJob {
             }
         }
         let tokens = Array::from_slice(&tokens, &[bucket.len() as i32, width as i32]);
-        let hidden = model.hidden(&tokens, Rows::Fresh { after: &self.beginning, kept: None })?;
+        let hidden = model.hidden(&tokens, Rows::Prefixed { prefix: &self.beginning, store: None })?;
         let places: Vec<u32> = places.into_iter().map(|place| place as u32).collect();
         let places = Array::from_slice(&places, &[places.len() as i32]);
         let hidden = hidden.reshape(&[-1, hidden.dim(-1)])?.take_axis(&places, 0)?;

@@ -5,8 +5,6 @@
 
 mod classify;
 mod constraints;
-mod device;
-pub(crate) mod memory;
 mod prefix;
 mod row;
 mod sampler;
@@ -38,16 +36,14 @@ use self::{
 };
 pub(crate) use self::{
     classify::ClassifyRequest,
-    device::{Device, mlx_version},
-    memory::Memory,
     row::Request,
     session::{SessionCommand, SessionId, SessionTurn},
     stats::Stats,
 };
 use crate::{
-    arch::ModelConfig,
     load,
-    nn::ops::{Mode, Scheme},
+    mlx::{self, Device, Memory, Mode, Scheme, memory},
+    nn::ModelConfig,
     train::{TrainJob, TrainRequest},
 };
 
@@ -233,8 +229,7 @@ fn quit_at_exit() {
             }
         }
     }
-    // SAFETY: `quit` lives as long as the program and does not unwind.
-    unsafe { libc::atexit(quit) };
+    mlx::at_exit(quit);
 }
 
 /// What the thread owns. `!Send`: see the test.
@@ -393,7 +388,7 @@ fn load_model(load: Load) -> Result<(Scheduler, Loaded)> {
         disable_cpu_kernels: options.extensions.get::<DisableCpuKernels>().is_some(),
     };
     let scheduler = Scheduler::new(model.into(), stream, engine_config, stats);
-    let layout = scheduler.new_cache().layout();
+    let layout = scheduler.new_cache().format_id();
     Ok((scheduler, Loaded { config, layout }))
 }
 

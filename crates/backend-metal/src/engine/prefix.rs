@@ -33,19 +33,19 @@ impl PrefixCache {
             .map(|(index, entry)| (index, common(&entry.tokens, prompt).min(usable)))
             .filter(|(index, shared)| {
                 let cache = &self.entries[*index].cache;
-                *shared >= SHORTEST && cache.rotation() == rotation && cache.reaches(*shared)
+                *shared >= SHORTEST && cache.rotation() == rotation && cache.can_rewind_to(*shared)
             })
             .max_by_key(|(_, shared)| *shared)?;
         let entry = self.entries.remove(index);
         let mut cache = entry.cache.clone();
         self.entries.push(entry);
-        cache.truncate(shared);
+        cache.rewind(shared);
         Some(cache)
     }
 
     /// Keeps the cache of a text that ended; `tokens` are those that it holds.
     pub(super) fn keep(&mut self, tokens: Vec<u32>, cache: KvCache) {
-        let usable = tokens.len() == cache.len() && cache.reaches(tokens.len());
+        let usable = tokens.len() == cache.len() && cache.can_rewind_to(tokens.len());
         if !usable || tokens.len() < SHORTEST || cache.bytes() > self.budget {
             return;
         }
@@ -63,7 +63,7 @@ impl PrefixCache {
 
 /// Whether a cache serves every text that this older one, of a text that begins alike, would have served.
 fn stands_in(cache: &KvCache, old: &KvCache) -> bool {
-    cache.rotation() == old.rotation() && cache.reaches(old.len())
+    cache.rotation() == old.rotation() && cache.can_rewind_to(old.len())
 }
 
 /// How many tokens two texts begin with alike.

@@ -23,7 +23,7 @@ use super::{
     session::{SessionId, SessionTurn},
     stats::Stats,
 };
-use crate::nn::{KvCache, ops::slice};
+use crate::{mlx::slice, nn::KvCache};
 
 /// What a caller hands over to the engine. Plain data and ends of channels: no array crosses the thread.
 #[derive(Debug)]
@@ -146,7 +146,7 @@ impl Row {
             self.cached = known.len();
             self.cache = known;
         }
-        self.cache.expect(self.prompt_len);
+        self.cache.set_expected_len(self.prompt_len);
     }
 
     /// Its keys and values, and the tokens that they are of. The row is of no use afterwards but to end it.
@@ -155,12 +155,12 @@ impl Row {
         tokens.extend(self.end);
         tokens.truncate(self.cache.len());
         // Of a row that was cancelled, tokens may be unread.
-        if self.cache.reaches(tokens.len()) {
-            self.cache.truncate(tokens.len());
+        if self.cache.can_rewind_to(tokens.len()) {
+            self.cache.rewind(tokens.len());
         }
         let mut cache = std::mem::replace(&mut self.cache, KvCache::new([]));
         // What cannot be copied is not kept: an empty cache holds none of the tokens.
-        if cache.part().is_err() {
+        if cache.detach().is_err() {
             cache = KvCache::new([]);
         }
         (tokens, cache)

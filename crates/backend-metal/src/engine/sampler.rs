@@ -11,7 +11,7 @@ use mlx_rs::{
     ops::{self, indexing::scatter_add_single},
 };
 
-use crate::nn::ops::{argmax, random_bits};
+use crate::{mlx::random_bits, nn::argmax};
 
 /// How one row chooses its tokens.
 #[derive(Debug)]

@@ -18,7 +18,6 @@ use mlx_rs::{Array, Stream, error::Result, ops, transforms, with_stream};
 
 use super::{
     classify::ClassifyJob,
-    device, memory,
     prefix::PrefixCache,
     row::{InFlight, Request, Row},
     sampler::{draw, log_softmax},
@@ -26,12 +25,8 @@ use super::{
     stats::Stats,
 };
 use crate::{
-    arch::Architecture,
-    nn::{
-        Beginning, KvCache, Rotation, Rows,
-        ops::{Scheme, argmax, slice},
-        tracing,
-    },
+    mlx::{Scheme, memory, slice, synchronize},
+    nn::{Architecture, KvCache, Rotation, Rows, SharedPrefix, argmax, tracing},
     train::TrainJob,
 };
 
@@ -110,7 +105,7 @@ impl Scheduler {
 
     /// An empty cache as this model's requests have them.
     pub(super) fn new_cache(&self) -> KvCache {
-        self.model.new_cache().quantised(self.config.kv_scheme)
+        self.model.new_cache().quantized(self.config.kv_scheme)
     }
 
     pub(super) fn push(&mut self, request: Request) {
@@ -168,7 +163,7 @@ impl Scheduler {
             job.end(Err(Error::Closed));
         }
         // What was submitted still runs, on memory that is about to go.
-        let _ = device::synchronize(&self.stream);
+        let _ = synchronize(&self.stream);
         drop((self.model, self.prefixes, self.sessions));
         // Without it the weights' memory stays with the allocator; a failure leaves it there.
         let _ = memory::clear_cache();
@@ -315,7 +310,7 @@ impl Scheduler {
             let (prompt, rotation) = (row.prompt(), row.cache.rotation());
             let alone = self.model.config().length_dependent
                 || rotation.is_some()
-                || row.cache.is_packed()
+                || row.cache.is_quantized()
                 || row.session().is_some()
                 || !row.wants_more();
             let len = prompt.len();
@@ -372,7 +367,7 @@ impl Scheduler {
             list.push(row);
         }
         // Those whose keys and values can lie together are computed together.
-        ready.sort_by_key(|row: &Row| (row.cache.class(), row.cache.rotation()));
+        ready.sort_by_key(|row: &Row| (row.cache.capacity_bucket(), row.cache.rotation()));
         if ready.is_empty() {
             self.running = blocked;
             return 0;
@@ -380,7 +375,7 @@ impl Scheduler {
         let model = self.model.as_ref();
         let decoded = guard(self.config.backend, "decode", || {
             // A row that waits would hold on to the memory of rows that go on.
-            blocked.iter_mut().try_for_each(|row| row.cache.part())?;
+            blocked.iter_mut().try_for_each(|row| row.cache.detach())?;
             decode_batch(model, &mut ready)
         });
         if let Err(error) = decoded {
@@ -469,8 +464,8 @@ fn prefill_together(model: &dyn Architecture, rows: &mut [Row]) -> Result<()> {
         tokens[..row.prompt().len()].copy_from_slice(row.prompt());
     }
     let tokens = Array::from_slice(&tokens, &[rows.len() as i32, width as i32]);
-    let mut kept = Beginning::default();
-    let fresh = Rows::Fresh { after: &Beginning::default(), kept: Some(&mut kept) };
+    let mut kept = SharedPrefix::default();
+    let fresh = Rows::Prefixed { prefix: &SharedPrefix::default(), store: Some(&mut kept) };
     let hidden = model.hidden(&tokens, fresh)?;
     let ends = rows.iter().enumerate().map(|(index, row)| (index * width + row.prompt().len() - 1) as u32);
     let ends = Array::from_slice(&ends.collect::<Vec<_>>(), &[rows.len() as i32]);

@@ -14,9 +14,8 @@ use tokio::sync::{OwnedMutexGuard, oneshot};
 
 use super::prefix::common;
 use crate::{
-    arch::Architecture,
-    load::mlx_dtype,
-    nn::{KvCache, Rotation, Rows, ops},
+    mlx::{self, mlx_dtype},
+    nn::{Architecture, KvCache, Rotation, Rows},
 };
 
 /// A session of one model.
@@ -83,10 +82,10 @@ impl Sessions {
     ) -> Option<KvCache> {
         let Entry { tokens, mut cache } = self.slots.get_mut(&id)?.take()?;
         let shared = common(&tokens, prompt).min(prompt.len().saturating_sub(1));
-        if shared == 0 || cache.rotation() != rotation || !cache.reaches(shared) {
+        if shared == 0 || cache.rotation() != rotation || !cache.can_rewind_to(shared) {
             return None;
         }
-        cache.truncate(shared);
+        cache.rewind(shared);
         Some(cache)
     }
 
@@ -116,7 +115,7 @@ impl Sessions {
         let Some(Entry { tokens, cache }) = self.slots.get(&id).and_then(Option::as_ref) else {
             return Ok(tensors);
         };
-        if cache.rotation().is_some() || !cache.reaches(tokens.len()) {
+        if cache.rotation().is_some() || !cache.can_rewind_to(tokens.len()) {
             // Of a context that rotates, or of a model whose positions depend on the text's length: computed anew.
             return Ok(tensors);
         }
@@ -126,7 +125,7 @@ impl Sessions {
         for (layer, arrays) in cache.export()?.iter().enumerate() {
             for (part, array) in arrays.iter().enumerate() {
                 let shape = array.shape().iter().map(|extent| *extent as usize).collect();
-                let bytes = ops::with_bytes(array, <[u8]>::to_vec)?;
+                let bytes = mlx::with_bytes(array, <[u8]>::to_vec)?;
                 let dtype = stored(array.dtype())
                     .ok_or_else(|| Exception::custom(format!("a file holds no {:?}", array.dtype())))?;
                 tensors.insert(name(layer, part), SessionTensor { dtype, shape, bytes });
@@ -204,7 +203,7 @@ fn read_entry(
                 let found = format!("{} {:?}", tensor.dtype, tensor.shape);
                 return Err(format!("{name}: is {found}, expected {dtype:?} {shape:?}"));
             }
-            let array = ops::filled(&shape, dtype, |memory| {
+            let array = mlx::filled(&shape, dtype, |memory| {
                 if memory.len() != tensor.bytes.len() {
                     let found = tensor.bytes.len();
                     return Err(Exception::custom(format!(

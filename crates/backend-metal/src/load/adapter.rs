@@ -8,10 +8,9 @@ use inference_core::{
     train::Method,
 };
 
-use super::{Tensors, mlx_dtype};
 use crate::{
-    arch::Architecture,
-    nn::{Adapter, Leaf, Site, SiteKind},
+    mlx::{Tensors, mlx_dtype},
+    nn::{Adapter, AdapterSlot, Architecture, Param, SlotKind},
 };
 
 /// The model with the weights of a full training in place of its own; with other adapters, as it is.
@@ -37,37 +36,37 @@ pub(crate) fn with_trained_weights(
 pub(crate) fn attach(model: &dyn Architecture, adapter: &AdapterManifest) -> Result<()> {
     let (Method::Lora(options) | Method::Dora(options)) = &adapter.config().method else { return Ok(()) };
     let path = adapter.file();
-    let sites = model.inventory().sites();
+    let slots = model.registry().slots();
     // All are checked before any is applied.
     let found = adapter.layers().iter().map(|layer| {
-        let site = sites.iter().find(|site| site.name() == layer.path).ok_or_else(|| {
+        let slot = slots.iter().find(|slot| slot.name() == layer.path).ok_or_else(|| {
             let reason = "the model has no such layer that could have an adapter";
             Error::invalid_key(&path, &layer.path, reason)
         })?;
-        check(site, layer, options.rank)
-            .and_then(|()| match (&adapter.config().method, site.kind()) {
-                (Method::Dora(_), SiteKind::Embedding) => {
+        check(slot, layer, options.rank)
+            .and_then(|()| match (&adapter.config().method, slot.kind()) {
+                (Method::Dora(_), SlotKind::Embedding) => {
                     Err("is an embedding, which DoRA does not adapt here".to_owned())
                 }
                 _ => Ok(()),
             })
             .map_err(|reason| Error::invalid_key(&path, &layer.path, reason))?;
-        Ok(site)
+        Ok(slot)
     });
     let found = found.collect::<Result<Vec<_>>>()?;
     let tensors = Tensors::open(&path)?;
-    for site in found {
-        let leaf = |part: &str| {
-            let name = format!("{}.{part}", site.name());
+    for slot in found {
+        let param = |part: &str| {
+            let name = format!("{}.{part}", slot.name());
             let Some(info) = adapter.tensors().get(&name) else { return Ok(None) };
             let array = tensors.read(info, mlx_dtype(info.dtype).unwrap_or(mlx_rs::Dtype::Float32))?;
-            Ok(Some(Leaf::new(name, Some(array))))
+            Ok(Some(Param::new(name, Some(array))))
         };
-        let (Some(a), Some(b)) = (leaf("lora_a")?, leaf("lora_b")?) else { continue };
-        site.set(Some(Rc::new(Adapter {
+        let (Some(a), Some(b)) = (param("lora_a")?, param("lora_b")?) else { continue };
+        slot.set(Some(Rc::new(Adapter {
             a,
             b,
-            magnitude: leaf("m")?,
+            magnitude: param("m")?,
             scale: options.scale,
             dropout: None.into(),
             norms: Some(None.into()),
@@ -76,12 +75,12 @@ pub(crate) fn attach(model: &dyn Architecture, adapter: &AdapterManifest) -> Res
     Ok(())
 }
 
-fn check(site: &Site, layer: &AdaptedLayer, rank: usize) -> std::result::Result<(), String> {
+fn check(slot: &AdapterSlot, layer: &AdaptedLayer, rank: usize) -> std::result::Result<(), String> {
     let found = match layer.experts {
         None => [vec![layer.inputs, rank], vec![rank, layer.outputs]],
         Some(n) => [vec![n, rank, layer.inputs], vec![n, layer.outputs, rank]],
     };
-    let needed = site.shapes(rank);
+    let needed = slot.shapes(rank);
     if found == needed {
         return Ok(());
     }

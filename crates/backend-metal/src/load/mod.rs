@@ -2,7 +2,6 @@
 
 mod adapter;
 mod convert;
-mod reader;
 mod writer;
 
 use inference_core::{Error, ModelManifest, Result};
@@ -10,22 +9,14 @@ use inference_core::{Error, ModelManifest, Result};
 pub use self::convert::{ConvertOptions, FuseOptions, convert, fuse};
 pub(crate) use self::{
     adapter::{attach, with_trained_weights},
-    reader::{Reader, Tensors, mlx_dtype},
     writer::Writer,
 };
+pub use crate::mlx::Progress;
 use crate::{
-    arch::{self, Architecture},
-    nn::Source,
+    arch,
+    mlx::Reader,
+    nn::{Architecture, Source},
 };
-
-/// How far a load or conversion has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Progress {
-    /// Bytes of weights read.
-    pub bytes: u64,
-    /// Bytes of weights in all.
-    pub total: u64,
-}
 
 /// Loads the model that the manifest describes, on this thread and MLX's default device.
 ///

@@ -10,7 +10,7 @@ use inference_core::{Dtype, Error, Result};
 use mlx_rs::Array;
 use serde_json::{Map, json};
 
-use crate::nn::ops;
+use crate::mlx::with_bytes;
 
 /// A file that is being written: its header is, and the tensors come one by one.
 pub(crate) struct Writer<'a> {
@@ -50,7 +50,7 @@ impl<'a> Writer<'a> {
     /// # Errors
     /// [`Error::Io`], and MLX's own, since it is evaluated.
     pub(crate) fn add(&mut self, array: &Array) -> Result<()> {
-        ops::with_bytes(array, |bytes| self.file.write_all(bytes))
+        with_bytes(array, |bytes| self.file.write_all(bytes))
             .map_err(|error| Error::backend("mlx", "compute a tensor", error))?
             .map_err(|source| Error::io("write", self.path, source))
     }

@@ -3,6 +3,7 @@
 
 use std::{
     cell::{OnceCell, RefCell},
+    fmt::Debug,
     rc::Rc,
 };
 
@@ -14,26 +15,35 @@ use mlx_rs::{
 };
 
 use super::{
-    linear::{Matrix, times},
-    ops::{on_cpu, scalar},
-    parameter::{Leaf, drop_out},
+    ops::times,
+    parameter::{Param, drop_out},
 };
+use crate::mlx::{on_cpu, scalar};
+
+/// A matrix whose rows can be read in full.
+pub(crate) trait RowSource: Debug {
+    /// The rows `start..end`: `[end - start, inputs]`.
+    ///
+    /// # Errors
+    /// MLX's own.
+    fn rows_in_full(&self, start: i32, end: i32) -> Result<Array>;
+}
 
 /// A layer that can have an adapter.
 #[derive(Debug)]
-pub(crate) struct Site {
+pub(crate) struct AdapterSlot {
     name: String,
-    kind: SiteKind,
+    kind: SlotKind,
     inputs: usize,
     outputs: usize,
     /// The matrix that holds its rows, and the first of them.
-    rows: OnceCell<(Matrix, i32)>,
+    rows: OnceCell<(Rc<dyn RowSource>, i32)>,
     adapter: RefCell<Option<Rc<Adapter>>>,
 }
 
 /// What kind of layer it is, which decides what the adapter's matrices look like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum SiteKind {
+pub(crate) enum SlotKind {
     /// A linear map: A `[inputs, rank]`, B `[rank, outputs]`.
     Linear,
     /// So many linear maps: A `[experts, rank, inputs]`, B `[experts, outputs, rank]`.
@@ -46,11 +56,11 @@ pub(crate) enum SiteKind {
 #[derive(Debug)]
 pub(crate) struct Adapter {
     /// `lora_a`
-    pub(crate) a: Rc<Leaf>,
+    pub(crate) a: Rc<Param>,
     /// `lora_b`
-    pub(crate) b: Rc<Leaf>,
+    pub(crate) b: Rc<Param>,
     /// DoRA's `m`, `[outputs]`: the norms that the rows of the adapted matrix are given.
-    pub(crate) magnitude: Option<Rc<Leaf>>,
+    pub(crate) magnitude: Option<Rc<Param>>,
     /// What the adapter's output is multiplied by.
     pub(crate) scale: f32,
     /// The share of inputs that is dropped, and the key of the chance that picks them.
@@ -59,9 +69,9 @@ pub(crate) struct Adapter {
     pub(crate) norms: Option<RefCell<Option<Array>>>,
 }
 
-impl Site {
+impl AdapterSlot {
     /// The layer of this name and size.
-    pub(crate) fn new(name: String, kind: SiteKind, inputs: usize, outputs: usize) -> Rc<Self> {
+    pub(crate) fn new(name: String, kind: SlotKind, inputs: usize, outputs: usize) -> Rc<Self> {
         let (rows, adapter) = Default::default();
         Rc::new(Self { name, kind, inputs, outputs, rows, adapter })
     }
@@ -72,7 +82,7 @@ impl Site {
     }
 
     /// What it is.
-    pub(crate) fn kind(&self) -> SiteKind {
+    pub(crate) fn kind(&self) -> SlotKind {
         self.kind
     }
 
@@ -80,8 +90,8 @@ impl Site {
     pub(crate) fn shapes(&self, rank: usize) -> [Vec<usize>; 2] {
         let Self { inputs, outputs, .. } = *self;
         match self.kind {
-            SiteKind::Linear | SiteKind::Embedding => [vec![inputs, rank], vec![rank, outputs]],
-            SiteKind::Experts(n) => [vec![n, rank, inputs], vec![n, outputs, rank]],
+            SlotKind::Linear | SlotKind::Embedding => [vec![inputs, rank], vec![rank, outputs]],
+            SlotKind::Experts(n) => [vec![n, rank, inputs], vec![n, outputs, rank]],
         }
     }
 
@@ -96,9 +106,9 @@ impl Site {
     }
 
     /// Says where its rows are: in this matrix, from row `start` on.
-    pub(crate) fn bind(&self, matrix: &Matrix, start: usize) {
+    pub(crate) fn bind(&self, matrix: Rc<dyn RowSource>, start: usize) {
         // Bound once, when the layer is loaded.
-        let _ = self.rows.set((matrix.clone(), start as i32));
+        let _ = self.rows.set((matrix, start as i32));
     }
 
     /// The norms of its rows, in float32: `[outputs]`.
@@ -124,23 +134,23 @@ impl Site {
         let (matrix, start) = self.rows.get().ok_or_else(|| {
             Exception::custom(format!("{} is no linear layer, DoRA is for those only", self.name))
         })?;
-        matrix.part(*start, start + self.outputs as i32)?.as_dtype(Dtype::Float32)
+        matrix.rows_in_full(*start, start + self.outputs as i32)?.as_dtype(Dtype::Float32)
     }
 }
 
-/// The sites of a layer: one, or one for each of the parts whose outputs lie one behind the other.
+/// The slots of a layer: one, or one for each of the parts whose outputs lie one behind the other.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Sites(Vec<Rc<Site>>);
+pub(crate) struct AdapterSlots(Vec<Rc<AdapterSlot>>);
 
-impl Sites {
-    /// The sites of parts, in order.
-    pub(crate) fn new(sites: Vec<Rc<Site>>) -> Self {
-        Self(sites)
+impl AdapterSlots {
+    /// The slots of parts, in order.
+    pub(crate) fn new(slots: Vec<Rc<AdapterSlot>>) -> Self {
+        Self(slots)
     }
 
     /// Whether there is no adapter here.
     pub(crate) fn is_plain(&self) -> bool {
-        self.0.iter().all(|site| site.adapter.borrow().is_none())
+        self.0.iter().all(|slot| slot.adapter.borrow().is_none())
     }
 
     /// What the layer gives with its adapters, of what it gives without, `y` `[.., outputs]`, for `x` `[.., inputs]`.
@@ -148,10 +158,10 @@ impl Sites {
         if self.is_plain() {
             return Ok(y);
         }
-        let y = self.add(&y, |site, adapter| {
+        let y = self.add(&y, |slot, adapter| {
             let x = adapter.dropped(x)?;
             let (a, b) = (adapter.a.get()?, adapter.b.get()?);
-            if site.kind == SiteKind::Embedding {
+            if slot.kind == SlotKind::Embedding {
                 return times(&times(&x, &b.swap_axes(-1, -2)?)?, &a.swap_axes(-1, -2)?);
             }
             times(&times(&x, &a)?, &b)
@@ -159,7 +169,7 @@ impl Sites {
         self.rescale(y)
     }
 
-    /// The same for a stack of matrices, of which each of x has a pick: see [`Matrix::gather`].
+    /// The same for a stack of matrices, of which each of x has a pick: `picks`, which may be sorted.
     pub(crate) fn adapt_gathered(&self, x: &Array, y: Array, picks: &Array, sorted: bool) -> Result<Array> {
         if self.is_plain() {
             return Ok(y);
@@ -187,17 +197,17 @@ impl Sites {
     }
 
     /// y and, behind each other, what the adapters of its parts give.
-    fn add(&self, y: &Array, delta: impl Fn(&Site, &Adapter) -> Result<Array>) -> Result<Array> {
+    fn add(&self, y: &Array, delta: impl Fn(&AdapterSlot, &Adapter) -> Result<Array>) -> Result<Array> {
         let dtype = y.dtype();
-        let deltas = self.0.iter().map(|site| match &*site.adapter.borrow() {
+        let deltas = self.0.iter().map(|slot| match &*slot.adapter.borrow() {
             Some(adapter) => {
-                let delta = delta(site, adapter)?;
+                let delta = delta(slot, adapter)?;
                 delta.multiply(scalar(adapter.scale, delta.dtype())?)?.as_dtype(dtype)
             }
             None => {
                 let mut shape = y.shape().to_vec();
                 if let Some(last) = shape.last_mut() {
-                    *last = site.outputs as i32;
+                    *last = slot.outputs as i32;
                 }
                 ops::zeros_dtype(&shape, dtype)
             }
@@ -210,13 +220,14 @@ impl Sites {
 
     /// DoRA: outputs by their magnitudes in place of the norms that the adapted rows have.
     fn rescale(&self, y: Array) -> Result<Array> {
-        let magnitudes = |site: &Rc<Site>| site.adapter().filter(|adapter| adapter.magnitude.is_some());
-        if !self.0.iter().any(|site| magnitudes(site).is_some()) {
+        let magnitudes =
+            |slot: &Rc<AdapterSlot>| slot.adapter().filter(|adapter| adapter.magnitude.is_some());
+        if !self.0.iter().any(|slot| magnitudes(slot).is_some()) {
             return Ok(y);
         }
-        let factors = self.0.iter().map(|site| match magnitudes(site) {
-            Some(adapter) => adapter.factor(site)?.as_dtype(y.dtype()),
-            None => ops::ones_dtype(&[site.outputs as i32], y.dtype()),
+        let factors = self.0.iter().map(|slot| match magnitudes(slot) {
+            Some(adapter) => adapter.factor(slot)?.as_dtype(y.dtype()),
+            None => ops::ones_dtype(&[slot.outputs as i32], y.dtype()),
         });
         match factors.collect::<Result<Vec<_>>>()?.as_slice() {
             [factor] => y.multiply(factor),
@@ -234,14 +245,14 @@ impl Adapter {
     }
 
     /// m / |row| for each row of the layer, adapted.
-    fn factor(&self, site: &Site) -> Result<Array> {
+    fn factor(&self, slot: &AdapterSlot) -> Result<Array> {
         let magnitude = self.magnitude.as_ref().ok_or_else(|| Exception::custom("it is no DoRA"))?.get()?;
         let Some(known) = &self.norms else {
             // The paper's: no gradient flows through the norms.
-            return magnitude.divide(stop_gradient(self.row_norms(site)?)?);
+            return magnitude.divide(stop_gradient(self.row_norms(slot)?)?);
         };
         if known.borrow().is_none() {
-            let norms = self.row_norms(site)?;
+            let norms = self.row_norms(slot)?;
             norms.eval()?;
             known.replace(Some(norms));
         }
@@ -251,10 +262,10 @@ impl Adapter {
         }
     }
 
-    fn row_norms(&self, site: &Site) -> Result<Array> {
+    fn row_norms(&self, slot: &AdapterSlot) -> Result<Array> {
         let delta = self.a.get()?.matmul(self.b.get()?)?.swap_axes(-1, -2)?;
         let delta = delta.multiply(scalar(self.scale, delta.dtype())?)?;
-        norms(&site.weight()?.add(delta)?)
+        norms(&slot.weight()?.add(delta)?)
     }
 }
 

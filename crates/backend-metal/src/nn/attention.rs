@@ -6,29 +6,17 @@ use inference_core::Result as LoadResult;
 use mlx_rs::{Array, error::Result, ops};
 
 use super::{
-    custom::native,
+    attention_params::AttentionParams,
+    cpu::{self, Arrangement},
+    dimensions::{Dimensions, Heads},
+    exec::native,
+    forward_pass::ForwardPass,
     linear::{Linear, Projections},
-    native::{self, Arrangement},
     norm::RmsNorm,
-    ops::slice,
-    pass::{Attend, Pass},
     rope::Rope,
     weights::Weights,
 };
-use crate::arch::Dimensions;
-
-/// The sizes of an attention block.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Heads {
-    /// The width of the residual stream.
-    pub(crate) hidden_size: usize,
-    /// Heads of queries.
-    pub(crate) heads: usize,
-    /// Heads of keys and values, which divide those of queries.
-    pub(crate) kv_heads: usize,
-    /// The width of one head.
-    pub(crate) head_dim: usize,
-}
+use crate::mlx::slice;
 
 /// Where queries and keys are normalised.
 #[derive(Debug, Clone)]
@@ -64,7 +52,7 @@ pub(crate) struct Attention {
     o_proj: Linear,
     norm: QkNorm,
     rope: Option<Rc<Rope>>,
-    attend: Attend,
+    attend: AttentionParams,
     heads: i32,
     kv_heads: i32,
     head_dim: i32,
@@ -78,7 +66,7 @@ impl Attention {
         heads: Heads,
         [qkv_bias, o_bias]: [bool; 2],
         rope: Option<Rc<Rope>>,
-        attend: Attend,
+        attend: AttentionParams,
     ) -> LoadResult<Self> {
         let Heads { hidden_size, heads, kv_heads, head_dim } = heads;
         let (queries, keys) = (heads * head_dim, kv_heads * head_dim);
@@ -106,14 +94,14 @@ impl Attention {
     }
 
     /// `[B, T, hidden]` → the same; the block is that of layer `layer`.
-    pub(crate) fn forward(&self, x: &Array, pass: &mut Pass<'_>, layer: usize) -> Result<Array> {
+    pub(crate) fn forward(&self, x: &Array, pass: &mut ForwardPass<'_>, layer: usize) -> Result<Array> {
         let [queries, keys, values] = if native() { self.arrange(x, pass)? } else { self.rotate(x, pass)? };
         let mixed = pass.attend(layer, [&queries, &keys, &values], &self.attend)?;
         self.o_proj.forward(&mixed)
     }
 
     /// Queries, keys and values, ready to attend, each `[B, heads, T, head_dim]`: in one operation after the projection.
-    fn arrange(&self, x: &Array, pass: &mut Pass<'_>) -> Result<[Array; 3]> {
+    fn arrange(&self, x: &Array, pass: &mut ForwardPass<'_>) -> Result<[Array; 3]> {
         let joined = match (self.qkv_proj.joined(), &self.norm) {
             (Some(projection), QkNorm::None | QkNorm::Heads(..)) => projection.forward(x)?,
             (_, norm) => {
@@ -130,14 +118,14 @@ impl Attention {
         };
         let turns = self.rope.as_ref().map(|rope| pass.turns(rope)).transpose()?;
         let heads = [self.heads, self.kv_heads, self.head_dim];
-        match native::arrange(&joined, &Arrangement { heads, norms, turns: turns.as_ref() }) {
+        match cpu::arrange(&joined, &Arrangement { heads, norms, turns: turns.as_ref() }) {
             Some(arranged) => arranged,
             None => self.rotate(x, pass),
         }
     }
 
     /// The same with MLX's operations.
-    fn rotate(&self, x: &Array, pass: &Pass<'_>) -> Result<[Array; 3]> {
+    fn rotate(&self, x: &Array, pass: &ForwardPass<'_>) -> Result<[Array; 3]> {
         match (self.qkv_proj.joined(), &self.norm) {
             (Some(projection), QkNorm::None) => self.rotate_joined(&projection.forward(x)?, pass),
             _ => self.rotate_apart(self.qkv_proj.forward(x)?, pass),
@@ -146,7 +134,7 @@ impl Attention {
 
     /// Queries, keys and values in one, `[B, T, (heads + 2 kv_heads) · head_dim]` → each `[B, heads, T, head_dim]`. They are
     /// rotated together and then cut: rotating a cut reads memory that is not its own in MLX's CUDA build.
-    fn rotate_joined(&self, qkv: &Array, pass: &Pass<'_>) -> Result<[Array; 3]> {
+    fn rotate_joined(&self, qkv: &Array, pass: &ForwardPass<'_>) -> Result<[Array; 3]> {
         let keys_end = self.heads + self.kv_heads;
         let all = keys_end + self.kv_heads;
         let still = qkv.reshape(&[qkv.dim(0), qkv.dim(1), all, self.head_dim])?.swap_axes(1, 2)?;
@@ -165,7 +153,7 @@ impl Attention {
     fn rotate_apart(
         &self,
         [mut queries, mut keys, values]: [Array; 3],
-        pass: &Pass<'_>,
+        pass: &ForwardPass<'_>,
     ) -> Result<[Array; 3]> {
         if let QkNorm::Whole(q_norm, k_norm) = &self.norm {
             (queries, keys) = (q_norm.forward(&queries)?, k_norm.forward(&keys)?);

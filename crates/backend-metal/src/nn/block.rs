@@ -3,13 +3,15 @@
 use inference_core::Result as LoadResult;
 use mlx_rs::{Array, error::Result};
 
-use super::{attention::Attention, mlp::GatedMlp, norm::RmsNorm, pass::Pass, weights::Weights};
-use crate::arch::Dimensions;
+use super::{
+    attention::Attention, dimensions::Dimensions, forward_pass::ForwardPass, mlp::GatedMlp, norm::RmsNorm,
+    weights::Weights,
+};
 
 /// One block of a decoder.
 pub(crate) trait Block {
     /// `[B, T, hidden]` → the same, as layer `layer` of the model.
-    fn forward(&self, x: &Array, pass: &mut Pass<'_>, layer: usize) -> Result<Array>;
+    fn forward(&self, x: &Array, pass: &mut ForwardPass<'_>, layer: usize) -> Result<Array>;
 
     /// Positions that it attends to, where they are limited.
     fn window(&self) -> Option<usize>;
@@ -60,7 +62,7 @@ impl<F: FeedForward> PreNorm<F> {
 }
 
 impl<F: FeedForward> Block for PreNorm<F> {
-    fn forward(&self, x: &Array, pass: &mut Pass<'_>, layer: usize) -> Result<Array> {
+    fn forward(&self, x: &Array, pass: &mut ForwardPass<'_>, layer: usize) -> Result<Array> {
         let mixed = self.self_attn.forward(&self.input_layernorm.forward(x)?, pass, layer)?;
         let [x, normalised] = self.post_attention_layernorm.of_sum(x, &mixed, None)?;
         x.add(self.mlp.forward(&normalised)?)

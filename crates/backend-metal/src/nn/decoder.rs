@@ -6,18 +6,19 @@ use inference_core::Result as LoadResult;
 use mlx_rs::{Array, error::Result, ops};
 
 use super::{
+    architecture::{Architecture, ModelConfig, TrainMode},
     block::Block,
-    cache::{KvCache, Rows},
+    cache::KvCache,
+    dimensions::Dimensions,
+    forward_pass::{ForwardPass, Rows},
     linear::{Embedding, Linear},
     norm::RmsNorm,
-    ops::{scalar, slice},
-    parameter::{Inventory, Swapped, drop_out},
-    pass::Pass,
-    recompute::recomputed,
+    parameter::{ParamOverride, drop_out},
+    registry::ParamRegistry,
     rope::Rope,
     weights::Weights,
 };
-use crate::arch::{Architecture, Dimensions, Lesson, ModelConfig};
+use crate::mlx::{recomputed, scalar, slice};
 
 /// A decoder-only model of blocks of one kind.
 #[derive(Debug)]
@@ -41,7 +42,7 @@ pub(crate) struct Decoder<B> {
     /// Logits `l` become `cap · tanh(l / cap)`.
     pub(crate) logit_cap: Option<f32>,
     /// What of it can be trained.
-    pub(crate) inventory: Rc<Inventory>,
+    pub(crate) registry: Rc<ParamRegistry>,
 }
 
 impl<B: Block> Decoder<B> {
@@ -72,7 +73,7 @@ impl<B: Block> Decoder<B> {
             lm_head,
             logit_scale: None,
             logit_cap: None,
-            inventory: weights.inventory().clone(),
+            registry: weights.registry().clone(),
         })
     }
 }
@@ -87,7 +88,7 @@ impl<B: Block + 'static> Decoder<B> {
     }
 
     fn pass(&self, tokens: &Array, rows: Rows<'_>) -> Result<Array> {
-        let mut pass = Pass::new(tokens, rows)?;
+        let mut pass = ForwardPass::new(tokens, rows)?;
         let mut x = self.embed(tokens)?;
         for (layer, block) in self.layers.iter().enumerate() {
             x = block.forward(&x, &mut pass, layer)?;
@@ -103,14 +104,14 @@ impl<B: Block + 'static> Decoder<B> {
         for (row, cache) in caches.iter_mut().enumerate() {
             let length = cache.length_with(count);
             if cache.len() > 0 && cache.length() <= limit && length > limit {
-                let text = cache.text()?;
-                let mut fresh = cache.emptied();
-                fresh.expect(length);
+                let text = cache.tokens()?;
+                let mut fresh = cache.empty_like();
+                fresh.set_expected_len(length);
                 self.pass(&text, Rows::Cached(&mut [&mut fresh]))?;
-                fresh.remember(text);
+                fresh.push_tokens(text);
                 **cache = fresh;
             }
-            cache.remember(slice(tokens, 0, row as i32, row as i32 + 1)?);
+            cache.push_tokens(slice(tokens, 0, row as i32, row as i32 + 1)?);
         }
         Ok(())
     }
@@ -121,8 +122,8 @@ impl<B: Block + 'static> Architecture for Decoder<B> {
         &self.config
     }
 
-    fn inventory(&self) -> &Inventory {
-        &self.inventory
+    fn registry(&self) -> &ParamRegistry {
+        &self.registry
     }
 
     fn new_cache(&self) -> KvCache {
@@ -136,27 +137,27 @@ impl<B: Block + 'static> Architecture for Decoder<B> {
         self.pass(tokens, rows)
     }
 
-    fn hidden_to_learn(&self, tokens: &Array, lesson: &Lesson<'_>) -> Result<Array> {
+    fn hidden_for_training(&self, tokens: &Array, mode: &TrainMode<'_>) -> Result<Array> {
         let mut x = self.embed(tokens)?;
         for (layer, block) in self.layers.iter().enumerate() {
-            let dropout = lesson.dropout.as_ref().map(|(rate, keys)| (*rate, keys[layer].clone()));
+            let dropout = mode.dropout.as_ref().map(|(rate, keys)| (*rate, keys[layer].clone()));
             let (block, tokens) = (block.clone(), tokens.clone());
             let forward = move |x: &Array| {
-                let y = block.forward(x, &mut Pass::new(&tokens, Rows::Uncached)?, layer)?;
+                let y = block.forward(x, &mut ForwardPass::new(&tokens, Rows::Uncached)?, layer)?;
                 match &dropout {
                     Some((rate, key)) => x.add(drop_out(&y.subtract(x)?, *rate, key)?),
                     None => Ok(y),
                 }
             };
-            x = match lesson.recompute.map(|leaves| leaves[layer].clone()) {
+            x = match mode.recompute.map(|params| params[layer].clone()) {
                 None => forward(&x)?,
-                Some(leaves) => {
+                Some(params) => {
                     let mut inputs = vec![x];
-                    for leaf in &leaves {
-                        inputs.push(leaf.get()?);
+                    for param in &params {
+                        inputs.push(param.get()?);
                     }
                     recomputed(&inputs, move |inputs| {
-                        let _swapped = Swapped::new(&leaves, &inputs[1..]);
+                        let _override = ParamOverride::new(&params, &inputs[1..]);
                         forward(&inputs[0])
                     })?
                 }

@@ -4,72 +4,24 @@ use inference_core::Result as LoadResult;
 use mlx_rs::{
     Array,
     error::Result,
-    ops::{erf, maximum, minimum, sigmoid},
+    ops::{maximum, minimum, sigmoid},
 };
-use serde::Deserialize;
 
 use super::{
-    custom::native,
+    activation::Gating,
+    cpu::{self, Halves},
+    dimensions::Dimensions,
+    exec::native,
     linear::{Linear, Projections},
-    native::{self, Halves},
-    ops::{scalar, slice},
     weights::Weights,
 };
-use crate::arch::Dimensions;
-
-/// What stands between the two halves of a feed-forward block, by the names that config.json uses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-pub(crate) enum Activation {
-    /// x · σ(x)
-    #[serde(rename = "silu", alias = "swish")]
-    Silu,
-    /// x · Φ(x)
-    #[serde(rename = "gelu")]
-    Gelu,
-    /// x · Φ(x), with tanh in place of the error function.
-    #[serde(rename = "gelu_pytorch_tanh", alias = "gelu_new")]
-    GeluTanh,
-}
-
-impl Activation {
-    /// Element by element.
-    pub(crate) fn apply(self, x: &Array) -> Result<Array> {
-        let number = |value| scalar(value, x.dtype());
-        match self {
-            Self::Silu => x.multiply(sigmoid(x)?),
-            Self::Gelu => {
-                let phi = erf(x.multiply(number(std::f32::consts::FRAC_1_SQRT_2)?)?)?.add(number(1.0)?)?;
-                x.multiply(phi)?.multiply(number(0.5)?)
-            }
-            // (1 + tanh(z)) / 2 is σ(2z), with fewer steps and roundings.
-            Self::GeluTanh => {
-                let double = 2.0 * (2.0 / std::f32::consts::PI).sqrt();
-                let slope = x.multiply(x)?.multiply(number(0.044_715 * double)?)?.add(number(double)?)?;
-                x.multiply(sigmoid(x.multiply(slope)?)?)
-            }
-        }
-    }
-}
-
-/// How the two halves of a feed-forward block are combined.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) enum Gating {
-    /// act(gate) · up
-    Plain(Activation),
-    /// gate · σ(alpha · gate) · (up + 1), of halves held within ±limit; the gate from above only.
-    Clamped {
-        /// The steepness of the sigmoid.
-        alpha: f32,
-        /// The limit.
-        limit: f32,
-    },
-}
+use crate::mlx::{scalar, slice};
 
 impl Gating {
     /// Element by element, of halves that lie side by side in the last axis, or take turns there.
     pub(crate) fn apply_joined(self, joined: &Array, interleaved: bool) -> Result<Array> {
         let halves = if interleaved { Halves::Interleaved(joined) } else { Halves::Joined(joined) };
-        if let Some(gated) = native::gate(halves, self) {
+        if let Some(gated) = cpu::gate(halves, self) {
             return gated;
         }
         if !interleaved {
@@ -88,11 +40,11 @@ impl Gating {
 
     /// Element by element.
     pub(crate) fn apply(self, gate: &Array, up: &Array) -> Result<Array> {
-        if let Some(gated) = native::gate(Halves::Apart(gate, up), self) {
+        if let Some(gated) = cpu::gate(Halves::Apart(gate, up), self) {
             return gated;
         }
         match self {
-            Self::Plain(activation) => activation.apply(gate)?.multiply(up),
+            Self::Glu(activation) => activation.apply(gate)?.multiply(up),
             Self::Clamped { alpha, limit } => {
                 let number = |value| scalar(value, gate.dtype());
                 let gate = minimum(gate, number(limit)?)?;
@@ -120,7 +72,7 @@ impl GatedMlp {
         Ok(Self {
             gate_up_proj: Projections::load(weights, "gate_up_proj", names, hidden, bias)?,
             down_proj: Linear::load(&weights.at("down_proj"), hidden, intermediate, bias)?,
-            gating: Gating::Plain(dims.hidden_act),
+            gating: Gating::Glu(dims.hidden_act),
         })
     }
 

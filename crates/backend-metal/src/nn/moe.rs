@@ -9,11 +9,12 @@ use mlx_rs::{
 };
 
 use super::{
-    adapter::{SiteKind, Sites},
+    activation::Gating,
+    adapter::{AdapterSlots, SlotKind},
     block::FeedForward,
-    linear::{Linear, Matrix, alike},
-    mlp::Gating,
-    parameter::Parameter,
+    linear::Linear,
+    matrix::{Matrix, alike},
+    parameter::Weight,
     weights::Weights,
 };
 
@@ -54,12 +55,12 @@ impl FeedForward for Moe {
 #[derive(Debug)]
 pub(crate) struct Experts {
     gate_up_proj: GateUp,
-    gate_up_sites: Sites,
+    gate_up_slots: AdapterSlots,
     /// `[experts, hidden, intermediate]`
     down_proj: Matrix,
-    down_sites: Sites,
+    down_slots: AdapterSlots,
     /// Those of gate and up, `[experts, 2 · intermediate]` or `[experts, intermediate]` each, and of down, `[experts, hidden]`.
-    biases: Vec<Parameter>,
+    biases: Vec<Weight>,
     gating: Gating,
 }
 
@@ -159,25 +160,26 @@ impl Experts {
         sizes: ExpertSizes,
         gate_up_proj: GateUp,
         down_proj: Matrix,
-        biases: Vec<Parameter>,
+        biases: Vec<Weight>,
         gating: Gating,
     ) -> Self {
         let ExpertSizes { experts, hidden_size, intermediate_size } = sizes;
-        let site = |name, inputs, outputs| weights.site(name, SiteKind::Experts(experts), inputs, outputs);
-        let gate_up = ["gate_proj", "up_proj"].map(|name| site(name, hidden_size, intermediate_size));
-        let down = site("down_proj", intermediate_size, hidden_size);
-        let (gate_up_sites, down_sites) = (Sites::new(gate_up.to_vec()), Sites::new(vec![down]));
-        Self { gate_up_proj, gate_up_sites, down_proj, down_sites, biases, gating }
+        let slot = |name, inputs, outputs| weights.slot(name, SlotKind::Experts(experts), inputs, outputs);
+        let gate_up = ["gate_proj", "up_proj"].map(|name| slot(name, hidden_size, intermediate_size));
+        let down = slot("down_proj", intermediate_size, hidden_size);
+        let (gate_up_slots, down_slots) =
+            (AdapterSlots::new(gate_up.to_vec()), AdapterSlots::new(vec![down]));
+        Self { gate_up_proj, gate_up_slots, down_proj, down_slots, biases, gating }
     }
 
     /// Experts whose gates and ups take turns in the rows of one matrix, and in their biases.
     /// There is no place for an adapter in them.
-    pub(crate) fn interleaved(gate_up: Matrix, down: Matrix, biases: [Parameter; 2], gating: Gating) -> Self {
+    pub(crate) fn interleaved(gate_up: Matrix, down: Matrix, biases: [Weight; 2], gating: Gating) -> Self {
         Self {
             gate_up_proj: GateUp::Interleaved(gate_up),
-            gate_up_sites: Sites::default(),
+            gate_up_slots: AdapterSlots::default(),
             down_proj: down,
-            down_sites: Sites::default(),
+            down_slots: AdapterSlots::default(),
             biases: biases.into(),
             gating,
         }
@@ -204,11 +206,11 @@ impl Experts {
 
     /// `[.., 1, hidden]` with one pick each (`[..]`, broadcast) → the same.
     fn apply(&self, x: &Array, picks: &Array, sorted: bool) -> Result<Array> {
-        let with_bias = |outputs: Array, bias: Option<&Parameter>| match bias {
+        let with_bias = |outputs: Array, bias: Option<&Weight>| match bias {
             Some(bias) => outputs.add(bias.get()?.take_axis(picks, 0)?.expand_dims(-2)?),
             None => Ok(outputs),
         };
-        let adapt = |gate_up: Array| self.gate_up_sites.adapt_gathered(x, gate_up, picks, sorted);
+        let adapt = |gate_up: Array| self.gate_up_slots.adapt_gathered(x, gate_up, picks, sorted);
         let gated = match &self.gate_up_proj {
             GateUp::Joined(matrix) => {
                 let joined = with_bias(adapt(matrix.gather(x, picks, sorted)?)?, self.biases.first())?;
@@ -220,7 +222,7 @@ impl Experts {
             }
             GateUp::Separate(gate, up) => {
                 let (mut gate, mut up) = (gate.gather(x, picks, sorted)?, up.gather(x, picks, sorted)?);
-                if !self.gate_up_sites.is_plain() {
+                if !self.gate_up_slots.is_plain() {
                     let joined = adapt(ops::concatenate(&[gate, up], -1)?)?;
                     let middle = joined.dim(-1) / 2;
                     [gate, up] = pair(ops::split_at_indices(joined, &[middle], -1)?)?;
@@ -230,7 +232,7 @@ impl Experts {
             }
         };
         let down = self.down_proj.gather(&gated, picks, sorted)?;
-        with_bias(self.down_sites.adapt_gathered(&gated, down, picks, sorted)?, self.biases.last())
+        with_bias(self.down_slots.adapt_gathered(&gated, down, picks, sorted)?, self.biases.last())
     }
 }
 

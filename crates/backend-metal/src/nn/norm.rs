@@ -4,29 +4,29 @@ use inference_core::Result as LoadResult;
 use mlx_rs::{Array, error::Result, fast};
 
 use super::{
-    native,
-    parameter::{Form, Parameter},
+    cpu,
+    parameter::{Weight, WeightTransform},
     weights::Weights,
 };
 
 /// Root mean square normalisation over the last axis, with a weight for each element.
 #[derive(Debug, Clone)]
 pub(crate) struct RmsNorm {
-    weight: Parameter,
+    weight: Weight,
     eps: f32,
 }
 
 impl RmsNorm {
     /// The norm at `weights`, of vectors of `size` elements. `offset` says that the checkpoint holds its weights less one.
     pub(crate) fn load(weights: &Weights<'_>, size: usize, eps: f32, offset: bool) -> LoadResult<Self> {
-        let form = if offset { Form::PlusOne } else { Form::Stored };
-        Ok(Self { weight: Parameter::load(&[weights], None, "weight", &[vec![size]], form)?, eps })
+        let form = if offset { WeightTransform::PlusOne } else { WeightTransform::Stored };
+        Ok(Self { weight: Weight::load(&[weights], None, "weight", &[vec![size]], form)?, eps })
     }
 
     /// `[.., size]` → the same
     pub(crate) fn forward(&self, x: &Array) -> Result<Array> {
         let weight = self.weight.get()?;
-        match native::rms_norm(x, &weight, self.eps) {
+        match cpu::rms_norm(x, &weight, self.eps) {
             Some(normalised) => normalised,
             None => fast::rms_norm(x, Some(&weight), self.eps),
         }
@@ -35,7 +35,7 @@ impl RmsNorm {
     /// x + norm(y): `[.., size]` each.
     pub(crate) fn add(&self, x: &Array, y: &Array) -> Result<Array> {
         let parts = Some(self.parts()?);
-        match is_small(x).then(|| native::add([x, y], parts, None)).flatten() {
+        match is_small(x).then(|| cpu::add([x, y], parts, None)).flatten() {
             Some(added) => added.map(|[sum]| sum),
             None => x.add(self.forward(y)?),
         }
@@ -44,7 +44,7 @@ impl RmsNorm {
     /// x + y, and that normalised; y is normalised `before`, where that is given. `[.., size]` each.
     pub(crate) fn of_sum(&self, x: &Array, y: &Array, before: Option<&Self>) -> Result<[Array; 2]> {
         let (first, second) = (before.map(Self::parts).transpose()?, Some(self.parts()?));
-        match is_small(x).then(|| native::add([x, y], first, second)).flatten() {
+        match is_small(x).then(|| cpu::add([x, y], first, second)).flatten() {
             Some(added) => added,
             None => {
                 let sum = match before {

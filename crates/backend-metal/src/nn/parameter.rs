@@ -1,6 +1,6 @@
 //! What of a model can be trained: the tensors of its checkpoint, and the adapters beside them.
 //!
-//! A gradient is taken by putting traced arrays in place of the real ones while a graph is built. A [`Leaf`] is such a place.
+//! A gradient is taken by putting traced arrays in place of the real ones while a graph is built. A [`Param`] is such a place.
 
 use std::{
     cell::{Ref, RefCell},
@@ -14,19 +14,16 @@ use mlx_rs::{
     ops::{self, concatenate},
 };
 
-use super::{
-    adapter::Site,
-    ops::{scalar, slice},
-};
+use crate::mlx::{scalar, slice};
 
 /// One trainable tensor, by its name in a checkpoint or in an adapter's file.
 #[derive(Debug)]
-pub(crate) struct Leaf {
+pub(crate) struct Param {
     name: String,
     value: RefCell<Option<Array>>,
 }
 
-impl Leaf {
+impl Param {
     /// The tensor of this name; empty where the bound one counts.
     pub(crate) fn new(name: String, value: Option<Array>) -> Rc<Self> {
         Rc::new(Self { name, value: RefCell::new(value) })
@@ -66,32 +63,32 @@ pub(crate) fn layer_of(name: &str) -> Option<usize> {
     parts.next()?.parse().ok()
 }
 
-/// Other values in some leaves, until it is dropped.
-pub(crate) struct Swapped<'a> {
-    leaves: &'a [Rc<Leaf>],
+/// Other values in some params, until it is dropped.
+pub(crate) struct ParamOverride<'a> {
+    params: &'a [Rc<Param>],
     before: Vec<Option<Array>>,
 }
 
-impl<'a> Swapped<'a> {
-    /// Puts `values[i]` into `leaves[i]`.
-    pub(crate) fn new(leaves: &'a [Rc<Leaf>], values: &[Array]) -> Self {
-        debug_assert_eq!(leaves.len(), values.len());
-        let before = leaves.iter().zip(values).map(|(leaf, value)| leaf.value.replace(Some(value.clone())));
-        Self { leaves, before: before.collect() }
+impl<'a> ParamOverride<'a> {
+    /// Puts `values[i]` into `params[i]`.
+    pub(crate) fn new(params: &'a [Rc<Param>], values: &[Array]) -> Self {
+        debug_assert_eq!(params.len(), values.len());
+        let before = params.iter().zip(values).map(|(param, value)| param.value.replace(Some(value.clone())));
+        Self { params, before: before.collect() }
     }
 }
 
-impl Drop for Swapped<'_> {
+impl Drop for ParamOverride<'_> {
     fn drop(&mut self) {
-        for (leaf, value) in self.leaves.iter().zip(self.before.drain(..)) {
-            leaf.value.replace(value);
+        for (param, value) in self.params.iter().zip(self.before.drain(..)) {
+            param.value.replace(value);
         }
     }
 }
 
 /// How a tensor of the checkpoint is bound.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Form {
+pub(crate) enum WeightTransform {
     /// As it is stored.
     Stored,
     /// With its last two axes swapped.
@@ -100,7 +97,7 @@ pub(crate) enum Form {
     PlusOne,
 }
 
-impl Form {
+impl WeightTransform {
     fn bind(self, stored: &Array) -> Result<Array> {
         match self {
             Self::Stored => Ok(stored.clone()),
@@ -113,18 +110,18 @@ impl Form {
 /// A tensor of floats that a model is made of, or several of the checkpoint's in one. Reads as the array that was bound;
 /// [`get`](Self::get) is the one to build graphs with that may be trained. Clones share what is put in their place.
 #[derive(Debug, Clone)]
-pub(crate) struct Parameter(Rc<Inner>);
+pub(crate) struct Weight(Rc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
     /// The tensors of the checkpoint, whose rows lie one below the other, and how many rows each has.
-    parts: Vec<(Rc<Leaf>, i32)>,
+    parts: Vec<(Rc<Param>, i32)>,
     stored: Array,
     bound: Array,
-    form: Form,
+    form: WeightTransform,
 }
 
-impl Deref for Parameter {
+impl Deref for Weight {
     type Target = Array;
 
     fn deref(&self) -> &Array {
@@ -134,27 +131,32 @@ impl Deref for Parameter {
 
 /// An array that belongs to no checkpoint, and is not trained.
 #[cfg(test)]
-impl From<Array> for Parameter {
+impl From<Array> for Weight {
     fn from(bound: Array) -> Self {
-        Self(Rc::new(Inner { parts: Vec::new(), stored: bound.clone(), bound, form: Form::Stored }))
+        Self(Rc::new(Inner {
+            parts: Vec::new(),
+            stored: bound.clone(),
+            bound,
+            form: WeightTransform::Stored,
+        }))
     }
 }
 
-impl Parameter {
+impl Weight {
     /// The parameter of these tensors, each with its rows, that are `stored` in one array, perhaps with the rows stacked.
-    pub(crate) fn new(parts: Vec<(String, usize)>, stored: Array, form: Form) -> Result<Self> {
+    pub(crate) fn new(parts: Vec<(String, usize)>, stored: Array, form: WeightTransform) -> Result<Self> {
         let bound = form.bind(&stored)?;
-        if form == Form::PlusOne {
+        if form == WeightTransform::PlusOne {
             bound.eval()?;
         }
-        let parts = parts.into_iter().map(|(name, rows)| (Leaf::new(name, None), rows as i32)).collect();
+        let parts = parts.into_iter().map(|(name, rows)| (Param::new(name, None), rows as i32)).collect();
         Ok(Self(Rc::new(Inner { parts, stored, bound, form })))
     }
 
     /// The array, or what training put in its place.
     pub(crate) fn get(&self) -> Result<Array> {
         let Inner { parts, stored, bound, form } = &*self.0;
-        if !parts.iter().any(|(leaf, _)| leaf.is_set()) {
+        if !parts.iter().any(|(param, _)| param.is_set()) {
             return Ok(bound.clone());
         }
         let values: Vec<_> = self.values().collect::<Result<_>>()?;
@@ -166,19 +168,19 @@ impl Parameter {
     }
 
     /// The tensors that it is made of.
-    pub(crate) fn leaves(&self) -> impl Iterator<Item = &Rc<Leaf>> {
-        self.0.parts.iter().map(|(leaf, _)| leaf)
+    pub(crate) fn params(&self) -> impl Iterator<Item = &Rc<Param>> {
+        self.0.parts.iter().map(|(param, _)| param)
     }
 
     /// Their values, in the form and shape that the checkpoint has them in.
     pub(crate) fn values(&self) -> impl Iterator<Item = Result<Array>> {
         let Inner { parts, stored, .. } = &*self.0;
         let mut start = 0;
-        parts.iter().map(move |(leaf, rows)| {
+        parts.iter().map(move |(param, rows)| {
             let end = start + rows;
             let range = start..end;
             start = end;
-            if let Some(value) = leaf.peek().as_ref() {
+            if let Some(value) = param.peek().as_ref() {
                 return Ok(value.clone());
             }
             if parts.len() == 1 {
@@ -190,47 +192,6 @@ impl Parameter {
             let flat = stored.reshape(&shape)?;
             slice(&flat, 0, range.start, range.end)
         })
-    }
-}
-
-/// Everything in a model that training can get hold of.
-#[derive(Debug, Default)]
-pub(crate) struct Inventory {
-    parameters: RefCell<Vec<Parameter>>,
-    sites: RefCell<Vec<Rc<Site>>>,
-    /// Quantised tensors, which cannot be trained themselves.
-    packed: RefCell<Vec<String>>,
-}
-
-impl Inventory {
-    /// Adds a tensor of the checkpoint.
-    pub(crate) fn add_parameter(&self, parameter: Parameter) {
-        self.parameters.borrow_mut().push(parameter);
-    }
-
-    /// Adds a place for an adapter.
-    pub(crate) fn add_site(&self, site: Rc<Site>) {
-        self.sites.borrow_mut().push(site);
-    }
-
-    /// Adds the name of a quantised matrix.
-    pub(crate) fn add_packed(&self, name: String) {
-        self.packed.borrow_mut().push(name);
-    }
-
-    /// The tensors of the checkpoint that are floats.
-    pub(crate) fn parameters(&self) -> Vec<Parameter> {
-        self.parameters.borrow().clone()
-    }
-
-    /// The layers that can have an adapter.
-    pub(crate) fn sites(&self) -> Vec<Rc<Site>> {
-        self.sites.borrow().clone()
-    }
-
-    /// The quantised matrices.
-    pub(crate) fn packed(&self) -> Vec<String> {
-        self.packed.borrow().clone()
     }
 }
 

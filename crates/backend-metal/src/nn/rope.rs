@@ -10,7 +10,7 @@ use mlx_rs::{
 };
 use serde_json::{Map, Value};
 
-use super::{native::Turns, weights::Weights};
+use super::{cpu::RotaryTable, weights::Weights};
 
 /// Where the tokens of each row begin.
 #[derive(Debug, Clone)]
@@ -116,7 +116,7 @@ impl Rope {
     }
 
     /// The rotations of `tokens` tokens in each row, where row b is part of a text of `lengths[b]` tokens.
-    pub(crate) fn turns(&self, offsets: &Offsets, tokens: usize, lengths: &[usize]) -> Result<Turns> {
+    pub(crate) fn turns(&self, offsets: &Offsets, tokens: usize, lengths: &[usize]) -> Result<RotaryTable> {
         let pairs = self.dims as usize / 2;
         let magnitude = self.magnitude.as_ref().map(Array::to_vec_exact::<f32>).transpose();
         let magnitude = magnitude.map_err(host)?.map_or(1.0, |magnitude| magnitude[0]);
@@ -148,7 +148,7 @@ impl Rope {
                 }
             }
         }
-        Ok(Turns { pairs, turns: turns.into() })
+        Ok(RotaryTable { pairs, cos_sin: turns.into() })
     }
 
     /// The base for a text of this length.
@@ -423,9 +423,9 @@ mod tests {
     use mlx_rs::{Device, random, with_device};
 
     use super::*;
-    use crate::nn::{
-        native::{Arrangement, arrange},
-        ops::slice,
+    use crate::{
+        mlx::slice,
+        nn::cpu::{Arrangement, arrange},
     };
 
     const HEADS: [i32; 3] = [4, 2, 24];

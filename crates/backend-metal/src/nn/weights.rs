@@ -7,11 +7,11 @@ use mlx_rs::Array;
 use serde_json::Value;
 
 use super::{
-    adapter::{Site, SiteKind},
-    ops::{Mode, Scheme},
-    parameter::{Form, Inventory, Parameter},
+    adapter::{AdapterSlot, SlotKind},
+    parameter::{Weight, WeightTransform},
+    registry::ParamRegistry,
 };
-use crate::load::{Reader, mlx_dtype};
+use crate::mlx::{Mode, Reader, Scheme, mlx_dtype};
 
 /// Types of weights that are numbers as they stand.
 pub(crate) const FLOATS: &[Dtype] = &[Dtype::F32, Dtype::F16, Dtype::Bf16];
@@ -27,7 +27,7 @@ pub(crate) struct Source<'a> {
     reader: Reader<'a>,
     taken: RefCell<BTreeSet<&'a str>>,
     float: Dtype,
-    inventory: Rc<Inventory>,
+    registry: Rc<ParamRegistry>,
 }
 
 impl<'a> Source<'a> {
@@ -40,7 +40,7 @@ impl<'a> Source<'a> {
             }
         }
         let most = (0..FLOATS.len()).max_by_key(|index| elements[*index]).unwrap_or_default();
-        Self { reader, taken: RefCell::default(), float: FLOATS[most], inventory: Rc::default() }
+        Self { reader, taken: RefCell::default(), float: FLOATS[most], registry: Rc::default() }
     }
 
     /// The whole checkpoint.
@@ -116,8 +116,8 @@ impl<'a> Weights<'a> {
     ///
     /// # Errors
     /// [`Error::InvalidModel`] where it is missing or its shape or type is another.
-    pub(crate) fn take(&self, name: &str, shape: &[usize]) -> Result<Parameter> {
-        Parameter::load(&[self], None, name, &[shape.to_vec()], Form::Stored)
+    pub(crate) fn take(&self, name: &str, shape: &[usize]) -> Result<Weight> {
+        Weight::load(&[self], None, name, &[shape.to_vec()], WeightTransform::Stored)
     }
 
     /// The tensor `name`, of one of these types.
@@ -171,15 +171,15 @@ impl<'a> Weights<'a> {
     }
 
     /// The place of an adapter, for the layer at `name` below this one.
-    pub(crate) fn site(&self, name: &str, kind: SiteKind, inputs: usize, outputs: usize) -> Rc<Site> {
-        let site = Site::new(self.at(name).path, kind, inputs, outputs);
-        self.inventory().add_site(site.clone());
-        site
+    pub(crate) fn slot(&self, name: &str, kind: SlotKind, inputs: usize, outputs: usize) -> Rc<AdapterSlot> {
+        let slot = AdapterSlot::new(self.at(name).path, kind, inputs, outputs);
+        self.registry().add_slot(slot.clone());
+        slot
     }
 
     /// What of the checkpoint can be trained.
-    pub(crate) fn inventory(&self) -> &Rc<Inventory> {
-        &self.source.inventory
+    pub(crate) fn registry(&self) -> &Rc<ParamRegistry> {
+        &self.source.registry
     }
 
     /// How the matrix at this name is quantised.
@@ -263,7 +263,7 @@ pub(crate) fn scheme(manifest: &ModelManifest, path: &str) -> Result<Scheme> {
     Ok(scheme)
 }
 
-impl Parameter {
+impl Weight {
     /// The tensor `name` below each of `parts`, in one: see [`take_joined`]. Vectors get the type of the activations: one of
     /// another would widen or narrow all that it meets.
     ///
@@ -274,17 +274,17 @@ impl Parameter {
         stack: Option<usize>,
         name: &str,
         shapes: &[Vec<usize>],
-        form: Form,
+        form: WeightTransform,
     ) -> Result<Self> {
         let mut stored = take_joined(parts, stack, name, shapes, FLOATS)?;
         let failed = |error| Error::backend("mlx", "bind the weights", error);
         let dtype = parts[0].float_dtype();
-        if form != Form::Transposed && stored.dtype() != dtype {
+        if form != WeightTransform::Transposed && stored.dtype() != dtype {
             stored = stored.as_dtype(dtype).and_then(|cast| cast.eval().map(|()| cast)).map_err(failed)?;
         }
         let rows = parts.iter().zip(shapes).map(|(part, shape)| (part.name(name), shape[0]));
         let parameter = Self::new(rows.collect(), stored, form).map_err(failed)?;
-        parts[0].inventory().add_parameter(parameter.clone());
+        parts[0].registry().add_weight(parameter.clone());
         Ok(parameter)
     }
 }

@@ -2,7 +2,7 @@
 
 use mlx_rs::{Array, error::Result, transforms::compile::compile};
 
-use crate::nn::ops::on_cpu;
+use crate::mlx::on_cpu;
 
 type OfArrays = dyn FnMut(&[Array]) -> Result<Vec<Array>>;
 

@@ -11,12 +11,8 @@ use mlx_rs::{
 
 use super::{function::Function, trained::Trained};
 use crate::{
-    arch::{Architecture, Lesson},
-    nn::{
-        Swapped,
-        ops::{cross_entropy, on_cpu, on_cuda, slice},
-        recomputed, take_failure, tracing,
-    },
+    mlx::{cross_entropy, on_cpu, on_cuda, recomputed, slice, take_failure},
+    nn::{Architecture, ParamOverride, TrainMode, tracing},
 };
 
 /// Bytes of logits that are held at once, in the type that the loss is computed from: float32, but on CUDA their own. Beyond, they
@@ -162,7 +158,7 @@ fn function(
             return Err(Exception::custom("a batch is incomplete"));
         };
         let _attached = trained.attach(Some(key))?;
-        let lesson = Lesson {
+        let mode = TrainMode {
             recompute: recompute.then(|| trained.by_layer()),
             dropout: trained.residual_dropout(key)?,
         };
@@ -170,8 +166,8 @@ fn function(
         let all: Vec<i32> = (0..values.len() as i32).collect();
         let loss = |values: &[Array]| {
             let values = trained.in_use(values)?;
-            let _swapped = Swapped::new(trained.leaves(), &values);
-            Ok::<_, Exception>(vec![task.loss(&model, &trained, &lesson)?])
+            let _override = ParamOverride::new(trained.params(), &values);
+            Ok::<_, Exception>(vec![task.loss(&model, &trained, &mode)?])
         };
         let mut differentiated = transforms::value_and_grad_with_argnums(loss, all.as_slice());
         let differentiated = tracing(|| differentiated(values));
@@ -190,11 +186,11 @@ pub(crate) fn validation_loss(
 ) -> Result<Array> {
     let _attached = trained.attach(None)?;
     let values = trained.in_use(values)?;
-    let _swapped = Swapped::new(trained.leaves(), &values);
+    let _override = ParamOverride::new(trained.params(), &values);
     let Batch { tokens, places, targets, .. } = batch;
     let task = Task { tokens, places, targets, shares: &batch.shares(1) };
     // As in training, so that the two can be compared; and our own kernels read weights as they were loaded.
-    tracing(|| task.loss(model, trained, &Lesson::default()))
+    tracing(|| task.loss(model, trained, &TrainMode::default()))
 }
 
 /// What is to be predicted: see [`Batch`].
@@ -207,8 +203,8 @@ struct Task<'a> {
 }
 
 impl Task<'_> {
-    fn loss(&self, model: &Rc<dyn Architecture>, trained: &Trained, lesson: &Lesson<'_>) -> Result<Array> {
-        let hidden = model.hidden_to_learn(self.tokens, lesson)?;
+    fn loss(&self, model: &Rc<dyn Architecture>, trained: &Trained, mode: &TrainMode<'_>) -> Result<Array> {
+        let hidden = model.hidden_for_training(self.tokens, mode)?;
         let hidden = hidden.reshape(&[-1, hidden.dim(-1)])?.take_axis(self.places, 0)?;
         let (bytes, size) = logit_bytes(hidden.item_size());
         let rows = (bytes / (size * model.config().vocab_size.max(1))).max(1) as i32;
@@ -222,12 +218,12 @@ impl Task<'_> {
             let part = |array: &Array| slice(array, 0, start, (start + rows).min(count));
             let (targets, shares) = (part(self.targets)?, part(self.shares)?);
             let mut inputs = vec![part(&hidden)?];
-            for leaf in &outside {
-                inputs.push(leaf.get()?);
+            for param in &outside {
+                inputs.push(param.get()?);
             }
             let (model, outside) = (model.clone(), outside.clone());
             sum = sum.add(recomputed(&inputs, move |inputs| {
-                let _swapped = Swapped::new(&outside, &inputs[1..]);
+                let _override = ParamOverride::new(&outside, &inputs[1..]);
                 loss(&*model, &inputs[0], &targets, &shares)
             })?)?;
         }

@@ -5,8 +5,8 @@ use mlx_rs::Array;
 
 use super::optimizer::Stepper;
 use crate::{
-    arch::Architecture,
-    nn::{SiteKind, layer_of, ops::on_cuda},
+    mlx::on_cuda,
+    nn::{Architecture, SlotKind, layer_of},
 };
 
 /// What the largest batch of a run holds.
@@ -36,13 +36,13 @@ pub(super) fn estimate(
     let tokens = (batch.examples * batch.length) as u64;
     let float = if config.dtype == "f32" { 4 } else { 2 };
     let trained = values.iter().map(|value| value.item_size() as u64).max().unwrap_or(float).max(float);
-    let sites = model.inventory().sites();
+    let slots = model.registry().slots();
     let of_a_block = |layer: usize| -> u64 {
-        let of_layer = sites.iter().filter(|site| layer_of(site.name()) == Some(layer));
-        let widths = of_layer.map(|site| match site.kind() {
+        let of_layer = slots.iter().filter(|slot| layer_of(slot.name()) == Some(layer));
+        let widths = of_layer.map(|slot| match slot.kind() {
             // A token visits few of them.
-            SiteKind::Experts(_) => 2 * (site.inputs() + site.outputs()) as u64,
-            _ => (site.inputs() + site.outputs()) as u64,
+            SlotKind::Experts(_) => 2 * (slot.inputs() + slot.outputs()) as u64,
+            _ => (slot.inputs() + slot.outputs()) as u64,
         });
         widths.sum::<u64>() * tokens * 4 / 3
     };
@@ -54,8 +54,8 @@ pub(super) fn estimate(
         blocks.iter().sum()
     };
     let norms = if matches!(options.method, Method::Dora(_)) {
-        let matrices = sites.iter().filter(|site| layer_of(site.name()).is_some());
-        matrices.map(|site| 4 * (site.inputs() * site.outputs()) as u64).sum()
+        let matrices = slots.iter().filter(|slot| layer_of(slot.name()).is_some());
+        matrices.map(|slot| 4 * (slot.inputs() * slot.outputs()) as u64).sum()
     } else {
         0
     };

@@ -18,7 +18,10 @@ use super::{
     saved,
     trained::Trained,
 };
-use crate::{arch::Architecture, engine::memory as engine_memory, nn::ops::on_cpu};
+use crate::{
+    mlx::{memory as mlx_memory, on_cpu},
+    nn::Architecture,
+};
 
 /// Bytes that MLX's allocator may keep for the next batch. On a GPU, where memory is slow to get and to give back, much of what is
 /// `free`; elsewhere batches are not rounded to few sizes, and what is kept seldom fits.
@@ -170,7 +173,7 @@ impl TrainJob {
         let Self { request, run } = self;
         drop(run);
         // What it held is of no use to others; that it stays is no failure.
-        let _ = engine_memory::clear_cache();
+        let _ = mlx_memory::clear_cache();
         if let Err(error) = result {
             // A caller that has gone needs no answer.
             let _ = request.events.unbounded_send(Err(error));
@@ -269,7 +272,7 @@ impl Run {
         if step == 0 {
             run.begin_validation(request);
         }
-        engine_memory::take_peak();
+        mlx_memory::take_peak();
         Ok((run, plan))
     }
 
@@ -315,9 +318,9 @@ impl Run {
             self.settle(request)?;
             self.step += 1;
             self.tokens += tokens as u64;
-            let leaves = self.values.iter().zip(&self.stepper.state);
+            let params = self.values.iter().zip(&self.stepper.state);
             let mut arrays: Vec<_> =
-                leaves.flat_map(|(value, state)| [slice::from_ref(value), state].concat()).collect();
+                params.flat_map(|(value, state)| [slice::from_ref(value), state].concat()).collect();
             arrays.extend(losses.iter().chain(&norm).cloned());
             self.submit(arrays, losses, Some(Done { step: self.step, tokens, rate, norm }))?;
         }
@@ -348,7 +351,7 @@ impl Run {
         let Some(Done { step, tokens, rate, norm }) = step else { return Ok(()) };
         let gradient_norm = norm.map(|norm| norm.try_item_exact::<f32>()).transpose().map_err(convert)?;
         let seconds = mem::replace(&mut self.since, Instant::now()).elapsed().as_secs_f64();
-        self.peak = self.peak.max(engine_memory::peak());
+        self.peak = self.peak.max(mlx_memory::peak());
         request.tell(TrainEvent::Step {
             step,
             loss,

@@ -15,9 +15,9 @@ use mlx_rs::Array;
 
 use super::{optimizer::Stepper, trained::Trained};
 use crate::{
-    arch::Architecture,
-    load::{Tensors, Writer, mlx_dtype},
-    nn::layer_of,
+    load::Writer,
+    mlx::{Tensors, mlx_dtype},
+    nn::{Architecture, layer_of},
 };
 
 /// The optimiser's state in a checkpoint.
@@ -37,7 +37,7 @@ pub(super) fn save(
     state: &TrainState,
 ) -> Result<PathBuf> {
     let config = adapter_config(model, trained, options);
-    let adapter: Vec<_> = trained.leaves().iter().map(|leaf| leaf.name().to_owned()).zip(values).collect();
+    let adapter: Vec<_> = trained.params().iter().map(|param| param.name().to_owned()).zip(values).collect();
     let output = &options.output;
     let folder = TrainState::folder(output, state.step);
     let partial = folder.with_extension("partial");
@@ -67,7 +67,7 @@ pub(super) fn restore(
     values: &mut [Array],
     stepper: &mut Stepper,
 ) -> Result<()> {
-    let names: Vec<_> = trained.leaves().iter().map(|leaf| leaf.name().to_owned()).collect();
+    let names: Vec<_> = trained.params().iter().map(|param| param.name().to_owned()).collect();
     let kept: Vec<_> = values.iter().map(|value| stepper.kept(value.shape())).collect();
     let adapter = Saved::open(folder.join(ADAPTER_FILE))?;
     for (name, value) in names.iter().zip(values) {
@@ -85,8 +85,8 @@ pub(super) fn restore(
 /// adapter_config.json of a run.
 fn adapter_config(model: &dyn Architecture, trained: &Trained, options: &TrainOptions) -> AdapterConfig {
     let mut keys: Vec<String> = Vec::new();
-    for leaf in trained.leaves() {
-        let name = leaf.name().rsplit_once('.').map_or(leaf.name(), |(layer, _)| layer);
+    for param in trained.params() {
+        let name = param.name().rsplit_once('.').map_or(param.name(), |(layer, _)| layer);
         // Of a layer in a block mlx_lm wants what comes after the block's number.
         let key = match (layer_of(name), name.split_once("layers.")) {
             (Some(_), Some((_, rest))) => rest.split_once('.').map_or(rest, |(_, key)| key),
@@ -104,10 +104,10 @@ fn optimizer_tensors<'a>(
     values: &[Array],
     stepper: &'a Stepper,
 ) -> Vec<(String, &'a Array)> {
-    let leaves = trained.leaves().iter().zip(values).zip(&stepper.state);
-    let tensors = leaves.flat_map(|((leaf, value), state)| {
+    let params = trained.params().iter().zip(values).zip(&stepper.state);
+    let tensors = params.flat_map(|((param, value), state)| {
         let kept = stepper.kept(value.shape()).into_iter();
-        kept.zip(state).map(move |((part, _), array)| (format!("{}.{part}", leaf.name()), array))
+        kept.zip(state).map(move |((part, _), array)| (format!("{}.{part}", param.name()), array))
     });
     tensors.collect()
 }

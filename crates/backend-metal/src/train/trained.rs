@@ -8,17 +8,14 @@ use inference_core::{
 };
 use mlx_rs::{Array, Dtype, error::Result as MlxResult, ops, random};
 
-use crate::{
-    arch::Architecture,
-    nn::{Adapter, Leaf, Site, SiteKind, layer_of},
-};
+use crate::nn::{Adapter, AdapterSlot, Architecture, Param, SlotKind, layer_of};
 
 /// The tensors that are trained, not what they have learnt.
 #[derive(Debug)]
 pub(crate) struct Trained {
-    leaves: Vec<Rc<Leaf>>,
-    adapters: Vec<(Rc<Site>, Rc<Adapter>)>,
-    by_layer: Vec<Vec<Rc<Leaf>>>,
+    params: Vec<Rc<Param>>,
+    adapters: Vec<(Rc<AdapterSlot>, Rc<Adapter>)>,
+    by_layer: Vec<Vec<Rc<Param>>>,
     dropout: f32,
     /// The type that the values have in a step; unset: their own.
     computed_as: Option<Dtype>,
@@ -30,23 +27,23 @@ pub(super) struct Attached<'a>(&'a Trained);
 
 impl Drop for Attached<'_> {
     fn drop(&mut self) {
-        self.0.adapters.iter().for_each(|(site, _)| site.set(None));
+        self.0.adapters.iter().for_each(|(slot, _)| slot.set(None));
     }
 }
 
 impl Trained {
-    /// What `method` trains of the model, and the values before the first step, one for each leaf.
+    /// What `method` trains of the model, and the values before the first step, one for each param.
     ///
     /// # Errors
     /// [`Error::InvalidOption`] where the model has no such layers, or weights that the method cannot train.
     pub(crate) fn new(model: &dyn Architecture, method: &Method, seed: u64) -> Result<(Self, Vec<Array>)> {
         let layers = model.config().layers;
         let first = method.layers().map_or(0, |last| layers.saturating_sub(last));
-        if model.inventory().sites().iter().any(|site| site.adapter().is_some()) {
+        if model.registry().slots().iter().any(|slot| slot.adapter().is_some()) {
             return Err(invalid("method", "the model was loaded with an adapter: fuse it, or load without"));
         }
         let mut trained = Self {
-            leaves: Vec::new(),
+            params: Vec::new(),
             adapters: Vec::new(),
             by_layer: vec![Vec::new(); layers],
             dropout: 0.0,
@@ -67,31 +64,31 @@ impl Trained {
             }
             other => return Err(invalid("method", format!("{} is unknown to this backend", other.name()))),
         };
-        let mut both: Vec<_> = trained.leaves.drain(..).zip(values).collect();
-        both.sort_by_key(|(leaf, _)| depth(leaf.name()));
-        let (leaves, values) = both.into_iter().unzip();
-        trained.leaves = leaves;
-        for leaf in &trained.leaves {
-            if let Some(leaves) = leaf.layer().and_then(|layer| trained.by_layer.get_mut(layer)) {
-                leaves.push(leaf.clone());
+        let mut both: Vec<_> = trained.params.drain(..).zip(values).collect();
+        both.sort_by_key(|(param, _)| depth(param.name()));
+        let (params, values) = both.into_iter().unzip();
+        trained.params = params;
+        for param in &trained.params {
+            if let Some(params) = param.layer().and_then(|layer| trained.by_layer.get_mut(layer)) {
+                params.push(param.clone());
             }
         }
         Ok((trained, values))
     }
 
     /// The tensors' places, from the embedding to the head.
-    pub(crate) fn leaves(&self) -> &[Rc<Leaf>] {
-        &self.leaves
+    pub(crate) fn params(&self) -> &[Rc<Param>] {
+        &self.params
     }
 
     /// The same, block by block.
-    pub(super) fn by_layer(&self) -> &[Vec<Rc<Leaf>>] {
+    pub(super) fn by_layer(&self) -> &[Vec<Rc<Param>>] {
         &self.by_layer
     }
 
     /// Those that are part of no block.
-    pub(super) fn outside(&self) -> Vec<Rc<Leaf>> {
-        self.leaves.iter().filter(|leaf| leaf.layer().is_none()).cloned().collect()
+    pub(super) fn outside(&self) -> Vec<Rc<Param>> {
+        self.params.iter().filter(|param| param.layer().is_none()).cloned().collect()
     }
 
     /// The values as a step computes with them.
@@ -104,10 +101,10 @@ impl Trained {
     /// validate.
     pub(super) fn attach(&self, key: Option<&Array>) -> MlxResult<Attached<'_>> {
         let attached = Attached(self);
-        for (site, adapter) in &self.adapters {
-            let chance = key.filter(|_| self.dropout > 0.0).map(|key| named_key(site.name(), key));
+        for (slot, adapter) in &self.adapters {
+            let chance = key.filter(|_| self.dropout > 0.0).map(|key| named_key(slot.name(), key));
             adapter.dropout.replace(chance.transpose()?.map(|key| (self.dropout, key)));
-            site.set(Some(adapter.clone()));
+            slot.set(Some(adapter.clone()));
         }
         Ok(attached)
     }
@@ -131,19 +128,19 @@ impl Trained {
         self.dropout = options.dropout;
         let mut unused: Vec<&String> = options.keys.iter().flatten().collect();
         let chosen: Vec<_> = model
-            .inventory()
-            .sites()
+            .registry()
+            .slots()
             .into_iter()
-            .filter(|site| {
+            .filter(|slot| {
                 let fits = |key: &&String| {
-                    let tail = site.name().strip_suffix(key.as_str());
+                    let tail = slot.name().strip_suffix(key.as_str());
                     tail.is_some_and(|head| head.is_empty() || head.ends_with('.'))
                 };
                 let named = options.keys.iter().flatten().any(|key| fits(&key));
                 unused.retain(|key| !fits(key));
-                match (layer_of(site.name()), site.kind()) {
+                match (layer_of(slot.name()), slot.kind()) {
                     (Some(layer), _) => layer >= first && (named || options.keys.is_none()),
-                    (None, SiteKind::Embedding) => named || options.embeddings,
+                    (None, SlotKind::Embedding) => named || options.embeddings,
                     (None, _) => named,
                 }
             })
@@ -151,12 +148,12 @@ impl Trained {
         if let Some(key) = unused.first() {
             return Err(invalid("keys", format!("{key} is none of the model's layers")));
         }
-        if let Some(site) = chosen.iter().find(|site| dora && site.kind() != SiteKind::Linear) {
-            return Err(invalid("method", format!("DoRA is for linear layers, {} is none", site.name())));
+        if let Some(slot) = chosen.iter().find(|slot| dora && slot.kind() != SlotKind::Linear) {
+            return Err(invalid("method", format!("DoRA is for linear layers, {} is none", slot.name())));
         }
         let mut values = Vec::new();
-        for site in chosen {
-            values.extend(self.add_adapter(&site, options, dora).map_err(failed)?);
+        for slot in chosen {
+            values.extend(self.add_adapter(&slot, options, dora).map_err(failed)?);
         }
         if self.adapters.is_empty() {
             return Err(invalid("keys", "none of the model's layers is chosen"));
@@ -167,7 +164,7 @@ impl Trained {
     /// A: uniform within one by the root of its inputs; B: zeros, so that training begins with the model as it is.
     fn add_adapter(
         &mut self,
-        site: &Rc<Site>,
+        slot: &Rc<AdapterSlot>,
         options: &AdapterOptions,
         dora: bool,
     ) -> MlxResult<Vec<Array>> {
@@ -176,37 +173,37 @@ impl Trained {
             _ => Dtype::Float32,
         };
         let [a, b] =
-            site.shapes(options.rank).map(|shape| shape.iter().map(|n| *n as i32).collect::<Vec<_>>());
-        let bound = (site.inputs() as f32).sqrt().recip();
-        let key = self.key(site.name(), 0)?;
+            slot.shapes(options.rank).map(|shape| shape.iter().map(|n| *n as i32).collect::<Vec<_>>());
+        let bound = (slot.inputs() as f32).sqrt().recip();
+        let key = self.key(slot.name(), 0)?;
         let a = random::uniform::<_, f32>(-bound, bound, a.as_slice(), &key)?.as_dtype(dtype)?;
         let b = ops::zeros_dtype(&b, dtype)?;
         let mut values = Vec::new();
-        let mut leaf = |part: &str, value: Array| {
-            let leaf = Leaf::new(format!("{}.{part}", site.name()), Some(value.clone()));
-            self.leaves.push(leaf.clone());
+        let mut param = |part: &str, value: Array| {
+            let param = Param::new(format!("{}.{part}", slot.name()), Some(value.clone()));
+            self.params.push(param.clone());
             values.push(value);
-            leaf
+            param
         };
-        let (a, b) = (leaf("lora_a", a), leaf("lora_b", b));
-        let magnitude = if dora { Some(leaf("m", site.row_norms()?)) } else { None };
+        let (a, b) = (param("lora_a", a), param("lora_b", b));
+        let magnitude = if dora { Some(param("m", slot.row_norms()?)) } else { None };
         let (scale, dropout) = (options.scale, None.into());
         let adapter = Adapter { a, b, magnitude, scale, dropout, norms: None };
-        self.adapters.push((site.clone(), Rc::new(adapter)));
+        self.adapters.push((slot.clone(), Rc::new(adapter)));
         Ok(values)
     }
 
     fn add_weights(&mut self, model: &dyn Architecture, chosen: impl Fn(&str) -> bool) -> Result<Vec<Array>> {
-        if let Some(name) = model.inventory().packed().iter().find(|name| chosen(name)) {
+        if let Some(name) = model.registry().packed().iter().find(|name| chosen(name)) {
             let reason =
                 format!("full: {name} is quantised, which only adapters can train; make it dense first");
             return Err(invalid("method", reason));
         }
         let mut values = Vec::new();
-        for parameter in model.inventory().parameters() {
-            for (leaf, value) in parameter.leaves().zip(parameter.values()) {
-                if chosen(leaf.name()) {
-                    self.leaves.push(leaf.clone());
+        for parameter in model.registry().parameters() {
+            for (param, value) in parameter.params().zip(parameter.values()) {
+                if chosen(param.name()) {
+                    self.params.push(param.clone());
                     values.push(value.map_err(failed)?);
                 }
             }

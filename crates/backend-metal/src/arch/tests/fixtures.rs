@@ -15,7 +15,7 @@ use serde_json::Value;
 use tests::checkpoint;
 pub(super) use tests::checkpoint::{Rule, tensor};
 
-use crate::arch::Architecture;
+use crate::nn::Architecture;
 
 #[derive(Deserialize)]
 pub(super) struct Golden {

@@ -3,10 +3,7 @@
 use mlx_rs::{Array, Dtype, ops::indexing::TryIndexOp as _};
 
 use super::fixtures::{Variant, device, tokens};
-use crate::{
-    arch::Architecture,
-    nn::{KvCache, Rows, tracing},
-};
+use crate::nn::{Architecture, KvCache, Rows, tracing};
 
 /// The agreement that the fixtures' float32 logits must show, in the same unit.
 pub(super) const TOLERANCE: f32 = 2e-4;
@@ -131,7 +128,7 @@ fn chunks_cache_and_batch_are_the_whole(variant: &Variant, model: &dyn Architect
     // Windows of 8 are met, filled and crossed by chunks of 5; one by one after 20.
     for sizes in [vec![32], vec![5; 7], vec![7, 1, 1, 12, 3, 8], [vec![20], vec![1; 12]].concat()] {
         let mut cache = model.new_cache();
-        cache.expect(text.len());
+        cache.set_expected_len(text.len());
         let mut at = 0;
         for size in sizes {
             let end = (at + size).min(text.len());
@@ -180,11 +177,11 @@ fn chunks_cache_and_batch_are_the_whole(variant: &Variant, model: &dyn Architect
         assert!(d <= tolerance, "{name}: a padded row differs by {d}");
         // The same behind tokens that both rows begin with, and then as a cache that goes on.
         let (nothing, mut beginning, mut kept) = Default::default();
-        let fresh = Rows::Fresh { after: &nothing, kept: Some(&mut beginning) };
+        let fresh = Rows::Prefixed { prefix: &nothing, store: Some(&mut beginning) };
         let _ = model.hidden(&tokens(&text[..5]), fresh).unwrap();
         let mut padded = text[5..32].to_vec();
         padded.extend(text[5..9].iter().chain(&[0; 23]));
-        let fresh = Rows::Fresh { after: &beginning, kept: Some(&mut kept) };
+        let fresh = Rows::Prefixed { prefix: &beginning, store: Some(&mut kept) };
         let hidden = model.hidden(&Array::from_slice(&padded, &[2, 27]), fresh).unwrap();
         let second = hidden.try_index((1, .., ..)).unwrap();
         let d = distance(&rows(&model.logits(&second).unwrap())[3], &reference[8]);

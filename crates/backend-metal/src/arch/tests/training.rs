@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::fixtures::{Variant, device, root, tensor};
 use crate::{
-    arch::Architecture,
+    nn::Architecture,
     train::{Learner, Stepper, Trained},
 };
 
@@ -80,15 +80,15 @@ fn method(golden: &Golden, case: &Case) -> Method {
 
 /// The start that the references were given.
 fn begin(trained: &Trained, values: &mut [Array]) {
-    for (leaf, value) in trained.leaves().iter().zip(values) {
+    for (param, value) in trained.params().iter().zip(values) {
         let shape: Vec<_> = value.shape().iter().map(|n| *n as usize).collect();
         let inputs = if shape.len() == 3 { shape[2] } else { shape[0] };
-        let spread = match leaf.name().rsplit_once('.') {
+        let spread = match param.name().rsplit_once('.') {
             Some((_, "lora_a")) => f64::from((inputs as f64).powf(-0.5) as f32),
             Some((_, "lora_b")) => 0.02,
             _ => continue,
         };
-        let bytes = tensor(&(leaf.name().to_owned(), "F32".to_owned(), shape, 0.0, spread));
+        let bytes = tensor(&(param.name().to_owned(), "F32".to_owned(), shape, 0.0, spread));
         let numbers: Vec<_> = bytes.chunks(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
         *value = Array::from_slice(&numbers, value.shape());
     }
@@ -127,7 +127,7 @@ fn differences(golden: &Golden, case: &Case, recompute: bool, compiled: bool) ->
         let loss = loss.try_item_exact::<f32>().unwrap();
         compare(format!("loss {step}, {loss} for {expected}"), (loss - expected).abs() / expected);
         if step == 0 {
-            let names: Vec<_> = trained.leaves().iter().map(|leaf| leaf.name()).collect();
+            let names: Vec<_> = trained.params().iter().map(|param| param.name()).collect();
             let mut sorted = names.clone();
             sorted.sort_unstable();
             assert_eq!(sorted, case.gradients.keys().collect::<Vec<_>>());
@@ -138,12 +138,12 @@ fn differences(golden: &Golden, case: &Case, recompute: bool, compiled: bool) ->
         stepper.step(&mut values, &gradients, case.rate, step + 1).unwrap();
         transforms::eval(values.iter().chain(stepper.state.iter().flatten())).unwrap();
     }
-    for ((leaf, after), before) in trained.leaves().iter().zip(&values).zip(&before) {
+    for ((param, after), before) in trained.params().iter().zip(&values).zip(&before) {
         let change = after.subtract(before).unwrap();
         // Relative to what the weights are, as the references were compared; what they change by is smaller.
         let largest = after.abs().unwrap().max(None).unwrap().try_item_exact::<f32>().unwrap();
-        let golden = &case.changes[leaf.name()];
-        compare(format!("change of {}", leaf.name()), golden.distance(&change) * golden.max / largest);
+        let golden = &case.changes[param.name()];
+        compare(format!("change of {}", param.name()), golden.distance(&change) * golden.max / largest);
     }
     found
 }

@@ -4,10 +4,7 @@ use inference_core::{Error, Result, backend::AdapterManifest, train::Method};
 use mlx_rs::{Array, Dtype, error::Result as MlxResult};
 
 use super::experts::stacked_name;
-use crate::{
-    load::{Tensors, mlx_dtype},
-    nn::ops::{scalar, slice},
-};
+use crate::mlx::{Tensors, mlx_dtype, scalar, slice};
 
 /// What an adapter adds to a matrix, in float32.
 #[derive(Debug, Clone)]

@@ -13,7 +13,10 @@ use super::{
     plan::{Plan, is_part_of_packed},
     publish,
 };
-use crate::load::{Progress, Reader, with_trained_weights};
+use crate::{
+    load::with_trained_weights,
+    mlx::{Progress, Reader},
+};
 
 /// What becomes of a quantised model.
 #[derive(Debug, Clone, Default)]

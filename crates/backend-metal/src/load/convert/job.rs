@@ -4,10 +4,7 @@ use inference_core::{Dtype, Error, Result, backend::TensorInfo};
 use mlx_rs::{Array, error::Exception};
 
 use super::{delta::Delta, layout::Layout};
-use crate::{
-    load::{Reader, mlx_dtype},
-    nn::ops::{self, Packed, Scheme},
-};
+use crate::mlx::{Packed, Reader, Scheme, dequantize, mlx_dtype, quantize};
 
 /// Tensors that are read together, and those that they become.
 #[derive(Debug)]
@@ -48,7 +45,7 @@ impl Job {
                 let dtype = if scheme.mode.has_biases() { self.outputs[1].1 } else { source.dtype };
                 let mut arrays = Vec::new();
                 for part in self.layout.cut(&self.read(reader)?).map_err(mlx)? {
-                    let packed = ops::quantize(&cast(&part, dtype)?.contiguous().map_err(mlx)?, *scheme);
+                    let packed = quantize(&cast(&part, dtype)?.contiguous().map_err(mlx)?, *scheme);
                     let Packed { weight, scales, biases, .. } = packed.map_err(mlx)?;
                     arrays.extend([weight, scales].into_iter().chain(biases));
                 }
@@ -69,7 +66,7 @@ impl Job {
                     return self.pieces(vec![cast(&after, self.outputs[0].1)?]);
                 };
                 let after = if scheme.mode.has_biases() { cast(&after, self.outputs[1].1)? } else { after };
-                let Packed { weight, scales, biases, .. } = ops::quantize(&after, scheme).map_err(mlx)?;
+                let Packed { weight, scales, biases, .. } = quantize(&after, scheme).map_err(mlx)?;
                 Ok([weight, scales].into_iter().chain(biases).collect())
             }
         }
@@ -86,7 +83,7 @@ impl Job {
             let part = |source: usize| sources.get(source).map(|parts| parts[i].clone());
             let scales = part(1).ok_or_else(|| mlx(Exception::custom("there are no scales")))?;
             let packed = Packed { weight: weight.clone(), scales, biases: part(2), scheme };
-            ops::dequantize(&packed, dtype).map_err(mlx)
+            dequantize(&packed, dtype).map_err(mlx)
         });
         parts.collect()
     }

@@ -15,10 +15,8 @@ use super::{
 };
 use crate::{
     arch,
-    nn::{
-        FLOATS,
-        ops::{MXFP4, Mode, Scheme},
-    },
+    mlx::{MXFP4, Mode, Scheme},
+    nn::FLOATS,
 };
 
 /// The steps, and what the new config says.

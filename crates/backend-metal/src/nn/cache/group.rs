@@ -5,10 +5,10 @@ use std::{cell::RefCell, rc::Rc};
 use mlx_rs::{Array, error::Result, ops};
 
 use super::{
-    KvCache,
+    kv_cache::KvCache,
     shelf::{Buffers, Shelf, pack, unpack},
 };
-use crate::nn::ops::slice;
+use crate::mlx::slice;
 
 /// Puts the rows of a pass that are to be written by one operation together, in their order, and gives each of the others
 /// memory of its own. How many caches each such group has: one where rows are not `joined`.
@@ -35,12 +35,12 @@ fn is_whole(rows: &[&mut KvCache]) -> bool {
     shelf.borrow().rows == rows.len()
         && Rc::strong_count(shelf) == rows.len()
         && rows.iter().enumerate().all(|(index, row)| row.row == index && Rc::ptr_eq(&row.shelf, shelf))
-        && rows[0].has_room(rows[0].class())
+        && rows[0].has_room(rows[0].capacity_bucket())
 }
 
 /// Puts rows on a shelf of their own.
 fn join(rows: &mut [&mut KvCache]) -> Result<()> {
-    let class = rows[0].class();
+    let class = rows[0].capacity_bucket();
     let mut layers = Vec::with_capacity(rows[0].spans.len());
     for (layer, span) in rows[0].spans.iter().enumerate() {
         let capacity = span.window.map_or(class, |window| window.min(class)) as i32;
@@ -128,7 +128,8 @@ impl KvCache {
     /// Whether the rows can lie together.
     fn joins(&self, other: &Self) -> bool {
         let some = |row: &Self| row.len > 0;
-        (self.class(), &self.spans, self.scheme) == (other.class(), &other.spans, other.scheme)
+        (self.capacity_bucket(), &self.spans, self.scheme)
+            == (other.capacity_bucket(), &other.spans, other.scheme)
             && some(self)
             && some(other)
     }
@@ -145,7 +146,7 @@ impl KvCache {
 
     /// Makes the memory its own, which is written in place.
     fn own(&mut self) -> Result<()> {
-        self.part()?;
+        self.detach()?;
         if Rc::strong_count(&self.shelf) > 1 {
             let shelf = self.shelf.borrow().borrowed();
             self.shelf = Rc::new(RefCell::new(shelf));
@@ -159,7 +160,7 @@ mod tests {
     use mlx_rs::Device;
 
     use super::*;
-    use crate::nn::{Rotation, cache::Span};
+    use crate::nn::cache::{kv_cache::Rotation, span::Span};
 
     /// Keys and values of one token: numbers that say which row and position they are of.
     fn token(row: usize, position: usize) -> [Array; 2] {
@@ -252,7 +253,7 @@ mod tests {
         ] {
             for (name, cache) in caches.iter_mut().enumerate() {
                 if !names.contains(&name) {
-                    cache.part().unwrap();
+                    cache.detach().unwrap();
                 }
             }
             let mut rows: Vec<_> = caches
@@ -270,7 +271,7 @@ mod tests {
             }
         }
         // By itself again it takes no more room than before.
-        caches[0].part().unwrap();
+        caches[0].detach().unwrap();
         assert_eq!(caches[0].bytes(), 2 * 4 * (256 + 5));
         let [keys, _] = &caches[0].export().unwrap()[0][..] else { panic!("keys and values") };
         assert_eq!(numbers(keys), (0..7).map(|position| position as f32).collect::<Vec<_>>());

@@ -9,7 +9,7 @@ use mlx_rs::{
 };
 
 use super::span::Span;
-use crate::nn::ops::{Packed, Scheme, dequantize, quantize, slice, slice_update};
+use crate::mlx::{Packed, Scheme, dequantize, quantize, slice, slice_update};
 
 /// Buffers grow by this many positions, so that one growth serves many tokens.
 pub(super) const STEP: usize = 256;

@@ -11,11 +11,19 @@ use std::{
 use inference_core::{Dtype, Error, ModelManifest, Result, backend::TensorInfo};
 use mlx_rs::{Array, error::Exception};
 
-use super::Progress;
-use crate::nn::ops;
+use super::array::filled;
 
 /// Bytes read in one call, between two looks at whether the load was cancelled.
 const PIECE: usize = 64 << 20;
+
+/// How far a load or conversion has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// Bytes of weights read.
+    pub bytes: u64,
+    /// Bytes of weights in all.
+    pub total: u64,
+}
 
 /// Reads the tensors of a model's files. The manifest has checked their headers: every range lies within its file.
 pub(crate) struct Reader<'a> {
@@ -43,7 +51,7 @@ impl<'a> Reader<'a> {
         let dtype = mlx_dtype(dtype).ok_or_else(|| {
             Error::backend("mlx", "read a tensor", format!("MLX has no elements of type {dtype:?}"))
         })?;
-        ops::filled(shape, dtype, |mut memory| {
+        filled(shape, dtype, |mut memory| {
             for tensor in tensors {
                 let bytes = (tensor.range.end - tensor.range.start) as usize;
                 if bytes > memory.len() {
@@ -119,7 +127,7 @@ impl<'a> Tensors<'a> {
             let read = self.file.read_exact_at(memory, info.range.start);
             read.map_err(|source| Failed::Inference(Error::io("read", self.path, source)))
         };
-        ops::filled(&shape, dtype, read).map_err(|failed| match failed {
+        filled(&shape, dtype, read).map_err(|failed| match failed {
             Failed::Inference(error) => error,
             Failed::Mlx(error) => Error::backend("mlx", "allocate memory for tensors", error),
         })

@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use mlx_rs::{Array, error::Result};
 
-use super::closure::{Closure, after};
+use super::vjp::{Closure, after};
 
 /// `function(inputs)`, which is called again where its gradient is taken: what lies between the inputs and the output is not kept
 /// for the backward pass (Chen et al. 2016, arXiv 1604.06174). It may depend on traced arrays through `inputs` alone, and it
@@ -28,7 +28,7 @@ where
 
 /// `function(inputs)`, whose gradient `gradient` computes: of the inputs and the gradient by the output, one by each input. As for
 /// [`recomputed`], both see traced arrays as arguments alone, and live as long as the graph.
-pub(super) fn differentiated<F, B>(inputs: &[Array], function: F, gradient: B) -> Result<Array>
+pub(crate) fn differentiated<F, B>(inputs: &[Array], function: F, gradient: B) -> Result<Array>
 where
     F: Fn(&[Array]) -> Result<Array> + 'static,
     B: Fn(&[Array], &Array) -> Result<Vec<Array>> + 'static,

@@ -32,7 +32,7 @@ pub(crate) fn clear_cache() -> mlx_rs::error::Result<()> {
 
 /// The C library's heap, which MLX takes a processor's arrays from.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
-pub(super) mod heap {
+pub(crate) mod heap {
     use std::sync::OnceLock;
 
     /// The largest array that the heap itself holds: beyond half of what a thread's part may grow to, glibc does without it.
@@ -44,7 +44,7 @@ pub(super) mod heap {
 
     /// Keeps what is freed. By itself glibc maps each large array anew and unmaps it at its end, and all its pages are filled with
     /// zeros in between.
-    pub(in crate::engine) fn keep() {
+    pub(crate) fn keep() {
         // SAFETY: both settings may change at any time; what is refused stays as it was.
         KEEPS.get_or_init(|| unsafe {
             libc::mallopt(libc::M_MMAP_THRESHOLD, LARGEST);
@@ -63,8 +63,8 @@ pub(super) mod heap {
 
 /// Other systems' heaps are let be.
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
-pub(super) mod heap {
-    pub(in crate::engine) fn keep() {}
+pub(crate) mod heap {
+    pub(crate) fn keep() {}
     pub(super) fn trim() {}
 }
 

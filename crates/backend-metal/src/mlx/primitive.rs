@@ -3,7 +3,6 @@
 use std::{
     any::Any,
     borrow::Cow,
-    cell::Cell,
     ffi::{CStr, c_char, c_int, c_void},
     panic::{AssertUnwindSafe, catch_unwind},
     ptr, slice,
@@ -14,8 +13,6 @@ use mlx_rs::{
     error::{Exception, Result},
 };
 use mlx_sys::{mlx_array, mlx_primitive_function, mlx_primitive_output, mlx_primitive_view};
-
-use super::ops::on_cpu;
 
 /// What such a function fails with.
 pub(crate) type Reason = Cow<'static, str>;
@@ -113,32 +110,6 @@ pub(crate) fn custom<const N: usize>(
     }
     // SAFETY: on success each is a fresh handle that nothing else owns.
     Ok(results.map(|result| unsafe { Array::from_ptr(result) }))
-}
-
-/// Whether functions of our own compute here: on the CPU, while no gradient is traced, for they have none.
-pub(crate) fn native() -> bool {
-    !is_tracing() && on_cpu()
-}
-
-/// Whether graphs are built that gradients are taken of.
-pub(super) fn is_tracing() -> bool {
-    TRACING.get()
-}
-
-/// Runs `work`, in which graphs are built that gradients are taken of: of MLX's own operations alone.
-pub(crate) fn tracing<T>(work: impl FnOnce() -> T) -> T {
-    struct Restore(bool);
-    impl Drop for Restore {
-        fn drop(&mut self) {
-            TRACING.set(self.0);
-        }
-    }
-    let _restore = Restore(TRACING.replace(true));
-    work()
-}
-
-thread_local! {
-    static TRACING: Cell<bool> = const { Cell::new(false) };
 }
 
 impl<'a> Input<'a> {
@@ -510,15 +481,6 @@ mod tests {
                 Array::from_f32(1.0).add(Array::from_f32(1.0)).unwrap().eval().unwrap();
                 assert_eq!(drops.load(Ordering::SeqCst), round + 1);
             }
-        });
-    }
-
-    #[test]
-    fn nothing_of_ours_is_native_while_gradients_are_traced() {
-        with_device(Device::cpu(), || {
-            assert!(native());
-            assert!(!tracing(native));
-            assert!(native());
         });
     }
 }

@@ -184,7 +184,7 @@ impl Vector {
         // SAFETY: the vector is alive.
         let count = unsafe { mlx_sys::mlx_vector_array_size(self.0) };
         let get = |i| {
-            super::ops::call("read a list of arrays", |result| {
+            super::array::call("read a list of arrays", |result| {
                 // SAFETY: as above, and `i` is less than its size.
                 unsafe { mlx_sys::mlx_vector_array_get(result, self.0, i) }
             })

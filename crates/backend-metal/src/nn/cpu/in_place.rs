@@ -6,19 +6,18 @@ use cpu_kernels::{KvCache, KvView, QuantizedHeads, Queries};
 use mlx_rs::{Array, Dtype, error::Result};
 
 use super::{
-    super::{
-        custom::{Element, Input, Shape, custom, native},
-        ops::Scheme,
-        pass::Attend,
-    },
-    Done, kernels,
+    super::{attention_params::AttentionParams, exec::native},
+    kernel::{Done, kernels, promoted, to_reason},
     operand::{Held, Vectors, floats_mut, span},
-    promoted, to_reason,
+};
+use crate::mlx::{
+    Scheme,
+    primitive::{Element, Input, Shape, custom},
 };
 
 /// Where new tokens of a row go, and what they see.
 #[derive(Debug)]
-pub(crate) struct Place {
+pub(crate) struct KvSlot {
     /// What keys and values are kept as, `[1, kv_heads, capacity, ..]`, this row's alone and row-major: written in place.
     pub(crate) arrays: Vec<Array>,
     /// What is computed once everything is there that was put into them before.
@@ -36,8 +35,8 @@ pub(in crate::nn) fn attend_in_place(
     queries: &Array,
     new: &[Array],
     scheme: Option<Scheme>,
-    places: &[Place],
-    how: &Attend,
+    places: &[KvSlot],
+    how: &AttentionParams,
 ) -> Option<Result<[Array; 2]>> {
     if !native() {
         return None;
@@ -46,7 +45,7 @@ pub(in crate::nn) fn attend_in_place(
     // Of quantised ones the scales tell.
     let floats = new.iter().map(Array::dtype).filter(|dtype| *dtype != Dtype::Uint32);
     let dtype = promoted([queries.dtype()].into_iter().chain(floats))?;
-    let alike = |place: &Place| place.arrays.iter().map(Array::dtype).eq(new.iter().map(Array::dtype));
+    let alike = |place: &KvSlot| place.arrays.iter().map(Array::dtype).eq(new.iter().map(Array::dtype));
     let sinks = how.sinks.as_deref();
     if !places.iter().all(alike) || sinks.is_some_and(|sinks| promoted([sinks.dtype()]).is_none()) {
         return None;
@@ -136,7 +135,7 @@ fn put_as<T: Element>(new: Input<'_>, row: usize, kept: Input<'_>, slot: usize) 
     };
     let [heads, tokens, width, capacity] = [heads, tokens, width, capacity].map(|size| size as usize);
     let vectors = new.elements::<T>()?;
-    // SAFETY: the memory is the row's alone, and who reads it later comes after this function on the stream, see `Place`.
+    // SAFETY: the memory is the row's alone, and who reads it later comes after this function on the stream, see `KvSlot`.
     let kept = unsafe { kept.elements_mut::<T>()? };
     for head in 0..heads {
         let from = (row * heads + head) * tokens * width;
@@ -156,9 +155,9 @@ mod tests {
     use mlx_rs::{Device, ops, with_device};
 
     use super::*;
-    use crate::nn::{
-        native::testing::{FLOATS, check, drawn, wide},
-        ops::slice,
+    use crate::{
+        mlx::slice,
+        nn::cpu::kernel::testing::{FLOATS, check, drawn, wide},
     };
 
     #[test]
@@ -179,29 +178,29 @@ mod tests {
                     let kept: Vec<_> = places
                         .iter()
                         .enumerate()
-                        .map(|(row, (slot, held_after))| Place {
+                        .map(|(row, (slot, held_after))| KvSlot {
                             arrays: [0, 1].map(|part| held(row, part)).into(),
                             after: None,
                             slot: *slot,
                             held: *held_after,
                         })
                         .collect();
-                    let how = Attend::all(0.25);
+                    let how = AttentionParams::full(0.25);
                     let ours = attend_in_place(&new[0], &new[1..], None, &kept, &how).unwrap().unwrap();
                     ours[0].eval().unwrap();
-                    for (row, Place { arrays, slot, held: len, .. }) in kept.iter().enumerate() {
+                    for (row, KvSlot { arrays, slot, held: len, .. }) in kept.iter().enumerate() {
                         let of = |x: &Array| slice(x, 0, row as i32, row as i32 + 1).unwrap();
                         let mut seen = Vec::new();
                         for part in 0..2 {
                             let before = held(row, part as u64);
                             let after =
-                                crate::nn::ops::slice_update(before, &of(&new[1 + part]), 2, *slot as i32);
+                                crate::mlx::slice_update(before, &of(&new[1 + part]), 2, *slot as i32);
                             let after = after.unwrap();
                             assert!(arrays[part].eq_values(&after).unwrap(), "{dtype:?}, row {row}");
                             seen.push(wide(&slice(&after, 2, 0, *len as i32).unwrap()));
                         }
                         let queries = wide(&of(&new[0]));
-                        let mlx = crate::nn::pass::plain([&queries, &seen[0], &seen[1]], &how).unwrap();
+                        let mlx = crate::nn::sdpa::plain([&queries, &seen[0], &seen[1]], &how).unwrap();
                         check(&of(&ours[0]), &mlx, dtype, &format!("{dtype:?}, row {row} of {rows}"));
                     }
                 }

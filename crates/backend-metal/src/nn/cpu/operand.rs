@@ -6,10 +6,8 @@ use cpu_kernels::{Floats, FloatsMut, Heads};
 use half::{bf16, f16};
 use mlx_rs::Dtype;
 
-use super::{
-    super::custom::{Input, Output},
-    Done,
-};
+use super::kernel::Done;
+use crate::mlx::primitive::{Input, Output};
 
 /// Floats in row-major order, where they lie or copied.
 pub(super) enum Held<'a> {

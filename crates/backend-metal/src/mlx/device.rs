@@ -61,7 +61,7 @@ impl Device {
     }
 
     /// A new stream of the calling thread on this device.
-    pub(super) fn stream(self) -> Stream {
+    pub(crate) fn stream(self) -> Stream {
         let kind = match self {
             Self::Metal | Self::Cuda => DeviceType::Gpu,
             Self::Cpu => DeviceType::Cpu,
@@ -71,7 +71,7 @@ impl Device {
 }
 
 /// Waits until the stream has nothing left to do.
-pub(super) fn synchronize(stream: &Stream) -> Result<()> {
+pub(crate) fn synchronize(stream: &Stream) -> Result<()> {
     // SAFETY: the stream is alive.
     match unsafe { mlx_sys::mlx_synchronize(stream.as_ptr()) } {
         0 => Ok(()),
@@ -91,6 +91,26 @@ pub(crate) fn mlx_version() -> String {
         mlx_sys::mlx_string_free(version);
         text
     }
+}
+
+/// Whether arrays are computed on the CPU here: on the stream in scope, or MLX's default.
+pub(crate) fn on_cpu() -> bool {
+    let stream = Stream::thread_local_or_default();
+    let mut kind = mlx_sys::mlx_device_type__MLX_GPU;
+    // SAFETY: the device is made, filled, read and freed here; a failed call leaves `kind` as it is.
+    unsafe {
+        let mut device = mlx_sys::mlx_device_new();
+        if mlx_sys::mlx_stream_get_device(&raw mut device, stream.as_ref().as_ptr()) == 0 {
+            mlx_sys::mlx_device_get_type(&raw mut kind, device);
+        }
+        mlx_sys::mlx_device_free(device);
+    }
+    kind == mlx_sys::mlx_device_type__MLX_CPU
+}
+
+/// Whether MLX's CUDA build computes here.
+pub(crate) fn on_cuda() -> bool {
+    cfg!(target_os = "linux") && !on_cpu()
 }
 
 fn gpu_is_available() -> bool {

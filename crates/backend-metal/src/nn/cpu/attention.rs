@@ -2,22 +2,20 @@
 
 use std::sync::Arc;
 
-use cpu_kernels::{Heads, KvCache, KvView, Queries, RmsNorm, RotaryTable};
+use cpu_kernels::{Heads, KvCache, KvView, Queries, RmsNorm};
 use mlx_rs::{
     Array,
     error::{Exception, Result},
 };
 
 use super::{
-    super::{
-        custom::{Shape, custom, custom_one, native},
-        ops::on_cpu,
-        pass::Attend,
-        recompute::differentiated,
-    },
-    Done, kernels,
+    super::{attention_params::AttentionParams, exec::native},
+    kernel::{Done, kernels, promoted, to_reason},
     operand::{Held, Vectors, floats_mut},
-    promoted, to_reason,
+};
+use crate::mlx::{
+    differentiated, on_cpu,
+    primitive::{Shape, custom, custom_one},
 };
 
 /// How the queries and keys of a layer are made ready.
@@ -27,16 +25,16 @@ pub(in crate::nn) struct Arrangement<'a> {
     /// What each head of queries, and of keys, is normalised with: the weight and the small number.
     pub(in crate::nn) norms: Option<[(Array, f32); 2]>,
     /// How they are rotated.
-    pub(in crate::nn) turns: Option<&'a Turns>,
+    pub(in crate::nn) turns: Option<&'a RotaryTable>,
 }
 
 /// Rotations of the tokens of a pass, the same for all its layers.
 #[derive(Debug, Clone)]
-pub(crate) struct Turns {
+pub(crate) struct RotaryTable {
     /// Pairs of elements that are rotated.
     pub(crate) pairs: usize,
     /// The cosines and behind them the sines of each token: `[rows, tokens, 2, pairs]`.
-    pub(crate) turns: Arc<[f32]>,
+    pub(crate) cos_sin: Arc<[f32]>,
 }
 
 /// Queries, keys and values, in one `[B, T, (heads + 2 kv_heads) · head_dim]`, normalised and rotated → each
@@ -59,8 +57,9 @@ pub(in crate::nn) fn arrange(qkv: &Array, how: &Arrangement<'_>) -> Option<Resul
     let shapes = [0, 1, 2].map(|part| Shape { sizes: &sizes[part], dtype, donor: None });
     Some(custom(c"arrange", &arrays, shapes, move |inputs, outputs| {
         let (kernels, qkv) = (kernels()?, Held::of(inputs[0])?);
-        let angles =
-            turns.as_ref().map(|Turns { pairs, turns }| RotaryTable { pairs: *pairs, cos_sin: turns });
+        let angles = turns
+            .as_ref()
+            .map(|RotaryTable { pairs, cos_sin }| cpu_kernels::RotaryTable { pairs: *pairs, cos_sin });
         let mut first = 0;
         for (part, output) in outputs.iter_mut().enumerate() {
             let [rows, heads, tokens, head_dim] = sizes[part].map(|size| size as usize);
@@ -83,12 +82,12 @@ pub(in crate::nn) fn arrange(qkv: &Array, how: &Arrangement<'_>) -> Option<Resul
 
 /// Attention of queries `[B, heads, T, head_dim]`, which are of the last T positions, to keys and values
 /// `[B, kv_heads, S, head_dim]` → `[B, T, heads · head_dim]`.
-pub(in crate::nn) fn attend(inputs: [&Array; 3], how: &Attend) -> Option<Result<Array>> {
+pub(in crate::nn) fn attend(inputs: [&Array; 3], how: &AttentionParams) -> Option<Result<Array>> {
     if native() { forward(inputs, how) } else { traced(inputs, how) }
 }
 
 /// The same with a gradient by the three: of tokens to those before them, without cap and sinks.
-fn traced([queries, keys, values]: [&Array; 3], how: &Attend) -> Option<Result<Array>> {
+fn traced([queries, keys, values]: [&Array; 3], how: &AttentionParams) -> Option<Result<Array>> {
     let dtype = queries.dtype();
     let alike = [keys, values].iter().all(|of| of.dtype() == dtype && of.dim(2) == queries.dim(2));
     let plain = how.softcap.is_none() && how.sinks.is_none() && promoted([dtype]).is_some();
@@ -105,7 +104,7 @@ fn traced([queries, keys, values]: [&Array; 3], how: &Attend) -> Option<Result<A
     Some(differentiated(&inputs, run, move |inputs, g| backward(inputs, g, &how)))
 }
 
-fn backward(inputs: &[Array], g: &Array, how: &Attend) -> Result<Vec<Array>> {
+fn backward(inputs: &[Array], g: &Array, how: &AttentionParams) -> Result<Vec<Array>> {
     let [queries, keys, values] = inputs else { return Err(Exception::custom("attention of three")) };
     let (scale, window, dtype) = (how.scale, how.window, queries.dtype());
     let shapes = [queries, keys, values].map(|of| Shape { sizes: of.shape(), dtype, donor: None });
@@ -138,7 +137,7 @@ fn backward(inputs: &[Array], g: &Array, how: &Attend) -> Result<Vec<Array>> {
     Ok(by.into())
 }
 
-fn forward([queries, keys, values]: [&Array; 3], how: &Attend) -> Option<Result<Array>> {
+fn forward([queries, keys, values]: [&Array; 3], how: &AttentionParams) -> Option<Result<Array>> {
     let &[batch, heads, tokens, head_dim] = queries.shape() else { return None };
     let dtype = promoted([queries.dtype(), keys.dtype(), values.dtype()])?;
     // MLX looks the products up by one type; so do we, for what a mixture would come to.
@@ -181,10 +180,12 @@ mod tests {
     use mlx_rs::{Device, transforms, with_device};
 
     use super::*;
-    use crate::nn::{
-        custom::tracing,
-        native::testing::{FLOATS, check, drawn, wide},
-        ops::slice,
+    use crate::{
+        mlx::slice,
+        nn::{
+            cpu::kernel::testing::{FLOATS, check, drawn, wide},
+            exec::tracing,
+        },
     };
 
     #[test]
@@ -200,11 +201,13 @@ mod tests {
                         let [keys, values] = [2, 3]
                             .map(|seed| slice(&drawn(seed, &[1, 2, 96, 16], dtype), 2, 0, len).unwrap());
                         let sinks = sinks.then(|| drawn(4, &[6], dtype).into());
-                        let how = Attend { scale: 0.25, window, softcap, sinks };
+                        let how = AttentionParams { scale: 0.25, window, softcap, sinks };
                         let ours = attend([&queries, &keys, &values], &how).unwrap().unwrap();
-                        let wide_how =
-                            Attend { sinks: how.sinks.as_deref().map(|sinks| wide(sinks).into()), ..how };
-                        let mlx = crate::nn::pass::plain(
+                        let wide_how = AttentionParams {
+                            sinks: how.sinks.as_deref().map(|sinks| wide(sinks).into()),
+                            ..how
+                        };
+                        let mlx = crate::nn::sdpa::plain(
                             [&wide(&queries), &wide(&keys), &wide(&values)],
                             &wide_how,
                         );
@@ -224,7 +227,7 @@ mod tests {
                 let [queries, keys, values] = [(1, 6), (2, 2), (3, 2)]
                     .map(|(seed, heads)| drawn(seed, &[1, heads, tokens, 16], FLOATS[0]));
                 let g = drawn(4, &[1, tokens, 96], FLOATS[0]);
-                let how = Attend { window, ..Attend::all(0.25) };
+                let how = AttentionParams { window, ..AttentionParams::full(0.25) };
                 let gradients = |attend: &dyn Fn([&Array; 3]) -> Result<Array>| {
                     let sum = |x: &[Array]| {
                         Ok::<_, Exception>(vec![attend([&x[0], &x[1], &x[2]])?.multiply(&g)?.sum(false)?])
@@ -233,7 +236,7 @@ mod tests {
                     tracing(|| gradients(&[queries.clone(), keys.clone(), values.clone()])).unwrap().1
                 };
                 let ours = gradients(&|x| attend(x, &how).unwrap());
-                let mlx = gradients(&|x| crate::nn::pass::plain(x, &how));
+                let mlx = gradients(&|x| crate::nn::sdpa::plain(x, &how));
                 for (ours, mlx) in ours.iter().zip(&mlx) {
                     check(ours, mlx, FLOATS[0], &format!("{tokens} tokens, window {window:?}"));
                 }

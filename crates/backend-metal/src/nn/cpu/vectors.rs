@@ -5,13 +5,13 @@ use mlx_rs::{Array, Dtype, error::Result};
 
 use super::{
     super::{
-        custom::{Shape, custom, custom_one, native},
-        mlp::{Activation, Gating},
+        activation::{Activation, Gating},
+        exec::native,
     },
-    Done, kernels,
+    kernel::{Done, kernels, promoted, to_reason},
     operand::{Held, floats_mut},
-    promoted, to_reason,
 };
+use crate::mlx::primitive::{Shape, custom, custom_one};
 
 /// Root mean square normalisation of the last axis.
 pub(in crate::nn) fn rms_norm(x: &Array, weight: &Array, eps: f32) -> Option<Result<Array>> {
@@ -99,9 +99,9 @@ pub(in crate::nn) fn gate(halves: Halves<'_>, gating: Gating) -> Option<Result<A
         return None;
     }
     let gating = match gating {
-        Gating::Plain(Activation::Silu) => cpu_kernels::Glu::Silu,
-        Gating::Plain(Activation::GeluTanh) => cpu_kernels::Glu::GeluTanh,
-        Gating::Plain(Activation::Gelu) => return None,
+        Gating::Glu(Activation::Silu) => cpu_kernels::Glu::Silu,
+        Gating::Glu(Activation::GeluTanh) => cpu_kernels::Glu::GeluTanh,
+        Gating::Glu(Activation::Gelu) => return None,
         Gating::Clamped { alpha, limit } => cpu_kernels::Glu::Clamped { alpha, limit },
     };
     let (arrays, share) = match halves {
@@ -129,8 +129,8 @@ mod tests {
 
     use super::*;
     use crate::nn::{
-        custom::tracing,
-        native::testing::{FLOATS, check, drawn, wide},
+        cpu::kernel::testing::{FLOATS, check, drawn, wide},
+        exec::tracing,
     };
 
     #[test]
@@ -159,8 +159,8 @@ mod tests {
                     let largest = ops::indexing::argmax_axis(&x, -1, false).unwrap();
                     assert!(argmax(&x).unwrap().unwrap().eq_values(&largest).unwrap());
                     for gating in [
-                        Gating::Plain(Activation::Silu),
-                        Gating::Plain(Activation::GeluTanh),
+                        Gating::Glu(Activation::Silu),
+                        Gating::Glu(Activation::GeluTanh),
                         Gating::Clamped { alpha: 1.7, limit: 0.5 },
                     ] {
                         let mlx = tracing(|| gating.apply(&wide(&x), &wide(&other)).unwrap());
@@ -177,7 +177,7 @@ mod tests {
                 }
             }
             assert!(
-                gate(Halves::Joined(&drawn(1, &[4], Dtype::Float32)), Gating::Plain(Activation::Gelu))
+                gate(Halves::Joined(&drawn(1, &[4], Dtype::Float32)), Gating::Glu(Activation::Gelu))
                     .is_none()
             );
         });

@@ -2,15 +2,16 @@
 
 use mlx_rs::{Array, error::Result, ops};
 
-use super::{cache::KvCache, ops::slice};
+use super::cache::KvCache;
+use crate::mlx::slice;
 
 /// The keys and values of the first tokens of B rows, which are of one length: for each layer `[B, kv_heads, S, head_dim]`.
 #[derive(Debug, Default)]
-pub(crate) struct Beginning {
+pub(crate) struct SharedPrefix {
     layers: Vec<[Array; 2]>,
 }
 
-impl Beginning {
+impl SharedPrefix {
     /// Tokens of each row.
     pub(crate) fn len(&self) -> usize {
         self.layers.first().map_or(0, |[keys, _]| keys.dim(2) as usize)

@@ -9,19 +9,30 @@ use mlx_rs::{
 };
 
 use super::{
-    super::{
-        custom::{Input, custom_one, native},
-        linear::Matrix,
-        ops::{Mode, Packed, Scheme, on_cpu},
-        recompute::differentiated,
-    },
-    Done, kernels,
+    super::exec::native,
+    kernel::{Done, kernels, promoted, to_reason},
     operand::{Held, floats_mut},
-    promoted, to_reason,
+};
+use crate::mlx::{
+    Mode, Packed, Scheme, differentiated, on_cpu,
+    primitive::{Input, custom_one},
 };
 
+/// A matrix, or a stack of them.
+#[derive(Debug)]
+pub(in crate::nn) enum Operand<'a> {
+    /// Transposed: `[.., in, out]`.
+    Dense(Array),
+    /// Quantised: `[.., out, in]`.
+    Packed(&'a Packed),
+}
+
 /// `x · wᵀ + bias`: `[.., in]`, `[out]` → `[.., out]`. Where gradients are traced, without a bias, which is the caller's to add.
-pub(in crate::nn) fn multiply(x: &Array, matrix: &Matrix, bias: Option<&Array>) -> Option<Result<Array>> {
+pub(in crate::nn) fn multiply(
+    x: &Array,
+    matrix: &Operand<'_>,
+    bias: Option<&Array>,
+) -> Option<Result<Array>> {
     if !on_cpu() {
         return None;
     }
@@ -35,8 +46,8 @@ pub(in crate::nn) fn multiply(x: &Array, matrix: &Matrix, bias: Option<&Array>) 
     }
     match (matrix, bias) {
         (_, Some(_)) => None,
-        (Matrix::Dense(transposed), None) => Some(transposed.get().and_then(|w| traced(x, &w, dtype))),
-        (Matrix::Packed(_), None) => {
+        (Operand::Dense(transposed), None) => Some(traced(x, transposed, dtype)),
+        (Operand::Packed(_), None) => {
             let (layout, arrays) = (stack.layout, stack.arrays.into_iter().cloned().collect::<Vec<_>>());
             let weights = arrays.clone();
             let run = move |inputs: &[Array]| {
@@ -120,7 +131,7 @@ fn resized(x: &Array, last: usize) -> Vec<i32> {
 
 /// Of a stack: `x · w[i]ᵀ` with one `i` of `indices` (u32) for each row of the result: `[.., 1, in]`, `[..]` → `[.., 1, out]`. The
 /// rows of x are as many as the indices, or as the last axis of indices goes into them.
-pub(in crate::nn) fn gather(x: &Array, matrix: &Matrix, indices: &Array) -> Option<Result<Array>> {
+pub(in crate::nn) fn gather(x: &Array, matrix: &Operand<'_>, indices: &Array) -> Option<Result<Array>> {
     if !native() {
         return None;
     }
@@ -164,14 +175,14 @@ struct Layout {
 }
 
 impl<'a> Stack<'a> {
-    fn of(matrix: &'a Matrix) -> Option<Self> {
+    fn of(matrix: &'a Operand<'a>) -> Option<Self> {
         match matrix {
-            Matrix::Dense(transposed) => {
+            Operand::Dense(transposed) => {
                 let (count, inputs, outputs) = sizes(transposed)?;
                 let layout = Layout { count, outputs, inputs, scheme: None };
                 Some(Self { layout, arrays: vec![transposed], dtype: Some(transposed.dtype()) })
             }
-            Matrix::Packed(Packed { weight, scales, biases, scheme }) => {
+            Operand::Packed(Packed { weight, scales, biases, scheme }) => {
                 let (count, outputs, words) = sizes(weight)?;
                 let Scheme { mode, bits, group_size } = *scheme;
                 let mode = match mode {
@@ -232,10 +243,12 @@ mod tests {
     use mlx_rs::{Device, ops, with_device};
 
     use super::*;
-    use crate::nn::{
-        custom::tracing,
-        native::testing::{FLOATS, check, drawn, wide},
-        ops::{dequantize, quantize},
+    use crate::{
+        mlx::{dequantize, quantize},
+        nn::{
+            cpu::kernel::testing::{FLOATS, check, drawn, wide},
+            exec::tracing,
+        },
     };
 
     fn schemes() -> impl Iterator<Item = Scheme> {
@@ -246,16 +259,30 @@ mod tests {
         affine.chain(floats.map(|(mode, bits, group_size)| Scheme { mode, bits, group_size }))
     }
 
+    enum Stored {
+        Dense(Array),
+        Packed(Packed),
+    }
+
+    impl Stored {
+        fn operand(&self) -> Operand<'_> {
+            match self {
+                Self::Dense(transposed) => Operand::Dense(transposed.clone()),
+                Self::Packed(packed) => Operand::Packed(packed),
+            }
+        }
+    }
+
     /// Each form of a stack of these sizes, and the same in full, `[.., out, in]`.
-    fn matrices(sizes: &[i32], dtype: Dtype) -> impl Iterator<Item = (String, Matrix, Array)> {
+    fn matrices(sizes: &[i32], dtype: Dtype) -> impl Iterator<Item = (String, Stored, Array)> {
         let full = drawn(1, sizes, dtype);
-        let dense = Matrix::Dense(full.swap_axes(-1, -2).unwrap().into());
+        let dense = Stored::Dense(full.swap_axes(-1, -2).unwrap());
         let packed = {
             let full = full.clone();
             schemes().map(move |scheme| {
                 let packed = quantize(&full, scheme).unwrap();
                 let restored = dequantize(&packed, Dtype::Float32).unwrap();
-                (format!("{scheme:?} {dtype:?}"), Matrix::Packed(packed), restored)
+                (format!("{scheme:?} {dtype:?}"), Stored::Packed(packed), restored)
             })
         };
         [(format!("dense {dtype:?}"), dense, wide(&full))].into_iter().chain(packed)
@@ -269,7 +296,7 @@ mod tests {
                     for rows in [1, 2, 7, 40] {
                         let x = drawn(2, &[1, rows, 256], dtype);
                         let bias = drawn(3, &[24], dtype);
-                        let ours = multiply(&x, &matrix, Some(&bias)).unwrap().unwrap();
+                        let ours = multiply(&x, &matrix.operand(), Some(&bias)).unwrap().unwrap();
                         let mlx = wide(&x).matmul(full.swap_axes(-1, -2).unwrap()).unwrap();
                         check(&ours, &mlx.add(wide(&bias)).unwrap(), dtype, &format!("{what}, {rows} rows"));
                     }
@@ -292,7 +319,7 @@ mod tests {
                         (vec![7, 1, 256], &sorted),
                     ] {
                         let x = drawn(2, &rows, dtype);
-                        let ours = gather(&x, &matrix, picks).unwrap().unwrap();
+                        let ours = gather(&x, &matrix.operand(), picks).unwrap().unwrap();
                         let mlx = ops::gather_mm(wide(&x), &full, None, picks, false).unwrap();
                         check(&ours, &mlx, dtype, &format!("{what}, {rows:?}"));
                     }
@@ -304,7 +331,7 @@ mod tests {
     #[test]
     fn what_the_kernels_do_not_know_is_left_to_mlx() {
         with_device(Device::cpu(), || {
-            let matrix = Matrix::Dense(drawn(1, &[4, 8], Dtype::Float32).into());
+            let matrix = Operand::Dense(drawn(1, &[4, 8], Dtype::Float32));
             let x = drawn(2, &[2, 4], Dtype::Float32);
             assert!(multiply(&x, &matrix, None).is_some());
             assert!(tracing(|| multiply(&x, &matrix, None)).is_some());

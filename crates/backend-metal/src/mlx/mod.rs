@@ -1,0 +1,30 @@
+//! Everything that touches MLX's C interface: each call of `mlx_sys` and all code for MLX that is `unsafe` is in here.
+//!
+//! - `array`: operations that mlx-rs does not offer in safe form, and the memory of arrays.
+//! - `quantized`: quantised matrices.
+//! - `primitive`: operations of our own in MLX's graph, which run on the CPU.
+//! - `vjp`: functions in Rust that MLX calls and differentiates; `checkpointing`: gradients that are computed again.
+//! - `device`, `memory`: devices and streams, the allocator.
+//! - `reader`: tensors of files in MLX's memory.
+
+mod array;
+mod checkpointing;
+mod device;
+mod exit;
+pub(crate) mod memory;
+pub(crate) mod primitive;
+mod quantized;
+mod reader;
+mod vjp;
+
+pub use self::reader::Progress;
+pub(crate) use self::{
+    array::{cross_entropy, filled, random_bits, scalar, slice, slice_update, with_bytes},
+    checkpointing::{differentiated, recomputed},
+    device::{Device, mlx_version, on_cpu, on_cuda, synchronize},
+    exit::at_exit,
+    memory::Memory,
+    quantized::{MXFP4, Mode, Packed, Scheme, dequantize, gather_qmm, quantize, quantized_matmul},
+    reader::{Reader, Tensors, mlx_dtype},
+    vjp::take_failure,
+};
