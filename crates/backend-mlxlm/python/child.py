@@ -1,6 +1,6 @@
 """Runs one model with mlx_lm for a parent process, which speaks JSON Lines to it. docs/src/protocol.md has the messages.
 
-The parent passes this file to the interpreter as its `-c` argument. A reader thread takes requests in while the main
+The parent passes this file in an environment variable, which its `-c` argument executes. A reader thread takes requests in while the main
 thread, on which all of MLX's work happens, computes; between two steps the main thread looks at what came in.
 """
 

@@ -1,4 +1,4 @@
-//! The conversation with one child: requests out, events in, each to whoever waits for it.
+//! The client of one child process: sends requests and routes each event to the call that waits for it.
 
 use std::{
     collections::HashMap,
@@ -18,12 +18,12 @@ use crate::{
     protocol::{self, Event, Hello, Memory, Request},
 };
 
-/// How long a child that was told to close may take.
+/// How long a child may take to close.
 const CLOSING_TIME: Duration = Duration::from_secs(5);
 
 type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// One child and the conversation with it. Dropping it ends the child.
+/// A connection to one child. Dropping it ends the child.
 #[derive(Debug)]
 pub(crate) struct Client {
     handle: Handle,
@@ -31,7 +31,7 @@ pub(crate) struct Client {
     tasks: mpsc::UnboundedSender<Task>,
 }
 
-/// The events that answer one request; it ends with the child.
+/// The events that answer one request. The channel closes when the child ends.
 #[derive(Debug)]
 pub(crate) struct Answers {
     pub(crate) id: u64,
@@ -41,7 +41,7 @@ pub(crate) struct Answers {
 
 #[derive(Debug)]
 struct Shared {
-    patience: Duration,
+    hang_timeout: Duration,
     state: Mutex<State>,
 }
 
@@ -51,11 +51,11 @@ struct State {
     routes: HashMap<u64, Route>,
     /// The next request's id.
     next: u64,
-    /// Since when the child has had work and has been silent.
-    quiet_since: Instant,
-    /// Why the child is to be killed at once.
-    breach: Option<String>,
-    /// When the child is to be gone.
+    /// When the child was last heard, or got work after it had none.
+    last_heard: Instant,
+    /// Why the supervisor must kill the child at once.
+    protocol_violation: Option<String>,
+    /// When a closing child is killed.
     closing: Option<Instant>,
     memory: Memory,
     /// Why the child ended.
@@ -65,25 +65,27 @@ struct State {
 #[derive(Debug)]
 struct Route {
     events: mpsc::UnboundedSender<Event>,
-    /// Whether the child owes something; a generation without credit is none of its business.
-    owed: bool,
+    /// Whether the child must answer. It need not while a generation has no credit.
+    awaiting_reply: bool,
+    /// When the caller of a cancelled request stops waiting for the child's last message.
+    abandon_at: Option<Instant>,
 }
 
 impl Client {
     /// Starts a child and waits for its greeting.
-    pub(crate) async fn start(launch: Launch, patience: Duration) -> Result<(Self, Hello)> {
+    pub(crate) async fn start(launch: Launch, hang_timeout: Duration) -> Result<(Self, Hello)> {
         let (greeted, hello) = oneshot::channel();
         let state = State {
             hello: Some(greeted),
             routes: HashMap::new(),
             next: 1,
-            quiet_since: Instant::now(),
-            breach: None,
+            last_heard: Instant::now(),
+            protocol_violation: None,
             closing: None,
             memory: Memory::default(),
             ended: None,
         };
-        let shared = Arc::new(Shared { patience, state: Mutex::new(state) });
+        let shared = Arc::new(Shared { hang_timeout, state: Mutex::new(state) });
         let no_thread = |error| Error::backend(ID, "start a thread", error);
         let handle = process::start(launch, shared.clone()).map_err(no_thread)?;
         let (tasks, receiver) = mpsc::unbounded_channel();
@@ -96,15 +98,15 @@ impl Client {
         }
     }
 
-    /// Sends a request, made for the id that it gets.
+    /// Assigns an id, sends the request that `request` builds with it, and returns the channel of its events.
     pub(crate) fn request(&self, request: impl FnOnce(u64) -> Request) -> Answers {
         let (sender, events) = mpsc::unbounded_channel();
         let mut state = self.shared.lock();
         let id = state.next;
         state.next += 1;
         if state.ended.is_none() {
-            state.owe();
-            state.routes.insert(id, Route { events: sender, owed: true });
+            state.start_waiting();
+            state.routes.insert(id, Route { events: sender, awaiting_reply: true, abandon_at: None });
         }
         drop(state);
         self.handle.wake();
@@ -112,7 +114,7 @@ impl Client {
         Answers { id, events, shared: self.shared.clone() }
     }
 
-    /// Sends a request that nobody waits for an answer to.
+    /// Sends a request without waiting for an answer.
     pub(crate) fn send(&self, request: &Request) {
         match serde_json::to_string(request) {
             Ok(line) => self.handle.send(line),
@@ -120,17 +122,26 @@ impl Client {
         }
     }
 
-    /// Says whether the child owes something to this request.
-    pub(crate) fn set_owed(&self, id: u64, owed: bool) {
+    /// Sets whether the child must answer this request now; the hang timeout runs only while it must.
+    pub(crate) fn set_awaiting_reply(&self, id: u64, awaiting_reply: bool) {
         let mut state = self.shared.lock();
-        if owed {
-            state.owe();
+        if awaiting_reply {
+            state.start_waiting();
         }
         if let Some(route) = state.routes.get_mut(&id) {
-            route.owed = owed;
+            route.awaiting_reply = awaiting_reply;
         }
         drop(state);
         self.handle.wake();
+    }
+
+    /// Asks the child to cancel a request. Its events end after `grace`, whether the child has answered or not.
+    pub(crate) fn cancel(&self, id: u64, grace: Duration) {
+        if let Some(route) = self.shared.lock().routes.get_mut(&id) {
+            route.abandon_at.get_or_insert(Instant::now() + grace);
+        }
+        self.set_awaiting_reply(id, true);
+        self.send(&Request::Cancel { id });
     }
 
     /// Runs a task on the client's own thread.
@@ -139,7 +150,7 @@ impl Client {
         let _ = self.tasks.send(Box::pin(task));
     }
 
-    /// What the child last said of its memory; asks for news.
+    /// The memory use that the child reported last. Requests a new report.
     pub(crate) fn memory(&self) -> Memory {
         self.send(&Request::Stats { id: 0 });
         self.shared.lock().memory
@@ -151,9 +162,9 @@ impl Client {
         ended.then(|| self.shared.stopped())
     }
 
-    /// Kills the child for a breach of the protocol.
-    pub(crate) fn breach(&self, reason: String) {
-        self.shared.lock().breach.get_or_insert(reason);
+    /// Kills the child because it violated the protocol.
+    pub(crate) fn report_violation(&self, reason: String) {
+        self.shared.lock().protocol_violation.get_or_insert(reason);
         self.handle.wake();
     }
 
@@ -171,12 +182,17 @@ impl Client {
 }
 
 impl Answers {
-    /// The next event; `None` when the child is gone.
+    /// The next event; `None` when the child has ended, or a cancelled request has waited long enough.
     pub(crate) async fn next(&mut self) -> Option<Event> {
         self.events.recv().await
     }
 
-    /// The error that tells why the child is gone.
+    /// Whether the child has ended. Otherwise the events end when a cancelled request's grace is over.
+    pub(crate) fn has_stopped(&self) -> bool {
+        self.shared.lock().ended.is_some()
+    }
+
+    /// The error that says why the child ended.
     pub(crate) fn stopped(&self) -> Error {
         self.shared.stopped()
     }
@@ -200,15 +216,15 @@ impl Shared {
 }
 
 impl State {
-    /// The child owes something from now on.
-    fn owe(&mut self) {
-        if !self.is_owed() {
-            self.quiet_since = Instant::now();
+    /// Restarts the hang timeout unless it runs already.
+    fn start_waiting(&mut self) {
+        if !self.is_awaiting_reply() {
+            self.last_heard = Instant::now();
         }
     }
 
-    fn is_owed(&self) -> bool {
-        self.hello.is_some() || self.routes.values().any(|route| route.owed)
+    fn is_awaiting_reply(&self) -> bool {
+        self.hello.is_some() || self.routes.values().any(|route| route.awaiting_reply)
     }
 
     fn greet(&mut self, hello: Hello) -> Result<(), String> {
@@ -229,25 +245,25 @@ impl State {
 impl Watcher for Shared {
     fn line(&self, line: &[u8]) -> Result<(), String> {
         let event: Event = serde_json::from_slice(line)
-            .map_err(|error| format!("it sent what is no message ({error}): {}", excerpt(line)))?;
+            .map_err(|error| format!("it sent a line that is not a message ({error}): {}", excerpt(line)))?;
         let mut state = self.lock();
-        state.quiet_since = Instant::now();
+        state.last_heard = Instant::now();
         match event {
             Event::Hello(hello) => return state.greet(hello),
             _ if state.hello.is_some() => {
-                return Err(format!("it began without a greeting: {}", excerpt(line)));
+                return Err(format!("it sent a message before its greeting: {}", excerpt(line)));
             }
             Event::Loaded { memory, .. } | Event::Stats { memory, .. } => state.memory = memory,
             Event::Error { id: None, message, .. } => {
-                return Err(format!("it did not understand a request: {message}"));
+                return Err(format!("it rejected a request: {message}"));
             }
             _ => {}
         }
         let Some(id) = event.id() else { return Ok(()) };
         if id >= state.next {
-            return Err(format!("it answered a request that was not made: {}", excerpt(line)));
+            return Err(format!("it answered a request that was never sent: {}", excerpt(line)));
         }
-        // What comes for a request that is over crossed its cancellation.
+        // Events of a finished request are dropped: they crossed its cancellation.
         if let Some(route) = state.routes.get(&id) {
             let _ = route.events.send(event);
         }
@@ -255,15 +271,24 @@ impl Watcher for Shared {
     }
 
     fn deadline(&self) -> Option<Deadline> {
-        let state = self.lock();
-        let silence = || format!("it had work to do and said nothing for {} s", self.patience.as_secs_f32());
-        if let Some(reason) = state.breach.clone() {
-            return Some(Deadline { at: Instant::now(), reason });
+        let mut state = self.lock();
+        let now = Instant::now();
+        if let Some(reason) = state.protocol_violation.clone() {
+            return Some(Deadline { at: now, kill: Some(reason) });
         }
-        if let Some(at) = state.closing {
-            return Some(Deadline { at, reason: "it did not close".to_owned() });
-        }
-        state.is_owed().then(|| Deadline { at: state.quiet_since + self.patience, reason: silence() })
+        // Dropping a route ends its events.
+        state.routes.retain(|_, route| route.abandon_at.is_none_or(|at| at > now));
+        let abandon = state.routes.values().filter_map(|route| route.abandon_at).min();
+        let abandon = abandon.map(|at| Deadline { at, kill: None });
+        let kill = match state.closing {
+            Some(at) => Some(Deadline { at, kill: Some("it did not close".to_owned()) }),
+            None => state.is_awaiting_reply().then(|| {
+                let seconds = self.hang_timeout.as_secs_f32();
+                let reason = format!("it sent nothing for {seconds} s while it had work to do");
+                Deadline { at: state.last_heard + self.hang_timeout, kill: Some(reason) }
+            }),
+        };
+        kill.into_iter().chain(abandon).min_by_key(|deadline| deadline.at)
     }
 
     fn ended(&self, reason: String) {

@@ -18,8 +18,11 @@ use crate::{
     protocol::{Event, Finished, Reason, Request, or_minus_infinity},
 };
 
-/// Tokens that the child may be ahead of the reader, apart from those in the stream's own channel.
+/// How many tokens the child may be ahead of the reader, beyond those in the stream's channel.
 pub(crate) const CREDIT: usize = 128;
+
+/// How long a cancelled request waits for the child's last message. A child that is stopped or busy must not delay the caller.
+const CANCEL_GRACE: Duration = Duration::from_secs(1);
 
 /// The log-probabilities that go with a token.
 #[derive(Debug, Clone, Default)]
@@ -98,15 +101,15 @@ impl Generation {
                 () = shutdown.cancelled() => return Ok((FinishReason::Cancelled, None)),
                 () = sink.cancelled(), if !cancelled => {
                     cancelled = true;
-                    client.set_owed(answers.id, true);
-                    client.send(&Request::Cancel { id: answers.id });
+                    client.cancel(answers.id, CANCEL_GRACE);
                     continue;
                 }
                 event = answers.next() => event,
                 () = sink.ready(), if full && !cancelled => continue,
             };
             match event {
-                None => return Err(answers.stopped()),
+                None if answers.has_stopped() => return Err(answers.stopped()),
+                None => return Ok((self.cancel_reason(progress), None)),
                 Some(Event::Token { token, logprob, top, .. }) => {
                     let top = top.into_iter();
                     let scores = Scores {
@@ -116,9 +119,9 @@ impl Generation {
                             .collect(),
                     };
                     if self.take(progress, token, scores) {
-                        // The caller has all of the text: what the child is about to add is not waited for.
+                        // The text is complete; only the child's last message is still to come.
                         cancelled = true;
-                        self.client.send(&Request::Cancel { id: self.answers.id });
+                        self.client.cancel(self.answers.id, CANCEL_GRACE);
                     }
                 }
                 Some(Event::Finished(finished)) => {
@@ -129,7 +132,7 @@ impl Generation {
                     return Err(error_of(kind, message, needed, "generate"));
                 }
                 Some(event) => {
-                    self.client.breach(format!("it answered a generation with {event:?}"));
+                    self.client.report_violation(format!("it answered a generation with {event:?}"));
                     let reason = "the Python process answered a generation with something else".to_owned();
                     return Err(Error::Stopped { backend: ID.to_owned(), reason });
                 }
@@ -141,7 +144,7 @@ impl Generation {
     fn take(&mut self, progress: &mut Progress, token: u32, scores: Scores) -> bool {
         progress.credit = progress.credit.saturating_sub(1);
         if progress.credit == 0 {
-            self.client.set_owed(self.answers.id, false);
+            self.client.set_awaiting_reply(self.answers.id, false);
         }
         if progress.stop.is_some() {
             return false;
@@ -175,15 +178,23 @@ impl Generation {
         }
         let tokens = CREDIT - progress.credit;
         if progress.credit == 0 {
-            self.client.set_owed(self.answers.id, true);
+            self.client.set_awaiting_reply(self.answers.id, true);
         }
         progress.credit = CREDIT;
         self.client.send(&Request::Credit { id: self.answers.id, tokens });
     }
 
+    /// How a request ended whose cancellation the child has not confirmed.
+    fn cancel_reason(&self, progress: &Progress) -> FinishReason {
+        match &progress.stop {
+            Some(stop) => FinishReason::Stop(StopCause::StopString(stop.clone())),
+            None => FinishReason::Cancelled,
+        }
+    }
+
     fn reason(&self, progress: &Progress, finished: &Finished) -> FinishReason {
-        if let Some(stop) = &progress.stop {
-            return FinishReason::Stop(StopCause::StopString(stop.clone()));
+        if progress.stop.is_some() {
+            return self.cancel_reason(progress);
         }
         match (finished.reason, finished.token) {
             (Reason::Cancelled, _) => FinishReason::Cancelled,

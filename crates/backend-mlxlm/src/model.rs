@@ -51,7 +51,7 @@ pub(crate) struct MlxLmModel {
 #[derive(Debug)]
 struct ChildSource {
     launch: Launch,
-    patience: Duration,
+    hang_timeout: Duration,
     restart: bool,
     load: protocol::Load,
     current: AsyncMutex<Option<Arc<Client>>>,
@@ -85,12 +85,12 @@ impl MlxLmModel {
         let launch = Launch {
             python: own.python.unwrap_or_else(|| python.to_owned()),
             environment: own.environment,
-            longest_line: own.longest_line,
+            max_line_bytes: own.max_line_bytes,
         };
         let mut info = config::describe(&manifest, options.context_length)?;
         let child = ChildSource {
             launch,
-            patience: own.patience,
+            hang_timeout: own.hang_timeout,
             restart: own.restart,
             load,
             current: AsyncMutex::new(None),
@@ -171,7 +171,7 @@ impl MlxLmModel {
                     return Err(error_of(kind, message, needed, "classify"));
                 }
                 Some(event) => {
-                    client.breach(format!("it answered a classification with {event:?}"));
+                    client.report_violation(format!("it answered a classification with {event:?}"));
                     return Err(answers.stopped());
                 }
             }
@@ -312,7 +312,7 @@ impl ChildSource {
 
     /// Starts a child and loads the model in it.
     async fn start(&self) -> Result<(Arc<Client>, Loaded)> {
-        let (client, hello) = Client::start(self.launch.clone(), self.patience).await?;
+        let (client, hello) = Client::start(self.launch.clone(), self.hang_timeout).await?;
         if hello.mlx_lm.is_none() || hello.mlx.is_none() {
             let missing = if hello.mlx_lm.is_none() { "mlx_lm" } else { "mlx" };
             let python = self.launch.python.display();
@@ -341,7 +341,7 @@ impl ChildSource {
                     return Err(error_of(kind, message, needed, "load the model"));
                 }
                 Some(event) => {
-                    client.get().breach(format!("it answered a load with {event:?}"));
+                    client.get().report_violation(format!("it answered a load with {event:?}"));
                     // Wait for its end, which tells why.
                 }
             }

@@ -1,9 +1,9 @@
-//! Options of a load that only this backend has.
+//! Load options of this backend.
 
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
-/// How the child process of one model is run; an extension of
-/// [`LoadOptions`](inference_core::LoadOptions::extension).
+/// How to run the child process of one model. Pass it to
+/// [`LoadOptions::extension`](inference_core::LoadOptions::extension).
 ///
 /// ```
 /// use backend_mlxlm::MlxLmOptions;
@@ -18,8 +18,8 @@ pub struct MlxLmOptions {
     pub(crate) environment: Vec<(OsString, OsString)>,
     pub(crate) trust_remote_code: bool,
     pub(crate) restart: bool,
-    pub(crate) patience: Duration,
-    pub(crate) longest_line: usize,
+    pub(crate) hang_timeout: Duration,
+    pub(crate) max_line_bytes: usize,
 }
 
 impl Default for MlxLmOptions {
@@ -29,8 +29,8 @@ impl Default for MlxLmOptions {
             environment: Vec::new(),
             trust_remote_code: false,
             restart: true,
-            patience: Duration::from_secs(600),
-            longest_line: 64 << 20,
+            hang_timeout: Duration::from_secs(600),
+            max_line_bytes: 64 << 20,
         }
     }
 }
@@ -42,47 +42,47 @@ impl MlxLmOptions {
         Self::default()
     }
 
-    /// Runs this interpreter instead of the one that was found.
+    /// Uses this Python interpreter instead of the one that the backend found.
     #[must_use]
     pub fn python(mut self, path: impl Into<PathBuf>) -> Self {
         self.python = Some(path.into());
         self
     }
 
-    /// Sets a variable of the child's environment, which else is the parent's.
+    /// Sets an environment variable of the child, which otherwise inherits the parent's environment.
     #[must_use]
     pub fn env(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {
         self.environment.push((name.into(), value.into()));
         self
     }
 
-    /// Lets the model's folder bring Python code of its own, which then runs with all of the caller's rights. Off by default.
+    /// Allows Python code in the model's folder to run, with all of the caller's rights. Off by default.
     #[must_use]
     pub fn trust_remote_code(mut self, trust: bool) -> Self {
         self.trust_remote_code = trust;
         self
     }
 
-    /// Whether the call after a crash starts a new child and loads the model again. On by default; else every such call
-    /// fails with [`Error::Stopped`](inference_core::Error::Stopped).
+    /// Whether the first call after a crash starts a new child and loads the model again. On by default. When off, each call
+    /// after a crash fails with [`Error::Stopped`](inference_core::Error::Stopped).
     #[must_use]
     pub fn restart(mut self, restart: bool) -> Self {
         self.restart = restart;
         self
     }
 
-    /// How long a child that has work may be silent before it counts as hung and is killed: 10 minutes by default, longer than
-    /// any load, prefill chunk or decode step should take.
+    /// Kills a child that has work and sends nothing for this long. The default is 10 minutes, longer than any load, prefill
+    /// chunk or decode step should take.
     #[must_use]
-    pub fn patience(mut self, patience: Duration) -> Self {
-        self.patience = patience;
+    pub fn hang_timeout(mut self, timeout: Duration) -> Self {
+        self.hang_timeout = timeout;
         self
     }
 
-    /// The longest line that is taken from the child, in bytes: 64 MiB by default, enough for the logits of any vocabulary.
+    /// The longest line that is accepted from the child, in bytes. The default is 64 MiB, enough for the logits of any vocabulary.
     #[must_use]
-    pub fn longest_line(mut self, bytes: usize) -> Self {
-        self.longest_line = bytes;
+    pub fn max_line_bytes(mut self, bytes: usize) -> Self {
+        self.max_line_bytes = bytes;
         self
     }
 }

@@ -1,7 +1,8 @@
-//! One child process: started, read, written to, watched and buried.
+//! One child process: start, read, write, watch for hangs, kill, reap.
 //!
-//! A *keeper* thread starts the child, reads its messages and reaps it; it lives as long as the child, because Linux kills
-//! the child when the thread that started it ends. A *writer* thread feeds the child's stdin, a third one reads its stderr.
+//! The *supervisor* thread starts the child, reads its messages and reaps it. It lives as long as the child, because Linux
+//! kills the child when the thread that started it ends. The *writer* thread feeds the child's stdin, and a third thread
+//! reads its stderr.
 
 use std::{
     collections::VecDeque,
@@ -27,47 +28,54 @@ use rustix::{
     process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid},
 };
 
-/// The child's program.
+/// The child's program. It travels in an environment variable, so that the command line in `ps` stays short.
 const PROGRAM: &str = include_str!("../python/child.py");
 
-/// Lines of the child's stderr that are kept for the error that tells of its end.
+/// The variable that holds [`PROGRAM`]; the child removes it before anything else runs.
+const PROGRAM_VARIABLE: &str = "INFERENCE_MLX_LM_CHILD";
+
+/// The command line's program: runs [`PROGRAM`].
+const BOOTSTRAP: &str =
+    "import os; exec(compile(os.environ.pop('INFERENCE_MLX_LM_CHILD'), 'mlx_lm_child.py', 'exec'))";
+
+/// How many of the last stderr lines an error quotes.
 const LAST_LINES: usize = 20;
 
-/// The longest line of stderr that is kept whole, in bytes.
-const LONGEST_STDERR_LINE: usize = 4096;
+/// Longer lines of stderr are split, in bytes.
+const MAX_STDERR_LINE: usize = 4096;
 
-/// How long a child may take to end after it closed its stdout, and what is left of its stderr after that.
+/// How long a child may take to exit after it closes its stdout, and then to close its stderr.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// How a child is started.
+/// How to start a child.
 #[derive(Debug, Clone)]
 pub(crate) struct Launch {
     pub(crate) python: std::path::PathBuf,
     pub(crate) environment: Vec<(std::ffi::OsString, std::ffi::OsString)>,
-    pub(crate) longest_line: usize,
+    pub(crate) max_line_bytes: usize,
 }
 
-/// What the keeper tells of.
+/// Receives what the supervisor reads and decides when the child has hung.
 pub(crate) trait Watcher: Send + Sync + 'static {
-    /// A line, without its end. An error is a breach of the protocol, for which the child is killed.
+    /// Handles one line, without its newline. An error is a protocol violation: the supervisor kills the child.
     fn line(&self, line: &[u8]) -> Result<(), String>;
 
-    /// Until when the child must have said something, or why it is to be killed now; asked after each line and each
-    /// [`Handle::wake`].
+    /// The next deadline. Read after each line, each [`Handle::wake`] and each deadline that did not kill.
     fn deadline(&self) -> Option<Deadline>;
 
-    /// The child is gone, and why. The last call.
+    /// The child has ended, for this reason. The last call.
     fn ended(&self, reason: String);
 }
 
-/// A time at which a silent child is killed.
+/// When the supervisor acts unless the child sends something before.
 #[derive(Debug, Clone)]
 pub(crate) struct Deadline {
     pub(crate) at: Instant,
-    pub(crate) reason: String,
+    /// Why it then kills the child; without a reason it only reads the deadline again.
+    pub(crate) kill: Option<String>,
 }
 
-/// The parent's hold on a child. Dropping it ends the child's input, on which the child ends.
+/// The parent's handle on a child. Dropping it closes the child's stdin, and the child exits.
 #[derive(Debug)]
 pub(crate) struct Handle {
     input: mpsc::Sender<String>,
@@ -76,57 +84,57 @@ pub(crate) struct Handle {
 }
 
 impl Handle {
-    /// Sends a line, to which the end is added. A child that is gone takes no notice.
+    /// Sends a line; the newline is added. Ignored if the child has ended.
     pub(crate) fn send(&self, line: String) {
-        // The writer ends with the child; its end is told by the watcher.
+        // The writer thread ends with the child, and the watcher reports that.
         let _ = self.input.send(line);
     }
 
-    /// Makes the keeper ask for the deadline.
+    /// Makes the supervisor read the deadline again.
     pub(crate) fn wake(&self) {
-        // A full buffer wakes as well.
+        // A full buffer has woken it already.
         let _ = (&self.wake).write(&[0]);
     }
 
-    /// Kills the child and all that it started.
+    /// Kills the child's process group.
     pub(crate) fn kill(&self) {
         self.group.kill();
     }
 }
 
-/// Starts a child; the watcher learns of what becomes of it, also if that fails.
+/// Starts a child. A failure to start it reaches the watcher as its end.
 pub(crate) fn start(launch: Launch, watcher: Arc<dyn Watcher>) -> io::Result<Handle> {
     let (input, lines) = mpsc::channel();
     let (wake, woken) = UnixStream::pair()?;
     wake.set_nonblocking(true)?;
     woken.set_nonblocking(true)?;
     let group = Arc::new(Group::default());
-    let keeper = Keeper { launch, watcher, woken, group: group.clone() };
-    thread::Builder::new().name("mlx_lm keeper".to_owned()).spawn(move || keeper.run(lines))?;
+    let supervisor = Supervisor { launch, watcher, woken, group: group.clone() };
+    thread::Builder::new().name("mlx_lm supervisor".to_owned()).spawn(move || supervisor.run(lines))?;
     Ok(Handle { input, wake, group })
 }
 
-/// The child's process group, as long as its id belongs to it.
+/// The child's process group. Empty once the child is reaped, because the id may then be reused.
 #[derive(Debug, Default)]
 struct Group(Mutex<Option<Pid>>);
 
 impl Group {
     fn kill(&self) {
         if let Some(pid) = *lock(&self.0) {
-            // It may be gone already.
+            // It may have ended already.
             let _ = kill_process_group(pid, Signal::KILL);
         }
     }
 }
 
-struct Keeper {
+struct Supervisor {
     launch: Launch,
     watcher: Arc<dyn Watcher>,
     woken: UnixStream,
     group: Arc<Group>,
 }
 
-impl Keeper {
+impl Supervisor {
     fn run(self, lines: Receiver<String>) {
         let reason = match self.spawn() {
             Ok(child) => self.keep(child, lines),
@@ -136,11 +144,12 @@ impl Keeper {
     }
 
     fn spawn(&self) -> io::Result<Child> {
-        // Under the lock nobody can miss the child that is about to be.
+        // Holds the lock while spawning, so that a concurrent `kill` waits for the new process id.
         let mut group = lock(&self.group.0);
         let child = Command::new(&self.launch.python)
-            .args(["-u", "-c", PROGRAM])
+            .args(["-u", "-c", BOOTSTRAP])
             .envs(self.launch.environment.iter().map(|(name, value)| (name, value)))
+            .env(PROGRAM_VARIABLE, PROGRAM)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -150,40 +159,40 @@ impl Keeper {
         Ok(child)
     }
 
-    /// Serves the child to its end; why it ended.
+    /// Serves the child until it ends and returns why it ended.
     fn keep(&self, mut child: Child, lines: Receiver<String>) -> String {
         let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let writer = thread::Builder::new().name("mlx_lm writer".to_owned());
-        let last_words = Arc::new(Mutex::new(VecDeque::new()));
+        let last_lines = Arc::new(Mutex::new(VecDeque::new()));
         let (stderr_ended, stderr_end) = mpsc::channel();
-        let words = last_words.clone();
+        let words = last_lines.clone();
         let started = writer.spawn(move || stdin.map(|stdin| write_lines(stdin, &lines))).and_then(|_| {
             thread::Builder::new().name("mlx_lm stderr".to_owned()).spawn(move || {
                 if let Some(stderr) = stderr {
                     read_stderr(stderr, &words);
                 }
-                // The keeper may have stopped waiting.
+                // The supervisor may no longer wait.
                 let _ = stderr_ended.send(());
             })
         });
         let cause = match (started, stdout) {
             (Ok(_), Some(stdout)) => self.read(stdout).err(),
-            (Err(error), _) => Some(format!("a thread could not be started: {error}")),
+            (Err(error), _) => Some(format!("cannot start a thread: {error}")),
             (Ok(_), None) => Some("it has no stdout".to_owned()),
         };
         if cause.is_some() {
             self.group.kill();
         }
-        let status = self.bury(child);
-        // A grandchild that left the group may hold stderr open for ever.
+        let status = self.reap(child);
+        // A grandchild that left the process group may keep stderr open.
         if stderr_end.recv_timeout(GRACE) == Err(RecvTimeoutError::Timeout) {
             tracing::debug!("the child's stderr is still open");
         }
-        let last_words = lock(&last_words).iter().cloned().collect::<Vec<_>>();
-        describe(cause, status, &last_words)
+        let last_lines = lock(&last_lines).iter().cloned().collect::<Vec<_>>();
+        describe(cause, status, &last_lines)
     }
 
-    /// Reads messages until the child closes its stdout; the reason to kill it before that.
+    /// Reads messages until the child closes its stdout. An error is the reason to kill the child.
     fn read(&self, mut stdout: impl Read + AsFd) -> Result<(), String> {
         let mut buffer = Vec::new();
         let mut chunk = vec![0; 64 << 10];
@@ -194,10 +203,10 @@ impl Keeper {
             }
             let count = match stdout.read(&mut chunk) {
                 Ok(0) if buffer.is_empty() => return Ok(()),
-                Ok(0) => return Err(format!("it ended within a line: {}", excerpt(&buffer))),
+                Ok(0) => return Err(format!("it exited in the middle of a line: {}", excerpt(&buffer))),
                 Ok(count) => count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(format!("it cannot be read from: {error}")),
+                Err(error) => return Err(format!("reading its stdout failed: {error}")),
             };
             let mut rest = &chunk[..count];
             while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
@@ -212,18 +221,18 @@ impl Keeper {
                 }
             }
             buffer.extend_from_slice(rest);
-            if buffer.len() > self.launch.longest_line {
+            if buffer.len() > self.launch.max_line_bytes {
                 return Err(format!(
                     "it sent a line of more than {} bytes: {}",
-                    self.launch.longest_line,
+                    self.launch.max_line_bytes,
                     excerpt(&buffer)
                 ));
             }
         }
     }
 
-    /// Waits until there is something to read; false: ask again. The reason where the deadline has passed. A child whose handle
-    /// was dropped is `abandoned` and has to end soon: its input has ended.
+    /// Waits until stdout is readable. Returns false if the deadline has to be read again, and the reason to kill the child
+    /// once the deadline has passed. `abandoned` is set when the handle is dropped: the child must then exit soon.
     fn wait(&self, stdout: BorrowedFd<'_>, abandoned: &mut Option<Deadline>) -> Result<bool, String> {
         let deadline = abandoned.clone().or_else(|| self.watcher.deadline());
         let timeout = deadline.as_ref().map(|deadline| deadline.at.saturating_duration_since(Instant::now()));
@@ -234,24 +243,24 @@ impl Keeper {
         }
         match poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(format!("it cannot be waited for: {error}")),
+            Err(error) => return Err(format!("waiting for its stdout failed: {error}")),
         }
         let readable = !fds[0].revents().is_empty();
         if fds.get(1).is_some_and(|fd| !fd.revents().is_empty())
             && matches!((&self.woken).read(&mut [0; 64]), Ok(0))
         {
-            let reason = "nobody needs it any more".to_owned();
-            *abandoned = Some(Deadline { at: Instant::now() + GRACE, reason });
+            let reason = "it did not exit after its stdin was closed".to_owned();
+            *abandoned = Some(Deadline { at: Instant::now() + GRACE, kill: Some(reason) });
             return Ok(readable);
         }
         match deadline {
-            Some(Deadline { at, reason }) if !readable && Instant::now() >= at => Err(reason),
+            Some(Deadline { at, kill: Some(reason) }) if !readable && Instant::now() >= at => Err(reason),
             _ => Ok(readable),
         }
     }
 
-    /// Waits for the child's end and makes sure that nothing of it stays behind.
-    fn bury(&self, mut child: Child) -> io::Result<ExitStatus> {
+    /// Waits for the child to exit, kills its process group and reaps it.
+    fn reap(&self, mut child: Child) -> io::Result<ExitStatus> {
         let began = Instant::now();
         if let Some(pid) = *lock(&self.group.0) {
             let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
@@ -262,7 +271,7 @@ impl Keeper {
                 }
             }
         }
-        // As long as the child is not reaped, the group's id is its own.
+        // Until the child is reaped, no other group can have this id.
         self.group.kill();
         lock(&self.group.0).take();
         child.wait()
@@ -296,7 +305,7 @@ fn read_stderr(mut stderr: impl Read, last: &Mutex<VecDeque<String>>) {
     };
     while let Ok(count @ 1..) = stderr.read(&mut chunk) {
         for byte in &chunk[..count] {
-            if *byte == b'\n' || line.len() == LONGEST_STDERR_LINE {
+            if *byte == b'\n' || line.len() == MAX_STDERR_LINE {
                 keep(&mut line);
             }
             if *byte != b'\n' {
@@ -307,23 +316,23 @@ fn read_stderr(mut stderr: impl Read, last: &Mutex<VecDeque<String>>) {
     keep(&mut line);
 }
 
-/// The last that is known of a child.
-fn describe(cause: Option<String>, status: io::Result<ExitStatus>, last_words: &[String]) -> String {
+/// Describes how a child ended.
+fn describe(cause: Option<String>, status: io::Result<ExitStatus>, last_lines: &[String]) -> String {
     let how = match status {
         Ok(status) => match (status.code(), status.signal()) {
             (Some(code), _) => format!("the Python process exited with code {code}"),
             (None, Some(signal)) => format!("the Python process was killed by {}", signal_name(signal)),
             (None, None) => format!("the Python process ended: {status}"),
         },
-        Err(error) => format!("the Python process is gone: {error}"),
+        Err(error) => format!("the Python process cannot be waited for: {error}"),
     };
     let mut text = match cause {
-        Some(cause) => format!("the Python process was ended: {cause}"),
+        Some(cause) => format!("the Python process was killed: {cause}"),
         None => how,
     };
-    if !last_words.is_empty() {
-        text.push_str("; its last words:\n");
-        text.push_str(&last_words.join("\n"));
+    if !last_lines.is_empty() {
+        text.push_str("; its last lines on stderr:\n");
+        text.push_str(&last_lines.join("\n"));
     }
     text
 }
@@ -342,7 +351,7 @@ fn signal_name(signal: i32) -> String {
     format!("signal {signal} ({name})")
 }
 
-/// Numbers of signals, which differ between systems.
+/// Signal numbers, which differ between systems.
 mod number {
     use rustix::process::Signal;
 
@@ -355,7 +364,7 @@ mod number {
     pub(super) const TERM: i32 = Signal::TERM.as_raw();
 }
 
-/// The beginning of what was received, for an error.
+/// The first bytes of a received line, for an error message.
 pub(crate) fn excerpt(line: &[u8]) -> String {
     const LONGEST: usize = 120;
     let text = String::from_utf8_lossy(&line[..line.len().min(LONGEST)]);

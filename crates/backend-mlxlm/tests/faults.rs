@@ -197,16 +197,16 @@ async fn the_real_child_killed_in_the_middle_is_started_again() {
 #[tokio::test]
 async fn a_child_that_hangs_is_killed() {
     let hangs = ["time.sleep(1e6)", "hello(); time.sleep(1e6)", "hello(); hear(); signal.pause()"];
-    let patience = Duration::from_millis(400);
+    let hang_timeout = Duration::from_millis(400);
     for body in hangs {
-        let error = Scripted::with(body, |options| options.patience(patience)).await.loaded.unwrap_err();
-        assert!(reason(&error).contains("said nothing for 0.4 s"), "{body}: {error}");
+        let error = Scripted::with(body, |options| options.hang_timeout(hang_timeout)).await.loaded.unwrap_err();
+        assert!(reason(&error).contains("sent nothing for 0.4 s"), "{body}: {error}");
     }
     let body = "loaded(); r = hear(); tokens(r['id'], 'ab'); signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(1e6)";
-    let child = Scripted::with(body, |options| options.patience(patience)).await;
+    let child = Scripted::with(body, |options| options.hang_timeout(hang_timeout)).await;
     let (text, error) = child.failing_text().await;
     assert_eq!(text, "ab");
-    assert!(reason(&error).contains("said nothing"), "{error}");
+    assert!(reason(&error).contains("sent nothing"), "{error}");
 }
 
 #[tokio::test]
@@ -215,11 +215,11 @@ async fn a_child_that_waits_for_a_slow_reader_does_not_hang() {
     let body = "loaded(); r = hear(); id = r['id']; tokens(id, 'x' * r['credit'])\n\
         more = hear(); assert more['op'] == 'credit', more\n\
         tokens(id, 'y' * more['tokens']); finished(id); hear()";
-    let child = Scripted::with(body, |options| options.patience(Duration::from_millis(300))).await;
+    let child = Scripted::with(body, |options| options.hang_timeout(Duration::from_millis(300))).await;
     let mut stream = child.stream().await;
     let first = stream.next().await.unwrap().unwrap();
     assert_eq!(first.text, "x");
-    // Nobody reads for longer than the child's patience lasts: it owes nothing.
+    // Nobody reads for longer than the hang timeout, which does not run while the child may not send.
     std::thread::park_timeout(Duration::from_millis(700));
     let mut text = String::new();
     while let Some(token) = stream.next().await {
@@ -230,13 +230,13 @@ async fn a_child_that_waits_for_a_slow_reader_does_not_hang() {
 }
 
 #[tokio::test]
-async fn breaches_of_the_protocol_are_named() {
+async fn protocol_violations_are_named() {
     let loading = [
-        ("write('Hello from a library\\n'); hear()", "what is no message"),
+        ("write('Hello from a library\\n'); hear()", "a line that is not a message"),
         ("hello(protocol=2); hear()", "version 2 of the protocol, expected 1"),
         (
             "say('loaded', id=1, parameters=1, device='', active_memory=1, peak_memory=1, cache_memory=1); hear()",
-            "without a greeting",
+            "before its greeting",
         ),
         ("hello(); hello(); hear()", "greeted twice"),
         ("hello(); hear(); say('classified', id=1, index=0, token=1); hear()", "answered a load with"),
@@ -246,21 +246,21 @@ async fn breaches_of_the_protocol_are_named() {
         assert!(reason(&error).contains(expected), "{body}: {error}");
     }
     let generating = [
-        ("write('\\x00\\xff{]\\n'); hear()", "what is no message"),
-        ("write('{\"event\": \"tok'); os._exit(0)", "ended within a line"),
+        ("write('\\x00\\xff{]\\n'); hear()", "a line that is not a message"),
+        ("write('{\"event\": \"tok'); os._exit(0)", "exited in the middle of a line"),
         ("write('x' * 3000000); hear()", "a line of more than 1000000 bytes"),
-        ("say('token', id=r['id'] + 1, token=1); hear()", "a request that was not made"),
-        ("say('token', id=-1, token=1); hear()", "what is no message"),
-        ("say('token', id=r['id'], token=1.5); hear()", "what is no message"),
-        ("say('dance', id=r['id']); hear()", "what is no message"),
+        ("say('token', id=r['id'] + 1, token=1); hear()", "a request that was never sent"),
+        ("say('token', id=-1, token=1); hear()", "a line that is not a message"),
+        ("say('token', id=r['id'], token=1.5); hear()", "a line that is not a message"),
+        ("say('dance', id=r['id']); hear()", "a line that is not a message"),
         (
             "say('error', id=None, kind='protocol', message='bad line'); hear()",
-            "did not understand a request: bad line",
+            "rejected a request: bad line",
         ),
     ];
     for (body, expected) in generating {
         let body = format!("loaded(); r = hear(); tokens(r['id'], 'ok'); {body}");
-        let child = Scripted::with(&body, |options| options.longest_line(1_000_000)).await;
+        let child = Scripted::with(&body, |options| options.max_line_bytes(1_000_000)).await;
         let (text, error) = child.failing_text().await;
         assert_eq!(text, "ok", "{body}");
         assert!(reason(&error).contains(expected), "{body}: {error}");
@@ -291,6 +291,22 @@ async fn errors_of_the_child_are_typed() {
     assert_eq!((text.as_str(), error.kind()), ("a", "backend"));
     assert_eq!(std::error::Error::source(&error).unwrap().to_string(), "RuntimeError: shapes");
     assert_eq!(child.model().complete("x".into(), GenerateOptions::new()).await.unwrap().text, "b");
+}
+
+#[tokio::test]
+async fn a_stopped_child_delays_neither_a_cancellation_nor_closing() {
+    let body = "loaded(); r = hear(); tokens(r['id'], 'ab'); os.kill(os.getpid(), signal.SIGSTOP); hear()";
+    let child = Scripted::new(body).await;
+    let cancel = CancellationToken::new();
+    let options = GenerateOptions::new().cancel(cancel.clone());
+    let mut stream = child.model().generate("x".into(), options).await.unwrap();
+    assert_eq!(stream.next().await.unwrap().unwrap().text, "a");
+    cancel.cancel();
+    let ends = tokio::time::timeout(Duration::from_secs(10), stream.finish()).await;
+    assert_eq!(ends.expect("a stopped child delayed the caller").unwrap().reason, FinishReason::Cancelled);
+    assert_eq!(child.model().stats().active, 0);
+    let closes = tokio::time::timeout(Duration::from_secs(20), child.model().close()).await;
+    closes.expect("a stopped child delayed closing").unwrap();
 }
 
 #[tokio::test]
