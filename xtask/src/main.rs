@@ -27,6 +27,8 @@ enum Chore {
     Ci,
     /// Formatting, lints, documentation, and the type check for Apple silicon.
     Check,
+    /// The part of `check` that needs no build: module cycles, MLX outside its module, retired names, sizes.
+    Structure,
     /// Every test, the mlx_lm backend's with a Python environment that it makes under target/.
     Test {
         /// Given to `cargo test`: `-p inference-core`, say. Without it everything is tested.
@@ -56,6 +58,7 @@ fn main() -> Result<()> {
             test::run(&[])
         }
         Chore::Check => check::run(),
+        Chore::Structure => check::structure(),
         Chore::Test { args } => test::run(&args),
         Chore::Golden => python::golden(),
         Chore::DemoModel(args) => demo::run(&args),

@@ -1,6 +1,10 @@
-//! What must hold of the sources: formatting, lints, documentation, and that the Apple path type-checks.
+//! The checks of the sources: structure, formatting, lints, documentation, and the type check for Apple silicon.
 
-use anyhow::Result;
+mod modules;
+mod rules;
+mod sources;
+
+use anyhow::{Result, bail};
 
 use crate::sh::{self, cargo};
 
@@ -12,6 +16,7 @@ const APPLE: &str = "aarch64-apple-darwin";
 /// # Errors
 /// The first that fails.
 pub(crate) fn run() -> Result<()> {
+    structure()?;
     let cargo = cargo();
     sh::run(&cargo, ["fmt", "--all", "--check"])?;
     sh::run(
@@ -36,6 +41,21 @@ pub(crate) fn run() -> Result<()> {
         deny,
     )?;
     apple()
+}
+
+/// Module cycles, MLX outside its module, retired names, sizes.
+///
+/// # Errors
+/// Something is against the rules; all of it was printed.
+pub(crate) fn structure() -> Result<()> {
+    let crates = sources::read(sh::root())?;
+    let mut found = rules::violations(sh::root(), &crates)?;
+    found.extend(crates.iter().flat_map(modules::cycles));
+    found.iter().for_each(|violation| eprintln!("{violation}"));
+    if !found.is_empty() {
+        bail!("the structure of the sources has {} faults", found.len());
+    }
+    Ok(())
 }
 
 /// Type-checks the libraries for Apple silicon.
