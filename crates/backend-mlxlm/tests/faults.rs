@@ -199,7 +199,8 @@ async fn a_child_that_hangs_is_killed() {
     let hangs = ["time.sleep(1e6)", "hello(); time.sleep(1e6)", "hello(); hear(); signal.pause()"];
     let hang_timeout = Duration::from_millis(400);
     for body in hangs {
-        let error = Scripted::with(body, |options| options.hang_timeout(hang_timeout)).await.loaded.unwrap_err();
+        let error =
+            Scripted::with(body, |options| options.hang_timeout(hang_timeout)).await.loaded.unwrap_err();
         assert!(reason(&error).contains("sent nothing for 0.4 s"), "{body}: {error}");
     }
     let body = "loaded(); r = hear(); tokens(r['id'], 'ab'); signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(1e6)";
