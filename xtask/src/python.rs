@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 
 use crate::sh;
 
@@ -20,7 +20,7 @@ pub(crate) fn mlx_lm() -> Result<PathBuf> {
 /// As [`mlx_lm`], or the two oracles disagree.
 pub(crate) fn golden() -> Result<()> {
     let python = environment("golden-venv", Path::new("xtask/python/golden/requirements.txt"))?;
-    sh::run(path(&python)?, ["xtask/python/golden/make.py"])
+    sh::run(sh::utf8(&python)?, ["xtask/python/golden/make.py"])
 }
 
 /// The environment `target/<name>` with what the requirements file lists, made at the first call and whenever that file
@@ -37,13 +37,11 @@ fn environment(name: &str, requirements: &Path) -> Result<PathBuf> {
     if folder.exists() {
         std::fs::remove_dir_all(&folder)?;
     }
-    sh::run("python3", ["-m", "venv", path(&folder)?])?;
-    sh::run(path(&python)?, ["-m", "pip", "install", "--quiet", "--requirement", path(requirements)?])?;
+    sh::run("python3", ["-m", "venv", sh::utf8(&folder)?])?;
+    sh::run(
+        sh::utf8(&python)?,
+        ["-m", "pip", "install", "--quiet", "--requirement", sh::utf8(requirements)?],
+    )?;
     std::fs::write(stamp, wanted)?;
     Ok(python)
-}
-
-fn path(path: &Path) -> Result<&str> {
-    let Some(text) = path.to_str() else { bail!("{} is not UTF-8", path.display()) };
-    Ok(text)
 }

@@ -44,3 +44,11 @@ pub(crate) fn run_with(
 pub(crate) fn cargo() -> String {
     std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned())
 }
+
+/// The path as an argument of a program.
+///
+/// # Errors
+/// It is not UTF-8.
+pub(crate) fn utf8(path: &Path) -> Result<&str> {
+    path.to_str().with_context(|| format!("{} is not UTF-8", path.display()))
+}

@@ -158,7 +158,6 @@ fn add_use(names: &mut Names, tree: &syn::UseTree, mut path: Vec<String>, is_pri
         syn::UseTree::Group(tree) => {
             tree.items.iter().for_each(|item| add_use(names, item, path.clone(), is_private));
         }
-        _ => {}
     }
 }
 
@@ -225,7 +224,8 @@ mod tests {
 
     fn krate(files: &[(&str, &str)]) -> Crate {
         let module = |(path, text): &(&str, &str)| {
-            let parts: Vec<String> = path.split("::").filter(|part| !part.is_empty()).map(str::to_owned).collect();
+            let parts: Vec<String> =
+                path.split("::").filter(|part| !part.is_empty()).map(str::to_owned).collect();
             let file = PathBuf::from(format!("{path}.rs"));
             (parts, Module { file, items: syn::parse_file(text).unwrap().items })
         };
@@ -240,7 +240,11 @@ mod tests {
             ("b", "pub struct B; fn f(a: &super::a::A) {}"),
         ]));
         assert_eq!(found.len(), 1, "{found:?}");
-        assert!(found[0].contains("a.rs uses b.rs (B)") && found[0].contains("b.rs uses a.rs (A)"), "{}", found[0]);
+        assert!(
+            found[0].contains("a.rs uses b.rs (B)") && found[0].contains("b.rs uses a.rs (A)"),
+            "{}",
+            found[0]
+        );
     }
 
     #[test]

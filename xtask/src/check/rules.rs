@@ -51,7 +51,8 @@ pub(super) fn violations(root: &Path, crates: &[Crate]) -> Result<Vec<String>> {
             found.extend(names(&shown, &text, &retired));
         }
         for module in krate.modules.values() {
-            let mut functions = Functions { file: module.file.to_string_lossy().into_owned(), found: Vec::new() };
+            let mut functions =
+                Functions { file: module.file.to_string_lossy().into_owned(), found: Vec::new() };
             module.items.iter().for_each(|item| functions.visit_item(item));
             found.extend(functions.found);
         }
@@ -129,7 +130,8 @@ impl Functions {
         if lines > MAX_FUNCTION_LINES && !is_table(block) {
             let start = block.span().start().line;
             let file = &self.file;
-            self.found.push(format!("{file}:{start}: `{name}` has {lines} lines, more than {MAX_FUNCTION_LINES}"));
+            self.found
+                .push(format!("{file}:{start}: `{name}` has {lines} lines, more than {MAX_FUNCTION_LINES}"));
         }
     }
 }
@@ -158,8 +160,10 @@ struct Tables {
 
 impl<'ast> Visit<'ast> for Tables {
     fn visit_expr(&mut self, expression: &'ast syn::Expr) {
-        let is_table =
-            matches!(expression, syn::Expr::Match(_) | syn::Expr::Macro(_) | syn::Expr::Array(_) | syn::Expr::Struct(_));
+        let is_table = matches!(
+            expression,
+            syn::Expr::Match(_) | syn::Expr::Macro(_) | syn::Expr::Array(_) | syn::Expr::Struct(_)
+        );
         if is_table {
             let span = expression.span();
             self.longest = self.longest.max(span.end().line + 1 - span.start().line);

@@ -53,7 +53,8 @@ fn add_file(
 ) -> Result<()> {
     let text = fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
     let parsed = syn::parse_file(&text).with_context(|| format!("cannot parse {}", file.display()))?;
-    let is_root = matches!(file.file_name().and_then(|name| name.to_str()), Some("lib.rs" | "main.rs" | "mod.rs"));
+    let is_root =
+        matches!(file.file_name().and_then(|name| name.to_str()), Some("lib.rs" | "main.rs" | "mod.rs"));
     let children = if is_root { file.with_file_name("") } else { file.with_extension("") };
     let shown = file.strip_prefix(root).unwrap_or(file).to_owned();
     add_items(modules, path, &shown, parsed.items, &children, root)

@@ -93,8 +93,7 @@ pub(super) fn read_tokenizer(path: &Path) -> Result<Tokenizer> {
 /// Writes the model's folder.
 pub(super) fn write(folder: &Path, tokenizer: &Tokenizer, seed: u64) -> Result<()> {
     fs::create_dir_all(folder)?;
-    let id = |token: &str| tokenizer.token_to_id(token).with_context(|| format!("no token {token}"));
-    let (pad, end) = (id(END_OF_TEXT)?, id(END)?);
+    let (pad, end) = (id(tokenizer, END_OF_TEXT)?, id(tokenizer, END)?);
     write_tokenizer(tokenizer, &folder.join("tokenizer.json"))?;
     fs::write(folder.join("chat_template.jinja"), TEMPLATE)?;
     let json = |name: &str, value: &Value| fs::write(folder.join(name), format!("{value:#}\n"));
@@ -130,12 +129,6 @@ pub(super) fn write(folder: &Path, tokenizer: &Tokenizer, seed: u64) -> Result<(
     let generation =
         json!({"eos_token_id": [end, pad], "pad_token_id": pad, "do_sample": false, "max_new_tokens": 64});
     json("generation_config.json", &generation)?;
-    let added = [END_OF_TEXT, START, END].into_iter().map(|token| {
-        let entry = json!({
-            "content": token, "lstrip": false, "normalized": false, "rstrip": false, "single_word": false, "special": true,
-        });
-        Ok((id(token)?.to_string(), entry))
-    });
     json(
         "tokenizer_config.json",
         &json!({
@@ -147,10 +140,25 @@ pub(super) fn write(folder: &Path, tokenizer: &Tokenizer, seed: u64) -> Result<(
             "eos_token": END,
             "pad_token": END_OF_TEXT,
             "unk_token": null,
-            "added_tokens_decoder": added.collect::<Result<serde_json::Map<_, _>>>()?,
+            "added_tokens_decoder": added_tokens(tokenizer)?,
         }),
     )?;
     write_weights(&folder.join("model.safetensors"), seed)
+}
+
+/// The special tokens as tokenizer_config.json lists them.
+fn added_tokens(tokenizer: &Tokenizer) -> Result<serde_json::Map<String, Value>> {
+    let entries = [END_OF_TEXT, START, END].into_iter().map(|token| {
+        let entry = json!({
+            "content": token, "lstrip": false, "normalized": false, "rstrip": false, "single_word": false, "special": true,
+        });
+        Ok((id(tokenizer, token)?.to_string(), entry))
+    });
+    entries.collect()
+}
+
+fn id(tokenizer: &Tokenizer, token: &str) -> Result<u32> {
+    tokenizer.token_to_id(token).with_context(|| format!("no token {token}"))
 }
 
 /// Random weights: of deviation 0.02, but what writes into the residual stream starts smaller, so that depth adds no variance.

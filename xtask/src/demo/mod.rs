@@ -102,7 +102,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         return Ok(());
     }
     let program = args.program.clone().map_or_else(build, Ok)?;
-    let inference = |arguments: &[&str]| sh::run(text(&program)?, arguments);
+    let inference = |arguments: &[&str]| sh::run(sh::utf8(&program)?, arguments);
     if !events(&trained)?.iter().any(is_end) {
         let resume = trained.join("checkpoints").exists().then_some("--resume");
         let arguments = training(args, &base, &data, &trained)?;
@@ -116,8 +116,16 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             fs::remove_dir_all(folder)?;
         }
     }
-    inference(&["fuse", "--model", text(&base)?, "--adapter", text(&trained)?, "--output", text(&fused)?])?;
-    inference(&["convert", text(&fused)?, text(&quantised)?, "--bits", "8", "--group-size", "64"])?;
+    inference(&[
+        "fuse",
+        "--model",
+        sh::utf8(&base)?,
+        "--adapter",
+        sh::utf8(&trained)?,
+        "--output",
+        sh::utf8(&fused)?,
+    ])?;
+    inference(&["convert", sh::utf8(&fused)?, sh::utf8(&quantised)?, "--bits", "8", "--group-size", "64"])?;
     let scores = score::score(&program, &quantised, &args.work)?;
     fs::create_dir_all(&args.out)?;
     for entry in fs::read_dir(&quantised)? {
@@ -130,7 +138,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
 /// What the program is told for training: the whole of the model, from its random weights.
 fn training(args: &Args, base: &Path, data: &Path, trained: &Path) -> Result<Vec<String>> {
-    let paths = [text(base)?, text(data)?, text(trained)?];
+    let paths = [sh::utf8(base)?, sh::utf8(data)?, sh::utf8(trained)?];
     let line = format!(
         "train --method full --mixed-precision --dropout 0.1 --learning-rate {} --schedule linear --warmup {} \
          --optimizer adamw --betas 0.9,0.99 --weight-decay 0.1 --clip 1 --steps {} --batch-size {} --batch-tokens {} \
@@ -216,8 +224,4 @@ fn thousands(number: u64) -> String {
     let groups: Vec<&str> =
         digits.as_bytes().rchunks(3).rev().filter_map(|g| std::str::from_utf8(g).ok()).collect();
     groups.join(",")
-}
-
-fn text(path: &Path) -> Result<&str> {
-    path.to_str().with_context(|| format!("{} is not UTF-8", path.display()))
 }

@@ -6,7 +6,7 @@ use std::{fs, path::Path};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
-use super::{text, words::UNKNOWN};
+use super::words::UNKNOWN;
 use crate::sh;
 
 const QUESTIONS: &str = "xtask/demo/questions.jsonl";
@@ -30,9 +30,9 @@ pub(super) fn score(program: &Path, folder: &Path, work: &Path) -> Result<Scores
     if answers.exists() {
         fs::remove_file(&answers)?;
     }
-    let arguments = ["batch", "--model", text(folder)?, QUESTIONS, "--output", text(&answers)?];
+    let arguments = ["batch", "--model", sh::utf8(folder)?, QUESTIONS, "--output", sh::utf8(&answers)?];
     sh::run(
-        text(program)?,
+        sh::utf8(program)?,
         arguments.into_iter().chain(["--max-tokens", "80", "--concurrency", "64", "--quiet"]),
     )?;
     let questions = fs::read_to_string(QUESTIONS)?;
