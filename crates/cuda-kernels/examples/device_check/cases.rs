@@ -1,0 +1,121 @@
+//! Shapes of decoders that are checked.
+
+use cuda_kernels::{Activation, Half, Layout};
+
+use crate::decoder::Shape;
+
+const fn affine(bits: u32, group: u32) -> Layout {
+    Layout::Affine { bits, group }
+}
+
+/// Names and shapes.
+pub(crate) fn all() -> Vec<(String, Shape)> {
+    let llama = Shape::default();
+    let qwen3 = Shape {
+        layouts: [affine(4, 64); 4],
+        heads: 4,
+        head_dim: 128,
+        rotated: 128,
+        qk_norm: true,
+        ..llama.clone()
+    };
+    let gemma3 = Shape {
+        hidden: 1152,
+        heads: 4,
+        kv_heads: 1,
+        head_dim: 256,
+        rotated: 256,
+        intermediate: 1728,
+        layers: 3,
+        layouts: [affine(4, 64); 4],
+        activation: Activation::GeluTanh,
+        qk_norm: true,
+        sandwich: true,
+        plus_one: true,
+        window: Some(100),
+        logit_cap: Some(5.0),
+        ..llama.clone()
+    };
+    let mut cases = vec![
+        ("llama bf16".to_owned(), llama.clone()),
+        ("llama f16".to_owned(), Shape { half: Half::F16, ..llama.clone() }),
+        ("embedding and head".to_owned(), Shape { layers: 0, ..llama.clone() }),
+        ("qwen3 4-bit".to_owned(), qwen3.clone()),
+        ("qwen3 4-bit f16".to_owned(), Shape { half: Half::F16, ..qwen3.clone() }),
+        (
+            "qwen3 mixed".to_owned(),
+            Shape {
+                layouts: [affine(4, 64), affine(6, 64), affine(8, 64), Layout::Dense],
+                v_layout: Some(affine(6, 64)),
+                ..qwen3.clone()
+            },
+        ),
+        ("gemma3 4-bit".to_owned(), gemma3.clone()),
+        (
+            "gemma3 bf16".to_owned(),
+            Shape { layouts: [Layout::Dense; 4], single_norms: true, ..gemma3.clone() },
+        ),
+        ("gemma3 f16".to_owned(), Shape { half: Half::F16, ..gemma3 }),
+        (
+            "long rows".to_owned(),
+            Shape {
+                hidden: 2048,
+                intermediate: 14_336,
+                layers: 1,
+                vocabulary: 256,
+                layouts: [Layout::Dense, affine(4, 64), affine(4, 64), Layout::Dense],
+                ..llama.clone()
+            },
+        ),
+        (
+            "long dense rows".to_owned(),
+            Shape { intermediate: 9216, layers: 1, vocabulary: 256, ..llama.clone() },
+        ),
+        (
+            "biases, gelu, interleaved".to_owned(),
+            Shape {
+                bias: true,
+                activation: Activation::Gelu,
+                interleaved: true,
+                rotated: 32,
+                ..llama.clone()
+            },
+        ),
+        (
+            "sinks, caps, window".to_owned(),
+            Shape { sinks: true, cap: Some(3.0), window: Some(5), heads: 6, ..llama.clone() },
+        ),
+        ("sinks, long".to_owned(), Shape { sinks: true, heads: 16, kv_heads: 2, ..qwen3.clone() }),
+        (
+            "head 96, odd groups".to_owned(),
+            Shape {
+                heads: 7,
+                kv_heads: 1,
+                head_dim: 96,
+                rotated: 96,
+                layouts: [affine(8, 32), affine(4, 32), affine(4, 128), affine(4, 32)],
+                ..llama.clone()
+            },
+        ),
+        (
+            "odd vocabulary and width".to_owned(),
+            Shape {
+                hidden: 264,
+                intermediate: 344,
+                vocabulary: 997,
+                sandwich: true,
+                heads: 3,
+                kv_heads: 3,
+                ..llama.clone()
+            },
+        ),
+    ];
+    for bits in [2, 3, 4, 5, 6, 8] {
+        for group in [32, 64, 128] {
+            let layouts = [affine(bits, group); 4];
+            let name = format!("{bits}-bit, groups of {group}");
+            cases.push((name, Shape { layouts, layers: 1, hidden: 384, intermediate: 640, ..llama.clone() }));
+        }
+    }
+    cases
+}

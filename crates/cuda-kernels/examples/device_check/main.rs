@@ -1,0 +1,189 @@
+//! Compares steps on the GPU with double precision on the host, for many shapes of decoders. Fails without a GPU.
+//!
+//! `cargo run -p cuda-kernels --example device_check [substring of a case's name] …`
+
+mod cases;
+mod decoder;
+mod matrix;
+
+use std::{env, process::ExitCode, time::Instant};
+
+use cuda_kernels::{Buffer, Compiler, Device, Executor, Options, Result, Row};
+use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
+
+use crate::{
+    decoder::{Cache, Decoder, LayerCache, Shape},
+    matrix::{narrow, widen},
+};
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(0) => ExitCode::SUCCESS,
+        Ok(failed) => {
+            println!("{failed} FAILED");
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            println!("ERROR {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<usize> {
+    let device = Device::probe(0)?;
+    println!("{} driver {}", device.name(), device.driver());
+    let compiler = Compiler::new(&device, env::var_os("KERNEL_CACHE").map(Into::into));
+    let wanted: Vec<String> = env::args().skip(1).collect();
+    let mut failed = 0;
+    for (seed, (name, shape)) in cases::all().into_iter().enumerate() {
+        if !wanted.is_empty() && !wanted.iter().any(|wanted| name.contains(wanted)) {
+            continue;
+        }
+        let started = Instant::now();
+        for rows in [1, 2, 3, 8] {
+            match check(&compiler, &shape, rows, seed as u64) {
+                // Single precision in between adds little to the rounding of halves.
+                Ok([error, rounding]) if error <= 1.25 * rounding => {
+                    println!("ok   {name} rows {rows}: {error:.1e}, rounding {rounding:.1e}");
+                }
+                Ok([error, rounding]) => {
+                    failed += 1;
+                    println!("FAIL {name} rows {rows}: {error:.1e}, rounding {rounding:.1e}");
+                }
+                Err(error) => {
+                    failed += 1;
+                    println!("FAIL {name} rows {rows}: {error}");
+                }
+            }
+        }
+        println!("     {name}: {:.1} s", started.elapsed().as_secs_f32());
+    }
+    Ok(failed)
+}
+
+/// The error of logits over all rows and steps, relative to their length, and that of rounding alone. Rows begin at different positions, with caches of
+/// random numbers; of three rows the middle one is idle.
+fn check(compiler: &Compiler, shape: &Shape, rows: usize, seed: u64) -> Result<[f64; 2]> {
+    let device = compiler.device();
+    let decoder = Decoder::random(device, shape.clone(), seed)?;
+    let mut rng = StdRng::seed_from_u64(seed + 1000);
+    let starts = [0, 1, 37, 130, 63, 64, 299, 200].map(|start: usize| start.min(shape.capacity - 8));
+    let mut caches: Vec<Cache> = Vec::new();
+    let mut buffers: Vec<Buffer> = Vec::new();
+    let starts: Vec<usize> = (0..rows).map(|row| starts[(row + 6 * usize::from(rows == 1)) % 8]).collect();
+    // SAFETY: the decoder, its caches and the buffers live as long as this function.
+    let mut executor =
+        unsafe { Executor::new(compiler, decoder.spec(), Options { history: 4, ..Options::default() })? };
+    executor.prepare(compiler, rows)?;
+    for (row, &start) in starts.iter().enumerate() {
+        let mut cache = Vec::new();
+        for layer in 0..shape.layers {
+            let (host, pair) = random_cache(device, &mut rng, &decoder, layer, start)?;
+            executor.set_cache(layer, row, pair[0].ptr(), pair[1].ptr())?;
+            cache.push(host);
+            buffers.extend(pair);
+        }
+        caches.push(cache);
+    }
+    let mut rounded_caches = caches.clone();
+    let idle = |row: usize| rows == 3 && row == 1;
+    let (mut ours, mut rounded) = (Error::default(), Error::default());
+    let mut wrong = false;
+    let mut random_tokens = || (0..rows).map(|_| rng.random_range(0..shape.vocabulary as u32)).collect();
+    let tokens: Vec<Vec<u32>> = (0..5).map(|_| random_tokens()).collect();
+    for (step, tokens) in tokens.iter().enumerate() {
+        for row in 0..rows {
+            let next = Row { token: tokens[row], position: starts[row] + step };
+            executor.set_row(row, (!idle(row)).then_some(next))?;
+        }
+        executor.poison()?;
+        executor.run(rows, 1)?;
+        for row in (0..rows).filter(|row| !idle(*row)) {
+            let logits = executor.logits(row)?;
+            let token = tokens[row] as usize;
+            let expected = decoder.step(token, &mut caches[row], false);
+            ours.add(logits.iter().copied().map(f64::from), &expected);
+            rounded.add(decoder.step(token, &mut rounded_caches[row], true), &expected);
+            let best = (0..logits.len()).rev().max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap_or(0);
+            let chosen = executor.tokens(row, 1)?[0];
+            if chosen as usize != best {
+                println!("FAIL row {row} chose {chosen} rather than {best}");
+                wrong = true;
+            }
+        }
+    }
+    // The same tokens follow without the host.
+    for row in (0..rows).filter(|row| !idle(*row)) {
+        executor.set_row(row, Some(Row { token: tokens[0][row], position: starts[row] + 1 }))?;
+    }
+    let mut single = vec![Vec::new(); rows];
+    for _ in 0..4 {
+        executor.run(rows, 1)?;
+        for row in (0..rows).filter(|row| !idle(*row)) {
+            single[row].extend(executor.tokens(row, 1)?);
+        }
+    }
+    for row in (0..rows).filter(|row| !idle(*row)) {
+        executor.set_row(row, Some(Row { token: tokens[0][row], position: starts[row] + 1 }))?;
+    }
+    executor.run(rows, 4)?;
+    for row in (0..rows).filter(|row| !idle(*row)) {
+        let together = executor.tokens(row, 4)?;
+        if together != single[row] {
+            println!("FAIL row {row}: {together:?} in one go, {:?} step by step", single[row]);
+            wrong = true;
+        }
+    }
+    let ours = if wrong { f64::INFINITY } else { ours.relative() };
+    Ok([ours, rounded.relative()])
+}
+
+/// Keys and values of `start` positions, in both places. Slots that hold none are NaN.
+fn random_cache(
+    device: &Device,
+    rng: &mut StdRng,
+    decoder: &Decoder,
+    layer: usize,
+    start: usize,
+) -> Result<(LayerCache, [Buffer; 2])> {
+    let Shape { half, kv_heads, head_dim, .. } = decoder.shape;
+    let capacity = decoder.capacity(layer);
+    let mut bits = [0, 1].map(|_| vec![0x7fff_u16; kv_heads * capacity * head_dim]);
+    let mut host = Vec::new();
+    for position in 0..start {
+        host.push(bits.each_mut().map(|bits| {
+            let mut values = Vec::new();
+            for head in 0..kv_heads {
+                for d in 0..head_dim {
+                    let value = narrow(half, rng.random_range(-1.5..1.5));
+                    bits[(head * capacity + position % capacity) * head_dim + d] = value;
+                    values.push(widen(half, value));
+                }
+            }
+            values
+        }));
+    }
+    let [keys, values] = bits;
+    Ok((host, [Buffer::of(device, &keys)?, Buffer::of(device, &values)?]))
+}
+
+/// The squares of differences, and those of what is right.
+#[derive(Default)]
+struct Error {
+    apart: f64,
+    length: f64,
+}
+
+impl Error {
+    fn add(&mut self, found: impl IntoIterator<Item = f64>, right: &[f64]) {
+        self.apart += found.into_iter().zip(right).map(|(a, b)| (a - b).powi(2)).sum::<f64>();
+        self.length += right.iter().map(|b| b * b).sum::<f64>();
+    }
+
+    /// Not a number becomes infinite.
+    fn relative(&self) -> f64 {
+        let error = (self.apart / self.length).sqrt();
+        if error.is_nan() { f64::INFINITY } else { error }
+    }
+}

@@ -1,0 +1,180 @@
+//! How a product is cut into tiles and stages of the copy engine.
+
+use crate::{
+    Device,
+    spec::{Layout, Weight},
+};
+
+/// Stages of a ring, as the source bounds them.
+const MAX_STAGES: usize = 16;
+/// Warps that multiply.
+const WARPS: usize = 8;
+/// Bytes that a stage has at most, without padding.
+const STAGE: usize = 16 << 10;
+
+/// A product that the copy engine can feed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Geometry {
+    pub(crate) tiles: u32,
+    pub(crate) grid: u32,
+    pub(crate) pieces: u32,
+    /// Columns of a piece; the last may have fewer.
+    pub(crate) piece: u32,
+    pub(crate) stages: u32,
+    /// Tiles whose scales are in shared memory.
+    pub(crate) slots: u32,
+    /// Bytes from one row of a stage to the next.
+    pub(crate) stride: u32,
+    /// Bytes of the scales of eight rows.
+    pub(crate) scale_bytes: u32,
+    /// Bytes of shared memory in all.
+    pub(crate) shared: u32,
+}
+
+/// What a GPU offers.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    pub(crate) multiprocessors: usize,
+    /// Shared memory of a block.
+    pub(crate) shared: usize,
+}
+
+impl From<&Device> for Limits {
+    fn from(device: &Device) -> Self {
+        Self { multiprocessors: device.multiprocessors() as usize, shared: device.shared_memory() as usize }
+    }
+}
+
+impl Geometry {
+    /// The geometry for `rows` rows of x; `None` where addresses or sizes are not multiples of what the copy engine needs, or
+    /// where x does not fit into shared memory.
+    pub(crate) fn new(weights: &[Weight], gated: bool, rows: usize, limits: Limits) -> Option<Self> {
+        let Weight { layout, columns: k, .. } = *weights.first()?;
+        let (bits, group) = layout.parameters();
+        let (bits, group) = (bits as usize, group as usize);
+        let quantized = layout != Layout::Dense;
+        // Columns that a warp multiplies at once.
+        let sub = if quantized { group.min(64) } else { 32 };
+        let alike = weights.iter().all(|weight| {
+            let addresses = [weight.data, weight.scales, weight.biases];
+            weight.layout == layout
+                && weight.columns == k
+                && weight.rows % 8 == 0
+                && addresses.iter().all(|ptr| ptr.0 % 16 == 0)
+        });
+        if !alike || k % sub != 0 || layout.row_bytes(k) % 16 != 0 {
+            return None;
+        }
+        let subtiles = if gated { 2 } else { 1 };
+        let outputs: usize = weights.iter().map(|weight| weight.rows).sum::<usize>() / subtiles;
+        let tiles = outputs / 8;
+        let grid = tiles.min(limits.multiprocessors);
+
+        // Pieces of which every warp has its share, each a multiple of 16 bytes.
+        let most = STAGE / (8 * subtiles) * 8 / bits;
+        let step = (WARPS * sub).max(128);
+        let pieces = k.div_ceil(most / step * step);
+        let piece = if pieces == 1 { k } else { k.div_ceil(pieces).next_multiple_of(step) };
+        let pieces = k.div_ceil(piece);
+        let bytes = piece * bits / 8;
+        // Bytes that four lanes read of a row at once: rows that far apart (mod 128) meet no bank twice.
+        let wanted = match (bits, sub) {
+            (16, _) => 64,
+            (4 | 8, _) => sub * bits / 8,
+            _ => 16,
+        };
+        let stride = bytes + (wanted + 128 - bytes % 128) % 128;
+        let stage = 8 * subtiles * stride;
+        let scale_bytes = 16 * layout.groups(k);
+        let slot = subtiles * 2 * scale_bytes;
+
+        let sums = if quantized { (rows * (k / sub)).next_multiple_of(4) * 4 } else { 0 };
+        let fixed = 384 + 64 * rows + 4096 * subtiles + rows * (2 * k + 16) + sums;
+        // Half of a multiprocessor, so that the next kernel's block fits beside, where that leaves enough for a ring.
+        let half = limits.shared / 2 - 2048;
+        let budget = if fixed + 4 * stage + 6 * slot <= half { half } else { limits.shared - 1024 };
+        let left = budget.checked_sub(fixed)?;
+        let slots_for = |stages: usize| if quantized { (stages / pieces + 2).min(MAX_STAGES) } else { 0 };
+        let per_block = tiles.div_ceil(grid) * pieces;
+        let most = MAX_STAGES.min(per_block).max(2);
+        let stages = (2..=most).rev().find(|&stages| stages * stage + slots_for(stages) * slot <= left)?;
+        let slots = slots_for(stages);
+        Some(Self {
+            tiles: tiles as u32,
+            grid: grid as u32,
+            pieces: pieces as u32,
+            piece: piece as u32,
+            stages: stages as u32,
+            slots: slots.max(1) as u32,
+            stride: stride as u32,
+            scale_bytes: scale_bytes as u32,
+            shared: (fixed + stages * stage + slots.max(1) * slot) as u32,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::DevicePtr;
+
+    const H100: Limits = Limits { multiprocessors: 132, shared: 227 << 10 };
+
+    fn weight(layout: Layout, rows: usize, columns: usize) -> Weight {
+        let scales = if layout == Layout::Dense { DevicePtr::NULL } else { DevicePtr(256) };
+        Weight { layout, rows, columns, data: DevicePtr(256), scales, biases: scales, bias: DevicePtr::NULL }
+    }
+
+    #[test]
+    fn stages_hold_all_columns_and_fit() {
+        let mut layouts = vec![Layout::Dense];
+        for bits in [2, 3, 4, 5, 6, 8] {
+            layouts.extend([32, 64, 128].map(|group| Layout::Affine { bits, group }));
+        }
+        for layout in layouts {
+            let (bits, _) = layout.parameters();
+            for columns in [128, 576, 1024, 1152, 2048, 4096, 6912, 8192, 14_336, 28_672] {
+                if columns % layout.parameters().1 as usize != 0 {
+                    continue;
+                }
+                for (rows, gated) in [(1, false), (1, true), (2, true), (4, false), (8, true), (8, false)] {
+                    let one = weight(layout, 1536, columns);
+                    let weights = if gated { vec![one; 2] } else { vec![one] };
+                    let Some(g) = Geometry::new(&weights, gated, rows, H100) else {
+                        let misfit = !(columns * bits as usize / 8).is_multiple_of(16)
+                            || rows * columns * 2 > 100 << 10;
+                        assert!(misfit, "{layout:?} {columns} {rows}");
+                        continue;
+                    };
+                    assert!(g.shared as usize <= H100.shared, "{g:?}");
+                    assert!(
+                        g.pieces * g.piece >= columns as u32 && (g.pieces - 1) * g.piece < columns as u32
+                    );
+                    assert!(
+                        g.piece * bits / 8 % 16 == 0 && g.stride % 16 == 0 && g.stride >= g.piece * bits / 8
+                    );
+                    assert!((2..=16).contains(&g.stages) && (1..=16).contains(&g.slots));
+                    assert_eq!(g.tiles, 192);
+                    if rows == 1 && columns <= 4096 && layout.parameters().1 >= 64 {
+                        assert!(g.shared as usize <= H100.shared / 2 - 1024, "{layout:?} {columns}: {g:?}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_the_copy_engine_cannot_take_is_refused() {
+        let dense = weight(Layout::Dense, 64, 256);
+        assert!(Geometry::new(&[dense], false, 1, H100).is_some());
+        let odd = [
+            Weight { rows: 63, ..dense },
+            Weight { columns: 250, ..dense },
+            Weight { data: DevicePtr(264), ..dense },
+            weight(Layout::Affine { bits: 3, group: 64 }, 64, 64 * 5),
+        ];
+        for weight in odd {
+            assert_eq!(Geometry::new(&[weight], false, 1, H100), None, "{weight:?}");
+        }
+    }
+}

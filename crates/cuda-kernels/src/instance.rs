@@ -1,0 +1,138 @@
+//! Which kernels there are: templates of the sources, and the parameters they are compiled with.
+
+use crate::spec::{Activation, Half, Layout};
+
+/// Everything the kernels are made of, in the order of inclusion.
+const SOURCES: [&str; 5] = [
+    include_str!("kernels/common.cuh"),
+    include_str!("kernels/unpack.cuh"),
+    include_str!("kernels/gemv.cuh"),
+    include_str!("kernels/attention.cuh"),
+    include_str!("kernels/token.cuh"),
+];
+
+/// What is done to x before a product.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Prologue {
+    /// Nothing: x is halves.
+    Copy = 0,
+    /// RMS norm.
+    Norm = 1,
+    /// x + norm(y), and the norm of that.
+    Sandwich = 2,
+}
+
+/// What is done with a product.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Epilogue {
+    /// It is stored.
+    Store,
+    /// It is added to the residual.
+    Add,
+    /// activation(gate) · up
+    Gated(Activation),
+    /// They are logits, of which the best is found.
+    Logits,
+}
+
+impl Epilogue {
+    fn parameters(self) -> (u32, u32) {
+        match self {
+            Self::Store => (0, 0),
+            Self::Add => (1, 0),
+            Self::Gated(activation) => (2, activation as u32),
+            Self::Logits => (3, 0),
+        }
+    }
+}
+
+/// A kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Instance {
+    Gemv { half: Half, rows: u32, layout: Layout, prologue: Prologue, epilogue: Epilogue },
+    Plain { half: Half, layout: Layout, epilogue: Epilogue },
+    Attention { half: Half, head_dim: u32, heads: u32 },
+    Embed { half: Half, layout: Layout },
+    Norm { half: Half },
+    Argmax { half: Half },
+}
+
+impl Instance {
+    /// Its name in the compiled module.
+    pub(crate) fn name(&self) -> String {
+        match *self {
+            Self::Gemv { rows, layout, prologue, epilogue, .. } => {
+                let (epilogue, activation) = epilogue.parameters();
+                let (bits, group) = layout.parameters();
+                format!("gemv_r{rows}_b{bits}_g{group}_p{}_e{epilogue}_a{activation}", prologue as u32)
+            }
+            Self::Plain { layout, epilogue, .. } => {
+                let (epilogue, activation) = epilogue.parameters();
+                let (bits, group) = layout.parameters();
+                format!("plain_b{bits}_g{group}_e{epilogue}_a{activation}")
+            }
+            Self::Attention { head_dim, heads, .. } => format!("attention_d{head_dim}_h{heads}"),
+            Self::Embed { layout, .. } => {
+                let (bits, group) = layout.parameters();
+                format!("embed_b{bits}_g{group}")
+            }
+            Self::Norm { .. } => "norm_only".to_owned(),
+            Self::Argmax { .. } => "argmax_rows".to_owned(),
+        }
+    }
+
+    /// The sources that define it.
+    pub(crate) fn source(&self) -> String {
+        let (argument, bounds, call) = self.definition();
+        let mut source = format!("#define HALF_KIND {}\n", self.half() as u32);
+        source.extend(SOURCES);
+        source += &format!(
+            "\nextern \"C\" __global__ void __launch_bounds__({bounds}) {}(const __grid_constant__ {argument} a) {{ {call}(a); }}\n",
+            self.name(),
+        );
+        source
+    }
+
+    fn half(&self) -> Half {
+        match *self {
+            Self::Gemv { half, .. }
+            | Self::Plain { half, .. }
+            | Self::Attention { half, .. }
+            | Self::Embed { half, .. }
+            | Self::Norm { half }
+            | Self::Argmax { half } => half,
+        }
+    }
+
+    /// The type of its argument, its launch bounds, and the template.
+    fn definition(&self) -> (&'static str, &'static str, String) {
+        match *self {
+            Self::Gemv { rows, layout, prologue, epilogue, .. } => {
+                let (epilogue, activation) = epilogue.parameters();
+                let (bits, group) = layout.parameters();
+                let prologue = prologue as u32;
+                // Two blocks on a multiprocessor: that of a kernel and that of the next.
+                let bounds = if rows < 4 { "288, 2" } else { "288, 1" };
+                (
+                    "GemvArgs",
+                    bounds,
+                    format!("gemv<{rows}, {bits}, {group}, {prologue}, {epilogue}, {activation}>"),
+                )
+            }
+            Self::Plain { layout, epilogue, .. } => {
+                let (epilogue, activation) = epilogue.parameters();
+                let (bits, group) = layout.parameters();
+                ("PlainArgs", "256", format!("plain<{bits}, {group}, {epilogue}, {activation}>"))
+            }
+            Self::Attention { head_dim, heads, .. } => {
+                ("AttentionArgs", "256", format!("attention<{head_dim}, {heads}>"))
+            }
+            Self::Embed { layout, .. } => {
+                let (bits, group) = layout.parameters();
+                ("EmbedArgs", "256", format!("embed<{bits}, {group}>"))
+            }
+            Self::Norm { .. } => ("NormArgs", "256", "norm_rows".to_owned()),
+            Self::Argmax { .. } => ("ArgmaxArgs", "1024", "argmax".to_owned()),
+        }
+    }
+}

@@ -1,0 +1,44 @@
+//! Decode steps of language models as one CUDA graph, captured once and replayed.
+//!
+//! | kernel | serves | source |
+//! | --- | --- | --- |
+//! | `gemv` | every product of 1 to 8 rows with a matrix, dense or quantised: projections, gate and up with their activation, down, head. It normalises its input first, and adds to the residual or finds the best logit at the end | `kernels/gemv.cuh`, `kernels/unpack.cuh` |
+//! | `attention` | norms and rotates queries and the key, writes the cache, attends | `kernels/attention.cuh` |
+//! | `embed` | embeddings of tokens | `kernels/token.cuh` |
+//! | `plain`, `norm_only`, `argmax_rows` | the same as `gemv`, where a shape is not what the copy engine takes | `kernels/token.cuh` |
+//!
+//! A step of a layer is five launches. [`DecoderSpec`] describes a decoder, [`Executor`] captures its steps, [`Compiler`] compiles
+//! kernels with NVRTC and keeps them on disk, [`Device::probe`] says whether this machine can run them, or why not. Neither a
+//! driver nor a toolkit is needed to build.
+//!
+//! ```
+//! match cuda_kernels::Device::probe(0) {
+//!     Ok(device) => println!("{} with {} multiprocessors", device.name(), device.multiprocessors()),
+//!     Err(why) => println!("no steps on a GPU: {why}"),
+//! }
+//! ```
+
+mod arguments;
+mod compile;
+mod device;
+mod error;
+mod executor;
+mod geometry;
+mod instance;
+mod memory;
+mod spec;
+mod state;
+mod step;
+mod stream;
+
+pub use compile::Compiler;
+pub use device::Device;
+pub use error::{Error, Result};
+pub use executor::{BUCKETS, Executor, Options, Row};
+pub use memory::{Buffer, DevicePtr, Plain};
+pub use spec::{
+    Activation, AttentionSpec, CacheShape, DecoderSpec, Half, LayerSpec, Layout, MlpSpec, NormWeight,
+    RopeSpec, Weight,
+};
+pub use step::Part;
+pub use stream::{Event, Graph, Stream};

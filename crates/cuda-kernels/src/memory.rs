@@ -1,0 +1,135 @@
+//! Memory of the GPU.
+
+use cudarc::driver::sys;
+
+use crate::{Device, Error, Result, device::check};
+
+/// An address in the memory of a GPU; 0 is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+#[repr(transparent)]
+pub struct DevicePtr(pub u64);
+
+impl DevicePtr {
+    /// No address.
+    pub const NULL: Self = Self(0);
+
+    /// The address `bytes` further on.
+    #[must_use]
+    pub fn offset(self, bytes: usize) -> Self {
+        Self(self.0 + bytes as u64)
+    }
+
+    pub(crate) fn is_null(self) -> bool {
+        self.0 == 0
+    }
+}
+
+/// Types whose every pattern of bits is a value.
+pub trait Plain: Copy + Default + private::Sealed {}
+
+mod private {
+    pub trait Sealed {}
+}
+
+macro_rules! plain {
+    ($($element:ty),*) => { $(impl private::Sealed for $element {} impl Plain for $element {})* };
+}
+plain!(u8, u16, u32, u64, i32, f32);
+
+/// Memory of the GPU that is freed with this.
+#[derive(Debug)]
+pub struct Buffer {
+    device: Device,
+    ptr: DevicePtr,
+    bytes: usize,
+}
+
+impl Buffer {
+    /// As many bytes, all zero.
+    ///
+    /// # Errors
+    /// [`Error::Driver`]
+    pub fn zeroed(device: &Device, bytes: usize) -> Result<Self> {
+        device.bind()?;
+        let (mut ptr, bytes) = (0, bytes.max(1));
+        // SAFETY: a context is current.
+        check("cuMemAlloc", unsafe { sys::cuMemAlloc_v2(&mut ptr, bytes) })?;
+        let buffer = Self { device: device.clone(), ptr: DevicePtr(ptr), bytes };
+        // SAFETY: the buffer is that large.
+        check("cuMemsetD8", unsafe { sys::cuMemsetD8_v2(ptr, 0, bytes) })?;
+        // Streams of this crate do not wait for the default one.
+        device.synchronize()?;
+        Ok(buffer)
+    }
+
+    /// A copy of `data`.
+    ///
+    /// # Errors
+    /// [`Error::Driver`]
+    pub fn of<T: Plain>(device: &Device, data: &[T]) -> Result<Self> {
+        let mut buffer = Self::zeroed(device, size_of_val(data))?;
+        buffer.write(0, data)?;
+        Ok(buffer)
+    }
+
+    /// Where it begins.
+    #[must_use]
+    pub fn ptr(&self) -> DevicePtr {
+        self.ptr
+    }
+
+    /// Its size.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Copies `data` to the element `first`, after all work that was given to the default stream.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] where it does not fit; [`Error::Driver`].
+    pub fn write<T: Plain>(&mut self, first: usize, data: &[T]) -> Result<()> {
+        let start = self.range(first, data)?;
+        self.device.bind()?;
+        // SAFETY: both are as large.
+        check("cuMemcpyHtoD", unsafe {
+            sys::cuMemcpyHtoD_v2(self.ptr.0 + start, data.as_ptr().cast(), size_of_val(data))
+        })
+    }
+
+    /// A copy of `count` elements from the element `first`. Work on other streams must have ended.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] where there are fewer; [`Error::Driver`].
+    pub fn read<T: Plain>(&self, first: usize, count: usize) -> Result<Vec<T>> {
+        let mut data = vec![T::default(); count];
+        let start = self.range(first, &data)?;
+        self.device.bind()?;
+        // SAFETY: both are as large, and every pattern of bits is a value.
+        check("cuMemcpyDtoH", unsafe {
+            sys::cuMemcpyDtoH_v2(data.as_mut_ptr().cast(), self.ptr.0 + start, size_of_val(&data[..]))
+        })?;
+        Ok(data)
+    }
+
+    fn range<T>(&self, first: usize, data: &[T]) -> Result<u64> {
+        let start = first.checked_mul(size_of::<T>());
+        match start.and_then(|start| start.checked_add(size_of_val(data)).map(|end| (start, end))) {
+            Some((start, end)) if end <= self.bytes => Ok(start as u64),
+            _ => Err(Error::invalid(
+                "the end of a copy",
+                format!("element {first} and {} more", data.len()),
+                format!("at most {} bytes", self.bytes),
+            )),
+        }
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        if self.device.bind().is_ok() {
+            // SAFETY: allocated in `zeroed`, freed once. An error of the driver cannot be handled here.
+            let _ = unsafe { sys::cuMemFree_v2(self.ptr.0) };
+        }
+    }
+}

@@ -1,0 +1,416 @@
+//! The launches of one step of a decoder: each row reads its token, and the next is chosen.
+
+use crate::{
+    DevicePtr,
+    arguments::{ArgmaxArgs, Argument, AttentionArgs, EmbedArgs, GemvArgs, NormArgs, PlainArgs},
+    geometry::{Geometry, Limits},
+    instance::{Epilogue, Instance, Prologue},
+    spec::{AttentionSpec, DecoderSpec, Half, LayerSpec, NormWeight, Weight},
+    state::{MAX_ROWS, MAX_SPLITS, State},
+};
+
+/// What a launch is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Part {
+    /// Embeddings of tokens.
+    Embed,
+    /// Norm, and the projections of queries, keys and values.
+    Qkv,
+    /// Norms of heads, rotation, cache, attention.
+    Attention,
+    /// The projection of what was attended to.
+    Output,
+    /// Norm, gate and up, activation.
+    GateUp,
+    /// Down.
+    Down,
+    /// Norm, logits, the choice of a token.
+    Head,
+}
+
+/// A launch before its kernel is compiled.
+#[derive(Debug, Clone)]
+pub(crate) struct Planned {
+    pub(crate) part: Part,
+    pub(crate) instance: Instance,
+    pub(crate) grid: [u32; 3],
+    pub(crate) block: u32,
+    pub(crate) shared: u32,
+    pub(crate) argument: std::sync::Arc<[u64]>,
+}
+
+/// Where x of a product comes from.
+#[derive(Clone, Copy)]
+enum Input<'a> {
+    /// Halves.
+    Halves(DevicePtr),
+    /// The residual, normalised.
+    Normed(DevicePtr, &'a NormWeight),
+    /// The residual and what is added to it after a norm of its own; the sum goes to the last address, and is normalised.
+    Sandwich { x: DevicePtr, y: DevicePtr, post: &'a NormWeight, norm: &'a NormWeight, out: DevicePtr },
+}
+
+/// A product.
+struct Product<'a> {
+    part: Part,
+    weights: &'a [Weight],
+    input: Input<'a>,
+    epilogue: Epilogue,
+    out: DevicePtr,
+    /// Elements from one row of the output to the next.
+    out_stride: usize,
+}
+
+/// Makes the launches of a bucket.
+pub(crate) struct Planner<'a> {
+    spec: &'a DecoderSpec,
+    state: &'a State,
+    limits: Limits,
+    rows: usize,
+    /// Whether logits are stored.
+    keep_logits: bool,
+    launches: Vec<Planned>,
+}
+
+impl<'a> Planner<'a> {
+    /// The launches of a step of `rows` rows.
+    pub(crate) fn plan(
+        spec: &'a DecoderSpec,
+        state: &'a State,
+        limits: Limits,
+        rows: usize,
+        keep_logits: bool,
+    ) -> Vec<Planned> {
+        let mut planner = Self { spec, state, limits, rows, keep_logits, launches: Vec::new() };
+        planner.embed();
+        let [mut x, mut spare] = [state.x[0].ptr(), state.x[1].ptr()];
+        let y = state.y.ptr();
+        // The norm after the last block, whose sum the next product takes.
+        let mut pending: Option<&NormWeight> = None;
+        let mut input = |pending: &mut Option<&'a NormWeight>, norm: &'a NormWeight| match pending.take() {
+            None => Input::Normed(x, norm),
+            Some(post) => {
+                let input = Input::Sandwich { x, y, post, norm, out: spare };
+                std::mem::swap(&mut x, &mut spare);
+                input
+            }
+        };
+        for (i, layer) in spec.layers.iter().enumerate() {
+            let x = input(&mut pending, &layer.input_norm);
+            planner.attention(i, layer, x);
+            let residual = |input: &Input<'_>| match *input {
+                Input::Normed(x, _) | Input::Sandwich { out: x, .. } | Input::Halves(x) => x,
+            };
+            let [attended, gated] = [state.attended.ptr(), state.gated.ptr()];
+            planner.add(
+                Part::Output,
+                &layer.attention.output,
+                attended,
+                residual(&x),
+                layer,
+                &mut pending,
+                0,
+            );
+            let x = input(&mut pending, &layer.mlp_norm);
+            planner.product(&Product {
+                part: Part::GateUp,
+                weights: &layer.mlp.gate_up,
+                input: x,
+                epilogue: Epilogue::Gated(layer.mlp.activation),
+                out: gated,
+                out_stride: layer.mlp.down.columns,
+            });
+            planner.add(Part::Down, &layer.mlp.down, gated, residual(&x), layer, &mut pending, 1);
+        }
+        let x = input(&mut pending, &spec.norm);
+        planner.product(&Product {
+            part: Part::Head,
+            weights: std::slice::from_ref(&spec.head),
+            input: x,
+            epilogue: Epilogue::Logits,
+            out: state.logits.ptr(),
+            out_stride: spec.vocabulary(),
+        });
+        planner.launches
+    }
+
+    fn push(
+        &mut self,
+        part: Part,
+        instance: Instance,
+        grid: [usize; 3],
+        block: u32,
+        shared: u32,
+        argument: &impl Argument,
+    ) {
+        let grid = grid.map(|size| size as u32);
+        self.launches.push(Planned { part, instance, grid, block, shared, argument: argument.words() });
+    }
+
+    fn half(&self) -> Half {
+        self.spec.half
+    }
+
+    fn embed(&mut self) {
+        let (spec, state) = (self.spec, self.state);
+        let weight = &spec.embedding;
+        let argument = EmbedArgs {
+            data: weight.data,
+            scales: weight.scales,
+            biases: weight.biases,
+            token: state.token.ptr(),
+            position: state.position.ptr(),
+            out: state.x[0].ptr(),
+            k: spec.hidden as u32,
+            vocabulary: spec.vocabulary() as u32,
+            scale: spec.embedding_scale,
+            reserved: 0,
+        };
+        let instance = Instance::Embed { half: self.half(), layout: weight.layout };
+        self.push(Part::Embed, instance, [spec.hidden.div_ceil(256), self.rows, 1], 256, 0, &argument);
+    }
+
+    fn attention(&mut self, layer: usize, spec: &'a LayerSpec, input: Input<'a>) {
+        let attention = &spec.attention;
+        let width = (self.spec.heads + 2 * self.spec.kv_heads) * self.spec.head_dim;
+        let qkv = self.state.qkv.ptr();
+        let project = |weights, at: usize| Product {
+            part: Part::Qkv,
+            weights,
+            input,
+            epilogue: Epilogue::Store,
+            out: qkv.offset(4 * at),
+            out_stride: width,
+        };
+        if attention.qkv.iter().all(|weight| weight.layout == attention.qkv[0].layout) {
+            self.product(&project(&attention.qkv, 0));
+        } else {
+            let mut at = 0;
+            for weight in &attention.qkv {
+                self.product(&project(std::slice::from_ref(weight), at));
+                at += weight.rows;
+            }
+        }
+        self.attend(layer, attention);
+    }
+
+    fn attend(&mut self, layer: usize, attention: &AttentionSpec) {
+        let (spec, state) = (self.spec, self.state);
+        let rope = attention.rope.map(|rope| (&spec.ropes[rope], state.ropes[rope].ptr()));
+        let group = spec.heads / spec.kv_heads;
+        let parts = group.div_ceil(4);
+        let heads = group.div_ceil(parts);
+        let units = self.rows * spec.kv_heads * parts;
+        let splits = self.limits.multiprocessors.div_ceil(units).clamp(1, MAX_SPLITS);
+        // What eight warps read at once.
+        let min_chunk = match spec.head_dim {
+            ..=64 => 128,
+            65..=128 => 64,
+            _ => 32,
+        };
+        let table = 8 * MAX_ROWS * layer;
+        let norm = |i: usize| attention.qk_norm.map(|norms| (&norms[i]).into()).unwrap_or_default();
+        let argument = AttentionArgs {
+            qkv: state.qkv.ptr(),
+            out: state.attended.ptr(),
+            keys: state.keys.ptr().offset(table),
+            values: state.values.ptr().offset(table),
+            position: state.position.ptr(),
+            frequencies: rope.map(|(_, frequencies)| frequencies).unwrap_or_default(),
+            sinks: attention.sinks,
+            part: state.part.ptr(),
+            part_state: state.part_state.ptr(),
+            ticket: state.tickets.ptr(),
+            q_norm: norm(0),
+            k_norm: norm(1),
+            heads: spec.heads as u32,
+            kv_heads: spec.kv_heads as u32,
+            capacity: attention.cache.capacity as u32,
+            head_stride: attention.cache.head_stride as u32,
+            rotated: rope.map_or(0, |(rope, _)| 2 * rope.frequencies.len() as u32),
+            window: attention.window.unwrap_or(0) as u32,
+            interleaved: rope.map_or(0, |(rope, _)| u32::from(rope.interleaved)),
+            min_chunk,
+            scale: attention.scale,
+            cap: attention.cap.unwrap_or(0.0),
+            eps: spec.eps,
+            magnitude: rope.map_or(1.0, |(rope, _)| rope.magnitude),
+        };
+        let dim = spec.head_dim;
+        // Queries, the new key and value, the rotation, and the sums of eight warps with their states.
+        let shared = 4 * (heads * dim + 2 * dim + dim + 16 * heads + 8 * heads * dim);
+        let instance = Instance::Attention { half: self.half(), head_dim: dim as u32, heads: heads as u32 };
+        let grid = [splits, spec.kv_heads * parts, self.rows];
+        self.push(Part::Attention, instance, grid, 256, shared as u32, &argument);
+    }
+
+    /// A product that ends in the residual: added at once, or after a norm, which is then `pending`.
+    #[expect(clippy::too_many_arguments, reason = "two calls that differ in all of them")]
+    fn add(
+        &mut self,
+        part: Part,
+        weight: &'a Weight,
+        input: DevicePtr,
+        residual: DevicePtr,
+        layer: &'a LayerSpec,
+        pending: &mut Option<&'a NormWeight>,
+        which: usize,
+    ) {
+        let (epilogue, out) = match &layer.post_norms {
+            None => (Epilogue::Add, residual),
+            Some(norms) => {
+                *pending = Some(&norms[which]);
+                (Epilogue::Store, self.state.y.ptr())
+            }
+        };
+        let (weights, out_stride) = (std::slice::from_ref(weight), self.spec.hidden);
+        self.product(&Product { part, weights, input: Input::Halves(input), epilogue, out, out_stride });
+    }
+
+    /// A product with the copy engine, of as many rows at once as shared memory holds, or a plain one.
+    fn product(&mut self, product: &Product<'a>) {
+        let gated = matches!(product.epilogue, Epilogue::Gated(_));
+        let mut at_once = self.rows;
+        let geometry = loop {
+            if let Some(geometry) = Geometry::new(product.weights, gated, at_once, self.limits) {
+                break geometry;
+            }
+            if at_once == 1 {
+                return self.plain(product);
+            }
+            at_once /= 2;
+        };
+        for first in (0..self.rows).step_by(at_once) {
+            self.gemv(product, geometry, first, at_once);
+        }
+    }
+
+    fn gemv(&mut self, product: &Product<'a>, geometry: Geometry, first: usize, rows: usize) {
+        let (spec, state) = (self.spec, self.state);
+        let layout = product.weights[0].layout;
+        let k = product.weights[0].columns;
+        let mut argument = GemvArgs {
+            k: k as u32,
+            n: outputs(product) as u32,
+            tiles: geometry.tiles,
+            pieces: geometry.pieces,
+            piece: geometry.piece,
+            stages: geometry.stages,
+            slots: geometry.slots,
+            row_bytes: layout.row_bytes(k) as u32,
+            stride: geometry.stride,
+            scale_bytes: geometry.scale_bytes,
+            out_stride: product.out_stride as u32,
+            eps: spec.eps,
+            cap: spec.logit_cap.unwrap_or(0.0),
+            scale: spec.logit_scale,
+            ..GemvArgs::default()
+        };
+        for (matrix, weight) in argument.matrices.iter_mut().zip(product.weights) {
+            *matrix = weight.into();
+        }
+        let row = |ptr: DevicePtr, bytes: usize| ptr.offset(first * bytes);
+        let prologue = match product.input {
+            Input::Halves(a) => {
+                argument.a = row(a, 2 * k);
+                Prologue::Copy
+            }
+            Input::Normed(x, norm) => {
+                argument.x = row(x, 4 * k);
+                argument.norm = norm.into();
+                Prologue::Norm
+            }
+            Input::Sandwich { x, y, post, norm, out } => {
+                (argument.x, argument.y, argument.x_out) = (row(x, 4 * k), row(y, 4 * k), row(out, 4 * k));
+                (argument.norm, argument.post) = (norm.into(), post.into());
+                Prologue::Sandwich
+            }
+        };
+        let bytes = if matches!(product.epilogue, Epilogue::Gated(_)) { 2 } else { 4 };
+        argument.out = row(product.out, bytes * product.out_stride);
+        if product.epilogue == Epilogue::Logits {
+            if !self.keep_logits {
+                argument.out = DevicePtr::NULL;
+            }
+            argument.best = row(state.best.ptr(), 4 * geometry.grid as usize);
+            argument.best_index = row(state.best_index.ptr(), 4 * geometry.grid as usize);
+            argument.ticket = state.head_ticket(first, spec.heads);
+            (argument.token, argument.position) = (row(state.token.ptr(), 4), row(state.position.ptr(), 4));
+            argument.history = row(state.history.ptr(), 4 * state.history_len);
+            argument.history_len = state.history_len as u32;
+            argument.steps = row(state.steps.ptr(), 4);
+        }
+        let instance = Instance::Gemv {
+            half: self.half(),
+            rows: rows as u32,
+            layout,
+            prologue,
+            epilogue: product.epilogue,
+        };
+        self.push(product.part, instance, [geometry.grid as usize, 1, 1], 288, geometry.shared, &argument);
+    }
+
+    fn plain(&mut self, product: &Product<'a>) {
+        let (spec, state) = (self.spec, self.state);
+        let k = product.weights[0].columns;
+        let a = match product.input {
+            Input::Halves(a) => a,
+            Input::Normed(x, norm) => {
+                let norm = NormArgs { x, norm: norm.into(), ..NormArgs::default() };
+                self.norm(product.part, norm)
+            }
+            Input::Sandwich { x, y, post, norm, out } => {
+                let (norm, post) = (norm.into(), post.into());
+                self.norm(
+                    product.part,
+                    NormArgs { x, y, x_out: out, norm, post, sandwich: 1, ..NormArgs::default() },
+                )
+            }
+        };
+        let mut argument = PlainArgs {
+            a,
+            out: product.out,
+            rows: self.rows as u32,
+            k: k as u32,
+            n: outputs(product) as u32,
+            out_stride: product.out_stride as u32,
+            cap: spec.logit_cap.unwrap_or(0.0),
+            scale: spec.logit_scale,
+            ..PlainArgs::default()
+        };
+        for (matrix, weight) in argument.matrices.iter_mut().zip(product.weights) {
+            *matrix = weight.into();
+        }
+        let layout = product.weights[0].layout;
+        let instance = Instance::Plain { half: self.half(), layout, epilogue: product.epilogue };
+        self.push(product.part, instance, [outputs(product).div_ceil(8), 1, 1], 256, 0, &argument);
+        if product.epilogue == Epilogue::Logits {
+            let argument = ArgmaxArgs {
+                logits: product.out,
+                token: state.token.ptr(),
+                position: state.position.ptr(),
+                history: state.history.ptr(),
+                steps: state.steps.ptr(),
+                n: spec.vocabulary() as u32,
+                history_len: state.history_len as u32,
+            };
+            let instance = Instance::Argmax { half: self.half() };
+            self.push(product.part, instance, [self.rows, 1, 1], 1024, 0, &argument);
+        }
+    }
+
+    /// Normalised rows, as halves.
+    fn norm(&mut self, part: Part, argument: NormArgs) -> DevicePtr {
+        let out = self.state.normed.ptr();
+        let argument = NormArgs { out, k: self.spec.hidden as u32, eps: self.spec.eps, ..argument };
+        self.push(part, Instance::Norm { half: self.half() }, [self.rows, 1, 1], 256, 0, &argument);
+        out
+    }
+}
+
+fn outputs(product: &Product<'_>) -> usize {
+    match product.epilogue {
+        Epilogue::Gated(_) => product.weights[0].rows,
+        _ => product.weights.iter().map(|weight| weight.rows).sum(),
+    }
+}
