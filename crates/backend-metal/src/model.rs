@@ -10,7 +10,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use futures::{StreamExt as _, channel::mpsc};
+use futures::{StreamExt as _, channel::mpsc, future::try_join};
 use inference_core::{
     Classification, ClassifyOptions, ContextOverflow, Error, GenerateOptions, LabelScore, LoadOptions,
     ModelInfo, ModelManifest, ModelStats, Prompt, Result, Session, TextModel, TokenStream,
@@ -54,9 +54,11 @@ pub(crate) struct Inner {
 impl MlxModel {
     pub(crate) async fn load(device: Device, manifest: ModelManifest, options: LoadOptions) -> Result<Self> {
         let path = manifest.path().to_owned();
-        let codec = spawn_blocking(move || Codec::load(&path)).await?;
-        let stats = Arc::new(Stats::default());
         let adapter = options.adapter.clone();
+        // The first to fail cancels the other.
+        let codec = spawn_blocking(move || Codec::load(&path));
+        let loading = Handle::load(device, manifest.clone(), options);
+        let (codec, (handle, Loaded { config, layout })) = try_join(codec, loading).await?;
         let mut info = ModelInfo::default();
         info.path = manifest.path().to_owned();
         info.backend = device.id().to_owned();
@@ -64,9 +66,6 @@ impl MlxModel {
         info.weight_bytes = manifest.weight_bytes();
         info.quantization = manifest.quantization().cloned();
         info.eos_token_ids = codec.tokenizer().eos_ids().to_vec();
-        let eos = info.eos_token_ids.clone();
-        let (handle, Loaded { config, layout }) =
-            Handle::load(device, manifest.clone(), options, eos, stats.clone()).await?;
         info.vocab_size = config.vocab_size;
         info.layers = config.layers;
         info.hidden_size = config.hidden_size;
@@ -74,7 +73,6 @@ impl MlxModel {
         info.parameters = config.parameters;
         info.dtype = config.dtype;
         let length_dependent = config.length_dependent;
-        let (fingerprint, closed) = Default::default();
         let inner = Inner {
             info,
             codec,
@@ -83,9 +81,9 @@ impl MlxModel {
             length_dependent,
             manifest,
             adapter,
-            fingerprint,
-            stats,
-            closed,
+            fingerprint: OnceCell::new(),
+            stats: Arc::default(),
+            closed: AtomicBool::new(false),
         };
         Ok(Self(Arc::new(inner)))
     }
@@ -152,9 +150,18 @@ impl Inner {
         let (sink, stream) =
             TokenStream::channel(&self.info.backend, STREAM_CAPACITY, options.cancel.clone());
         let stream = stream.with_parser(self.codec.reader(&prompt, &options));
-        self.stats.began();
-        let span = tracing::Span::current();
-        self.handle.generate(Request { prompt, options, sink, assembler, budget, called, span, turn })?;
+        self.handle.generate(Request {
+            prompt,
+            options,
+            eos: self.info.eos_token_ids.clone(),
+            sink,
+            assembler,
+            budget,
+            called,
+            span: tracing::Span::current(),
+            turn,
+            active: self.stats.begin(),
+        })?;
         Ok(stream)
     }
 }

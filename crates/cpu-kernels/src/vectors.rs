@@ -154,7 +154,8 @@ impl Kernels {
         });
     }
 
-    /// The index of the largest element of each row of `x` `[rows, size]`, the first where some are alike → `out` `[rows]`.
+    /// The index of the largest element of each row of `x` `[rows, size]`, the first where some are alike → `out` `[rows]`. NaN
+    /// is larger than any number.
     ///
     /// # Errors
     /// Operands whose sizes do not go together.
@@ -322,23 +323,31 @@ impl<E: Element> Kernel for Largest<'_, E> {
 
     #[inline(always)]
     fn run<S: Simd>(self) -> u32 {
-        // First the part that has it, many at a time, then the element.
+        // First the part that has it, many at a time, then the element. Zeros are summed, too: 0 · x is NaN where x is no finite number.
         const PART: usize = 64 * LANES;
         let (mut part, mut largest) = (0, f32::NEG_INFINITY);
+        let mut zeros = [0.0; LANES];
         for (index, elements) in self.0.chunks(PART).enumerate() {
             let mut lanes = [f32::NEG_INFINITY; LANES];
             let chunks = elements.chunks_exact(LANES);
             let rest = chunks.remainder().iter().map(|x| x.widen());
+            zeros[0] += rest.clone().map(|x| 0.0 * x).sum::<f32>();
             for chunk in chunks {
-                for (lane, x) in lanes.iter_mut().zip(chunk) {
+                for ((lane, zero), x) in lanes.iter_mut().zip(&mut zeros).zip(chunk) {
                     let x = x.widen();
                     *lane = if x > *lane { x } else { *lane };
+                    *zero += 0.0 * x;
                 }
             }
             let here = lanes.into_iter().chain(rest).fold(f32::NEG_INFINITY, f32::max);
             if here > largest {
                 (part, largest) = (index, here);
             }
+        }
+        if zeros.iter().any(|zero| zero.is_nan())
+            && let Some(place) = self.0.iter().position(|x| x.widen().is_nan())
+        {
+            return place as u32;
         }
         let elements = self.0.get(part * PART..).unwrap_or_default();
         (part * PART + elements.iter().position(|x| x.widen() == largest).unwrap_or(0)) as u32

@@ -31,12 +31,21 @@ fn normalised(x: &[f64], weight: &Vector, eps: f32) -> Vec<f64> {
 }
 
 #[test]
-fn of_no_numbers_the_first_is_the_largest() {
-    let (nan, infinity) = (f32::NAN, f32::NEG_INFINITY);
-    let mut found = [7; 3];
-    let x = [nan, nan, nan, nan, 1.0, 2.0, infinity, infinity, infinity];
+fn nan_is_larger_than_any_number() {
+    let (nan, infinity) = (f32::NAN, f32::INFINITY);
+    let mut found = [7; 4];
+    let x = [nan, nan, nan, 1.0, nan, 2.0, -infinity, -infinity, -infinity, 0.0, infinity, nan];
     Kernels::new().unwrap().argmax(Floats::F32(&x), &mut found).unwrap();
-    assert_eq!(found, [0, 2, 0]);
+    assert_eq!(found, [0, 1, 0, 2]);
+    // Wherever it is among many.
+    for place in [0, 700, 1023, 2500, 2999] {
+        let mut x: Vec<f32> = (0..3000).map(|i| i as f32).collect();
+        x[5] = -infinity;
+        x[place] = nan;
+        let mut found = [7];
+        Kernels::new().unwrap().argmax(Floats::F32(&x), &mut found).unwrap();
+        assert_eq!(found, [place as u32]);
+    }
 }
 
 proptest! {

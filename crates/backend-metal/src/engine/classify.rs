@@ -13,7 +13,7 @@ use mlx_rs::{
 };
 use tokio::sync::oneshot;
 
-use super::prefix::common;
+use super::{prefix::common, row::NOT_FINITE};
 use crate::{
     mlx::on_cpu,
     nn::{Architecture, ModelConfig, Rows, SharedPrefix, argmax},
@@ -190,7 +190,7 @@ impl ClassifyJob {
 
     /// Takes the wanted figures out of logits [N, V].
     fn read(&mut self, bucket: &[Sequence], logits: &Array) -> Result<()> {
-        let normaliser = ops::logsumexp_axis(logits, -1, true)?;
+        let normalizer = ops::logsumexp_axis(logits, -1, true)?;
         let likeliest = argmax(logits)?;
         // For each place the ids whose log-probabilities are wanted: every label's first token, or the label's next one.
         let labels = &self.request.labels;
@@ -209,7 +209,11 @@ impl ClassifyJob {
             }
         }
         let wanted = Array::from_slice(&wanted, &[logits.dim(0), width as i32]);
-        let scores = logits.take_along_axis(&wanted, -1)?.subtract(&normaliser)?;
+        let normalizers = normalizer.to_vec_exact::<f32>().map_err(convert)?;
+        if normalizers.iter().any(|normalizer| !normalizer.is_finite()) {
+            return Err(Exception::custom(NOT_FINITE));
+        }
+        let scores = logits.take_along_axis(&wanted, -1)?.subtract(&normalizer)?;
         let scores = scores.to_vec_exact::<f32>().map_err(convert)?;
         let likeliest = likeliest.to_vec_exact::<u32>().map_err(convert)?;
         let full =

@@ -12,6 +12,8 @@ use mlx_rs::{
     error::{Exception, Result},
 };
 
+use super::row::NOT_FINITE;
+
 /// A row's processor and its limit on reasoning, where it has them.
 #[derive(Debug)]
 pub(super) struct Constraints {
@@ -57,12 +59,21 @@ impl Constraints {
         self.forced.pop_front()
     }
 
+    /// Takes back a forced token that was chosen and never read.
+    pub(super) fn unforce(&mut self, id: u32) {
+        self.forced.push_front(id);
+    }
+
     /// Has the processor edit logits [1, V], f32, of the token that follows; waits for the device where there is one. What goes
     /// wrong is kept for [`failure`](Self::failure).
     pub(super) fn process(&mut self, logits: Array, prompt: &[u32], answer: &[u32]) -> Result<Array> {
         let Some(processor) = &self.processor else { return Ok(logits) };
         let mut values =
             logits.to_vec_exact::<f32>().map_err(|error| Exception::custom(error.to_string()))?;
+        // A processor may ban tokens with −∞; what it is given should be numbers.
+        if values.iter().any(|logit| logit.is_nan() || *logit == f32::INFINITY) {
+            return Err(Exception::custom(NOT_FINITE));
+        }
         match processor.run(prompt, answer, &mut values) {
             Ok(()) => Ok(Array::from_slice(&values, logits.shape())),
             Err(error) => {

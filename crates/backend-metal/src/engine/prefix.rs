@@ -25,22 +25,50 @@ impl PrefixCache {
         Self { entries: Vec::new(), budget }
     }
 
-    /// A cache that holds the longest known beginning of the prompt, but not all of it: the last token is always computed,
-    /// for its logits. `rotation` is what the prompt's cache has.
+    /// Bytes of all entries.
+    pub(super) fn bytes(&self) -> u64 {
+        self.entries.iter().map(|entry| entry.cache.bytes()).sum()
+    }
+
+    /// Releases at least so many bytes, if there are as many: the least recently used entries first.
+    pub(super) fn evict(&mut self, bytes: u64) {
+        let mut released = 0;
+        while released < bytes && !self.entries.is_empty() {
+            released += self.entries.remove(0).cache.bytes();
+        }
+    }
+
+    /// Releases everything.
+    pub(super) fn clear(&mut self) {
+        self.entries.clear();
+    }
+
+    /// How many tokens of the prompt [`find`](Self::find) would give keys and values of.
+    pub(super) fn cached_len(&self, prompt: &[u32], rotation: Option<Rotation>) -> usize {
+        self.longest(prompt, rotation).map_or(0, |(_, shared)| shared)
+    }
+
+    /// A cache that holds the longest known prefix of the prompt, but not all of it: the last token is always computed, for its
+    /// logits. `rotation` is what the prompt's cache has.
     pub(super) fn find(&mut self, prompt: &[u32], rotation: Option<Rotation>) -> Option<KvCache> {
-        let usable = prompt.len().saturating_sub(1);
-        let (index, shared) = (self.entries.iter().enumerate())
-            .map(|(index, entry)| (index, common(&entry.tokens, prompt).min(usable)))
-            .filter(|(index, shared)| {
-                let cache = &self.entries[*index].cache;
-                *shared >= SHORTEST && cache.rotation() == rotation && cache.can_rewind_to(*shared)
-            })
-            .max_by_key(|(_, shared)| *shared)?;
+        let (index, shared) = self.longest(prompt, rotation)?;
         let entry = self.entries.remove(index);
         let mut cache = entry.cache.clone();
         self.entries.push(entry);
         cache.rewind(shared);
         Some(cache)
+    }
+
+    /// The entry with the longest prefix of the prompt, and how long that is.
+    fn longest(&self, prompt: &[u32], rotation: Option<Rotation>) -> Option<(usize, usize)> {
+        let usable = prompt.len().saturating_sub(1);
+        (self.entries.iter().enumerate())
+            .map(|(index, entry)| (index, common(&entry.tokens, prompt).min(usable)))
+            .filter(|(index, shared)| {
+                let cache = &self.entries[*index].cache;
+                *shared >= SHORTEST && cache.rotation() == rotation && cache.can_rewind_to(*shared)
+            })
+            .max_by_key(|(_, shared)| *shared)
     }
 
     /// Keeps the cache of a text that ended; `tokens` are those that it holds.
@@ -54,10 +82,7 @@ impl PrefixCache {
         self.entries
             .retain(|old| !(entry.tokens.starts_with(&old.tokens) && stands_in(&entry.cache, &old.cache)));
         self.entries.push(entry);
-        let mut held: u64 = self.entries.iter().map(|entry| entry.cache.bytes()).sum();
-        while held > self.budget {
-            held -= self.entries.remove(0).cache.bytes();
-        }
+        self.evict(self.bytes().saturating_sub(self.budget));
     }
 }
 
@@ -69,4 +94,69 @@ fn stands_in(cache: &KvCache, old: &KvCache) -> bool {
 /// How many tokens two texts begin with alike.
 pub(super) fn common(a: &[u32], b: &[u32]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use mlx_rs::{Array, Device, with_device};
+
+    use super::*;
+
+    /// The cache of a text: 256 positions of one float for keys and one for values, however many of them are in use.
+    fn cache(tokens: usize) -> KvCache {
+        let mut cache = KvCache::new([None]);
+        let new = Array::from_slice(&vec![0.0_f32; tokens], &[1, 1, tokens as i32, 1]);
+        cache.update(0, [&new, &new]).unwrap();
+        cache.advance(tokens);
+        cache
+    }
+
+    const BYTES: u64 = 2 * 256 * 4;
+
+    fn text(first: u32, len: usize) -> Vec<u32> {
+        (0..len as u32).map(|n| if n == 0 { first } else { n }).collect()
+    }
+
+    /// A prompt that goes on from this text.
+    fn cached(prefixes: &PrefixCache, first: u32, len: usize) -> usize {
+        prefixes.cached_len(&[text(first, len), vec![7, 7]].concat(), None)
+    }
+
+    #[test]
+    fn the_least_recently_used_goes_first_and_the_budget_holds() {
+        with_device(Device::cpu(), || {
+            let mut prefixes = PrefixCache::new(3 * BYTES);
+            for first in 100..103 {
+                prefixes.keep(text(first, 20), cache(20));
+            }
+            assert_eq!(prefixes.bytes(), 3 * BYTES);
+            // The oldest is used, so the second is the least recently used.
+            assert_eq!(prefixes.find(&[text(100, 20), vec![9]].concat(), None).unwrap().len(), 20);
+            prefixes.keep(text(103, 20), cache(20));
+            assert_eq!([100, 101, 102, 103].map(|first| cached(&prefixes, first, 20)), [20, 0, 20, 20]);
+            assert_eq!(prefixes.bytes(), 3 * BYTES);
+            prefixes.evict(1);
+            assert_eq!([100, 102, 103].map(|first| cached(&prefixes, first, 20)), [20, 0, 20]);
+            prefixes.evict(BYTES + 1);
+            assert_eq!(prefixes.bytes(), 0);
+        });
+    }
+
+    #[test]
+    fn a_longer_text_takes_the_place_of_its_prefix() {
+        with_device(Device::cpu(), || {
+            let mut prefixes = PrefixCache::new(3 * BYTES);
+            prefixes.keep(text(100, 20), cache(20));
+            prefixes.keep(text(100, 30), cache(30));
+            assert_eq!((prefixes.bytes(), cached(&prefixes, 100, 30)), (BYTES, 30));
+            // The last token of a prompt is always computed.
+            assert_eq!(prefixes.cached_len(&text(100, 25), None), 24);
+            // Too short, too large, and not what the cache holds.
+            prefixes.keep(text(101, 15), cache(15));
+            prefixes.keep(text(102, 20), cache(21));
+            let mut tight = PrefixCache::new(BYTES - 1);
+            tight.keep(text(103, 20), cache(20));
+            assert_eq!((prefixes.bytes(), tight.bytes()), (BYTES, 0));
+        });
+    }
 }

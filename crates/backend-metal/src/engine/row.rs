@@ -7,7 +7,7 @@ use std::{
 };
 
 use inference_core::{
-    Alternative, Finish, FinishReason, GenerateOptions, Metrics, Percentiles, Result, StopCause, Token,
+    Alternative, Finish, FinishReason, GenerateOptions, Metrics, Percentiles, StopCause, Token,
     backend::TokenSink,
 };
 use inference_text::{TextAssembler, TextEvent, ThinkingBudget};
@@ -18,12 +18,21 @@ use mlx_rs::{
 };
 
 use super::{
+    budget::Budget,
     constraints::Constraints,
+    plan::{DecodingRow, RowId},
     sampler::{Choice, LogprobArrays, Sampler},
     session::{SessionId, SessionTurn},
-    stats::Stats,
+    stats::ActiveRequest,
 };
-use crate::{mlx::slice, nn::KvCache};
+use crate::{
+    mlx::{memory, slice},
+    nn::KvCache,
+};
+
+/// What is wrong with logits that no token can be chosen from.
+pub(super) const NOT_FINITE: &str = "the logits are not finite numbers: weights or activations are NaN or infinite, or \
+                                    every token is banned";
 
 /// What a caller hands over to the engine. Plain data and ends of channels: no array crosses the thread.
 #[derive(Debug)]
@@ -31,6 +40,8 @@ pub(crate) struct Request {
     /// The prompt, not empty, every id within the vocabulary, short enough for the context.
     pub(crate) prompt: Vec<u32>,
     pub(crate) options: GenerateOptions,
+    /// The model's end-of-sequence ids.
+    pub(crate) eos: Vec<u32>,
     pub(crate) sink: TokenSink,
     pub(crate) assembler: TextAssembler<TokenLogprobs>,
     pub(crate) budget: Option<ThinkingBudget>,
@@ -40,6 +51,15 @@ pub(crate) struct Request {
     pub(crate) span: tracing::Span,
     /// The session that it is a turn of.
     pub(crate) turn: Option<SessionTurn>,
+    /// What the model's totals know of it.
+    pub(crate) active: ActiveRequest,
+}
+
+impl Request {
+    /// Ends the stream before anything was done.
+    pub(super) fn refuse(self, error: inference_core::Error) {
+        self.sink.end(Err(error));
+    }
 }
 
 /// The log-probabilities that go with a token.
@@ -54,14 +74,30 @@ pub(crate) struct TokenLogprobs {
 pub(super) struct InFlight {
     /// [n], u32: the choices of the step, which its rows share.
     pub(super) ids: Rc<Array>,
+    /// [n], f32: finite where the logits that the choices were made from are.
+    scores: Rc<Array>,
     /// The row's place in them.
-    pub(super) index: i32,
-    pub(super) report: Option<LogprobArrays>,
+    pub(super) index: usize,
+    logprobs: Option<LogprobArrays>,
+    /// The id, where the logits had no say.
+    forced: Option<u32>,
 }
 
 impl InFlight {
-    pub(super) fn alone(choice: Choice) -> Self {
-        Self { ids: Rc::new(choice.id), index: 0, report: choice.report }
+    /// One of the choices that rows made together.
+    pub(super) fn shared(ids: &Rc<Array>, scores: &Rc<Array>, index: usize) -> Self {
+        Self { ids: ids.clone(), scores: scores.clone(), index, logprobs: None, forced: None }
+    }
+
+    fn own(choice: Choice, forced: Option<u32>) -> Self {
+        let Choice { ids, scores, logprobs } = choice;
+        Self { ids: Rc::new(ids), scores: Rc::new(scores), index: 0, logprobs, forced }
+    }
+
+    /// All that has to be computed.
+    pub(super) fn arrays(&self) -> impl Iterator<Item = &Array> {
+        let logprobs = self.logprobs.iter().flat_map(LogprobArrays::arrays);
+        [&*self.ids, &*self.scores].into_iter().chain(logprobs)
     }
 
     /// The id, still on the device: [1], u32.
@@ -69,25 +105,45 @@ impl InFlight {
         if self.ids.dim(0) == 1 {
             return Ok((*self.ids).clone());
         }
-        slice(&self.ids, 0, self.index, self.index + 1)
+        slice(&self.ids, 0, self.index as i32, self.index as i32 + 1)
     }
+
+    /// Waits for the device.
+    fn read(&self) -> MlxResult<ChosenToken> {
+        let id = self.ids.try_as_slice::<u32>().map_err(convert)?[self.index];
+        let score = self.scores.try_as_slice::<f32>().map_err(convert)?[self.index];
+        let logprobs = self.logprobs.as_ref().map(read_logprobs).transpose()?.unwrap_or_default();
+        Ok(ChosenToken { id, is_finite: score.is_finite(), logprobs })
+    }
+}
+
+/// A choice that was read.
+#[derive(Debug)]
+pub(super) struct ChosenToken {
+    id: u32,
+    /// Whether the logits were numbers.
+    is_finite: bool,
+    logprobs: TokenLogprobs,
 }
 
 /// A request that the scheduler holds.
 #[derive(Debug)]
 pub(super) struct Row {
+    pub(super) id: RowId,
     pub(super) cache: KvCache,
     sampler: Sampler,
     pub(super) constraints: Constraints,
     /// The prompt and every token that was read.
     pub(super) tokens: Vec<u32>,
-    /// Prompt tokens that are in the cache.
+    /// How many of them are in the cache before the row decodes.
     pub(super) prefilled: usize,
+    /// Whether it is computed by itself, because something that it was part of failed.
+    pub(super) solo: bool,
     /// Chosen and not yet read, oldest first: at most two.
     pub(super) in_flight: VecDeque<InFlight>,
     prompt_len: usize,
-    /// Prompt tokens that were found in the prefix cache.
-    cached: usize,
+    /// Prompt tokens that were found in a cache.
+    cached_len: usize,
     /// The id that ended the text, which is not among `tokens`.
     end: Option<u32>,
     max_tokens: usize,
@@ -98,8 +154,9 @@ pub(super) struct Row {
     events: Vec<TextEvent<TokenLogprobs>>,
     span: tracing::Span,
     turn: Option<SessionTurn>,
+    active: ActiveRequest,
     called: Instant,
-    began: Instant,
+    began: Option<Instant>,
     first: Option<Instant>,
     last: Instant,
     gaps: Vec<Duration>,
@@ -107,49 +164,70 @@ pub(super) struct Row {
 }
 
 impl Row {
-    /// Takes a request in. `room` is how many tokens fit the context behind the prompt; `eos` are the model's own ids.
-    pub(super) fn new(request: Request, cache: KvCache, eos: &[u32], vocab_size: usize, room: usize) -> Self {
-        let Request { prompt, options, sink, assembler, budget, called, span, turn } = request;
-        let now = Instant::now();
+    /// Accepts a request. `room` is how many tokens the context holds after the prompt.
+    pub(super) fn new(id: RowId, request: Request, cache: KvCache, vocab_size: usize, room: usize) -> Self {
+        let Request { prompt, options, eos, sink, assembler, budget, called, span, turn, active } = request;
         Self {
+            id,
             cache,
-            sampler: Sampler::new(&options, eos, vocab_size),
+            solo: false,
+            active,
+            sampler: Sampler::new(&options, &eos, vocab_size),
             constraints: Constraints::new(&options, budget),
             prefilled: 0,
             in_flight: VecDeque::with_capacity(2),
             prompt_len: prompt.len(),
-            cached: 0,
+            cached_len: 0,
             end: None,
             max_tokens: options.max_tokens_or_default().min(room),
             tokens: prompt,
             options,
-            eos: eos.to_vec(),
+            eos,
             sink,
             assembler,
             events: Vec::new(),
             span,
             turn,
             called,
-            began: now,
+            began: None,
             first: None,
-            last: now,
+            last: called,
             gaps: Vec::new(),
             peak_bytes: 0,
         }
     }
 
-    /// The engine begins with it, perhaps with the keys and values of the prompt's beginning.
-    pub(super) fn begin(&mut self, known: Option<KvCache>) {
-        self.began = Instant::now();
-        if let Some(known) = known {
-            self.prefilled = known.len();
-            self.cached = known.len();
-            self.cache = known;
+    /// The engine begins with it, perhaps with the keys and values of the text's first tokens.
+    pub(super) fn begin(&mut self, cached: Option<KvCache>) {
+        let cached_len = cached.as_ref().map_or(0, KvCache::len);
+        if let Some(cached) = cached {
+            self.cache = cached;
         }
-        self.cache.set_expected_len(self.prompt_len);
+        self.prefilled = cached_len;
+        if self.began.is_none() {
+            self.began = Some(Instant::now());
+            self.cached_len = cached_len;
+        }
+        self.cache.set_expected_len(self.tokens.len());
     }
 
-    /// Its keys and values, and the tokens that they are of. The row is of no use afterwards but to end it.
+    /// Releases keys and values.
+    pub(super) fn forget_cache(&mut self) {
+        self.cache = self.cache.empty_like();
+        self.prefilled = 0;
+    }
+
+    /// Goes back to waiting: the text so far is computed again, and what was chosen and not read is chosen again.
+    pub(super) fn restart(&mut self) {
+        self.forget_cache();
+        for unread in self.in_flight.drain(..).rev() {
+            if let Some(id) = unread.forced {
+                self.constraints.unforce(id);
+            }
+        }
+    }
+
+    /// Its keys and values, and the tokens that they are of. After this only [`finish`](Self::finish) may be called.
     pub(super) fn take_cache(&mut self) -> (Vec<u32>, KvCache) {
         let mut tokens = self.tokens.clone();
         tokens.extend(self.end);
@@ -169,10 +247,6 @@ impl Row {
     /// The session that it is a turn of.
     pub(super) fn session(&self) -> Option<SessionId> {
         self.turn.as_ref().map(|turn| turn.id)
-    }
-
-    pub(super) fn prompt(&self) -> &[u32] {
-        &self.tokens[..self.prompt_len]
     }
 
     /// Tokens read so far.
@@ -195,12 +269,12 @@ impl Row {
     }
 
     /// Whether the reader is too far behind for another token.
-    pub(super) fn is_blocked(&mut self) -> bool {
+    pub(super) fn reader_is_behind(&mut self) -> bool {
         self.sink.is_full()
     }
 
     /// Waits until the reader has made room, or wants no more.
-    pub(super) async fn unblocked(&self) {
+    pub(super) async fn reader_caught_up(&self) {
         self.sink.ready().await;
     }
 
@@ -212,13 +286,31 @@ impl Row {
         }
     }
 
+    /// What planning has to know of a row that decodes; of its memory only where there is a budget.
+    pub(super) fn plan_view(&mut self, budget: Option<&Budget>) -> DecodingRow {
+        DecodingRow {
+            id: self.id,
+            wants_more: self.wants_more(),
+            reader_is_behind: self.reader_is_behind(),
+            solo: self.solo,
+            bytes: budget.map_or(0, |_| self.cache.bytes()),
+            growth: budget.map_or(0, |budget| budget.growth(&self.cache)),
+        }
+    }
+
+    /// Whether its text can be computed beside others, padded to one length.
+    pub(super) fn is_batchable(&self) -> bool {
+        let plain = self.cache.rotation().is_none() && !self.cache.is_quantized();
+        plain && self.session().is_none() && self.wants_more() && !self.solo
+    }
+
     /// Whether the choice is the likeliest of the raw logits.
     pub(super) fn is_greedy(&self) -> bool {
         self.sampler.is_greedy() && self.constraints.is_idle()
     }
 
     /// Its sampler and the step of the next choice, where that is drawn from the raw logits.
-    pub(super) fn drawn(&self) -> Option<(&Sampler, usize)> {
+    pub(super) fn pure_sampling(&self) -> Option<(&Sampler, usize)> {
         (self.sampler.is_pure_sampling() && self.constraints.is_idle())
             .then(|| (&self.sampler, self.chosen()))
     }
@@ -229,15 +321,15 @@ impl Row {
     }
 
     /// Chooses the next token from logits [1, V].
-    pub(super) fn choose(&mut self, logits: &Array) -> MlxResult<Choice> {
+    pub(super) fn choose(&mut self, logits: &Array) -> MlxResult<InFlight> {
         let step = self.chosen();
         let logits = self.sampler.adjust(logits, self.recent()?.as_ref(), step)?;
         if let Some(id) = self.constraints.forced() {
-            return self.sampler.force(&logits, id);
+            return Ok(InFlight::own(self.sampler.force(&logits, id)?, Some(id)));
         }
         let (prompt, answer) = self.tokens.split_at(self.prompt_len);
         let logits = self.constraints.process(logits, prompt, answer)?;
-        self.sampler.choose(&logits, step)
+        Ok(InFlight::own(self.sampler.choose(&logits, step)?, None))
     }
 
     /// The last tokens that the sampler wants to see, the unread one included: [n], u32.
@@ -257,11 +349,21 @@ impl Row {
         ops::concatenate(&[known(window - 1), unread.id()?], 0).map(Some)
     }
 
-    /// Reads the oldest unread token, which waits for the device, and delivers it. The reason if the text ends with it.
-    pub(super) fn deliver(&mut self) -> MlxResult<Option<FinishReason>> {
-        let Some(in_flight) = self.in_flight.pop_front() else { return Ok(None) };
-        let id = in_flight.ids.try_as_slice::<u32>().map_err(convert)?[in_flight.index as usize];
-        let scores = in_flight.report.as_ref().map(read_scores).transpose()?.unwrap_or_default();
+    /// Reads the oldest unread token, which waits for the device.
+    pub(super) fn read(&self) -> MlxResult<Option<ChosenToken>> {
+        self.in_flight.front().map(InFlight::read).transpose()
+    }
+
+    /// Delivers the token that was read. The reason if the text ends with it.
+    ///
+    /// # Errors
+    /// The logits were not finite.
+    pub(super) fn deliver(&mut self, chosen: ChosenToken) -> Result<Option<FinishReason>, String> {
+        self.in_flight.pop_front();
+        let ChosenToken { id, is_finite, logprobs } = chosen;
+        if !is_finite {
+            return Err(NOT_FINITE.to_owned());
+        }
         self.note_time();
         if let Some(cause) = self.stop_cause(id) {
             self.end = Some(id);
@@ -269,7 +371,7 @@ impl Row {
         }
         self.tokens.push(id);
         self.constraints.note(id);
-        let stop = self.assembler.push(id, scores, &mut self.events);
+        let stop = self.assembler.push(id, logprobs, &mut self.events);
         self.send_events();
         if let Some(stop) = stop {
             return Ok(Some(FinishReason::Stop(StopCause::StopString(stop))));
@@ -278,7 +380,7 @@ impl Row {
     }
 
     /// Ends the stream with what is known of it.
-    pub(super) fn finish(mut self, result: Result<FinishReason>, stats: &Stats) {
+    pub(super) fn finish(mut self, result: inference_core::Result<FinishReason>) {
         let stop = self.assembler.finish(&mut self.events);
         self.send_events();
         let metrics = self.metrics();
@@ -291,7 +393,7 @@ impl Row {
             };
             Finish { reason, metrics: metrics.clone() }
         });
-        stats.ended(&metrics, result.as_ref().map(|finish| &finish.reason));
+        self.active.end(&metrics, result.as_ref().map(|finish| &finish.reason));
         metrics.record(&self.span, result.as_ref().map(|finish| &finish.reason));
         if let (Some(mut turn), Ok(_)) = (self.turn.take(), &result) {
             *turn.text = std::mem::take(&mut self.tokens);
@@ -328,23 +430,24 @@ impl Row {
     fn metrics(&mut self) -> Metrics {
         let mut metrics = Metrics::default();
         metrics.prompt_tokens = self.prompt_len;
-        metrics.cached_tokens = self.cached;
+        metrics.cached_tokens = self.cached_len;
         metrics.generated_tokens = self.generated();
-        metrics.queued = self.began - self.called;
-        metrics.prefill = self.first.unwrap_or_else(Instant::now) - self.began;
+        let began = self.began.unwrap_or_else(Instant::now);
+        metrics.queued = began - self.called;
+        metrics.prefill = self.first.unwrap_or_else(Instant::now) - began;
         metrics.decode = self.first.map(|first| self.last - first).unwrap_or_default();
         metrics.time_to_first_token = self.first.map(|first| first - self.called);
         metrics.inter_token = Percentiles::from_durations(&mut self.gaps);
         metrics.peak_memory_bytes = self.peak_bytes;
-        metrics.active_memory_bytes = super::memory::usage().active_bytes;
+        metrics.active_memory_bytes = memory::usage().active_bytes;
         metrics
     }
 }
 
-fn read_scores(report: &LogprobArrays) -> MlxResult<TokenLogprobs> {
-    let chosen = Some(report.chosen.try_item_exact::<f32>().map_err(convert)?);
+fn read_logprobs(logprobs: &LogprobArrays) -> MlxResult<TokenLogprobs> {
+    let chosen = Some(logprobs.chosen.try_item_exact::<f32>().map_err(convert)?);
     let mut top = Vec::new();
-    if let Some((ids, values)) = &report.top {
+    if let Some((ids, values)) = &logprobs.top {
         let ids = ids.to_vec_exact::<u32>().map_err(convert)?;
         let values = values.to_vec_exact::<f32>().map_err(convert)?;
         top = ids

@@ -11,12 +11,16 @@ use mlx_rs::{
     ops::{self, indexing::scatter_add_single},
 };
 
-use crate::{mlx::random_bits, nn::argmax};
+use crate::{
+    mlx::random_bits,
+    nn::{argmax, argmax_with_score},
+};
 
 /// How one row chooses its tokens.
 #[derive(Debug)]
 pub(super) struct Sampler {
     options: SamplingOptions,
+    method: Method,
     /// [1, V], added to the logits.
     bias: Option<Array>,
     /// [1, V], −∞ at the end-of-sequence ids, added before `min_tokens`.
@@ -24,15 +28,28 @@ pub(super) struct Sampler {
     min_tokens: usize,
     seed: u64,
     /// How many likeliest tokens to report, if log-probabilities are asked for.
-    report: Option<usize>,
+    top_logprobs: Option<usize>,
 }
 
-/// One row's choice, not yet computed.
+/// What a choice is made from, which says whether rows can choose together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Method {
+    /// The likeliest token of the raw logits.
+    Greedy,
+    /// A draw from the raw logits.
+    PureSampling,
+    /// Logits that are edited first, or log-probabilities that are reported.
+    Custom,
+}
+
+/// Tokens that were chosen, not yet computed.
 #[derive(Debug, Clone)]
 pub(super) struct Choice {
-    /// [1], u32.
-    pub(super) id: Array,
-    pub(super) report: Option<LogprobArrays>,
+    /// [n], u32.
+    pub(super) ids: Array,
+    /// [n], f32: finite where the logits that each was chosen from are.
+    pub(super) scores: Array,
+    pub(super) logprobs: Option<LogprobArrays>,
 }
 
 /// The log-probabilities of a choice, not yet computed.
@@ -42,6 +59,14 @@ pub(super) struct LogprobArrays {
     pub(super) chosen: Array,
     /// [1, n], u32 and f32: the n likeliest, in no order.
     pub(super) top: Option<(Array, Array)>,
+}
+
+impl LogprobArrays {
+    /// All that has to be computed.
+    pub(super) fn arrays(&self) -> impl Iterator<Item = &Array> {
+        let top = self.top.iter().flat_map(|(ids, values)| [ids, values]);
+        std::iter::once(&self.chosen).chain(top)
+    }
 }
 
 impl Sampler {
@@ -59,32 +84,32 @@ impl Sampler {
         let sampling = &options.sampling;
         let biases = sampling.logit_bias.as_deref().filter(|biases| !biases.is_empty());
         let min_tokens = options.min_tokens.unwrap_or(0);
+        let method = if sampling.edits_logits() || min_tokens > 0 || options.log_probabilities.is_some() {
+            Method::Custom
+        } else if sampling.temperature_or_greedy() == 0.0 {
+            Method::Greedy
+        } else {
+            Method::PureSampling
+        };
         Self {
+            method,
             bias: biases.map(|biases| dense(&mut biases.iter().copied())),
             eos_mask: (min_tokens > 0).then(|| dense(&mut eos.iter().map(|id| (*id, f32::NEG_INFINITY)))),
             min_tokens,
             seed: sampling.seed.unwrap_or_else(rand::random),
-            report: options.log_probabilities,
+            top_logprobs: options.log_probabilities,
             options: sampling.clone(),
         }
     }
 
     /// Whether the choice is the likeliest of the raw logits, which a whole batch can share one operation for.
     pub(super) fn is_greedy(&self) -> bool {
-        self.options.temperature_or_greedy() == 0.0
-            && self.bias.is_none()
-            && self.eos_mask.is_none()
-            && self.report.is_none()
-            && !self.options.has_penalties()
+        self.method == Method::Greedy
     }
 
     /// Whether the choice is drawn from the raw logits, which rows can do together: see [`draw`].
     pub(super) fn is_pure_sampling(&self) -> bool {
-        self.options.temperature_or_greedy() > 0.0
-            && self.bias.is_none()
-            && self.eos_mask.is_none()
-            && self.report.is_none()
-            && !self.options.has_penalties()
+        self.method == Method::PureSampling
     }
 
     /// How many of the last tokens [`adjust`](Self::adjust) wants to see.
@@ -112,24 +137,26 @@ impl Sampler {
     /// Chooses the token at `step` from adjusted logits [1, V].
     pub(super) fn choose(&self, logits: &Array, step: usize) -> Result<Choice> {
         let temperature = self.options.temperature_or_greedy();
-        if temperature == 0.0 && self.report.is_none() {
-            return Ok(Choice { id: argmax(logits)?, report: None });
+        if temperature == 0.0 && self.top_logprobs.is_none() {
+            return greedy(logits);
         }
         let log_probabilities = log_softmax(logits)?;
-        let id = if temperature == 0.0 {
+        let ids = if temperature == 0.0 {
             argmax(logits)?
         } else {
             draw(&[(self, step)], log_probabilities.clone())?
         };
-        let report = self.report.map(|top| report(&log_probabilities, &id, top)).transpose()?;
-        Ok(Choice { id, report })
+        let scores = pick(&log_probabilities, &ids)?;
+        let logprobs = self.top_logprobs.map(|top| report(&log_probabilities, &ids, top)).transpose()?;
+        Ok(Choice { ids, scores, logprobs })
     }
 
     /// Takes this token, whatever the adjusted logits [1, V] say.
     pub(super) fn force(&self, logits: &Array, id: u32) -> Result<Choice> {
-        let id = Array::from_slice(&[id], &[1]);
-        let report = self.report.map(|top| report(&log_softmax(logits)?, &id, top)).transpose()?;
-        Ok(Choice { id, report })
+        let ids = Array::from_slice(&[id], &[1]);
+        let logprobs = self.top_logprobs.map(|top| report(&log_softmax(logits)?, &ids, top)).transpose()?;
+        // The caller decided: the logits may say what they like.
+        Ok(Choice { ids, scores: Array::from_slice(&[0.0_f32], &[1]), logprobs })
     }
 
     fn penalize(&self, mut logits: Array, recent: &Array) -> Result<Array> {
@@ -156,6 +183,17 @@ impl Sampler {
         }
         Ok(logits)
     }
+}
+
+/// The likeliest token of each row of logits [B, V].
+pub(super) fn greedy(logits: &Array) -> Result<Choice> {
+    let (ids, scores) = argmax_with_score(logits)?;
+    Ok(Choice { ids, scores, logprobs: None })
+}
+
+/// Of each row of [B, V] the value of one token: [B].
+pub(super) fn pick(values: &Array, ids: &Array) -> Result<Array> {
+    values.take_along_axis(ids.reshape(&[-1, 1])?, -1)?.reshape(&[-1])
 }
 
 /// Draws a token for each row, a sampler at a step, from the rows' log-probabilities [B, V], by the Gumbel-max trick: [B], u32. The
@@ -378,7 +416,7 @@ mod tests {
             let mut observed = vec![0; logits.len()];
             for start in (0..20_000).step_by(500) {
                 let ids: Vec<_> =
-                    (start..start + 500).map(|step| sample(&sampler, &values, step).id).collect();
+                    (start..start + 500).map(|step| sample(&sampler, &values, step).ids).collect();
                 let ids = ops::concatenate(&ids, 0).unwrap().to_vec_exact::<u32>().unwrap();
                 ids.into_iter().for_each(|id| observed[id as usize] += 1);
             }
@@ -395,7 +433,9 @@ mod tests {
             let logits = array(&[0.0; 64]);
             let ids = |seed| {
                 let sampler = Sampler::new(&GenerateOptions::new().temperature(1.0).seed(seed), &[], 64);
-                (0..16).map(|step| sample(&sampler, &logits, step).id.item_exact::<u32>()).collect::<Vec<_>>()
+                (0..16)
+                    .map(|step| sample(&sampler, &logits, step).ids.item_exact::<u32>())
+                    .collect::<Vec<_>>()
             };
             assert_eq!(ids(5), ids(5));
             assert_ne!(ids(5), ids(6));
@@ -423,11 +463,33 @@ mod tests {
     }
 
     #[test]
+    fn logits_that_are_no_numbers_have_no_finite_score() {
+        with_device(Device::cpu(), || {
+            let (nan, inf) = (f32::NAN, f32::INFINITY);
+            let drawn = GenerateOptions::new().temperature(1.0).seed(1);
+            let reported = GenerateOptions::new().log_probabilities(1);
+            for options in [GenerateOptions::new(), drawn, reported.clone(), reported.temperature(0.5)] {
+                let sampler = Sampler::new(&options, &[], 4);
+                let is_finite = |logits: &[f32]| {
+                    let choice = sample(&sampler, &array(logits), 0);
+                    choice.scores.item_exact::<f32>().is_finite()
+                };
+                assert!(is_finite(&[1.0, 2.0, -inf, 0.0]), "{options:?}");
+                for bad in
+                    [[1.0, 2.0, nan, 0.0], [nan; 4], [1.0, inf, 0.0, 0.0], [-inf; 4], [inf, -inf, nan, 0.0]]
+                {
+                    assert!(!is_finite(&bad), "{bad:?}, {options:?}");
+                }
+            }
+        });
+    }
+
+    #[test]
     fn no_end_is_chosen_before_min_tokens() {
         with_device(Device::cpu(), || {
             let logits = array(&[9.0, 1.0, 0.0]);
             let sampler = Sampler::new(&GenerateOptions::new().min_tokens(2), &[0], 3);
-            let id = |step| sample(&sampler, &logits, step).id.item_exact::<u32>();
+            let id = |step| sample(&sampler, &logits, step).ids.item_exact::<u32>();
             assert_eq!([id(0), id(1), id(2)], [1, 1, 0]);
         });
     }
@@ -438,7 +500,7 @@ mod tests {
             let logits = array(&[1.0, 3.0, 2.0, 0.0]);
             let sampler = Sampler::new(&GenerateOptions::new().log_probabilities(2), &[], 4);
             let choice = sample(&sampler, &logits, 0);
-            let report = choice.report.unwrap();
+            let report = choice.logprobs.unwrap();
             let expected = reference::log_softmax(&[1.0, 3.0, 2.0, 0.0]);
             assert!((f64::from(report.chosen.item_exact::<f32>()) - expected[1]).abs() < 1e-6);
             let (ids, values) = report.top.unwrap();

@@ -1,32 +1,30 @@
-//! One model's work: rows join and leave a batch.
+//! One model's requests: rows that join and leave a batch.
 //!
-//! Each turn computes one chunk of one waiting prompt, or several short ones whole, then one decode step for all running rows together, and only then
-//! reads the tokens of the step before: the device works while they are detokenised and delivered. A single request is a
-//! batch of one.
+//! Each step makes a [`Plan`] and carries it out: a part of a prompt is submitted, then one decode step for all running rows
+//! together, and only then the tokens of the step before are read. So the device works while they are detokenised and
+//! delivered. A single request is a batch of one.
 
-use std::{
-    any::Any,
-    collections::{BTreeMap, VecDeque, btree_map::Entry},
-    panic::{AssertUnwindSafe, catch_unwind},
-    rc::Rc,
-    sync::Arc,
-};
+use std::{collections::VecDeque, rc::Rc};
 
 use futures::{StreamExt as _, stream::FuturesUnordered};
 use inference_core::{ContextOverflow, Error, FinishReason};
-use mlx_rs::{Array, Stream, error::Result, ops, transforms, with_stream};
+use mlx_rs::{Stream, with_stream};
 
 use super::{
+    budget::Budget,
     classify::ClassifyJob,
+    decode::decode_batch,
+    guard::guard,
+    pace::Pace,
+    plan::{ChunkedPrompt, Plan, Prefill, Refusal, RowId, View, WaitingPrompt},
+    prefill::{PrefillProgress, PrefillRun},
     prefix::PrefixCache,
-    row::{InFlight, Request, Row},
-    sampler::{draw, log_softmax},
+    row::{Request, Row},
     session::{SessionCommand, Sessions},
-    stats::Stats,
 };
 use crate::{
-    mlx::{Scheme, memory, slice, synchronize},
-    nn::{Architecture, KvCache, Rotation, Rows, SharedPrefix, argmax, tracing},
+    mlx::{self, Scheme, memory},
+    nn::{self, Architecture, KvCache, Rotation},
     train::TrainJob,
 };
 
@@ -40,11 +38,10 @@ pub(super) struct EngineConfig {
     pub(super) max_batch: usize,
     pub(super) prefill_chunk: usize,
     pub(super) context_length: usize,
-    /// Bytes kept of ended texts.
+    /// Bytes of keys and values that are kept of ended texts.
     pub(super) prefix_cache: u64,
     /// How keys and values are quantised.
     pub(super) kv_scheme: Option<Scheme>,
-    pub(super) eos: Vec<u32>,
     /// Whether MLX's own operations compute everything.
     pub(super) disable_cpu_kernels: bool,
 }
@@ -54,12 +51,20 @@ pub(super) struct Scheduler {
     model: Rc<dyn Architecture>,
     stream: Stream,
     config: EngineConfig,
-    stats: Arc<Stats>,
+    budget: Budget,
+    pace: Pace,
+    next_id: u64,
     /// Not begun, oldest first.
     waiting: VecDeque<Row>,
-    /// Prompts under way: the first one's turn is next.
-    prefilling: VecDeque<Row>,
+    /// Between two chunks of their prompts: the first one's turn is next.
+    chunked: VecDeque<Row>,
+    /// Prompts whose layers are computed a few at a time.
+    prefill: Option<PrefillRun>,
+    /// Whether the last step put short prompts before it.
+    preempted: bool,
     running: Vec<Row>,
+    /// Rows whose readers are behind, oldest first. They hold no place in the batch.
+    paused: Vec<Row>,
     jobs: VecDeque<ClassifyJob>,
     trainings: VecDeque<TrainJob>,
     prefixes: PrefixCache,
@@ -67,7 +72,7 @@ pub(super) struct Scheduler {
     steps: u64,
 }
 
-/// What a turn came to.
+/// What a step came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Progress {
     /// There is more to do.
@@ -83,22 +88,26 @@ impl Scheduler {
         model: Rc<dyn Architecture>,
         stream: Stream,
         config: EngineConfig,
-        stats: Arc<Stats>,
+        budget: Budget,
     ) -> Self {
-        let (waiting, prefilling, running, jobs, trainings, sessions) = Default::default();
-        let prefixes = PrefixCache::new(config.prefix_cache);
+        let (prefixes, pace) = (PrefixCache::new(config.prefix_cache), Pace::new(model.config().layers));
         Self {
             model,
             stream,
             config,
-            stats,
-            waiting,
-            prefilling,
-            running,
-            jobs,
-            trainings,
+            budget,
+            pace,
+            next_id: 0,
+            waiting: VecDeque::new(),
+            chunked: VecDeque::new(),
+            prefill: None,
+            preempted: false,
+            running: Vec::new(),
+            paused: Vec::new(),
+            jobs: VecDeque::new(),
+            trainings: VecDeque::new(),
             prefixes,
-            sessions,
+            sessions: Sessions::default(),
             steps: 0,
         }
     }
@@ -108,6 +117,7 @@ impl Scheduler {
         self.model.new_cache().quantized(self.config.kv_scheme)
     }
 
+    /// Accepts a request.
     pub(super) fn push(&mut self, request: Request) {
         let size = self.config.context_length;
         let (cache, room) = match request.options.context_overflow {
@@ -116,15 +126,16 @@ impl Scheduler {
             }
             _ => (self.new_cache(), size.saturating_sub(request.prompt.len())),
         };
-        let vocab_size = self.model.config().vocab_size;
-        let row = Row::new(request, cache, &self.config.eos, vocab_size, room);
+        let id = RowId(self.next_id);
+        self.next_id += 1;
+        let row = Row::new(id, request, cache, self.model.config().vocab_size, room);
         if let Some(session) = row.session() {
             self.sessions.open(session);
         }
         self.waiting.push_back(row);
     }
 
-    /// Does what it says to a session between its turns.
+    /// Carries out a session's command between its turns.
     pub(super) fn command(&mut self, command: SessionCommand) {
         let stream = self.stream.clone();
         with_stream(&stream, || match command {
@@ -150,11 +161,12 @@ impl Scheduler {
         self.trainings.push_back(job);
     }
 
-    /// Ends everything as cancelled and lets go of the model.
+    /// Ends everything as cancelled and releases the model.
     pub(super) fn close(mut self) {
-        let waiting = self.waiting.drain(..).chain(self.prefilling.drain(..));
-        for row in waiting.chain(self.running.drain(..)) {
-            row.finish(Ok(FinishReason::Cancelled), &self.stats);
+        let prefill = self.prefill.take().map(PrefillRun::into_rows).unwrap_or_default();
+        let begun = prefill.into_iter().chain(self.running.drain(..)).chain(self.paused.drain(..));
+        for row in self.waiting.drain(..).chain(self.chunked.drain(..)).chain(begun) {
+            row.finish(Ok(FinishReason::Cancelled));
         }
         for job in self.jobs.drain(..) {
             job.end(Err(Error::Closed));
@@ -162,21 +174,22 @@ impl Scheduler {
         for job in self.trainings.drain(..) {
             job.end(Err(Error::Closed));
         }
-        // What was submitted still runs, on memory that is about to go.
-        let _ = synchronize(&self.stream);
+        // What was submitted still runs, on memory that is about to be freed.
+        let _ = mlx::synchronize(&self.stream);
         drop((self.model, self.prefixes, self.sessions));
         // Without it the weights' memory stays with the allocator; a failure leaves it there.
         let _ = memory::clear_cache();
     }
 
-    /// Whether there are rows, all of which wait for their readers after a turn that was [`Progress::Blocked`].
+    /// Whether rows wait for their readers.
     pub(super) fn is_blocked(&self) -> bool {
-        !self.running.is_empty()
+        !self.paused.is_empty() || !self.waiting.is_empty()
     }
 
-    /// Waits until a reader of a blocked row has made room.
+    /// Waits until a reader that was behind has made room.
     pub(super) async fn unblocked(&self) {
-        let mut rows: FuturesUnordered<_> = self.running.iter().map(Row::unblocked).collect();
+        let rows = self.paused.iter().chain(&self.waiting);
+        let mut rows: FuturesUnordered<_> = rows.map(Row::reader_caught_up).collect();
         rows.next().await;
     }
 
@@ -184,47 +197,150 @@ impl Scheduler {
     pub(super) fn step(&mut self) -> Progress {
         let stream = self.stream.clone();
         with_stream(&stream, || match self.config.disable_cpu_kernels {
-            true => tracing(|| self.step_on_stream()),
+            true => nn::tracing(|| self.step_on_stream()),
             false => self.step_on_stream(),
         })
     }
 
     fn step_on_stream(&mut self) -> Progress {
-        self.retire_cancelled();
+        let waited = self.wait_for_prefill();
         let classified = self.classify_some();
-        let prefilled = self.prefill_some();
-        let settled = self.read_those_that_wait();
-        let held = self.running.len();
-        let trained = self.train_some();
-        let stepped = self.decode_step();
-        // A row that failed has made room.
-        let failed = self.running.len() < held;
-        let read = self.read_previous(stepped);
-        if !(classified || prefilled || settled || trained || stepped > 0 || failed || read) {
-            return if self.running.is_empty() { Progress::Idle } else { Progress::Blocked };
+        let plan = Plan::new(&self.view());
+        let executed = self.execute(plan);
+        if !(waited || classified || executed) {
+            return if self.is_blocked() { Progress::Blocked } else { Progress::Idle };
         }
         let peak = memory::take_peak();
-        self.running
-            .iter_mut()
-            .chain(self.waiting.front_mut())
-            .for_each(|row| row.peak_bytes = row.peak_bytes.max(peak));
+        let prefill = self.prefill.iter_mut().flat_map(PrefillRun::rows_mut);
+        for row in self.running.iter_mut().chain(&mut self.chunked).chain(prefill) {
+            row.peak_bytes = row.peak_bytes.max(peak);
+        }
         if let Some(job) = self.trainings.front_mut() {
             job.peaked(peak);
         }
         Progress::Worked
     }
 
-    fn retire_cancelled(&mut self) {
-        let mut cancelled: Vec<Row> = self.running.extract_if(.., |row| row.is_cancelled()).collect();
-        for queue in [&mut self.waiting, &mut self.prefilling] {
-            for _ in 0..queue.len() {
-                match queue.pop_front() {
-                    Some(row) if row.is_cancelled() => cancelled.push(row),
-                    row => queue.extend(row),
-                }
+    /// What the next plan is made of.
+    fn view(&mut self) -> View {
+        let under_way = self.prefill.iter().flat_map(PrefillRun::rows);
+        let begun = self.running.iter().chain(&self.paused).chain(&self.chunked).chain(under_way);
+        let cancelled =
+            begun.chain(&self.waiting).filter(|row| row.is_cancelled()).map(|row| row.id).collect();
+        let prefill: Option<Vec<_>> = self.prefill.as_ref().map(PrefillRun::ids);
+        let places = self.running.len() + self.chunked.len() + prefill.as_ref().map_or(0, Vec::len);
+        let prefill_chunk = self.pace.chunk(self.config.prefill_chunk);
+        let waiting =
+            if places < self.config.max_batch { self.waiting_prompts(prefill_chunk) } else { Vec::new() };
+        let grows = self.running.iter().chain(&self.paused).any(|row| self.budget.growth(&row.cache) > 0);
+        let free_bytes = if grows || !waiting.is_empty() { self.budget.free() } else { None };
+        let budget = &self.budget;
+        let decoding = |rows: &mut Vec<Row>| -> Vec<_> {
+            rows.iter_mut().map(|row| row.plan_view(free_bytes.and(Some(budget)))).collect()
+        };
+        View {
+            max_batch: self.config.max_batch,
+            prefill_chunk,
+            short_prompt: self.pace.short_prompt(),
+            preempted: self.preempted,
+            cancelled,
+            waiting,
+            prefill,
+            chunked: (self.chunked.iter())
+                .map(|row| ChunkedPrompt { id: row.id, tokens: row.tokens.len(), prefilled: row.prefilled })
+                .collect(),
+            decoding: decoding(&mut self.running),
+            paused: decoding(&mut self.paused),
+            free_bytes,
+            evictable_bytes: if free_bytes.is_some() { self.prefixes.bytes() } else { 0 },
+        }
+    }
+
+    /// The prompts that may begin, as many as a batch has places.
+    fn waiting_prompts(&mut self, prefill_chunk: usize) -> Vec<WaitingPrompt> {
+        let Self { waiting, sessions, prefixes, budget, model, config, .. } = self;
+        let any_length = !model.config().length_dependent;
+        let begins = waiting.iter_mut().filter_map(|row| (!row.reader_is_behind()).then_some(&*row));
+        let prompts = begins.take(config.max_batch).map(|row| {
+            let (tokens, rotation) = (&row.tokens[..], row.cache.rotation());
+            let own = row.session().map_or(0, |session| sessions.cached_len(session, tokens, rotation));
+            let cached = match own {
+                0 if !row.solo => prefixes.cached_len(tokens, rotation),
+                own => own,
+            };
+            WaitingPrompt {
+                id: row.id,
+                tokens: tokens.len(),
+                cached,
+                batchable: any_length && row.is_batchable(),
+                bytes: budget.prefill(&row.cache, tokens.len(), prefill_chunk.min(tokens.len() - cached)),
+            }
+        });
+        prompts.collect()
+    }
+
+    /// Does what the plan says; whether that was anything.
+    fn execute(&mut self, plan: Plan) -> bool {
+        let Plan { cancel, pause, resume, evict, preempt, refuse, prefill, decode } = plan;
+        let mut worked = !(cancel.is_empty() && pause.is_empty() && resume.is_empty() && preempt.is_empty());
+        for id in cancel {
+            if let Some(row) = self.take(id) {
+                self.end(row, FinishReason::Cancelled);
             }
         }
-        cancelled.into_iter().for_each(|row| self.end(row, FinishReason::Cancelled));
+        self.pause(pause);
+        for id in resume {
+            self.running.extend(take(&mut self.paused, id));
+        }
+        self.release(evict, preempt);
+        if let Some(Refusal { row, needed, available }) = refuse
+            && let Some(row) = self.take(row)
+        {
+            worked = true;
+            let what = "the request (keys, values and activations)".to_owned();
+            row.finish(Err(Error::OutOfMemory { what, needed, available }));
+        }
+        let (prefilled, joined) = self.start_prefill(prefill);
+        let settled = self.read_those_that_wait();
+        let trained = self.train_some();
+        let stepped = self.decode(decode, joined);
+        let read = self.read_previous(&stepped);
+        worked || prefilled || settled || trained || !stepped.is_empty() || read
+    }
+
+    /// Moves rows whose readers are behind out of the batch.
+    fn pause(&mut self, ids: Vec<RowId>) {
+        for id in ids {
+            let Some(mut row) = take(&mut self.running, id) else { continue };
+            // It would keep the memory of rows that go on.
+            match guard(self.config.backend, "pause a request", || row.cache.detach()) {
+                Ok(()) => self.paused.push(row),
+                Err(error) => self.isolate(vec![row], error),
+            }
+        }
+        self.paused.sort_by_key(|row| row.id);
+    }
+
+    /// Gives memory back: of ended texts, and of rows that are computed again later.
+    fn release(&mut self, evict: u64, preempt: Vec<RowId>) {
+        if evict == 0 && preempt.is_empty() {
+            return;
+        }
+        self.prefixes.evict(evict);
+        for id in preempt {
+            if let Some(mut row) = self.take(id) {
+                row.restart();
+                self.wait_first(row);
+            }
+        }
+        // The cache only saves time: a failure to clear it changes nothing.
+        let _ = memory::clear_cache();
+    }
+
+    /// Puts a row that was begun before those that were not.
+    fn wait_first(&mut self, row: Row) {
+        let place = self.waiting.iter().take_while(|other| other.id < row.id).count();
+        self.waiting.insert(place, row);
     }
 
     /// Ends a row whose work went well, and keeps its keys and values for a prompt that goes on from it.
@@ -234,7 +350,36 @@ impl Scheduler {
             Some(session) => self.sessions.keep(session, tokens, cache),
             None => self.prefixes.keep(tokens, cache),
         }
-        row.finish(Ok(reason), &self.stats);
+        row.finish(Ok(reason));
+    }
+
+    /// Something that these rows were part of failed. Each is computed again by itself, and ends if that fails, too.
+    fn isolate(&mut self, rows: Vec<Row>, error: Error) {
+        // What is kept of other texts may be part of the failure.
+        self.prefixes.clear();
+        let mut error = Some(error);
+        for mut row in rows {
+            if row.solo {
+                let again = || Error::backend(self.config.backend, "compute", "the request failed twice");
+                row.finish(Err(error.take().unwrap_or_else(again)));
+            } else {
+                row.solo = true;
+                row.restart();
+                self.wait_first(row);
+            }
+        }
+    }
+
+    /// Takes a row out of wherever it is.
+    fn take(&mut self, id: RowId) -> Option<Row> {
+        let mut found = take(&mut self.running, id).or_else(|| take(&mut self.paused, id));
+        for queue in [&mut self.waiting, &mut self.chunked] {
+            found = found.or_else(|| {
+                let place = queue.iter().position(|row| row.id == id)?;
+                queue.remove(place)
+            });
+        }
+        found.or_else(|| self.prefill.as_mut()?.take(id))
     }
 
     fn classify_some(&mut self) -> bool {
@@ -257,7 +402,7 @@ impl Scheduler {
         true
     }
 
-    /// Computes one batch of the run of training that came first.
+    /// Computes one batch of the oldest training run.
     fn train_some(&mut self) -> bool {
         let Some(job) = self.trainings.front_mut() else { return false };
         let (model, backend) = (&self.model, self.config.backend);
@@ -269,133 +414,151 @@ impl Scheduler {
         }
         true
     }
+}
 
-    /// Computes one chunk of one prompt, or several short prompts; with its last chunk a row joins the batch. Prompts take turns,
-    /// and a new one is first: a short prompt does not wait for the end of a long one.
-    fn prefill_some(&mut self) -> bool {
-        let mut group = self.begin_some();
-        let (model, backend) = (self.model.as_ref(), self.config.backend);
-        let done = if group.is_empty() {
-            group.extend(self.prefilling.pop_front());
-            let Some(row) = group.first_mut() else { return false };
-            let chunk = self.config.prefill_chunk;
-            guard(backend, "compute the prompt", || prefill_chunk(model, row, chunk))
-        } else {
-            guard(backend, "compute the prompts", || prefill_together(model, &mut group))
-        };
-        if let Err(error) = done {
-            self.fail(group, error);
-            return true;
-        }
-        for mut row in group {
-            match row.constraints.failure() {
-                Some(error) => row.finish(Err(error), &self.stats),
-                None if row.prefilled < row.prompt().len() => self.prefilling.push_back(row),
-                None if row.in_flight.is_empty() => self.end(row, FinishReason::Length),
-                None => self.running.push(row),
-            }
+/// Prefill.
+impl Scheduler {
+    /// Waits for the layers that the step before submitted; whether there were any.
+    fn wait_for_prefill(&mut self) -> bool {
+        let Some(run) = &mut self.prefill else { return false };
+        let pace = &mut self.pace;
+        if let Err(error) = guard(self.config.backend, "compute the prompt", || run.wait(pace)) {
+            let rows = self.prefill.take().map(PrefillRun::into_rows).unwrap_or_default();
+            self.isolate(rows, error);
         }
         true
     }
 
-    /// Begins with the prompts that have waited longest: several where they fit one chunk together, which are returned, or else
-    /// the first, which then is the first of those under way.
-    fn begin_some(&mut self) -> Vec<Row> {
-        let room = self.config.max_batch.saturating_sub(self.running.len() + self.prefilling.len());
-        let mut begun: Vec<(Row, Option<KvCache>)> = Vec::new();
-        let (mut longest, mut total) = (0, 0);
-        while begun.len() < room
-            && let Some(row) = self.waiting.front()
-        {
-            let (prompt, rotation) = (row.prompt(), row.cache.rotation());
-            let alone = self.model.config().length_dependent
-                || rotation.is_some()
-                || row.cache.is_quantized()
-                || row.session().is_some()
-                || !row.wants_more();
-            let len = prompt.len();
-            let padded = len.max(longest) * (begun.len() + 1);
-            let fits = !alone && padded <= self.config.prefill_chunk && padded <= 2 * (total + len);
-            if !begun.is_empty() && !fits {
-                break;
+    /// Submits the planned part of a prefill; whether there was one, and the rows that decode from now on.
+    fn start_prefill(&mut self, planned: Option<Prefill>) -> (bool, Vec<RowId>) {
+        self.preempted = false;
+        let built = match planned {
+            None => {
+                // Every row of it may have been cancelled.
+                self.prefill = self.prefill.take().filter(|run| run.rows().next().is_some());
+                return (false, Vec::new());
             }
-            let own = row.session().and_then(|session| self.sessions.take(session, prompt, rotation));
-            let known = own.or_else(|| self.prefixes.find(prompt, rotation));
-            // What is known of a prompt is computed once more beside others, unless it is most of it.
-            let fits = fits && known.as_ref().is_none_or(|known| 2 * known.len() <= len);
-            if !begun.is_empty() && !fits {
-                break;
+            Some(Prefill::Continue) => self.prefill.take().map(Ok),
+            Some(Prefill::Chunk { row, tokens }) => self.begin_chunk(row, tokens.end),
+            Some(Prefill::Batch(ids)) => self.begin_batch(&ids),
+        };
+        let mut run = match built {
+            None => return (true, Vec::new()),
+            Some(Ok(run)) => run,
+            Some(Err((rows, error))) => {
+                self.isolate(rows, error);
+                return (true, Vec::new());
             }
-            begun.extend(self.waiting.pop_front().map(|row| (row, known)));
-            if !fits {
-                break;
-            }
-            (longest, total) = (longest.max(len), total + len);
-        }
-        if begun.len() > 1 {
-            let begin = |(mut row, _): (Row, _)| {
-                row.begin(None);
-                row
-            };
-            return begun.into_iter().map(begin).collect();
-        }
-        for (mut row, known) in begun {
-            row.begin(known);
-            self.prefilling.push_front(row);
-        }
-        Vec::new()
-    }
-
-    /// Ends rows whose work was lost together.
-    fn fail(&self, rows: Vec<Row>, error: Error) {
-        let reason = chain(&error);
-        let mut error = Some(error);
-        for row in rows {
-            let error = error
-                .take()
-                .unwrap_or_else(|| Error::backend(self.config.backend, "compute for all", reason.clone()));
-            row.finish(Err(error), &self.stats);
-        }
-    }
-
-    /// Submits one token for every running row that wants one and has a reader for it; how many there were. They are moved
-    /// to the front of `running`.
-    fn decode_step(&mut self) -> usize {
-        let (mut ready, mut blocked) = (Vec::new(), Vec::new());
-        for mut row in self.running.drain(..) {
-            let list = if row.wants_more() && !row.is_blocked() { &mut ready } else { &mut blocked };
-            list.push(row);
-        }
-        // Those whose keys and values can lie together are computed together.
-        ready.sort_by_key(|row: &Row| (row.cache.capacity_bucket(), row.cache.rotation()));
-        if ready.is_empty() {
-            self.running = blocked;
-            return 0;
-        }
-        let model = self.model.as_ref();
-        let decoded = guard(self.config.backend, "decode", || {
-            // A row that waits would hold on to the memory of rows that go on.
-            blocked.iter_mut().try_for_each(|row| row.cache.detach())?;
-            decode_batch(model, &mut ready)
+        };
+        let (model, pace, backend) = (self.model.clone(), &self.pace, self.config.backend);
+        // A short prompt that passes a prefill under way is computed whole.
+        let passes = self.prefill.is_some();
+        let advanced = guard(backend, "compute the prompt", || {
+            if passes { run.complete(model.as_ref()) } else { run.advance(model.as_ref(), pace) }
         });
-        if let Err(error) = decoded {
-            // What the device was to do is lost for every row of the step; the others go on.
-            self.fail(std::mem::take(&mut ready), error);
-        }
-        for mut row in ready {
-            match row.constraints.failure() {
-                Some(error) => row.finish(Err(error), &self.stats),
-                None => self.running.push(row),
+        self.preempted = passes;
+        match advanced {
+            Ok(PrefillProgress::UnderWay) => {
+                self.prefill = Some(run);
+                (true, Vec::new())
+            }
+            Ok(PrefillProgress::Complete) => (true, self.prefilled(run.into_rows())),
+            Err(error) => {
+                self.isolate(run.into_rows(), error);
+                (true, Vec::new())
             }
         }
-        let count = self.running.len();
-        self.running.extend(blocked);
-        self.steps += 1;
-        if self.steps.is_multiple_of(CLEAR_EVERY) {
+    }
+
+    /// Where rows go whose part of a prompt is computed; those that decode from now on.
+    fn prefilled(&mut self, rows: Vec<Row>) -> Vec<RowId> {
+        let mut joined = Vec::new();
+        for mut row in rows {
+            match row.constraints.failure() {
+                Some(error) => row.finish(Err(error)),
+                None if row.prefilled < row.tokens.len() => self.chunked.push_back(row),
+                None if row.in_flight.is_empty() => self.end(row, FinishReason::Length),
+                None => {
+                    joined.push(row.id);
+                    self.running.push(row);
+                }
+            }
+        }
+        joined
+    }
+
+    fn begin_chunk(&mut self, id: RowId, end: usize) -> Option<Result<PrefillRun, (Vec<Row>, Error)>> {
+        let is_new = self.waiting.iter().any(|row| row.id == id);
+        let mut row = self.take(id)?;
+        if is_new {
+            let (tokens, rotation) = (&row.tokens[..], row.cache.rotation());
+            let own = row.session().and_then(|session| self.sessions.take(session, tokens, rotation));
+            let cached = own.or_else(|| if row.solo { None } else { self.prefixes.find(tokens, rotation) });
+            row.begin(cached);
+        }
+        let (model, backend) = (self.model.as_ref(), self.config.backend);
+        let work = guard(backend, "compute the prompt", || PrefillRun::build_chunk(model, &mut row, end));
+        Some(match work {
+            Ok(work) => Ok(PrefillRun::new(model, vec![row], work)),
+            Err(error) => Err((vec![row], error)),
+        })
+    }
+
+    fn begin_batch(&mut self, ids: &[RowId]) -> Option<Result<PrefillRun, (Vec<Row>, Error)>> {
+        let mut rows: Vec<Row> = ids.iter().filter_map(|id| self.take(*id)).collect();
+        rows.iter_mut().for_each(|row| row.begin(None));
+        let (model, backend) = (self.model.as_ref(), self.config.backend);
+        let work = guard(backend, "compute the prompts", || PrefillRun::build_batch(model, &rows));
+        Some(match work {
+            Ok(work) => Ok(PrefillRun::new(model, rows, work)),
+            Err(error) => Err((rows, error)),
+        })
+    }
+}
+
+/// Decode.
+impl Scheduler {
+    /// Submits one token for every planned row and those that have just joined; the rows.
+    fn decode(&mut self, planned: Vec<Vec<RowId>>, joined: Vec<RowId>) -> Vec<RowId> {
+        let mut batches = planned;
+        for id in joined {
+            let solo = self.running.iter().any(|row| row.id == id && row.solo);
+            match batches.first_mut() {
+                Some(first) if !solo => first.push(id),
+                _ => batches.push(vec![id]),
+            }
+        }
+        let mut stepped = Vec::new();
+        for batch in batches {
+            // Rows may have ended since the plan was made.
+            let goes_on =
+                |row: &mut Row| batch.contains(&row.id) && row.wants_more() && !row.reader_is_behind();
+            let mut rows: Vec<Row> = self.running.extract_if(.., goes_on).collect();
+            if rows.is_empty() {
+                continue;
+            }
+            let (model, backend) = (self.model.as_ref(), self.config.backend);
+            match guard(backend, "decode", || decode_batch(model, &mut rows)) {
+                Ok(()) => {
+                    for mut row in rows {
+                        match row.constraints.failure() {
+                            Some(error) => row.finish(Err(error)),
+                            None => {
+                                stepped.push(row.id);
+                                self.running.push(row);
+                            }
+                        }
+                    }
+                }
+                Err(error) => self.isolate(rows, error),
+            }
+        }
+        self.steps += u64::from(!stepped.is_empty());
+        if !stepped.is_empty() && self.steps.is_multiple_of(CLEAR_EVERY) {
             // The cache only saves time: a failure to clear it changes nothing.
             let _ = mlx_rs::memory::clear_cache();
         }
-        count
+        stepped
     }
 
     /// Reads the last choices of rows that need them for the next; whether there were any.
@@ -411,174 +574,50 @@ impl Scheduler {
 
     /// Reads and delivers a row's oldest unread token; the row, unless that ended it.
     fn read(&mut self, mut row: Row) -> Option<Row> {
-        match guard(self.config.backend, "read a token", || row.deliver()) {
+        let backend = self.config.backend;
+        let chosen = match guard(backend, "read a token", || row.read()) {
             Ok(None) => return Some(row),
-            Ok(Some(reason)) => self.end(row, reason),
-            Err(error) => row.finish(Err(error), &self.stats),
+            Ok(Some(chosen)) => chosen,
+            Err(error) => {
+                self.isolate(vec![row], error);
+                return None;
+            }
+        };
+        match guard(backend, "deliver a token", || Ok(row.deliver(chosen))) {
+            Ok(Ok(None)) => return Some(row),
+            Ok(Ok(Some(reason))) => self.end(row, reason),
+            Ok(Err(reason)) => row.finish(Err(Error::backend(backend, "choose a token", reason))),
+            Err(error) => row.finish(Err(error)),
         }
         None
     }
 
-    /// Reads and delivers the tokens that were chosen before the step of the first `stepped` rows; whether there were any.
-    fn read_previous(&mut self, stepped: usize) -> bool {
-        let mut read = false;
-        let mut kept = Vec::with_capacity(self.running.len());
-        for (index, row) in std::mem::take(&mut self.running).into_iter().enumerate() {
-            let unread = row.in_flight.len() - usize::from(index < stepped);
+    /// Reads and delivers the tokens that were chosen before this step; whether there were any.
+    fn read_previous(&mut self, stepped: &[RowId]) -> bool {
+        let (running, paused) = (std::mem::take(&mut self.running), std::mem::take(&mut self.paused));
+        let mut some = false;
+        let mut read = |scheduler: &mut Self, row: Row| {
+            let unread = row.in_flight.len() - usize::from(stepped.contains(&row.id));
             if unread == 0 {
-                kept.push(row);
-                continue;
+                return Some(row);
             }
-            read = true;
-            kept.extend(self.read(row));
-        }
-        self.running = kept;
-        read
-    }
-}
-
-fn prefill_chunk(model: &dyn Architecture, row: &mut Row, chunk: usize) -> Result<()> {
-    let prompt = row.prompt();
-    let end = prompt.len().min(row.prefilled + chunk);
-    let tokens = Array::from_slice(&prompt[row.prefilled..end], &[1, (end - row.prefilled) as i32]);
-    let last = end == prompt.len();
-    let hidden = model.hidden(&tokens, Rows::Cached(&mut [&mut row.cache]))?;
-    row.prefilled = end;
-    if !last || !row.wants_more() {
-        row.cache.evaluate()?;
-        return mlx_rs::memory::clear_cache();
-    }
-    let hidden = slice(&hidden, 1, hidden.dim(1) - 1, hidden.dim(1))?;
-    let logits = model.logits(&hidden)?.reshape(&[1, -1])?;
-    let choice = row.choose(&logits)?;
-    submit([&choice.id], choice.report.iter())?;
-    row.in_flight.push_back(InFlight::alone(choice));
-    Ok(())
-}
-
-/// Computes whole prompts side by side, and submits the first token of each.
-fn prefill_together(model: &dyn Architecture, rows: &mut [Row]) -> Result<()> {
-    let width = rows.iter().map(|row| row.prompt().len()).max().unwrap_or(0);
-    let mut tokens = vec![0; rows.len() * width];
-    for (row, tokens) in rows.iter().zip(tokens.chunks_exact_mut(width)) {
-        tokens[..row.prompt().len()].copy_from_slice(row.prompt());
-    }
-    let tokens = Array::from_slice(&tokens, &[rows.len() as i32, width as i32]);
-    let mut kept = SharedPrefix::default();
-    let fresh = Rows::Prefixed { prefix: &SharedPrefix::default(), store: Some(&mut kept) };
-    let hidden = model.hidden(&tokens, fresh)?;
-    let ends = rows.iter().enumerate().map(|(index, row)| (index * width + row.prompt().len() - 1) as u32);
-    let ends = Array::from_slice(&ends.collect::<Vec<_>>(), &[rows.len() as i32]);
-    let hidden = hidden.reshape(&[-1, hidden.dim(-1)])?.take_axis(&ends, 0)?;
-    for (index, row) in rows.iter_mut().enumerate() {
-        let len = row.prompt().len();
-        kept.copy_row(index, len, &mut row.cache)?;
-        row.prefilled = len;
-    }
-    choose(rows, &model.logits(&hidden.expand_dims(1)?)?.reshape(&[rows.len() as i32, -1])?)?;
-    // Rows would hold on to what is of others until their own keys and values are copied.
-    transforms::async_eval(&rows.iter().flat_map(|row| row.cache.arrays()).collect::<Vec<_>>())
-}
-
-/// Submits the next token of every row, without waiting for it.
-fn decode_batch(model: &dyn Architecture, rows: &mut [Row]) -> Result<()> {
-    let count = rows.len() as i32;
-    let tokens = inputs(rows)?.reshape(&[count, 1])?;
-    let mut caches: Vec<&mut KvCache> = rows.iter_mut().map(|row| &mut row.cache).collect();
-    let hidden = model.hidden(&tokens, Rows::Cached(&mut caches))?;
-    choose(rows, &model.logits(&hidden)?.reshape(&[count, -1])?)
-}
-
-/// Submits a token for every row, chosen from its logits `[rows, V]`.
-fn choose(rows: &mut [Row], logits: &Array) -> Result<()> {
-    if rows.iter().all(Row::is_greedy) {
-        let ids = Rc::new(argmax(logits)?);
-        submit([&*ids], [].iter())?;
-        for (index, row) in rows.iter_mut().enumerate() {
-            row.in_flight.push_back(InFlight { ids: ids.clone(), index: index as i32, report: None });
-        }
-        return Ok(());
-    }
-    let drawn: Vec<_> =
-        (0..).zip(rows.iter()).filter_map(|(index, row)| Some((index, row.drawn()?))).collect();
-    let mut chosen = BTreeMap::new();
-    if drawn.len() > 1 {
-        let (indices, samplers): (Vec<u32>, Vec<_>) = drawn.into_iter().unzip();
-        let own = if indices.len() == rows.len() {
-            logits.clone()
-        } else {
-            logits.take_axis(Array::from_slice(&indices, &[indices.len() as i32]), 0)?
+            some = true;
+            scheduler.read(row)
         };
-        let ids = Rc::new(draw(&samplers, log_softmax(&own.as_type::<f32>()?)?)?);
-        for (place, index) in indices.into_iter().enumerate() {
-            chosen.insert(index as usize, InFlight { ids: ids.clone(), index: place as i32, report: None });
+        for row in running {
+            let row = read(self, row);
+            self.running.extend(row);
         }
-    }
-    for (index, row) in rows.iter_mut().enumerate() {
-        if let Entry::Vacant(unchosen) = chosen.entry(index) {
-            let own = match logits.dim(0) {
-                1 => logits.clone(),
-                _ => slice(logits, 0, index as i32, index as i32 + 1)?,
-            };
-            unchosen.insert(InFlight::alone(row.choose(&own)?));
+        for row in paused {
+            let row = read(self, row);
+            self.paused.extend(row);
         }
-    }
-    submit(
-        chosen.values().map(|choice| &*choice.ids),
-        chosen.values().filter_map(|choice| choice.report.as_ref()),
-    )?;
-    for (row, choice) in rows.iter_mut().zip(chosen.into_values()) {
-        row.in_flight.push_back(choice);
-    }
-    Ok(())
-}
-
-/// The last token of every row: [n], u32. Where the rows are those of the step before, its choices serve as they are.
-fn inputs(rows: &[Row]) -> Result<Array> {
-    if let Some(previous) = rows[0].in_flight.back()
-        && previous.ids.dim(0) as usize == rows.len()
-        && rows.iter().enumerate().all(|(index, row)| {
-            let own = row.in_flight.back();
-            own.is_some_and(|own| own.index == index as i32 && Rc::ptr_eq(&own.ids, &previous.ids))
-        })
-    {
-        return Ok((*previous.ids).clone());
-    }
-    let tokens = rows.iter().map(Row::last_token).collect::<Result<Vec<_>>>()?;
-    ops::concatenate(&tokens, 0)
-}
-
-fn submit<'a>(
-    ids: impl IntoIterator<Item = &'a Array>,
-    reports: impl Iterator<Item = &'a super::sampler::LogprobArrays>,
-) -> Result<()> {
-    let reports = reports.flat_map(|report| {
-        let top = report.top.iter().flat_map(|(ids, values)| [ids, values]);
-        std::iter::once(&report.chosen).chain(top)
-    });
-    transforms::async_eval(ids.into_iter().chain(reports))
-}
-
-/// Runs work that may panic or fail in MLX: either fails the request at hand and nothing else.
-fn guard<T>(
-    backend: &'static str,
-    action: &'static str,
-    work: impl FnOnce() -> Result<T>,
-) -> inference_core::Result<T> {
-    match catch_unwind(AssertUnwindSafe(work)) {
-        Ok(Ok(value)) => Ok(value),
-        Ok(Err(exception)) => Err(Error::backend(backend, action, exception)),
-        Err(panic) => {
-            Err(Error::backend(backend, action, format!("panicked: {}", panic_text(panic.as_ref()))))
-        }
+        some
     }
 }
 
-pub(super) fn panic_text(panic: &(dyn Any + Send)) -> &str {
-    let text = panic.downcast_ref::<String>().map(String::as_str);
-    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("without a message")
-}
-
-fn chain(error: &Error) -> String {
-    std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
+/// Takes a row out of a list.
+fn take(rows: &mut Vec<Row>, id: RowId) -> Option<Row> {
+    let place = rows.iter().position(|row| row.id == id)?;
+    Some(rows.remove(place))
 }

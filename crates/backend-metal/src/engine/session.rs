@@ -66,10 +66,25 @@ struct Entry {
     cache: KvCache,
 }
 
+impl Entry {
+    /// How many tokens of the prompt its cache can serve.
+    fn usable(&self, prompt: &[u32], rotation: Option<Rotation>) -> usize {
+        let shared = common(&self.tokens, prompt).min(prompt.len().saturating_sub(1));
+        let serves = self.cache.rotation() == rotation && self.cache.can_rewind_to(shared);
+        if serves { shared } else { 0 }
+    }
+}
+
 impl Sessions {
     /// Expects the keys and values of a turn.
     pub(super) fn open(&mut self, id: SessionId) {
         self.slots.entry(id).or_default();
+    }
+
+    /// How many tokens of the prompt [`take`](Self::take) would give keys and values of.
+    pub(super) fn cached_len(&self, id: SessionId, prompt: &[u32], rotation: Option<Rotation>) -> usize {
+        let entry = self.slots.get(&id).and_then(Option::as_ref);
+        entry.map_or(0, |entry| entry.usable(prompt, rotation))
     }
 
     /// The session's cache, cut to what it shares with the prompt, but for the last token, which is always computed. It is
@@ -80,13 +95,13 @@ impl Sessions {
         prompt: &[u32],
         rotation: Option<Rotation>,
     ) -> Option<KvCache> {
-        let Entry { tokens, mut cache } = self.slots.get_mut(&id)?.take()?;
-        let shared = common(&tokens, prompt).min(prompt.len().saturating_sub(1));
-        if shared == 0 || cache.rotation() != rotation || !cache.can_rewind_to(shared) {
+        let mut entry = self.slots.get_mut(&id)?.take()?;
+        let shared = entry.usable(prompt, rotation);
+        if shared == 0 {
             return None;
         }
-        cache.rewind(shared);
-        Some(cache)
+        entry.cache.rewind(shared);
+        Some(entry.cache)
     }
 
     /// Keeps what a turn has left, unless the session was dropped meanwhile. `tokens` are those that the cache holds.

@@ -4,7 +4,7 @@ use std::ffi::CStr;
 
 use inference_core::backend::Availability;
 use mlx_rs::{
-    DeviceType, Stream,
+    Stream,
     error::{Exception, Result},
 };
 
@@ -60,13 +60,12 @@ impl Device {
         }
     }
 
-    /// A new stream of the calling thread on this device.
+    /// The calling thread's stream on this device. It is always the same: MLX never frees a stream, which on the CPU is a thread.
     pub(crate) fn stream(self) -> Stream {
-        let kind = match self {
-            Self::Metal | Self::Cuda => DeviceType::Gpu,
-            Self::Cpu => DeviceType::Cpu,
-        };
-        Stream::new_with_device(&mlx_rs::Device::new(kind, 0))
+        match self {
+            Self::Metal | Self::Cuda => Stream::gpu(),
+            Self::Cpu => Stream::cpu(),
+        }
     }
 }
 

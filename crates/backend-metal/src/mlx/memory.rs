@@ -11,6 +11,19 @@ use mlx_rs::{error::Exception, memory};
 /// The peak before the engine last restarted MLX's own measurement, which it does to learn each request's peak.
 static PEAK: AtomicU64 = AtomicU64::new(0);
 
+/// The limit that was set; [`u64::MAX`] is none.
+static LIMIT: AtomicU64 = AtomicU64::new(u64::MAX);
+
+/// The bytes that all models together may use, where that was limited. MLX itself only frees its cache earlier.
+pub(crate) fn limit() -> Option<u64> {
+    Some(LIMIT.load(Ordering::Relaxed)).filter(|limit| *limit != u64::MAX)
+}
+
+/// Puts back a limit that was in force.
+pub(crate) fn restore_limit(limit: Option<u64>) {
+    LIMIT.store(limit.unwrap_or(u64::MAX), Ordering::Relaxed);
+}
+
 /// Control over MLX's memory.
 #[derive(Debug)]
 pub(crate) struct Memory;
@@ -99,6 +112,9 @@ impl MemoryControl for Memory {
         };
         let mut before = MemoryLimits::new();
         before.memory = apply(limits.memory, memory::set_memory_limit, "set the memory limit")?;
+        if let Some(limit) = limits.memory {
+            LIMIT.store(limit, Ordering::Relaxed);
+        }
         before.cache = apply(limits.cache, memory::set_cache_limit, "set the cache limit")?;
         before.wired = apply(limits.wired, memory::set_wired_limit, "set the wired limit")?;
         Ok(before)

@@ -6,6 +6,9 @@ use std::{
     io,
     os::unix::fs::FileExt as _,
     path::Path,
+    sync::mpsc::{RecvTimeoutError, channel},
+    thread,
+    time::Duration,
 };
 
 use inference_core::{Dtype, Error, ModelManifest, Result, backend::TensorInfo};
@@ -14,7 +17,13 @@ use mlx_rs::{Array, error::Exception};
 use super::array::filled;
 
 /// Bytes read in one call, between two looks at whether the load was cancelled.
-const PIECE: usize = 64 << 20;
+const PIECE: usize = 8 << 20;
+
+/// Smaller tensors are read without a thread of their own.
+const SMALL: usize = 1 << 20;
+
+/// How long a read is waited for between two calls of `observe`.
+const WAIT: Duration = Duration::from_millis(1);
 
 /// How far a load or conversion has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,7 +43,8 @@ pub(crate) struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    /// A reader that tells `observe` how far it has come, and stops once that returns `false`.
+    /// A reader that tells `observe` how far it has come, every few milliseconds while it reads, and stops once that returns
+    /// `false`.
     pub(crate) fn new(manifest: &'a ModelManifest, observe: &'a mut dyn FnMut(Progress) -> bool) -> Self {
         let files = manifest.files().iter().map(|_| OnceCell::new()).collect();
         Self { manifest, files, read: Cell::new(0), observe: RefCell::new(observe) }
@@ -82,21 +92,50 @@ impl<'a> Reader<'a> {
                 self.files[tensor.file].get_or_init(|| file)
             }
         };
-        let mut position = tensor.range.start;
-        for piece in memory.chunks_mut(PIECE) {
-            file.read_exact_at(piece, position).map_err(|source| match source.kind() {
-                io::ErrorKind::UnexpectedEof => Error::invalid_file(path, "became shorter while it was read"),
-                _ => Error::io("read", path, source),
-            })?;
-            position += piece.len() as u64;
-            self.read.set(self.read.get() + piece.len() as u64);
-            let progress = Progress { bytes: self.read.get(), total: self.manifest.weight_bytes() };
-            if !(self.observe.borrow_mut())(progress) {
-                return Err(Error::Cancelled);
-            }
+        let start = tensor.range.start;
+        if memory.len() < SMALL {
+            read(file, path, memory, start)?;
+            return self.count(memory.len());
         }
-        Ok(())
+        // The disk is waited for on another thread: this one has other models to serve.
+        thread::scope(|scope| {
+            let (done, pieces) = channel();
+            let work = move || {
+                for (piece, start) in memory.chunks_mut(PIECE).zip((start..).step_by(PIECE)) {
+                    let result = read(file, path, piece, start).map(|()| piece.len());
+                    let failed = result.is_err();
+                    // Nobody listens where the load was cancelled.
+                    if done.send(result).is_err() || failed {
+                        return;
+                    }
+                }
+            };
+            let spawned = thread::Builder::new().name("mlx-read".to_owned()).spawn_scoped(scope, work);
+            spawned.map_err(|error| Error::backend("mlx", "start a thread", error))?;
+            loop {
+                match pieces.recv_timeout(WAIT) {
+                    Ok(piece) => self.count(piece?)?,
+                    Err(RecvTimeoutError::Timeout) => self.count(0)?,
+                    Err(RecvTimeoutError::Disconnected) => return Ok(()),
+                }
+            }
+        })
     }
+
+    /// Counts bytes that were read, and tells so.
+    fn count(&self, bytes: usize) -> Result<()> {
+        self.read.set(self.read.get() + bytes as u64);
+        let progress = Progress { bytes: self.read.get(), total: self.manifest.weight_bytes() };
+        if (self.observe.borrow_mut())(progress) { Ok(()) } else { Err(Error::Cancelled) }
+    }
+}
+
+/// Fills memory with the bytes of a file from this position on.
+fn read(file: &File, path: &Path, memory: &mut [u8], position: u64) -> Result<()> {
+    file.read_exact_at(memory, position).map_err(|source| match source.kind() {
+        io::ErrorKind::UnexpectedEof => Error::invalid_file(path, "became shorter while it was read"),
+        _ => Error::io("read", path, source),
+    })
 }
 
 /// A safetensors file whose header was read and checked with [`read_tensors`](inference_core::backend::read_tensors).

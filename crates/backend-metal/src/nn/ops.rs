@@ -9,6 +9,19 @@ pub(crate) fn argmax(x: &Array) -> Result<Array> {
     cpu::argmax(x).unwrap_or_else(|| ops::indexing::argmax_axis(x, -1, false))
 }
 
+/// The index of the largest element of each row, u32, and a number that is finite where the row has no NaN and its largest element
+/// is finite, f32: `[B, n]` → `[B]`, `[B]`.
+pub(crate) fn argmax_with_score(x: &Array) -> Result<(Array, Array)> {
+    let Some(ids) = cpu::argmax(x) else {
+        let ids = ops::indexing::argmax_axis(x, -1, false)?;
+        return Ok((ids, ops::logsumexp_axis(x, -1, false)?.as_type::<f32>()?));
+    };
+    // Our kernel takes NaN for the largest.
+    let ids = ids?;
+    let score = x.take_along_axis(ids.reshape(&[-1, 1])?, -1)?.reshape(&[-1])?;
+    Ok((ids, score.as_type::<f32>()?))
+}
+
 /// `x · w`, `[.., in]`, `[in, out]` → `[.., out]`, where a gradient may be taken by both.
 pub(super) fn times(x: &Array, w: &Array) -> Result<Array> {
     cpu::times(x, w).unwrap_or_else(|| x.matmul(w))

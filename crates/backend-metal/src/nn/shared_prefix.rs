@@ -23,7 +23,7 @@ impl SharedPrefix {
     }
 
     /// Takes the keys and values of the next layer.
-    pub(super) fn push(&mut self, layer: [Array; 2]) {
+    pub(crate) fn push(&mut self, layer: [Array; 2]) {
         self.layers.push(layer);
     }
 

@@ -66,6 +66,27 @@ impl SamplingOptions {
             || self.frequency_penalty.is_some_and(|p| p != 0.0)
     }
 
+    /// Whether something edits the logits before the choice: a bias or a penalty.
+    #[must_use]
+    pub fn edits_logits(&self) -> bool {
+        // Whoever adds an option has to say here what it does.
+        let Self {
+            logit_bias,
+            repetition_penalty: _,
+            presence_penalty: _,
+            frequency_penalty: _,
+            // Those act on the choice itself, or on the draw.
+            temperature: _,
+            top_p: _,
+            min_p: _,
+            top_k: _,
+            xtc: _,
+            seed: _,
+            penalty_window: _,
+        } = self;
+        self.has_penalties() || logit_bias.as_ref().is_some_and(|biases| !biases.is_empty())
+    }
+
     pub(super) fn validate(&self) -> Result<()> {
         within("temperature", self.temperature, "a finite number from 0", |t| t >= 0.0)?;
         within("top_p", self.top_p, "above 0, up to 1", |p| p > 0.0 && p <= 1.0)?;

@@ -2,6 +2,7 @@
 
 use std::{
     cell::{RefCell, RefMut},
+    ops::Range,
     rc::Rc,
 };
 
@@ -198,6 +199,14 @@ impl KvCache {
         shelf.layers.iter().flat_map(|buffers| &buffers.arrays).chain(written).cloned().collect()
     }
 
+    /// What these layers hold, to have it computed.
+    pub(crate) fn layer_arrays(&self, layers: Range<usize>) -> Vec<Array> {
+        let shelf = self.shelf.borrow();
+        let layers = &shelf.layers[layers.start.min(shelf.layers.len())..layers.end.min(shelf.layers.len())];
+        let written = layers.iter().filter_map(|buffers| buffers.written.as_deref());
+        layers.iter().flat_map(|buffers| &buffers.arrays).chain(written).cloned().collect()
+    }
+
     /// Waits until all that it holds is computed.
     pub(crate) fn evaluate(&self) -> Result<()> {
         transforms::eval(&self.arrays())
@@ -296,7 +305,7 @@ mod tests {
     use crate::mlx::Mode;
 
     /// Keys that say which position they are of; values that are their negatives.
-    fn tokens(positions: std::ops::Range<usize>) -> [Array; 2] {
+    fn tokens(positions: Range<usize>) -> [Array; 2] {
         let numbers: Vec<f32> = positions.clone().map(|position| position as f32).collect();
         let keys = Array::from_slice(&numbers, &[1, 1, positions.len() as i32, 1]);
         let values = keys.negative().unwrap();

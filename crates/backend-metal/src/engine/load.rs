@@ -1,0 +1,116 @@
+//! From load options to a model and its scheduler, on the MLX thread.
+
+use inference_core::{
+    Error, KvBits, LoadOptions, ModelManifest, Result,
+    backend::{AdapterManifest, MemoryControl as _, MemoryLimits},
+};
+use mlx_rs::with_stream;
+
+use super::{
+    DisableCpuKernels,
+    budget::{Budget, free_memory},
+    scheduler::{EngineConfig, Scheduler},
+    thread::Load,
+};
+use crate::{
+    load,
+    mlx::{Device, Memory, Mode, Scheme, memory},
+    nn::ModelConfig,
+};
+
+/// Requests decoded at once where the caller sets no limit.
+const DEFAULT_MAX_BATCH: usize = 32;
+
+/// Prompt tokens computed at once where the caller sets none.
+const DEFAULT_PREFILL_CHUNK: usize = 1024;
+
+/// Bytes of keys and values kept of ended texts where the caller sets no budget.
+const DEFAULT_PREFIX_CACHE: u64 = 512 << 20;
+
+/// What is known of a model once it is loaded.
+#[derive(Debug)]
+pub(crate) struct Loaded {
+    pub(crate) config: ModelConfig,
+    /// How it keeps keys and values.
+    pub(crate) layout: String,
+}
+
+/// Loads a model. `observe` is called as weights come in and while they are awaited; the load ends once it returns `false`.
+///
+/// # Errors
+/// [`Error::OutOfMemory`] before anything is read, [`Error::Cancelled`], and whatever is wrong with the folder or the options.
+pub(super) fn load_model(
+    load: Load,
+    observe: &mut dyn FnMut(load::Progress) -> bool,
+) -> Result<(Scheduler, Loaded)> {
+    let Load { device, manifest, options } = load;
+    let (limit, before) = (memory::limit(), set_limits(device, &options)?);
+    let loaded = load_within_limits(device, manifest, &options, observe);
+    if loaded.is_err() {
+        // The limits were this model's. MLX refuses none that it has given.
+        let _ = Memory.set_limits(before);
+        memory::restore_limit(limit);
+    }
+    loaded
+}
+
+fn load_within_limits(
+    device: Device,
+    manifest: ModelManifest,
+    options: &LoadOptions,
+    observe: &mut dyn FnMut(load::Progress) -> bool,
+) -> Result<(Scheduler, Loaded)> {
+    if device == Device::Cpu {
+        memory::heap::keep();
+    }
+    if let Some(free) = free_memory(device) {
+        // The least that is of use: the weights and one request, of the context that was asked for.
+        manifest.estimate(options.context_length.unwrap_or(1), 1, options.kv_bits)?.check(free)?;
+    }
+    let adapter =
+        options.adapter.as_ref().map(|folder| AdapterManifest::read(folder, &manifest)).transpose()?;
+    let manifest = load::with_trained_weights(manifest, adapter.as_ref())?;
+    let stream = device.stream();
+    let model = with_stream(&stream, || {
+        let model = load::load(device.id(), &manifest, observe)?;
+        if let Some(adapter) = &adapter {
+            load::attach(&*model, adapter)?;
+        }
+        Ok::<_, Error>(model)
+    })?;
+    let mut config = model.config().clone();
+    let context_length = options.context_length.unwrap_or(config.context_length);
+    if context_length > config.context_length {
+        let reason = format!("{context_length}, the model holds {}", config.context_length);
+        return Err(Error::InvalidOption { option: "context_length", reason });
+    }
+    config.context_length = context_length;
+    let kv_scheme = options.kv_bits.map(|bits| kv_scheme(bits, config.head_dim)).transpose()?;
+    let engine = EngineConfig {
+        backend: device.id(),
+        max_batch: options.max_batch.unwrap_or(DEFAULT_MAX_BATCH),
+        prefill_chunk: options.prefill_chunk.unwrap_or(DEFAULT_PREFILL_CHUNK),
+        prefix_cache: options.prefix_cache.unwrap_or(DEFAULT_PREFIX_CACHE),
+        kv_scheme,
+        context_length,
+        disable_cpu_kernels: options.extensions.get::<DisableCpuKernels>().is_some(),
+    };
+    let budget = Budget::new(&config, kv_scheme, move || free_memory(device));
+    let scheduler = Scheduler::new(model.into(), stream, engine, budget);
+    let layout = scheduler.new_cache().format_id();
+    Ok((scheduler, Loaded { config, layout }))
+}
+
+/// How keys and values of heads that are so wide are quantised.
+fn kv_scheme(bits: KvBits, head_dim: usize) -> Result<Scheme> {
+    let group_size = bits.group_size(head_dim).ok_or_else(|| bits.unsupported_error(head_dim))?;
+    Ok(Scheme { mode: Mode::Affine, bits: bits.get(), group_size })
+}
+
+/// Sets the options' limits, and returns those that they replace.
+fn set_limits(device: Device, options: &LoadOptions) -> Result<MemoryLimits> {
+    let mut limits = MemoryLimits::new();
+    limits.memory = options.memory_limit;
+    limits.cache = options.cache_limit;
+    Memory.set_limits(limits).map_err(|error| Error::backend(device.id(), "set memory limits", error))
+}

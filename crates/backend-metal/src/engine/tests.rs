@@ -1,0 +1,441 @@
+//! The scheduler with a model whose next token is known, and which fails on demand.
+
+use std::{
+    cell::{Cell, RefCell},
+    path::Path,
+    rc::Rc,
+    sync::Arc,
+    time::Instant,
+};
+
+use futures::{FutureExt as _, StreamExt as _};
+use inference_core::{CancellationToken, Error, Finish, FinishReason, GenerateOptions, TokenStream};
+use inference_text::Codec;
+use mlx_rs::{
+    Array, Dtype, Stream,
+    error::{Exception, Result},
+    ops,
+};
+
+use super::{
+    budget::Budget,
+    row::Request,
+    scheduler::{EngineConfig, Progress, Scheduler},
+    stats::Stats,
+};
+use crate::nn::{Architecture, KvCache, ModelConfig, Rows, TrainMode, registry::ParamRegistry};
+
+const VOCAB: u32 = 2048;
+
+/// The token that follows `id` in every text of the fake model.
+fn next(id: u32) -> u32 {
+    (7 * id + 3) % 1000 + 100
+}
+
+/// The tokens that follow a prompt which ends with `id`.
+fn answer(id: u32, tokens: usize) -> Vec<u32> {
+    std::iter::successors(Some(next(id)), |id| Some(next(*id))).take(tokens).collect()
+}
+
+type Fault = Box<dyn Fn(&[u32], usize) -> bool>;
+
+/// A model of one layer whose hidden states are its tokens.
+struct Fake {
+    config: ModelConfig,
+    registry: ParamRegistry,
+    /// Rows and tokens of each forward pass.
+    passes: RefCell<Vec<(usize, usize)>>,
+    /// Whether a pass of these tokens in so many rows fails.
+    fault: RefCell<Fault>,
+    /// A fault is a panic.
+    panics: Cell<bool>,
+    /// Every logit is NaN after this token.
+    poison: Cell<Option<u32>>,
+}
+
+impl Fake {
+    fn new() -> Rc<Self> {
+        let config = ModelConfig {
+            vocab_size: VOCAB as usize,
+            layers: 1,
+            hidden_size: 1,
+            context_length: 1 << 20,
+            kv_heads: 1,
+            head_dim: 1,
+            windows: vec![None],
+            dtype: "f32".to_owned(),
+            ..ModelConfig::default()
+        };
+        Rc::new(Self {
+            config,
+            registry: ParamRegistry::default(),
+            passes: RefCell::default(),
+            fault: RefCell::new(Box::new(|_, _| false)),
+            panics: Cell::new(false),
+            poison: Cell::new(None),
+        })
+    }
+
+    fn fails_where(&self, fault: impl Fn(&[u32], usize) -> bool + 'static) {
+        *self.fault.borrow_mut() = Box::new(fault);
+    }
+}
+
+impl Architecture for Fake {
+    fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    fn new_cache(&self) -> KvCache {
+        KvCache::new([None])
+    }
+
+    fn hidden(&self, tokens: &Array, rows: Rows<'_>) -> Result<Array> {
+        let (batch, count) = (tokens.dim(0), tokens.dim(1));
+        let ids = tokens.to_vec_exact::<u32>().map_err(|error| Exception::custom(error.to_string()))?;
+        self.passes.borrow_mut().push((batch as usize, count as usize));
+        if (self.fault.borrow())(&ids, batch as usize) {
+            assert!(!self.panics.get(), "the fake panics");
+            return Err(Exception::custom("the fake fails"));
+        }
+        let states = tokens.as_dtype(Dtype::Float32)?;
+        match rows {
+            Rows::Cached(caches) => {
+                for (cache, ids) in caches.iter_mut().zip(ids.chunks(count as usize)) {
+                    let ids: Vec<f32> = ids.iter().map(|id| *id as f32).collect();
+                    let new = Array::from_slice(&ids, &[1, 1, count, 1]);
+                    cache.update(0, [&new, &new])?;
+                    cache.advance(count as usize);
+                }
+            }
+            Rows::Prefixed { store: Some(store), .. } => {
+                let new = states.reshape(&[batch, 1, count, 1])?;
+                store.push([new.clone(), new]);
+            }
+            Rows::Prefixed { store: None, .. } | Rows::Uncached => {}
+        }
+        states.expand_dims(2)
+    }
+
+    fn hidden_for_training(&self, _: &Array, _: &TrainMode<'_>) -> Result<Array> {
+        Err(Exception::custom("the fake does not learn"))
+    }
+
+    fn registry(&self) -> &ParamRegistry {
+        &self.registry
+    }
+
+    fn logits(&self, hidden: &Array) -> Result<Array> {
+        let ids =
+            hidden.reshape(&[-1])?.to_vec_exact::<f32>().map_err(|e| Exception::custom(e.to_string()))?;
+        let following: Vec<f32> = ids.iter().map(|id| next(*id as u32) as f32).collect();
+        let columns = ops::arange::<_, f32>(0, VOCAB as i32, None)?;
+        let following = Array::from_slice(&following, &[following.len() as i32, 1]);
+        let mut logits = columns.subtract(following)?.abs()?.negative()?;
+        if ids.iter().any(|id| self.poison.get() == Some(*id as u32)) {
+            logits = logits.multiply(Array::from_f32(f32::NAN))?;
+        }
+        let shape = [&hidden.shape()[..hidden.ndim() - 1], &[VOCAB as i32]].concat();
+        logits.reshape(&shape)
+    }
+}
+
+/// A scheduler of the fake model.
+struct Bench {
+    model: Rc<Fake>,
+    scheduler: Scheduler,
+    codec: Codec,
+    stats: Arc<Stats>,
+    free: Rc<Cell<Option<u64>>>,
+}
+
+/// Tokens that wait for a reader of a bench.
+const CAPACITY: usize = 4;
+
+impl Bench {
+    fn new() -> Self {
+        Self::with(|_| ())
+    }
+
+    fn with(change: impl FnOnce(&mut EngineConfig)) -> Self {
+        let model = Fake::new();
+        let mut config = EngineConfig {
+            backend: "cpu",
+            max_batch: 8,
+            prefill_chunk: 64,
+            context_length: 1 << 20,
+            prefix_cache: 0,
+            kv_scheme: None,
+            disable_cpu_kernels: false,
+        };
+        change(&mut config);
+        let free = Rc::new(Cell::new(None));
+        let left = free.clone();
+        let budget = Budget::new(&model.config, None, move || left.get());
+        let scheduler = Scheduler::new(model.clone(), Stream::cpu(), config, budget);
+        let demo = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/demo"));
+        let codec = Codec::load(demo).unwrap();
+        Self { model, scheduler, codec, stats: Arc::default(), free }
+    }
+
+    /// Hands over a request of `len` prompt tokens that end with `last`, for `tokens` more.
+    fn request(&mut self, len: usize, last: u32, tokens: usize) -> TokenStream {
+        self.request_with(len, last, GenerateOptions::new().max_tokens(tokens).ignore_eos(true))
+    }
+
+    fn request_with(&mut self, len: usize, last: u32, options: GenerateOptions) -> TokenStream {
+        let prompt: Vec<u32> = (0..len as u32 - 1).map(|n| 5 + n % 50).chain([last]).collect();
+        let (sink, stream) = TokenStream::channel("cpu", CAPACITY, options.cancel.clone());
+        self.scheduler.push(Request {
+            prompt,
+            sink,
+            assembler: self.codec.assembler(&options).unwrap(),
+            options,
+            budget: None,
+            eos: Vec::new(),
+            called: Instant::now(),
+            span: tracing::Span::none(),
+            turn: None,
+            active: self.stats.begin(),
+        });
+        stream
+    }
+
+    fn steps(&mut self, count: usize) {
+        for _ in 0..count {
+            self.scheduler.step();
+        }
+    }
+
+    /// Runs while all these streams are read, until all have ended.
+    fn run<const N: usize>(&mut self, mut streams: [TokenStream; N]) -> [Outcome; N] {
+        let mut read = [const { Vec::new() }; N];
+        let mut ended = [const { None }; N];
+        for _ in 0..10_000 {
+            self.scheduler.step();
+            for ((stream, read), ended) in streams.iter_mut().zip(&mut read).zip(&mut ended) {
+                while ended.is_none()
+                    && let Some(item) = stream.next().now_or_never()
+                {
+                    match item {
+                        Some(Ok(token)) => read.push(token.id),
+                        Some(Err(error)) => *ended = Some(Err(error)),
+                        None => *ended = stream.finish().now_or_never(),
+                    }
+                }
+            }
+            if ended.iter().all(Option::is_some) {
+                let mut read = read.into_iter();
+                return ended.map(|end| {
+                    let ids = read.next().unwrap();
+                    end.unwrap().map(|finish| (ids, finish))
+                });
+            }
+        }
+        panic!("a request hangs: {read:?}, {ended:?}");
+    }
+
+    fn passes(&self) -> Vec<(usize, usize)> {
+        self.model.passes.take()
+    }
+}
+
+type Outcome = std::result::Result<(Vec<u32>, Finish), Error>;
+
+/// That the text is as long and as right as it should be.
+fn is_answer(outcome: &Outcome, last: u32, tokens: usize) {
+    let (ids, finish) = outcome.as_ref().unwrap();
+    assert_eq!((ids, &finish.reason), (&answer(last, tokens), &FinishReason::Length));
+}
+
+#[test]
+fn requests_of_all_lengths_are_answered() {
+    let mut bench = Bench::new();
+    let streams = [(3, 5), (4, 6), (150, 7), (64, 8), (9, 9)].map(|(len, last)| bench.request(len, last, 12));
+    let outcomes = bench.run(streams);
+    for (outcome, last) in outcomes.iter().zip(5..) {
+        is_answer(outcome, last, 12);
+    }
+    let passes = bench.passes();
+    assert!(passes.contains(&(2, 4)), "the first two are one prefill: {passes:?}");
+    assert!(passes.contains(&(5, 1)), "all decode together: {passes:?}");
+    assert_eq!(bench.stats.snapshot().active, 0);
+    assert_eq!(bench.scheduler.step(), Progress::Idle);
+}
+
+#[test]
+fn a_short_prompt_does_not_wait_for_a_long_one_and_long_ones_take_turns() {
+    let mut bench = Bench::new();
+    let (long, other) = (bench.request(64 * 4, 5, 1), bench.request(64 * 3, 6, 1));
+    bench.steps(3);
+    let short = bench.request(3, 7, 1);
+    let outcomes = bench.run([long, other, short]);
+    for (outcome, last) in outcomes.iter().zip(5..) {
+        is_answer(outcome, last, 1);
+    }
+    let passes = bench.passes();
+    let place = passes.iter().position(|pass| *pass == (1, 3)).unwrap();
+    assert!(place < passes.len() - 2, "the short one was last: {passes:?}");
+    assert_eq!(passes.iter().filter(|pass| pass.1 == 64).count(), 7, "{passes:?}");
+}
+
+#[test]
+fn a_row_that_fails_in_a_decode_step_fails_alone() {
+    for panics in [false, true] {
+        let mut bench = Bench::new();
+        bench.model.panics.set(panics);
+        let culprit = answer(6, 5)[3];
+        bench.model.fails_where(move |ids, _| ids.len() < 9 && ids.contains(&culprit));
+        let streams = [5, 6, 7, 8].map(|last| bench.request(10, last, 20));
+        let outcomes = bench.run(streams);
+        for (outcome, last) in outcomes.iter().zip(5..) {
+            if last == 6 {
+                let error = outcome.as_ref().unwrap_err().to_string();
+                assert!(error.contains("cpu"), "{error}");
+            } else {
+                is_answer(outcome, last, 20);
+            }
+        }
+        let stats = bench.stats.snapshot();
+        assert_eq!((stats.active, stats.failed), (0, 1));
+    }
+}
+
+#[test]
+fn rows_that_fail_only_together_are_all_answered() {
+    // In the prefill of several prompts, in a decode step, and wherever rows are together.
+    let faults: [fn(&[u32], usize) -> bool; 3] = [
+        |ids, rows| rows > 1 && ids.len() > rows,
+        |ids, rows| rows > 1 && ids.len() == rows,
+        |_, rows| rows > 1,
+    ];
+    for fault in faults {
+        let mut bench = Bench::new();
+        bench.model.fails_where(fault);
+        let streams = [5, 6, 7].map(|last| bench.request(10, last, 20));
+        for (outcome, last) in bench.run(streams).iter().zip(5..) {
+            is_answer(outcome, last, 20);
+        }
+    }
+}
+
+#[test]
+fn a_fault_that_passes_costs_nobody_the_answer() {
+    let mut bench = Bench::with(|config| config.prefix_cache = 1 << 20);
+    let left = Cell::new(2);
+    bench.model.fails_where(move |ids, _| {
+        ids.len() == 1 && left.replace(left.get() - i32::from(left.get() > 0)) == 1
+    });
+    let stream = bench.request(30, 5, 20);
+    is_answer(&bench.run([stream])[0], 5, 20);
+}
+
+#[test]
+fn logits_that_are_no_numbers_end_their_request_alone() {
+    let mut bench = Bench::new();
+    bench.model.poison.set(Some(answer(5, 4)[2]));
+    let alone = bench.request(10, 5, 20);
+    let [outcome] = bench.run([alone]);
+    let error = outcome.unwrap_err();
+    assert!(matches!(&error, Error::Backend { .. }));
+    let text = std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
+    let text: String = text.map(ToString::to_string).collect();
+    assert!(text.contains("not finite"), "{text}");
+    // In the prefill.
+    bench.model.poison.set(Some(5));
+    let alone = bench.request(10, 5, 20);
+    assert!(bench.run([alone])[0].is_err());
+}
+
+#[test]
+fn paused_rows_give_up_their_place_and_lose_nothing() {
+    let mut bench = Bench::with(|config| config.max_batch = 2);
+    let unread = [bench.request(10, 5, 40), bench.request(10, 6, 40)];
+    bench.steps(100);
+    let third = bench.request(10, 7, 20);
+    is_answer(&bench.run([third])[0], 7, 20);
+    assert_eq!(bench.scheduler.step(), Progress::Blocked);
+    for (outcome, last) in bench.run(unread).iter().zip(5..) {
+        is_answer(outcome, last, 40);
+    }
+}
+
+#[test]
+fn a_request_can_be_cancelled_wherever_it_is() {
+    let mut bench = Bench::with(|config| config.max_batch = 3);
+    let cancel = CancellationToken::new();
+    let options = || GenerateOptions::new().max_tokens(400).ignore_eos(true).cancel(cancel.clone());
+    // One decodes, one pauses, one is in its prompt, one waits for a place; and one is not cancelled.
+    let mut streams = vec![bench.request_with(10, 5, options()), bench.request_with(10, 6, options())];
+    bench.steps(3);
+    streams[0].next().now_or_never().unwrap().unwrap().unwrap();
+    bench.steps(4);
+    streams.push(bench.request_with(64 * 50, 7, options()));
+    streams.push(bench.request_with(64 * 50, 8, options()));
+    bench.steps(3);
+    let other = bench.request(10, 9, 5);
+    cancel.cancel();
+    bench.scheduler.step();
+    for mut stream in streams {
+        let finish = stream.finish().now_or_never().expect("one step ends it").unwrap();
+        assert_eq!(finish.reason, FinishReason::Cancelled);
+    }
+    is_answer(&bench.run([other])[0], 9, 5);
+    assert_eq!((bench.stats.snapshot().cancelled, bench.stats.snapshot().active), (4, 0));
+    assert!(bench.passes().iter().filter(|pass| pass.1 == 64).count() < 8, "the prompts were computed");
+}
+
+#[test]
+fn what_memory_cannot_hold_is_refused_and_the_rest_goes_on() {
+    let mut bench = Bench::new();
+    bench.free.set(Some(1 << 20));
+    // Two floats for each position.
+    let (large, small) = (bench.request(200_000, 5, 3), bench.request(10, 6, 3));
+    let [large, small] = bench.run([large, small]);
+    assert!(
+        matches!(large, Err(Error::OutOfMemory { needed, available, .. }) if needed > available),
+        "{large:?}"
+    );
+    is_answer(&small, 6, 3);
+    assert_eq!(bench.stats.snapshot().active, 0);
+}
+
+#[test]
+fn rows_that_outgrow_memory_are_computed_again_when_others_have_ended() {
+    let mut bench = Bench::new();
+    let streams = [bench.request(200, 5, 100), bench.request(200, 6, 100)];
+    bench.steps(3);
+    // One of them can grow, past 256 positions.
+    bench.free.set(Some(5000));
+    for (outcome, last) in bench.run(streams).iter().zip(5..) {
+        is_answer(outcome, last, 100);
+    }
+    // One that cannot grow although nobody else is there.
+    bench.free.set(None);
+    let stream = bench.request(200, 5, 100);
+    bench.steps(3);
+    bench.free.set(Some(100));
+    let [outcome] = bench.run([stream]);
+    assert!(matches!(outcome, Err(Error::OutOfMemory { .. })), "{outcome:?}");
+}
+
+#[test]
+fn closing_ends_everything_as_cancelled() {
+    let mut bench = Bench::with(|config| config.max_batch = 2);
+    let streams = [(10, 5), (10, 6), (64 * 50, 7), (10, 8)].map(|(len, last)| bench.request(len, last, 400));
+    bench.steps(30);
+    bench.scheduler.close();
+    for mut stream in streams {
+        assert_eq!(stream.finish().now_or_never().unwrap().unwrap().reason, FinishReason::Cancelled);
+    }
+    assert_eq!(bench.stats.snapshot().active, 0);
+}
+
+#[test]
+fn nothing_is_kept_of_a_dropped_stream() {
+    let mut bench = Bench::new();
+    drop(bench.request(10, 5, 400));
+    bench.steps(2);
+    assert_eq!(bench.scheduler.step(), Progress::Idle);
+    assert_eq!((bench.stats.snapshot().cancelled, bench.stats.snapshot().active), (1, 0));
+}
