@@ -31,7 +31,7 @@ fn texts(engine: &str, model: &Path, adapter: Option<&Path>) -> Vec<Completion> 
         let options = LoadOptions::new().context_length(512);
         let options = adapter.into_iter().fold(options, LoadOptions::adapter);
         let model = load_model(model).backend(engine).options(options).await.unwrap();
-        let prompts = (0..4).map(|n| Prompt::Chat(vec![Message::user(question(n))])).collect();
+        let prompts: Vec<Prompt> = (0..4).map(|n| Prompt::Chat(vec![Message::user(question(n))])).collect();
         let texts =
             model.batch_generate(prompts, GenerateOptions::new().max_tokens(12).log_probabilities(2)).await;
         texts.into_iter().map(Result::unwrap).collect()

@@ -1,10 +1,10 @@
 //! The three devices of MLX as backends.
 
-use std::sync::Arc;
+use std::{any::TypeId, sync::Arc};
 
 use async_trait::async_trait;
 use inference_core::{
-    Error, LoadOptions, ModelManifest, Result, TextModel,
+    Error, Feature, LoadOptions, ModelManifest, Result, TextModel,
     backend::{
         Availability, Backend, BackendDescriptor, BackendInfo, Capabilities, MemoryControl, Support,
         register_backend,
@@ -13,13 +13,26 @@ use inference_core::{
 
 use crate::{
     arch,
+    engine::DisableCpuKernels,
     mlx::{self, Device, Memory},
     model::MlxModel,
 };
 
-register_backend!(BackendDescriptor::new("metal", 100, || Device::Metal.probe(), || open(Device::Metal)));
-register_backend!(BackendDescriptor::new("cuda", 90, || Device::Cuda.probe(), || open(Device::Cuda)));
-register_backend!(BackendDescriptor::new("cpu", 20, || Device::Cpu.probe(), || open(Device::Cpu)));
+/// MLX on Apple's GPUs, for a [`Registry`](inference_core::Registry) of one's own; linking this crate registers it.
+pub const METAL: BackendDescriptor =
+    BackendDescriptor::new("metal", 100, || Device::Metal.probe(), || open(Device::Metal));
+
+/// MLX on NVIDIA's GPUs.
+pub const CUDA: BackendDescriptor =
+    BackendDescriptor::new("cuda", 90, || Device::Cuda.probe(), || open(Device::Cuda));
+
+/// MLX on the CPU.
+pub const CPU: BackendDescriptor =
+    BackendDescriptor::new("cpu", 20, || Device::Cpu.probe(), || open(Device::Cpu));
+
+register_backend!(METAL);
+register_backend!(CUDA);
+register_backend!(CPU);
 
 /// MLX on one kind of device.
 #[derive(Debug)]
@@ -29,7 +42,41 @@ pub struct MlxBackend {
     memory: Memory,
 }
 
-const CAPABILITIES: Capabilities = Capabilities::all();
+/// What these backends can do. Named one by one: a feature that the contract gains is not one that is here.
+const CAPABILITIES: Capabilities = Capabilities::from_features(&[
+    Feature::Generate,
+    Feature::Chat,
+    Feature::ChatTemplateOptions,
+    Feature::Classify,
+    Feature::Logits,
+    Feature::Sampling,
+    Feature::Seed,
+    Feature::TopP,
+    Feature::MinP,
+    Feature::TopK,
+    Feature::Xtc,
+    Feature::LogitBias,
+    Feature::RepetitionPenalty,
+    Feature::PresencePenalty,
+    Feature::FrequencyPenalty,
+    Feature::LogProbabilities,
+    Feature::Stop,
+    Feature::MinTokens,
+    Feature::LogitsProcessor,
+    Feature::ThinkingBudget,
+    Feature::Adapter,
+    Feature::ContextLength,
+    Feature::MemoryLimit,
+    Feature::CacheLimit,
+    Feature::MaxBatch,
+    Feature::PrefillChunk,
+    Feature::PrefixCache,
+    Feature::KvBits,
+    Feature::ContextOverflow,
+    Feature::Session,
+    Feature::Train,
+    Feature::Tokenize,
+]);
 
 fn open(device: Device) -> Result<Arc<dyn Backend>> {
     match device.probe() {
@@ -51,6 +98,10 @@ impl Backend for MlxBackend {
 
     fn capabilities(&self) -> Capabilities {
         CAPABILITIES
+    }
+
+    fn extensions(&self) -> &'static [TypeId] {
+        const { &[TypeId::of::<DisableCpuKernels>()] }
     }
 
     fn supports(&self, model: &ModelManifest) -> Support {

@@ -21,6 +21,6 @@ mod nn;
 mod session;
 mod train;
 
-pub use backend::MlxBackend;
+pub use backend::{CPU, CUDA, METAL, MlxBackend};
 pub use engine::DisableCpuKernels;
 pub use load::{ConvertOptions, FuseOptions, Progress, convert, fuse};

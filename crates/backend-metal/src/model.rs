@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use futures::{StreamExt as _, channel::mpsc, future::try_join};
 use inference_core::{
     Classification, ClassifyOptions, ContextOverflow, Error, GenerateOptions, LabelScore, LoadOptions,
-    ModelInfo, ModelManifest, ModelStats, Prompt, Result, Session, TextModel, TokenStream,
+    ModelInfo, ModelManifest, ModelStats, Prompt, Result, Session, TemplateOptions, TextModel, TokenStream,
     backend::{AdapterManifest, spawn_blocking},
     train::{TrainOptions, TrainStream, Trainable, TrainingData},
 };
@@ -44,7 +44,7 @@ pub(crate) struct Inner {
     pub(crate) layout: String,
     /// Whether positions are encoded by the length of their text.
     length_dependent: bool,
-    manifest: ModelManifest,
+    pub(crate) manifest: ModelManifest,
     adapter: Option<PathBuf>,
     fingerprint: OnceCell<String>,
     stats: Arc<Stats>,
@@ -203,6 +203,18 @@ impl TextModel for MlxModel {
         Ok(classifications.collect())
     }
 
+    async fn tokenize(&self, prompt: Prompt, options: TemplateOptions) -> Result<Vec<u32>> {
+        self.0.check_open()?;
+        let mut endless = self.0.info.clone();
+        endless.context_length = usize::MAX;
+        self.0.codec.encode(prompt, &options, &endless, 0)
+    }
+
+    async fn decode(&self, tokens: Vec<u32>) -> Result<String> {
+        self.0.check_open()?;
+        Ok(self.0.codec.tokenizer().decode(&tokens, false))
+    }
+
     async fn session(&self) -> Result<Session> {
         self.0.check_open()?;
         Ok(Session::new(Box::new(MlxSession::new(self.0.clone())), ""))
@@ -240,6 +252,6 @@ impl Trainable for MlxModel {
         model.handle.train(TrainRequest { data, options, events, weight_bytes, free_bytes })?;
         // What makes no sense for this model is found before the first step, and is the call's own error.
         let first = stream.next().await.ok_or_else(|| model.handle.stopped())??;
-        Ok(futures::stream::iter([Ok(first)]).chain(stream).boxed())
+        Ok(TrainStream::new(futures::stream::iter([Ok(first)]).chain(stream)))
     }
 }

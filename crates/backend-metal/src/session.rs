@@ -31,7 +31,13 @@ impl MlxSession {
     pub(crate) async fn load(model: Arc<Inner>, path: &Path) -> Result<(Self, String)> {
         let (file, fingerprint, layout) =
             (path.to_owned(), model.fingerprint().await?.to_owned(), model.layout.clone());
-        let file = spawn_blocking(move || SessionFile::read(&file, &fingerprint, &layout)).await?;
+        let limits = model.manifest.clone();
+        // Keys and values are at most twice as wide as the weights that make them, and as many words count their places.
+        let limit = move |tokens: usize| {
+            let estimate = limits.estimate(tokens.max(1), 1, None);
+            estimate.map_or(u64::MAX, |estimate| estimate.kv_bytes.saturating_mul(4).saturating_add(1 << 20))
+        };
+        let file = spawn_blocking(move || SessionFile::read(&file, &fingerprint, &layout, limit)).await?;
         let info = &model.info;
         if let Some(id) = file.tokens.iter().find(|id| **id as usize >= info.vocab_size) {
             let reason = format!("tokens: {id} is outside the vocabulary of {}", info.vocab_size);

@@ -72,7 +72,7 @@ async fn quantised_caches_differ_by_their_bits() {
     ] {
         let model = model(options).await;
         let options = GenerateOptions::new().max_tokens(1).ignore_eos(true).log_probabilities(50);
-        let answer = model.complete(text.clone().into(), options).await.unwrap();
+        let answer = model.complete(text.clone(), options).await.unwrap();
         let top = answer.tokens[0].top.iter().map(|top| (top.id, top.log_probability));
         found.push(top.collect::<std::collections::BTreeMap<_, _>>());
     }
@@ -246,8 +246,8 @@ async fn a_context_that_rotates_is_mlx_lms() {
         assert!(matches!(refused, Err(Error::ContextExceeded { tokens: 70, limit: 32 })));
         // Twice, side by side: the second one's keys and values are its own.
         let answers = [
-            model.complete(prompt.clone().into(), options.clone()),
-            model.complete(prompt.clone().into(), options.clone()),
+            model.complete(prompt.clone(), options.clone()),
+            model.complete(prompt.clone(), options.clone()),
         ];
         for answer in join_all(answers).await {
             let answer = answer.unwrap();
@@ -262,7 +262,7 @@ async fn a_context_that_rotates_is_mlx_lms() {
         }
         // The rotated text is no beginning of one that does not rotate.
         let again =
-            model.complete(prompt[..20].to_vec().into(), GenerateOptions::new().max_tokens(4)).await.unwrap();
+            model.complete(prompt[..20].to_vec(), GenerateOptions::new().max_tokens(4)).await.unwrap();
         assert_eq!(again.finish.metrics.cached_tokens, 0);
     }
 }

@@ -69,7 +69,7 @@ async fn turn(session: &mut Session, plain: &dyn TextModel, more: &str, bound: f
     let whole = session.tokens().await;
     let prompt = whole[..whole.len() - answer.finish.metrics.generated_tokens].to_vec();
     assert!(prompt.starts_with(&held) && prompt.len() > held.len());
-    let expected = plain.complete(prompt.into(), options()).await.unwrap();
+    let expected = plain.complete(prompt, options()).await.unwrap();
     same(&answer, &expected, bound);
     assert_eq!(expected.finish.metrics.cached_tokens, 0);
     answer.finish.metrics.cached_tokens
@@ -174,7 +174,7 @@ async fn a_conversation_computes_only_its_new_turn() {
         chat.extend([Message::assistant(answer.text), Message::user(next)]);
     }
     // Requests beside it and their caches leave it alone.
-    model.complete("something else entirely".into(), GenerateOptions::new()).await.unwrap();
+    model.complete("something else entirely", GenerateOptions::new()).await.unwrap();
     assert!(
         session.complete(chat, GenerateOptions::new()).await.unwrap().finish.metrics.cached_tokens >= known
     );

@@ -132,7 +132,7 @@ fn decode_rate(model: &Arc<dyn TextModel>, prompts: &[Vec<u32>], tokens: usize) 
 async fn cancel_latencies(model: &Arc<dyn TextModel>, trials: usize) -> Result<(f64, f64, f64)> {
     let context = model.info().context_length;
     let long: Vec<u32> = (0..context.min(4096) - 8).map(|i| (i * 7 % 200) as u32).collect();
-    let whole = model.complete(long.clone().into(), GenerateOptions::new().max_tokens(1)).await?;
+    let whole = model.complete(long.clone(), GenerateOptions::new().max_tokens(1)).await?;
     let chunk = whole.finish.metrics.prefill.as_secs_f64() * 1000.0 * 512.0 / long.len() as f64;
     let (mut decode, mut prefill) = (Vec::new(), Vec::new());
     for trial in 0..trials {

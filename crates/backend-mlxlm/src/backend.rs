@@ -1,6 +1,6 @@
 //! The backend, as programs and the registry see it.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{any::TypeId, path::PathBuf, sync::Arc};
 
 use async_trait::async_trait;
 use inference_core::{
@@ -14,6 +14,7 @@ use crate::{
     ID,
     interpreter::{self, Interpreter},
     model::MlxLmModel,
+    options::MlxLmOptions,
 };
 
 /// The backend's entry for a registry, which linking this crate makes.
@@ -47,6 +48,7 @@ const CAPABILITIES: Capabilities = Capabilities::from_features(&[
     Feature::CacheLimit,
     Feature::MaxBatch,
     Feature::PrefillChunk,
+    Feature::Tokenize,
 ]);
 
 /// Python's mlx_lm, one child process for each model.
@@ -87,6 +89,10 @@ impl Backend for MlxLmBackend {
 
     fn capabilities(&self) -> Capabilities {
         CAPABILITIES
+    }
+
+    fn extensions(&self) -> &'static [TypeId] {
+        const { &[TypeId::of::<MlxLmOptions>()] }
     }
 
     fn supports(&self, model: &ModelManifest) -> Support {

@@ -84,7 +84,7 @@ impl Generation {
         });
         self.totals.ended(&metrics, result.as_ref());
         metrics.record(&self.span, result.as_ref());
-        self.sink.end(result.map(|reason| Finish { reason, metrics: std::mem::take(&mut metrics) }));
+        self.sink.end(result.map(|reason| Finish::new(reason, std::mem::take(&mut metrics))));
     }
 
     /// Takes events until the end; how it ended, and the child's account of it where there is one.
@@ -114,9 +114,7 @@ impl Generation {
                     let top = top.into_iter();
                     let scores = Scores {
                         chosen: logprob.map(or_minus_infinity),
-                        top: top
-                            .map(|(id, p)| Alternative { id, log_probability: or_minus_infinity(p) })
-                            .collect(),
+                        top: top.map(|(id, p)| Alternative::new(id, or_minus_infinity(p))).collect(),
                     };
                     if self.take(progress, token, scores) {
                         // The text is complete; only the child's last message is still to come.

@@ -13,8 +13,8 @@ use async_trait::async_trait;
 use futures::lock::Mutex as AsyncMutex;
 use inference_core::{
     CancellationToken, Classification, ClassifyOptions, Error, FinishReason, GenerateOptions, LabelScore,
-    LoadOptions, Metrics, ModelInfo, ModelManifest, ModelStats, Prompt, Result, TextModel, TokenStream,
-    backend::spawn_blocking,
+    LoadOptions, Metrics, ModelInfo, ModelManifest, ModelStats, Prompt, Result, TemplateOptions, TextModel,
+    TokenStream, backend::spawn_blocking,
 };
 use inference_text::Codec;
 
@@ -233,6 +233,18 @@ impl TextModel for MlxLmModel {
         };
         client.spawn(generation.run());
         Ok(stream)
+    }
+
+    async fn tokenize(&self, prompt: Prompt, options: TemplateOptions) -> Result<Vec<u32>> {
+        self.child.check_open()?;
+        let mut endless = self.info.clone();
+        endless.context_length = usize::MAX;
+        self.codec.encode(prompt, &options, &endless, 0)
+    }
+
+    async fn decode(&self, tokens: Vec<u32>) -> Result<String> {
+        self.child.check_open()?;
+        Ok(self.codec.tokenizer().decode(&tokens, false))
     }
 
     async fn classify(&self, prompts: Vec<Prompt>, options: ClassifyOptions) -> Result<Vec<Classification>> {

@@ -174,7 +174,7 @@ async fn the_real_child_killed_in_the_middle_is_started_again() {
     let options = LoadOptions::new().extension(MlxLmOptions::new().python(alive.python()));
     let model = load(folder.path(), options).await.unwrap();
     let long = GenerateOptions::new().max_tokens(4000).ignore_eos(true);
-    let expected = model.complete(ids(9, 1).into(), long.clone().max_tokens(8)).await.unwrap();
+    let expected = model.complete(ids(9, 1), long.clone().max_tokens(8)).await.unwrap();
     let mut stream = model.generate(ids(9, 1).into(), long.clone()).await.unwrap();
     let mut text = String::new();
     for _ in 0..8 {
@@ -188,7 +188,7 @@ async fn the_real_child_killed_in_the_middle_is_started_again() {
     first.join().unwrap();
 
     let (_, second) = alive.watch();
-    let again = model.complete(ids(9, 1).into(), long.max_tokens(8)).await.unwrap();
+    let again = model.complete(ids(9, 1), long.max_tokens(8)).await.unwrap();
     assert_eq!(again.text, expected.text);
     model.close().await.unwrap();
     second.join().unwrap();
@@ -291,7 +291,7 @@ async fn errors_of_the_child_are_typed() {
     let (text, error) = child.failing_text().await;
     assert_eq!((text.as_str(), error.kind()), ("a", "backend"));
     assert_eq!(std::error::Error::source(&error).unwrap().to_string(), "RuntimeError: shapes");
-    assert_eq!(child.model().complete("x".into(), GenerateOptions::new()).await.unwrap().text, "b");
+    assert_eq!(child.model().complete("x", GenerateOptions::new()).await.unwrap().text, "b");
 }
 
 #[tokio::test]
@@ -432,8 +432,8 @@ threading.Thread(target=noise, daemon=True).start()
     let model = load(folder.path(), LoadOptions::new().extension(own)).await.unwrap();
     let quiet = load(folder.path(), LoadOptions::new()).await.unwrap();
     let options = GenerateOptions::new().max_tokens(50).ignore_eos(true);
-    let answer = model.complete(ids(9, 1).into(), options.clone()).await.unwrap();
-    assert_eq!(answer.text, quiet.complete(ids(9, 1).into(), options).await.unwrap().text);
+    let answer = model.complete(ids(9, 1), options.clone()).await.unwrap();
+    assert_eq!(answer.text, quiet.complete(ids(9, 1), options).await.unwrap().text);
 }
 
 #[tokio::test]
@@ -457,20 +457,20 @@ threading.Thread(target=watch, daemon=True).start()
     let own = MlxLmOptions::new().python(python()).env("PYTHONPATH", site.path());
     let model = load(folder.path(), LoadOptions::new().prefill_chunk(4096).extension(own)).await.unwrap();
     let options = GenerateOptions::new().max_tokens(4);
-    let before = model.complete(ids(9, 1).into(), options.clone()).await.unwrap();
+    let before = model.complete(ids(9, 1), options.clone()).await.unwrap();
     fs::write(site.path().join("tight"), "").unwrap();
     while !site.path().join("is_tight").exists() {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     fs::remove_file(site.path().join("tight")).unwrap();
     // Four heads' attention over 4,000 tokens at once takes 256 MB.
-    let error = model.complete(ids(4000, 1).into(), options.clone()).await.unwrap_err();
+    let error = model.complete(ids(4000, 1), options.clone()).await.unwrap_err();
     // MLX's allocator for the CPU does not look whether it got anything, so there the process may end instead.
     match &error {
         Error::OutOfMemory { needed, .. } => assert!(*needed > 100 << 20, "{error}"),
         error => assert!(reason(error).contains("signal"), "{error}"),
     }
-    let after = model.complete(ids(9, 1).into(), options).await.unwrap();
+    let after = model.complete(ids(9, 1), options).await.unwrap();
     assert_eq!(after.text, before.text);
 }
 
@@ -510,7 +510,7 @@ fn role_of_the_cycles() {
                 return;
             };
             let options = GenerateOptions::new().max_tokens(3).seed(1);
-            model.complete("hi".into(), options).await.unwrap();
+            model.complete("hi", options).await.unwrap();
             model.close().await.unwrap();
         });
     };

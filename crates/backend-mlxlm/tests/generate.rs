@@ -44,7 +44,7 @@ async fn greedy_ids_are_mlx_lms_own() {
     let prompts = [ids(3, 1), ids(40, 2), ids(700, 3)];
     for (prompt, reference) in prompts.iter().zip(reference(&folder_of(&*model), None, &prompts, 24)) {
         let options = GenerateOptions::new().max_tokens(24).ignore_eos(true);
-        let answer = model.complete(prompt.clone().into(), options).await.unwrap();
+        let answer = model.complete(prompt.clone(), options).await.unwrap();
         assert_eq!(tokens(&answer), reference.tokens);
         assert_eq!(answer.finish.reason, FinishReason::Length);
         let metrics = answer.finish.metrics;
@@ -63,16 +63,16 @@ async fn greedy_ids_are_mlx_lms_own() {
 async fn text_and_chat_are_tokenised_as_everywhere() {
     let model = model().await;
     let options = GenerateOptions::new().max_tokens(6).ignore_eos(true);
-    let text = model.complete("Grüße".into(), options.clone()).await.unwrap();
+    let text = model.complete("Grüße", options.clone()).await.unwrap();
     let same = model
         .complete(Prompt::Tokens("Grüße".bytes().map(u32::from).collect()), options.clone())
         .await
         .unwrap();
     assert_eq!(tokens(&text), tokens(&same));
-    let chat = model.complete(vec![Message::user("hi")].into(), options.clone()).await.unwrap();
+    let chat = model.complete(vec![Message::user("hi")], options.clone()).await.unwrap();
     // <|user|>hi<|end|><|assistant|>
     let rendered = vec![EOS + 1, u32::from(b'h'), u32::from(b'i'), EOS, EOS + 2];
-    let same = model.complete(rendered.into(), options).await.unwrap();
+    let same = model.complete(rendered, options).await.unwrap();
     assert_eq!((tokens(&chat), chat.text), (tokens(&same), same.text));
 }
 
@@ -101,7 +101,7 @@ async fn a_seed_reproduces_and_no_seed_does_not() {
     let options = GenerateOptions::new().max_tokens(24).ignore_eos(true).temperature(1.5);
     let draw = |options: GenerateOptions| {
         let model = model.clone();
-        async move { tokens(&model.complete(ids(9, 9).into(), options).await.unwrap()) }
+        async move { tokens(&model.complete(ids(9, 9), options).await.unwrap()) }
     };
     assert_eq!(draw(options.clone().seed(u64::MAX)).await, draw(options.clone().seed(u64::MAX)).await);
     assert_ne!(draw(options.clone().seed(1)).await, draw(options.clone().seed(2)).await);
@@ -122,7 +122,7 @@ async fn every_filter_reaches_the_sampler() {
     }
     let banned = base.clone().logit_bias([(greedy[0], f32::NEG_INFINITY), (u32::MAX, 1.0)]);
     assert_ne!(tokens(&model.complete(prompt(), banned).await.unwrap())[0], greedy[0]);
-    let xtc = base.clone().temperature(1e-4).xtc(Xtc { probability: 1.0, threshold: 0.0 });
+    let xtc = base.clone().temperature(1e-4).xtc(Xtc::new(1.0, 0.0));
     assert_ne!(tokens(&model.complete(prompt(), xtc).await.unwrap()), greedy);
     let once = base.clone().presence_penalty(1e6).frequency_penalty(1.0).penalty_window(1000);
     let mut seen = tokens(&model.complete(prompt(), once).await.unwrap());
@@ -175,25 +175,25 @@ async fn an_end_beyond_the_vocabulary_ends_nothing() {
     let model = load(folder.path(), LoadOptions::new()).await.unwrap();
     assert_eq!(model.info().eos_token_ids, [EOS]);
     let options = GenerateOptions::new().max_tokens(10).logit_bias([(EOS, 1e6)]).min_tokens(4);
-    let answer = model.complete(ids(9, 5).into(), options).await.unwrap();
+    let answer = model.complete(ids(9, 5), options).await.unwrap();
     assert_eq!(answer.tokens.len(), 4);
 }
 
 #[tokio::test]
 async fn limits_hold() {
     let model = model().await;
-    let nothing = model.complete(ids(9, 1).into(), GenerateOptions::new().max_tokens(0)).await.unwrap();
+    let nothing = model.complete(ids(9, 1), GenerateOptions::new().max_tokens(0)).await.unwrap();
     assert_eq!((nothing.tokens.len(), nothing.finish.reason), (0, FinishReason::Length));
     assert_eq!(nothing.finish.metrics.prompt_tokens, 9);
     let context = model.info().context_length;
     let options = GenerateOptions::new().max_tokens(100).ignore_eos(true);
-    let almost = model.complete(ids(context - 3, 1).into(), options.clone()).await.unwrap();
+    let almost = model.complete(ids(context - 3, 1), options.clone()).await.unwrap();
     assert_eq!((almost.tokens.len(), almost.finish.reason), (3, FinishReason::Length));
-    let error = model.complete(ids(context + 1, 1).into(), options.clone()).await.unwrap_err();
+    let error = model.complete(ids(context + 1, 1), options.clone()).await.unwrap_err();
     assert!(matches!(error, Error::ContextExceeded { tokens, limit } if tokens == limit + 1), "{error}");
-    let error = model.complete(vec![VOCAB_SIZE as u32].into(), options.clone()).await.unwrap_err();
+    let error = model.complete(vec![VOCAB_SIZE as u32], options.clone()).await.unwrap_err();
     assert!(matches!(error, Error::InvalidPrompt { .. }), "{error}");
-    let error = model.complete("".into(), options).await.unwrap_err();
+    let error = model.complete("", options).await.unwrap_err();
     assert!(matches!(error, Error::InvalidPrompt { .. }), "{error}");
 }
 
@@ -202,7 +202,7 @@ async fn log_probabilities_are_those_of_the_choice_and_the_likeliest() {
     let model = model().await;
     let options =
         GenerateOptions::new().max_tokens(5).ignore_eos(true).temperature(1.0).seed(8).log_probabilities(4);
-    let answer = model.complete(ids(9, 6).into(), options).await.unwrap();
+    let answer = model.complete(ids(9, 6), options).await.unwrap();
     for token in &answer.tokens {
         assert_eq!(token.top.len(), 4);
         assert!(token.top.windows(2).all(|pair| pair[0].log_probability >= pair[1].log_probability));
@@ -229,7 +229,7 @@ async fn log_probabilities_are_those_of_the_choice_and_the_likeliest() {
 async fn a_cancelled_generation_ends_at_once_and_the_next_is_right() {
     let model = model().await;
     let options = || GenerateOptions::new().max_tokens(3000).ignore_eos(true);
-    let expected = model.complete(ids(9, 7).into(), options().max_tokens(8)).await.unwrap();
+    let expected = model.complete(ids(9, 7), options().max_tokens(8)).await.unwrap();
 
     // In the prefill.
     let cancel = CancellationToken::new();
@@ -256,7 +256,7 @@ async fn a_cancelled_generation_ends_at_once_and_the_next_is_right() {
     let mut stream = model.generate(ids(9, 7).into(), options()).await.unwrap();
     stream.next().await.unwrap().unwrap();
     drop(stream);
-    let next = model.complete(ids(9, 7).into(), options().max_tokens(8)).await.unwrap();
+    let next = model.complete(ids(9, 7), options().max_tokens(8)).await.unwrap();
     assert_eq!(tokens(&next), tokens(&expected));
 }
 
@@ -272,12 +272,12 @@ async fn an_unread_stream_holds_up_nobody_and_stands_still() {
     }
     // Both places are taken by streams that nobody reads: the third request gets one all the same.
     let options = GenerateOptions::new().max_tokens(8).ignore_eos(true);
-    let expected = tokens(&model.complete(ids(9, 2).into(), options.clone()).await.unwrap());
+    let expected = tokens(&model.complete(ids(9, 2), options.clone()).await.unwrap());
     cancel.cancel();
     for mut stream in unread {
         assert!(stream.finish().await.unwrap().metrics.generated_tokens <= 4000);
     }
-    assert_eq!(tokens(&model.complete(ids(9, 2).into(), options).await.unwrap()), expected);
+    assert_eq!(tokens(&model.complete(ids(9, 2), options).await.unwrap()), expected);
     model.close().await.unwrap();
 }
 
@@ -321,7 +321,7 @@ async fn totals_add_up() {
     let model = load(folder.path(), LoadOptions::new()).await.unwrap();
     let options = GenerateOptions::new().max_tokens(5).ignore_eos(true);
     for _ in 0..3 {
-        model.complete(ids(7, 1).into(), options.clone()).await.unwrap();
+        model.complete(ids(7, 1), options.clone()).await.unwrap();
     }
     let stats = model.stats();
     assert_eq!((stats.requests, stats.active, stats.failed, stats.cancelled), (3, 0, 0, 0));
@@ -341,7 +341,7 @@ async fn an_adapter_made_by_mlx_lm_is_applied() {
     assert_ne!(expected, reference(folder.path(), None, &prompts, 12).remove(0).tokens);
     let model = load(folder.path(), LoadOptions::new().adapter(adapter.path())).await.unwrap();
     let options = GenerateOptions::new().max_tokens(12).ignore_eos(true);
-    assert_eq!(tokens(&model.complete(ids(9, 1).into(), options).await.unwrap()), expected);
+    assert_eq!(tokens(&model.complete(ids(9, 1), options).await.unwrap()), expected);
     model.close().await.unwrap();
 }
 
@@ -377,7 +377,7 @@ async fn a_model_that_cannot_be_batched_runs_row_by_row() {
         model.generate(ids(3000, 3).into(), options.clone().cancel(cancel.clone())).await.unwrap();
     cancel.cancel();
     assert_eq!(stream.finish().await.unwrap().reason, FinishReason::Cancelled);
-    let next = model.complete(prompts[0].clone().into(), options).await.unwrap();
+    let next = model.complete(prompts[0].clone(), options).await.unwrap();
     assert_eq!(tokens(&next), references[0].tokens);
     model.close().await.unwrap();
 }

@@ -33,7 +33,7 @@ async fn the_interpreter_decides() {
     assert_eq!(registry.explain(&manifest)[0].outcome, Outcome::Usable);
 
     let model = registry.load_model(folder.path()).await.unwrap();
-    let answer = model.complete(ids(9, 1).into(), GenerateOptions::new().max_tokens(4)).await.unwrap();
+    let answer = model.complete(ids(9, 1), GenerateOptions::new().max_tokens(4)).await.unwrap();
     assert_eq!(answer.finish.metrics.prompt_tokens, 9);
     model.close().await.unwrap();
 

@@ -71,7 +71,7 @@ async fn a_generation() {
     let replay = Replay::new("generate.jsonl");
     let model = replay.load(LoadOptions::new()).await.unwrap();
     assert_eq!(model.info().parameters, 22880);
-    let answer = model.complete("hi".into(), GenerateOptions::new().max_tokens(3).seed(1)).await.unwrap();
+    let answer = model.complete("hi", GenerateOptions::new().max_tokens(3).seed(1)).await.unwrap();
     assert_eq!((ids(&answer), answer.text.as_str()), (vec![72, 195, 188], "Hü"));
     assert_eq!(answer.finish.reason, FinishReason::Length);
     assert_eq!(answer.finish.metrics.peak_memory_bytes, 1_840_512);
@@ -92,7 +92,7 @@ async fn every_option_and_log_probabilities() {
         .top_p(0.75)
         .min_p(0.25)
         .top_k(40)
-        .xtc(Xtc { probability: 0.5, threshold: 0.125 })
+        .xtc(Xtc::new(0.5, 0.125))
         .seed(u64::MAX)
         .logit_bias([(7, f32::NEG_INFINITY), (8, 1.5)])
         .repetition_penalty(1.25)
@@ -100,12 +100,12 @@ async fn every_option_and_log_probabilities() {
         .frequency_penalty(0.25)
         .stop_tokens([10])
         .log_probabilities(1);
-    let answer = model.complete("hi".into(), options).await.unwrap();
+    let answer = model.complete("hi", options).await.unwrap();
     assert_eq!(answer.text, "ab");
     assert_eq!(answer.finish.reason, FinishReason::Stop(StopCause::StopToken(10)));
     let probabilities: Vec<_> = answer.tokens.iter().map(|token| token.log_probability).collect();
     assert_eq!(probabilities, [Some(-0.5), Some(f32::NEG_INFINITY)]);
-    assert_eq!(answer.tokens[1].top, [Alternative { id: 99, log_probability: -0.25 }]);
+    assert_eq!(answer.tokens[1].top, [Alternative::new(99, -0.25)]);
     assert!(answer.finish.metrics.queued.as_millis() >= 250);
     model.close().await.unwrap();
     replay.check();
@@ -115,7 +115,7 @@ async fn every_option_and_log_probabilities() {
 async fn a_stop_string_cancels_and_what_follows_is_dropped() {
     let replay = Replay::new("stop_string.jsonl");
     let model = replay.load(LoadOptions::new()).await.unwrap();
-    let answer = model.complete("hi".into(), GenerateOptions::new().stop(["cd"]).seed(1)).await.unwrap();
+    let answer = model.complete("hi", GenerateOptions::new().stop(["cd"]).seed(1)).await.unwrap();
     assert_eq!(answer.text, "ab");
     assert_eq!(answer.finish.reason, FinishReason::Stop(StopCause::StopString("cd".to_owned())));
     assert_eq!(answer.finish.metrics.generated_tokens, 4);

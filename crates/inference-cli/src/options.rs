@@ -255,10 +255,7 @@ impl FromStr for XtcPair {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let pair = text.split_once(',').and_then(|(probability, threshold)| {
-            Some(Xtc {
-                probability: probability.trim().parse().ok()?,
-                threshold: threshold.trim().parse().ok()?,
-            })
+            Some(Xtc::new(probability.trim().parse().ok()?, threshold.trim().parse().ok()?))
         });
         pair.map(Self).ok_or_else(|| "expected two numbers, such as 0.5,0.1".to_owned())
     }
@@ -378,7 +375,7 @@ mod tests {
         assert_eq!((sampling.top_k, sampling.repetition_penalty), (Some(4), Some(1.1)));
         assert_eq!((sampling.presence_penalty, sampling.frequency_penalty), (Some(-0.5), Some(0.2)));
         assert_eq!(sampling.penalty_window, Some(32));
-        assert_eq!(sampling.xtc, Some(Xtc { probability: 0.5, threshold: 0.1 }));
+        assert_eq!(sampling.xtc, Some(Xtc::new(0.5, 0.1)));
         assert_eq!(sampling.logit_bias.as_deref(), Some(&[(3, f32::NEG_INFINITY)][..]));
         assert_eq!(options.stop.as_deref(), Some(&["a".to_owned(), "b".to_owned()][..]));
         assert_eq!(options.stop_tokens.as_deref(), Some(&[5][..]));

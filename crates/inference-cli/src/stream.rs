@@ -232,13 +232,13 @@ mod tests {
     fn figures_leave_out_what_was_not_measured() {
         let mut metrics = Metrics::default();
         (metrics.prompt_tokens, metrics.generated_tokens) = (12, 0);
-        let finish = Finish { reason: FinishReason::Cancelled, metrics: metrics.clone() };
+        let finish = Finish::new(FinishReason::Cancelled, metrics.clone());
         assert_eq!(figures(&finish), "prompt 12 tokens · answer 0 tokens · cancelled");
 
         (metrics.cached_tokens, metrics.generated_tokens) = (2, 5);
         (metrics.prefill, metrics.decode) = (Duration::from_millis(50), Duration::from_millis(100));
         metrics.time_to_first_token = Some(Duration::from_millis(51));
-        let finish = Finish { reason: FinishReason::Length, metrics };
+        let finish = Finish::new(FinishReason::Length, metrics);
         assert_eq!(
             figures(&finish),
             "prompt 12 tokens, 2 cached, 200 tokens/s · answer 5 tokens, 40.0 tokens/s · \

@@ -13,6 +13,7 @@ pub mod processing;
 pub mod sampling;
 pub mod sessions;
 pub mod streaming;
+pub mod tokenizing;
 pub mod training;
 
 use std::time::{Duration, Instant};
@@ -37,6 +38,7 @@ pub(crate) const ALL: &[&[Clause]] = &[
     classify::CLAUSES,
     errors::CLAUSES,
     metrics::CLAUSES,
+    tokenizing::CLAUSES,
     sessions::CLAUSES,
     training::CLAUSES,
     closing::CLAUSES,
@@ -139,7 +141,7 @@ fn within(time: Duration, condition: impl Fn() -> bool) -> bool {
 /// A prompt and options with which the greedy text ends by the model's own end-of-sequence token: forced by a bias where
 /// the backend has one, else the subject's.
 fn ending(subject: &Subject, model: &dyn TextModel) -> Result<(Prompt, GenerateOptions), Failure> {
-    let options = GenerateOptions::new().max_tokens(64);
+    let options = GenerateOptions::new().max_tokens(64).temperature(0.0).generation_config(false);
     if let Some(prompt) = &subject.ending_prompt {
         return Ok((prompt.clone(), options));
     }

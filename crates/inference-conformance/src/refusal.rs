@@ -4,7 +4,7 @@ use std::path::Path;
 
 use inference_core::{
     ClassifyOptions, ContextOverflow, Error, Feature, GenerateOptions, KvBits, Message, Prompt, Result,
-    TextModel, Xtc,
+    TemplateOptions, TextModel, Xtc,
 };
 
 use crate::{ClauseResult, Failure, Subject, clause::ensure};
@@ -60,7 +60,7 @@ async fn ask(subject: &Subject, model: &dyn TextModel, feature: Feature) -> Opti
         Feature::TopP => options.top_p(0.9),
         Feature::MinP => options.min_p(0.0),
         Feature::TopK => options.top_k(0),
-        Feature::Xtc => options.xtc(Xtc { probability: 0.0, threshold: 0.1 }),
+        Feature::Xtc => options.xtc(Xtc::new(0.0, 0.1)),
         Feature::LogitBias => options.logit_bias([(0, 0.0)]),
         Feature::RepetitionPenalty => options.repetition_penalty(1.0),
         Feature::PresencePenalty => options.presence_penalty(0.0),
@@ -71,6 +71,10 @@ async fn ask(subject: &Subject, model: &dyn TextModel, feature: Feature) -> Opti
         Feature::LogitsProcessor => options.logits_processor(|_: &[u32], _: &[u32], _: &mut [f32]| {}),
         Feature::ThinkingBudget => options.thinking_budget(8),
         Feature::ContextOverflow => options.context_overflow(ContextOverflow::Refuse),
+        Feature::Tokenize => {
+            let prompt = subject.prompt.clone();
+            return Some(model.tokenize(prompt, TemplateOptions::new()).await.map(drop));
+        }
         Feature::Session => return Some(model.session().await.map(drop)),
         Feature::Train => {
             let refuse = || Error::Unsupported { backend: model.info().backend.clone(), feature };

@@ -233,10 +233,10 @@ mod tests {
     #[test]
     fn xtc_leaves_the_least_likely_top_choice() {
         let mut l = ln(&[0.4, 0.3, 0.2, 0.1]);
-        xtc(&mut l, Xtc { probability: 1.0, threshold: 0.15 });
+        xtc(&mut l, Xtc::new(1.0, 0.15));
         assert_eq!(kept(&l), [2, 3]);
         let mut l = ln(&[0.9, 0.05, 0.05]);
-        xtc(&mut l, Xtc { probability: 1.0, threshold: 0.15 });
+        xtc(&mut l, Xtc::new(1.0, 0.15));
         assert_eq!(kept(&l), [0, 1, 2], "a lone top choice stays");
     }
 
@@ -286,7 +286,7 @@ mod tests {
             options.sampling.top_p = top_p;
             options.sampling.min_p = min_p;
             options.sampling.top_k = top_k;
-            options.sampling.xtc = xtc.map(|(probability, threshold)| Xtc { probability, threshold });
+            options.sampling.xtc = xtc.map(|(probability, threshold)| Xtc::new(probability, threshold));
             if let Some((repetition, presence, frequency, window)) = penalties {
                 options = options.repetition_penalty(repetition).presence_penalty(presence);
                 options = options.frequency_penalty(frequency).penalty_window(window);

@@ -229,12 +229,13 @@ impl Subject {
         }
     }
 
-    /// Greedy options for exactly this many tokens: past an end of sequence, where the backend can go on.
+    /// Greedy options for exactly this many tokens: past an end of sequence, where the backend can go on, and whatever the
+    /// model's generation_config.json says.
     ///
     /// # Errors
     /// The backend is not available here.
     pub fn greedy(&self, max_tokens: usize) -> Result<GenerateOptions> {
-        let options = GenerateOptions::new().max_tokens(max_tokens);
+        let options = GenerateOptions::new().max_tokens(max_tokens).temperature(0.0).generation_config(false);
         Ok(if self.capabilities()?.has(Feature::Stop) { options.ignore_eos(true) } else { options })
     }
 

@@ -25,7 +25,7 @@ fn channel(tokens: u64) -> Duration {
             }
             sink.send(Token::new(id as u32, " word"));
         }
-        sink.end(Ok(Finish { reason: FinishReason::Length, metrics: Metrics::default() }));
+        sink.end(Ok(Finish::new(FinishReason::Length, Metrics::default())));
     });
     let began = Instant::now();
     block_on(async {

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use serde::Serialize;
+
 macro_rules! features {
     ($($(#[$doc:meta])* $variant:ident = $name:literal,)+) => {
         /// One thing that a backend may or may not be able to do.
@@ -86,6 +88,14 @@ features! {
     Session = "session",
     /// `TextModel::trainable`.
     Train = "train",
+    /// `TextModel::tokenize` and `TextModel::decode`.
+    Tokenize = "tokenize",
+}
+
+impl Serialize for Feature {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
 }
 
 impl fmt::Display for Feature {
@@ -94,7 +104,8 @@ impl fmt::Display for Feature {
     }
 }
 
-/// A set of [`Feature`]s. The default is the empty set: a backend says what it can do, nothing is assumed.
+/// A set of [`Feature`]s. The default is the empty set: a backend names what it can do one by one, and so never claims a
+/// feature that a later version of the contract adds.
 ///
 /// ```
 /// use inference_core::{Feature, backend::Capabilities};
@@ -116,12 +127,6 @@ impl Capabilities {
             i += 1;
         }
         Self(bits)
-    }
-
-    /// Every feature there is.
-    #[must_use]
-    pub const fn all() -> Self {
-        Self::from_features(Feature::ALL)
     }
 
     /// This set and one more feature.
@@ -161,7 +166,7 @@ mod tests {
     #[test]
     fn nothing_is_assumed_and_sets_add_up() {
         assert_eq!(Capabilities::default().iter().count(), 0);
-        assert_eq!(Capabilities::all().iter().count(), Feature::ALL.len());
+        assert_eq!(Capabilities::from_features(Feature::ALL).iter().count(), Feature::ALL.len());
         let set = Capabilities::from_features(&[Feature::Chat]).with(Feature::Train);
         assert_eq!(set.iter().collect::<Vec<_>>(), [Feature::Chat, Feature::Train]);
         assert!(!set.without(Feature::Chat).has(Feature::Chat));

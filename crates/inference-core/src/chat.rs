@@ -8,7 +8,7 @@ use std::{
 };
 
 use futures::Stream;
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use serde_json::{Map, Value, json};
 
 use crate::{Error, Finish, Message, Result, Token, TokenStream};
@@ -52,7 +52,9 @@ impl ChatEvent {
     }
 }
 
-/// A call of a tool that the model makes. As JSON it has the form that chat templates read.
+/// A call of a tool that the model makes. As JSON it has OpenAI's form, which chat templates read too:
+/// `{"id", "type": "function", "function": {"name", "arguments"}}`. Arguments are written as an object, and read as an object
+/// or as an object in a string.
 #[derive(Debug, Clone, Default, PartialEq)]
 #[non_exhaustive]
 pub struct ToolCall {
@@ -75,6 +77,42 @@ impl Serialize for ToolCall {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let function = json!({ "name": self.name, "arguments": self.arguments });
         json!({ "id": self.id, "type": "function", "function": function }).serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for ToolCall {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        struct Call {
+            #[serde(default)]
+            id: String,
+            #[serde(default, rename = "type")]
+            kind: Option<String>,
+            function: Function,
+        }
+        #[derive(Deserialize)]
+        struct Function {
+            name: String,
+            #[serde(default)]
+            arguments: Value,
+        }
+        let Call { id, kind, function: Function { name, arguments } } = Call::deserialize(deserializer)?;
+        if let Some(kind) = kind.filter(|kind| kind != "function") {
+            return Err(D::Error::custom(format_args!("type: {kind:?}, expected \"function\"")));
+        }
+        let parsed = match arguments {
+            Value::String(text) if text.trim().is_empty() => Ok(Value::Null),
+            Value::String(text) => serde_json::from_str(&text),
+            other => Ok(other),
+        };
+        match parsed {
+            Ok(Value::Object(arguments)) => Ok(Self { id, name, arguments }),
+            Ok(Value::Null) => Ok(Self { id, name, arguments: Map::new() }),
+            Ok(other) => Err(D::Error::custom(format_args!(
+                "function.arguments: {other}, expected an object of arguments"
+            ))),
+            Err(error) => Err(D::Error::custom(format_args!("function.arguments: not JSON: {error}"))),
+        }
     }
 }
 
@@ -150,6 +188,7 @@ impl OutputParser for PlainTextParser {
 /// It ends as the stream of tokens does: with `None`, after which [`finish`](Self::finish) says how, or with one `Err`, before
 /// which all that was said is given out.
 #[derive(Debug)]
+#[must_use = "a stream that is dropped cancels its generation"]
 pub struct ChatStream {
     tokens: TokenStream,
     parser: Box<dyn OutputParser>,
@@ -162,6 +201,12 @@ impl ChatStream {
     pub(crate) fn new(mut tokens: TokenStream) -> Self {
         let parser = tokens.take_parser();
         Self { tokens, parser, events: VecDeque::new(), end: None }
+    }
+
+    /// The request's number in this process, as spans and logs have it.
+    #[must_use]
+    pub fn request(&self) -> u64 {
+        self.tokens.request()
     }
 
     /// How the generation ended. Reads and drops the parts that are left; call it after the last one to lose none.
@@ -233,7 +278,7 @@ mod tests {
     }
 
     fn finish() -> Finish {
-        Finish { reason: FinishReason::Length, metrics: Metrics::default() }
+        Finish::new(FinishReason::Length, Metrics::default())
     }
 
     #[test]
@@ -274,5 +319,23 @@ mod tests {
         let result = serde_json::to_value(Message::tool_result(&call, "2")).unwrap();
         let expected = json!({"role": "tool", "content": "2", "tool_call_id": "c1", "name": "add"});
         assert_eq!(result, expected);
+    }
+
+    #[test]
+    fn a_tool_call_reads_what_it_writes_and_arguments_in_a_string() {
+        let call = ToolCall::new("c1", "add", Map::from_iter([("a".to_owned(), json!(1))]));
+        let read =
+            |value: Value| serde_json::from_value::<ToolCall>(value).map_err(|error| error.to_string());
+        assert_eq!(read(json!(call)).unwrap(), call);
+        let text = json!({"id": "c1", "function": {"name": "add", "arguments": "{\"a\":1}"}});
+        assert_eq!(read(text).unwrap(), call);
+        let none = json!({"function": {"name": "now", "arguments": ""}});
+        assert_eq!(read(none).unwrap(), ToolCall::new("", "now", Map::new()));
+        let list = json!({"function": {"name": "add", "arguments": "[1]"}});
+        assert!(read(list).unwrap_err().contains("function.arguments: [1], expected an object"));
+        let cut = json!({"function": {"name": "add", "arguments": "{"}});
+        assert!(read(cut).unwrap_err().contains("not JSON"));
+        let other = json!({"type": "custom", "function": {"name": "add"}});
+        assert!(read(other).unwrap_err().contains("expected \"function\""));
     }
 }

@@ -21,6 +21,11 @@ pub struct Classification {
 }
 
 impl Classification {
+    /// The likeliest next token after a prompt of so many tokens, without labels or logits.
+    pub fn new(token: u32, text: impl Into<String>, prompt_tokens: usize) -> Self {
+        Self { token, text: text.into(), prompt_tokens, ..Self::default() }
+    }
+
     /// The likeliest label; `None` where none was asked for. The first of equals.
     #[must_use]
     pub fn best(&self) -> Option<&LabelScore> {
@@ -32,6 +37,7 @@ impl Classification {
 
 /// How likely one label is as the continuation of a prompt.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct LabelScore {
     /// The label's text.
     pub label: String,

@@ -1,11 +1,14 @@
 //! An engine, as programs and the registry see it.
 
-use std::{fmt::Debug, sync::Arc};
+use std::{any::TypeId, fmt::Debug, sync::Arc};
 
 use async_trait::async_trait;
 use serde::Serialize;
 
-use crate::{LoadOptions, MemoryUsage, ModelManifest, Result, TextModel, capabilities::Capabilities};
+use crate::{
+    KvBits, LoadOptions, MemoryEstimate, MemoryUsage, ModelManifest, Result, TextModel,
+    capabilities::Capabilities,
+};
 
 /// An engine that runs models. Made by a [`BackendDescriptor`](crate::backend::BackendDescriptor) and cheap to make: the work begins
 /// with [`load`](Self::load).
@@ -19,8 +22,30 @@ pub trait Backend: Debug + Send + Sync + 'static {
         Capabilities::default()
     }
 
-    /// Whether it can run this model, judged by config and tensor headers alone.
+    /// The types of [extension options](crate::backend::Extensions) that it reads, by [`TypeId::of`]. Options of other types
+    /// are refused before they reach it.
+    fn extensions(&self) -> &'static [TypeId] {
+        &[]
+    }
+
+    /// Whether it can run this model, judged by config and tensor headers alone: its architecture, its file format, how it is
+    /// quantised.
     fn supports(&self, model: &ModelManifest) -> Support;
+
+    /// The bytes needed to run `batch` texts of `context` tokens each, with keys and values in so many bits, or as they are
+    /// computed. By default that of a transformer with keys and values in each layer: [`ModelManifest::estimate`].
+    ///
+    /// # Errors
+    /// As [`ModelManifest::estimate`].
+    fn estimate(
+        &self,
+        model: &ModelManifest,
+        context: usize,
+        batch: usize,
+        kv_bits: Option<KvBits>,
+    ) -> Result<MemoryEstimate> {
+        model.estimate(context, batch, kv_bits)
+    }
 
     /// Loads the model. Options are validated and within the capabilities.
     ///

@@ -60,7 +60,7 @@ pub use chat::{AssistantMessage, ChatEvent, ChatStream, ToolCall};
 pub use classify::{Classification, LabelScore};
 pub use discover::{Discovered, discover};
 pub use error::{Error, Result};
-pub use manifest::{MemoryEstimate, ModelManifest};
+pub use manifest::{GenerationConfig, MemoryEstimate, ModelManifest};
 pub use metrics::{MemoryUsage, Metrics, ModelStats, Percentiles};
 pub use model::{Completion, ModelInfo, Quantization, TextModel, TextModelExt};
 pub use options::{

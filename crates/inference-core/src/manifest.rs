@@ -3,6 +3,7 @@
 mod config;
 mod estimate;
 mod fingerprint;
+mod generation;
 mod quantization;
 mod shards;
 
@@ -15,9 +16,9 @@ use std::{
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-pub use self::estimate::MemoryEstimate;
 pub(crate) use self::shards::INDEX;
 use self::{config::Config, quantization::Settings};
+pub use self::{estimate::MemoryEstimate, generation::GenerationConfig};
 use crate::{
     Dtype, Error, KvBits, Quantization, Result,
     files::{from_value, read_json},
@@ -38,6 +39,7 @@ pub struct ModelManifest {
     config: Value,
     model_type: String,
     quantization: Option<Settings>,
+    generation: GenerationConfig,
     files: Vec<PathBuf>,
     tensors: BTreeMap<String, TensorInfo>,
 }
@@ -66,8 +68,9 @@ impl ModelManifest {
         let model_type = reader.model_type()?.to_owned();
         reader.refuse_code(&model_type)?;
         let quantization = quantization::read(&reader)?;
+        let generation = GenerationConfig::read(&path)?;
         let (files, tensors) = shards::read(&path)?;
-        Ok(Self { path, config, model_type, quantization, files, tensors })
+        Ok(Self { path, config, model_type, quantization, generation, files, tensors })
     }
 
     /// The model with these tensors of a safetensors file, such as a full training's, in place of its own.
@@ -121,6 +124,25 @@ impl ModelManifest {
     #[must_use]
     pub fn model_type(&self) -> &str {
         &self.model_type
+    }
+
+    /// generation_config.json: the sampling values that the model's publisher recommends. All unset where there is none.
+    #[must_use]
+    pub fn generation_config(&self) -> &GenerationConfig {
+        &self.generation
+    }
+
+    /// The ids that end a text: `eos_token_id` of generation_config.json, else of config.json or its `text_config`. Empty where
+    /// neither has it.
+    ///
+    /// # Errors
+    /// [`Error::InvalidModel`] if it is neither a token id nor a list of token ids.
+    pub fn eos_token_ids(&self) -> Result<Vec<u32>> {
+        if let Some(ids) = &self.generation.eos_token_ids {
+            return Ok(ids.clone());
+        }
+        let path = self.config_path();
+        Ok(Config::new(&path, &self.config).ids("eos_token_id")?.unwrap_or_default())
     }
 
     /// The default quantisation, where config.json has one (`quantization`, else `quantization_config`).

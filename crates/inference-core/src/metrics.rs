@@ -1,6 +1,9 @@
 //! What a request cost, and what a model has done so far.
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
 
 use serde::Serialize;
 use tracing::{Span, field::Empty};
@@ -79,10 +82,17 @@ impl Metrics {
     }
 }
 
+/// A number for the next request of this process, from 1: spans, logs and [`Finish`](crate::Finish) have it.
+pub(crate) fn next_request() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
 /// The span of a generation: the fields of its [`Metrics`] are empty until they are recorded.
-pub(crate) fn span(backend: &str, session: bool) -> Span {
+pub(crate) fn span(backend: &str, request: u64, session: bool) -> Span {
     tracing::info_span!(
         "generate",
+        request,
         backend,
         session,
         prompt_tokens = Empty,
@@ -221,12 +231,16 @@ mod tests {
         tracing::subscriber::with_default(subscriber, || {
             let first = Some(Duration::from_millis(250));
             let metrics = Metrics { generated_tokens: 7, time_to_first_token: first, ..Metrics::default() };
-            metrics.record(&span("cpu", false), Ok(&FinishReason::Length));
+            metrics.record(&span("cpu", 42, false), Ok(&FinishReason::Length));
         });
         let line = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
-        for field in
-            ["backend=\"cpu\"", "generated_tokens=7", "time_to_first_token_seconds=0.25", "end=Length"]
-        {
+        for field in [
+            "request=42",
+            "backend=\"cpu\"",
+            "generated_tokens=7",
+            "time_to_first_token_seconds=0.25",
+            "end=Length",
+        ] {
             assert!(line.contains(field), "{line}");
         }
     }

@@ -5,6 +5,7 @@
 //! It keeps the whole contract and is never selected unless it is named.
 
 use std::{
+    collections::HashMap,
     path::Path,
     sync::{
         Arc, Mutex,
@@ -21,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     Classification, ClassifyOptions, Dtype, Error, Feature, Finish, FinishReason, GenerateOptions,
     LabelScore, LoadOptions, LoadProgress, Metrics, ModelInfo, ModelManifest, ModelStats, Prompt, Result,
-    Session, StopCause, TextModel, Token, TokenStream,
+    Session, StopCause, TemplateOptions, TextModel, Token, TokenStream,
     capabilities::Capabilities,
     engine::{Backend, BackendInfo, Support},
     registry::{Availability, BackendDescriptor},
@@ -51,6 +52,7 @@ pub const CAPABILITIES: Capabilities = Capabilities::from_features(&[
     Feature::Stop,
     Feature::ContextLength,
     Feature::Session,
+    Feature::Tokenize,
 ]);
 
 /// Ids of the mock's vocabulary: 0 ends a text, a word has the id that its letters hash to.
@@ -127,6 +129,7 @@ impl Backend for MockBackend {
             info,
             manifest: model,
             stats: Arc::default(),
+            vocabulary: Mutex::default(),
             closed: AtomicBool::new(false),
             shutdown: CancellationToken::new(),
         }))))
@@ -142,6 +145,8 @@ struct Inner {
     info: ModelInfo,
     manifest: ModelManifest,
     stats: Arc<Mutex<ModelStats>>,
+    /// The words of prompts so far, by id.
+    vocabulary: Mutex<HashMap<u32, String>>,
     closed: AtomicBool,
     shutdown: CancellationToken,
 }
@@ -174,6 +179,7 @@ impl Inner {
         if words.len() > self.info.context_length {
             return Err(Error::ContextExceeded { tokens: words.len(), limit: self.info.context_length });
         }
+        lock(&self.vocabulary).extend(words.iter().map(|word| (word.id, word.text.clone())));
         Ok(words)
     }
 
@@ -241,6 +247,18 @@ impl TextModel for MockModel {
         Ok(classifications)
     }
 
+    async fn tokenize(&self, prompt: Prompt, _options: TemplateOptions) -> Result<Vec<u32>> {
+        Ok(self.0.words(prompt, &[])?.iter().map(|word| word.id).collect())
+    }
+
+    /// Ids are hashes of words, so only words of earlier prompts are known.
+    async fn decode(&self, tokens: Vec<u32>) -> Result<String> {
+        self.0.check_open()?;
+        let vocabulary = lock(&self.0.vocabulary);
+        let word = |id: &u32| vocabulary.get(id).map_or_else(|| format!(" #{id}"), |word| format!(" {word}"));
+        Ok(tokens.iter().map(word).collect())
+    }
+
     async fn session(&self) -> Result<Session> {
         self.0.check_open()?;
         Ok(Session::new(Box::new(MockSession { model: self.0.clone(), text: Arc::default() }), ""))
@@ -248,7 +266,10 @@ impl TextModel for MockModel {
 
     async fn load_session(&self, path: &Path) -> Result<Session> {
         self.0.check_open()?;
-        let file = SessionFile::read(path, &self.0.manifest.fingerprint()?, LAYOUT)?;
+        let file = SessionFile::read(path, &self.0.manifest.fingerprint()?, LAYOUT, |tokens| {
+            // The words, as JSON: none is that long.
+            (tokens as u64 + 1).saturating_mul(1 << 16)
+        })?;
         let texts: Option<Vec<String>> =
             file.tensors.get(TEXTS).and_then(|texts| serde_json::from_slice(&texts.bytes).ok());
         let Some(texts) = texts.filter(|texts| texts.len() == file.tokens.len()) else {
@@ -306,7 +327,7 @@ impl SessionEngine for MockSession {
         metadata.clone_into(&mut file.metadata);
         let texts: Vec<String> = self.text.lock().await.iter().map(|word| word.text.clone()).collect();
         let bytes = serde_json::json!(texts).to_string().into_bytes();
-        let tensor = SessionTensor { dtype: Dtype::U8, shape: vec![bytes.len()], bytes };
+        let tensor = SessionTensor::new(Dtype::U8, vec![bytes.len()], bytes);
         file.tensors.insert(TEXTS.to_owned(), tensor);
         file.write(path)
     }
@@ -401,7 +422,7 @@ impl Run {
         }
         // Before the end is told: who has seen it can take the next turn at once.
         drop(text);
-        sink.end(Ok(Finish { reason, metrics }));
+        sink.end(Ok(Finish::new(reason, metrics)));
     }
 
     fn choose(&self, step: usize) -> usize {
@@ -484,12 +505,12 @@ mod tests {
     #[tokio::test]
     async fn it_goes_on_with_the_prompts_words() {
         let model = model().await;
-        let answer = model.complete("a b c".into(), GenerateOptions::new().max_tokens(4)).await.unwrap();
+        let answer = model.complete("a b c", GenerateOptions::new().max_tokens(4)).await.unwrap();
         assert_eq!(answer.text, " b c a b");
         assert_eq!(answer.finish.reason, FinishReason::Length);
         assert_eq!(answer.finish.metrics.prompt_tokens, 3);
         let chat = vec![Message::user("x y <eos>")];
-        let answer = model.complete(chat.into(), GenerateOptions::new()).await.unwrap();
+        let answer = model.complete(chat, GenerateOptions::new()).await.unwrap();
         assert_eq!(
             (answer.text.as_str(), answer.finish.reason),
             (" y", FinishReason::Stop(StopCause::EndOfSequence(0)))
@@ -500,7 +521,7 @@ mod tests {
     #[tokio::test]
     async fn stop_strings_cut_across_tokens() {
         let model = model().await;
-        let answer = model.complete("a b c d".into(), GenerateOptions::new().stop(["c d"])).await.unwrap();
+        let answer = model.complete("a b c d", GenerateOptions::new().stop(["c d"])).await.unwrap();
         assert_eq!(answer.text, " b ");
         assert_eq!(answer.finish.reason, FinishReason::Stop(StopCause::StopString("c d".into())));
     }
@@ -509,8 +530,8 @@ mod tests {
     async fn a_seed_reproduces() {
         let model = model().await;
         let options = GenerateOptions::new().temperature(1.0).seed(7).max_tokens(20);
-        let one = model.complete("a b c d e f".into(), options.clone()).await.unwrap();
-        assert_eq!(one.text, model.complete("a b c d e f".into(), options).await.unwrap().text);
+        let one = model.complete("a b c d e f", options.clone()).await.unwrap();
+        assert_eq!(one.text, model.complete("a b c d e f", options).await.unwrap().text);
     }
 
     #[tokio::test]

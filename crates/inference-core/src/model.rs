@@ -10,8 +10,8 @@ use futures::{StreamExt as _, future::join_all};
 use serde::Serialize;
 
 use crate::{
-    AssistantMessage, Classification, ClassifyOptions, Error, Feature, Finish, GenerateOptions, Message,
-    ModelStats, Prompt, Result, Session, Token, TokenStream, train::Trainable,
+    AssistantMessage, ChatStream, Classification, ClassifyOptions, Error, Feature, Finish, GenerateOptions,
+    Message, ModelStats, Prompt, Result, Session, TemplateOptions, Token, TokenStream, train::Trainable,
 };
 
 /// A model that is ready to run. Shared freely: calls from many tasks run side by side.
@@ -40,12 +40,31 @@ pub trait TextModel: Debug + Send + Sync + 'static {
     /// As [`generate`](Self::generate), for any of the prompts; [`Error::Cancelled`](crate::Error::Cancelled).
     async fn classify(&self, prompts: Vec<Prompt>, options: ClassifyOptions) -> Result<Vec<Classification>>;
 
+    /// The prompt's token ids, as [`generate`](Self::generate) would compute them: a conversation is rendered with the model's
+    /// chat template. They may exceed the context.
+    ///
+    /// # Errors
+    /// The backend has no tokenizer; the text or the template fails; the model is closed.
+    async fn tokenize(&self, prompt: Prompt, options: TemplateOptions) -> Result<Vec<u32>> {
+        let _ = (prompt, options);
+        Err(unsupported(self.info(), Feature::Tokenize))
+    }
+
+    /// The text of these token ids, special tokens included.
+    ///
+    /// # Errors
+    /// The backend has no tokenizer; [`Error::InvalidPrompt`] names an id outside the vocabulary; the model is closed.
+    async fn decode(&self, tokens: Vec<u32>) -> Result<String> {
+        let _ = tokens;
+        Err(unsupported(self.info(), Feature::Tokenize))
+    }
+
     /// A new session: a text whose keys and values are kept until it is dropped. Keeps the model loaded.
     ///
     /// # Errors
     /// The backend has no sessions; the model is closed.
     async fn session(&self) -> Result<Session> {
-        Err(Error::Unsupported { backend: self.info().backend.clone(), feature: Feature::Session })
+        Err(unsupported(self.info(), Feature::Session))
     }
 
     /// The session that was saved to this file with [`Session::save`].
@@ -55,7 +74,7 @@ pub trait TextModel: Debug + Send + Sync + 'static {
     /// values. [`Error::Io`]; as [`session`](Self::session).
     async fn load_session(&self, path: &Path) -> Result<Session> {
         let _ = path;
-        self.session().await
+        Err(unsupported(self.info(), Feature::Session))
     }
 
     /// The trainer, where the backend has one.
@@ -67,7 +86,9 @@ pub trait TextModel: Debug + Send + Sync + 'static {
     fn stats(&self) -> ModelStats;
 
     /// Ends running requests as cancelled and releases weights and caches; returns when that is done. Idempotent.
-    /// Dropping the last `Arc` does the same, unawaited.
+    ///
+    /// Dropping the last `Arc` releases the model too, unawaited, as soon as the streams and sessions that it gave have ended or
+    /// were dropped: each of them keeps its model loaded.
     ///
     /// # Errors
     /// The engine failed at it; the model is closed all the same.
@@ -159,33 +180,60 @@ impl Completion {
 }
 
 /// What every [`TextModel`] can do by means of the above.
-#[async_trait]
 pub trait TextModelExt: TextModel {
-    /// Continues a conversation.
+    /// Continues a conversation and streams the answer in parts: text, reasoning, tool calls.
+    /// [`generate`](TextModel::generate) with a [`Prompt::Chat`] streams its tokens.
     ///
     /// # Errors
     /// As [`TextModel::generate`].
-    async fn chat(&self, messages: Vec<Message>, options: GenerateOptions) -> Result<TokenStream> {
-        self.generate(Prompt::Chat(messages), options).await
+    fn chat(
+        &self,
+        messages: Vec<Message>,
+        options: GenerateOptions,
+    ) -> impl Future<Output = Result<ChatStream>> + Send {
+        async move { Ok(self.generate(Prompt::Chat(messages), options).await?.events()) }
     }
 
     /// Generates to the end and returns the whole answer.
     ///
     /// # Errors
     /// As [`TextModel::generate`], and whatever ended the stream.
-    async fn complete(&self, prompt: Prompt, options: GenerateOptions) -> Result<Completion> {
-        Completion::from_stream(self.generate(prompt, options).await?).await
+    fn complete(
+        &self,
+        prompt: impl Into<Prompt>,
+        options: GenerateOptions,
+    ) -> impl Future<Output = Result<Completion>> + Send {
+        let prompt = prompt.into();
+        async move { Completion::from_stream(self.generate(prompt, options).await?).await }
     }
 
-    /// Completes several prompts side by side, each with its own result, in their order. The same as as many concurrent
+    /// Completes several prompts concurrently, each with its own result, in their order. The same as that many concurrent
     /// calls of [`complete`](Self::complete): the engine decodes them in batches.
-    async fn batch_generate(
+    fn batch_generate(
         &self,
-        prompts: Vec<Prompt>,
+        prompts: impl IntoIterator<Item: Into<Prompt>>,
         options: GenerateOptions,
-    ) -> Vec<Result<Completion>> {
-        join_all(prompts.into_iter().map(|prompt| self.complete(prompt, options.clone()))).await
+    ) -> impl Future<Output = Vec<Result<Completion>>> + Send {
+        let prompts: Vec<Prompt> = prompts.into_iter().map(Into::into).collect();
+        async move { join_all(prompts.into_iter().map(|prompt| self.complete(prompt, options.clone()))).await }
+    }
+
+    /// The number of the prompt's tokens.
+    ///
+    /// # Errors
+    /// As [`TextModel::tokenize`].
+    fn count_tokens(
+        &self,
+        prompt: impl Into<Prompt>,
+        options: TemplateOptions,
+    ) -> impl Future<Output = Result<usize>> + Send {
+        let prompt = prompt.into();
+        async move { Ok(self.tokenize(prompt, options).await?.len()) }
     }
 }
 
 impl<M: TextModel + ?Sized> TextModelExt for M {}
+
+fn unsupported(info: &ModelInfo, feature: Feature) -> Error {
+    Error::Unsupported { backend: info.backend.clone(), feature }
+}

@@ -11,10 +11,9 @@ use futures::{FutureExt as _, future::BoxFuture};
 use serde::Serialize;
 
 use crate::{
-    Error, Feature, LoadOptions, ModelManifest, Result, TextModel,
+    Error, LoadOptions, ModelManifest, Result, TextModel,
     adapter::AdapterManifest,
-    capabilities::Capabilities,
-    checked::CheckedModel,
+    checked::{CheckedModel, refuse_missing},
     engine::{Backend, Support},
     spawn_blocking::spawn_blocking,
 };
@@ -24,6 +23,7 @@ use crate::{
 /// A backend crate registers itself with [`register_backend!`](crate::backend::register_backend); a program links it by naming the
 /// crate (`use backend_metal as _;`): a crate that no code names is not linked, and registers nothing.
 #[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
 pub struct BackendDescriptor {
     /// The name by which it is asked for: lower-case, digits, underscores.
     pub id: &'static str,
@@ -246,8 +246,9 @@ impl Load {
             Ok((model, backend))
         })
         .await?;
-        let capabilities = backend.capabilities();
-        refuse_missing(backend.info().id, capabilities, options.required_features())?;
+        let id = backend.info().id;
+        refuse_missing(id, backend.capabilities(), options.required_features())?;
+        options.extensions.check(id, backend.extensions())?;
         let model = match options.adapter.clone() {
             Some(folder) => {
                 spawn_blocking(move || AdapterManifest::read(folder, &model).map(|_| model)).await?
@@ -257,9 +258,10 @@ impl Load {
         if cancel.is_cancelled() {
             return Err(Error::Cancelled);
         }
-        let span = tracing::info_span!("load", backend = backend.info().id, model = %model.path().display());
+        let span = tracing::info_span!("load", backend = id, model = %model.path().display());
+        let generation = model.generation_config().clone();
         let model = tracing::Instrument::instrument(backend.load(model, options), span).await?;
-        Ok(Arc::new(CheckedModel::new(model, capabilities)))
+        Ok(Arc::new(CheckedModel::with_generation_config(model, &*backend, generation)))
     }
 }
 
@@ -290,18 +292,6 @@ pub fn load_model(path: impl Into<PathBuf>) -> Load {
 /// The folder is not a model.
 pub fn explain(path: impl AsRef<Path>) -> Result<Vec<Verdict>> {
     Ok(Registry::linked().explain(&ModelManifest::read(path)?))
-}
-
-/// Refuses what a backend would otherwise ignore.
-pub(crate) fn refuse_missing(
-    backend: &str,
-    capabilities: Capabilities,
-    mut required: impl Iterator<Item = Feature>,
-) -> Result<()> {
-    match required.find(|feature| !capabilities.has(*feature)) {
-        Some(feature) => Err(Error::Unsupported { backend: backend.to_owned(), feature }),
-        None => Ok(()),
-    }
 }
 
 fn judge(descriptor: &BackendDescriptor, model: &ModelManifest) -> (Verdict, Option<Arc<dyn Backend>>) {

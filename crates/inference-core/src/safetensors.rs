@@ -7,6 +7,7 @@
 use std::{
     collections::BTreeMap,
     fmt,
+    fs::File,
     io::{Read as _, Seek as _},
     ops::Range,
     path::Path,
@@ -151,14 +152,18 @@ pub fn read_tensors(path: impl AsRef<Path>) -> Result<BTreeMap<String, TensorInf
 
 /// As [`read_tensors`]; `file` is the index that the tensors are given.
 pub(crate) fn read_header(path: &Path, file: usize) -> Result<BTreeMap<String, TensorInfo>> {
-    Ok(read_with_metadata(path, file)?.0)
+    Ok(open(path, file)?.tensors)
 }
 
-/// As [`read_header`], and the file's own remarks.
-pub(crate) fn read_with_metadata(
-    path: &Path,
-    file: usize,
-) -> Result<(BTreeMap<String, TensorInfo>, BTreeMap<String, String>)> {
+/// A safetensors file that was opened and whose header was checked.
+pub(crate) struct Opened {
+    pub(crate) file: File,
+    pub(crate) tensors: BTreeMap<String, TensorInfo>,
+    pub(crate) metadata: BTreeMap<String, String>,
+}
+
+/// As [`read_header`], with the file's own metadata.
+pub(crate) fn open(path: &Path, file: usize) -> Result<Opened> {
     let (mut reader, file_length) = open_regular(path)?;
     let io = |source| Error::io("read", path, source);
     let mut first = Vec::new();
@@ -189,7 +194,7 @@ pub(crate) fn read_with_metadata(
     reader.seek(std::io::SeekFrom::Start(8)).map_err(io)?;
     // No more than the file has: checked above.
     let mut header = Vec::with_capacity(length as usize);
-    reader.take(length).read_to_end(&mut header).map_err(io)?;
+    reader.by_ref().take(length).read_to_end(&mut header).map_err(io)?;
     let header = std::str::from_utf8(&header).map_err(|error| {
         Error::invalid_file(path, format!("header is not UTF-8 at byte {}", 8 + error.valid_up_to()))
     })?;
@@ -198,7 +203,8 @@ pub(crate) fn read_with_metadata(
     let place = |(name, Entry { dtype, shape, data_offsets: (begin, end) })| {
         (name, TensorInfo { file, dtype, shape: shape.0, range: start + begin..start + end })
     };
-    Ok((entries.into_iter().map(place).collect(), metadata))
+    let tensors = entries.into_iter().map(place).collect();
+    Ok(Opened { file: reader, tensors, metadata })
 }
 
 fn parse(path: &Path, header: &str) -> Result<Header> {

@@ -4,6 +4,7 @@
 //! a channel of its own together with what did not fit: a stream that is held but not read never blocks an engine.
 
 use std::{
+    any::Any,
     collections::VecDeque,
     pin::Pin,
     task::{Context, Poll, ready},
@@ -18,7 +19,7 @@ use tokio::sync::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    ChatStream, Error, Metrics, Result,
+    ChatStream, Error, Feature, Metrics, Result,
     chat::{OutputParser, PlainTextParser},
 };
 
@@ -46,8 +47,9 @@ impl Token {
     }
 }
 
-/// A token that might have been chosen.
+/// A token that might have been chosen. [`TextModel::decode`](crate::TextModel::decode) gives its text.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct Alternative {
     /// The id in the model's vocabulary.
     pub id: u32,
@@ -55,13 +57,36 @@ pub struct Alternative {
     pub log_probability: f32,
 }
 
+impl Alternative {
+    /// A token and the natural logarithm of its probability.
+    #[must_use]
+    pub fn new(id: u32, log_probability: f32) -> Self {
+        Self { id, log_probability }
+    }
+}
+
 /// How a generation ended, and what it cost.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct Finish {
+    /// The request's number in this process, as spans and logs have it in the field `request`; 0 outside of a loaded model.
+    pub request: u64,
     /// Why there is no further token.
     pub reason: FinishReason,
     /// What it cost.
     pub metrics: Metrics,
+    /// Options that were set and had no effect on this request: tools with a chat template that has none, a sampling value
+    /// of generation_config.json that the backend lacks, ….
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub without_effect: Vec<Feature>,
+}
+
+impl Finish {
+    /// The end of a generation, from its engine.
+    #[must_use]
+    pub fn new(reason: FinishReason, metrics: Metrics) -> Self {
+        Self { request: 0, reason, metrics, without_effect: Vec::new() }
+    }
 }
 
 /// Why a generation ended.
@@ -93,14 +118,20 @@ pub enum StopCause {
 /// The tokens of one generation, in order.
 ///
 /// It yields `Ok(token)` until the generation ends, then `None` and [`finish`](Self::finish) says how; or one `Err`, then
-/// `None`. `next()` is cancel-safe. Dropping the stream cancels the generation, but not the caller's token.
+/// `None`. `next()` is cancel-safe. Dropping the stream cancels the generation, but not the caller's token. Until it has
+/// ended, the stream keeps its model loaded.
 #[derive(Debug)]
+#[must_use = "a stream that is dropped cancels its generation"]
 pub struct TokenStream {
     tokens: mpsc::Receiver<Token>,
     end: oneshot::Receiver<End>,
     backend: String,
     parser: Box<dyn OutputParser>,
     state: State,
+    request: u64,
+    without_effect: Vec<Feature>,
+    /// What must live until the generation has ended: the model.
+    owner: Option<Box<dyn Any + Send + Sync>>,
 }
 
 #[derive(Debug)]
@@ -128,18 +159,42 @@ impl TokenStream {
         let (end_in, end) = oneshot::channel();
         let sink = TokenSink { tokens: tokens_in, end: end_in, overflow: VecDeque::new(), cancel };
         let (backend, parser) = (backend.to_owned(), Box::new(PlainTextParser));
-        (sink, Self { tokens, end, backend, parser, state: State::Running })
+        let (state, request, without_effect, owner) = (State::Running, 0, Vec::new(), None);
+        (sink, Self { tokens, end, backend, parser, state, request, without_effect, owner })
     }
 
     /// The same stream with what tells the parts of its answer apart, from a backend that knows its model's marks.
-    #[must_use]
     pub fn with_parser(mut self, parser: impl OutputParser + 'static) -> Self {
         self.parser = Box::new(parser);
         self
     }
 
-    /// The answer's parts in place of its tokens: text, reasoning, calls of tools.
+    /// The same stream of a request with options that have no effect on it: they are reported in
+    /// [`Finish::without_effect`].
+    pub fn with_options_without_effect(mut self, options: impl IntoIterator<Item = Feature>) -> Self {
+        self.without_effect.extend(options);
+        self
+    }
+
+    /// The same stream, of the request with this number.
+    pub(crate) fn with_request(mut self, number: u64) -> Self {
+        self.request = number;
+        self
+    }
+
+    /// The same stream, which keeps `owner` until the generation has ended.
+    pub(crate) fn keeping(mut self, owner: impl Any + Send + Sync) -> Self {
+        self.owner = Some(Box::new(owner));
+        self
+    }
+
+    /// The request's number in this process, as spans and logs have it.
     #[must_use]
+    pub fn request(&self) -> u64 {
+        self.request
+    }
+
+    /// The answer's parts in place of its tokens: text, reasoning, tool calls.
     pub fn events(self) -> ChatStream {
         ChatStream::new(self)
     }
@@ -188,8 +243,13 @@ impl Stream for TokenStream {
                 return Poll::Ready(Some(Ok(token)));
             }
             if let State::Draining(_, result) = std::mem::replace(&mut self.state, State::Failed) {
+                self.owner = None;
                 match result {
-                    Ok(finish) => self.state = State::Finished(finish),
+                    Ok(mut finish) => {
+                        finish.request = self.request;
+                        finish.without_effect.append(&mut self.without_effect);
+                        self.state = State::Finished(finish);
+                    }
                     Err(error) => return Poll::Ready(Some(Err(error))),
                 }
             }
@@ -272,7 +332,7 @@ mod tests {
     use super::*;
 
     fn finish() -> Finish {
-        Finish { reason: FinishReason::Length, metrics: Metrics::default() }
+        Finish::new(FinishReason::Length, Metrics::default())
     }
 
     fn pair(capacity: usize) -> (TokenSink, TokenStream) {

@@ -174,7 +174,7 @@ fn say(codec: &Codec, prompt: &[u32], ids: &[u32]) -> TokenStream {
     }
     assembler.finish(&mut events);
     events.into_iter().for_each(|event| sink.send(Token::new(event.id, event.text)));
-    sink.end(Ok(Finish { reason: FinishReason::Length, metrics: Metrics::default() }));
+    sink.end(Ok(Finish::new(FinishReason::Length, Metrics::default())));
     stream.with_parser(codec.reader(prompt, &options()))
 }
 

@@ -82,7 +82,7 @@ impl Model {
     /// # Errors
     /// As [`TextModel::generate`], and whatever ended the answer.
     pub fn complete(&self, prompt: impl Into<Prompt>, options: GenerateOptions) -> Result<Completion> {
-        block_on(self.0.complete(prompt.into(), options))
+        block_on(self.0.complete(prompt, options))
     }
 
     /// Completes several prompts side by side, each with its own result, in their order.

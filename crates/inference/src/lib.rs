@@ -6,7 +6,7 @@
 #![cfg_attr(feature = "metal", doc = "```")]
 #![cfg_attr(not(feature = "metal"), doc = "```no_run")]
 //! use futures::StreamExt as _;
-//! use inference::{GenerateOptions, Message, TextModelExt as _};
+//! use inference::{ChatEvent, GenerateOptions, Message, TextModelExt as _};
 //!
 //! # futures::executor::block_on(async {
 //! # let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/demo");
@@ -15,8 +15,10 @@
 //! let question = vec![Message::user("What is 2+2?")];
 //! let mut answer = model.chat(question, GenerateOptions::new().max_tokens(64)).await?;
 //! let mut text = String::new();
-//! while let Some(token) = answer.next().await {
-//!     text.push_str(&token?.text); // a word, a part of one, or a character
+//! while let Some(event) = answer.next().await {
+//!     if let ChatEvent::Text(piece) = event? {
+//!         text.push_str(&piece); // a word, a part of one, or a character
+//!     }
 //! }
 //! assert!(text.contains('4'));
 //!
@@ -28,9 +30,11 @@
 //!
 //! | to | call |
 //! | --- | --- |
-//! | stream an answer | [`TextModelExt::chat`], or [`TextModel::generate`] with any [`Prompt`] |
+//! | stream an answer's text, reasoning and tool calls | [`TextModelExt::chat`] |
+//! | stream tokens | [`TextModel::generate`] with any [`Prompt`] |
 //! | have it whole, or many at once | [`TextModelExt::complete`], [`TextModelExt::batch_generate`] |
-//! | have reasoning and calls of tools told apart | [`TokenStream::events`], [`Completion::answer`] |
+//! | have reasoning and tool calls of any prompt | [`TokenStream::events`], [`Completion::answer`] |
+//! | tokenize, decode and count | [`TextModel::tokenize`], [`TextModel::decode`], [`TextModelExt::count_tokens`] |
 //! | score labels in one forward pass | [`TextModel::classify`] |
 //! | choose the engine | `load_model(path).backend("cpu")`; [`explain`] says what each makes of a model |
 //! | set how tokens are chosen | [`GenerateOptions`], whose setters say what each value means |
@@ -68,8 +72,8 @@ pub use inference_core::mock;
 pub use inference_core::{
     Alternative, AssistantMessage, CancellationToken, ChatEvent, ChatStream, Classification, ClassifyOptions,
     Completion, ContextOverflow, Discovered, Dtype, Error, Feature, Finish, FinishReason, GenerateOptions,
-    KvBits, LabelScore, Load, LoadOptions, LoadProgress, LogitsProcessor, MemoryEstimate, MemoryUsage,
-    Message, Metrics, ModelInfo, ModelManifest, ModelStats, Outcome, Percentiles, Prompt, Quantization,
-    Registry, Result, Role, SamplingOptions, Session, StopCause, TemplateOptions, TextModel, TextModelExt,
-    Token, TokenStream, ToolCall, Verdict, Xtc, discover, explain, load_model, train,
+    GenerationConfig, KvBits, LabelScore, Load, LoadOptions, LoadProgress, LogitsProcessor, MemoryEstimate,
+    MemoryUsage, Message, Metrics, ModelInfo, ModelManifest, ModelStats, Outcome, Percentiles, Prompt,
+    Quantization, Registry, Result, Role, SamplingOptions, Session, StopCause, TemplateOptions, TextModel,
+    TextModelExt, Token, TokenStream, ToolCall, Verdict, Xtc, discover, explain, load_model, train,
 };

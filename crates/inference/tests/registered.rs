@@ -32,7 +32,7 @@ fn nothing_else_is_registered_and_the_order_is_the_documented_one() {
 async fn a_registered_backend_is_found_by_name() {
     let folder = inference_core::mock::folder();
     let model = inference::load_model(folder.path()).backend("mock").await.unwrap();
-    let answer = model.complete("a b".into(), GenerateOptions::new().max_tokens(1)).await.unwrap();
+    let answer = model.complete("a b", GenerateOptions::new().max_tokens(1)).await.unwrap();
     assert_eq!(answer.text, " b");
 }
 

@@ -207,7 +207,7 @@ impl Run {
             stats.generated_tokens += metrics.generated_tokens as u64;
             stats.cancelled += u64::from(reason == FinishReason::Cancelled);
         }
-        sink.end(Ok(Finish { reason, metrics }));
+        sink.end(Ok(Finish::new(reason, metrics)));
     }
 
     fn decode(&mut self, sink: &mut TokenSink, text: &mut Text) -> FinishReason {

@@ -39,7 +39,7 @@ pub(crate) fn likeliest(values: &[f32]) -> u32 {
 
 /// Adds the chosen token's log-probability, and those of the `top` likeliest.
 pub(crate) fn report(token: &mut Token, log_probabilities: &[f32], top: usize) {
-    let alternative = |id: u32| Alternative { id, log_probability: log_probabilities[id as usize] };
+    let alternative = |id: u32| Alternative::new(id, log_probabilities[id as usize]);
     token.log_probability = Some(alternative(token.id).log_probability);
     let mut all: Vec<_> = (0..log_probabilities.len() as u32).map(alternative).collect();
     all.sort_by(|a, b| b.log_probability.total_cmp(&a.log_probability).then(a.id.cmp(&b.id)));

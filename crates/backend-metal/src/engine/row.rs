@@ -391,7 +391,7 @@ impl Row {
                 }
                 _ => reason,
             };
-            Finish { reason, metrics: metrics.clone() }
+            Finish::new(reason, metrics.clone())
         });
         self.active.end(&metrics, result.as_ref().map(|finish| &finish.reason));
         metrics.record(&self.span, result.as_ref().map(|finish| &finish.reason));
@@ -453,7 +453,7 @@ fn read_logprobs(logprobs: &LogprobArrays) -> MlxResult<TokenLogprobs> {
         top = ids
             .into_iter()
             .zip(values)
-            .map(|(id, log_probability)| Alternative { id, log_probability })
+            .map(|(id, log_probability)| Alternative::new(id, log_probability))
             .collect();
     }
     Ok(TokenLogprobs { chosen, top })

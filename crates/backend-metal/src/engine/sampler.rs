@@ -368,7 +368,7 @@ mod tests {
             o.sampling.top_p = p;
             o.sampling.min_p = m;
             o.sampling.top_k = k;
-            o.sampling.xtc = x.map(|(probability, threshold)| Xtc { probability, threshold });
+            o.sampling.xtc = x.map(|(probability, threshold)| Xtc::new(probability, threshold));
             o.sampling.repetition_penalty = r;
             o.sampling.presence_penalty = pr;
             o.sampling.frequency_penalty = f;
@@ -392,7 +392,7 @@ mod tests {
                 let steady = [1.0 - 1e-5, 1.0 + 1e-5].iter().all(|nudge| {
                     nudged.top_p = options.sampling.top_p.map(|p| (p * nudge).min(1.0));
                     nudged.min_p = options.sampling.min_p.map(|p| p * nudge);
-                    nudged.xtc = options.sampling.xtc.map(|x| Xtc { threshold: x.threshold * nudge, ..x });
+                    nudged.xtc = options.sampling.xtc.map(|x| Xtc::new(x.probability, x.threshold * nudge));
                     let other = reference::probabilities(&exact, &history, &nudged);
                     other.iter().zip(&expected).all(|(a, b)| (*a > 0.0) == (*b > 0.0))
                 });

@@ -135,15 +135,14 @@ impl Sessions {
             return Ok(tensors);
         }
         let bytes = tokens.iter().flat_map(|token| token.to_le_bytes()).collect();
-        tensors
-            .insert(HELD.to_owned(), SessionTensor { dtype: Dtype::U32, shape: vec![tokens.len()], bytes });
+        tensors.insert(HELD.to_owned(), SessionTensor::new(Dtype::U32, vec![tokens.len()], bytes));
         for (layer, arrays) in cache.export()?.iter().enumerate() {
             for (part, array) in arrays.iter().enumerate() {
                 let shape = array.shape().iter().map(|extent| *extent as usize).collect();
                 let bytes = mlx::with_bytes(array, <[u8]>::to_vec)?;
                 let dtype = stored(array.dtype())
                     .ok_or_else(|| Exception::custom(format!("a file holds no {:?}", array.dtype())))?;
-                tensors.insert(name(layer, part), SessionTensor { dtype, shape, bytes });
+                tensors.insert(name(layer, part), SessionTensor::new(dtype, shape, bytes));
             }
         }
         Ok(tensors)

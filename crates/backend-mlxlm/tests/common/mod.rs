@@ -40,7 +40,7 @@ pub(crate) fn python() -> PathBuf {
 pub(crate) async fn load(folder: &Path, options: LoadOptions) -> Result<Arc<dyn TextModel>> {
     let backend = MlxLmBackend::with_python(python());
     let model = backend.load(ModelManifest::read(folder)?, options).await?;
-    Ok(Arc::new(CheckedModel::new(model, backend.capabilities())))
+    Ok(Arc::new(CheckedModel::new(model, &backend)))
 }
 
 /// A program that can be run as the interpreter.

@@ -249,10 +249,7 @@ mod tests {
 
     fn token(id: u32, margin: f32) -> Token {
         let mut token = Token::new(id, format!(" {id}"));
-        token.top = vec![
-            Alternative { id, log_probability: -0.5 },
-            Alternative { id: 9, log_probability: -0.5 - margin },
-        ];
+        token.top = vec![Alternative::new(id, -0.5), Alternative::new(9, -0.5 - margin)];
         token
     }
 

@@ -1,9 +1,9 @@
 //! The end of a model.
 
 use futures::StreamExt as _;
-use inference_core::{ClassifyOptions, Error, Feature};
+use inference_core::{ClassifyOptions, Error, Feature, FinishReason};
 
-use super::{ENDLESS, alone, drain, ended, eventually, was_cancelled};
+use super::{ENDLESS, alone, drain, ended, eventually, ids, was_cancelled};
 use crate::{
     ClauseResult, Failure, Subject,
     clause::{clauses, ensure},
@@ -13,7 +13,8 @@ clauses!("closing":
     closing_twice_is_closing_once [],
     a_closed_model_refuses [Generate],
     closing_ends_running_streams_as_cancelled [Generate],
-    dropping_the_last_handle_ends_running_streams [Generate],
+    a_stream_keeps_its_model_loaded [Generate],
+    dropping_the_last_handle_gives_the_memory_back [],
     closing_gives_the_memory_back [],
 );
 
@@ -56,19 +57,36 @@ pub async fn closing_ends_running_streams_as_cancelled(subject: &Subject) -> Cla
     Ok(())
 }
 
-/// Dropping the last handle does what `close` does, unawaited.
-pub async fn dropping_the_last_handle_ends_running_streams(subject: &Subject) -> ClauseResult {
+/// A stream goes on to its end after the last handle to its model was dropped.
+pub async fn a_stream_keeps_its_model_loaded(subject: &Subject) -> ClauseResult {
     let model = subject.fresh_model().await?;
-    let mut stream = model.generate(subject.prompt.clone(), subject.greedy(ENDLESS)?).await?;
-    if let Some(token) = stream.next().await {
-        token?;
-    }
+    let expected = ids(&alone(&*model, &subject.prompt, &subject.greedy(24)?).await?);
+    let mut stream = model.generate(subject.prompt.clone(), subject.greedy(24)?).await?;
     drop(model);
-    was_cancelled(&drain(&mut stream).await?.1)
+    let (tokens, finish) = drain(&mut stream).await?;
+    let tokens: Vec<u32> = tokens.into_iter().map(|token| token.id).collect();
+    ensure!(tokens == expected, "it gave {tokens:?}, with its model held {expected:?}");
+    ensure!(finish.reason != FinishReason::Cancelled, "it ended as {:?}", finish.reason);
+    Ok(())
+}
+
+/// Dropping the last handle, and the last stream, releases the model as `close` does, unawaited.
+pub async fn dropping_the_last_handle_gives_the_memory_back(subject: &Subject) -> ClauseResult {
+    gives_back(subject, End::Drop).await
 }
 
 /// A closed model's memory is the engine's again.
 pub async fn closing_gives_the_memory_back(subject: &Subject) -> ClauseResult {
+    gives_back(subject, End::Close).await
+}
+
+/// How a model ends.
+enum End {
+    Close,
+    Drop,
+}
+
+async fn gives_back(subject: &Subject, end: End) -> ClauseResult {
     let backend = subject.backend()?;
     let Some(memory) = backend.memory() else {
         return Err(Failure::inconclusive(
@@ -86,13 +104,16 @@ pub async fn closing_gives_the_memory_back(subject: &Subject) -> ClauseResult {
         alone(&*model, &subject.prompt, &subject.greedy(4)?).await?;
     }
     let loaded = memory.usage()?.active_bytes;
-    model.close().await?;
+    match end {
+        End::Close => model.close().await?,
+        End::Drop => drop(model),
+    }
     // A tenth of the model, and a mebibyte for what requests leave in caches.
     let allowed = before + loaded.saturating_sub(before) / 10 + (1 << 20);
     let used = || memory.usage().map_or(u64::MAX, |usage| usage.active_bytes);
     ensure!(
         eventually(subject, || used() <= allowed),
-        "{before} bytes before the load, {loaded} after it, {} after closing",
+        "{before} bytes before the load, {loaded} after it, {} after its end",
         used()
     );
     Ok(())

@@ -83,7 +83,7 @@ pub async fn concurrent_requests_equal_lone_runs(subject: &Subject) -> ClauseRes
     for prompt in &prompts {
         lone.push(ids(&alone(&*model, prompt, &options).await?));
     }
-    let twice = prompts.iter().chain(&prompts).cloned().collect();
+    let twice: Vec<Prompt> = prompts.iter().chain(&prompts).cloned().collect();
     let together = model.batch_generate(twice, options).await;
     for (i, answer) in together.into_iter().enumerate() {
         let (answer, lone) = (ids(&answer?), &lone[i % lone.len()]);
@@ -138,7 +138,7 @@ pub async fn a_chat_reads_every_message(subject: &Subject) -> ClauseResult {
     long.extend([Message::assistant("Blue."), Message::user("Go on.")]);
     let mut tokens = Vec::new();
     for messages in [short, long] {
-        let answer = model.complete(messages.into(), options.clone()).await?;
+        let answer = model.complete(messages, options.clone()).await?;
         tokens.push(answer.finish.metrics.prompt_tokens);
     }
     ensure!(

@@ -148,7 +148,7 @@ pub async fn the_context_length_holds(subject: &Subject) -> ClauseResult {
     let length = model.info().context_length;
     ensure!(length == 24, "the model says {length}, asked for 24");
     let prompt = some_ids(&*model, 16, 3);
-    match model.complete(prompt.into(), subject.greedy(1000)?).await {
+    match model.complete(prompt, subject.greedy(1000)?).await {
         Ok(answer) => {
             let tokens = answer.tokens.len();
             ensure!(tokens <= 8, "16 prompt tokens and {tokens} more stand in a context of 24");

@@ -15,6 +15,8 @@ use crate::{
 clauses!("options":
     what_is_lacking_is_refused [],
     nonsense_is_refused_before_any_work [],
+    foreign_extensions_are_refused [Generate],
+    ids_outside_the_vocabulary_are_named [Generate],
     stop_strings_end_the_text_across_tokens [Generate Stop],
     the_earliest_stop_string_wins [Generate Stop],
     an_absent_stop_string_changes_nothing [Generate Stop],
@@ -64,6 +66,56 @@ pub async fn nonsense_is_refused_before_any_work(subject: &Subject) -> ClauseRes
     );
     let after = model.stats().requests;
     ensure!(after == before, "{} requests were counted", after - before);
+    Ok(())
+}
+
+/// An extension option of a type that the backend does not read is refused by its name, at a load and at a request.
+pub async fn foreign_extensions_are_refused(subject: &Subject) -> ClauseResult {
+    #[derive(Debug, Clone)]
+    struct NobodysOption;
+    let refused = |call: &str, result: Result<(), Error>| match result {
+        Err(Error::InvalidOption { option: "extension", reason }) => {
+            ensure!(reason.contains("NobodysOption"), "{call}: the error does not name the type: {reason}");
+            Ok(())
+        }
+        result => Err(Failure::broken(format!("{call} ended as {}", ended(&result)))),
+    };
+    let load = subject.load(subject.base_load_options().extension(NobodysOption)).await;
+    refused("a load", load.map(drop))?;
+    let model = subject.model().await?;
+    let options = subject.greedy(1)?.extension(NobodysOption);
+    refused("a request", model.generate(subject.prompt.clone(), options).await.map(drop))
+}
+
+/// Ids outside the vocabulary in a logit bias or among stop tokens are refused by the option's name.
+pub async fn ids_outside_the_vocabulary_are_named(subject: &Subject) -> ClauseResult {
+    let (model, capabilities) = (subject.model().await?, subject.capabilities()?);
+    let size = u32::try_from(model.info().vocab_size).unwrap_or(u32::MAX);
+    for id in [size, u32::MAX] {
+        let bias = subject.greedy(1)?.logit_bias([(0, 0.0), (id, 1.0)]);
+        let stop = subject.greedy(1)?.stop_tokens([0, id]);
+        for (name, feature, options) in
+            [("logit_bias", Feature::LogitBias, bias), ("stop_tokens", Feature::Stop, stop)]
+        {
+            if !capabilities.has(feature) {
+                continue;
+            }
+            match model.generate(subject.prompt.clone(), options).await {
+                Err(Error::InvalidOption { option, reason }) if option == name => {
+                    ensure!(
+                        reason.contains(&id.to_string()),
+                        "{name}: the error does not name {id}: {reason}"
+                    );
+                }
+                result => {
+                    return Err(Failure::broken(format!(
+                        "{name} of {id} of {size} ended as {}",
+                        ended(&result)
+                    )));
+                }
+            }
+        }
+    }
     Ok(())
 }
 

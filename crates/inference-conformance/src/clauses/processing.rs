@@ -88,7 +88,7 @@ pub async fn a_processor_that_fails_ends_its_request_alone(subject: &Subject) ->
     .await;
     for result in [panicked, spoilt] {
         match &result {
-            Err(Error::InvalidOption { option: "processor", .. }) => {}
+            Err(Error::InvalidOption { option: "logits_processor", .. }) => {}
             other => {
                 return Err(Failure::broken(format!(
                     "a processor failed, which ended in {}, expected invalid_option",

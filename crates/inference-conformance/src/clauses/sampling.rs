@@ -5,11 +5,11 @@ use std::collections::BTreeSet;
 
 use futures::future::join_all;
 use inference_core::{
-    ClassifyOptions, Feature, FinishReason, GenerateOptions, Prompt, StopCause, TextModel, TextModelExt as _,
-    Xtc,
+    ClassifyOptions, Error, Feature, FinishReason, GenerateOptions, Prompt, StopCause, TextModel,
+    TextModelExt as _, Xtc,
 };
 
-use super::{alone, ids, some_ids, some_prompts};
+use super::{alone, ended, errors::Copy, ids, some_ids, some_prompts};
 use crate::{
     ClauseResult, Failure, Subject,
     clause::{clauses, ensure},
@@ -18,6 +18,7 @@ use crate::{
 
 clauses!("sampling":
     temperature_zero_is_greedy [Generate],
+    the_models_own_values_apply_where_none_is_set [Generate Sampling Seed],
     a_seed_reproduces [Generate Sampling Seed],
     a_seed_reproduces_beside_others [Generate Sampling Seed],
     seeds_differ [Generate Sampling Seed],
@@ -45,11 +46,41 @@ const SIGNIFICANCE: f64 = 1e-6;
 pub async fn temperature_zero_is_greedy(subject: &Subject) -> ClauseResult {
     let model = subject.model().await?;
     for prompt in some_prompts(subject, &*model) {
-        let unset = ids(&alone(&*model, &prompt, &subject.greedy(12)?).await?);
-        let zero = ids(&alone(&*model, &prompt, &subject.greedy(12)?.temperature(0.0)).await?);
+        let mut options = subject.greedy(12)?;
+        let zero = ids(&alone(&*model, &prompt, &options).await?);
+        options.sampling.temperature = None;
+        let unset = ids(&alone(&*model, &prompt, &options).await?);
         ensure!(zero == unset, "at temperature 0 {zero:?}, unset {unset:?}");
     }
     Ok(())
+}
+
+/// Sampling values of generation_config.json apply to a request that sets none, and to no other.
+pub async fn the_models_own_values_apply_where_none_is_set(subject: &Subject) -> ClauseResult {
+    const NAME: &str = "generation_config.json";
+    let folder = Copy::of(subject, &[NAME])?;
+    folder.write(NAME, br#"{"do_sample": true, "temperature": 4.0}"#)?;
+    let model = subject.load_folder(folder.path(), subject.base_load_options()).await?;
+    let mut unset = subject.greedy(16)?.seed(5);
+    (unset.sampling.temperature, unset.generation_config) = (None, None);
+    let (prompt, greedy) = (&subject.prompt, subject.greedy(16)?);
+    let own = ids(&alone(&*model, prompt, &unset).await?);
+    let asked = ids(&alone(&*model, prompt, &greedy.clone().temperature(4.0).seed(5)).await?);
+    ensure!(own == asked, "{NAME} has temperature 4 and gave {own:?}, asked for 4 it is {asked:?}");
+    let zero = ids(&alone(&*model, prompt, &unset.clone().temperature(0.0)).await?);
+    let likeliest = ids(&alone(&*subject.model().await?, prompt, &greedy).await?);
+    ensure!(zero == likeliest, "at temperature 0 {zero:?}, without {NAME} {likeliest:?}");
+    let off = ids(&alone(&*model, prompt, &unset.generation_config(false)).await?);
+    ensure!(off == likeliest, "with {NAME} left out {off:?}, without it {likeliest:?}");
+    folder.write(NAME, br#"{"do_sample": true, "temperature": "hot"}"#)?;
+    match subject.load_folder(folder.path(), subject.base_load_options()).await {
+        Err(error @ Error::InvalidModel { .. }) => {
+            let said = error.to_string();
+            ensure!(said.contains(NAME) && said.contains("temperature"), "the error names neither: {said}");
+            Ok(())
+        }
+        result => Err(Failure::broken(format!("a temperature in words ended as {}", ended(&result)))),
+    }
 }
 
 /// The same seed gives the same ids.
@@ -230,7 +261,7 @@ pub async fn draws_follow_top_k(subject: &Subject) -> ClauseResult {
 pub async fn draws_follow_xtc(subject: &Subject) -> ClauseResult {
     draws_follow(subject, |sorted| {
         let threshold = (sorted[1] * sorted.get(2).copied().unwrap_or(0.0)).sqrt().min(0.5) as f32;
-        GenerateOptions::new().temperature(0.5).xtc(Xtc { probability: 0.5, threshold })
+        GenerateOptions::new().temperature(0.5).xtc(Xtc::new(0.5, threshold))
     })
     .await
 }

@@ -1,10 +1,10 @@
 //! Texts that are kept going: a session saves work and changes nothing.
 
-use inference_core::{Completion, Error, GenerateOptions, Message, Prompt, Session};
+use inference_core::{Completion, Error, FinishReason, Message, Prompt, Session};
 use tempfile::TempDir;
 
 use super::{
-    alone, ended,
+    ENDLESS, alone, drain, ended,
     errors::{Copy, weights},
     ids, some_ids,
 };
@@ -19,6 +19,7 @@ clauses!("sessions":
     a_conversation_is_the_whole_text [Generate Chat Session],
     forks_go_their_own_ways [Generate Session],
     a_cancelled_turn_leaves_a_session_that_goes_on [Generate Session],
+    an_unread_turn_does_not_hold_the_next [Generate Session],
     a_saved_session_goes_on [Generate Session],
     a_damaged_session_is_refused [Generate Session],
     another_models_session_is_refused [Generate Session],
@@ -116,6 +117,25 @@ pub async fn a_cancelled_turn_leaves_a_session_that_goes_on(subject: &Subject) -
     same(&session.complete(more, options).await?, &whole, "after a dropped turn")
 }
 
+/// A turn whose stream is held and never read is ended by the next call, which goes on from what that turn had made.
+pub async fn an_unread_turn_does_not_hold_the_next(subject: &Subject) -> ClauseResult {
+    let model = subject.model().await?;
+    let mut session = model.session().await?;
+    let given = some_ids(&*model, 20, 54);
+    let mut unread = session.generate(given.clone(), subject.greedy(ENDLESS)?).await?;
+    let text = session.tokens().await;
+    ensure!(text.starts_with(&given), "the session holds {text:?}, expected it to begin with {given:?}");
+    let mut second = session.generate(some_ids(&*model, 2, 55), subject.greedy(ENDLESS)?).await?;
+    session.complete(some_ids(&*model, 3, 56), subject.greedy(2)?).await?;
+    for stream in [&mut unread, &mut second] {
+        let reason = drain(stream).await?.1.reason;
+        // A short context may have ended it first.
+        let ended = matches!(reason, FinishReason::Cancelled | FinishReason::Length);
+        ensure!(ended, "the unread turn ended as {reason:?}");
+    }
+    Ok(())
+}
+
 /// A session that was saved and loaded goes on as the one that was saved, and brings its note.
 pub async fn a_saved_session_goes_on(subject: &Subject) -> ClauseResult {
     let model = subject.model().await?;
@@ -138,7 +158,7 @@ pub async fn a_saved_session_goes_on(subject: &Subject) -> ClauseResult {
     Ok(())
 }
 
-/// A session file that is cut short, or no session at all, is an error that names it.
+/// A session file that is cut short or has one bit flipped, and a file that is no session, is an error that names it.
 pub async fn a_damaged_session_is_refused(subject: &Subject) -> ClauseResult {
     let model = subject.model().await?;
     let (folder, _session) = saved(subject).await?;
@@ -148,6 +168,15 @@ pub async fn a_damaged_session_is_refused(subject: &Subject) -> ClauseResult {
     for length in [0, 9, whole.len() / 2, whole.len() - 1] {
         std::fs::write(&path, &whole[..length]).map_err(io)?;
         refused(model.load_session(&path).await, NAME, &format!("{length} of {} bytes", whole.len()))?;
+    }
+    for place in
+        [0, 1, 2, 3, 4, 5].map(|sixth| whole.len() / 6 * sixth + 3).into_iter().chain([whole.len() - 1])
+    {
+        let mut flipped = whole.clone();
+        let Some(byte) = flipped.get_mut(place) else { continue };
+        *byte ^= 4;
+        std::fs::write(&path, &flipped).map_err(io)?;
+        refused(model.load_session(&path).await, NAME, &format!("a flipped bit in byte {place}"))?;
     }
     let (_, weights) = weights(subject)?;
     std::fs::write(&path, weights).map_err(io)?;
@@ -189,7 +218,7 @@ async fn saved(subject: &Subject) -> Result<(TempDir, Session), Failure> {
     let model = subject.model().await?;
     let folder = tempfile::tempdir().map_err(|source| Error::io("write", std::env::temp_dir(), source))?;
     let mut session = model.session().await?;
-    session.complete(some_ids(&*model, 24, 53), GenerateOptions::new().max_tokens(5)).await?;
+    session.complete(some_ids(&*model, 24, 53), subject.greedy(5)?).await?;
     session.set_metadata("of the kit");
     session.save(folder.path().join(NAME)).await?;
     Ok((folder, session))

@@ -70,7 +70,7 @@ impl From<Options> for SamplingOptions {
         sampling.top_p = options.top_p;
         sampling.min_p = options.min_p;
         sampling.top_k = options.top_k;
-        sampling.xtc = options.xtc.map(|(probability, threshold)| Xtc { probability, threshold });
+        sampling.xtc = options.xtc.map(|(probability, threshold)| Xtc::new(probability, threshold));
         sampling.logit_bias = (!options.logit_bias.is_empty()).then(|| options.logit_bias.into());
         sampling.repetition_penalty = options.repetition_penalty;
         sampling.presence_penalty = options.presence_penalty;

@@ -48,8 +48,7 @@ impl Run {
         if self.fault.is("they_are_consistent") {
             order.reverse();
         }
-        let alternative =
-            |id: usize| Alternative { id: id as u32, log_probability: log_probabilities[id] as f32 };
+        let alternative = |id: usize| Alternative::new(id as u32, log_probabilities[id] as f32);
         token.top = order.into_iter().map(alternative).collect();
     }
 

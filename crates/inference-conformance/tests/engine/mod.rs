@@ -105,13 +105,13 @@ impl Backend for Engine {
     fn capabilities(&self) -> Capabilities {
         let again = self.asked.swap(true, Ordering::Relaxed);
         if self.fault.is("capabilities_stay_what_they_are") && again {
-            return Capabilities::all().without(Feature::TopK);
+            return Capabilities::from_features(Feature::ALL).without(Feature::TopK);
         }
         // Honest to those who ask before a load, and not to the load.
         if self.fault.is("what_is_lacking_is_refused") && !self.supported.load(Ordering::Relaxed) {
-            return Capabilities::all().without(Feature::TopK);
+            return Capabilities::from_features(Feature::ALL).without(Feature::TopK);
         }
-        Capabilities::all()
+        Capabilities::from_features(Feature::ALL)
     }
 
     fn supports(&self, model: &ModelManifest) -> Support {

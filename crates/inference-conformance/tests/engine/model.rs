@@ -15,7 +15,7 @@ use inference_conformance::sampler;
 use inference_core::{
     CancellationToken, ChatEvent, Classification, ClassifyOptions, ContextOverflow, Error, Finish,
     FinishReason, GenerateOptions, LabelScore, LoadOptions, Metrics, ModelInfo, ModelManifest, ModelStats,
-    Prompt, Result, Session, StopCause, TextModel, Token, TokenStream,
+    Prompt, Result, Session, StopCause, TemplateOptions, TextModel, Token, TokenStream,
     backend::{OutputParser, TokenSink},
     train::Trainable,
 };
@@ -251,6 +251,26 @@ impl TextModel for Model {
         Ok(answers)
     }
 
+    async fn tokenize(&self, prompt: Prompt, _: TemplateOptions) -> Result<Vec<u32>> {
+        self.check_open()?;
+        let chat = matches!(prompt, Prompt::Chat(_));
+        let mut ids = self.ids(prompt, false, true)?;
+        if self.fault.is("a_prompts_tokens_are_what_is_computed")
+            || chat && self.fault.is("a_conversations_tokens_are_what_is_computed")
+        {
+            ids.push(1);
+        }
+        Ok(ids)
+    }
+
+    async fn decode(&self, tokens: Vec<u32>) -> Result<String> {
+        self.check_open()?;
+        if self.fault.is("decoding_gives_the_text") {
+            return Ok(String::new());
+        }
+        Ok(tokens.into_iter().map(syllable).collect())
+    }
+
     async fn session(&self) -> Result<Session> {
         Ok(Session::new(Box::new(Kept::new(self.0.clone(), Vec::new())), ""))
     }
@@ -287,10 +307,9 @@ impl TextModel for Model {
 
 impl Drop for Model {
     fn drop(&mut self) {
-        if !self.fault.is("dropping_the_last_handle_ends_running_streams") {
-            self.shared.shutdown.cancel();
-        }
-        if !self.closed.swap(true, Ordering::AcqRel) {
+        self.shared.shutdown.cancel();
+        let leaks = self.fault.is("dropping_the_last_handle_gives_the_memory_back");
+        if !self.closed.swap(true, Ordering::AcqRel) && !leaks {
             ACTIVE_BYTES.fetch_sub(64 << 20, Ordering::Relaxed);
         }
     }
@@ -414,7 +433,7 @@ impl Run {
         if self.fault.is("during_decode") && reason == FinishReason::Cancelled {
             return sink.end(Err(Error::Cancelled));
         }
-        sink.end(Ok(Finish { reason, metrics }));
+        sink.end(Ok(Finish::new(reason, metrics)));
     }
 
     fn decode(&mut self, sink: &mut TokenSink, text: &mut Text) -> Result<FinishReason> {

@@ -5,7 +5,7 @@ use std::{path::Path, sync::Arc};
 use async_trait::async_trait;
 use futures::lock::Mutex;
 use inference_core::{
-    Error, GenerateOptions, Prompt, Result, Session, TokenStream,
+    CancellationToken, Error, GenerateOptions, Prompt, Result, Session, TokenStream,
     backend::{SessionEngine, SessionFile},
 };
 
@@ -23,10 +23,11 @@ impl Kept {
     }
 
     pub(crate) fn load(model: Arc<Core>, path: &Path) -> Result<Session> {
-        let mut file = SessionFile::read(path, &Self::fingerprint(&model)?, "ids").map_err(|error| {
-            let other = || Error::backend("syllables", "load a session", "it is broken");
-            if model.fault.is("a_damaged_session_is_refused") { other() } else { error }
-        })?;
+        let mut file =
+            SessionFile::read(path, &Self::fingerprint(&model)?, "ids", |_| 0).map_err(|error| {
+                let other = || Error::backend("syllables", "load a session", "it is broken");
+                if model.fault.is("a_damaged_session_is_refused") { other() } else { error }
+            })?;
         if model.fault.is("a_saved_session_goes_on") {
             file.tokens.pop();
         }
@@ -43,7 +44,10 @@ impl Kept {
 
 #[async_trait]
 impl SessionEngine for Kept {
-    async fn generate(&mut self, prompt: Prompt, options: GenerateOptions) -> Result<TokenStream> {
+    async fn generate(&mut self, prompt: Prompt, mut options: GenerateOptions) -> Result<TokenStream> {
+        if self.model.fault.is("an_unread_turn_does_not_hold_the_next") {
+            options.cancel = CancellationToken::new();
+        }
         let text = self.text.clone().lock_owned().await;
         self.model.start(prompt, options, Some(text))
     }

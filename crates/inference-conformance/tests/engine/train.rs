@@ -89,7 +89,7 @@ impl Trainable for Model {
                 run,
             ))
         });
-        Ok(stream::iter(begin.map(Ok)).chain(rest.flatten()).boxed())
+        Ok(TrainStream::new(stream::iter(begin.map(Ok)).chain(rest.flatten())))
     }
 }
 

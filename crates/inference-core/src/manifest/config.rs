@@ -44,6 +44,17 @@ impl<'a> Config<'a> {
         Ok(Some(count))
     }
 
+    /// A token id, or a list of them.
+    pub(super) fn ids(&self, name: &str) -> Result<Option<Vec<u32>>> {
+        let Some(Found { key, value }) = self.find(&[name]) else { return Ok(None) };
+        let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
+        let ids = match value {
+            Value::Array(list) => list.iter().map(id).collect(),
+            one => id(one).map(|id| vec![id]),
+        };
+        ids.map(Some).ok_or_else(|| self.wrong(key, value, "a token id or a list of token ids"))
+    }
+
     pub(super) fn model_type(&self) -> Result<&'a str> {
         let expected = "the architecture's name, such as \"llama\"";
         match self.value.get("model_type") {

@@ -29,6 +29,8 @@ pub struct GenerateOptions {
     pub thinking_budget: Option<usize>,
     /// How tokens are chosen.
     pub sampling: SamplingOptions,
+    /// Whether sampling values that are unset come from the model's generation_config.json; unset: they do.
+    pub generation_config: Option<bool>,
     /// Edits the logits after bias and penalties, before anything else.
     pub logits_processor: Option<Processor>,
     /// Strings that end the text, themselves left out of it.
@@ -79,7 +81,8 @@ macro_rules! sampling_setters {
 }
 
 impl GenerateOptions {
-    /// Options with nothing set: greedy, [`DEFAULT_MAX_TOKENS`].
+    /// Options with nothing set: [`DEFAULT_MAX_TOKENS`], and sampling as the model's generation_config.json has it, or greedy
+    /// where it has none.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
@@ -128,6 +131,14 @@ impl GenerateOptions {
         penalty_window: usize,
         /// Excludes top choices.
         xtc: Xtc,
+    }
+
+    /// Whether sampling values that are unset come from the model's generation_config.json
+    /// ([`GenerationConfig`](crate::GenerationConfig)). With `false` they do not, and unset temperature is greedy.
+    #[must_use]
+    pub fn generation_config(mut self, applies: bool) -> Self {
+        self.generation_config = Some(applies);
+        self
     }
 
     /// Adds to the logits of these ids; −∞ bans a token.

@@ -10,7 +10,7 @@ mod processor;
 mod sampling;
 
 use std::{
-    any::{Any, TypeId},
+    any::{Any, TypeId, type_name},
     collections::HashMap,
     fmt,
     sync::Arc,
@@ -44,7 +44,27 @@ pub struct TemplateOptions {
 }
 
 impl TemplateOptions {
-    fn required_features(&self) -> impl Iterator<Item = Feature> {
+    /// Options with nothing set.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Gives the chat template definitions of tools.
+    #[must_use]
+    pub fn tools(mut self, tools: impl IntoIterator<Item = Value>) -> Self {
+        self.tools = Some(tools.into_iter().collect());
+        self
+    }
+
+    /// Gives the chat template a variable, such as `enable_thinking`.
+    #[must_use]
+    pub fn variable(mut self, name: impl Into<String>, value: impl Into<Value>) -> Self {
+        self.set_variable(name, value);
+        self
+    }
+
+    pub(crate) fn required_features(&self) -> impl Iterator<Item = Feature> {
         (self.tools.is_some() || self.variables.is_some()).then_some(Feature::ChatTemplateOptions).into_iter()
     }
 
@@ -55,26 +75,50 @@ impl TemplateOptions {
     }
 }
 
-/// Options that belong to one backend, at most one value of each type. Cheap to clone.
+/// Options that belong to one backend, at most one value of each type. Cheap to clone. A backend names the types that it
+/// reads in [`Backend::extensions`](crate::backend::Backend::extensions); a value of any other type is refused.
 #[derive(Clone, Default)]
-pub struct Extensions(HashMap<TypeId, Arc<dyn Any + Send + Sync>>);
+pub struct Extensions(HashMap<TypeId, Extension>);
+
+#[derive(Clone)]
+struct Extension {
+    type_name: &'static str,
+    value: Arc<dyn Any + Send + Sync>,
+}
 
 impl Extensions {
     /// Sets the option of type `T`.
     pub fn insert<T: Any + Send + Sync>(&mut self, option: T) {
-        self.0.insert(TypeId::of::<T>(), Arc::new(option));
+        let extension = Extension { type_name: type_name::<T>(), value: Arc::new(option) };
+        self.0.insert(TypeId::of::<T>(), extension);
     }
 
     /// The option of type `T`, if it was set.
     #[must_use]
     pub fn get<T: Any + Send + Sync>(&self) -> Option<&T> {
-        self.0.get(&TypeId::of::<T>()).and_then(|option| option.downcast_ref())
+        self.0.get(&TypeId::of::<T>()).and_then(|option| option.value.downcast_ref())
+    }
+
+    /// Refuses values that a backend would ignore.
+    ///
+    /// # Errors
+    /// [`Error::InvalidOption`] names a type that is not among `known`.
+    pub fn check(&self, backend: &str, known: &[TypeId]) -> Result<()> {
+        let foreign =
+            self.0.iter().filter(|(id, _)| !known.contains(id)).map(|(_, extension)| extension.type_name);
+        match foreign.min() {
+            None => Ok(()),
+            Some(name) => {
+                let reason = format!("backend {backend} does not read options of type {name}");
+                Err(Error::InvalidOption { option: "extension", reason })
+            }
+        }
     }
 }
 
 impl fmt::Debug for Extensions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Extensions({})", self.0.len())
+        f.debug_set().entries(self.0.values().map(|extension| extension.type_name)).finish()
     }
 }
 
@@ -147,5 +191,8 @@ mod tests {
         let options = LoadOptions::new().extension(Mine(3));
         assert_eq!(options.extensions.get::<Mine>(), Some(&Mine(3)));
         assert_eq!(options.extensions.get::<u8>(), None);
+        options.extensions.check("mine", &[TypeId::of::<Mine>()]).unwrap();
+        let error = options.extensions.check("other", &[TypeId::of::<u8>()]).unwrap_err().to_string();
+        assert!(error.starts_with("option extension: backend other") && error.ends_with("Mine"), "{error}");
     }
 }

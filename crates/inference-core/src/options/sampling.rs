@@ -5,7 +5,8 @@ use std::sync::Arc;
 use super::{DEFAULT_PENALTY_WINDOW, within};
 use crate::{Error, Feature, Result};
 
-/// How the next token is chosen. Unset temperature is 0: the likeliest token.
+/// How the next token is chosen. What is unset comes from the model's
+/// [generation_config.json](crate::GenerationConfig); where that has no temperature either, the likeliest token is taken.
 ///
 /// The order is part of the contract, so that every backend gives one distribution: logit bias → repetition, presence,
 /// frequency penalties → the caller's processor → on log-probabilities: top-p → min-p → XTC → top-k → temperature → draw.
@@ -38,11 +39,20 @@ pub struct SamplingOptions {
 
 /// Exclude top choices: with a probability, all tokens above the threshold but the least likely of them are dropped.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
 pub struct Xtc {
     /// How often the filter acts, in [0, 1].
     pub probability: f32,
     /// The probability above which a token counts as a top choice, in [0, 0.5].
     pub threshold: f32,
+}
+
+impl Xtc {
+    /// Acts with `probability` on tokens that are likelier than `threshold`.
+    #[must_use]
+    pub fn new(probability: f32, threshold: f32) -> Self {
+        Self { probability, threshold }
+    }
 }
 
 impl SamplingOptions {

@@ -8,11 +8,11 @@ mod example;
 mod method;
 mod optimizer;
 mod options;
+mod stream;
 
 use std::fmt::Debug;
 
 use async_trait::async_trait;
-use futures::stream::BoxStream;
 
 pub use self::{
     event::{TrainEnd, TrainEvent, TrainMemory, TrainPlan},
@@ -20,13 +20,9 @@ pub use self::{
     method::{AdapterDtype, AdapterOptions, FullOptions, Method},
     optimizer::{Optimizer, Schedule},
     options::{TrainLength, TrainOptions},
+    stream::TrainStream,
 };
 use crate::Result;
-
-/// What a run of training tells, in order. Dropping it cancels the run.
-///
-/// It begins with [`TrainEvent::Started`] and ends with [`TrainEvent::Finished`] and `None`, or with one `Err`.
-pub type TrainStream = BoxStream<'static, Result<TrainEvent>>;
 
 /// A model that can be fine-tuned.
 #[async_trait]

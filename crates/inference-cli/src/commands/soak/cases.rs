@@ -143,8 +143,9 @@ mod tests {
             assert!((1..=20).contains(&case.prompt.len()) && case.prompt.iter().all(|id| *id < 10));
             case.options.validate().unwrap();
         }
-        let rich: Vec<Case> =
-            (0..50).map(|_| Case::random(&mut random, 10, (20, 5), Capabilities::all())).collect();
+        let rich: Vec<Case> = (0..50)
+            .map(|_| Case::random(&mut random, 10, (20, 5), Capabilities::from_features(Feature::ALL)))
+            .collect();
         rich.iter().for_each(|case| case.options.validate().unwrap());
         assert!(rich.iter().any(|case| case.options.sampling.top_k.is_some()));
     }
