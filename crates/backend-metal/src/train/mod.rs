@@ -1,20 +1,24 @@
-//! Training: MLX differentiates the same blocks that generate.
+//! Training: MLX differentiates the same blocks that generate text.
 //!
-//! - `trained`: which tensors a run trains; they are put in place while a gradient is built, and the model is as it was after.
+//! - `trainable`: which tensors a run trains. They are attached to the model while a graph is built, and detached afterwards.
 //! - `gradient`: the loss of a batch and its gradient.
-//! - `function`: what is the same in every step, compiled where that helps.
+//! - `compiled_fn`: the parts of a step that stay the same, compiled where that helps.
 //! - `optimizer`: how gradients change weights.
-//! - `run`: a run from its first validation to its last checkpoint, a batch at a time between the requests of others.
-//! - `saved`: what of it is on the disk.
+//! - `prepare`: the checks and the plan before the first step.
+//! - `run`: a run's state and work, from its first validation to its last checkpoint.
+//! - `job`: a run as the scheduler sees it, one batch at a time between other requests.
+//! - `checkpoint`: adapters and checkpoints on disk.
 
-mod function;
+mod checkpoint;
+mod compiled_fn;
 mod gradient;
+mod job;
 mod memory;
 mod optimizer;
+mod prepare;
 mod run;
-mod saved;
-mod trained;
+mod trainable;
 
-pub(crate) use self::run::{TrainJob, TrainRequest};
 #[cfg(test)]
-pub(crate) use self::{gradient::Learner, optimizer::Stepper, trained::Trained};
+pub(crate) use self::{gradient::LossAndGrad, optimizer::Optimizer, trainable::TrainableParams};
+pub(crate) use self::{job::TrainJob, run::TrainRequest};

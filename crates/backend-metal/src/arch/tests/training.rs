@@ -2,14 +2,14 @@
 
 use std::{collections::BTreeMap, fs, rc::Rc};
 
-use inference_core::train::{AdapterOptions, FullOptions, Method, Optimizer, TokenExample};
+use inference_core::train::{AdapterOptions, FullOptions, Method, Optimizer as Rule, TokenExample};
 use mlx_rs::{Array, Dtype, transforms};
 use serde::Deserialize;
 
 use super::fixtures::{Variant, device, root, tensor};
 use crate::{
     nn::Architecture,
-    train::{Learner, Stepper, Trained},
+    train::{LossAndGrad, Optimizer, TrainableParams},
 };
 
 /// The agreement that is asked for, relative to the largest element of a tensor.
@@ -79,8 +79,8 @@ fn method(golden: &Golden, case: &Case) -> Method {
 }
 
 /// The start that the references were given.
-fn begin(trained: &Trained, values: &mut [Array]) {
-    for (param, value) in trained.params().iter().zip(values) {
+fn begin(trainable: &TrainableParams, values: &mut [Array]) {
+    for (param, value) in trainable.params().iter().zip(values) {
         let shape: Vec<_> = value.shape().iter().map(|n| *n as usize).collect();
         let inputs = if shape.len() == 3 { shape[2] } else { shape[0] };
         let spread = match param.name().rsplit_once('.') {
@@ -97,21 +97,21 @@ fn begin(trained: &Trained, values: &mut [Array]) {
 /// Everything in which the case differs from its golden figures by more than the tolerance.
 fn differences(golden: &Golden, case: &Case, recompute: bool, compiled: bool) -> Vec<String> {
     let model: Rc<dyn Architecture> = Variant::named(&case.variant).load().into();
-    let (trained, mut values) = Trained::new(&*model, &method(golden, case), 0).unwrap();
-    begin(&trained, &mut values);
+    let (trainable, mut values) = TrainableParams::new(&*model, &method(golden, case), 0).unwrap();
+    begin(&trainable, &mut values);
     let before = values.clone();
-    let trained = Rc::new(trained);
-    let new = if compiled { Learner::compiled } else { Learner::new };
-    let mut learner = new(model, trained.clone(), recompute);
-    let rule = Optimizer::AdamW {
+    let trainable = Rc::new(trainable);
+    let new = if compiled { LossAndGrad::compiled } else { LossAndGrad::new };
+    let mut loss_and_grad = new(model, trainable.clone(), recompute);
+    let rule = Rule::AdamW {
         betas: [0.9, 0.999],
         eps: golden.eps,
         weight_decay: golden.weight_decay,
         bias_correction: case.bias_correction,
     };
-    let mut stepper = Stepper::new(&rule, None, &values).unwrap();
+    let mut optimizer = Optimizer::new(&rule, None, &values).unwrap();
     let examples = examples(golden);
-    let batch = learner.batch(&examples.iter().collect::<Vec<_>>());
+    let batch = loss_and_grad.batch(&examples.iter().collect::<Vec<_>>());
     let mut found = Vec::new();
     let mut compare = |what: String, distance: f32| {
         // A NaN is no agreement.
@@ -123,11 +123,12 @@ fn differences(golden: &Golden, case: &Case, recompute: bool, compiled: bool) ->
         }
     };
     for (step, expected) in case.losses.iter().enumerate() {
-        let (loss, gradients) = learner.gradient(&values, &batch, step as u64, batch.learnt).unwrap();
+        let (loss, gradients) =
+            loss_and_grad.gradient(&values, &batch, step as u64, batch.target_count).unwrap();
         let loss = loss.try_item_exact::<f32>().unwrap();
         compare(format!("loss {step}, {loss} for {expected}"), (loss - expected).abs() / expected);
         if step == 0 {
-            let names: Vec<_> = trained.params().iter().map(|param| param.name()).collect();
+            let names: Vec<_> = trainable.params().iter().map(|param| param.name()).collect();
             let mut sorted = names.clone();
             sorted.sort_unstable();
             assert_eq!(sorted, case.gradients.keys().collect::<Vec<_>>());
@@ -135,10 +136,10 @@ fn differences(golden: &Golden, case: &Case, recompute: bool, compiled: bool) ->
                 compare(format!("gradient of {name}"), case.gradients[*name].distance(gradient));
             }
         }
-        stepper.step(&mut values, &gradients, case.rate, step + 1).unwrap();
-        transforms::eval(values.iter().chain(stepper.state.iter().flatten())).unwrap();
+        optimizer.step(&mut values, &gradients, case.rate, step + 1).unwrap();
+        transforms::eval(values.iter().chain(optimizer.state.iter().flatten())).unwrap();
     }
-    for ((param, after), before) in trained.params().iter().zip(&values).zip(&before) {
+    for ((param, after), before) in trainable.params().iter().zip(&values).zip(&before) {
         let change = after.subtract(before).unwrap();
         // Relative to what the weights are, as the references were compared; what they change by is smaller.
         let largest = after.abs().unwrap().max(None).unwrap().try_item_exact::<f32>().unwrap();

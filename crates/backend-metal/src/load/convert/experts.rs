@@ -45,7 +45,7 @@ impl Joined {
         let biased = source.tensors().contains_key(&format!("{block}.experts.{joined}_bias"));
         let parts = match names.len() {
             1 => Parts::One,
-            _ if biased => Parts::RotaryTable,
+            _ if biased => Parts::Interleaved,
             _ => Parts::Halves,
         };
         let transposed = biased && part == Part::Dense;

@@ -19,7 +19,7 @@ pub(super) enum Parts {
     /// Two, one below the other.
     Halves,
     /// Two, whose rows take turns.
-    RotaryTable,
+    Interleaved,
 }
 
 impl Layout {
@@ -29,7 +29,7 @@ impl Layout {
         match self.parts {
             Parts::One => Ok(vec![array]),
             Parts::Halves => array.split_equal(2, 1),
-            Parts::RotaryTable => {
+            Parts::Interleaved => {
                 let shape = array.shape();
                 let turns = array.reshape(&[&[shape[0], -1, 2], &shape[2..]].concat())?;
                 turns.split_equal(2, 2)?.iter().map(|part| part.squeeze_axes(&[2])).collect()

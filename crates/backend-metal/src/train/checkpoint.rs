@@ -1,4 +1,4 @@
-//! A run's adapters and checkpoints on the disk: each whole, or not there.
+//! A run's adapters and checkpoints on disk. Each appears complete, by a rename, or not at all.
 
 use std::{
     collections::BTreeMap,
@@ -13,31 +13,32 @@ use inference_core::{
 };
 use mlx_rs::Array;
 
-use super::{optimizer::Stepper, trained::Trained};
+use super::{optimizer::Optimizer, trainable::TrainableParams};
 use crate::{
     load::Writer,
     mlx::{Tensors, mlx_dtype},
     nn::{Architecture, layer_of},
 };
 
-/// The optimiser's state in a checkpoint.
+/// The file of the optimiser's state in a checkpoint.
 const OPTIMIZER: &str = "optimizer.safetensors";
 
-/// Writes the adapter to the run's output and, with what is needed to go on, to a checkpoint. Returns the checkpoint's folder.
-/// Older ones keep their adapters alone.
+/// Writes a checkpoint, and the adapter to the run's output. Returns the checkpoint's folder. Older checkpoints keep their adapters
+/// and lose their optimiser state.
 ///
 /// # Errors
-/// [`Error::Io`]; then the checkpoints before stay.
+/// [`Error::Io`]; earlier checkpoints stay as they were.
 pub(super) fn save(
     model: &dyn Architecture,
-    trained: &Trained,
+    trainable: &TrainableParams,
     values: &[Array],
-    stepper: &Stepper,
+    optimizer: &Optimizer,
     options: &TrainOptions,
     state: &TrainState,
 ) -> Result<PathBuf> {
-    let config = adapter_config(model, trained, options);
-    let adapter: Vec<_> = trained.params().iter().map(|param| param.name().to_owned()).zip(values).collect();
+    let config = adapter_config(model, trainable, options);
+    let adapter: Vec<_> =
+        trainable.params().iter().map(|param| param.name().to_owned()).zip(values).collect();
     let output = &options.output;
     let folder = TrainState::folder(output, state.step);
     let partial = folder.with_extension("partial");
@@ -45,7 +46,7 @@ pub(super) fn save(
     fs::create_dir_all(&partial).map_err(|source| Error::io("create", &partial, source))?;
     write(&partial.join(ADAPTER_FILE), &adapter)?;
     config.write(&partial)?;
-    write(&partial.join(OPTIMIZER), &optimizer_tensors(trained, values, stepper))?;
+    write(&partial.join(OPTIMIZER), &optimizer_tensors(trainable, values, optimizer))?;
     state.write(&partial)?;
     remove(&folder)?;
     rename(&partial, &folder)?;
@@ -53,41 +54,45 @@ pub(super) fn save(
     write(&fresh, &adapter)?;
     config.write(output)?;
     rename(&fresh, &output.join(ADAPTER_FILE))?;
-    forget_optimizers(&folder)?;
+    remove_older_optimizers(&folder)?;
     Ok(folder)
 }
 
-/// Reads a checkpoint back into tensors of the same names and shapes.
+/// Reads a checkpoint into tensors of the same names and shapes.
 ///
 /// # Errors
 /// [`Error::InvalidModel`] names the file and the tensor that is missing or does not fit; [`Error::Io`].
 pub(super) fn restore(
     folder: &Path,
-    trained: &Trained,
+    trainable: &TrainableParams,
     values: &mut [Array],
-    stepper: &mut Stepper,
+    optimizer: &mut Optimizer,
 ) -> Result<()> {
-    let names: Vec<_> = trained.params().iter().map(|param| param.name().to_owned()).collect();
-    let kept: Vec<_> = values.iter().map(|value| stepper.kept(value.shape())).collect();
-    let adapter = Saved::open(folder.join(ADAPTER_FILE))?;
+    let names: Vec<_> = trainable.params().iter().map(|param| param.name().to_owned()).collect();
+    let shapes: Vec<_> = values.iter().map(|value| optimizer.state_shapes(value.shape())).collect();
+    let adapter = SavedTensors::open(folder.join(ADAPTER_FILE))?;
     for (name, value) in names.iter().zip(values) {
         *value = adapter.read(name, value)?;
     }
-    let optimizer = Saved::open(folder.join(OPTIMIZER))?;
-    for ((name, kept), state) in names.iter().zip(kept).zip(&mut stepper.state) {
-        for ((part, _), value) in kept.iter().zip(state) {
-            *value = optimizer.read(&format!("{name}.{part}"), value)?;
+    let saved = SavedTensors::open(folder.join(OPTIMIZER))?;
+    for ((name, shapes), state) in names.iter().zip(shapes).zip(&mut optimizer.state) {
+        for ((part, _), value) in shapes.iter().zip(state) {
+            *value = saved.read(&format!("{name}.{part}"), value)?;
         }
     }
     Ok(())
 }
 
 /// adapter_config.json of a run.
-fn adapter_config(model: &dyn Architecture, trained: &Trained, options: &TrainOptions) -> AdapterConfig {
+fn adapter_config(
+    model: &dyn Architecture,
+    trainable: &TrainableParams,
+    options: &TrainOptions,
+) -> AdapterConfig {
     let mut keys: Vec<String> = Vec::new();
-    for param in trained.params() {
+    for param in trainable.params() {
         let name = param.name().rsplit_once('.').map_or(param.name(), |(layer, _)| layer);
-        // Of a layer in a block mlx_lm wants what comes after the block's number.
+        // For a layer in a block, mlx_lm wants the name after the block's number.
         let key = match (layer_of(name), name.split_once("layers.")) {
             (Some(_), Some((_, rest))) => rest.split_once('.').map_or(rest, |(_, key)| key),
             _ => name,
@@ -100,14 +105,14 @@ fn adapter_config(model: &dyn Architecture, trained: &Trained, options: &TrainOp
 }
 
 fn optimizer_tensors<'a>(
-    trained: &Trained,
+    trainable: &TrainableParams,
     values: &[Array],
-    stepper: &'a Stepper,
+    optimizer: &'a Optimizer,
 ) -> Vec<(String, &'a Array)> {
-    let params = trained.params().iter().zip(values).zip(&stepper.state);
+    let params = trainable.params().iter().zip(values).zip(&optimizer.state);
     let tensors = params.flat_map(|((param, value), state)| {
-        let kept = stepper.kept(value.shape()).into_iter();
-        kept.zip(state).map(move |((part, _), array)| (format!("{}.{part}", param.name()), array))
+        let shapes = optimizer.state_shapes(value.shape()).into_iter();
+        shapes.zip(state).map(move |((part, _), array)| (format!("{}.{part}", param.name()), array))
     });
     tensors.collect()
 }
@@ -135,18 +140,18 @@ fn float(array: &Array) -> Dtype {
     }
 }
 
-/// A file that a run wrote.
-struct Saved {
+/// A safetensors file that a run wrote.
+struct SavedTensors {
     path: PathBuf,
     infos: BTreeMap<String, TensorInfo>,
 }
 
-impl Saved {
+impl SavedTensors {
     fn open(path: PathBuf) -> Result<Self> {
         Ok(Self { infos: read_tensors(&path)?, path })
     }
 
-    /// The tensor of this name, which must have the type and shape of `like`.
+    /// Reads a tensor, which must have the type and shape of `like`.
     fn read(&self, name: &str, like: &Array) -> Result<Array> {
         let info = self.infos.get(name);
         let info = info.ok_or_else(|| Error::invalid_key(&self.path, name, "is missing"))?;
@@ -160,8 +165,8 @@ impl Saved {
     }
 }
 
-/// Removes the optimiser's state from all checkpoints beside this one.
-fn forget_optimizers(newest: &Path) -> Result<()> {
+/// Removes the optimiser state of all checkpoints but this one.
+fn remove_older_optimizers(newest: &Path) -> Result<()> {
     let Some(checkpoints) = newest.parent() else { return Ok(()) };
     let entries = fs::read_dir(checkpoints).map_err(|source| Error::io("list", checkpoints, source))?;
     for folder in entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|folder| folder != newest) {

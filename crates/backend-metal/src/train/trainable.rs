@@ -1,4 +1,4 @@
-//! What of a model a run trains: adapters beside its layers, or the weights themselves.
+//! The trainable parameters of a run: adapters on layers, or the weights themselves.
 
 use std::{borrow::Cow, rc::Rc};
 
@@ -10,106 +10,105 @@ use mlx_rs::{Array, Dtype, error::Result as MlxResult, ops, random};
 
 use crate::nn::{Adapter, AdapterSlot, Architecture, Param, SlotKind, layer_of};
 
-/// The tensors that are trained, not what they have learnt.
+/// Which tensors a run trains. Their values are kept by the run.
 #[derive(Debug)]
-pub(crate) struct Trained {
+pub(crate) struct TrainableParams {
     params: Vec<Rc<Param>>,
     adapters: Vec<(Rc<AdapterSlot>, Rc<Adapter>)>,
     by_layer: Vec<Vec<Rc<Param>>>,
     dropout: f32,
-    /// The type that the values have in a step; unset: their own.
-    computed_as: Option<Dtype>,
+    /// The type that a step computes in; unset: the values' own.
+    compute_dtype: Option<Dtype>,
     seed: u64,
 }
 
-/// The model with its adapters, until this is dropped.
-pub(super) struct Attached<'a>(&'a Trained);
+/// Adapters that are attached to the model; dropping this detaches them.
+pub(super) struct AdapterGuard<'a>(&'a TrainableParams);
 
-impl Drop for Attached<'_> {
+impl Drop for AdapterGuard<'_> {
     fn drop(&mut self) {
         self.0.adapters.iter().for_each(|(slot, _)| slot.set(None));
     }
 }
 
-impl Trained {
-    /// What `method` trains of the model, and the values before the first step, one for each param.
+impl TrainableParams {
+    /// The parameters that `method` trains, and their values before the first step.
     ///
     /// # Errors
-    /// [`Error::InvalidOption`] where the model has no such layers, or weights that the method cannot train.
+    /// [`Error::InvalidOption`] if the model has no such layers, or the method cannot train its weights.
     pub(crate) fn new(model: &dyn Architecture, method: &Method, seed: u64) -> Result<(Self, Vec<Array>)> {
         let layers = model.config().layers;
         let first = method.layers().map_or(0, |last| layers.saturating_sub(last));
         if model.registry().slots().iter().any(|slot| slot.adapter().is_some()) {
             return Err(invalid("method", "the model was loaded with an adapter: fuse it, or load without"));
         }
-        let mut trained = Self {
+        let mut trainable = Self {
             params: Vec::new(),
             adapters: Vec::new(),
             by_layer: vec![Vec::new(); layers],
             dropout: 0.0,
-            computed_as: None,
+            compute_dtype: None,
             seed,
         };
         let values = match method {
-            Method::Lora(options) => trained.add_adapters(model, options, first, false)?,
-            Method::Dora(options) => trained.add_adapters(model, options, first, true)?,
+            Method::Lora(options) => trainable.add_adapters(model, options, first, false)?,
+            Method::Dora(options) => trainable.add_adapters(model, options, first, true)?,
             Method::Full(options) => {
                 let all = options.layers.is_none();
-                trained.dropout = options.dropout;
-                trained.computed_as = options.mixed_precision.then_some(Dtype::Bfloat16);
-                trained.add_weights(model, |name| match layer_of(name) {
+                trainable.dropout = options.dropout;
+                trainable.compute_dtype = options.mixed_precision.then_some(Dtype::Bfloat16);
+                trainable.add_weights(model, |name| match layer_of(name) {
                     Some(layer) => layer >= first,
                     None => all,
                 })?
             }
-            other => return Err(invalid("method", format!("{} is unknown to this backend", other.name()))),
+            other => return Err(invalid("method", format!("this backend does not know {}", other.name()))),
         };
-        let mut both: Vec<_> = trained.params.drain(..).zip(values).collect();
+        let mut both: Vec<_> = trainable.params.drain(..).zip(values).collect();
         both.sort_by_key(|(param, _)| depth(param.name()));
         let (params, values) = both.into_iter().unzip();
-        trained.params = params;
-        for param in &trained.params {
-            if let Some(params) = param.layer().and_then(|layer| trained.by_layer.get_mut(layer)) {
+        trainable.params = params;
+        for param in &trainable.params {
+            if let Some(params) = param.layer().and_then(|layer| trainable.by_layer.get_mut(layer)) {
                 params.push(param.clone());
             }
         }
-        Ok((trained, values))
+        Ok((trainable, values))
     }
 
-    /// The tensors' places, from the embedding to the head.
+    /// The parameters, from the embedding to the head.
     pub(crate) fn params(&self) -> &[Rc<Param>] {
         &self.params
     }
 
-    /// The same, block by block.
+    /// The parameters of each block.
     pub(super) fn by_layer(&self) -> &[Vec<Rc<Param>>] {
         &self.by_layer
     }
 
-    /// Those that are part of no block.
-    pub(super) fn outside(&self) -> Vec<Rc<Param>> {
+    /// The parameters outside all blocks: embedding, final norm, head.
+    pub(super) fn outside_blocks(&self) -> Vec<Rc<Param>> {
         self.params.iter().filter(|param| param.layer().is_none()).cloned().collect()
     }
 
-    /// The values as a step computes with them.
-    pub(super) fn in_use<'a>(&self, values: &'a [Array]) -> MlxResult<Cow<'a, [Array]>> {
-        let Some(dtype) = self.computed_as else { return Ok(Cow::Borrowed(values)) };
+    /// The values in the type that a step computes in.
+    pub(super) fn as_computed<'a>(&self, values: &'a [Array]) -> MlxResult<Cow<'a, [Array]>> {
+        let Some(dtype) = self.compute_dtype else { return Ok(Cow::Borrowed(values)) };
         values.iter().map(|value| value.as_dtype(dtype)).collect::<MlxResult<_>>().map(Cow::Owned)
     }
 
-    /// Puts the adapters in their places, to learn with those inputs dropped that the chance of this key picks; or without, to
-    /// validate.
-    pub(super) fn attach(&self, key: Option<&Array>) -> MlxResult<Attached<'_>> {
-        let attached = Attached(self);
+    /// Attaches the adapters to the model. `key` seeds their dropout; without it there is none, as in validation.
+    pub(super) fn attach(&self, key: Option<&Array>) -> MlxResult<AdapterGuard<'_>> {
+        let guard = AdapterGuard(self);
         for (slot, adapter) in &self.adapters {
-            let chance = key.filter(|_| self.dropout > 0.0).map(|key| named_key(slot.name(), key));
-            adapter.dropout.replace(chance.transpose()?.map(|key| (self.dropout, key)));
+            let dropout_key = key.filter(|_| self.dropout > 0.0).map(|key| named_key(slot.name(), key));
+            adapter.dropout.replace(dropout_key.transpose()?.map(|key| (self.dropout, key)));
             slot.set(Some(adapter.clone()));
         }
-        Ok(attached)
+        Ok(guard)
     }
 
-    /// What is dropped of each block, where weights are trained: the share, and the blocks' keys of this chance.
+    /// Dropout on the residual stream, used in full training: the rate, and one PRNG key per block.
     pub(super) fn residual_dropout(&self, key: &Array) -> MlxResult<Option<(f32, Vec<Array>)>> {
         if self.dropout <= 0.0 || !self.adapters.is_empty() {
             return Ok(None);
@@ -146,22 +145,25 @@ impl Trained {
             })
             .collect();
         if let Some(key) = unused.first() {
-            return Err(invalid("keys", format!("{key} is none of the model's layers")));
+            return Err(invalid("keys", format!("{key} is not a layer of the model")));
         }
         if let Some(slot) = chosen.iter().find(|slot| dora && slot.kind() != SlotKind::Linear) {
-            return Err(invalid("method", format!("DoRA is for linear layers, {} is none", slot.name())));
+            return Err(invalid(
+                "method",
+                format!("DoRA adapts linear layers only, {} is not one", slot.name()),
+            ));
         }
         let mut values = Vec::new();
         for slot in chosen {
             values.extend(self.add_adapter(&slot, options, dora).map_err(failed)?);
         }
         if self.adapters.is_empty() {
-            return Err(invalid("keys", "none of the model's layers is chosen"));
+            return Err(invalid("keys", "they select none of the model's layers"));
         }
         Ok(values)
     }
 
-    /// A: uniform within one by the root of its inputs; B: zeros, so that training begins with the model as it is.
+    /// Initial values: A uniform in ±1/√inputs; B zero, so that training starts from the model as it is.
     fn add_adapter(
         &mut self,
         slot: &Rc<AdapterSlot>,
@@ -175,7 +177,7 @@ impl Trained {
         let [a, b] =
             slot.shapes(options.rank).map(|shape| shape.iter().map(|n| *n as i32).collect::<Vec<_>>());
         let bound = (slot.inputs() as f32).sqrt().recip();
-        let key = self.key(slot.name(), 0)?;
+        let key = self.prng_key(slot.name(), 0)?;
         let a = random::uniform::<_, f32>(-bound, bound, a.as_slice(), &key)?.as_dtype(dtype)?;
         let b = ops::zeros_dtype(&b, dtype)?;
         let mut values = Vec::new();
@@ -195,8 +197,9 @@ impl Trained {
 
     fn add_weights(&mut self, model: &dyn Architecture, chosen: impl Fn(&str) -> bool) -> Result<Vec<Array>> {
         if let Some(name) = model.registry().packed().iter().find(|name| chosen(name)) {
-            let reason =
-                format!("full: {name} is quantised, which only adapters can train; make it dense first");
+            let reason = format!(
+                "full: {name} is quantised, which only adapters can train: dequantise the model first"
+            );
             return Err(invalid("method", reason));
         }
         let mut values = Vec::new();
@@ -211,14 +214,14 @@ impl Trained {
         Ok(values)
     }
 
-    /// A key of chance for this name and batch: the same in every run with this seed.
-    pub(super) fn key(&self, name: &str, batch: u64) -> MlxResult<Array> {
+    /// A PRNG key for this name and batch: the same in every run with this seed.
+    pub(super) fn prng_key(&self, name: &str, batch: u64) -> MlxResult<Array> {
         random::key(hash(name.bytes().chain(self.seed.to_le_bytes()).chain(batch.to_le_bytes())))
     }
 }
 
-/// Where in the model a tensor is. MLX evaluates what is asked for last first: asked for in this order, a gradient is computed when
-/// the backward pass is at its layer, and with it goes what it is computed from.
+/// The position of a tensor in the model. MLX evaluates the last requested array first: in this order each gradient is computed when
+/// the backward pass reaches its layer, and its inputs are freed with it.
 fn depth(name: &str) -> usize {
     match layer_of(name) {
         Some(layer) => layer + 1,
@@ -227,7 +230,7 @@ fn depth(name: &str) -> usize {
     }
 }
 
-/// The key of this name, of one that all names share. An operation of the graph.
+/// The key of this name, derived from a shared key inside the graph.
 fn named_key(name: &str, shared: &Array) -> MlxResult<Array> {
     shared.add(random::key(hash(name.bytes()))?)
 }
@@ -243,5 +246,5 @@ fn invalid(option: &'static str, reason: impl Into<String>) -> Error {
 }
 
 fn failed(error: mlx_rs::error::Exception) -> Error {
-    Error::backend("mlx", "prepare what is trained", error)
+    Error::backend("mlx", "prepare the trainable parameters", error)
 }
