@@ -4,10 +4,11 @@ use std::rc::Rc;
 
 use inference_core::{
     Error, ModelManifest, Result,
-    backend::{AdaptedLayer, AdapterManifest},
+    backend::{AdaptedLayer, AdapterManifest, TensorInfo},
     train::Method,
 };
 
+use super::check_free_memory;
 use crate::{
     mlx::{Tensors, mlx_dtype},
     nn::{Adapter, AdapterSlot, Architecture, Param, SlotKind},
@@ -54,6 +55,7 @@ pub(crate) fn attach(model: &dyn Architecture, adapter: &AdapterManifest) -> Res
         Ok(slot)
     });
     let found = found.collect::<Result<Vec<_>>>()?;
+    check_size(adapter)?;
     let tensors = Tensors::open(&path)?;
     for slot in found {
         let param = |part: &str| {
@@ -73,6 +75,15 @@ pub(crate) fn attach(model: &dyn Architecture, adapter: &AdapterManifest) -> Res
         })));
     }
     Ok(())
+}
+
+/// Refuses an adapter that does not fit into memory.
+///
+/// # Errors
+/// [`Error::OutOfMemory`]
+pub(super) fn check_size(adapter: &AdapterManifest) -> Result<()> {
+    let bytes = adapter.tensors().values().map(TensorInfo::bytes).fold(0, u64::saturating_add);
+    check_free_memory(bytes, || format!("the adapter {}", adapter.file().display()))
 }
 
 fn check(slot: &AdapterSlot, layer: &AdaptedLayer, rank: usize) -> std::result::Result<(), String> {

@@ -1,8 +1,8 @@
-//! A checkpoint in another form: quantised from dense, or back.
+//! Converts a checkpoint: quantises it, or makes it dense again.
 //!
-//! Tensors go through memory one by one. The new folder is written beside its place under another name and moved there when
-//! it is complete, so that there is never half of one.
+//! Tensors go through memory one by one. The new folder is written under a temporary name and renamed once it is complete.
 
+mod companions;
 mod delta;
 mod experts;
 mod fuse;
@@ -10,10 +10,7 @@ mod job;
 mod layout;
 mod plan;
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{fs, io, path::Path};
 
 use inference_core::{Dtype, Error, ModelManifest, Quantization, Result};
 use serde_json::{Map, Value, json};
@@ -21,33 +18,36 @@ use serde_json::{Map, Value, json};
 pub use self::fuse::{FuseOptions, fuse};
 use self::{job::Job, plan::Plan};
 use super::{
-    Progress, Reader,
+    Progress, Reader, check_free_memory,
+    staging::Staging,
     writer::{Writer, size},
 };
 
-/// Bytes after which the next tensor begins another file.
+/// The size at which a new file of tensors is begun, in bytes.
 const SHARD_BYTES: u64 = 5 << 30;
 
-/// What a checkpoint becomes. Experts that their publisher packed, gpt-oss's, stay so where other matrices are quantised.
+/// How a checkpoint is converted. Quantising leaves experts that were published packed, gpt-oss's, as they are.
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct ConvertOptions {
-    /// How matrices are quantised; unset: not at all.
+    /// The quantisation of matrices; unset: none.
     pub quantization: Option<Quantization>,
-    /// Exceptions: how the matrices whose name fits the pattern are quantised, or that they are not. Of several that fit, the
-    /// last counts. A `*` in a pattern stands for any characters.
+    /// Exceptions: patterns of names, and the quantisation of the matrices whose name matches, `None` for none. The last rule that
+    /// matches counts. `*` in a pattern matches any characters.
     pub rules: Vec<(String, Option<Quantization>)>,
-    /// The type of weights that are not quantised; unset: as they are.
+    /// The type of weights that are not quantised; unset: unchanged.
     pub dtype: Option<Dtype>,
 }
 
-/// Writes the model of `source` to the new folder `target`, in the form that `options` ask for: what `mlx_lm` reads too.
-/// Blocks until done; `observe` is called as tensors are read, and ends the conversion with [`Error::Cancelled`] by returning
-/// `false`.
+/// Writes the model of `source`, converted as `options` say, to the new folder `target`, which `mlx_lm` reads too. Blocks until it is
+/// done. `observe` is called as tensors are read; when it returns `false`, the conversion ends with [`Error::Cancelled`].
+///
+/// Of the other files in the source's folder, regular ones are copied, and links that resolve inside the model's own folder or its
+/// entry in a Hugging Face cache. What a process that died left of an earlier conversion to `target` is removed.
 ///
 /// # Errors
-/// [`Error::InvalidOption`] where the target exists or MLX lacks the quantisation; [`Error::InvalidModel`] where the source is
-/// quantised and not to become dense, or broken; [`Error::Io`].
+/// [`Error::InvalidOption`] if the target exists or MLX lacks the quantisation; [`Error::InvalidModel`] if the source is broken, or is
+/// quantised and is to be quantised again; [`Error::OutOfMemory`] if a tensor does not fit into memory; [`Error::Io`].
 pub fn convert(
     source: &ModelManifest,
     target: &Path,
@@ -58,14 +58,14 @@ pub fn convert(
     publish(&plan, &Reader::new(source, observe), &plan.config(source), target)
 }
 
-/// Writes what is planned, with this config and everything else that lies in the folder of the reader's model, to the new folder
-/// `target`.
+/// Writes the planned tensors, this config and the model's companion files to the new folder `target`.
 fn publish(plan: &Plan, reader: &Reader<'_>, config: &Value, target: &Path) -> Result<()> {
-    let staging = Staging::new(target)?;
-    write_tensors(&plan.jobs, reader, &staging.path)?;
-    write_json(&staging.path.join("config.json"), config)?;
-    copy_others(reader.manifest().path(), &staging.path)?;
-    staging.publish(target)
+    let (source, staging) = (reader.manifest().path(), Staging::new(target)?);
+    check_resources(&plan.jobs, source, staging.path())?;
+    companions::copy(source, staging.path())?;
+    write_json(&staging.path().join("config.json"), config)?;
+    write_tensors(&plan.jobs, reader, staging.path())?;
+    staging.publish()
 }
 
 fn write_tensors(jobs: &[Job], reader: &Reader<'_>, folder: &Path) -> Result<()> {
@@ -110,55 +110,24 @@ fn write_shard(reader: &Reader<'_>, jobs: &[Job], path: &Path) -> Result<()> {
     file.finish()
 }
 
-/// The folder under its passing name; removed unless it was published.
-struct Staging {
-    path: PathBuf,
-}
-
-impl Staging {
-    fn new(target: &Path) -> Result<Self> {
-        let exists = || invalid_option("target", format!("{} exists already", target.display()));
-        if target.symlink_metadata().is_ok() {
-            return Err(exists());
+/// Refuses a conversion that does not fit into memory or on the disk, before anything is written.
+fn check_resources(jobs: &[Job], source: &Path, target: &Path) -> Result<()> {
+    if let Some(job) = jobs.iter().max_by_key(|job| job.bytes()) {
+        check_free_memory(job.bytes(), || {
+            format!("converting {} of {}", job.outputs[0].0, source.display())
+        })?;
+    }
+    let needed = jobs.iter().map(Job::output_bytes).fold(0, u64::saturating_add);
+    // Where the filesystem does not tell, writing fails when the disk is full.
+    let disk = rustix::fs::statvfs(target).map(|disk| disk.f_bavail.saturating_mul(disk.f_frsize));
+    match disk.ok().filter(|available| *available < needed) {
+        None => Ok(()),
+        Some(available) => {
+            let reason = format!("the copy has {needed} bytes, the disk has {available} free");
+            let source = io::Error::new(io::ErrorKind::StorageFull, reason);
+            Err(Error::io("write", target, source))
         }
-        let name = target.file_name().ok_or_else(exists)?.to_string_lossy().into_owned();
-        let path = target.with_file_name(format!(".{name}.{}.partial", std::process::id()));
-        fs::create_dir_all(&path).map_err(|source| Error::io("create", &path, source))?;
-        Ok(Self { path })
     }
-
-    fn publish(self, target: &Path) -> Result<()> {
-        fs::rename(&self.path, target).map_err(|source| Error::io("create", target, source))
-    }
-}
-
-impl Drop for Staging {
-    fn drop(&mut self) {
-        // Gone already where it was published; where it cannot be removed there is nothing more to do.
-        let _ = fs::remove_dir_all(&self.path);
-    }
-}
-
-/// Everything that is neither weights nor config: tokenizer, templates, card.
-fn copy_others(source: &Path, target: &Path) -> Result<()> {
-    const WEIGHTS: &[&str] = &["safetensors", "bin", "pt", "pth", "gguf", "h5", "msgpack", "onnx"];
-    let entries = fs::read_dir(source).map_err(|error| Error::io("read", source, error))?;
-    for entry in entries {
-        let path = entry.map_err(|error| Error::io("read", source, error))?.path();
-        let Some(name) = path.file_name().map(|name| name.to_string_lossy().into_owned()) else { continue };
-        let weights = path.extension().is_some_and(|e| WEIGHTS.contains(&&*e.to_string_lossy()));
-        let regular = fs::metadata(&path).is_ok_and(|metadata| metadata.is_file());
-        if !regular
-            || weights
-            || name.starts_with('.')
-            || name == "config.json"
-            || name.ends_with(".index.json")
-        {
-            continue;
-        }
-        fs::copy(&path, target.join(&name)).map_err(|error| Error::io("copy", &path, error))?;
-    }
-    Ok(())
 }
 
 fn write_json(path: &Path, value: &Value) -> Result<()> {

@@ -1,14 +1,17 @@
-//! From a model's folder to an [`Architecture`]: reads the weights and binds them.
+//! Loads a model's folder: reads the weights and binds them to an [`Architecture`]. Also converts checkpoints and fuses adapters.
 
 mod adapter;
 mod convert;
+mod lock;
+mod staging;
 mod writer;
 
-use inference_core::{Error, ModelManifest, Result};
+use inference_core::{Error, ModelManifest, Result, backend::free_memory};
 
 pub use self::convert::{ConvertOptions, FuseOptions, convert, fuse};
 pub(crate) use self::{
     adapter::{attach, with_trained_weights},
+    lock::lock_folder,
     writer::Writer,
 };
 pub use crate::mlx::Progress;
@@ -40,4 +43,16 @@ pub(crate) fn load(
     let model = (family.load)(&weights)?;
     weights.finish()?;
     Ok(model)
+}
+
+/// Refuses to read `needed` bytes where less memory is free: MLX does not survive a failed allocation on the CPU, and a sparse file
+/// can hold tensors of any size. `what` is for the error.
+///
+/// # Errors
+/// [`Error::OutOfMemory`]
+pub(crate) fn check_free_memory(needed: u64, what: impl FnOnce() -> String) -> Result<()> {
+    match free_memory().filter(|available| *available < needed) {
+        None => Ok(()),
+        Some(available) => Err(Error::OutOfMemory { what: what(), needed, available }),
+    }
 }

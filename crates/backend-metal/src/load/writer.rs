@@ -66,7 +66,7 @@ impl<'a> Writer<'a> {
     }
 }
 
-/// Bytes of a tensor.
+/// Bytes of a tensor; `u64::MAX` where they are more.
 pub(crate) fn size((_, dtype, shape): &(String, Dtype, Vec<usize>)) -> u64 {
-    shape.iter().map(|n| *n as u64).product::<u64>() * dtype.size() as u64
+    shape.iter().map(|n| *n as u64).fold(dtype.size() as u64, u64::saturating_mul)
 }

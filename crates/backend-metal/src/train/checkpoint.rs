@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
+    fs, io,
     path::{Path, PathBuf},
 };
 
@@ -23,6 +23,12 @@ use crate::{
 /// The file of the optimiser's state in a checkpoint.
 const OPTIMIZER: &str = "optimizer.safetensors";
 
+/// The adapter in the output while it is written.
+const PARTIAL_ADAPTER: &str = ".adapters.safetensors.partial";
+
+/// The extension of a checkpoint's folder while it is written.
+const PARTIAL: &str = "partial";
+
 /// Writes a checkpoint, and the adapter to the run's output. Returns the checkpoint's folder. Older checkpoints keep their adapters
 /// and lose their optimiser state.
 ///
@@ -41,7 +47,7 @@ pub(super) fn save(
         trainable.params().iter().map(|param| param.name().to_owned()).zip(values).collect();
     let output = &options.output;
     let folder = TrainState::folder(output, state.step);
-    let partial = folder.with_extension("partial");
+    let partial = folder.with_extension(PARTIAL);
     remove(&partial)?;
     fs::create_dir_all(&partial).map_err(|source| Error::io("create", &partial, source))?;
     write(&partial.join(ADAPTER_FILE), &adapter)?;
@@ -50,12 +56,32 @@ pub(super) fn save(
     state.write(&partial)?;
     remove(&folder)?;
     rename(&partial, &folder)?;
-    let fresh = output.join(format!(".{ADAPTER_FILE}.partial"));
+    let fresh = output.join(PARTIAL_ADAPTER);
     write(&fresh, &adapter)?;
     config.write(output)?;
     rename(&fresh, &output.join(ADAPTER_FILE))?;
     remove_older_optimizers(&folder)?;
     Ok(folder)
+}
+
+/// Removes files that a killed run left half written. The output must be locked.
+///
+/// # Errors
+/// [`Error::Io`]
+pub(super) fn remove_partial(output: &Path) -> Result<()> {
+    let adapter = output.join(PARTIAL_ADAPTER);
+    match fs::remove_file(&adapter) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            return Err(Error::io("remove", adapter, source));
+        }
+        _ => {}
+    }
+    let checkpoints = TrainState::folder(output, 0);
+    let Some(Ok(entries)) = checkpoints.parent().map(fs::read_dir) else { return Ok(()) };
+    let partial = entries.flatten().map(|entry| entry.path());
+    partial
+        .filter(|path| path.extension().is_some_and(|end| end == PARTIAL))
+        .try_for_each(|path| remove(&path))
 }
 
 /// Reads a checkpoint into tensors of the same names and shapes.
@@ -172,7 +198,7 @@ fn remove_older_optimizers(newest: &Path) -> Result<()> {
     for folder in entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|folder| folder != newest) {
         let file = folder.join(OPTIMIZER);
         match fs::remove_file(&file) {
-            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
                 return Err(Error::io("remove", file, source));
             }
             _ => {}
@@ -183,9 +209,7 @@ fn remove_older_optimizers(newest: &Path) -> Result<()> {
 
 fn remove(folder: &Path) -> Result<()> {
     match fs::remove_dir_all(folder) {
-        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-            Err(Error::io("remove", folder, source))
-        }
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(Error::io("remove", folder, source)),
         _ => Ok(()),
     }
 }

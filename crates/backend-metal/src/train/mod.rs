@@ -4,6 +4,7 @@
 //! - `gradient`: the loss of a batch and its gradient.
 //! - `compiled_fn`: the parts of a step that stay the same, compiled where that helps.
 //! - `optimizer`: how gradients change weights.
+//! - `output`: the lock on the output folder.
 //! - `prepare`: the checks and the plan before the first step.
 //! - `run`: a run's state and work, from its first validation to its last checkpoint.
 //! - `job`: a run as the scheduler sees it, one batch at a time between other requests.
@@ -15,6 +16,7 @@ mod gradient;
 mod job;
 mod memory;
 mod optimizer;
+mod output;
 mod prepare;
 mod run;
 mod trainable;

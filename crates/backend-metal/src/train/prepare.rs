@@ -4,7 +4,7 @@ use std::{rc::Rc, time::Instant};
 
 use inference_core::{
     Error, Result,
-    backend::{Batches, TrainState},
+    backend::{Batches, Printable, TrainState},
     train::{TrainLength, TrainOptions, TrainPlan},
 };
 use mlx_rs::{Array, error::Exception};
@@ -14,6 +14,7 @@ use super::{
     gradient::LossAndGrad,
     memory::{LargestBatch, estimate},
     optimizer::Optimizer,
+    output::OutputLock,
     run::{Run, TrainRequest},
     trainable::TrainableParams,
 };
@@ -39,6 +40,7 @@ pub(super) fn prepare(
     let failed = |error: Exception| Error::backend(backend, "prepare the training", error);
     let mut optimizer = Optimizer::new(&options.optimizer, options.max_grad_norm, &values).map_err(failed)?;
     let fingerprint = TrainState::fingerprint(&data.train);
+    let lock = OutputLock::take(&options.output)?;
     let state = resume(options, &fingerprint, &trainable, &mut values, &mut optimizer)?;
     let (step, tokens) = state.map_or((0, 0), |state| (state.step.min(steps), state.tokens));
 
@@ -64,6 +66,7 @@ pub(super) fn prepare(
         validation: None,
         began: Instant::now(),
         peak: 0,
+        _lock: lock,
     };
     if step == 0 {
         run.begin_validation(request);
@@ -101,8 +104,8 @@ fn resume(
             Ok(Some(state))
         }
         Some((folder, _)) => {
-            let reason =
-                format!("{} belongs to an earlier run: resume it, or name another output", folder.display());
+            let folder = Printable(&folder.to_string_lossy()).to_string();
+            let reason = format!("{folder} belongs to an earlier run: resume it, or name another output");
             Err(Error::InvalidOption { option: "output", reason })
         }
         None => Ok(None),

@@ -15,6 +15,7 @@ use super::{
     checkpoint,
     gradient::{LossAndGrad, validation_loss},
     optimizer::Optimizer,
+    output::OutputLock,
     trainable::TrainableParams,
 };
 use crate::{mlx::memory as mlx_memory, nn::Architecture};
@@ -61,6 +62,8 @@ pub(super) struct Run {
     pub(super) began: Instant,
     /// The highest memory use so far, in bytes.
     pub(super) peak: u64,
+    /// Keeps other runs from the output.
+    pub(super) _lock: OutputLock,
 }
 
 /// A step some of whose batches are computed.
@@ -186,6 +189,7 @@ impl Run {
             loss += part.try_item_exact::<f32>().map_err(convert)?;
         }
         let Some(StepReport { step, tokens, rate, norm }) = report else { return Ok(()) };
+        check_loss(loss, || format!("step {step}"))?;
         let gradient_norm = norm.map(|norm| norm.try_item_exact::<f32>()).transpose().map_err(convert)?;
         let seconds = mem::replace(&mut self.since, Instant::now()).elapsed().as_secs_f64();
         self.peak = self.peak.max(mlx_memory::peak());
@@ -252,6 +256,7 @@ impl Run {
         }
         if validation.batches.is_empty() {
             let loss = (validation.loss / validation.tokens.max(1) as f64) as f32;
+            check_loss(loss, || format!("the validation after step {}", self.step))?;
             request.tell(TrainEvent::Validation { step: self.step, loss, tokens: validation.tokens });
             self.validation = None;
         }
@@ -260,6 +265,11 @@ impl Run {
 
     fn save(&mut self, model: &dyn Architecture, request: &TrainRequest) -> Result<()> {
         let options = &request.options;
+        let failed = |error: Exception| Error::backend("mlx", "save a checkpoint", error);
+        if let Some(name) = self.trainable.not_finite(&self.values).map_err(failed)? {
+            let reason = format!("after step {} {name} has values that are not finite: {ADVICE}", self.step);
+            return Err(Error::backend("mlx", "train", reason));
+        }
         let state = TrainState::new(self.step, self.tokens, options, &self.fingerprint)?;
         let path = checkpoint::save(model, &self.trainable, &self.values, &self.optimizer, options, &state)?;
         self.saved = Some(self.step);
@@ -286,6 +296,18 @@ impl Run {
         });
         Ok(())
     }
+}
+
+/// What to do about numbers that are not finite.
+const ADVICE: &str =
+    "lower the learning rate, limit the norm of the gradients, or check the model's weights and the data";
+
+/// Ends a run whose loss is NaN or infinite: from there on nothing is learnt.
+fn check_loss(loss: f32, of: impl FnOnce() -> String) -> mlx_rs::error::Result<()> {
+    if loss.is_finite() {
+        return Ok(());
+    }
+    Err(Exception::custom(format!("the loss of {} is {loss}: {ADVICE}", of())))
 }
 
 fn convert(error: impl std::fmt::Display) -> Exception {

@@ -6,7 +6,11 @@ use inference_core::{
     Error, Result,
     train::{AdapterDtype, AdapterOptions, Method},
 };
-use mlx_rs::{Array, Dtype, error::Result as MlxResult, ops, random};
+use mlx_rs::{
+    Array, Dtype,
+    error::{Exception, Result as MlxResult},
+    ops, random,
+};
 
 use crate::nn::{Adapter, AdapterSlot, Architecture, Param, SlotKind, layer_of};
 
@@ -95,6 +99,17 @@ impl TrainableParams {
     pub(super) fn as_computed<'a>(&self, values: &'a [Array]) -> MlxResult<Cow<'a, [Array]>> {
         let Some(dtype) = self.compute_dtype else { return Ok(Cow::Borrowed(values)) };
         values.iter().map(|value| value.as_dtype(dtype)).collect::<MlxResult<_>>().map(Cow::Owned)
+    }
+
+    /// The name of the first parameter whose value has elements that are NaN or infinite.
+    pub(super) fn not_finite(&self, values: &[Array]) -> MlxResult<Option<&str>> {
+        for (param, value) in self.params.iter().zip(values) {
+            let finite = value.is_finite()?.all(false)?.try_item_exact::<bool>();
+            if !finite.map_err(|error| Exception::custom(error.to_string()))? {
+                return Ok(Some(param.name()));
+            }
+        }
+        Ok(None)
     }
 
     /// Attaches the adapters to the model. `key` seeds their dropout; without it there is none, as in validation.
@@ -245,6 +260,6 @@ fn invalid(option: &'static str, reason: impl Into<String>) -> Error {
     Error::InvalidOption { option, reason: reason.into() }
 }
 
-fn failed(error: mlx_rs::error::Exception) -> Error {
+fn failed(error: Exception) -> Error {
     Error::backend("mlx", "prepare the trainable parameters", error)
 }

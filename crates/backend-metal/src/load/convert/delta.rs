@@ -4,7 +4,10 @@ use inference_core::{Error, Result, backend::AdapterManifest, train::Method};
 use mlx_rs::{Array, Dtype, error::Result as MlxResult};
 
 use super::experts::stacked_name;
-use crate::mlx::{Tensors, mlx_dtype, scalar, slice};
+use crate::{
+    load::adapter::check_size,
+    mlx::{Tensors, mlx_dtype, scalar, slice},
+};
 
 /// What an adapter adds to a matrix, in float32.
 #[derive(Debug, Clone)]
@@ -42,6 +45,7 @@ impl Delta {
 
 /// What an adapter adds to each of its layers.
 pub(super) fn read(adapter: &AdapterManifest) -> Result<Vec<Delta>> {
+    check_size(adapter)?;
     let path = adapter.file();
     let tensors = Tensors::open(&path)?;
     let (Method::Lora(options) | Method::Dora(options)) = &adapter.config().method else {

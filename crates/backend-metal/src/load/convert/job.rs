@@ -4,7 +4,10 @@ use inference_core::{Dtype, Error, Result, backend::TensorInfo};
 use mlx_rs::{Array, error::Exception};
 
 use super::{delta::Delta, layout::Layout};
-use crate::mlx::{Packed, Reader, Scheme, dequantize, mlx_dtype, quantize};
+use crate::{
+    load::writer::size,
+    mlx::{Packed, Reader, Scheme, dequantize, mlx_dtype, quantize},
+};
 
 /// Tensors that are read together, and those that they become.
 #[derive(Debug)]
@@ -70,6 +73,16 @@ impl Job {
                 Ok([weight, scales].into_iter().chain(biases).collect())
             }
         }
+    }
+
+    /// Bytes of the outputs.
+    pub(super) fn output_bytes(&self) -> u64 {
+        self.outputs.iter().map(size).fold(0, u64::saturating_add)
+    }
+
+    /// Bytes that are in memory at once: sources and outputs.
+    pub(super) fn bytes(&self) -> u64 {
+        self.sources.iter().map(TensorInfo::bytes).fold(self.output_bytes(), u64::saturating_add)
     }
 
     /// The parts of packed sources in full.

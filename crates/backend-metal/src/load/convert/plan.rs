@@ -332,14 +332,27 @@ fn is_matrix(stem: &str, shape: &[usize], dtype: Dtype) -> bool {
         && !stem.split('.').any(|part| foreign.contains(&part))
 }
 
-/// Whether the name fits the pattern, in which `*` stands for any characters.
+/// Whether the name matches the pattern, in which `*` stands for any characters. Takes at most as many steps as the product of both
+/// lengths.
 fn fits(pattern: &str, name: &str) -> bool {
-    match pattern.split_once('*') {
-        None => pattern == name,
-        Some((head, tail)) => name.strip_prefix(head).is_some_and(|rest| {
-            rest.char_indices().map(|(i, _)| i).chain([rest.len()]).any(|i| fits(tail, &rest[i..]))
-        }),
+    let (pattern, name) = (pattern.as_bytes(), name.as_bytes());
+    let (mut p, mut n) = (0, 0);
+    // After the last star, and the place in the name from which the rest of the pattern is tried.
+    let mut star: Option<(usize, usize)> = None;
+    while n < name.len() {
+        if pattern.get(p) == Some(&b'*') {
+            p += 1;
+            star = Some((p, n));
+        } else if pattern.get(p) == Some(&name[n]) {
+            (p, n) = (p + 1, n + 1);
+        } else if let Some((after, from)) = star {
+            (p, n) = (after, from + 1);
+            star = Some((after, from + 1));
+        } else {
+            return false;
+        }
     }
+    pattern[p..].iter().all(|byte| *byte == b'*')
 }
 
 pub(super) fn is_part_of_packed(source: &ModelManifest, name: &str) -> bool {
@@ -362,4 +375,36 @@ fn describe(scheme: Scheme) -> Map<String, Value> {
     let settings =
         [("group_size", json!(scheme.group_size)), ("bits", json!(scheme.bits)), ("mode", json!(mode))];
     settings.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stars_match_any_characters() {
+        for (pattern, name, expected) in [
+            ("a.b", "a.b", true),
+            ("a.b", "a.bc", false),
+            ("", "", true),
+            ("", "a", false),
+            ("*", "", true),
+            ("**", "abc", true),
+            ("*.down_proj", "model.layers.0.mlp.down_proj", true),
+            ("*.down_proj", "model.layers.0.mlp.down_proj.x", false),
+            ("model.*.q_*", "model.layers.0.self_attn.q_proj", true),
+            ("a*b*c", "aXbYbZc", true),
+            ("a*b*c", "aXcYb", false),
+            ("*ü*", "größü", true),
+        ] {
+            assert_eq!(fits(pattern, name), expected, "{pattern} {name}");
+        }
+    }
+
+    #[test]
+    fn a_pattern_of_many_stars_takes_no_longer_than_its_length() {
+        // A matcher that tries every split would not end.
+        assert!(!fits(&"*a".repeat(5_000), &format!("{}b", "a".repeat(4_999))));
+        assert!(fits(&"*".repeat(1_000_000), "model.layers.0.mlp.down_proj"));
+    }
 }
