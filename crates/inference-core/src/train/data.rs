@@ -95,14 +95,12 @@ fn read_lines(path: &Path) -> Result<Vec<Example>> {
             return invalid(number, format!("has more than {LONGEST_LINE} bytes"));
         }
         let text = match std::str::from_utf8(&bytes) {
-            Ok(text) => text.trim(),
+            // A byte order mark begins files that some editors write, and lines where such files were joined.
+            Ok(text) => text.trim_start_matches('\u{feff}').trim(),
             Err(error) => return invalid(number, format!("is not UTF-8 at byte {}", error.valid_up_to())),
         };
         if number == 1 && text.starts_with(LFS_POINTER) {
             return invalid(number, LFS_ADVICE.to_owned());
-        }
-        if number == 1 && text.starts_with('\u{feff}') {
-            return invalid(number, "begins with a byte order mark: save it as UTF-8 without one".to_owned());
         }
         if text.is_empty() {
             continue;
