@@ -1,4 +1,4 @@
-//! How failures are told, to a person on stderr and to a machine as JSON, and the exit status each has.
+//! How failures are reported, to a person on stderr and to a machine as JSON, and the exit status of each.
 
 use std::{fmt, io, process::ExitCode};
 
@@ -8,11 +8,22 @@ use serde_json::json;
 
 use crate::render::{self, Out};
 
-/// The exit status after Ctrl-C, as shells have it: 128 + SIGINT.
+/// The exit status after Ctrl-C, as shells have it: 128 + SIGINT. Also after SIGTERM and SIGHUP.
 pub(crate) const INTERRUPTED: u8 = 130;
 
 const FAILURE: u8 = 1;
 const USAGE: u8 = 2;
+
+/// The library's options whose flags have other names.
+const FLAGS: &[(&str, &[&str])] = &[
+    ("quantization", &["bits", "group-size", "mode"]),
+    ("rules", &["rule"]),
+    ("length", &["steps", "epochs"]),
+    ("log_probabilities", &["log-probs"]),
+    ("stop_tokens", &["stop-token"]),
+    ("target", &["output"]),
+    ("template_variables", &["var"]),
+];
 
 /// The reader of stdout has gone, as `head` does: nothing is wrong, and nobody is left to tell.
 #[derive(Debug)]
@@ -26,7 +37,7 @@ impl fmt::Display for OutputClosed {
 
 impl std::error::Error for OutputClosed {}
 
-/// What the person typed makes no sense, found after the command line was parsed.
+/// Wrong usage that was found after the command line was parsed.
 #[derive(Debug)]
 pub(crate) struct Usage(pub(crate) String);
 
@@ -38,8 +49,19 @@ impl fmt::Display for Usage {
 
 impl std::error::Error for Usage {}
 
-/// Tells a failure and returns its exit status.
-pub(crate) fn report(error: &anyhow::Error, json: bool) -> ExitCode {
+/// Where the person is, which decides what to advise.
+#[derive(Debug)]
+pub(crate) enum Place<'a> {
+    /// At a shell, having run this command.
+    Shell { command: Box<clap::Command>, matches: &'a clap::ArgMatches },
+    /// In a conversation: flags cannot be changed there.
+    Conversation,
+    /// Nothing is known of it.
+    Elsewhere,
+}
+
+/// Reports a failure and returns its exit status.
+pub(crate) fn report(error: &anyhow::Error, json: bool, place: &Place<'_>) -> ExitCode {
     if error.is::<OutputClosed>() {
         return ExitCode::SUCCESS;
     }
@@ -49,9 +71,9 @@ pub(crate) fn report(error: &anyhow::Error, json: bool) -> ExitCode {
         let _ = Out::new().json(&to_json(error));
     }
     if interrupted {
-        eprintln!("interrupted");
+        render::tell("interrupted\n");
     } else {
-        eprint!("{}", to_text(error, render::stderr_is_styled()));
+        render::tell(&to_text(error, render::stderr_is_styled(), place));
     }
     ExitCode::from(status(error))
 }
@@ -80,54 +102,124 @@ fn status(error: &anyhow::Error) -> u8 {
     }
 }
 
-fn to_text(error: &anyhow::Error, styled: bool) -> String {
+fn to_text(error: &anyhow::Error, styled: bool, place: &Place<'_>) -> String {
     let label = if styled { "\u{1b}[1;31merror:\u{1b}[0m" } else { "error:" };
-    let mut text = format!("{label} {error}\n");
+    let mut text = format!("{label} {}\n", render::harmless(&error.to_string()));
     for cause in error.chain().skip(1) {
         text.push_str(&format!("  caused by: {}\n", Printable(&cause.to_string())));
     }
-    if let Some(hint) = error.downcast_ref().and_then(hint) {
+    if let Some(hint) = error.downcast_ref().and_then(|error| hint(error, place)) {
         text.push_str(&format!("  help: {hint}\n"));
     }
     text
 }
 
 /// What to do next, in this program's own terms, where the error does not say it.
-fn hint(error: &Error) -> Option<String> {
+fn hint(error: &Error, place: &Place<'_>) -> Option<String> {
+    let Place::Shell { command, matches } = place else {
+        return match error {
+            Error::ContextExceeded { .. } if matches!(place, Place::Conversation) => {
+                Some("/clear forgets the conversation".to_owned())
+            }
+            _ => None,
+        };
+    };
+    let has = |flag: &str| command.get_arguments().any(|argument| argument.get_long() == Some(flag));
+    let given = |id: &str| {
+        let source = matches.try_contains_id(id).is_ok_and(|known| known).then(|| matches.value_source(id));
+        source.flatten() == Some(clap::parser::ValueSource::CommandLine)
+    };
     Some(match error {
         Error::NoBackend { .. } => "`inference backends` says what each engine needs".to_owned(),
-        Error::UnknownBackend { .. } | Error::Unavailable { .. } => {
+        Error::UnknownBackend { .. } | Error::Unavailable { .. } if has("backend") => {
             "leave --backend out to use the best engine here; `inference backends` lists them".to_owned()
         }
-        Error::UnsupportedModel { .. } => {
+        Error::UnsupportedModel { .. } if has("backend") => {
             "leave --backend out, or see `inference explain` for what each engine makes of the model"
                 .to_owned()
         }
-        Error::Unsupported { .. } => {
+        Error::Unsupported { .. } if has("backend") => {
             "leave that option out, or name an engine that has it with --backend".to_owned()
         }
-        Error::ContextExceeded { .. } => "--context-length sets the context at load".to_owned(),
-        Error::OutOfMemory { .. } => {
+        // Without the flag the context is the model's own, which no flag makes longer.
+        Error::ContextExceeded { .. } if given("context_length") => {
+            "a larger --context-length allows more".to_owned()
+        }
+        Error::OutOfMemory { .. } if has("batch-size") => {
+            "a smaller --batch-size or --max-length, or --gradient-checkpointing, needs less".to_owned()
+        }
+        Error::OutOfMemory { .. } if has("context-length") => {
             "a smaller --context-length or a quantised copy of the model needs less".to_owned()
         }
         Error::InvalidOption { option, .. } => {
-            format!("see --{} in the command's --help", option.split(' ').next()?.replace('_', "-"))
+            let flags: Vec<String> = flags(option).into_iter().filter(|flag| has(flag)).collect();
+            if flags.is_empty() {
+                return None;
+            }
+            let flags: Vec<String> = flags.iter().map(|flag| format!("--{flag}")).collect();
+            format!("see {} in `inference {} --help`", flags.join(", "), command.get_name())
         }
         _ => return None,
     })
 }
 
+/// The flags behind an option of the library.
+fn flags(option: &str) -> Vec<String> {
+    match FLAGS.iter().find(|(name, _)| *name == option) {
+        Some((_, flags)) => flags.iter().map(|flag| (*flag).to_owned()).collect(),
+        None => option.split(' ').next().map(|name| name.replace('_', "-")).into_iter().collect(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use clap::{Arg, ArgAction, Command, value_parser};
+
     use super::*;
+
+    /// What is printed after a command with some flags of the program's.
+    fn text(error: Error, line: &[&str]) -> String {
+        let flag = |name: &'static str| Arg::new(name.replace('-', "_")).long(name).action(ArgAction::Set);
+        let command = Command::new("test").args(
+            ["top-p", "bits", "group-size", "backend"]
+                .map(flag)
+                .into_iter()
+                .chain([flag("context-length").value_parser(value_parser!(usize))]),
+        );
+        let matches = command.clone().get_matches_from(["test"].iter().chain(line));
+        let place = Place::Shell { command: Box::new(command), matches: &matches };
+        to_text(&anyhow::Error::new(error), false, &place)
+    }
 
     #[test]
     fn a_person_gets_the_chain_and_what_to_do() {
         let source = io::Error::other("no such device");
-        let error = anyhow::Error::new(Error::io("read", "m/config.json", source));
-        assert_eq!(to_text(&error, false), "error: cannot read m/config.json\n  caused by: no such device\n");
-        let error = anyhow::Error::new(Error::InvalidOption { option: "top_p", reason: "2".into() });
-        assert!(to_text(&error, false).ends_with("help: see --top-p in the command's --help\n"));
+        let printed = text(Error::io("read", "m/config.json", source), &[]);
+        assert_eq!(printed, "error: cannot read m/config.json\n  caused by: no such device\n");
+        let printed = text(Error::InvalidOption { option: "top_p", reason: "2".into() }, &[]);
+        assert!(printed.ends_with("help: see --top-p in `inference test --help`\n"), "{printed}");
+        let printed = text(Error::InvalidOption { option: "quantization", reason: "no".into() }, &[]);
+        assert!(
+            printed.ends_with("help: see --bits, --group-size in `inference test --help`\n"),
+            "{printed}"
+        );
+    }
+
+    #[test]
+    fn a_flag_that_the_command_lacks_is_not_advised() {
+        let printed = text(Error::InvalidOption { option: "target", reason: "it exists".into() }, &[]);
+        assert_eq!(printed, "error: option target: it exists\n");
+        let exceeded = || Error::ContextExceeded { tokens: 9, limit: 3 };
+        assert!(!text(exceeded(), &[]).contains("--"), "the model's own context cannot be raised");
+        assert!(text(exceeded(), &["--context-length=3"]).contains("a larger --context-length"));
+        let printed = to_text(&anyhow::Error::new(exceeded()), false, &Place::Conversation);
+        assert!(printed.contains("/clear") && !printed.contains("--"), "{printed}");
+    }
+
+    #[test]
+    fn what_could_drive_a_terminal_is_escaped() {
+        let printed = text(Error::NoBackend { path: "a\u{1b}[2Jb".into(), candidates: vec![] }, &[]);
+        assert!(!printed.contains('\u{1b}') && printed.contains("a\\u{1b}[2Jb"), "{printed}");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Ctrl-C: the first ends what is running in good order, the second ends the program.
+//! Ctrl-C, SIGTERM and SIGHUP: the first ends what is running in good order, the second ends the program.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -7,7 +7,7 @@ use inference::CancellationToken;
 
 use crate::failure::INTERRUPTED;
 
-/// What Ctrl-C cancels; `None` where it ends the program.
+/// What a signal cancels; `None` where it ends the program.
 static RUNNING: Mutex<Option<CancellationToken>> = Mutex::new(None);
 
 /// Work that Ctrl-C cancels for as long as this value lives.
@@ -42,13 +42,32 @@ impl Drop for Scope {
     }
 }
 
-/// Takes over SIGINT.
+/// Takes over SIGINT, SIGTERM and, unless it is ignored, SIGHUP.
 pub(crate) fn install() -> anyhow::Result<()> {
+    #[cfg(unix)]
+    let ignored = hangup_is_ignored();
     ctrlc::set_handler(|| match &*running() {
         Some(token) if !token.is_cancelled() => token.cancel(),
         _ => end_at_once(),
     })
-    .context("cannot take over Ctrl-C")
+    .context("cannot take over Ctrl-C")?;
+    #[cfg(unix)]
+    if ignored {
+        // Under `nohup` the program goes on when its terminal closes.
+        // SAFETY: ignoring a signal has no handler that could run.
+        unsafe { libc::signal(libc::SIGHUP, libc::SIG_IGN) };
+    }
+    Ok(())
+}
+
+#[cfg(unix)]
+fn hangup_is_ignored() -> bool {
+    let mut action = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: without a new action the call only writes the present one to `action`, which is large enough; zeros are a valid value.
+    unsafe {
+        libc::sigaction(libc::SIGHUP, std::ptr::null(), action.as_mut_ptr()) == 0
+            && action.assume_init().sa_sigaction == libc::SIG_IGN
+    }
 }
 
 fn end_at_once() -> ! {

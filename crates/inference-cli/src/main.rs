@@ -5,7 +5,7 @@
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 mod commands;
 mod failure;
@@ -15,6 +15,7 @@ mod options;
 mod render;
 mod rows;
 mod stream;
+mod text_input;
 
 /// Talk to language models in folders, on whichever engine runs them here.
 #[derive(Debug, Parser)]
@@ -25,7 +26,7 @@ mod stream;
   inference generate --model ~/models/Qwen3-0.6B 'Once upon a time' --max-tokens 50
   inference backends                                which engines run here, and why others do not
 
-Exit status: 0 success, 1 failure, 2 wrong usage, 130 after Ctrl-C.")]
+Exit status: 0 success, 1 failure, 2 wrong usage, 130 after Ctrl-C, SIGTERM or SIGHUP.")]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -62,7 +63,8 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let line = Cli::command().get_matches();
+    let cli = Cli::from_arg_matches(&line).unwrap_or_else(|error| error.exit());
     start_log(cli.verbose);
     #[cfg(feature = "mlxlm")]
     if let Some(python) = cli.python {
@@ -71,7 +73,16 @@ fn main() -> ExitCode {
     let json = cli.command.json();
     match run(cli.command) {
         Ok(code) => code,
-        Err(error) => failure::report(&error, json),
+        Err(error) => failure::report(&error, json, &place(&line)),
+    }
+}
+
+/// The command that was run, for advice on its flags.
+fn place(line: &clap::ArgMatches) -> failure::Place<'_> {
+    let Some((name, matches)) = line.subcommand() else { return failure::Place::Elsewhere };
+    match Cli::command().find_subcommand(name).cloned() {
+        Some(command) => failure::Place::Shell { command: Box::new(command), matches },
+        None => failure::Place::Elsewhere,
     }
 }
 
@@ -138,18 +149,102 @@ fn start_log(verbose: u8) {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(render::stderr_is_styled())
+        // It would tell of them on stderr, with a panic where that is what cannot be written to.
+        .log_internal_errors(false)
         .init();
 }
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    /// The flags that a text names: `--max-tokens`.
+    fn flags(text: &str) -> Vec<&str> {
+        let parts = text.split("--").skip(1);
+        let flag =
+            |part: &'_ str| part.find(|c: char| !c.is_ascii_lowercase() && c != '-').unwrap_or(part.len());
+        parts.map(|part| part[..flag(part)].trim_end_matches('-')).filter(|flag| !flag.is_empty()).collect()
+    }
+
+    fn has(command: &clap::Command, flag: &str) -> bool {
+        let known = |argument: &clap::Arg| {
+            argument.get_long() == Some(flag)
+                || argument.get_all_aliases().is_some_and(|aliases| aliases.contains(&flag))
+        };
+        command.get_arguments().any(known)
+    }
+
+    /// Fails unless each flag in the text is one of this command, or of a command that its line names.
+    fn check_flags(of: Option<&clap::Command>, text: &str, place: &str) {
+        let root = Cli::command();
+        let known = |command: &clap::Command, flag: &str| {
+            has(command, flag) || has(&root, flag) || ["help", "version"].contains(&flag)
+        };
+        for line in text.lines() {
+            let named: Vec<&str> = line
+                .split("inference ")
+                .skip(1)
+                .filter_map(|rest| rest.split([' ', '`', '\'']).next())
+                .collect();
+            let of_line = root.get_subcommands().filter(|command| named.contains(&command.get_name()));
+            let commands: Vec<&clap::Command> = of_line.chain(of).collect();
+            for flag in flags(line) {
+                let found = match (of, named.is_empty()) {
+                    (None, true) => root.get_subcommands().any(|command| known(command, flag)),
+                    _ => commands.iter().any(|command| known(command, flag)),
+                };
+                assert!(found, "{place} names --{flag}, which does not exist: {line}");
+            }
+        }
+    }
+
+    #[test]
+    fn help_texts_name_flags_that_exist() {
+        let root = Cli::command();
+        check_flags(None, &root.get_after_help().unwrap().to_string(), "the program's help");
+        for command in root.get_subcommands() {
+            let argument = |argument: &clap::Arg| {
+                let values = argument.get_possible_values();
+                let values: Vec<_> = values.iter().filter_map(|value| value.get_help()).collect();
+                let texts = argument.get_help().into_iter().chain(argument.get_long_help()).chain(values);
+                texts.map(ToString::to_string).collect::<Vec<_>>()
+            };
+            let texts = [command.get_about(), command.get_long_about(), command.get_after_help()];
+            let texts = texts.into_iter().flatten().map(ToString::to_string);
+            for text in texts.chain(command.get_arguments().flat_map(argument)) {
+                check_flags(Some(command), &text, command.get_name());
+            }
+        }
+    }
+
+    /// Messages lie in string literals: every line of code counts that is neither a comment nor a test.
+    #[test]
+    fn messages_name_flags_that_exist() {
+        let here = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+        let root = Cli::command();
+        let mut pending = vec![here.join("src"), here.join("../backend-metal/src/load")];
+        let mut files = 0;
+        while let Some(path) = pending.pop() {
+            if path.is_dir() {
+                pending.extend(std::fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+                continue;
+            }
+            files += 1;
+            let text = std::fs::read_to_string(&path).unwrap();
+            let code = text.split("#[cfg(test)]").next().unwrap().lines();
+            let code: Vec<_> = code.filter(|line| !line.trim_start().starts_with("//")).collect();
+            // A command's folder or file has its name.
+            let names = path.iter().filter_map(|part| part.to_str()?.split('.').next());
+            let of = names.filter_map(|name| root.find_subcommand(name)).last();
+            let of = of.filter(|_| path.iter().any(|part| part == "commands"));
+            check_flags(of, &code.join("\n"), &path.display().to_string());
+        }
+        assert!(files > 30);
     }
 
     #[test]

@@ -6,6 +6,8 @@ use clap::Args;
 use inference::{CancellationToken, ContextOverflow, GenerateOptions, KvBits, LoadOptions, Xtc};
 use serde_json::Value;
 
+use crate::{failure::Usage, render, text_input};
+
 /// Which engine loads the model, and how.
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Loading")]
@@ -34,6 +36,11 @@ pub(crate) struct LoadArgs {
     #[arg(long, value_name = "BITS", value_parser = kv_bits)]
     kv_bits: Option<KvBits>,
 
+    /// Keep at most this much of the keys and values of earlier prompts, for prompts that begin alike; 0 keeps none [default: the
+    /// engine's choice]
+    #[arg(long, value_name = "SIZE")]
+    prefix_cache: Option<ByteSize>,
+
     /// Memory that the engine may use, such as 8GB or 512MiB [default: no limit]
     #[arg(long, value_name = "SIZE")]
     memory_limit: Option<ByteSize>,
@@ -44,6 +51,16 @@ pub(crate) struct LoadArgs {
 }
 
 impl LoadArgs {
+    /// The flags that were given and have no effect on training.
+    pub(crate) fn without_effect_on_training(&self) -> [(&'static str, bool); 4] {
+        [
+            ("--max-batch", self.max_batch.is_some()),
+            ("--prefill-chunk", self.prefill_chunk.is_some()),
+            ("--kv-bits", self.kv_bits.is_some()),
+            ("--prefix-cache", self.prefix_cache.is_some()),
+        ]
+    }
+
     /// Nothing but an engine.
     pub(crate) fn of_backend(id: &str) -> Self {
         Self { backend: Some(id.to_owned()), ..Self::default() }
@@ -57,6 +74,7 @@ impl LoadArgs {
         options.max_batch = self.max_batch;
         options.prefill_chunk = self.prefill_chunk;
         options.kv_bits = self.kv_bits;
+        options.prefix_cache = self.prefix_cache.map(|size| size.0);
         options.memory_limit = self.memory_limit.map(|size| size.0);
         options.cache_limit = self.cache_limit.map(|size| size.0);
         options
@@ -198,7 +216,10 @@ impl TemplateArgs {
     /// Adds to the options what the template is given.
     pub(crate) fn apply(&self, mut options: GenerateOptions) -> anyhow::Result<GenerateOptions> {
         if let Some(path) = &self.tools {
-            options = options.tools(inference_core::backend::read_json::<Vec<Value>>(path, 1 << 20)?);
+            let tools: Vec<Value> = serde_json::from_str(&text_input::read_file(path)?).map_err(|error| {
+                Usage(format!("{}: expected a JSON list of tool definitions: {error}", render::path(path)))
+            })?;
+            options = options.tools(tools);
         }
         for Variable(name, value) in &self.variables {
             options = options.template_variable(name, value.clone());
@@ -222,10 +243,12 @@ impl FromStr for ByteSize {
             "kb" => 1000,
             "mb" => 1000 * 1000,
             "gb" => 1000 * 1000 * 1000,
+            "tb" => 1000 * 1000 * 1000 * 1000,
             "kib" => 1 << 10,
             "mib" => 1 << 20,
             "gib" => 1 << 30,
-            _ => return Err(format!("unknown unit {unit:?}, expected KB, MB, GB, KiB, MiB or GiB")),
+            "tib" => 1 << 40,
+            _ => return Err(format!("unknown unit {unit:?}, expected KB, MB, GB, TB, KiB, MiB, GiB or TiB")),
         };
         let number: f64 =
             number.parse().map_err(|_| "expected a number and a unit, such as 8GB".to_owned())?;
@@ -385,11 +408,17 @@ mod tests {
 
     #[test]
     fn load_options_arrive() {
-        let line = parse(&["--context-length=10", "--adapter=a", "--max-batch=2", "--memory-limit=2GiB"]);
+        let line = parse(&[
+            "--context-length=10",
+            "--adapter=a",
+            "--max-batch=2",
+            "--memory-limit=2GiB",
+            "--prefix-cache=0",
+        ]);
         let options = line.unwrap().load.options(CancellationToken::new());
         assert_eq!((options.context_length, options.max_batch), (Some(10), Some(2)));
         assert_eq!(options.adapter.as_deref(), Some(std::path::Path::new("a")));
-        assert_eq!(options.memory_limit, Some(2 << 30));
+        assert_eq!((options.memory_limit, options.prefix_cache), (Some(2 << 30), Some(0)));
     }
 
     #[test]

@@ -1,8 +1,9 @@
-//! What this program writes: stdout without a panic when the reader goes, tables, numbers with their units, styles.
+//! What this program writes: stdout and stderr without a panic when the reader goes, tables, numbers with units, styles.
 
 use std::{
     fmt::Write as _,
     io::{self, IsTerminal as _, Write as _},
+    path::Path,
     time::Duration,
 };
 
@@ -96,21 +97,40 @@ pub(crate) fn stderr_is_styled() -> bool {
     io::stderr().is_terminal() && !refused && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
 
-/// A remark beside the answer, dimmed on a terminal.
+/// Writes to stderr. A reader that has gone is no failure: nobody is left to tell.
+pub(crate) fn tell(text: &str) {
+    let mut stderr = io::stderr().lock();
+    let _ = stderr.write_all(text.as_bytes()).and_then(|()| stderr.flush());
+}
+
+/// A line on stderr, dimmed on a terminal.
 pub(crate) fn remark(text: &str) {
-    if stderr_is_styled() {
-        eprintln!("\u{1b}[2m{text}\u{1b}[0m");
-    } else {
-        eprintln!("{text}");
+    match stderr_is_styled() {
+        true => tell(&format!("\u{1b}[2m{text}\u{1b}[0m\n")),
+        false => tell(&format!("{text}\n")),
     }
 }
 
-/// A piece of what belongs beside the answer, at once; dimmed on a terminal.
+/// A piece of text on stderr, at once; dimmed on a terminal.
 pub(crate) fn aside(text: &str) {
     match stderr_is_styled() {
-        true => eprint!("\u{1b}[2m{}\u{1b}[0m", harmless(text)),
-        false => eprint!("{text}"),
+        true => tell(&format!("\u{1b}[2m{}\u{1b}[0m", harmless(text))),
+        false => tell(text),
     }
+}
+
+/// A path, with everything escaped that could drive a terminal or pass for another line.
+pub(crate) fn path(path: impl AsRef<Path>) -> String {
+    let mut safe = String::new();
+    for c in path.as_ref().to_string_lossy().chars() {
+        let reorders =
+            matches!(c, '\u{200e}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+        match c.is_control() || reorders {
+            true => safe.extend(c.escape_default()),
+            false => safe.push(c),
+        }
+    }
+    safe
 }
 
 /// The text with control characters spelt out, all but line breaks and tabs.
@@ -190,6 +210,11 @@ mod tests {
         assert_eq!(duration(Duration::from_micros(340)), "340 µs");
         assert_eq!(duration(Duration::from_millis(12)), "12 ms");
         assert_eq!(duration(Duration::from_millis(1500)), "1.50 s");
+    }
+
+    #[test]
+    fn a_path_cannot_drive_the_terminal() {
+        assert_eq!(path("m\u{1b}[2J/a\nb\u{202e}ü"), "m\\u{1b}[2J/a\\nb\\u{202e}ü");
     }
 
     #[test]

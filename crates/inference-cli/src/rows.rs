@@ -2,12 +2,11 @@
 
 use std::path::Path;
 
-use anyhow::Context as _;
 use inference::{GenerateOptions, Message, Prompt};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::failure::Usage;
+use crate::{failure::Usage, render, text_input};
 
 /// What the help of a command says about such files.
 pub(crate) const FORMAT: &str = "\
@@ -20,11 +19,11 @@ A line of FILE is a JSON object, or the text of a prompt:
 /// One line of a file of prompts.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Row {
-    /// Its number in the file, from 1; empty lines count.
+    /// The line's number in the file, from 1; empty lines count.
     pub(crate) line: usize,
-    /// What identifies it to whoever made the file.
+    /// The prompt's own identifier, if the file gives one.
     pub(crate) id: Option<Value>,
-    /// The line as it stands.
+    /// The line as read.
     pub(crate) source: String,
     prompt: Prompt,
     own: Object,
@@ -103,13 +102,14 @@ impl Row {
 
 /// Reads a file of prompts. Empty lines are left out.
 pub(crate) fn read(path: &Path) -> anyhow::Result<Vec<Row>> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    parse(&text).map_err(|error| Usage(format!("{}: {error}", path.display())).into())
+    let text = text_input::read_file(path)?;
+    parse(&text).map_err(|error| Usage(format!("{}: {error}", render::path(path))).into())
 }
 
 /// Reads prompts from a text, a line each.
 pub(crate) fn parse(text: &str) -> Result<Vec<Row>, Usage> {
-    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+    let lines =
+        text.lines().map(text_input::without_mark).enumerate().filter(|(_, line)| !line.trim().is_empty());
     let rows: Result<Vec<Row>, Usage> = lines
         .map(|(index, line)| {
             let row = Row::parse(index + 1, line.to_owned());

@@ -1,14 +1,12 @@
 //! `inference classify`: what a model would say next, from one forward pass over each prompt.
 
 use std::{
-    io::BufRead as _,
     path::PathBuf,
     process::ExitCode,
     str::FromStr,
     time::{Duration, Instant},
 };
 
-use anyhow::Context as _;
 use comfy_table::Cell;
 use inference::{CancellationToken, Classification, ClassifyOptions, Message, Prompt};
 
@@ -18,6 +16,7 @@ use crate::{
     model,
     options::LoadArgs,
     render::{self, Out},
+    text_input,
 };
 
 /// Longest piece of a prompt that a table shows, in characters.
@@ -109,9 +108,8 @@ impl Args {
         let mut texts = Vec::new();
         for prompt in &self.prompts {
             if prompt == "-" {
-                for line in std::io::stdin().lock().lines() {
-                    texts.push(line.context("cannot read the prompts from the input")?);
-                }
+                let text = text_input::read_stdin()?;
+                texts.extend(text.lines().map(|line| text_input::without_mark(line).to_owned()));
             } else {
                 texts.push(prompt.clone());
             }

@@ -122,7 +122,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         }))?;
     } else {
         let (before, after) = (render::bytes(source.weight_bytes()), render::bytes(target.weight_bytes()));
-        out.line(&format!("{}: {after} of weights, from {before}", args.target.display()))?;
+        out.line(&format!("{}: {after} of weights, from {before}", render::path(&args.target)))?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -18,12 +18,14 @@ use crate::{
 
 /// List the models below a folder; only headers are read
 #[derive(Debug, clap::Args)]
-#[command(after_help = "What cannot be read is told and passed over.
+#[command(
+    after_help = "PATH is what --model of the other commands takes. What cannot be read is reported and passed over.
 
 Examples:
   inference discover                       what Hugging Face tools have downloaded
   inference discover ~/models
-  inference discover ~/models --json       a line a model, as it is found")]
+  inference discover ~/models --json       a line a model, as it is found"
+)]
 pub(crate) struct Args {
     /// Where to look [default: the Hugging Face cache]
     root: Option<PathBuf>,
@@ -44,7 +46,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let root = args.root.clone().unwrap_or_else(cache);
     let mut out = Out::new();
     let bar = render::progress(0, "searching, {pos} found");
-    let mut table = render::table(&["model", "architecture", "parameters", "size", "quantised", "context"]);
+    let mut table =
+        render::table(&["model", "architecture", "parameters", "size", "quantised", "context", "path"]);
     let (mut found, mut broken) = (0, 0);
     for item in inference::discover(&root) {
         match item.and_then(Found::of) {
@@ -63,7 +66,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
                 if args.json {
                     out.json(&failure::to_json(&error))?;
                 } else {
-                    bar.suspend(|| eprintln!("passed over: {}", render::harmless(&format!("{error:#}"))));
+                    let text = format!("passed over: {}\n", render::harmless(&format!("{error:#}")));
+                    bar.suspend(|| render::tell(&text));
                 }
             }
         }
@@ -73,7 +77,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         out.table(&table)?;
     }
     if !args.json && found == 0 {
-        eprintln!("no models below {}", root.display());
+        render::tell(&format!("no models below {}\n", render::path(&root)));
     }
     // A root that cannot be read finds nothing and has told why.
     Ok(if found == 0 && broken > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
@@ -84,7 +88,7 @@ impl Found {
         Ok(Self { facts: Facts::of(&model.manifest)?, name: model.name })
     }
 
-    fn cells(&self) -> [Cell; 6] {
+    fn cells(&self) -> [Cell; 7] {
         let facts = &self.facts;
         let quantised = facts.quantization.as_ref().map_or_else(String::new, |q| format!("{} bits", q.bits));
         [
@@ -94,6 +98,7 @@ impl Found {
             render::right(render::bytes(facts.weight_bytes)),
             Cell::new(quantised),
             render::right(facts.context_length.map_or_else(String::new, |tokens| tokens.to_string())),
+            Cell::new(render::path(&facts.path)),
         ]
     }
 }

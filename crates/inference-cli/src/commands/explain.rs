@@ -33,6 +33,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             Outcome::Usable if Some(i) == chosen => {
                 "usable, and chosen unless --backend names another".to_owned()
             }
+            Outcome::OnlyWhenNamed => "usable, only when it is named with --backend".to_owned(),
+            Outcome::Unavailable(reason) => format!("not available here: {}", render::harmless(reason)),
+            Outcome::Unsupported(reason) => {
+                format!("does not support this model: {}", render::harmless(reason))
+            }
             // The verdict's own words begin with the backend's name, which has a column here.
             _ => verdict.to_string().split_once(": ").map_or_else(String::new, |(_, text)| text.to_owned()),
         };

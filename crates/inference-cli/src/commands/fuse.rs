@@ -76,7 +76,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         }))?;
     } else {
         let bytes = render::bytes(target.weight_bytes());
-        out.line(&format!("{}: {bytes} of weights, with {}", args.output.display(), args.adapter.display()))?;
+        out.line(&format!(
+            "{}: {bytes} of weights, with {}",
+            render::path(&args.output),
+            render::path(&args.adapter)
+        ))?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -15,6 +15,7 @@ use crate::{
 /// Continue a text, as it stands: no chat template
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
+  inference generate 'The capital of'
   inference generate --model ~/models/Qwen3-0.6B 'Once upon a time'
   inference generate --model ~/models/Qwen3-0.6B - --max-tokens 500 --temperature 0.8 < story.txt
   inference generate --model ~/models/Qwen3-0.6B --prompt-tokens '[151644,872,198]' --json
@@ -23,9 +24,9 @@ use crate::{
 {\"answer\":{\"text\":…},\"finish\":{\"reason\":…,\"metrics\":{…}}} or {\"error\":{\"kind\":…,\"message\":…}}.")]
 #[command(group(clap::ArgGroup::new("input").required(true).multiple(false).args(["prompt", "prompt_tokens"])))]
 pub(crate) struct Args {
-    /// The model's folder
+    /// The model's folder [default: the demo model]
     #[arg(long, short, value_name = "PATH")]
-    model: PathBuf,
+    model: Option<PathBuf>,
 
     /// The text to continue; - reads it from stdin
     prompt: Option<String>,
@@ -57,7 +58,8 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let scope = Scope::enter();
     let options = args.generate.options(scope.token());
     options.validate()?;
-    let model = model::load(&args.model, &args.load, scope.token(), args.quiet || args.json).await?;
+    let path = model::or_demo(args.model.as_ref())?;
+    let model = model::load(&path, &args.load, scope.token(), args.quiet || args.json).await?;
     let style = Style { show: Show::Text.or_json(args.json), quiet: args.quiet };
     model::using(model, async |model| {
         let stream = model.generate(prompt, options).await?;

@@ -24,7 +24,7 @@ pub(crate) struct Args {
 /// What is shown, and the names it has in JSON.
 #[derive(Debug, Serialize)]
 pub(crate) struct Facts {
-    path: PathBuf,
+    pub(crate) path: PathBuf,
     pub(crate) architecture: String,
     /// Weights before quantisation.
     pub(crate) parameters: u64,
@@ -93,7 +93,7 @@ impl Facts {
         );
         let present = |present| if present { "yes" } else { "missing" }.to_owned();
         vec![
-            ("path", self.path.display().to_string()),
+            ("path", render::path(&self.path)),
             ("architecture", self.architecture.clone()),
             ("parameters", render::count(self.parameters)),
             (

@@ -18,24 +18,22 @@ pub(crate) mod parity;
 pub(crate) mod soak;
 pub(crate) mod train;
 
-use std::io::Read as _;
-
-use anyhow::Context as _;
+use crate::text_input;
 
 /// The prompt that was typed; all of stdin where that is `-`.
 fn prompt_or_stdin(prompt: String) -> anyhow::Result<String> {
     if prompt != "-" {
         return Ok(prompt);
     }
-    let mut text = String::new();
-    std::io::stdin().read_to_string(&mut text).context("cannot read the prompt from the input")?;
-    Ok(text)
+    text_input::read_stdin()
 }
 
-/// Parses a number of things of which there must be one.
+/// Parses a number of requests, tokens or trials: at least 1, and no more than fit into memory.
 fn positive(text: &str) -> Result<usize, String> {
+    const MOST: usize = 1_000_000;
     match text.parse() {
         Ok(0) => Err("expected at least 1".to_owned()),
+        Ok(number) if number > MOST => Err(format!("expected at most {MOST}")),
         Ok(number) => Ok(number),
         Err(_) => Err("expected a whole number".to_owned()),
     }
@@ -47,7 +45,9 @@ mod tests {
 
     #[test]
     fn none_is_no_number_of_things() {
-        assert!(positive("0").is_err() && positive("-1").is_err());
+        assert!(
+            positive("0").is_err() && positive("-1").is_err() && positive("18446744073709551615").is_err()
+        );
         assert_eq!(positive("3"), Ok(3));
     }
 }

@@ -58,7 +58,7 @@ pub(crate) struct Args {
     max_tokens: usize,
 
     /// The margin, in nats, up to which two tokens count as equally likely
-    #[arg(long, value_name = "NATS", default_value_t = 0.001)]
+    #[arg(long, value_name = "NATS", default_value_t = 0.001, value_parser = nats)]
     tolerance: f32,
 
     /// Print JSON Lines: a prompt each, then the totals
@@ -121,6 +121,13 @@ async fn answers(
     let answers = answers.await?;
     bar.finish_and_clear();
     Ok(answers)
+}
+
+fn nats(text: &str) -> Result<f32, String> {
+    match text.parse::<f32>() {
+        Ok(nats) if nats.is_finite() && nats >= 0.0 => Ok(nats),
+        _ => Err("expected a number of at least 0".to_owned()),
+    }
 }
 
 /// How two answers to one prompt compare.

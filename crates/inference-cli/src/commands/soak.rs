@@ -1,27 +1,30 @@
-//! `inference soak`: random requests for as long as one likes, each checked against its lone run.
+//! `inference soak`: random requests, loads and sessions for a given time, each checked, while the process is watched.
 
 mod cases;
+mod cycles;
+mod requests;
+mod state;
+mod watch;
 
 use std::{
     cell::RefCell,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
     time::{Duration, Instant},
 };
 
-use anyhow::bail;
-use futures::{
-    StreamExt as _,
-    future::{join, join_all},
-};
-use inference::{
-    CancellationToken, FinishReason, ModelStats, Prompt, Registry, TextModel, TextModelExt as _, Token,
-};
-use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
-use serde::Serialize;
+use futures::future::{join_all, join3};
+use inference::{ModelStats, Prompt, Registry, TextModel, TextModelExt as _};
+use rand::{SeedableRng as _, rngs::StdRng};
 use serde_json::json;
 
-use self::cases::{Case, Fate};
+use self::{
+    cases::Case,
+    cycles::Cycles,
+    requests::Requests,
+    state::{Clock, Totals},
+    watch::{ProcessUsage, Watch},
+};
 use crate::{
     failure::INTERRUPTED,
     interrupt::Scope,
@@ -30,24 +33,25 @@ use crate::{
     render::{self, Out},
 };
 
-/// A request that is silent for so long hangs.
-const PATIENCE: Duration = Duration::from_secs(120);
-
 /// How long rows whose stream was dropped may take to leave the engine.
 const SETTLING: Duration = Duration::from_secs(10);
 
-/// What memory may have grown by at the end: allocators keep a page here and there.
+/// What the engine's memory may have grown by at the end: allocators keep a page here and there.
 const SLACK_BYTES: u64 = 8 << 20;
 
-/// Samples that are taken of a run's memory.
-const SAMPLES: u32 = 30;
+/// Samples that are printed.
+const SAMPLES: u32 = 40;
 
-/// Run random requests side by side, check each against its lone run, and watch the memory
+/// How often the process is looked at; a printed sample has the lowest figures since the one before.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Run random requests, loads and sessions, check each, and watch memory, threads and descriptors
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Requests have random prompts, lengths and options; some are cancelled, some dropped, some left unread for a while. What \
-is delivered must be what the same request gave alone. Fails where it is not, where a stream hangs, or where memory has \
-not returned to its level at the end.
+is delivered must be what the same request gave alone. Beside them the model is loaded again and again, and sessions are continued, \
+forked, saved and loaded. Fails where an answer differs, where a stream hangs, where the engine's memory has not returned to its level \
+at the end, or where memory, threads or descriptors of the process grow from quarter to quarter of the run.
 
 Example:
   inference soak --minutes 60 --model ~/models/Qwen3-0.6B --json > soak.jsonl"
@@ -58,8 +62,8 @@ pub(crate) struct Args {
     model: Option<PathBuf>,
 
     /// How long to go on
-    #[arg(long, value_name = "MINUTES", default_value_t = 1.0)]
-    minutes: f64,
+    #[arg(long, value_name = "MINUTES", default_value = "1", value_parser = minutes)]
+    minutes: Duration,
 
     /// Requests that run at once
     #[arg(long, value_name = "REQUESTS", default_value_t = 10, value_parser = super::positive)]
@@ -77,6 +81,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "TOKENS", default_value_t = 48, value_parser = super::positive)]
     generate_tokens: usize,
 
+    /// Load the model once only, and keep no sessions: for models that do not fit into memory twice
+    #[arg(long)]
+    one_load: bool,
+
     /// Chooses the random requests
     #[arg(long, value_name = "NUMBER", default_value_t = 0)]
     seed: u64,
@@ -93,7 +101,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let scope = Scope::enter();
     let path = model::or_demo(args.model.as_ref())?;
     let model = model::load(&path, &args.load, scope.token(), args.json).await?;
-    let failures = model::using(model, async |model| soak(model, &args, &scope).await).await?;
+    let failures = model::using(model, async |model| soak(model, &path, &args, &scope).await).await?;
     Ok(match failures {
         _ if scope.interrupted() => ExitCode::from(INTERRUPTED),
         0 => ExitCode::SUCCESS,
@@ -101,8 +109,8 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     })
 }
 
-/// Runs it all; how many failures there were.
-async fn soak(model: &dyn TextModel, args: &Args, scope: &Scope) -> anyhow::Result<u64> {
+/// Runs everything. Returns the number of failures.
+async fn soak(model: &dyn TextModel, path: &Path, args: &Args, scope: &Scope) -> anyhow::Result<u64> {
     let capabilities = Registry::linked().open(&model.info().backend)?.capabilities();
     let (mut random, limits) = (StdRng::seed_from_u64(args.seed), (args.prompt_tokens, args.generate_tokens));
     let mut cases: Vec<Case> = (0..args.cases)
@@ -116,158 +124,85 @@ async fn soak(model: &dyn TextModel, args: &Args, scope: &Scope) -> anyhow::Resu
     }
     bar.finish_and_clear();
 
-    let soak = Soak {
-        model,
-        cases: &cases,
-        began: Instant::now(),
-        length: Duration::from_secs_f64((args.minutes * 60.0).clamp(0.0, 1e9)),
-        before: model.stats(),
-        stop: scope.token(),
-        totals: RefCell::default(),
-    };
+    let totals = RefCell::default();
+    let clock = Clock { began: Instant::now(), length: args.minutes, stop: scope.token() };
+    let soak =
+        Soak { model, before: model.stats(), clock: &clock, totals: &totals, watch: RefCell::default() };
+    let requests = Requests { model, cases: &cases, clock: &clock, totals: &totals };
+    let workers = (0..args.concurrency).map(|worker| requests.work(args.seed ^ (worker as u64 + 1)));
     let mut out = Out::new();
-    let workers = (0..args.concurrency).map(|worker| soak.work(args.seed ^ (worker as u64 + 1)));
-    let (_, sampled) = join(join_all(workers), soak.sample(&mut out, args.json)).await;
+    let cycles = async {
+        if args.one_load {
+            return Ok(());
+        }
+        let cycles = Cycles::new(model, path, &args.load, &cases, &clock, &totals)?;
+        cycles.work(args.seed).await;
+        anyhow::Ok(())
+    };
+    let (_, cycled, sampled) = join3(join_all(workers), cycles, soak.sample(&mut out, args.json)).await;
+    cycled?;
     sampled?;
     soak.settle().await;
+    soak.judge_growth();
     soak.report(&mut out, args.json)
 }
 
+/// Samples and judges the run.
 struct Soak<'a> {
     model: &'a dyn TextModel,
-    cases: &'a [Case],
-    began: Instant,
-    length: Duration,
     /// The model's statistics after the lone runs: the level to which memory returns.
     before: ModelStats,
-    stop: CancellationToken,
-    totals: RefCell<Totals>,
-}
-
-#[derive(Debug, Default, Serialize)]
-struct Totals {
-    requests: u64,
-    tokens: u64,
-    cancelled: u64,
-    dropped: u64,
-    /// What went wrong, the first of each kind in words.
-    failures: u64,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    first_failures: Vec<String>,
+    clock: &'a Clock,
+    totals: &'a RefCell<Totals>,
+    watch: RefCell<Watch>,
 }
 
 impl Soak<'_> {
-    fn over(&self) -> bool {
-        self.stop.is_cancelled() || self.began.elapsed() >= self.length
-    }
-
-    /// Sends one request after the other until the time is over.
-    async fn work(&self, seed: u64) {
-        let mut random = StdRng::seed_from_u64(seed);
-        while !self.over() {
-            let number = random.random_range(0..self.cases.len());
-            let fate = Fate::random(&mut random);
-            let outcome = match tokio::time::timeout(PATIENCE, self.request(number, fate)).await {
-                Ok(outcome) => outcome,
-                Err(_) => Err(anyhow::anyhow!("hangs: nothing within {} s", PATIENCE.as_secs())),
-            };
-            let mut totals = self.totals.borrow_mut();
-            totals.requests += 1;
-            match outcome {
-                Ok(tokens) => totals.tokens += tokens as u64,
-                Err(error) => {
-                    totals.failures += 1;
-                    if totals.first_failures.len() < 5 {
-                        totals.first_failures.push(format!("case {number}, {fate:?}: {error:#}"));
-                    }
-                }
-            }
-        }
-    }
-
-    /// One request; how many tokens came.
-    async fn request(&self, number: usize, fate: Fate) -> anyhow::Result<usize> {
-        let case = &self.cases[number];
-        let cancel = CancellationToken::new();
-        let prompt = Prompt::Tokens(case.prompt.clone());
-        let mut stream = self.model.generate(prompt, case.options(cancel.clone())).await?;
-        let limit = match fate {
-            Fate::Read => usize::MAX,
-            Fate::Cancel(after) | Fate::Drop(after) => after,
-            Fate::LeaveUnread(milliseconds) => {
-                tokio::time::sleep(Duration::from_millis(milliseconds)).await;
-                usize::MAX
-            }
-        };
-        let mut tokens: Vec<Token> = Vec::new();
-        while tokens.len() < limit
-            && let Some(token) = stream.next().await
-        {
-            tokens.push(token?);
-        }
-        match fate {
-            Fate::Drop(_) => {
-                drop(stream);
-                self.totals.borrow_mut().dropped += 1;
-                case.check_beginning(&tokens)?;
-            }
-            Fate::Cancel(_) => {
-                cancel.cancel();
-                while let Some(token) = stream.next().await {
-                    tokens.push(token?);
-                }
-                self.totals.borrow_mut().cancelled += 1;
-                case.check_beginning(&tokens)?;
-                stream.finish().await?;
-            }
-            Fate::Read | Fate::LeaveUnread(_) => {
-                if stream.finish().await?.reason == FinishReason::Cancelled {
-                    bail!("ended as cancelled, which nobody did");
-                }
-                case.check_whole(&tokens)?;
-            }
-        }
-        Ok(tokens.len())
-    }
-
-    /// Prints the curve of memory while the work goes on.
+    /// Looks at the process, and prints samples while the work goes on.
     async fn sample(&self, out: &mut Out, json: bool) -> anyhow::Result<()> {
-        let every = (self.length / SAMPLES).max(Duration::from_millis(200));
-        while !self.over() {
-            let left = self.length.saturating_sub(self.began.elapsed());
+        let every = (self.clock.length / SAMPLES).max(LOOK);
+        let mut next = every;
+        while !self.clock.is_over() {
             tokio::select! {
-                () = tokio::time::sleep(every.min(left)) => {}
-                () = self.stop.cancelled() => {}
+                () = tokio::time::sleep(LOOK) => {}
+                () = self.clock.stop.cancelled() => {}
             }
-            self.print_sample(out, json)?;
+            self.watch.borrow_mut().look(ProcessUsage::now());
+            if self.clock.began.elapsed() >= next || self.clock.is_over() {
+                next += every;
+                let process = self.watch.borrow_mut().end_interval();
+                self.print_sample(out, process, json)?;
+            }
         }
         Ok(())
     }
 
-    fn print_sample(&self, out: &mut Out, json: bool) -> anyhow::Result<()> {
+    fn print_sample(&self, out: &mut Out, process: ProcessUsage, json: bool) -> anyhow::Result<()> {
         let (stats, totals) = (self.model.stats(), self.totals.borrow());
-        let seconds = self.began.elapsed().as_secs_f64();
+        let seconds = self.clock.began.elapsed().as_secs_f64();
         if json {
             return out.json(&json!({ "sample": {
                 "seconds": seconds, "requests": totals.requests, "tokens": totals.tokens,
-                "failures": totals.failures, "running": stats.active, "memory": stats.memory,
-                "process_bytes": process_bytes(),
+                "loads": totals.loads, "sessions": totals.sessions, "failures": totals.failures,
+                "running": stats.active, "memory": stats.memory, "process": process,
             }}));
         }
         out.line(&format!(
-            "{seconds:7.1} s  {:6} requests  {:8} tokens  {:3} failed  {:2} running  memory {:>9} active {:>9} cache {:>9} peak {:>9} process",
+            "{seconds:7.1} s  {:6} requests  {:8} tokens  {:4} loads  {:4} sessions  {:3} failed  {:2} running  memory {:>9} active \
+             {:>9} cache {:>9} peak  process {process}",
             totals.requests,
             totals.tokens,
+            totals.loads,
+            totals.sessions,
             totals.failures,
             stats.active,
             render::bytes(stats.memory.active_bytes),
             render::bytes(stats.memory.cache_bytes),
             render::bytes(stats.memory.peak_bytes),
-            process_bytes().map_or_else(|| "?".to_owned(), render::bytes),
         ))
     }
 
-    /// Waits until rows whose stream was dropped have left, then holds memory and statistics against their level.
+    /// Waits until rows whose stream was dropped have left, then compares memory and statistics with their level before.
     async fn settle(&self) {
         let until = Instant::now() + SETTLING;
         let level = self.before.memory.active_bytes + SLACK_BYTES;
@@ -277,9 +212,7 @@ impl Soak<'_> {
                 return;
             }
             if Instant::now() >= until {
-                let mut totals = self.totals.borrow_mut();
-                totals.failures += 1;
-                totals.first_failures.push(format!(
+                self.totals.borrow_mut().fail(format!(
                     "after the last request {} still run and {} are in use; it began with {}",
                     render::things(stats.active as usize, "request"),
                     render::bytes(stats.memory.active_bytes),
@@ -291,36 +224,62 @@ impl Soak<'_> {
         }
     }
 
-    /// Prints the totals; how many failures there were.
+    /// Counts as a failure what grew from quarter to quarter.
+    fn judge_growth(&self) {
+        for growth in self.watch.borrow().growth() {
+            self.totals.borrow_mut().fail(growth);
+        }
+    }
+
+    /// Prints the totals. Returns the number of failures.
     fn report(&self, out: &mut Out, json: bool) -> anyhow::Result<u64> {
         let totals = self.totals.borrow();
         if json {
-            let memory = self.model.stats().memory;
             let report = json!({
-                "seconds": self.began.elapsed().as_secs_f64(), "totals": &*totals,
-                "memory_before": self.before.memory, "memory_after": memory,
+                "seconds": self.clock.began.elapsed().as_secs_f64(), "totals": &*totals,
+                "memory_before": self.before.memory, "memory_after": self.model.stats().memory,
+                "process": ProcessUsage::now(),
             });
             out.json(&json!({ "soak": report }))?;
         } else {
             out.line(&format!(
-                "\n{} ({} cancelled, {} dropped), {} tokens, {}; memory in use {} before, {} after",
+                "\n{} ({} cancelled, {} dropped), {} tokens, {}, {}, {}; memory in use {} before, {} after",
                 render::things(totals.requests as usize, "request"),
                 totals.cancelled,
                 totals.dropped,
                 totals.tokens,
+                render::things(totals.loads as usize, "load"),
+                render::things(totals.sessions as usize, "session"),
                 render::things(totals.failures as usize, "failure"),
                 render::bytes(self.before.memory.active_bytes),
                 render::bytes(self.model.stats().memory.active_bytes),
             ))?;
             for failure in &totals.first_failures {
-                out.line(&format!("  {failure}"))?;
+                out.line(&format!("  {}", render::harmless(failure)))?;
             }
         }
         Ok(totals.failures)
     }
 }
 
-/// What the process has in physical memory; `None` where the system does not say.
-fn process_bytes() -> Option<u64> {
-    memory_stats::memory_stats().map(|stats| stats.physical_mem as u64)
+/// Parses a length of time in minutes.
+fn minutes(text: &str) -> Result<Duration, String> {
+    const MOST: f64 = 1e6;
+    match text.parse::<f64>() {
+        Ok(minutes) if minutes > 0.0 && minutes <= MOST => Ok(Duration::from_secs_f64(minutes * 60.0)),
+        _ => Err(format!("expected a number of minutes above 0, at most {MOST}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn minutes_are_finite_and_above_zero() {
+        assert_eq!(minutes("0.5"), Ok(Duration::from_secs(30)));
+        for text in ["nan", "inf", "-inf", "0", "-1", "1e300", "1e7", "", "two"] {
+            assert!(minutes(text).is_err(), "{text}");
+        }
+    }
 }

@@ -145,7 +145,7 @@ impl<'a> Report<'a> {
         if plan.resumed_at > 0 {
             rows.push(("resumed", format!("after step {}", plan.resumed_at)));
         }
-        eprintln!("{}", render::facts(rows).trim_fmt());
+        render::tell(&format!("{}\n", render::facts(rows).trim_fmt()));
         Ok(())
     }
 
@@ -153,13 +153,13 @@ impl<'a> Report<'a> {
         self.curves = Curves::read(&self.args.output)?;
         let svg = self.args.output.join("loss.svg");
         fs::write(&svg, svg::draw(&self.curves))
-            .with_context(|| format!("cannot write {}", svg.display()))?;
+            .with_context(|| format!("cannot write {}", render::path(&svg)))?;
         if !self.args.json {
             if !self.args.quiet {
-                eprint!("{}", curve::draw(&self.curves, CURVE));
+                render::tell(&curve::draw(&self.curves, CURVE));
             }
             let last = |points: &[(usize, f64)]| points.last().map(|(_, loss)| *loss);
-            let mut line = format!("{}: {} after step {step}", path.display(), self.args.method.name());
+            let mut line = format!("{}: {} after step {step}", render::path(&path), self.args.method.name());
             if let Some(loss) = last(&self.curves.training) {
                 line.push_str(&format!(", loss {loss:.4}"));
             }
@@ -171,8 +171,8 @@ impl<'a> Report<'a> {
             self.out.line(&line)?;
         }
         if reason == TrainEnd::Cancelled {
-            eprintln!(
-                "interrupted; what was learnt is saved. The same command with --resume goes on from here."
+            render::tell(
+                "interrupted; what was learnt is saved. The same command with --resume goes on from here.\n",
             );
             return Ok(ExitCode::from(INTERRUPTED));
         }

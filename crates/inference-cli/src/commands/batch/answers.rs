@@ -1,19 +1,22 @@
-//! The file of answers: what is in it is not asked again.
+//! The file of answers: prompts whose answers are in it are not asked again.
 
 use std::{
     collections::HashMap,
-    fs::{File, OpenOptions},
-    io::{ErrorKind, Read as _, Seek as _, SeekFrom, Write as _},
+    fs::{File, OpenOptions, TryLockError},
+    io::{ErrorKind, Read as _, Write as _},
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::rows::Row;
+use crate::{render, rows::Row};
 
-/// The answers that are in the file, and the file to add more to.
+/// The longest file of answers, in bytes.
+const LONGEST: u64 = 1 << 32;
+
+/// The file of answers, locked.
 #[derive(Debug)]
 pub(super) struct Answers {
     path: PathBuf,
@@ -31,31 +34,31 @@ struct Answer {
 }
 
 impl Answers {
-    /// Opens or makes the file. A line that a killed program left unfinished is cut off. With `retry`, answers that are
-    /// errors do not count.
+    /// Opens or creates the file and locks it, so that no other run adds to it. Cuts off a last line that a killed program left
+    /// unfinished. With `retry`, answers that are errors do not count.
     ///
-    /// Fails where the file holds answers to other prompts.
+    /// Fails if another run writes to the file, or if it holds answers to other prompts.
     pub(super) fn open(path: &Path, rows: &[Row], retry: bool) -> anyhow::Result<Self> {
-        let cannot = |what: &str| format!("cannot {what} {}", path.display());
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(path)
-            .with_context(|| cannot("write"))?;
+        let name = render::path(path);
+        let cannot = |what: &str| format!("cannot {what} {name}");
+        // Appending: even without locks, which some filesystems lack, answers are not overwritten.
+        let file = OpenOptions::new().read(true).append(true).create(true).open(path);
+        let mut file = file.with_context(|| cannot("write"))?;
+        let metadata = file.metadata().with_context(|| cannot("read"))?;
+        ensure!(metadata.is_file(), "{name} is no regular file: name another --output");
+        ensure!(metadata.len() <= LONGEST, "{name} has more than {LONGEST} bytes: name another --output");
+        if matches!(file.try_lock(), Err(TryLockError::WouldBlock)) {
+            bail!("another run writes to {name}: wait for it to end, or name another --output");
+        }
         let mut text = String::new();
         file.read_to_string(&mut text).map_err(|error| match error.kind() {
-            ErrorKind::InvalidData => anyhow::anyhow!("{} is no text: name another --output", path.display()),
+            ErrorKind::InvalidData => anyhow::anyhow!("{name} is no text: name another --output"),
             _ => anyhow::Error::new(error).context(cannot("read")),
         })?;
         let whole = text.rfind('\n').map_or(0, |end| end + 1);
-        let digests = read(&text[..whole], rows, retry).with_context(|| {
-            format!("{} holds something else: name another --output, or remove it", path.display())
-        })?;
-        file.set_len(whole as u64)
-            .and_then(|()| file.seek(SeekFrom::End(0)))
-            .with_context(|| cannot("write"))?;
+        let digests = read(&text[..whole], rows, retry)
+            .with_context(|| format!("{name} holds something else: name another --output, or remove it"))?;
+        file.set_len(whole as u64).with_context(|| cannot("write"))?;
         Ok(Self { path: path.to_owned(), file, digests })
     }
 
@@ -67,7 +70,7 @@ impl Answers {
         self.digests.len()
     }
 
-    /// Adds an answer: its own fields after those that say whose it is. In one write, so that lines stay whole.
+    /// Adds an answer, in one write, so that lines stay whole.
     pub(super) fn write(&mut self, row: &Row, answer: Value) -> anyhow::Result<()> {
         let mut line = json!({ "line": row.line });
         if let Some(id) = &row.id {
@@ -78,7 +81,7 @@ impl Answers {
             line.extend(answer);
         }
         let written = self.file.write_all(format!("{line}\n").as_bytes());
-        written.with_context(|| format!("cannot write {}", self.path.display()))
+        written.with_context(|| format!("cannot write {}", render::path(&self.path)))
     }
 }
 
@@ -99,7 +102,7 @@ fn read(text: &str, rows: &[Row], retry: bool) -> anyhow::Result<HashMap<usize, 
     Ok(digests)
 }
 
-/// Tells whether a line is still the one that was answered (64-bit FNV-1a).
+/// Identifies the line that was answered (64-bit FNV-1a).
 fn digest(text: &str) -> String {
     let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
@@ -129,6 +132,22 @@ mod tests {
         assert!(answers.has(1) && answers.has(3) && !answers.has(4));
         assert_eq!(std::fs::read_to_string(&output).unwrap(), whole);
         assert!(!Answers::open(&output, &rows, true).unwrap().has(3), "an error is asked again");
+    }
+
+    #[test]
+    fn one_run_at_a_time_adds_answers() {
+        let folder = tempfile::tempdir().unwrap();
+        let (prompts, output) = (folder.path().join("p"), folder.path().join("a"));
+        std::fs::write(&prompts, "one\ntwo\n").unwrap();
+        let rows = rows::read(&prompts).unwrap();
+        let mut first = Answers::open(&output, &rows, false).unwrap();
+        first.write(&rows[0], json!({"text": "1"})).unwrap();
+        let error = Answers::open(&output, &rows, false).unwrap_err().to_string();
+        assert!(error.contains("another run writes to"), "{error}");
+        first.write(&rows[1], json!({"text": "2"})).unwrap();
+        drop(first);
+        assert_eq!(Answers::open(&output, &rows, false).unwrap().len(), 2);
+        assert!(Answers::open(folder.path(), &rows, false).is_err(), "a folder");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use inference_core::backend::BackendInfo;
 use rand::{rngs::StdRng, seq::IndexedRandom as _};
 use serde::Serialize;
 
-use super::{Args, Program, Spread};
+use super::report::{Program, Spread, subject};
 use crate::render::{self, Out};
 
 /// What one trial showed.
@@ -104,10 +104,9 @@ pub(super) struct Report<'a> {
 
 impl<'a> Report<'a> {
     pub(super) fn new(
-        args: &Args,
         sentences: usize,
-        model: &'a ModelInfo,
-        backend: &'a BackendInfo,
+        seed: u64,
+        (model, backend): (&'a ModelInfo, &'a BackendInfo),
         trials: &[Trial],
     ) -> Self {
         let spread = |figure: fn(&Trial) -> f64| Spread::of(trials.iter().map(figure).collect());
@@ -116,8 +115,8 @@ impl<'a> Report<'a> {
             backend,
             program: Program::this(),
             sentences,
-            trials: args.trials,
-            seed: args.seed,
+            trials: trials.len(),
+            seed,
             prompt_tokens: spread(|trial| trial.tokens as f64),
             classify_ms: spread(|trial| trial.classify.as_secs_f64() * 1e3),
             generate_ms: spread(|trial| trial.generate.as_secs_f64() * 1e3),
@@ -129,7 +128,7 @@ impl<'a> Report<'a> {
 
     pub(super) fn print(&self, out: &mut Out) -> anyhow::Result<()> {
         let trials = format!("{} of {}", self.trials, render::things(self.sentences, "sentence"));
-        out.table(&super::subject(self.model, self.backend, trials))?;
+        out.table(&subject(self.model, self.backend, trials))?;
         out.line("")?;
         let mut table = Spread::table();
         for (name, spread, digits) in [

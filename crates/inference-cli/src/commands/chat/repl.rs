@@ -11,11 +11,11 @@ use directories::ProjectDirs;
 use inference::{FinishReason, Message};
 use rustyline::{Behavior, DefaultEditor, error::ReadlineError};
 
-use super::Conversation;
+use super::conversation::{Conversation, ToolResult};
 use crate::{
     failure::{self, INTERRUPTED, OutputClosed},
     interrupt::Scope,
-    render,
+    render, text_input,
 };
 
 const HELP: &str = "\
@@ -35,11 +35,11 @@ const HISTORY: usize = 1000;
 
 pub(super) async fn run(conversation: &mut Conversation<'_>) -> anyhow::Result<ExitCode> {
     let mut input = Input::open()?;
-    if input.is_terminal() && !conversation.args.quiet {
+    if input.is_terminal() && !conversation.settings.quiet {
         let info = conversation.model.info();
         let name = info.path.canonicalize().unwrap_or_else(|_| info.path.clone());
-        let name = name.file_name().map_or_else(|| name.display().to_string(), |n| n.display().to_string());
-        render::remark(&format!("{} on {} · /help for commands", render::harmless(&name), info.backend));
+        let name = name.file_name().map_or_else(|| render::path(&name), render::path);
+        render::remark(&format!("{name} on {} · /help for commands", info.backend));
     }
     // A first Ctrl-C stops an answer or warns; the next one leaves.
     let mut warned = false;
@@ -60,9 +60,11 @@ pub(super) async fn run(conversation: &mut Conversation<'_>) -> anyhow::Result<E
             Turn::Exit => break ExitCode::SUCCESS,
             Turn::Question(question) => warned = turn(conversation, Message::user(question)).await?,
             Turn::ToolResult(result) => match conversation.tool_result(result) {
-                Some(Ok(message)) => warned = turn(conversation, message).await?,
-                Some(Err(open)) => render::remark(&format!("{} to go", render::things(open, "tool call"))),
-                None => render::remark("no tool call waits for a result"),
+                ToolResult::Last(message) => warned = turn(conversation, message).await?,
+                ToolResult::Kept { open } => {
+                    render::remark(&format!("{} still without a result", render::things(open, "tool call")));
+                }
+                ToolResult::NotAsked => render::remark("no tool call waits for a result"),
             },
             Turn::Help => render::remark(HELP),
             Turn::Clear => {
@@ -73,9 +75,15 @@ pub(super) async fn run(conversation: &mut Conversation<'_>) -> anyhow::Result<E
                 conversation.set_system(text);
                 render::remark(if text.is_empty() { "no instructions" } else { "instructions set" });
             }
-            Turn::Save(file) => done(conversation.save(file).await, &format!("saved to {}", file.display())),
-            Turn::Load(file) => done(conversation.load(file).await, &format!("loaded {}", file.display())),
-            Turn::Export(file) => done(export(conversation, file), &format!("written to {}", file.display())),
+            Turn::Save(file) => {
+                done(conversation.save(file).await, &format!("saved to {}", render::path(file)))
+            }
+            Turn::Load(file) => {
+                done(conversation.load(file).await, &format!("loaded {}", render::path(file)))
+            }
+            Turn::Export(file) => {
+                done(export(conversation, file), &format!("written to {}", render::path(file)))
+            }
             Turn::Fork => done(conversation.fork().await, "/back returns here"),
             Turn::Back if conversation.back() => render::remark("back at the fork"),
             Turn::Back => render::remark("there was no /fork"),
@@ -93,7 +101,7 @@ async fn turn(conversation: &mut Conversation<'_>, message: Message) -> anyhow::
         Ok(printed) => Ok(printed.finish.reason == FinishReason::Cancelled),
         Err(error) if error.is::<OutputClosed>() => Err(error),
         Err(error) => {
-            tell(&error, conversation.args.json);
+            tell(&error, conversation.settings.json);
             Ok(scope.interrupted())
         }
     }
@@ -101,7 +109,7 @@ async fn turn(conversation: &mut Conversation<'_>, message: Message) -> anyhow::
 
 fn tell(error: &anyhow::Error, json: bool) {
     // The conversation goes on: the status is for programs that end.
-    let _ = failure::report(error, json);
+    let _ = failure::report(error, json, &failure::Place::Conversation);
 }
 
 fn done(result: anyhow::Result<()>, remark: &str) {
@@ -113,7 +121,7 @@ fn done(result: anyhow::Result<()>, remark: &str) {
 
 fn export(conversation: &Conversation<'_>, file: &Path) -> anyhow::Result<()> {
     let json = serde_json::to_string_pretty(&conversation.messages)?;
-    std::fs::write(file, json + "\n").with_context(|| format!("cannot write {}", file.display()))
+    std::fs::write(file, json + "\n").with_context(|| format!("cannot write {}", render::path(file)))
 }
 
 /// What a line asks for.
@@ -136,7 +144,7 @@ enum Turn<'a> {
 
 impl<'a> Turn<'a> {
     fn parse(line: &'a str) -> Self {
-        let line = line.trim();
+        let line = text_input::without_mark(line).trim();
         if line.is_empty() {
             return Self::Nothing;
         }
@@ -222,7 +230,7 @@ impl Input {
         if let Self::Terminal { mut editor, history: Some(file) } = self
             && let Err(error) = editor.save_history(&file)
         {
-            render::remark(&format!("the history could not be kept in {}: {error}", file.display()));
+            render::remark(&format!("the history could not be kept in {}: {error}", render::path(file)));
         }
     }
 }
@@ -242,6 +250,7 @@ mod tests {
     #[test]
     fn lines_are_questions_or_commands() {
         assert_eq!(Turn::parse("  \n"), Turn::Nothing);
+        assert_eq!(Turn::parse("\u{feff}hello\r\n"), Turn::Question("hello"));
         assert_eq!(Turn::parse(" what is /help?\n"), Turn::Question("what is /help?"));
         assert_eq!(Turn::parse("/help"), Turn::Help);
         assert_eq!(Turn::parse("/system  be brief \n"), Turn::System("be brief"));

@@ -1,7 +1,7 @@
-//! Random requests and what becomes of them.
+//! Random requests, and how they are read.
 
 use anyhow::bail;
-use inference::{CancellationToken, Feature, GenerateOptions, Token};
+use inference::{CancellationToken, Feature, GenerateOptions, Prompt, Token};
 use inference_core::backend::Capabilities;
 use rand::{RngExt as _, rngs::StdRng};
 
@@ -10,11 +10,11 @@ use rand::{RngExt as _, rngs::StdRng};
 pub(super) struct Case {
     pub(super) prompt: Vec<u32>,
     options: GenerateOptions,
-    /// What it gave when nothing ran beside it.
+    /// Its tokens when it ran alone.
     pub(super) alone: Vec<Token>,
 }
 
-/// What becomes of one request.
+/// How one request is read.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Fate {
     /// Read to its end.
@@ -28,7 +28,7 @@ pub(super) enum Fate {
 }
 
 impl Case {
-    /// A request with options that the backend has. `limits` are the tokens of the longest prompt and answer.
+    /// A request with options that the backend supports. `limits`: the tokens of the longest prompt and answer.
     pub(super) fn random(
         random: &mut StdRng,
         vocabulary: usize,
@@ -64,6 +64,10 @@ impl Case {
             options = options.ignore_eos(true);
         }
         Self { prompt, options, alone: Vec::new() }
+    }
+
+    pub(super) fn tokens(&self) -> Prompt {
+        Prompt::Tokens(self.prompt.clone())
     }
 
     pub(super) fn options(&self, cancel: CancellationToken) -> GenerateOptions {

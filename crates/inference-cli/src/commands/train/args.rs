@@ -122,9 +122,9 @@ pub(crate) struct Args {
     #[arg(long, value_name = "STEPS", default_value_t = 0, help_heading = "Steps")]
     warmup: usize,
 
-    /// The longest norm of a step's gradients [default: no limit]
-    #[arg(long, value_name = "NORM", help_heading = "Steps", allow_negative_numbers = true)]
-    clip: Option<f32>,
+    /// The maximum norm of a step's gradients; longer ones are scaled down [default: no limit]
+    #[arg(long, alias = "clip", value_name = "NORM", help_heading = "Steps", allow_negative_numbers = true)]
+    max_grad_norm: Option<f32>,
 
     /// Steps of the run [default: 1000]
     #[arg(long, value_name = "STEPS", help_heading = "Steps", conflicts_with = "epochs")]
@@ -146,13 +146,13 @@ pub(crate) struct Args {
     #[arg(long, value_name = "TOKENS", help_heading = "Batches")]
     batch_tokens: Option<usize>,
 
-    /// Batches in a step
-    #[arg(long, value_name = "BATCHES", default_value_t = 1, help_heading = "Batches")]
-    accumulate: usize,
+    /// Batches whose gradients are summed in a step
+    #[arg(long, alias = "accumulate", value_name = "BATCHES", default_value_t = 1, help_heading = "Batches")]
+    gradient_accumulation_steps: usize,
 
-    /// Recompute activations in place of keeping them: less memory, more time
-    #[arg(long, help_heading = "Batches")]
-    checkpoint: bool,
+    /// Recompute activations in the backward pass instead of keeping them: less memory, more time
+    #[arg(long, alias = "checkpoint", help_heading = "Batches")]
+    gradient_checkpointing: bool,
 
     /// Tokens of an example at most
     #[arg(long, value_name = "TOKENS", default_value_t = 2048, help_heading = "Data")]
@@ -162,9 +162,9 @@ pub(crate) struct Args {
     #[arg(long, value_enum, default_value_t = Longer::Truncate, help_heading = "Data")]
     too_long: Longer,
 
-    /// What of an example is learnt
-    #[arg(long, value_enum, default_value_t = Part::Answer, help_heading = "Data")]
-    learn: Part,
+    /// The tokens of an example that count in the loss
+    #[arg(long, alias = "learn", value_enum, default_value_t = Part::Answer, help_heading = "Data")]
+    loss_on: Part,
 
     /// The share of examples to hold out, where there is no valid.jsonl [default: 0.1 of a file, 0 of a folder]
     #[arg(long, value_name = "SHARE", help_heading = "Data", allow_negative_numbers = true)]
@@ -262,6 +262,7 @@ impl Args {
 
     /// The library's options; `cancel` ends the run.
     pub(super) fn options(&self, cancel: CancellationToken) -> anyhow::Result<TrainOptions> {
+        refuse(self.load.without_effect_on_training(), "training")?;
         let schedule = match self.schedule {
             Course::Constant => Schedule::Constant,
             Course::Cosine => Schedule::Cosine,
@@ -277,10 +278,10 @@ impl Args {
             .learning_rate(self.learning_rate)
             .schedule(schedule, self.warmup)
             .batch_size(self.batch_size)
-            .gradient_accumulation_steps(self.accumulate)
-            .gradient_checkpointing(self.checkpoint)
+            .gradient_accumulation_steps(self.gradient_accumulation_steps)
+            .gradient_checkpointing(self.gradient_checkpointing)
             .max_length(self.max_length, longer)
-            .loss_on(match self.learn {
+            .loss_on(match self.loss_on {
                 Part::Answer => LossOn::Answer,
                 Part::Everything => LossOn::Everything,
             })
@@ -289,7 +290,7 @@ impl Args {
             .seed(self.seed)
             .resume(self.resume)
             .cancel(cancel);
-        options.max_grad_norm = self.clip;
+        options.max_grad_norm = self.max_grad_norm;
         options.batch_tokens = self.batch_tokens;
         options.length = match (self.steps, self.epochs) {
             (None, Some(epochs)) => TrainLength::Epochs(epochs),
@@ -425,6 +426,8 @@ mod tests {
             ["--betas=0.9", "--seed=1"],
             ["--steps=1", "--epochs=1"],
             ["--alpha=1", "--scale=1"],
+            ["--max-batch=2", "--seed=1"],
+            ["--kv-bits=4", "--seed=1"],
         ] {
             assert!(parse(&line).is_err(), "{line:?}");
         }

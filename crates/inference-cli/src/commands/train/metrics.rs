@@ -29,7 +29,7 @@ impl Metrics {
     pub(super) fn open(output: &Path, resumed_at: usize) -> anyhow::Result<Self> {
         let path = path(output);
         let kept = if resumed_at == 0 { String::new() } else { lines_up_to(&path, resumed_at)? };
-        let context = || format!("cannot write {}", path.display());
+        let context = || format!("cannot write {}", render::path(&path));
         fs::create_dir_all(output).with_context(context)?;
         fs::write(&path, kept).with_context(context)?;
         let file = OpenOptions::new().append(true).open(&path).with_context(context)?;
@@ -38,7 +38,9 @@ impl Metrics {
 
     pub(super) fn write(&mut self, event: &TrainEvent) -> anyhow::Result<()> {
         let line = serde_json::to_string(event)? + "\n";
-        self.file.write_all(line.as_bytes()).with_context(|| format!("cannot write {}", self.path.display()))
+        self.file
+            .write_all(line.as_bytes())
+            .with_context(|| format!("cannot write {}", render::path(&self.path)))
     }
 }
 
@@ -46,7 +48,8 @@ impl Curves {
     /// The losses in metrics.jsonl.
     pub(super) fn read(output: &Path) -> anyhow::Result<Self> {
         let path = path(output);
-        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let text =
+            fs::read_to_string(&path).with_context(|| format!("cannot read {}", render::path(&path)))?;
         let mut curves = Self::default();
         for line in text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()) {
             let point = step_of(&line).zip(line["loss"].as_f64());
@@ -77,7 +80,7 @@ fn path(output: &Path) -> PathBuf {
 fn lines_up_to(path: &Path, step: usize) -> anyhow::Result<String> {
     let text = match fs::read_to_string(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(String::new()),
-        result => result.with_context(|| format!("cannot read {}", path.display()))?,
+        result => result.with_context(|| format!("cannot read {}", render::path(&path)))?,
     };
     let kept = |line: &&str| {
         let line = serde_json::from_str::<Value>(line);
