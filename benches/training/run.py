@@ -89,7 +89,7 @@ def ours(options, model, rows):
     command += ["--output", output, "--method", options.method, "--steps", options.steps, "--batch-size", options.batch]
     command += ["--rank", options.rank] if options.method == "lora" else []
     command += ["--learning-rate", "1e-5", "--no-bias-correction", "--max-length", options.length + 1, "--save-every", 10**6]
-    command += ["--checkpoint"] if options.checkpoint else []
+    command += ["--gradient-checkpointing"] if options.checkpoint else []
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"inference ended with {done.returncode}: {done.stderr[-2000:]}")

@@ -22,6 +22,7 @@ const FLAGS: &[(&str, &[&str])] = &[
     ("log_probabilities", &["log-probs"]),
     ("stop_tokens", &["stop-token"]),
     ("target", &["output"]),
+    ("truncation", &["too-long"]),
     ("template_variables", &["var"]),
 ];
 
@@ -179,12 +180,13 @@ mod tests {
 
     /// What is printed after a command with some flags of the program's.
     fn text(error: Error, line: &[&str]) -> String {
-        let flag = |name: &'static str| Arg::new(name.replace('-', "_")).long(name).action(ArgAction::Set);
+        let flag = |name: &'static str| Arg::new(name).long(name).action(ArgAction::Set);
         let command = Command::new("test").args(
-            ["top-p", "bits", "group-size", "backend"]
-                .map(flag)
-                .into_iter()
-                .chain([flag("context-length").value_parser(value_parser!(usize))]),
+            ["top-p", "bits", "group-size", "backend"].map(flag).into_iter().chain([Arg::new(
+                "context_length",
+            )
+            .long("context-length")
+            .value_parser(value_parser!(usize))]),
         );
         let matches = command.clone().get_matches_from(["test"].iter().chain(line));
         let place = Place::Shell { command: Box::new(command), matches: &matches };

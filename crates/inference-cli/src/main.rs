@@ -56,6 +56,8 @@ enum Command {
     Convert(commands::convert::Args),
     #[cfg(feature = "metal")]
     Fuse(commands::fuse::Args),
+    #[cfg(feature = "metal")]
+    Dist(commands::dist::Args),
     Train(Box<commands::train::Args>),
     Bench(commands::bench::Args),
     Parity(commands::parity::Args),
@@ -104,6 +106,8 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             Command::Convert(args) => commands::convert::run(&args),
             #[cfg(feature = "metal")]
             Command::Fuse(args) => commands::fuse::run(&args),
+            #[cfg(feature = "metal")]
+            Command::Dist(args) => commands::dist::run(&args),
             Command::Train(args) => commands::train::run(*args).await,
             Command::Bench(args) => commands::bench::run(args).await,
             Command::Parity(args) => commands::parity::run(args).await,
@@ -129,6 +133,8 @@ impl Command {
             Self::Convert(args) => args.json,
             #[cfg(feature = "metal")]
             Self::Fuse(args) => args.json,
+            #[cfg(feature = "metal")]
+            Self::Dist(args) => args.json,
             Self::Train(args) => args.json,
             Self::Bench(args) => args.json,
             Self::Parity(args) => args.json,

@@ -8,6 +8,8 @@ pub(crate) mod classify;
 #[cfg(feature = "metal")]
 pub(crate) mod convert;
 pub(crate) mod discover;
+#[cfg(feature = "metal")]
+pub(crate) mod dist;
 pub(crate) mod estimate;
 pub(crate) mod explain;
 #[cfg(feature = "metal")]

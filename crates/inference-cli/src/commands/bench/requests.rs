@@ -4,9 +4,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use futures::{StreamExt as _, future::try_join_all};
-use inference::{
-    BackendInfo, CancellationToken, FinishReason, GenerateOptions, ModelInfo, Prompt, TextModel,
-};
+use inference::{CancellationToken, FinishReason, GenerateOptions, ModelInfo, Prompt, TextModel};
+use inference_core::backend::BackendInfo;
 use rand::{RngExt as _, rngs::StdRng};
 use serde::Serialize;
 

@@ -22,7 +22,7 @@ pub(super) struct Settings {
 /// A conversation: the messages so far and the model that goes on with them.
 #[derive(Debug)]
 pub(super) struct Conversation<'a> {
-    model: &'a dyn TextModel,
+    pub(super) model: &'a dyn TextModel,
     pub(super) messages: Vec<Message>,
     /// Calls of tools that have no result yet.
     open_calls: VecDeque<ToolCall>,

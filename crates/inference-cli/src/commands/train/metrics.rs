@@ -10,6 +10,8 @@ use anyhow::Context as _;
 use inference::train::TrainEvent;
 use serde_json::Value;
 
+use crate::render;
+
 /// metrics.jsonl, open for more.
 pub(super) struct Metrics {
     path: PathBuf,
