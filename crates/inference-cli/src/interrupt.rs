@@ -1,11 +1,17 @@
 //! Ctrl-C, SIGTERM and SIGHUP: the first ends what is running in good order, the second ends the program.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use inference::CancellationToken;
 
-use crate::failure::INTERRUPTED;
+use crate::{failure::INTERRUPTED, render};
+
+/// Work that ends within this time after Ctrl-C needs no word.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// What a signal cancels; `None` where it ends the program.
 static RUNNING: Mutex<Option<CancellationToken>> = Mutex::new(None);
@@ -47,7 +53,10 @@ pub(crate) fn install() -> anyhow::Result<()> {
     #[cfg(unix)]
     let ignored = hangup_is_ignored();
     ctrlc::set_handler(|| match &*running() {
-        Some(token) if !token.is_cancelled() => token.cancel(),
+        Some(token) if !token.is_cancelled() => {
+            token.cancel();
+            std::thread::spawn(remind);
+        }
         _ => end_at_once(),
     })
     .context("cannot take over Ctrl-C")?;
@@ -58,6 +67,15 @@ pub(crate) fn install() -> anyhow::Result<()> {
         unsafe { libc::signal(libc::SIGHUP, libc::SIG_IGN) };
     }
     Ok(())
+}
+
+/// Says how to end the program, if the work that was cancelled takes long to end.
+fn remind() {
+    std::thread::sleep(PATIENCE);
+    // A later scope has a token of its own.
+    if running().as_ref().is_some_and(CancellationToken::is_cancelled) {
+        render::tell("ending what is under way; Ctrl-C again ends the program at once\n");
+    }
 }
 
 #[cfg(unix)]

@@ -191,7 +191,8 @@ mod tests {
         let known = |command: &clap::Command, flag: &str| {
             has(command, flag) || has(&root, flag) || ["help", "version"].contains(&flag)
         };
-        for line in text.lines() {
+        // Flags of cargo are its own affair.
+        for line in text.lines().filter(|line| !line.contains("cargo ")) {
             let named: Vec<&str> = line
                 .split("inference ")
                 .skip(1)
@@ -200,9 +201,9 @@ mod tests {
             let of_line = root.get_subcommands().filter(|command| named.contains(&command.get_name()));
             let commands: Vec<&clap::Command> = of_line.chain(of).collect();
             for flag in flags(line) {
-                let found = match (of, named.is_empty()) {
-                    (None, true) => root.get_subcommands().any(|command| known(command, flag)),
-                    _ => commands.iter().any(|command| known(command, flag)),
+                let found = match commands.is_empty() {
+                    true => root.get_subcommands().any(|command| known(command, flag)),
+                    false => commands.iter().any(|command| known(command, flag)),
                 };
                 assert!(found, "{place} names --{flag}, which does not exist: {line}");
             }
@@ -232,7 +233,6 @@ mod tests {
     #[test]
     fn messages_name_flags_that_exist() {
         let here = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
-        let root = Cli::command();
         let mut pending = vec![here.join("src"), here.join("../backend-metal/src/load")];
         let mut files = 0;
         while let Some(path) = pending.pop() {
@@ -243,12 +243,10 @@ mod tests {
             files += 1;
             let text = std::fs::read_to_string(&path).unwrap();
             let code = text.split("#[cfg(test)]").next().unwrap().lines();
-            let code: Vec<_> = code.filter(|line| !line.trim_start().starts_with("//")).collect();
-            // A command's folder or file has its name.
-            let names = path.iter().filter_map(|part| part.to_str()?.split('.').next());
-            let of = names.filter_map(|name| root.find_subcommand(name)).last();
-            let of = of.filter(|_| path.iter().any(|part| part == "commands"));
-            check_flags(of, &code.join("\n"), &path.display().to_string());
+            // Other programs' flags are passed as such.
+            let message = |line: &&str| !line.trim_start().starts_with("//") && !line.contains(".as_ref()");
+            let code: Vec<_> = code.filter(message).collect();
+            check_flags(None, &code.join("\n"), &path.display().to_string());
         }
         assert!(files > 30);
     }

@@ -70,7 +70,7 @@ fn demo() -> anyhow::Result<PathBuf> {
     if let Some(found) = places.iter().find(|place| place.join("config.json").is_file()) {
         return Ok(found.clone());
     }
-    let places: Vec<_> = places.iter().map(|place| format!("\n  {}", render::path(&place))).collect();
+    let places: Vec<_> = places.iter().map(|place| format!("\n  {}", render::path(place))).collect();
     let message = format!(
         "the demo model is in none of its places; name a model with --model, or the demo's folder with \
          {DEMO_VARIABLE}. Looked in:{}",

@@ -83,7 +83,7 @@ fn a_tensor_beyond_memory_is_refused() {
 #[test]
 fn tensors_beyond_the_disk_are_refused() {
     let (model, place) = (demo(), tempfile::tempdir().unwrap());
-    add_sparse(model.path(), 1 << 14, 1 << 30);
+    add_sparse(model.path(), 15 << 10, 1 << 30);
     let output = convert(model.path(), &place.path().join("out")).output().unwrap();
     assert_eq!(output.status.code(), Some(1), "{}", errors(&output));
     assert!(errors(&output).contains("the disk has"), "{}", errors(&output));

@@ -10,10 +10,8 @@ use crate::render::{self, Out};
 
 /// List the engines in this program, and why each is or is not usable here
 #[derive(Debug, clap::Args)]
-#[command(
-    after_help = "The first usable engine that supports a model loads it, unless --backend names one; \
-`inference explain PATH` shows that choice for one model."
-)]
+#[command(after_help = "The first usable engine that supports a model loads it, unless it is told another, \
+as in `inference chat --backend ID`; `inference explain PATH` shows that choice for one model.")]
 pub(crate) struct Args {
     /// Print a JSON list
     #[arg(long)]

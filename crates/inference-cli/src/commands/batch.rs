@@ -155,7 +155,7 @@ fn report(args: &Args, output: &Path, before: usize, answered: usize, failed: us
         return render::Out::new().json(&totals);
     }
     if !args.quiet {
-        let mut text = format!("{} in {}", render::things(answered, "new answer"), render::path(&output));
+        let mut text = format!("{} in {}", render::things(answered, "new answer"), render::path(output));
         if before > 0 {
             text.push_str(&format!(", {before} were there"));
         }

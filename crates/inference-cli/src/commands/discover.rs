@@ -19,7 +19,7 @@ use crate::{
 /// List the models below a folder; only headers are read
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "PATH is what --model of the other commands takes. What cannot be read is reported and passed over.
+    after_help = "`inference chat --model PATH` and the other commands load one. What cannot be read is reported and passed over.
 
 Examples:
   inference discover                       what Hugging Face tools have downloaded

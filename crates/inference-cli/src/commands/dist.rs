@@ -11,7 +11,6 @@ use std::{
 use anyhow::{Context as _, bail};
 use serde_json::json;
 
-use self::library::Library;
 use crate::{
     failure::Usage,
     render::{self, Out},
@@ -22,7 +21,8 @@ const RUN_TIME_HEADERS: [&str; 3] = ["cccl", "cute", "cutlass"];
 
 /// Pack a program with the MLX that it loads into a folder that runs wherever it is moved
 #[derive(Debug, clap::Args)]
-#[command(after_help = "A program that uses the MLX engine names MLX's libraries where they were when it was built, in the user's cache \
+#[command(
+    after_help = "A program that uses the MLX engine names MLX's libraries where they were when it was built, in the user's cache \
 folder. OUTPUT gets a copy of the program and of these libraries, which it finds beside itself:
 
   bin/PROGRAM        the program
@@ -35,7 +35,8 @@ operating system and processor.
 Examples:
   cargo build --release
   inference dist target/release/my-program dist
-  tar czf my-program.tar.gz dist")]
+  tar czf my-program.tar.gz dist"
+)]
 pub(crate) struct Args {
     /// The program, as cargo built it
     program: PathBuf,
@@ -51,7 +52,8 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let new = !args.output.exists();
     if !new && fs::read_dir(&args.output).is_ok_and(|mut entries| entries.next().is_some()) {
-        let message = format!("{} is not empty: remove it, or name another folder", render::path(&args.output));
+        let message =
+            format!("{} is not empty: remove it, or name another folder", render::path(&args.output));
         return Err(Usage(message).into());
     }
     let packed = pack(&args.program, &args.output);

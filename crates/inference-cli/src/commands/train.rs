@@ -159,7 +159,7 @@ impl<'a> Report<'a> {
                 render::tell(&curve::draw(&self.curves, CURVE));
             }
             let last = |points: &[(usize, f64)]| points.last().map(|(_, loss)| *loss);
-            let mut line = format!("{}: {} after step {step}", render::path(&path), self.args.method.name());
+            let mut line = format!("{}: {} after step {step}", render::path(path), self.args.method.name());
             if let Some(loss) = last(&self.curves.training) {
                 line.push_str(&format!(", loss {loss:.4}"));
             }

@@ -82,6 +82,20 @@ impl Plan {
                 });
             }
         }
+        plan.add_stacks(source, stacks)?;
+        if default.is_some() {
+            plan.rename(|name| arch::published_name(source.model_type(), name));
+        }
+        plan.jobs.sort_by(|a, b| a.outputs[0].0.cmp(&b.outputs[0].0));
+        Ok(plan)
+    }
+
+    /// Adds matrices of single experts, by the name of their stack and their number: they are quantised as one stack.
+    fn add_stacks(
+        &mut self,
+        source: &ModelManifest,
+        stacks: BTreeMap<String, Vec<(usize, &TensorInfo)>>,
+    ) -> Result<()> {
         for (stem, mut parts) in stacks {
             parts.sort_by_key(|(index, _)| *index);
             let first = parts[0].1;
@@ -95,13 +109,9 @@ impl Plan {
             let shape: Vec<_> = [parts.len()].iter().chain(&first.shape).copied().collect();
             let sources = parts.into_iter().map(|(_, tensor)| tensor.clone()).collect();
             let (stems, whole) = (vec![stem], shape.clone());
-            plan.quantize_or_copy(Matrices { stems, sources, whole, shape, layout: Layout::default() });
+            self.quantize_or_copy(Matrices { stems, sources, whole, shape, layout: Layout::default() });
         }
-        if default.is_some() {
-            plan.rename(|name| arch::published_name(source.model_type(), name));
-        }
-        plan.jobs.sort_by(|a, b| a.outputs[0].0.cmp(&b.outputs[0].0));
-        Ok(plan)
+        Ok(())
     }
 
     /// The config with what the new form changes in it.

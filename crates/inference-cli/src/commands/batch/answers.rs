@@ -130,6 +130,7 @@ mod tests {
 
         let answers = Answers::open(&output, &rows, false).unwrap();
         assert!(answers.has(1) && answers.has(3) && !answers.has(4));
+        drop(answers);
         assert_eq!(std::fs::read_to_string(&output).unwrap(), whole);
         assert!(!Answers::open(&output, &rows, true).unwrap().has(3), "an error is asked again");
     }

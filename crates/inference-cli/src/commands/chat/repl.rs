@@ -76,13 +76,13 @@ pub(super) async fn run(conversation: &mut Conversation<'_>) -> anyhow::Result<E
                 render::remark(if text.is_empty() { "no instructions" } else { "instructions set" });
             }
             Turn::Save(file) => {
-                done(conversation.save(file).await, &format!("saved to {}", render::path(file)))
+                done(conversation.save(file).await, &format!("saved to {}", render::path(file)));
             }
             Turn::Load(file) => {
-                done(conversation.load(file).await, &format!("loaded {}", render::path(file)))
+                done(conversation.load(file).await, &format!("loaded {}", render::path(file)));
             }
             Turn::Export(file) => {
-                done(export(conversation, file), &format!("written to {}", render::path(file)))
+                done(export(conversation, file), &format!("written to {}", render::path(file)));
             }
             Turn::Fork => done(conversation.fork().await, "/back returns here"),
             Turn::Back if conversation.back() => render::remark("back at the fork"),

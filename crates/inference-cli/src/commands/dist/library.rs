@@ -67,10 +67,11 @@ impl Library {
     /// Makes a program name the library relative to itself.
     pub(super) fn rename_in(&self, program: &Path) -> anyhow::Result<()> {
         if MAC {
-            let change: [&OsStr; 4] =
-                ["-change".as_ref(), self.path.as_os_str(), self.relative().as_ref(), program.as_os_str()]
-                    .map(|argument: &OsStr| argument);
-            execute("install_name_tool", &change)?;
+            let relative = self.relative();
+            execute(
+                "install_name_tool",
+                &["-change".as_ref(), self.path.as_os_str(), relative.as_ref(), program.as_os_str()],
+            )?;
             return sign(program);
         }
         self.replace(program)
@@ -79,7 +80,8 @@ impl Library {
     /// Makes the library's own name, which other libraries may refer to, the relative one. MLX's wheel has relative names already.
     pub(super) fn rename_itself(&self, file: &Path) -> anyhow::Result<()> {
         if MAC {
-            execute("install_name_tool", &["-id".as_ref(), self.relative().as_ref(), file.as_os_str()])?;
+            let relative = self.relative();
+            execute("install_name_tool", &["-id".as_ref(), relative.as_ref(), file.as_os_str()])?;
             return sign(file);
         }
         let bytes = fs::read(file).with_context(|| format!("cannot read {}", render::path(file)))?;

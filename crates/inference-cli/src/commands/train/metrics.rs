@@ -82,7 +82,7 @@ fn path(output: &Path) -> PathBuf {
 fn lines_up_to(path: &Path, step: usize) -> anyhow::Result<String> {
     let text = match fs::read_to_string(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(String::new()),
-        result => result.with_context(|| format!("cannot read {}", render::path(&path)))?,
+        result => result.with_context(|| format!("cannot read {}", render::path(path)))?,
     };
     let kept = |line: &&str| {
         let line = serde_json::from_str::<Value>(line);

@@ -18,7 +18,7 @@ pub(super) fn draw(curves: &Curves) -> String {
          font-family=\"system-ui, sans-serif\" font-size=\"12\">\n\
          <rect width=\"{WIDTH}\" height=\"{HEIGHT}\" fill=\"#fff\"/>\n"
     );
-    // Writing to a string cannot fail, here and below.
+    // Writing to a string cannot fail.
     let _ = match curves.extent() {
         Some(extent) => writeln!(svg, "{}", field(curves, extent)),
         None => writeln!(svg, "<text x=\"64\" y=\"180\" fill=\"#555\">no steps were done</text>"),
@@ -27,38 +27,87 @@ pub(super) fn draw(curves: &Curves) -> String {
     svg
 }
 
+/// Where steps and losses lie in the field.
+struct Scale {
+    /// The last step.
+    last: f64,
+    /// The lowest loss of the axis, a tick, and the highest.
+    losses: (f64, f64),
+}
+
+impl Scale {
+    fn x(&self, step: f64) -> f64 {
+        let [left, _, right, _] = FIELD;
+        left + (right - left) * step / self.last
+    }
+
+    fn y(&self, loss: f64) -> f64 {
+        let ([_, top, _, bottom], (floor, high)) = (FIELD, self.losses);
+        bottom - (bottom - top) * (loss - floor) / (high - floor)
+    }
+}
+
 fn field(curves: &Curves, (last, low, high): (usize, f64, f64)) -> String {
-    let [left, top, right, bottom] = FIELD;
-    let (step, first) = ticks(low, high);
-    // From the tick below the lowest loss.
-    let floor = first;
-    let x = |at: f64| left + (right - left) * at / last as f64;
-    let y = |loss: f64| bottom - (bottom - top) * (loss - floor) / (high - floor);
+    let (distance, floor) = ticks(low, high);
+    let scale = Scale { last: last as f64, losses: (floor, high) };
+    let mut svg = loss_axis(&scale, distance);
+    svg.push_str(&step_axis(&scale));
+    let (training, validation) = (thinned(&curves.training), thinned(&curves.validation));
+    let right = FIELD[2];
+    let label = if validation.is_empty() { right } else { right - 76.0 };
+    // Writing to a string cannot fail, here and below.
+    let _ = writeln!(
+        svg,
+        "{}<text x=\"{label:.1}\" y=\"24\" text-anchor=\"end\" fill=\"#2563eb\">training</text>",
+        line(&scale, &training, "#2563eb")
+    );
+    if !validation.is_empty() {
+        let _ = writeln!(
+            svg,
+            "{}<text x=\"{right}\" y=\"24\" text-anchor=\"end\" fill=\"#d97706\">validation</text>",
+            line(&scale, &validation, "#d97706")
+        );
+        for (step, loss) in &validation {
+            let (x, y) = (scale.x(*step), scale.y(*loss));
+            let _ = writeln!(svg, "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3\" fill=\"#d97706\"/>");
+        }
+    }
+    svg
+}
+
+/// A line and a number for each tick of the losses, `distance` apart.
+fn loss_axis(scale: &Scale, distance: f64) -> String {
+    let ([left, _, right, _], (floor, high)) = (FIELD, scale.losses);
     let mut svg = String::new();
-    let mut tick = first;
-    while tick <= high + step * 1e-6 {
-        let at = y(tick);
+    let mut tick = floor;
+    while tick <= high + distance * 1e-6 {
+        let at = scale.y(tick);
         let _ = writeln!(
             svg,
             "<path d=\"M{left} {at:.1}H{right}\" stroke=\"#ddd\"/><text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\" \
              fill=\"#555\">{}</text>",
             left - 8.0,
             at + 4.0,
-            number(tick, step)
+            number(tick, distance)
         );
-        tick += step;
+        tick += distance;
     }
-    let (step, _) = ticks(0.0, last as f64);
-    let step = step.max(1.0).round();
+    svg
+}
+
+/// The numbers of steps, and the names of both axes.
+fn step_axis(scale: &Scale) -> String {
+    let [left, _, right, bottom] = FIELD;
+    let distance = ticks(0.0, scale.last).0.max(1.0).round();
+    let mut svg = String::new();
     let mut tick = 0.0;
-    while tick <= last as f64 {
+    while tick <= scale.last {
+        let (x, y) = (scale.x(tick), bottom + 20.0);
         let _ = writeln!(
             svg,
-            "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\" fill=\"#555\">{tick}</text>",
-            x(tick),
-            bottom + 20.0
+            "<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"middle\" fill=\"#555\">{tick}</text>"
         );
-        tick += step;
+        tick += distance;
     }
     let _ = writeln!(
         svg,
@@ -66,40 +115,16 @@ fn field(curves: &Curves, (last, low, high): (usize, f64, f64)) -> String {
          <text x=\"{right}\" y=\"{:.1}\" text-anchor=\"end\" fill=\"#222\">steps</text>",
         bottom + 38.0
     );
-    let line = |points: &[(f64, f64)]| {
-        let places: Vec<String> =
-            points.iter().map(|(at, loss)| format!("{:.1},{:.1}", x(*at), y(*loss))).collect();
-        places.join(" ")
-    };
-    let training = thinned(&curves.training);
-    let validation = thinned(&curves.validation);
-    let _ = writeln!(
-        svg,
-        "<polyline points=\"{}\" fill=\"none\" stroke=\"#2563eb\" stroke-width=\"1.5\" stroke-linejoin=\"round\"/>",
-        line(&training)
-    );
-    let _ = writeln!(
-        svg,
-        "<text x=\"{:.1}\" y=\"24\" text-anchor=\"end\" fill=\"#2563eb\">training</text>",
-        if validation.is_empty() { right } else { right - 76.0 }
-    );
-    if !validation.is_empty() {
-        let _ = writeln!(
-            svg,
-            "<polyline points=\"{}\" fill=\"none\" stroke=\"#d97706\" stroke-width=\"1.5\"/>\
-             <text x=\"{right}\" y=\"24\" text-anchor=\"end\" fill=\"#d97706\">validation</text>",
-            line(&validation)
-        );
-        for (at, loss) in &validation {
-            let _ = writeln!(
-                svg,
-                "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"3\" fill=\"#d97706\"/>",
-                x(*at),
-                y(*loss)
-            );
-        }
-    }
     svg
+}
+
+fn line(scale: &Scale, points: &[(f64, f64)], colour: &str) -> String {
+    let places: Vec<String> =
+        points.iter().map(|(step, loss)| format!("{:.1},{:.1}", scale.x(*step), scale.y(*loss))).collect();
+    format!(
+        "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"1.5\" stroke-linejoin=\"round\"/>",
+        places.join(" ")
+    )
 }
 
 /// The distance of four to eight round numbers from `low` to `high`, and the first of them, at or below `low`.
