@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::pieces::{Join, Piece, Pieces};
+use crate::tokenizer::pieces::{Join, Piece, Pieces};
 
 const REPLACEMENT: &str = "\u{fffd}";
 
@@ -57,6 +57,11 @@ impl Detokenizer {
     pub fn finish(&mut self) -> &str {
         self.flush();
         &self.text
+    }
+
+    /// The text of a special token that is left out.
+    pub(crate) fn special(&self, id: u32) -> Option<&str> {
+        if self.skip_special { self.pieces.special(id) } else { None }
     }
 
     /// The text of the last [`advance`](Self::advance) or [`flush`](Self::flush).

@@ -17,8 +17,6 @@ mod answer;
 mod assembler;
 mod codec;
 mod detokenizer;
-mod guard;
-mod pieces;
 mod reader;
 mod stop;
 mod template;
@@ -32,7 +30,7 @@ pub use detokenizer::Detokenizer;
 pub use reader::{ChatReader, ThinkingBudget};
 pub use stop::StopStrings;
 pub use template::ChatTemplate;
-pub use tokenizer::{SpecialTokens, Tokenizer};
+pub use tokenizer::{EncodeLimits, SpecialTokens, Tokenizer};
 pub use training::TokenData;
 
 /// The longest text, in bytes, that is tokenised or that a template may render: some four million tokens, far more than

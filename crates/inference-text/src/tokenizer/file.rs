@@ -1,0 +1,666 @@
+//! tokenizer.json as typed values: an allow-list of parts, types and keys.
+//!
+//! The `tokenizers` crate takes what it does not know for harmless and guesses the type of a part without one. Here both
+//! are errors, and the pipeline is built from what was checked, not from the file.
+
+use std::{collections::BTreeMap, fmt, path::Path};
+
+use inference_core::{Error, Result};
+use serde::{
+    Deserialize, Deserializer,
+    de::{DeserializeOwned, DeserializeSeed, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor},
+};
+use serde_json::{Map, Value};
+
+use super::limits::{
+    MAX_ADDED_BYTES, MAX_ADDED_TOKENS, MAX_MERGES, MAX_NORMALIZER_JSON, MAX_STEP_JSON, MAX_STEPS,
+    MAX_TOKEN_BYTES, MAX_TOKENS, MAX_VOCAB_BYTES,
+};
+
+/// What a tokenizer.json says.
+#[derive(Debug)]
+pub(super) struct TokenizerFile {
+    pub(super) added_tokens: Vec<AddedTokenEntry>,
+    pub(super) normalizer: Vec<NormalizerStep>,
+    pub(super) pre_tokenizer: Vec<PreTokenizerStep>,
+    pub(super) post_processor: Vec<PostProcessorStep>,
+    /// `None` where the file has no decoder: tokens are words then.
+    pub(super) decoder: Option<Vec<DecoderStep>>,
+    pub(super) model: ModelFile,
+}
+
+/// The file's parts before they are typed. Whole prompts are wanted: truncation and padding are skipped.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Parts {
+    #[serde(default)]
+    version: Option<String>,
+    #[serde(default, rename = "truncation")]
+    _truncation: IgnoredAny,
+    #[serde(default, rename = "padding")]
+    _padding: IgnoredAny,
+    #[serde(default)]
+    added_tokens: Option<AddedTokenList>,
+    #[serde(default)]
+    normalizer: SmallJson<MAX_NORMALIZER_JSON>,
+    #[serde(default)]
+    pre_tokenizer: SmallJson<MAX_STEP_JSON>,
+    #[serde(default)]
+    post_processor: SmallJson<MAX_STEP_JSON>,
+    #[serde(default)]
+    decoder: SmallJson<MAX_STEP_JSON>,
+    model: ModelFile,
+}
+
+/// A token beside the model's vocabulary.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct AddedTokenEntry {
+    pub(super) id: u32,
+    pub(super) content: String,
+    pub(super) single_word: bool,
+    pub(super) lstrip: bool,
+    pub(super) rstrip: bool,
+    pub(super) normalized: bool,
+    pub(super) special: bool,
+}
+
+/// What a step searches.
+#[derive(Debug, Clone, Deserialize)]
+pub(super) enum TextPattern {
+    String(String),
+    Regex(String),
+}
+
+/// A step that changes characters.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(tag = "type", deny_unknown_fields)]
+pub(super) enum NormalizerStep {
+    #[serde(alias = "Bert")]
+    BertNormalizer {
+        clean_text: bool,
+        handle_chinese_chars: bool,
+        strip_accents: Option<bool>,
+        lowercase: bool,
+    },
+    Strip {
+        strip_left: bool,
+        strip_right: bool,
+    },
+    StripAccents {},
+    NFC {},
+    NFD {},
+    NFKC {},
+    NFKD {},
+    Lowercase {},
+    Nmt {},
+    Precompiled {
+        precompiled_charsmap: String,
+    },
+    Replace {
+        pattern: TextPattern,
+        content: String,
+    },
+    Prepend {
+        prepend: String,
+    },
+    ByteLevel {},
+}
+
+/// What becomes of the text that separates pieces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub(super) enum Behavior {
+    Removed,
+    Isolated,
+    MergedWithPrevious,
+    MergedWithNext,
+    Contiguous,
+}
+
+/// Where [`PreTokenizerStep::Metaspace`] puts its character before a text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum PrependScheme {
+    First,
+    Never,
+    Always,
+}
+
+/// A step that cuts a text into words.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(tag = "type", deny_unknown_fields)]
+pub(super) enum PreTokenizerStep {
+    BertPreTokenizer {},
+    ByteLevel(ByteLevel),
+    CharDelimiterSplit {
+        delimiter: char,
+    },
+    Metaspace(Metaspace),
+    Whitespace {},
+    WhitespaceSplit {},
+    Split {
+        pattern: TextPattern,
+        behavior: Behavior,
+        invert: bool,
+    },
+    Punctuation {
+        #[serde(default = "isolated")]
+        behavior: Behavior,
+    },
+    Digits {
+        individual_digits: bool,
+    },
+    FixedLength {
+        #[serde(default = "five")]
+        length: usize,
+    },
+}
+
+/// The parameters that `ByteLevel` has in every part.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ByteLevel {
+    pub(super) add_prefix_space: bool,
+    #[serde(rename = "trim_offsets")]
+    _trim_offsets: bool,
+    #[serde(default = "yes")]
+    pub(super) use_regex: bool,
+}
+
+/// The parameters that `Metaspace` has in every part.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Metaspace {
+    pub(super) replacement: char,
+    add_prefix_space: Option<bool>,
+    #[serde(default = "always")]
+    prepend_scheme: PrependScheme,
+    split: Option<bool>,
+    #[serde(rename = "str_rep")]
+    _str_rep: Option<String>,
+}
+
+/// What is put around a text.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(tag = "type", deny_unknown_fields)]
+pub(super) enum PostProcessorStep {
+    ByteLevel(#[allow(dead_code, reason = "it concerns offsets alone")] ByteLevel),
+    BertProcessing {
+        sep: (String, u32),
+        cls: (String, u32),
+    },
+    RobertaProcessing {
+        sep: (String, u32),
+        cls: (String, u32),
+        #[serde(rename = "trim_offsets")]
+        _trim_offsets: bool,
+        #[serde(rename = "add_prefix_space")]
+        _add_prefix_space: bool,
+    },
+    TemplateProcessing {
+        single: Vec<TemplatePiece>,
+        #[serde(rename = "pair")]
+        _pair: Vec<TemplatePiece>,
+        special_tokens: BTreeMap<String, TemplateToken>,
+    },
+}
+
+/// A place in a template.
+#[derive(Debug, Clone, Deserialize)]
+pub(super) enum TemplatePiece {
+    Sequence {
+        id: SequenceId,
+        #[serde(rename = "type_id")]
+        _type_id: u32,
+    },
+    SpecialToken {
+        id: String,
+        #[serde(rename = "type_id")]
+        _type_id: u32,
+    },
+}
+
+/// One of the two texts that a template may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub(super) enum SequenceId {
+    A,
+    B,
+}
+
+/// A name that templates use, and the ids behind it.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct TemplateToken {
+    #[serde(rename = "id")]
+    _id: String,
+    pub(super) ids: Vec<u32>,
+    #[serde(rename = "tokens")]
+    _tokens: Vec<String>,
+}
+
+/// A step from tokens to text.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(tag = "type", deny_unknown_fields)]
+pub(super) enum DecoderStep {
+    ByteLevel(#[allow(dead_code, reason = "it concerns encoding alone")] ByteLevel),
+    WordPiece { prefix: String, cleanup: bool },
+    Metaspace(Metaspace),
+    Replace { pattern: TextPattern, content: String },
+    Fuse {},
+    Strip { content: char, start: usize, stop: usize },
+    ByteFallback {},
+}
+
+/// The model's parameters. Which of them a type has is checked where it is built.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ModelFile {
+    #[serde(rename = "type")]
+    pub(super) kind: Option<ModelKind>,
+    pub(super) dropout: Option<f32>,
+    pub(super) unk_token: Option<String>,
+    pub(super) continuing_subword_prefix: Option<String>,
+    pub(super) end_of_word_suffix: Option<String>,
+    pub(super) fuse_unk: Option<bool>,
+    pub(super) byte_fallback: Option<bool>,
+    pub(super) ignore_merges: Option<bool>,
+    pub(super) max_input_chars_per_word: Option<usize>,
+    pub(super) unk_id: Option<usize>,
+    pub(super) vocab: Vocab,
+    #[serde(default)]
+    pub(super) merges: Option<Merges>,
+}
+
+/// How words become tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub(super) enum ModelKind {
+    BPE,
+    WordPiece,
+    WordLevel,
+    Unigram,
+}
+
+/// The tokens of a model.
+#[derive(Debug)]
+pub(super) enum Vocab {
+    /// With their ids.
+    Ids(Vec<(String, u32)>),
+    /// In the order of their ids, with their log-probabilities.
+    Scores(Vec<(String, f64)>),
+}
+
+/// Pairs of tokens that become one, most important first.
+#[derive(Debug)]
+pub(super) struct Merges(pub(super) Vec<(String, String)>);
+
+impl Metaspace {
+    /// Where the character is put; `None` where two keys contradict each other.
+    pub(super) fn scheme(&self) -> Option<PrependScheme> {
+        match (self.add_prefix_space, self.prepend_scheme) {
+            (Some(false), PrependScheme::Never) => Some(PrependScheme::Never),
+            (Some(false), _) => None,
+            (_, scheme) => Some(scheme),
+        }
+    }
+
+    /// Whether words begin at the character.
+    pub(super) fn splits(&self) -> bool {
+        self.split.unwrap_or(true)
+    }
+}
+
+impl TokenizerFile {
+    /// Reads the file's text.
+    ///
+    /// # Errors
+    /// [`Error::InvalidModel`] names the key, what was found and what was expected.
+    pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<Self> {
+        let mut deserializer = serde_json::Deserializer::from_slice(bytes);
+        let parts: Parts = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+            let reason = error.inner().to_string();
+            match error.path().to_string() {
+                at if at == "." => Error::invalid_file(path, format!("is not a tokenizer: {reason}")),
+                at => Error::invalid_key(path, at, reason),
+            }
+        })?;
+        if let Some(version) = parts.version.filter(|version| version != "1.0") {
+            return Err(Error::invalid_key(path, "version", format!("is {version:?}, expected \"1.0\"")));
+        }
+        let steps = Steps { path };
+        let decoder = Some(parts.decoder.0).filter(|decoder| !decoder.is_null());
+        Ok(Self {
+            added_tokens: parts.added_tokens.map(|list| list.0).unwrap_or_default(),
+            normalizer: steps.read("normalizer", "normalizers", parts.normalizer.0)?,
+            pre_tokenizer: steps.read("pre_tokenizer", "pretokenizers", parts.pre_tokenizer.0)?,
+            post_processor: steps.read("post_processor", "processors", parts.post_processor.0)?,
+            decoder: decoder.map(|decoder| steps.read("decoder", "decoders", decoder)).transpose()?,
+            model: parts.model,
+        })
+    }
+}
+
+/// Flattens sequences of steps, and types each of them.
+struct Steps<'a> {
+    path: &'a Path,
+}
+
+impl Steps<'_> {
+    /// All steps of a part; `list` is the key of a sequence's steps.
+    fn read<T: DeserializeOwned>(&self, key: &str, list: &str, value: Value) -> Result<Vec<T>> {
+        let mut steps = Vec::new();
+        if !value.is_null() {
+            self.flatten(key.to_owned(), list, value, &mut steps)?;
+        }
+        Ok(steps)
+    }
+
+    fn flatten<T: DeserializeOwned>(
+        &self,
+        key: String,
+        list: &str,
+        value: Value,
+        into: &mut Vec<T>,
+    ) -> Result<()> {
+        let invalid = |key: String, reason: String| Error::invalid_key(self.path, key, reason);
+        let Value::Object(mut step) = value else {
+            return Err(invalid(key, "expected an object with a `type`".to_owned()));
+        };
+        match step.get("type") {
+            Some(Value::String(kind)) if kind == "Sequence" => {}
+            Some(Value::String(_)) => {
+                if into.len() >= MAX_STEPS {
+                    return Err(invalid(key, format!("is one step too many, expected at most {MAX_STEPS}")));
+                }
+                let step = serde_json::from_value(Value::Object(step))
+                    .map_err(|error| invalid(key, error.to_string()))?;
+                into.push(step);
+                return Ok(());
+            }
+            Some(_) => return Err(invalid(key + ".type", "expected a string".to_owned())),
+            None => return Err(invalid(key, "has no `type`, which says what it does".to_owned())),
+        }
+        let Some(Value::Array(steps)) = step.remove(list) else {
+            return Err(invalid(format!("{key}.{list}"), "expected a list of steps".to_owned()));
+        };
+        step.remove("type");
+        if let Some(other) = step.keys().next() {
+            return Err(invalid(
+                format!("{key}.{other}"),
+                format!("unknown key, expected `type` and `{list}`"),
+            ));
+        }
+        // Depth is bounded by serde_json, length by the limit on steps and on the part's size.
+        for (at, step) in steps.into_iter().enumerate() {
+            self.flatten(format!("{key}.{list}[{at}]"), list, step, into)?;
+        }
+        Ok(())
+    }
+}
+
+/// Any JSON of a bounded size: an element counts as [`ELEMENT`] bytes, a string as its own besides.
+#[derive(Default)]
+struct SmallJson<const LIMIT: usize>(Value);
+
+/// Memory that an element of a JSON value takes.
+const ELEMENT: usize = 64;
+
+impl<'de, const LIMIT: usize> Deserialize<'de> for SmallJson<LIMIT> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        let mut left = LIMIT;
+        Element { left: &mut left, limit: LIMIT }.deserialize(deserializer).map(Self)
+    }
+}
+
+/// Reads one element of a bounded JSON value.
+struct Element<'l> {
+    left: &'l mut usize,
+    limit: usize,
+}
+
+impl Element<'_> {
+    fn charge<E: serde::de::Error>(&mut self, bytes: usize) -> std::result::Result<(), E> {
+        *self.left = self.left.checked_sub(bytes).ok_or_else(|| {
+            E::custom(format!("takes more than {} bytes, the most allowed for this part", self.limit))
+        })?;
+        Ok(())
+    }
+
+    fn inner(&mut self) -> Element<'_> {
+        Element { left: self.left, limit: self.limit }
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Element<'_> {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(mut self, deserializer: D) -> std::result::Result<Value, D::Error> {
+        self.charge(ELEMENT)?;
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Element<'_> {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a description of steps")
+    }
+
+    fn visit_unit<E>(self) -> std::result::Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> std::result::Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_i64<E>(self, value: i64) -> std::result::Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_u64<E>(self, value: u64) -> std::result::Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_f64<E>(self, value: f64) -> std::result::Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_str<E: serde::de::Error>(mut self, text: &str) -> std::result::Result<Value, E> {
+        self.charge(text.len())?;
+        Ok(text.into())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(mut self, mut seq: A) -> std::result::Result<Value, A::Error> {
+        let mut items = Vec::new();
+        while let Some(item) = seq.next_element_seed(self.inner())? {
+            items.push(item);
+        }
+        Ok(Value::Array(items))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> std::result::Result<Value, A::Error> {
+        let mut entries = Map::new();
+        while let Some(key) = map.next_key::<String>()? {
+            self.charge(key.len())?;
+            let value = map.next_value_seed(self.inner())?;
+            if entries.insert(key.clone(), value).is_some() {
+                return Err(A::Error::custom(format!("has the key {key:?} twice")));
+            }
+        }
+        Ok(Value::Object(entries))
+    }
+}
+
+/// Added tokens, refused before they are too many.
+struct AddedTokenList(Vec<AddedTokenEntry>);
+
+impl<'de> Deserialize<'de> for AddedTokenList {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct List;
+        impl<'de> Visitor<'de> for List {
+            type Value = AddedTokenList;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list of tokens")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> std::result::Result<Self::Value, A::Error> {
+                let (mut tokens, mut bytes) = (Vec::<AddedTokenEntry>::new(), 0);
+                while let Some(token) = seq.next_element::<AddedTokenEntry>()? {
+                    bytes += token.content.len();
+                    tokens.push(token);
+                    if tokens.len() > MAX_ADDED_TOKENS || bytes > MAX_ADDED_BYTES {
+                        return Err(A::Error::custom(format!(
+                            "more than {MAX_ADDED_TOKENS} tokens, or more than {MAX_ADDED_BYTES} bytes of them"
+                        )));
+                    }
+                }
+                Ok(AddedTokenList(tokens))
+            }
+        }
+        deserializer.deserialize_seq(List)
+    }
+}
+
+/// Counts a vocabulary's tokens and bytes.
+#[derive(Default)]
+struct Size {
+    tokens: usize,
+    bytes: usize,
+}
+
+impl Size {
+    fn add<E: serde::de::Error>(&mut self, token: &str) -> std::result::Result<(), E> {
+        self.tokens += 1;
+        self.bytes += token.len();
+        if token.len() > MAX_TOKEN_BYTES {
+            let start: String = token.chars().take(20).collect();
+            let length = token.len();
+            return Err(E::custom(format!(
+                "token {start:?}… has {length} bytes, expected at most {MAX_TOKEN_BYTES}"
+            )));
+        }
+        if self.tokens > MAX_TOKENS || self.bytes > MAX_VOCAB_BYTES {
+            return Err(E::custom(format!(
+                "more than {MAX_TOKENS} tokens, or more than {MAX_VOCAB_BYTES} bytes of them"
+            )));
+        }
+        Ok(())
+    }
+}
+
+impl<'de> Deserialize<'de> for Vocab {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct Entries;
+        impl<'de> Visitor<'de> for Entries {
+            type Value = Vocab;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of tokens with their ids, or a list of tokens with their scores")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Vocab, A::Error> {
+                let (mut size, mut entries) = (Size::default(), Vec::new());
+                while let Some((token, id)) = map.next_entry::<String, u32>()? {
+                    size.add(&token)?;
+                    entries.push((token, id));
+                }
+                Ok(Vocab::Ids(entries))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> std::result::Result<Vocab, A::Error> {
+                let (mut size, mut entries) = (Size::default(), Vec::new());
+                while let Some((token, score)) = seq.next_element::<(String, f64)>()? {
+                    size.add(&token)?;
+                    entries.push((token, score));
+                }
+                Ok(Vocab::Scores(entries))
+            }
+        }
+        deserializer.deserialize_any(Entries)
+    }
+}
+
+impl<'de> Deserialize<'de> for Merges {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        /// A pair, or a line of a merges.txt.
+        enum Merge {
+            Pair(String, String),
+            Line(String),
+        }
+        impl<'de> Deserialize<'de> for Merge {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+                struct Forms;
+                impl<'de> Visitor<'de> for Forms {
+                    type Value = Merge;
+
+                    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                        f.write_str("two tokens, in a list or separated by a space")
+                    }
+
+                    fn visit_str<E: serde::de::Error>(self, line: &str) -> std::result::Result<Merge, E> {
+                        Ok(Merge::Line(line.to_owned()))
+                    }
+
+                    fn visit_seq<A: SeqAccess<'de>>(
+                        self,
+                        mut seq: A,
+                    ) -> std::result::Result<Merge, A::Error> {
+                        match (seq.next_element()?, seq.next_element()?, seq.next_element::<IgnoredAny>()?) {
+                            (Some(left), Some(right), None) => Ok(Merge::Pair(left, right)),
+                            _ => Err(A::Error::custom("expected two tokens")),
+                        }
+                    }
+                }
+                deserializer.deserialize_any(Forms)
+            }
+        }
+        struct Pairs;
+        impl<'de> Visitor<'de> for Pairs {
+            type Value = Merges;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list of pairs of tokens")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> std::result::Result<Merges, A::Error> {
+                let mut merges = Vec::new();
+                while let Some(merge) = seq.next_element()? {
+                    if merges.len() == MAX_MERGES {
+                        return Err(A::Error::custom(format!("more than {MAX_MERGES} merges")));
+                    }
+                    match merge {
+                        Merge::Pair(left, right) => merges.push((left, right)),
+                        // The head of a merges.txt.
+                        Merge::Line(line) if line.starts_with("#version") => {}
+                        Merge::Line(line) => match line.split_once(' ') {
+                            Some((left, right)) if !right.contains(' ') => {
+                                merges.push((left.to_owned(), right.to_owned()));
+                            }
+                            _ => return Err(A::Error::custom(format!("{line:?} is no pair of tokens"))),
+                        },
+                    }
+                }
+                Ok(Merges(merges))
+            }
+        }
+        deserializer.deserialize_seq(Pairs)
+    }
+}
+
+fn isolated() -> Behavior {
+    Behavior::Isolated
+}
+
+fn five() -> usize {
+    5
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn always() -> PrependScheme {
+    PrependScheme::Always
+}
