@@ -30,6 +30,8 @@ pub struct TextAssembler<T> {
     position: Position,
     /// The position after the detokenizer's tentative text, and how much of that it has seen.
     tentative: (Position, usize),
+    /// Special tokens that a stop string may begin in: the text before each, in the whole text, and the length of its own.
+    specials: VecDeque<(usize, usize)>,
     /// Text of which no event was given out; `start` is its place in the whole text.
     text: String,
     start: usize,
@@ -49,6 +51,7 @@ impl<T> TextAssembler<T> {
             stops: stops.filter(|stops| !stops.strings().is_empty()),
             position: Position::START,
             tentative: (Position::START, 0),
+            specials: VecDeque::new(),
             text: String::new(),
             start: 0,
             known: VecDeque::new(),
@@ -66,7 +69,7 @@ impl<T> TextAssembler<T> {
         }
         self.open.push_back((id, data));
         self.detokenizer.advance(id);
-        let stop = self.take_in().or_else(|| {
+        let stop = self.take_in().or_else(|| self.take_special(id)).or_else(|| {
             // Bytes that may yet turn out broken hold back their text, but if the text ended here they would not be.
             if self.stops_in_tentative() {
                 self.detokenizer.flush();
@@ -108,7 +111,8 @@ impl<T> TextAssembler<T> {
             self.position = stops.step(self.position, byte);
             if let Some(index) = stops.complete(self.position) {
                 let stop = stops.strings()[index].clone();
-                self.text.truncate(end + at + 1 - stop.len() - self.start);
+                let begun = self.text_within(end + at + 1, stop.len());
+                self.text.truncate(end + at + 1 - begun - self.start);
                 return Some(stop);
             }
         }
@@ -116,6 +120,58 @@ impl<T> TextAssembler<T> {
             self.tentative = (self.position, 0);
         }
         None
+    }
+
+    /// A special token is no text, but a stop string may hold it: the stop string that is complete with it, at whose
+    /// beginning the text is cut.
+    fn take_special(&mut self, id: u32) -> Option<String> {
+        let stops = Arc::clone(self.stops.as_ref()?);
+        let special = self.detokenizer.special(id)?.to_owned();
+        // Text that the detokenizer holds back stands before the token, if it becomes text at all.
+        let mut position = if self.tentative.1 > 0 { self.tentative.0 } else { self.position };
+        for (at, byte) in special.bytes().enumerate() {
+            position = stops.step(position, byte);
+            let Some(index) = stops.complete(position) else { continue };
+            let stop = stops.strings()[index].clone();
+            self.detokenizer.flush();
+            // The text held back may complete a stop string of its own.
+            if let Some(earlier) = self.take_in() {
+                return Some(earlier);
+            }
+            let end = self.start + self.text.len();
+            let begun = self.text_within(end, stop.len().saturating_sub(at + 1));
+            self.text.truncate(end - begun - self.start);
+            return Some(stop);
+        }
+        self.position = special.bytes().fold(self.position, |position, byte| stops.step(position, byte));
+        self.tentative = (self.position, 0);
+        self.specials.push_back((self.start + self.text.len(), special.len()));
+        // No match reaches further back than the longest stop string.
+        let undecided = stops.undecided(self.position);
+        let mut reach: usize = self.specials.iter().map(|(_, length)| length).sum();
+        while let Some((_, length)) = self.specials.front().filter(|_| reach > undecided) {
+            reach -= length;
+            if reach < undecided {
+                break;
+            }
+            self.specials.pop_front();
+        }
+        None
+    }
+
+    /// How much of the last `bytes` that the matcher saw is text: the rest is special tokens. `end` is where the text ends.
+    fn text_within(&self, end: usize, bytes: usize) -> usize {
+        let (mut left, mut text, mut at) = (bytes, 0, end);
+        for (place, length) in self.specials.iter().rev() {
+            let before = at - place;
+            if before >= left {
+                break;
+            }
+            text += before;
+            left = (left - before).saturating_sub(*length);
+            at = *place;
+        }
+        text + left.min(at)
     }
 
     /// Whether a stop string is complete in the text that the detokenizer would give if it ended here.
@@ -135,7 +191,8 @@ impl<T> TextAssembler<T> {
             Some(stops) if !self.stopped => stops.undecided(self.position),
             _ => 0,
         };
-        let decided = self.start + self.text.len() - undecided;
+        let end = self.start + self.text.len();
+        let decided = end - self.text_within(end, undecided);
         let mut taken = 0;
         while self.known.front().is_some_and(|(_, _, end)| self.stopped || *end <= decided) {
             let Some((id, data, end)) = self.known.pop_front() else { break };
