@@ -1,10 +1,14 @@
 //! What an answer is made of: text, reasoning, and calls of tools, told apart as the answer streams in.
 
+mod call;
 mod calls;
 mod format;
 mod literal;
+mod scanner;
+mod schema;
 #[cfg(test)]
 mod tests;
+mod xml;
 
 use std::sync::Arc;
 
@@ -13,8 +17,10 @@ use serde_json::Value;
 
 pub use self::format::AnswerFormat;
 use self::{
-    calls::Call,
-    format::{Kind, MESSAGE_ENDS, Mark},
+    call::{Calls, ParsedCall},
+    format::{Delimiter, Kind, MESSAGE_ENDS},
+    scanner::{Quoting, StringScanner},
+    xml::Notation,
 };
 use crate::{StopStrings, stop::Position};
 
@@ -28,7 +34,7 @@ use crate::{StopStrings, stop::Position};
 /// use inference_core::ChatEvent;
 /// use inference_text::{AnswerFormat, AnswerParser};
 ///
-/// let format = Arc::new(AnswerFormat::of("…</think>…<tool_call>…").unwrap());
+/// let format = Arc::new(AnswerFormat::from_template("…</think>…<tool_call>…").unwrap());
 /// let mut parser = AnswerParser::new(format, "");
 /// let mut events = Vec::new();
 /// for piece in ["<thi", "nk>2+2</think>Four.<tool_", "call>{\"name\": \"f\", \"arguments\": {}}</tool_call>"] {
@@ -48,6 +54,8 @@ pub struct AnswerParser {
     /// What ends it.
     end: StopStrings,
     position: Position,
+    /// Whether it stands within a string, where no delimiter counts.
+    strings: StringScanner,
     /// What was read of it and not given out.
     held: String,
     /// Whether line breaks belong to the mark before them.
@@ -55,31 +63,30 @@ pub struct AnswerParser {
     /// Whether the answer may turn out to be nothing but calls: blanks are all that came, and they are held.
     may_be_bare: bool,
     tools: Vec<Value>,
-    /// Makes the ids of calls.
-    salt: u64,
+    /// The number that the ids of calls are made from.
+    id_seed: u64,
 }
 
 impl AnswerParser {
-    /// A parser for an answer to a rendered prompt, of which the end is enough: where that is within reasoning, the answer
-    /// begins there.
+    /// A parser for the answer to a rendered prompt. Only the prompt's end matters: where that opens reasoning, the answer
+    /// begins within it.
     #[must_use]
     pub fn new(format: Arc<AnswerFormat>, prompt: &str) -> Self {
-        let prompt = prompt.trim_end();
-        let begun = format.marks.iter().find(|mark| mark.kind == Kind::Think && prompt.ends_with(mark.text));
-        let begun = begun.copied();
+        let begun = format.opened_reasoning(prompt);
         let mut parser = Self {
             within: None,
             end: format.begin.clone(),
             format,
             position: Position::START,
+            strings: StringScanner::new(Quoting::None),
             held: String::new(),
             after_mark: false,
             may_be_bare: false,
             tools: Vec::new(),
-            salt: 0,
+            id_seed: 0,
         };
-        if let Some(mark) = begun {
-            parser.enter(Kind::Think, String::new(), mark.ends);
+        if let Some(delimiter) = begun {
+            parser.enter(Kind::Reasoning, String::new(), delimiter.ends);
         }
         parser
     }
@@ -95,15 +102,15 @@ impl AnswerParser {
 
     /// Makes the ids of calls from this number, which should differ from answer to answer.
     #[must_use]
-    pub fn with_salt(mut self, salt: u64) -> Self {
-        self.salt = salt;
+    pub fn with_id_seed(mut self, id_seed: u64) -> Self {
+        self.id_seed = id_seed;
         self
     }
 
     /// Whether what comes next continues reasoning.
     #[must_use]
     pub fn is_thinking(&self) -> bool {
-        matches!(self.within, Some((Kind::Think, _)))
+        matches!(self.within, Some((Kind::Reasoning, _)))
     }
 
     /// Takes the next piece of the answer and appends the parts that are certain by it.
@@ -129,7 +136,7 @@ impl AnswerParser {
     pub fn push_special(&mut self, token: &str, events: &mut Vec<ChatEvent>) {
         let (marks, event): (_, fn(String) -> ChatEvent) = match &self.within {
             None => (&self.format.begin, ChatEvent::Text),
-            Some((Kind::Think, _)) => (&self.end, ChatEvent::Thinking),
+            Some((Kind::Reasoning, _)) => (&self.end, ChatEvent::Thinking),
             Some(_) => return self.push(token, events),
         };
         // What of the text before may begin a mark that goes on with the token.
@@ -153,47 +160,82 @@ impl AnswerParser {
         let body = std::mem::take(&mut self.held);
         match self.within.take() {
             None => self.say(ChatEvent::Text, &body, events),
-            Some((Kind::Think, _)) => self.say(ChatEvent::Thinking, &body, events),
-            Some((Kind::Role | Kind::Channel | Kind::Thought, opened)) => mark(events, &[&opened, &body]),
+            Some((Kind::Reasoning, _)) => self.say(ChatEvent::Thinking, &body, events),
+            Some((Kind::Role | Kind::Channel | Kind::ReasoningHeader, opened)) => {
+                mark(events, &[&opened, &body])
+            }
             Some((Kind::Bare, _)) => match calls::json_or_python(&body) {
                 Ok(calls) => self.call(calls, body, events),
                 Err(_) => self.say(ChatEvent::Text, &body, events),
             },
-            Some((kind, opened)) => self.read(kind, &opened, &body, "", events),
+            Some((kind, opened)) => self.finish_call(kind, &opened, &body, events),
         }
+    }
+
+    /// Reads a call that the answer's end cut off, or whose end was taken for part of a string because a quote is missing:
+    /// where what stands before one of its ends can be read, it is a call.
+    fn finish_call(&mut self, kind: Kind, opened: &str, body: &str, events: &mut Vec<ChatEvent>) {
+        let whole = self.parse(kind, opened, body);
+        let parts = if whole.is_ok() { vec![body] } else { split_behind(body, self.end.strings()) };
+        let calls: Vec<Calls> = parts.iter().map(|part| self.parse_part(kind, opened, part)).collect();
+        if parts.len() < 2 || calls.iter().all(Result::is_err) {
+            return self.give_out(whole, format!("{opened}{body}"), events);
+        }
+        let mut raw = opened.to_owned();
+        for (part, calls) in parts.into_iter().zip(calls) {
+            raw.push_str(part);
+            self.give_out(calls, std::mem::take(&mut raw), events);
+        }
+    }
+
+    /// A part of a body with its own delimiters.
+    fn parse_part(&self, kind: Kind, opened: &str, part: &str) -> Calls {
+        let body = part.trim();
+        let body = body.strip_prefix(opened).unwrap_or(body);
+        let ends = self.end.strings();
+        let body = ends.iter().find_map(|end| body.strip_suffix(end.as_str())).unwrap_or(body);
+        self.parse(kind, opened, body)
     }
 
     /// Reads up to the next mark; what is left behind it.
     fn take<'a>(&mut self, piece: &'a str, events: &mut Vec<ChatEvent>) -> &'a str {
         let marks = if self.within.is_some() { &self.end } else { &self.format.begin };
         for (at, byte) in piece.bytes().enumerate() {
+            self.strings.step(byte);
             self.position = marks.step(self.position, byte);
             let Some(found) = marks.complete(self.position) else { continue };
             let closed = marks.strings()[found].clone();
+            // What was taken before this piece is not taken again where the delimiter turns out to be text.
+            let before = self.held.len();
             self.held.push_str(&piece[..=at]);
-            self.held.truncate(self.held.len() - closed.len());
+            let body = self.held.len() - closed.len();
+            if !self.may_end(&self.held[..body]) {
+                self.held.truncate(before);
+                continue;
+            }
+            self.held.truncate(body);
             self.position = Position::START;
             let body = std::mem::take(&mut self.held);
             match self.within.take() {
                 None => {
                     self.say_before_mark(ChatEvent::Text, &body, events);
-                    let Mark { text, kind, ends } = self.format.marks[found];
+                    let Delimiter { text, kind, ends } = self.format.delimiters[found];
                     match kind {
                         Kind::Nothing => mark(events, &[text]),
-                        Kind::Think => {
+                        Kind::Reasoning => {
                             mark(events, &[text]);
                             self.enter(kind, String::new(), ends);
                         }
                         kind => self.enter(kind, text.to_owned(), ends),
                     }
                 }
-                Some((Kind::Think, _)) => {
+                Some((Kind::Reasoning, _)) => {
                     self.say_before_mark(ChatEvent::Thinking, &body, events);
                     mark(events, &[&closed]);
                 }
-                Some((Kind::Thought, opened)) => {
+                Some((Kind::ReasoningHeader, opened)) => {
                     mark(events, &[&opened, &body, &closed]);
-                    self.enter(Kind::Think, String::new(), &["<channel|>"]);
+                    self.enter(Kind::Reasoning, String::new(), &["<channel|>"]);
                 }
                 Some((Kind::Role, opened)) if closed == "<|channel|>" => {
                     mark(events, &[&opened, &body]);
@@ -217,7 +259,7 @@ impl AnswerParser {
         }
         mark(events, &[&raw]);
         if header.trim_start().starts_with("analysis") {
-            self.enter(Kind::Think, String::new(), MESSAGE_ENDS);
+            self.enter(Kind::Reasoning, String::new(), MESSAGE_ENDS);
         }
     }
 
@@ -227,14 +269,37 @@ impl AnswerParser {
         // The ends are constants, none of them empty or long.
         self.end = StopStrings::new(ends.iter().copied()).unwrap_or_else(|_| self.format.begin.clone());
         self.position = Position::START;
+        self.strings = StringScanner::new(kind.quoting());
     }
 
     /// Reads what is marked as a call.
     fn read(&mut self, kind: Kind, opened: &str, body: &str, closed: &str, events: &mut Vec<ChatEvent>) {
-        let raw = format!("{opened}{body}{closed}");
-        let calls = match kind {
-            Kind::Tagged if opened == "<function=" => calls::tagged(&raw, &self.tools),
-            Kind::Tagged => calls::tagged(body, &self.tools),
+        let calls = self.parse(kind, opened, body);
+        self.give_out(calls, format!("{opened}{body}{closed}"), events);
+    }
+
+    fn give_out(&mut self, calls: Calls, raw: String, events: &mut Vec<ChatEvent>) {
+        match calls {
+            Ok(calls) => self.call(calls, raw, events),
+            Err(reason) => events.push(ChatEvent::UnparsedToolCall { raw, reason }),
+        }
+    }
+
+    /// Whether an end delimiter behind this body ends it, by the notation's grammar.
+    fn may_end(&self, body: &str) -> bool {
+        match &self.within {
+            Some((Kind::Tagged, opened)) => match Notation::of(opened, body) {
+                Notation::Json => !self.strings.in_string(),
+                notation => xml::is_complete(notation, opened, body),
+            },
+            _ => !self.strings.in_string(),
+        }
+    }
+
+    fn parse(&self, kind: Kind, opened: &str, body: &str) -> Calls {
+        match kind {
+            Kind::Tagged if opened == "<function=" => xml::tagged(&format!("{opened}{body}"), &self.tools),
+            Kind::Tagged => xml::tagged(body, &self.tools),
             Kind::List => calls::json(body),
             Kind::Mistral => calls::mistral(body),
             Kind::Code => calls::json_or_python(body),
@@ -242,22 +307,21 @@ impl AnswerParser {
             Kind::DeepSeek => calls::deepseek(body),
             Kind::Kimi => calls::kimi(body),
             Kind::ChannelCall => calls::channel(opened, body),
-            Kind::Think | Kind::Thought | Kind::Channel | Kind::Role | Kind::Bare | Kind::Nothing => {
-                Err("it is no call".to_owned())
-            }
-        };
-        match calls {
-            Ok(calls) => self.call(calls, raw, events),
-            Err(reason) => events.push(ChatEvent::UnparsedToolCall { raw, reason }),
+            Kind::Reasoning
+            | Kind::ReasoningHeader
+            | Kind::Channel
+            | Kind::Role
+            | Kind::Bare
+            | Kind::Nothing => Err("it is not a call".to_owned()),
         }
     }
 
     /// Gives out calls, the first of them with their text.
-    fn call(&mut self, calls: Vec<Call>, mut raw: String, events: &mut Vec<ChatEvent>) {
-        for Call { id, name, arguments } in calls {
+    fn call(&mut self, calls: Vec<ParsedCall>, mut raw: String, events: &mut Vec<ChatEvent>) {
+        for ParsedCall { id, name, arguments } in calls {
             let id = id.unwrap_or_else(|| {
-                self.salt = self.salt.wrapping_add(1);
-                made_up_id(self.salt)
+                self.id_seed = self.id_seed.wrapping_add(1);
+                made_up_id(self.id_seed)
             });
             let call = ToolCall::new(id, name, arguments);
             events.push(ChatEvent::ToolCall { call, raw: std::mem::take(&mut raw) });
@@ -268,7 +332,7 @@ impl AnswerParser {
     fn release(&mut self, events: &mut Vec<ChatEvent>) {
         let (marks, event): (_, fn(String) -> ChatEvent) = match &self.within {
             None => (&self.format.begin, ChatEvent::Text),
-            Some((Kind::Think, _)) => (&self.end, ChatEvent::Thinking),
+            Some((Kind::Reasoning, _)) => (&self.end, ChatEvent::Thinking),
             Some(_) => return,
         };
         let mut certain = self.held.len() - marks.undecided(self.position);
@@ -299,6 +363,22 @@ impl AnswerParser {
         self.say(event, said, events);
         mark(events, &[breaks]);
     }
+}
+
+/// Cuts a text behind each of these strings.
+fn split_behind<'t>(mut text: &'t str, ends: &[String]) -> Vec<&'t str> {
+    let mut parts = Vec::new();
+    let next = |text: &str| {
+        let found = ends.iter().filter_map(|end| text.find(end.as_str()).map(|at| at + end.len()));
+        found.min()
+    };
+    while let Some(end) = next(text).filter(|end| *end < text.len()) {
+        let (part, rest) = text.split_at(end);
+        parts.push(part);
+        text = rest;
+    }
+    parts.push(text);
+    parts
 }
 
 /// Appends a mark, if there is any text to it.

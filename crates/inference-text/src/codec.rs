@@ -36,7 +36,7 @@ impl Codec {
         let tokenizer = Tokenizer::load(folder)?;
         let template = ChatTemplate::load(folder, tokenizer.special_tokens())?;
         let sources: Vec<&str> = template.iter().flat_map(ChatTemplate::sources).collect();
-        let format = AnswerFormat::of(&sources.concat())?;
+        let format = AnswerFormat::from_template(&sources.concat())?;
         let thinking_end = format.thinking_end().map(|text| tokenizer.encode(text, false)).transpose()?;
         Ok(Self { tokenizer, template, format: Arc::new(format), thinking_end: thinking_end.map(Into::into) })
     }
@@ -178,10 +178,10 @@ impl Codec {
     fn parser(&self, prompt: &[u32], options: &GenerateOptions) -> AnswerParser {
         let end = self.tokenizer.decode(&prompt[prompt.len().saturating_sub(PROMPT_END)..], false);
         // FNV-1a: what differs from prompt to prompt.
-        let salt = prompt.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, id| {
+        let seed = prompt.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, id| {
             (hash ^ u64::from(*id)).wrapping_mul(0x0100_0000_01b3)
         });
         let tools = options.template.tools.as_deref().unwrap_or_default();
-        AnswerParser::new(self.format.clone(), &end).with_tools(tools).with_salt(salt)
+        AnswerParser::new(self.format.clone(), &end).with_tools(tools).with_id_seed(seed)
     }
 }

@@ -1,19 +1,13 @@
-//! Calls of tools in the notations of the model families.
+//! Tool calls in the JSON notations of the model families.
+//!
+//! A delimiter within a JSON string is text: calls are read value by value, and never cut at delimiters.
 
 use serde_json::{Map, Value};
 
-use super::literal;
-
-/// A call that was read.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct Call {
-    /// What the model calls the call, where it does.
-    pub(super) id: Option<String>,
-    pub(super) name: String,
-    pub(super) arguments: Map<String, Value>,
-}
-
-type Calls = Result<Vec<Call>, String>;
+use super::{
+    call::{Calls, ParsedCall, json_prefix},
+    literal,
+};
 
 /// `{"name": …, "arguments": …}`, with `parameters` for the arguments in Llama's, `tool_name` for the name in Cohere's, and
 /// `{name: arguments}` in Apertus'; one, a list, or several one after another.
@@ -21,18 +15,9 @@ pub(super) fn json(body: &str) -> Calls {
     let mut calls = Vec::new();
     let mut rest = body.trim_start();
     while !rest.is_empty() {
-        let mut values = serde_json::Deserializer::from_str(rest).into_iter::<Value>();
-        match values.next() {
-            Some(Ok(Value::Array(values))) => {
-                for value in &values {
-                    calls.push(from_value(value)?);
-                }
-            }
-            Some(Ok(value)) => calls.push(from_value(&value)?),
-            Some(Err(error)) => return Err(format!("it is no JSON: {error}")),
-            None => break,
-        }
-        rest = rest[values.byte_offset()..].trim_start_matches(|c: char| c.is_whitespace() || c == ';');
+        let (value, tail) = json_prefix(rest)?;
+        json_values(&value, &mut calls)?;
+        rest = tail.trim_start_matches(|c: char| c.is_whitespace() || c == ';');
     }
     if calls.is_empty() { Err("it is empty".to_owned()) } else { Ok(calls) }
 }
@@ -42,7 +27,20 @@ pub(super) fn json_or_python(body: &str) -> Calls {
     json(body).or_else(|_| literal::calls(body))
 }
 
-fn from_value(value: &Value) -> Result<Call, String> {
+fn json_values(value: &Value, calls: &mut Vec<ParsedCall>) -> Result<(), String> {
+    match value {
+        Value::Array(values) => values.iter().try_for_each(|value| {
+            calls.push(from_value(value)?);
+            Ok(())
+        }),
+        value => {
+            calls.push(from_value(value)?);
+            Ok(())
+        }
+    }
+}
+
+fn from_value(value: &Value) -> Result<ParsedCall, String> {
     let text = |value: &Value, keys: [&str; 2]| {
         keys.into_iter().find_map(|key| value.get(key)?.as_str().map(str::to_owned))
     };
@@ -54,115 +52,49 @@ fn from_value(value: &Value) -> Result<Call, String> {
             value.as_object().filter(|entries| entries.len() == 1).and_then(|entries| entries.iter().next());
         let (name, arguments) =
             only.filter(|(_, value)| value.is_object()).ok_or("it has no string `name`")?;
-        return call(name, arguments.clone());
+        return ParsedCall::new(name, arguments.clone());
     };
-    let call = call(&name, arguments.cloned().unwrap_or_else(|| Value::Object(Map::new())))?;
-    Ok(Call { id, ..call })
-}
-
-/// A call; arguments that are JSON in a string are read.
-fn call(name: &str, arguments: Value) -> Result<Call, String> {
-    let arguments = match arguments {
-        Value::String(text) => parsed(&text)?,
-        other => other,
-    };
-    match (name.trim(), arguments) {
-        ("", _) => Err("it has no name".to_owned()),
-        (name, Value::Object(arguments)) => Ok(Call { id: None, name: name.to_owned(), arguments }),
-        (name, _) => Err(format!("the arguments of {name} are no JSON object")),
-    }
-}
-
-fn parsed(text: &str) -> Result<Value, String> {
-    match text.trim() {
-        "" => Ok(Value::Object(Map::new())),
-        text => serde_json::from_str(text).map_err(|error| format!("the arguments are no JSON: {error}")),
-    }
-}
-
-/// Within `<tool_call>`: JSON, Qwen3-Coder's `<function=…>` or GLM's `<arg_key>`.
-pub(super) fn tagged(body: &str, tools: &[Value]) -> Calls {
-    let body = body.trim();
-    if body.starts_with("<function=") {
-        return body.split("<function=").skip(1).map(|function| coder(function, tools)).collect();
-    }
-    if body.starts_with(['{', '[']) {
-        return json(body);
-    }
-    let (name, mut rest) = body.find("<arg_key>").map_or((body, ""), |at| body.split_at(at));
-    if name.contains(['<', '{', ' ']) || name.is_empty() {
-        return Err("it is neither JSON nor tagged".to_owned());
-    }
-    let mut arguments = Map::new();
-    while let Some((_, tail)) = rest.split_once("<arg_key>") {
-        let (key, tail) = tail.split_once("</arg_key>").ok_or("an <arg_key> is not closed")?;
-        let (_, tail) = tail.split_once("<arg_value>").ok_or("an <arg_key> has no <arg_value>")?;
-        let (value, tail) = tail.split_once("</arg_value>").ok_or("an <arg_value> is not closed")?;
-        arguments.insert(key.trim().to_owned(), typed(name.trim(), key.trim(), value, tools));
-        rest = tail;
-    }
-    call(name, Value::Object(arguments)).map(|call| vec![call])
-}
-
-/// `name>` and then `<parameter=key>value</parameter>`s, or the arguments as JSON (Functionary).
-fn coder(function: &str, tools: &[Value]) -> Result<Call, String> {
-    let (name, mut rest) = function.split_once('>').ok_or("<function= has no end")?;
-    if rest.trim_start().starts_with('{') {
-        let json = rest.trim_end();
-        return call(name, parsed(json.strip_suffix("</function>").unwrap_or(json))?);
-    }
-    let mut arguments = Map::new();
-    while let Some((_, tail)) = rest.split_once("<parameter=") {
-        let (key, tail) = tail.split_once('>').ok_or("<parameter= has no end")?;
-        let (value, tail) = tail.split_once("</parameter>").ok_or("a <parameter> is not closed")?;
-        let value = value.strip_prefix('\n').unwrap_or(value);
-        let value = value.strip_suffix('\n').unwrap_or(value);
-        arguments.insert(key.to_owned(), typed(name, key, value, tools));
-        rest = tail;
-    }
-    call(name, Value::Object(arguments))
-}
-
-/// An argument that comes as bare text: of the type that the tool's definition says, or what it reads as.
-fn typed(name: &str, key: &str, value: &str, tools: &[Value]) -> Value {
-    let definition = tools.iter().map(|tool| tool.get("function").unwrap_or(tool));
-    let definition =
-        definition.into_iter().find(|tool| tool.get("name").and_then(Value::as_str) == Some(name));
-    let expected = definition
-        .and_then(|tool| tool.get("parameters")?.get("properties")?.get(key)?.get("type")?.as_str());
-    if expected == Some("string") {
-        return Value::String(value.to_owned());
-    }
-    serde_json::from_str(value.trim()).unwrap_or_else(|_| Value::String(value.to_owned()))
+    let call = ParsedCall::new(&name, arguments.cloned().unwrap_or_else(no_arguments))?;
+    Ok(ParsedCall { id, ..call })
 }
 
 /// After `[TOOL_CALLS]`: a JSON list, or `name[ARGS]{…}`, with more of the same.
 pub(super) fn mistral(body: &str) -> Calls {
-    let calls = body.split("[TOOL_CALLS]").filter(|call| !call.trim().is_empty());
-    let calls: Vec<Vec<Call>> = calls
-        .map(|body| match body.split_once("[ARGS]") {
-            Some((head, arguments)) => {
-                let (name, id) =
-                    head.split_once("[CALL_ID]").map_or((head, None), |(name, id)| (name, Some(id)));
-                let call = call(name, parsed(arguments.trim_end_matches("</s>"))?)?;
-                Ok(vec![Call { id: id.map(|id| id.trim().to_owned()), ..call }])
-            }
-            None => json(body.trim().trim_end_matches("</s>")),
-        })
-        .collect::<Result<_, String>>()?;
-    if calls.is_empty() { Err("it is empty".to_owned()) } else { Ok(calls.concat()) }
+    let mut calls = Vec::new();
+    let mut rest = body;
+    loop {
+        rest = rest.trim_start();
+        rest = rest.strip_prefix("[TOOL_CALLS]").map_or(rest, str::trim_start);
+        if rest.is_empty() || rest.trim() == "</s>" {
+            break;
+        }
+        if rest.starts_with(['[', '{']) {
+            let (value, tail) = json_prefix(rest)?;
+            json_values(&value, &mut calls)?;
+            rest = tail;
+            continue;
+        }
+        let (head, tail) = rest.split_once("[ARGS]").ok_or("it has no [ARGS]")?;
+        let (name, id) = head.split_once("[CALL_ID]").map_or((head, None), |(name, id)| (name, Some(id)));
+        let (arguments, tail) = arguments_until(tail, &["[TOOL_CALLS]", "</s>"])?;
+        calls.push(ParsedCall::new(name, arguments)?.with_id(id));
+        rest = tail;
+    }
+    if calls.is_empty() { Err("it is empty".to_owned()) } else { Ok(calls) }
 }
 
 /// DeepSeek's: `name<｜tool▁sep｜>{…}`, or `function<｜tool▁sep｜>name` and the arguments in a fence.
 pub(super) fn deepseek(body: &str) -> Calls {
+    const END: &str = "<｜tool▁call▁end｜>";
     let mut calls = Vec::new();
-    for part in body.split("<｜tool▁call▁begin｜>").skip(1) {
-        let part = part.split("<｜tool▁call▁end｜>").next().unwrap_or_default();
+    let mut rest = body;
+    while let Some((_, part)) = rest.split_once("<｜tool▁call▁begin｜>") {
         let (head, tail) = part.split_once("<｜tool▁sep｜>").ok_or("it has no <｜tool▁sep｜>")?;
-        calls.push(match tail.split_once("```json") {
-            Some((name, arguments)) => call(name, parsed(arguments.trim_end().trim_end_matches("```"))?)?,
-            None => call(head, parsed(tail)?)?,
-        });
+        let fenced = tail.split_once("```json").filter(|(name, _)| !name.contains(['{', '<']));
+        let (name, arguments) = fenced.unwrap_or((head, tail));
+        let (arguments, tail) = arguments_until(arguments, &[END, "```"])?;
+        calls.push(ParsedCall::new(name, arguments)?);
+        rest = tail;
     }
     if calls.is_empty() { Err("it has no <｜tool▁call▁begin｜>".to_owned()) } else { Ok(calls) }
 }
@@ -170,15 +102,17 @@ pub(super) fn deepseek(body: &str) -> Calls {
 /// Kimi's: `functions.name:0<|tool_call_argument_begin|>{…}`, where the head is the call's id.
 pub(super) fn kimi(body: &str) -> Calls {
     let mut calls = Vec::new();
-    for part in body.split("<|tool_call_begin|>").skip(1) {
-        let part = part.split("<|tool_call_end|>").next().unwrap_or_default();
-        let (id, arguments) = part
+    let mut rest = body;
+    while let Some((_, part)) = rest.split_once("<|tool_call_begin|>") {
+        let (id, tail) = part
             .split_once("<|tool_call_argument_begin|>")
             .ok_or("it has no <|tool_call_argument_begin|>")?;
         let id = id.trim();
         let name = id.rsplit_once(':').map_or(id, |(name, _)| name);
-        let call = call(name.strip_prefix("functions.").unwrap_or(name), parsed(arguments)?)?;
-        calls.push(Call { id: Some(id.to_owned()), ..call });
+        let (arguments, tail) = arguments_until(tail, &["<|tool_call_end|>"])?;
+        let call = ParsedCall::new(name.strip_prefix("functions.").unwrap_or(name), arguments)?;
+        calls.push(call.with_id(Some(id)));
+        rest = tail;
     }
     if calls.is_empty() { Err("it has no <|tool_call_begin|>".to_owned()) } else { Ok(calls) }
 }
@@ -188,5 +122,25 @@ pub(super) fn channel(header: &str, body: &str) -> Calls {
     let recipient =
         header.split("to=").nth(1).and_then(|tail| tail.split([' ', '<', '\n']).next()).unwrap_or_default();
     let name = recipient.strip_prefix("functions.").unwrap_or(recipient);
-    call(name, parsed(body)?).map(|call| vec![call])
+    let (arguments, _) = arguments_until(body, &[])?;
+    ParsedCall::new(name, arguments).map(|call| vec![call])
+}
+
+/// The arguments that a text begins with, and the text behind them; none where it begins with one of these ends.
+fn arguments_until<'t>(text: &'t str, ends: &[&str]) -> Result<(Value, &'t str), String> {
+    let text = text.trim_start();
+    if text.is_empty() || ends.iter().any(|end| text.starts_with(end)) {
+        return Ok((no_arguments(), text));
+    }
+    let (arguments, tail) = json_prefix(text).map_err(|reason| format!("the arguments: {reason}"))?;
+    let tail = tail.trim_start();
+    if tail.is_empty() || ends.iter().any(|end| tail.starts_with(end)) {
+        return Ok((arguments, tail));
+    }
+    let near: String = tail.chars().take(20).collect();
+    Err(format!("behind the arguments stands {near:?}"))
+}
+
+fn no_arguments() -> Value {
+    Value::Object(Map::new())
 }

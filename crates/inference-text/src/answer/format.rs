@@ -1,12 +1,13 @@
 //! How families of models mark what is not text.
 
+use super::scanner::Quoting;
 use crate::StopStrings;
 
 /// What a mark begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     /// Reasoning.
-    Think,
+    Reasoning,
     /// `<tool_call>`: JSON (Hermes, Qwen), `<function=…>` (Qwen3-Coder) or `<arg_key>` (GLM).
     Tagged,
     /// `<TOOLCALL>` (Nemotron), `<|tool_call|>` (Phi 4, Granite 3), `functools` (Firefunction), `<|tools_prefix|>` (Apertus),
@@ -23,7 +24,7 @@ pub(super) enum Kind {
     /// `<|tool_call>` (Gemma 4).
     Gemma,
     /// `<|channel>`: the name of what follows, which is reasoning (Gemma 4).
-    Thought,
+    ReasoningHeader,
     /// `<|channel|>`: the header of a message (gpt-oss).
     Channel,
     /// The body of a message that is a call (gpt-oss).
@@ -36,45 +37,61 @@ pub(super) enum Kind {
     Nothing,
 }
 
+impl Kind {
+    /// How strings are quoted in it.
+    pub(super) fn quoting(self) -> Quoting {
+        match self {
+            Self::Tagged | Self::List | Self::Mistral | Self::DeepSeek | Self::Kimi | Self::ChannelCall => {
+                Quoting::Json
+            }
+            Self::Code | Self::Bare => Quoting::Python,
+            Self::Gemma => Quoting::Gemma,
+            Self::Reasoning | Self::ReasoningHeader | Self::Channel | Self::Role | Self::Nothing => {
+                Quoting::None
+            }
+        }
+    }
+}
+
 /// A mark that begins something, and the marks that end it. What has no end lasts to the answer's end.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Mark {
+pub(super) struct Delimiter {
     pub(super) text: &'static str,
     pub(super) kind: Kind,
     pub(super) ends: &'static [&'static str],
 }
 
-const fn mark(text: &'static str, kind: Kind, ends: &'static [&'static str]) -> Mark {
-    Mark { text, kind, ends }
+const fn delimiter(text: &'static str, kind: Kind, ends: &'static [&'static str]) -> Delimiter {
+    Delimiter { text, kind, ends }
 }
 
-const MARKS: &[Mark] = &[
-    mark("<think>", Kind::Think, &["</think>"]),
-    mark("[THINK]", Kind::Think, &["[/THINK]"]),
-    mark("<|inner_prefix|>", Kind::Think, &["<|inner_suffix|>"]),
-    mark("<|START_THINKING|>", Kind::Think, &["<|END_THINKING|>"]),
-    mark("<|channel>", Kind::Thought, &["\n"]),
-    mark("<tool_call>", Kind::Tagged, &["</tool_call>"]),
-    mark("<function=", Kind::Tagged, &["</function>"]),
-    mark("<TOOLCALL>", Kind::List, &["</TOOLCALL>"]),
-    mark("<|tool_call|>", Kind::List, &["<|/tool_call|>"]),
-    mark("functools", Kind::List, &[]),
-    mark("<|tools_prefix|>", Kind::List, &["<|tools_suffix|>"]),
-    mark("<|START_ACTION|>", Kind::List, &["<|END_ACTION|>"]),
-    mark("Action:\n```json", Kind::List, &["```"]),
-    mark("Action: ```json", Kind::List, &["```"]),
-    mark("function call<|role_sep|>", Kind::List, &["<|message_sep|>"]),
-    mark("<|tool_call>", Kind::Gemma, &["<tool_call|>"]),
-    mark("[TOOL_CALLS]", Kind::Mistral, &[]),
-    mark("<|python_tag|>", Kind::Code, &["<|eom_id|>", "<|eot_id|>"]),
-    mark("```tool_code", Kind::Code, &["```"]),
-    mark("<|tool_call_start|>", Kind::Code, &["<|tool_call_end|>"]),
-    mark("<｜tool▁calls▁begin｜>", Kind::DeepSeek, &["<｜tool▁calls▁end｜>"]),
-    mark("<|tool_calls_section_begin|>", Kind::Kimi, &["<|tool_calls_section_end|>"]),
-    mark("<|channel|>", Kind::Channel, &["<|message|>"]),
-    mark("<|start|>", Kind::Role, &["<|channel|>", "<|message|>"]),
-    mark("<|START_RESPONSE|>", Kind::Nothing, &[]),
-    mark("<|END_RESPONSE|>", Kind::Nothing, &[]),
+const DELIMITERS: &[Delimiter] = &[
+    delimiter("<think>", Kind::Reasoning, &["</think>"]),
+    delimiter("[THINK]", Kind::Reasoning, &["[/THINK]"]),
+    delimiter("<|inner_prefix|>", Kind::Reasoning, &["<|inner_suffix|>"]),
+    delimiter("<|START_THINKING|>", Kind::Reasoning, &["<|END_THINKING|>"]),
+    delimiter("<|channel>", Kind::ReasoningHeader, &["\n"]),
+    delimiter("<tool_call>", Kind::Tagged, &["</tool_call>"]),
+    delimiter("<function=", Kind::Tagged, &["</function>"]),
+    delimiter("<TOOLCALL>", Kind::List, &["</TOOLCALL>"]),
+    delimiter("<|tool_call|>", Kind::List, &["<|/tool_call|>"]),
+    delimiter("functools", Kind::List, &[]),
+    delimiter("<|tools_prefix|>", Kind::List, &["<|tools_suffix|>"]),
+    delimiter("<|START_ACTION|>", Kind::List, &["<|END_ACTION|>"]),
+    delimiter("Action:\n```json", Kind::List, &["```"]),
+    delimiter("Action: ```json", Kind::List, &["```"]),
+    delimiter("function call<|role_sep|>", Kind::List, &["<|message_sep|>"]),
+    delimiter("<|tool_call>", Kind::Gemma, &["<tool_call|>"]),
+    delimiter("[TOOL_CALLS]", Kind::Mistral, &[]),
+    delimiter("<|python_tag|>", Kind::Code, &["<|eom_id|>", "<|eot_id|>"]),
+    delimiter("```tool_code", Kind::Code, &["```"]),
+    delimiter("<|tool_call_start|>", Kind::Code, &["<|tool_call_end|>"]),
+    delimiter("<｜tool▁calls▁begin｜>", Kind::DeepSeek, &["<｜tool▁calls▁end｜>"]),
+    delimiter("<|tool_calls_section_begin|>", Kind::Kimi, &["<|tool_calls_section_end|>"]),
+    delimiter("<|channel|>", Kind::Channel, &["<|message|>"]),
+    delimiter("<|start|>", Kind::Role, &["<|channel|>", "<|message|>"]),
+    delimiter("<|START_RESPONSE|>", Kind::Nothing, &[]),
+    delimiter("<|END_RESPONSE|>", Kind::Nothing, &[]),
 ];
 
 /// What ends a message (gpt-oss).
@@ -83,7 +100,7 @@ pub(super) const MESSAGE_ENDS: &[&str] = &["<|end|>", "<|return|>", "<|call|>"];
 /// What a family's answers are marked with, by the marks that its chat template uses.
 #[derive(Debug, Clone)]
 pub struct AnswerFormat {
-    pub(super) marks: Vec<Mark>,
+    pub(super) delimiters: Vec<Delimiter>,
     /// The texts of the marks, in their order.
     pub(super) begin: StopStrings,
     /// What an answer begins with that may be nothing but calls.
@@ -95,7 +112,7 @@ impl AnswerFormat {
     ///
     /// # Errors
     /// None in practice: the marks are fixed.
-    pub fn of(template: &str) -> inference_core::Result<Self> {
+    pub fn from_template(template: &str) -> inference_core::Result<Self> {
         let known = |mark: &str| match mark {
             // Templates that only take reasoning out of the history name its end alone.
             "<think>" => template.contains("</think>"),
@@ -110,11 +127,12 @@ impl AnswerFormat {
             }
             mark => template.contains(mark),
         };
-        let mut marks: Vec<Mark> = MARKS.iter().filter(|mark| known(mark.text)).copied().collect();
+        let mut delimiters: Vec<Delimiter> =
+            DELIMITERS.iter().filter(|delimiter| known(delimiter.text)).copied().collect();
         if known("<|channel|>") {
-            marks.extend(MESSAGE_ENDS.iter().map(|text| mark(text, Kind::Nothing, &[])));
+            delimiters.extend(MESSAGE_ENDS.iter().map(|text| delimiter(text, Kind::Nothing, &[])));
         }
-        let begin = StopStrings::new(marks.iter().map(|mark| mark.text))?;
+        let begin = StopStrings::new(delimiters.iter().map(|delimiter| delimiter.text))?;
         // Llama 3 is told by its own tag, or by what its template says of calls; so is Llama 4.
         let bare: &[char] = if template.contains("[func_name1(") {
             &['[', '{']
@@ -123,15 +141,29 @@ impl AnswerFormat {
         } else {
             &[]
         };
-        Ok(Self { marks, begin, bare })
+        Ok(Self { delimiters, begin, bare })
+    }
+
+    /// The delimiter of reasoning that a rendered prompt ends with: its answer begins within reasoning.
+    pub(super) fn opened_reasoning(&self, prompt: &str) -> Option<Delimiter> {
+        let prompt = prompt.trim_end();
+        let opened =
+            |delimiter: &&Delimiter| delimiter.kind == Kind::Reasoning && prompt.ends_with(delimiter.text);
+        self.delimiters.iter().find(opened).copied()
+    }
+
+    /// Whether the family marks reasoning.
+    #[must_use]
+    pub fn has_reasoning(&self) -> bool {
+        self.thinking_end().is_some()
     }
 
     /// What has to follow reasoning to end it; `None` where the family marks none.
     #[must_use]
     pub fn thinking_end(&self) -> Option<&'static str> {
-        self.marks.iter().find_map(|mark| match mark.kind {
-            Kind::Think => mark.ends.first().copied(),
-            Kind::Thought => Some("<channel|>"),
+        self.delimiters.iter().find_map(|delimiter| match delimiter.kind {
+            Kind::Reasoning => delimiter.ends.first().copied(),
+            Kind::ReasoningHeader => Some("<channel|>"),
             Kind::Channel => Some("<|end|><|start|>assistant<|channel|>final<|message|>"),
             _ => None,
         })

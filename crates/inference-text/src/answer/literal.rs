@@ -2,13 +2,16 @@
 
 use serde_json::{Map, Number, Value};
 
-use super::calls::Call;
+use super::{
+    call::{Calls, ParsedCall},
+    scanner::GEMMA_QUOTE,
+};
 
 /// Literals may lie this deep in one another.
 const MAX_DEPTH: usize = 32;
 
 /// Reads calls, one after another or in a list; `print(…)` around one and `.call` behind a name are let through.
-pub(super) fn calls(body: &str) -> Result<Vec<Call>, String> {
+pub(super) fn calls(body: &str) -> Calls {
     let body = body.trim();
     let body = body.strip_prefix('[').and_then(|body| body.strip_suffix(']')).unwrap_or(body);
     let mut reader = Reader { rest: body };
@@ -25,29 +28,37 @@ pub(super) fn calls(body: &str) -> Result<Vec<Call>, String> {
 }
 
 /// Reads calls in Gemma 4's notation: keys are bare, and strings stand between two of its own quotes.
-pub(super) fn gemma(body: &str) -> Result<Vec<Call>, String> {
+pub(super) fn gemma(body: &str) -> Calls {
     let mut reader = Reader { rest: body };
     let mut calls = Vec::new();
     while reader.skip_space(&[',']) {
         reader.rest = reader.rest.strip_prefix("call:").ok_or("it does not begin with call:")?;
         let name = reader.name()?;
         match reader.literal(0)? {
-            Value::Object(arguments) => calls.push(Call { id: None, name, arguments }),
+            Value::Object(arguments) => calls.push(ParsedCall { id: None, name, arguments }),
             _ => return Err(format!("the arguments of {name} are no object")),
         }
     }
     if calls.is_empty() { Err("it is empty".to_owned()) } else { Ok(calls) }
 }
 
-/// What begins and ends a string in Gemma 4's notation.
-const GEMMA_QUOTE: &str = "<|\"|>";
+/// Reads a text that is one literal.
+pub(super) fn value(text: &str) -> Result<Value, String> {
+    let mut reader = Reader { rest: text };
+    let value = reader.literal(0)?;
+    if reader.skip_space(&[]) {
+        Err(format!("{:?} stands behind the literal", reader.near()))
+    } else {
+        Ok(value)
+    }
+}
 
 struct Reader<'a> {
     rest: &'a str,
 }
 
 impl Reader<'_> {
-    fn call(&mut self) -> Result<Call, String> {
+    fn call(&mut self) -> Result<ParsedCall, String> {
         let name = self.name()?;
         self.expect('(')?;
         let mut arguments = Map::new();
@@ -60,7 +71,7 @@ impl Reader<'_> {
             }
         }
         let name = name.strip_suffix(".call").unwrap_or(&name).to_owned();
-        Ok(Call { id: None, name, arguments })
+        Ok(ParsedCall { id: None, name, arguments })
     }
 
     fn name(&mut self) -> Result<String, String> {
@@ -135,9 +146,14 @@ impl Reader<'_> {
             "True" | "true" => Value::Bool(true),
             "False" | "false" => Value::Bool(false),
             "None" | "null" => Value::Null,
-            number => match (number.parse::<i64>(), number.parse().ok().and_then(Number::from_f64)) {
-                (Ok(int), _) => int.into(),
-                (_, Some(float)) => Value::Number(float),
+            number => match (
+                number.parse::<i64>(),
+                number.parse::<u64>(),
+                number.parse().ok().and_then(Number::from_f64),
+            ) {
+                (Ok(int), ..) => int.into(),
+                (_, Ok(int), _) => int.into(),
+                (.., Some(float)) => Value::Number(float),
                 _ => return Err(format!("expected a literal before {:?}", self.near())),
             },
         };
@@ -155,9 +171,7 @@ impl Reader<'_> {
                     return Ok(text);
                 }
                 '\\' => match chars.next() {
-                    Some((_, 'n')) => text.push('\n'),
-                    Some((_, 't')) => text.push('\t'),
-                    Some((_, c)) => text.push(c),
+                    Some((_, escape)) => push_escaped(escape, &mut chars, &mut text)?,
                     None => break,
                 },
                 c => text.push(c),
@@ -192,4 +206,32 @@ impl Reader<'_> {
     fn near(&self) -> String {
         self.rest.chars().take(20).collect()
     }
+}
+
+/// Appends what stands behind a backslash, as Python reads it: of an unknown escape the backslash stays.
+fn push_escaped(
+    escape: char,
+    chars: &mut impl Iterator<Item = (usize, char)>,
+    text: &mut String,
+) -> Result<(), String> {
+    let mut code = |digits: usize| -> Result<char, String> {
+        let digits: String = chars.take(digits).map(|(_, c)| c).collect();
+        let code = u32::from_str_radix(&digits, 16).ok().and_then(char::from_u32);
+        code.ok_or_else(|| format!("\\{escape}{digits} is not a character"))
+    };
+    match escape {
+        'n' => text.push('\n'),
+        't' => text.push('\t'),
+        'r' => text.push('\r'),
+        'b' => text.push('\u{8}'),
+        'f' => text.push('\u{c}'),
+        '0' => text.push('\0'),
+        'x' => text.push(code(2)?),
+        'u' => text.push(code(4)?),
+        'U' => text.push(code(8)?),
+        '\n' => {}
+        c @ ('\'' | '"' | '\\' | '/') => text.push(c),
+        c => text.extend(['\\', c]),
+    }
+    Ok(())
 }

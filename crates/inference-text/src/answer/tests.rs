@@ -6,7 +6,7 @@ use super::*;
 const ALL: &str = "<think></think><tool_call><function=[TOOL_CALLS]```tool_code<｜tool▁calls▁begin｜>";
 
 fn parser(template: &str, prompt: &str) -> AnswerParser {
-    AnswerParser::new(Arc::new(AnswerFormat::of(template).unwrap()), prompt)
+    AnswerParser::new(Arc::new(AnswerFormat::from_template(template).unwrap()), prompt)
 }
 
 fn events(mut parser: AnswerParser, pieces: &[&str]) -> Vec<ChatEvent> {
@@ -152,7 +152,7 @@ fn gemma_4() {
             "{parts:?}"
         );
     }
-    assert_eq!(AnswerFormat::of(template).unwrap().thinking_end(), Some("<channel|>"));
+    assert_eq!(AnswerFormat::from_template(template).unwrap().thinking_end(), Some("<channel|>"));
 }
 
 #[test]
@@ -211,8 +211,8 @@ fn bare_json_is_a_call_only_where_there_are_tools() {
 
 #[test]
 fn calls_have_ids_of_their_own_unless_the_model_gives_them() {
-    let ids = |answer: &str, salt: u64| -> Vec<String> {
-        let events = events(parser(ALL, "").with_salt(salt), &[answer]);
+    let ids = |answer: &str, id_seed: u64| -> Vec<String> {
+        let events = events(parser(ALL, "").with_id_seed(id_seed), &[answer]);
         let id = |event| match event {
             ChatEvent::ToolCall { call, .. } => Some(call.id),
             _ => None,
