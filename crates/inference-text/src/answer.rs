@@ -162,7 +162,7 @@ impl AnswerParser {
             None => self.say(ChatEvent::Text, &body, events),
             Some((Kind::Reasoning, _)) => self.say(ChatEvent::Thinking, &body, events),
             Some((Kind::Role | Kind::Channel | Kind::ReasoningHeader, opened)) => {
-                mark(events, &[&opened, &body])
+                mark(events, &[&opened, &body]);
             }
             Some((Kind::Bare, _)) => match calls::json_or_python(&body) {
                 Ok(calls) => self.call(calls, body, events),

@@ -8,13 +8,14 @@ use std::{collections::BTreeMap, fmt, path::Path};
 use inference_core::{Error, Result};
 use serde::{
     Deserialize, Deserializer,
-    de::{DeserializeOwned, DeserializeSeed, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor},
+    de::{DeserializeOwned, Error as _, IgnoredAny, SeqAccess, Visitor},
 };
-use serde_json::{Map, Value};
+use serde_json::Value;
 
-use super::limits::{
-    MAX_ADDED_BYTES, MAX_ADDED_TOKENS, MAX_MERGES, MAX_NORMALIZER_JSON, MAX_STEP_JSON, MAX_STEPS,
-    MAX_TOKEN_BYTES, MAX_TOKENS, MAX_VOCAB_BYTES,
+use super::{
+    limits::{MAX_ADDED_BYTES, MAX_ADDED_TOKENS, MAX_NORMALIZER_JSON, MAX_STEP_JSON, MAX_STEPS},
+    small_json::SmallJson,
+    vocab::{Merges, Vocab},
 };
 
 /// What a tokenizer.json says.
@@ -88,10 +89,14 @@ pub(super) enum NormalizerStep {
         strip_right: bool,
     },
     StripAccents {},
-    NFC {},
-    NFD {},
-    NFKC {},
-    NFKD {},
+    #[serde(rename = "NFC")]
+    Nfc {},
+    #[serde(rename = "NFD")]
+    Nfd {},
+    #[serde(rename = "NFKC")]
+    Nfkc {},
+    #[serde(rename = "NFKD")]
+    Nfkd {},
     Lowercase {},
     Nmt {},
     Precompiled {
@@ -274,24 +279,12 @@ pub(super) struct ModelFile {
 /// How words become tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 pub(super) enum ModelKind {
-    BPE,
+    #[serde(rename = "BPE")]
+    Bpe,
     WordPiece,
     WordLevel,
     Unigram,
 }
-
-/// The tokens of a model.
-#[derive(Debug)]
-pub(super) enum Vocab {
-    /// With their ids.
-    Ids(Vec<(String, u32)>),
-    /// In the order of their ids, with their log-probabilities.
-    Scores(Vec<(String, f64)>),
-}
-
-/// Pairs of tokens that become one, most important first.
-#[derive(Debug)]
-pub(super) struct Merges(pub(super) Vec<(String, String)>);
 
 impl Metaspace {
     /// Where the character is put; `None` where two keys contradict each other.
@@ -397,101 +390,6 @@ impl Steps<'_> {
     }
 }
 
-/// Any JSON of a bounded size: an element counts as [`ELEMENT`] bytes, a string as its own besides.
-#[derive(Default)]
-struct SmallJson<const LIMIT: usize>(Value);
-
-/// Memory that an element of a JSON value takes.
-const ELEMENT: usize = 64;
-
-impl<'de, const LIMIT: usize> Deserialize<'de> for SmallJson<LIMIT> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        let mut left = LIMIT;
-        Element { left: &mut left, limit: LIMIT }.deserialize(deserializer).map(Self)
-    }
-}
-
-/// Reads one element of a bounded JSON value.
-struct Element<'l> {
-    left: &'l mut usize,
-    limit: usize,
-}
-
-impl Element<'_> {
-    fn charge<E: serde::de::Error>(&mut self, bytes: usize) -> std::result::Result<(), E> {
-        *self.left = self.left.checked_sub(bytes).ok_or_else(|| {
-            E::custom(format!("takes more than {} bytes, the most allowed for this part", self.limit))
-        })?;
-        Ok(())
-    }
-
-    fn inner(&mut self) -> Element<'_> {
-        Element { left: self.left, limit: self.limit }
-    }
-}
-
-impl<'de> DeserializeSeed<'de> for Element<'_> {
-    type Value = Value;
-
-    fn deserialize<D: Deserializer<'de>>(mut self, deserializer: D) -> std::result::Result<Value, D::Error> {
-        self.charge(ELEMENT)?;
-        deserializer.deserialize_any(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Element<'_> {
-    type Value = Value;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a description of steps")
-    }
-
-    fn visit_unit<E>(self) -> std::result::Result<Value, E> {
-        Ok(Value::Null)
-    }
-
-    fn visit_bool<E>(self, value: bool) -> std::result::Result<Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_i64<E>(self, value: i64) -> std::result::Result<Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_u64<E>(self, value: u64) -> std::result::Result<Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_f64<E>(self, value: f64) -> std::result::Result<Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_str<E: serde::de::Error>(mut self, text: &str) -> std::result::Result<Value, E> {
-        self.charge(text.len())?;
-        Ok(text.into())
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(mut self, mut seq: A) -> std::result::Result<Value, A::Error> {
-        let mut items = Vec::new();
-        while let Some(item) = seq.next_element_seed(self.inner())? {
-            items.push(item);
-        }
-        Ok(Value::Array(items))
-    }
-
-    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> std::result::Result<Value, A::Error> {
-        let mut entries = Map::new();
-        while let Some(key) = map.next_key::<String>()? {
-            self.charge(key.len())?;
-            let value = map.next_value_seed(self.inner())?;
-            if entries.insert(key.clone(), value).is_some() {
-                return Err(A::Error::custom(format!("has the key {key:?} twice")));
-            }
-        }
-        Ok(Value::Object(entries))
-    }
-}
-
 /// Added tokens, refused before they are too many.
 struct AddedTokenList(Vec<AddedTokenEntry>);
 
@@ -520,132 +418,6 @@ impl<'de> Deserialize<'de> for AddedTokenList {
             }
         }
         deserializer.deserialize_seq(List)
-    }
-}
-
-/// Counts a vocabulary's tokens and bytes.
-#[derive(Default)]
-struct Size {
-    tokens: usize,
-    bytes: usize,
-}
-
-impl Size {
-    fn add<E: serde::de::Error>(&mut self, token: &str) -> std::result::Result<(), E> {
-        self.tokens += 1;
-        self.bytes += token.len();
-        if token.len() > MAX_TOKEN_BYTES {
-            let start: String = token.chars().take(20).collect();
-            let length = token.len();
-            return Err(E::custom(format!(
-                "token {start:?}… has {length} bytes, expected at most {MAX_TOKEN_BYTES}"
-            )));
-        }
-        if self.tokens > MAX_TOKENS || self.bytes > MAX_VOCAB_BYTES {
-            return Err(E::custom(format!(
-                "more than {MAX_TOKENS} tokens, or more than {MAX_VOCAB_BYTES} bytes of them"
-            )));
-        }
-        Ok(())
-    }
-}
-
-impl<'de> Deserialize<'de> for Vocab {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        struct Entries;
-        impl<'de> Visitor<'de> for Entries {
-            type Value = Vocab;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object of tokens with their ids, or a list of tokens with their scores")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Vocab, A::Error> {
-                let (mut size, mut entries) = (Size::default(), Vec::new());
-                while let Some((token, id)) = map.next_entry::<String, u32>()? {
-                    size.add(&token)?;
-                    entries.push((token, id));
-                }
-                Ok(Vocab::Ids(entries))
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> std::result::Result<Vocab, A::Error> {
-                let (mut size, mut entries) = (Size::default(), Vec::new());
-                while let Some((token, score)) = seq.next_element::<(String, f64)>()? {
-                    size.add(&token)?;
-                    entries.push((token, score));
-                }
-                Ok(Vocab::Scores(entries))
-            }
-        }
-        deserializer.deserialize_any(Entries)
-    }
-}
-
-impl<'de> Deserialize<'de> for Merges {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        /// A pair, or a line of a merges.txt.
-        enum Merge {
-            Pair(String, String),
-            Line(String),
-        }
-        impl<'de> Deserialize<'de> for Merge {
-            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-                struct Forms;
-                impl<'de> Visitor<'de> for Forms {
-                    type Value = Merge;
-
-                    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                        f.write_str("two tokens, in a list or separated by a space")
-                    }
-
-                    fn visit_str<E: serde::de::Error>(self, line: &str) -> std::result::Result<Merge, E> {
-                        Ok(Merge::Line(line.to_owned()))
-                    }
-
-                    fn visit_seq<A: SeqAccess<'de>>(
-                        self,
-                        mut seq: A,
-                    ) -> std::result::Result<Merge, A::Error> {
-                        match (seq.next_element()?, seq.next_element()?, seq.next_element::<IgnoredAny>()?) {
-                            (Some(left), Some(right), None) => Ok(Merge::Pair(left, right)),
-                            _ => Err(A::Error::custom("expected two tokens")),
-                        }
-                    }
-                }
-                deserializer.deserialize_any(Forms)
-            }
-        }
-        struct Pairs;
-        impl<'de> Visitor<'de> for Pairs {
-            type Value = Merges;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a list of pairs of tokens")
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> std::result::Result<Merges, A::Error> {
-                let mut merges = Vec::new();
-                while let Some(merge) = seq.next_element()? {
-                    if merges.len() == MAX_MERGES {
-                        return Err(A::Error::custom(format!("more than {MAX_MERGES} merges")));
-                    }
-                    match merge {
-                        Merge::Pair(left, right) => merges.push((left, right)),
-                        // The head of a merges.txt.
-                        Merge::Line(line) if line.starts_with("#version") => {}
-                        Merge::Line(line) => match line.split_once(' ') {
-                            Some((left, right)) if !right.contains(' ') => {
-                                merges.push((left.to_owned(), right.to_owned()));
-                            }
-                            _ => return Err(A::Error::custom(format!("{line:?} is no pair of tokens"))),
-                        },
-                    }
-                }
-                Ok(Merges(merges))
-            }
-        }
-        deserializer.deserialize_seq(Pairs)
     }
 }
 

@@ -14,8 +14,10 @@ mod normalizer;
 mod pattern;
 pub(crate) mod pieces;
 mod pre_tokenizer;
+mod small_json;
 mod special;
 mod template;
+mod vocab;
 
 use std::{
     fmt,

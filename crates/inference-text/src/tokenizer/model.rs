@@ -11,11 +11,12 @@ use tokenizers::{
 
 use super::{
     byte_level,
-    file::{Merges, ModelFile, ModelKind, Vocab},
+    file::{ModelFile, ModelKind},
     limits::{
         MAX_UNIGRAM_NODES, MAX_UNIGRAM_TOKEN_BYTES, MAX_UNIGRAM_WORK, MAX_WORD_BYTES, MAX_WORD_PIECE_CHARS,
         Work,
     },
+    vocab::{Merges, Vocab},
 };
 
 /// Words that one text's cache holds, and their longest length in bytes.
@@ -67,7 +68,7 @@ impl Model {
         let kind = file.kind().ok_or_else(|| invalid("type", UNTYPED.to_owned()))?;
         file.check_keys(kind).map_err(|(key, reason)| invalid(key, reason))?;
         match kind {
-            ModelKind::BPE => bpe(file, long_words).map_err(|(key, reason)| invalid(key, reason)),
+            ModelKind::Bpe => bpe(file, long_words).map_err(|(key, reason)| invalid(key, reason)),
             ModelKind::WordPiece | ModelKind::WordLevel => {
                 words(file, kind).map_err(|(key, reason)| invalid(key, reason))
             }
@@ -169,7 +170,7 @@ impl ModelFile {
     fn kind(&self) -> Option<ModelKind> {
         match (&self.vocab, &self.merges) {
             _ if self.kind.is_some() => self.kind,
-            (Vocab::Ids(_), Some(_)) => Some(ModelKind::BPE),
+            (Vocab::Ids(_), Some(_)) => Some(ModelKind::Bpe),
             (Vocab::Ids(_), None) if self.max_input_chars_per_word.is_some() => Some(ModelKind::WordPiece),
             (Vocab::Ids(_), None) if self.unk_token.is_some() => Some(ModelKind::WordLevel),
             (Vocab::Scores(_), None) => Some(ModelKind::Unigram),
@@ -179,18 +180,18 @@ impl ModelFile {
 
     /// Refuses keys that a type does not have.
     fn check_keys(&self, kind: ModelKind) -> KeyResult<()> {
-        use ModelKind::{BPE, Unigram, WordLevel, WordPiece};
+        use ModelKind::{Bpe, Unigram, WordLevel, WordPiece};
         let keys: [(&'static str, bool, &[ModelKind]); 10] = [
-            ("dropout", self.dropout.is_some(), &[BPE]),
-            ("unk_token", self.unk_token.is_some(), &[BPE, WordPiece, WordLevel]),
-            ("continuing_subword_prefix", self.continuing_subword_prefix.is_some(), &[BPE, WordPiece]),
-            ("end_of_word_suffix", self.end_of_word_suffix.is_some(), &[BPE]),
-            ("fuse_unk", self.fuse_unk.is_some(), &[BPE]),
-            ("byte_fallback", self.byte_fallback.is_some(), &[BPE, Unigram]),
-            ("ignore_merges", self.ignore_merges.is_some(), &[BPE]),
+            ("dropout", self.dropout.is_some(), &[Bpe]),
+            ("unk_token", self.unk_token.is_some(), &[Bpe, WordPiece, WordLevel]),
+            ("continuing_subword_prefix", self.continuing_subword_prefix.is_some(), &[Bpe, WordPiece]),
+            ("end_of_word_suffix", self.end_of_word_suffix.is_some(), &[Bpe]),
+            ("fuse_unk", self.fuse_unk.is_some(), &[Bpe]),
+            ("byte_fallback", self.byte_fallback.is_some(), &[Bpe, Unigram]),
+            ("ignore_merges", self.ignore_merges.is_some(), &[Bpe]),
             ("max_input_chars_per_word", self.max_input_chars_per_word.is_some(), &[WordPiece]),
             ("unk_id", self.unk_id.is_some(), &[Unigram]),
-            ("merges", self.merges.is_some(), &[BPE]),
+            ("merges", self.merges.is_some(), &[Bpe]),
         ];
         match keys.into_iter().find(|(_, set, kinds)| *set && !kinds.contains(&kind)) {
             Some((key, ..)) => Err((key, format!("is a key that a {kind:?} model does not have"))),

@@ -110,10 +110,10 @@ impl Step {
             Ok(Self::Local { step: Box::new(step), factor, shrink, ascii: Ascii::Changed })
         };
         match step {
-            NormalizerStep::NFC {} => local(NFC.into(), 3),
-            NormalizerStep::NFD {} => local(NFD.into(), 4),
-            NormalizerStep::NFKC {} => local(NFKC.into(), 11),
-            NormalizerStep::NFKD {} => local(NFKD.into(), 11),
+            NormalizerStep::Nfc {} => local(NFC.into(), 3),
+            NormalizerStep::Nfd {} => local(NFD.into(), 4),
+            NormalizerStep::Nfkc {} => local(NFKC.into(), 11),
+            NormalizerStep::Nfkd {} => local(NFKD.into(), 11),
             NormalizerStep::Lowercase {} => changed(Lowercase.into(), 3, 4),
             NormalizerStep::StripAccents {} => changed(StripAccents.into(), 1, 0),
             NormalizerStep::Nmt {} => changed(Nmt.into(), 1, 0),
@@ -149,7 +149,7 @@ impl Step {
             Self::Replace { pattern, content } => replace(normalized, pattern, content, work)?,
             Self::Local { ascii: Ascii::Unchanged, .. } if normalized.is_ascii() => {}
             Self::Local { step, factor, .. } => {
-                chunks(normalized, *factor, work, |chunk, into| local(step, chunk, into))?
+                chunks(normalized, *factor, work, |chunk, into| local(step, chunk, into))?;
             }
             Self::Precompiled(map) => {
                 chunks(normalized, map.factor(), work, |chunk, into| {
@@ -264,10 +264,7 @@ fn safe_cut(text: &str, wanted: usize) -> usize {
         start += 1;
     }
     let mut chars = text[start..].char_indices();
-    let mut before = match chars.next() {
-        Some((_, c)) => c,
-        None => return text.len(),
-    };
+    let Some((_, mut before)) = chars.next() else { return text.len() };
     for (at, c) in chars {
         if apart(before) && apart(c) {
             return start + at;

@@ -156,7 +156,7 @@ pub(super) fn ends(
         }
         Ok(vec![])
     };
-    let named = |name: &str| special.get(name).and_then(|token| id_of(token));
+    let named = |name: &str| special.get(name).and_then(&id_of);
     let bos = match named("bos_token") {
         Some(id) => Some(id),
         None => ids_of("bos_token_id")?.first().copied(),
