@@ -105,6 +105,18 @@ impl Backend for MlxBackend {
     }
 
     fn supports(&self, model: &ModelManifest) -> Support {
+        if let Some(reason) = model.no_safetensors() {
+            return Support::No(reason.to_owned());
+        }
+        if let Some(method) = model.quant_method()
+            && !model.quantization().is_some_and(|quantization| quantization.mode.is_mlx())
+        {
+            let reason = format!(
+                "quant_method is {method:?}, which MLX cannot read; use weights that are not quantised, or MLX's \
+                 quantisation of them"
+            );
+            return Support::No(reason);
+        }
         match arch::lookup(model.model_type()) {
             Ok(_) => Support::Yes,
             Err(reason) => Support::No(reason),

@@ -59,19 +59,12 @@ impl MlxModel {
         let codec = spawn_blocking(move || Codec::load(&path));
         let loading = Handle::load(device, manifest.clone(), options);
         let (codec, (handle, Loaded { config, layout })) = try_join(codec, loading).await?;
-        let mut info = ModelInfo::default();
-        info.path = manifest.path().to_owned();
-        info.backend = device.id().to_owned();
-        info.architecture = manifest.model_type().to_owned();
-        info.weight_bytes = manifest.weight_bytes();
-        info.quantization = manifest.quantization().cloned();
+        let mut info = ModelInfo::from_manifest(device.id(), &manifest)?;
         info.eos_token_ids = codec.tokenizer().eos_ids().to_vec();
         info.vocab_size = config.vocab_size;
         info.layers = config.layers;
         info.hidden_size = config.hidden_size;
         info.context_length = config.context_length;
-        info.parameters = config.parameters;
-        info.dtype = config.dtype;
         let length_dependent = config.length_dependent;
         let inner = Inner {
             info,

@@ -96,6 +96,18 @@ impl Backend for MlxLmBackend {
     }
 
     fn supports(&self, model: &ModelManifest) -> Support {
+        if let Some(reason) = model.no_safetensors() {
+            return Support::No(reason.to_owned());
+        }
+        if let Some(method) = model.quant_method()
+            && !model.quantization().is_some_and(|quantization| quantization.mode.is_mlx())
+        {
+            let reason = format!(
+                "quant_method is {method:?}, which MLX cannot read; use weights that are not quantised, or MLX's \
+                 quantisation of them"
+            );
+            return Support::No(reason);
+        }
         match &self.interpreter {
             Some(interpreter) if !interpreter.knows(model.model_type()) => {
                 let (version, model_type) = (&interpreter.mlx_lm, model.model_type());

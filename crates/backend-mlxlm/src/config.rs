@@ -12,40 +12,16 @@ const UNBOUNDED: usize = 1 << 20;
 pub(crate) fn describe(manifest: &ModelManifest, context_length: Option<usize>) -> Result<ModelInfo> {
     check_sizes(manifest)?;
     check_lengths(manifest)?;
-    let number = |names: &[&str]| number(manifest, names);
-    let vocab_size = number(&["vocab_size", "padded_vocab_size", "n_vocab"])?.ok_or_else(|| {
-        Error::invalid_key(
-            manifest.config_path(),
-            "vocab_size",
-            "is missing, expected the number of token ids",
-        )
-    })?;
-    let own = [
-        "max_position_embeddings",
-        "n_positions",
-        "max_seq_len",
-        "max_sequence_length",
-        "seq_length",
-        "n_ctx",
-    ];
-    let own = number(&own)?.unwrap_or(UNBOUNDED);
-    let context = context_length.unwrap_or(own);
-    if context > own {
-        let reason = format!("{context}, the model holds {own}");
-        return Err(Error::InvalidOption { option: "context_length", reason });
+    let mut info = ModelInfo::from_manifest(ID, manifest)?;
+    if info.vocab_size == 0 {
+        let reason = "is missing, expected the number of token ids";
+        return Err(Error::invalid_key(manifest.config_path(), "vocab_size", reason));
     }
-    let mut info = ModelInfo::default();
-    info.path = manifest.path().to_owned();
-    info.backend = ID.to_owned();
-    info.architecture = manifest.model_type().to_owned();
-    info.vocab_size = vocab_size;
-    info.layers = number(&["num_hidden_layers", "n_layers", "n_layer", "num_layers"])?.unwrap_or(0);
-    info.hidden_size =
-        number(&["hidden_size", "n_embd", "d_model", "model_dim", "hidden_dim", "dim"])?.unwrap_or(0);
-    info.context_length = context;
-    info.weight_bytes = manifest.weight_bytes();
-    info.dtype = dtype(manifest);
-    info.quantization = manifest.quantization().cloned();
+    let own = manifest.context_length()?.unwrap_or(UNBOUNDED);
+    info.context_length = context_length.unwrap_or(own);
+    if info.context_length > own {
+        tracing::warn!(info.context_length, own, "the context is longer than the model was made for");
+    }
     Ok(info)
 }
 
@@ -104,13 +80,4 @@ fn number(manifest: &ModelManifest, names: &[&str]) -> Result<Option<usize>> {
         }
     }
     Ok(None)
-}
-
-/// The floating-point type that most weights have.
-fn dtype(manifest: &ModelManifest) -> String {
-    let mut bytes = std::collections::BTreeMap::new();
-    for tensor in manifest.tensors().values().filter(|tensor| tensor.dtype.is_float()) {
-        *bytes.entry(tensor.dtype).or_insert(0) += tensor.bytes();
-    }
-    bytes.into_iter().max_by_key(|(_, bytes)| *bytes).map(|(dtype, _)| dtype.to_string()).unwrap_or_default()
 }

@@ -17,6 +17,7 @@ use crate::{
     Session, TemplateOptions, TextModel, TokenStream,
     capabilities::Capabilities,
     engine::Backend,
+    error::Printable,
     manifest::GenerationConfig,
     metrics,
     session::TurnGate,
@@ -157,7 +158,7 @@ impl TextModel for CheckedModel {
 
     async fn load_session(&self, path: &Path) -> Result<Session> {
         self.0.check(Feature::Session, &[], std::iter::empty())?;
-        let span = tracing::info_span!("load_session", backend = self.0.backend(), path = %path.display());
+        let span = tracing::info_span!("load_session", backend = self.0.backend(), path = %Printable(&path.to_string_lossy()));
         Ok(self.0.model.load_session(path).instrument(span).await?.behind(self.0.clone()))
     }
 

@@ -15,7 +15,7 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync + 'static>;
 #[non_exhaustive]
 pub enum Error {
     /// No registered backend is available here and supports the model.
-    #[error("no backend can load {}:{}", path.display(), Listing(candidates))]
+    #[error("no backend can load {}:{}", Printable(&path.to_string_lossy()), Listing(candidates))]
     NoBackend {
         /// The model's folder.
         path: PathBuf,
@@ -23,7 +23,7 @@ pub enum Error {
         candidates: Vec<Verdict>,
     },
     /// A backend was named that is not registered.
-    #[error("there is no backend {backend:?} in this program; it has: {}", known.join(", "))]
+    #[error("unknown backend {backend:?}; available: {}", known.join(", "))]
     UnknownBackend {
         /// The name that was asked for.
         backend: String,
@@ -31,7 +31,7 @@ pub enum Error {
         known: Vec<String>,
     },
     /// The named backend cannot run on this machine.
-    #[error("backend {backend} is not usable here: {reason}")]
+    #[error("backend {backend} is not usable here: {}", Lines(reason))]
     Unavailable {
         /// The backend's id.
         backend: String,
@@ -55,7 +55,7 @@ pub enum Error {
         feature: Feature,
     },
     /// An option's value makes no sense.
-    #[error("option {option}: {reason}")]
+    #[error("option {option}: {}", Lines(reason))]
     InvalidOption {
         /// The option's name, as its setter is called.
         option: &'static str,

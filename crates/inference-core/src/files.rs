@@ -106,8 +106,11 @@ pub(crate) fn from_value<T: DeserializeOwned>(path: &Path, value: &Value) -> Res
     })
 }
 
-/// Opens a regular file and tells its length.
-pub(crate) fn open_regular(path: &Path) -> Result<(File, u64)> {
+/// Opens a regular file, and returns its length with it. A pipe, device or folder in its place is named, never waited for.
+///
+/// # Errors
+/// As [`read_regular`].
+pub fn open_regular(path: &Path) -> Result<(File, u64)> {
     let metadata = fs::metadata(path).map_err(|source| match fs::read_link(path) {
         Ok(target) if source.kind() == io::ErrorKind::NotFound => {
             let reason = format!("is a link to {target:?}, which does not exist: download it again");
@@ -117,7 +120,12 @@ pub(crate) fn open_regular(path: &Path) -> Result<(File, u64)> {
     })?;
     // Looked at before it is opened: opening a pipe waits for its writer, opening a device can set it off.
     check_regular(path, &metadata)?;
-    let file = File::open(path).map_err(|source| Error::io("open", path, source))?;
+    let mut options = File::options();
+    options.read(true);
+    // Something else may stand there by now: a pipe without a writer must not hold the open call.
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, libc::O_NONBLOCK);
+    let file = options.open(path).map_err(|source| Error::io("open", path, source))?;
     let metadata = file.metadata().map_err(|source| Error::io("read", path, source))?;
     check_regular(path, &metadata)?;
     Ok((file, metadata.len()))

@@ -60,9 +60,9 @@ pub use chat::{AssistantMessage, ChatEvent, ChatStream, ToolCall};
 pub use classify::{Classification, LabelScore};
 pub use discover::{Discovered, discover};
 pub use error::{Error, Result};
-pub use manifest::{GenerationConfig, MemoryEstimate, ModelManifest};
+pub use manifest::{GenerationConfig, LayerKind, MemoryEstimate, ModelManifest, QuantMode, Quantization};
 pub use metrics::{MemoryUsage, Metrics, ModelStats, Percentiles};
-pub use model::{Completion, ModelInfo, Quantization, TextModel, TextModelExt};
+pub use model::{Completion, ModelInfo, TextModel, TextModelExt};
 pub use options::{
     ClassifyOptions, ContextOverflow, GenerateOptions, KvBits, LoadOptions, LoadProgress, LogitsProcessor,
     SamplingOptions, TemplateOptions, Xtc,

@@ -1,9 +1,11 @@
 //! What a model's folder says about itself, read from its config and tensor headers alone.
 
 mod config;
+mod context;
 mod estimate;
 mod fingerprint;
 mod generation;
+mod layers;
 mod quantization;
 mod shards;
 
@@ -14,13 +16,18 @@ use std::{
 };
 
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 pub(crate) use self::shards::INDEX;
 use self::{config::Config, quantization::Settings};
-pub use self::{estimate::MemoryEstimate, generation::GenerationConfig};
+pub use self::{
+    estimate::MemoryEstimate,
+    generation::GenerationConfig,
+    layers::LayerKind,
+    quantization::{QuantMode, Quantization},
+};
 use crate::{
-    Dtype, Error, KvBits, Quantization, Result,
+    Dtype, Error, KvBits, Result,
     files::{from_value, read_json},
     safetensors::TensorInfo,
 };
@@ -29,7 +36,8 @@ use crate::{
 /// length.
 const LONGEST_CONFIG: u64 = 4 << 20;
 
-/// A folder in the published layout: config.json and safetensors files. Nothing of the weights is read.
+/// A folder in the published layout: config.json and safetensors files. Nothing of the weights is read. What it says is
+/// parsed and checked here once, for backends and programs alike.
 ///
 /// The tensors are those of the files that `model.safetensors.index.json` names; without an index those of
 /// `model.safetensors`; without that those of every `model*.safetensors`.
@@ -42,35 +50,72 @@ pub struct ModelManifest {
     generation: GenerationConfig,
     files: Vec<PathBuf>,
     tensors: BTreeMap<String, TensorInfo>,
+    no_safetensors: Option<&'static str>,
 }
 
 impl ModelManifest {
     /// Reads the folder's config and tensor headers.
     ///
-    /// A config that asks for code from the folder to be run, or for a quantisation that no backend here can read, is
-    /// refused. `auto_map` is allowed where it names the modules of the architecture itself (`modeling_phi3` for `phi3`):
-    /// that is code which a backend that knows the `model_type` replaces.
+    /// A folder without safetensors files, or a single file such as `model.gguf`, is read as far as it goes: without tensors,
+    /// without config where there is none. [`no_safetensors`](Self::no_safetensors) then says why, and a backend that reads
+    /// that format can say that it [supports](crate::backend::Backend::supports) it.
+    ///
+    /// A config that asks for code from the folder to be run is refused. `auto_map` is allowed where it names the modules of
+    /// the architecture itself (`modeling_phi3` for `phi3`): that is code which a backend that knows the `model_type`
+    /// replaces.
     ///
     /// # Errors
     /// [`Error::InvalidModel`] names the file and the key at fault and what to do; [`Error::Io`] if one is unreadable.
-    pub fn read(folder: impl AsRef<Path>) -> Result<Self> {
-        let path = folder.as_ref().to_owned();
-        check_folder(&path)?;
-        let config_path = path.join("config.json");
-        let config: Value = read_json(&config_path, LONGEST_CONFIG)?;
-        if !config.is_object() {
-            return Err(Error::invalid_file(
-                config_path,
-                "is no JSON object, expected a model's configuration",
-            ));
+    pub fn read(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref().to_owned();
+        let other = match look(&path)? {
+            Layout::Published => None,
+            Layout::Other { reason, files } => Some((reason, files)),
+        };
+        let mut manifest = Self {
+            config: Value::Object(Map::new()),
+            model_type: String::new(),
+            quantization: None,
+            generation: GenerationConfig::default(),
+            files: Vec::new(),
+            tensors: BTreeMap::new(),
+            no_safetensors: None,
+            path,
+        };
+        if manifest.path.is_dir() {
+            manifest.read_config()?;
         }
-        let reader = Config::new(&config_path, &config);
-        let model_type = reader.model_type()?.to_owned();
-        reader.refuse_code(&model_type)?;
-        let quantization = quantization::read(&reader)?;
-        let generation = GenerationConfig::read(&path)?;
-        let (files, tensors) = shards::read(&path)?;
-        Ok(Self { path, config, model_type, quantization, generation, files, tensors })
+        match other {
+            None => (manifest.files, manifest.tensors) = shards::read(&manifest.path)?,
+            Some((reason, files)) => (manifest.no_safetensors, manifest.files) = (Some(reason), files),
+        }
+        Ok(manifest)
+    }
+
+    /// Reads config.json and generation_config.json, where there are any.
+    fn read_config(&mut self) -> Result<()> {
+        let path = self.config_path();
+        if fs::symlink_metadata(&path).is_err() {
+            return Ok(());
+        }
+        let config: Value = read_json(&path, LONGEST_CONFIG)?;
+        if !config.is_object() {
+            return Err(Error::invalid_file(path, "is no JSON object, expected a model's configuration"));
+        }
+        let reader = Config::new(&path, &config);
+        reader.model_type()?.clone_into(&mut self.model_type);
+        reader.refuse_code(&self.model_type)?;
+        self.quantization = quantization::read(&reader)?;
+        self.generation = GenerationConfig::read(&self.path)?;
+        self.config = config;
+        Ok(())
+    }
+
+    /// Why the model has no safetensors weights, where it has none: a reason for
+    /// [`Support::No`](crate::backend::Support::No) of a backend that reads safetensors only.
+    #[must_use]
+    pub fn no_safetensors(&self) -> Option<&str> {
+        self.no_safetensors
     }
 
     /// The model with these tensors of a safetensors file, such as a full training's, in place of its own.
@@ -151,6 +196,13 @@ impl ModelManifest {
         self.quantization.as_ref().map(|settings| &settings.default)
     }
 
+    /// `quant_method` of `quantization_config`, as the publisher wrote it: `gptq`, `awq`, …. `None` where config.json has MLX's own
+    /// quantisation, or none.
+    #[must_use]
+    pub fn quant_method(&self) -> Option<&str> {
+        self.quantization.as_ref()?.method.as_deref()
+    }
+
     /// How one layer, such as `model.layers.0.self_attn.q_proj`, is quantised; `None` if it is not.
     ///
     /// A layer is quantised if the files hold its `.scales`. How, is what config.json says of that layer, else its default.
@@ -168,8 +220,8 @@ impl ModelManifest {
             return Ok(None);
         };
         match (settings.layers.get(layer), holds("scales")) {
-            (Some(Some(own)), true) => Ok(Some(own.clone())),
-            (None, true) => Ok(Some(settings.default.clone())),
+            (Some(Some(own)), true) => Ok(Some(*own)),
+            (None, true) => Ok(Some(settings.default)),
             (Some(None), true) => {
                 let reason = "is false, but the files hold its scales, as quantised";
                 invalid(format!("{}.{layer}", settings.key), reason.to_owned())
@@ -182,25 +234,55 @@ impl ModelManifest {
         }
     }
 
-    /// The element type of weights that are not quantised: `dtype` or `torch_dtype` of config.json, else the type that
-    /// most bytes of floating-point tensors have. `None` if there are none.
-    ///
-    /// # Errors
-    /// [`Error::InvalidModel`] if config.json names no known type.
-    pub fn dtype(&self) -> Result<Option<Dtype>> {
-        let path = self.config_path();
-        Ok(Config::new(&path, &self.config).dtype()?.or_else(|| self.stored_dtype()))
+    /// The floating-point type that most bytes of the tensors have, which is the one that activations take. `None` where there
+    /// is none.
+    #[must_use]
+    pub fn float_dtype(&self) -> Option<Dtype> {
+        let mut bytes = BTreeMap::new();
+        for tensor in self.tensors.values().filter(|tensor| tensor.dtype.is_float()) {
+            *bytes.entry(tensor.dtype).or_insert(0) += tensor.bytes();
+        }
+        bytes.into_iter().max_by_key(|(_, bytes)| *bytes).map(|(dtype, _)| dtype)
     }
 
     /// The tokens that the model was made for, prompt and answer together: `max_position_embeddings` of config.json or of
-    /// its `text_config`, or an older name of it. `None` where config.json leaves it to the architecture.
+    /// its `text_config`, or an older name of it, times the factor by which `rope_scaling` stretches the positions (linear,
+    /// dynamic, yarn). `None` where config.json leaves it to the architecture.
+    ///
+    /// Rotary embeddings have no last position: [`LoadOptions::context_length`](crate::LoadOptions::context_length) may ask for
+    /// more, as with transformers and mlx_lm, and answers get worse.
     ///
     /// # Errors
     /// [`Error::InvalidModel`] if it is no whole number from 1 to 2³¹ − 1.
     pub fn context_length(&self) -> Result<Option<usize>> {
         let path = self.config_path();
-        let names = ["max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "n_ctx"];
-        Config::new(&path, &self.config).count(&names)
+        context::length(&Config::new(&path, &self.config), &self.model_type)
+    }
+
+    /// What each layer remembers of a text. `None` where config.json does not say how many layers there are.
+    ///
+    /// # Errors
+    /// [`Error::InvalidModel`] names the key of config.json that makes no sense.
+    pub fn layer_kinds(&self) -> Result<Option<Vec<LayerKind>>> {
+        let path = self.config_path();
+        let layers = self.layers()?.filter(|layers| *layers <= self.tensors.len());
+        layers.map(|layers| layers::kinds(&Config::new(&path, &self.config), layers)).transpose()
+    }
+
+    /// The ids of the vocabulary: `vocab_size` of config.json or of its `text_config`. `None` where it does not say.
+    ///
+    /// # Errors
+    /// [`Error::InvalidModel`] if it is no whole number from 1 to 2³¹ − 1.
+    pub fn vocab_size(&self) -> Result<Option<usize>> {
+        self.count(&["vocab_size", "padded_vocab_size", "n_vocab"])
+    }
+
+    /// The width of the residual stream: `hidden_size` of config.json or of its `text_config`. `None` where it does not say.
+    ///
+    /// # Errors
+    /// [`Error::InvalidModel`] if it is no whole number from 1 to 2³¹ − 1.
+    pub fn hidden_size(&self) -> Result<Option<usize>> {
+        self.count(&["hidden_size", "n_embd", "d_model", "model_dim", "hidden_dim", "dim"])
     }
 
     /// The model's blocks: `num_hidden_layers` of config.json or of its `text_config`. `None` where it does not say.
@@ -208,8 +290,7 @@ impl ModelManifest {
     /// # Errors
     /// [`Error::InvalidModel`] if it is no whole number from 1 to 2³¹ − 1.
     pub fn layers(&self) -> Result<Option<usize>> {
-        let path = self.config_path();
-        Config::new(&path, &self.config).count(&["num_hidden_layers", "n_layer", "num_layers"])
+        self.count(&["num_hidden_layers", "n_layers", "n_layer", "num_layers"])
     }
 
     /// The shape of a layer's weight, such as `model.layers.0.self_attn.q_proj`'s, before quantisation: [outputs, inputs], of
@@ -264,13 +345,9 @@ impl ModelManifest {
         self.tensors.values().map(TensorInfo::bytes).fold(0, u64::saturating_add)
     }
 
-    /// The type that most bytes of floating-point tensors have, which is the one that activations take.
-    fn stored_dtype(&self) -> Option<Dtype> {
-        let mut bytes = BTreeMap::new();
-        for tensor in self.tensors.values().filter(|tensor| tensor.dtype.is_float()) {
-            *bytes.entry(tensor.dtype).or_insert(0) += tensor.bytes();
-        }
-        bytes.into_iter().max_by_key(|(_, bytes)| *bytes).map(|(dtype, _)| dtype)
+    fn count(&self, names: &[&str]) -> Result<Option<usize>> {
+        let path = self.config_path();
+        Config::new(&path, &self.config).count(names)
     }
 
     fn parameters_of(&self, name: &str, tensor: &TensorInfo) -> u64 {
@@ -283,7 +360,8 @@ impl ModelManifest {
         let (layer, part) = name.rsplit_once('.').unwrap_or(("", name));
         match part {
             "weight" if packed(layer) => {
-                let bits = self.quantization_of(layer).ok().flatten().map_or(32, |setting| setting.bits);
+                let bits =
+                    self.quantization_of(layer).ok().flatten().map_or(32, |setting| setting.bits.max(1));
                 stored.saturating_mul(32) / u64::from(bits)
             }
             "scales" | "biases" if packed(layer) => 0,
@@ -299,8 +377,16 @@ impl ModelManifest {
     }
 }
 
-/// Says what is wrong with a path that cannot be a model's folder, before its parts are looked for.
-fn check_folder(path: &Path) -> Result<()> {
+/// What a path leads to.
+enum Layout {
+    /// A folder with config.json and perhaps safetensors files.
+    Published,
+    /// Weights in another format: why they are no safetensors, and the files.
+    Other { reason: &'static str, files: Vec<PathBuf> },
+}
+
+/// Looks at a path before its parts are read, and says what is wrong where it cannot be a model.
+fn look(path: &Path) -> Result<Layout> {
     let metadata = fs::metadata(path).map_err(|source| match source.kind() {
         std::io::ErrorKind::NotFound => {
             let reason = "does not exist: give the folder of a model, for example one made by \
@@ -309,18 +395,25 @@ fn check_folder(path: &Path) -> Result<()> {
         }
         _ => Error::io("read", path, source),
     })?;
+    if metadata.is_file() {
+        let reason = "is a file: give the folder that holds config.json and the safetensors files";
+        return Ok(Layout::Other { reason, files: vec![path.to_owned()] });
+    }
     if !metadata.is_dir() {
         let reason = "is no folder: give the folder that holds config.json and the safetensors files";
         return Err(Error::invalid_file(path, reason));
+    }
+    if let Some((reason, files)) = shards::other_formats(path)? {
+        return Ok(Layout::Other { reason, files });
     }
     let config = fs::symlink_metadata(path.join("config.json"));
     if config.is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound) {
         let reason = if path.join("snapshots").is_dir() {
             "is an entry of a Hugging Face cache: give one of the folders in its snapshots/"
         } else {
-            shards::other_formats(path).unwrap_or("has no config.json: give the folder of a model")
+            "has no config.json: give the folder of a model"
         };
         return Err(Error::invalid_file(path, reason));
     }
-    Ok(())
+    Ok(Layout::Published)
 }

@@ -121,7 +121,7 @@ impl Backend for MockBackend {
             context_length: options.context_length.unwrap_or(CONTEXT),
             parameters: 1,
             weight_bytes: model.weight_bytes(),
-            dtype: "f32".to_owned(),
+            dtype: model.float_dtype(),
             quantization: None,
             eos_token_ids: vec![EOS],
         };

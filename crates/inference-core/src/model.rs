@@ -10,8 +10,9 @@ use futures::{StreamExt as _, future::join_all};
 use serde::Serialize;
 
 use crate::{
-    AssistantMessage, ChatStream, Classification, ClassifyOptions, Error, Feature, Finish, GenerateOptions,
-    Message, ModelStats, Prompt, Result, Session, TemplateOptions, Token, TokenStream, train::Trainable,
+    AssistantMessage, ChatStream, Classification, ClassifyOptions, Dtype, Error, Feature, Finish,
+    GenerateOptions, Message, ModelManifest, ModelStats, Prompt, Quantization, Result, Session,
+    TemplateOptions, Token, TokenStream, train::Trainable,
 };
 
 /// A model that is ready to run. Shared freely: calls from many tasks run side by side.
@@ -117,30 +118,35 @@ pub struct ModelInfo {
     pub parameters: u64,
     /// Bytes of the weights as stored.
     pub weight_bytes: u64,
-    /// The element type of weights that are not quantised: `bf16`, ….
-    pub dtype: String,
+    /// The element type of weights that are not quantised; `None` where there are none.
+    pub dtype: Option<Dtype>,
     /// How the weights are quantised, where they are.
     pub quantization: Option<Quantization>,
     /// Ids that end a text.
     pub eos_token_ids: Vec<u32>,
 }
 
-/// How weights are quantised, by default; single layers may differ.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[non_exhaustive]
-pub struct Quantization {
-    /// Bits of one weight.
-    pub bits: u32,
-    /// Weights that share a scale.
-    pub group_size: u32,
-    /// The scheme: `affine`, `mxfp4`, ….
-    pub mode: String,
-}
-
-impl Quantization {
-    /// A quantisation scheme.
-    pub fn new(bits: u32, group_size: u32, mode: impl Into<String>) -> Self {
-        Self { bits, group_size, mode: mode.into() }
+impl ModelInfo {
+    /// What the model's folder says of it. A backend sets what it knows better: the size of its vocabulary, the context that
+    /// was asked for, the ids that end a text.
+    ///
+    /// # Errors
+    /// [`Error::InvalidModel`] names a key of config.json that makes no sense.
+    pub fn from_manifest(backend: impl Into<String>, manifest: &ModelManifest) -> Result<Self> {
+        Ok(Self {
+            path: manifest.path().to_owned(),
+            backend: backend.into(),
+            architecture: manifest.model_type().to_owned(),
+            vocab_size: manifest.vocab_size()?.unwrap_or_default(),
+            layers: manifest.layers()?.unwrap_or_default(),
+            hidden_size: manifest.hidden_size()?.unwrap_or_default(),
+            context_length: manifest.context_length()?.unwrap_or_default(),
+            parameters: manifest.parameters(),
+            weight_bytes: manifest.weight_bytes(),
+            dtype: manifest.float_dtype(),
+            quantization: manifest.quantization().copied(),
+            eos_token_ids: manifest.eos_token_ids()?,
+        })
     }
 }
 

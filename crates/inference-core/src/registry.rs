@@ -15,6 +15,7 @@ use crate::{
     adapter::AdapterManifest,
     checked::{CheckedModel, refuse_missing},
     engine::{Backend, Support},
+    error::Printable,
     spawn_blocking::spawn_blocking,
 };
 
@@ -189,7 +190,6 @@ pub enum Outcome {
 
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        use crate::error::Printable;
         write!(f, "{}: ", self.backend)?;
         match &self.outcome {
             Outcome::Usable => f.write_str("usable"),
@@ -258,7 +258,8 @@ impl Load {
         if cancel.is_cancelled() {
             return Err(Error::Cancelled);
         }
-        let span = tracing::info_span!("load", backend = id, model = %model.path().display());
+        let span =
+            tracing::info_span!("load", backend = id, model = %Printable(&model.path().to_string_lossy()));
         let generation = model.generation_config().clone();
         let model = tracing::Instrument::instrument(backend.load(model, options), span).await?;
         Ok(Arc::new(CheckedModel::with_generation_config(model, &*backend, generation)))
@@ -338,7 +339,7 @@ mod tests {
     #[test]
     fn an_unknown_backend_lists_the_known() {
         let error = Registry::empty().with(descriptor("a", 1)).open("z").unwrap_err();
-        assert!(error.to_string().ends_with("it has: a"), "{error}");
+        assert!(error.to_string().ends_with("available: a"), "{error}");
     }
 
     #[test]

@@ -72,8 +72,9 @@ pub use inference_core::mock;
 pub use inference_core::{
     Alternative, AssistantMessage, CancellationToken, ChatEvent, ChatStream, Classification, ClassifyOptions,
     Completion, ContextOverflow, Discovered, Dtype, Error, Feature, Finish, FinishReason, GenerateOptions,
-    GenerationConfig, KvBits, LabelScore, Load, LoadOptions, LoadProgress, LogitsProcessor, MemoryEstimate,
-    MemoryUsage, Message, Metrics, ModelInfo, ModelManifest, ModelStats, Outcome, Percentiles, Prompt,
-    Quantization, Registry, Result, Role, SamplingOptions, Session, StopCause, TemplateOptions, TextModel,
-    TextModelExt, Token, TokenStream, ToolCall, Verdict, Xtc, discover, explain, load_model, train,
+    GenerationConfig, KvBits, LabelScore, LayerKind, Load, LoadOptions, LoadProgress, LogitsProcessor,
+    MemoryEstimate, MemoryUsage, Message, Metrics, ModelInfo, ModelManifest, ModelStats, Outcome,
+    Percentiles, Prompt, QuantMode, Quantization, Registry, Result, Role, SamplingOptions, Session,
+    StopCause, TemplateOptions, TextModel, TextModelExt, Token, TokenStream, ToolCall, Verdict, Xtc,
+    discover, explain, load_model, train,
 };

@@ -81,7 +81,7 @@ impl Backend for Abacus {
         if options.cancel.is_cancelled() {
             return Err(Error::Cancelled);
         }
-        Ok(Arc::new(Model::new(&model, table, &options)))
+        Ok(Arc::new(Model::new(&model, table, &options)?))
     }
 }
 // ANCHOR_END: backend

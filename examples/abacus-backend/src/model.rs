@@ -35,26 +35,20 @@ pub(crate) struct Model {
 }
 
 impl Model {
-    pub(crate) fn new(manifest: &ModelManifest, table: Table, options: &LoadOptions) -> Self {
-        let mut info = ModelInfo::default();
-        info.path = manifest.path().to_owned();
-        info.backend = ID.to_owned();
-        info.architecture = manifest.model_type().to_owned();
+    pub(crate) fn new(manifest: &ModelManifest, table: Table, options: &LoadOptions) -> Result<Self> {
+        let mut info = ModelInfo::from_manifest(ID, manifest)?;
         info.vocab_size = table.len();
         info.layers = 1;
         info.hidden_size = table.len();
         info.context_length = options.context_length.unwrap_or(CONTEXT);
-        info.parameters = (table.len() * table.len()) as u64;
-        info.weight_bytes = manifest.weight_bytes();
-        info.dtype = "f32".to_owned();
         info.eos_token_ids = vec![END];
-        Self {
+        Ok(Self {
             info,
             table: Arc::new(table),
             stats: Arc::default(),
             closed: AtomicBool::new(false),
             shutdown: CancellationToken::new(),
-        }
+        })
     }
 
     // ANCHOR: prompt

@@ -79,10 +79,14 @@ fn load_within_limits(
         Ok::<_, Error>(model)
     })?;
     let mut config = model.config().clone();
-    let context_length = options.context_length.unwrap_or(config.context_length);
-    if context_length > config.context_length {
-        let reason = format!("{context_length}, the model holds {}", config.context_length);
+    let made_for = manifest.context_length()?.unwrap_or(config.context_length);
+    let context_length = options.context_length.unwrap_or(made_for);
+    if context_length > MOST_POSITIONS {
+        let reason = format!("{context_length}, expected at most {MOST_POSITIONS}");
         return Err(Error::InvalidOption { option: "context_length", reason });
+    }
+    if context_length > made_for {
+        tracing::warn!(context_length, made_for, "the context is longer than the model was made for");
     }
     config.context_length = context_length;
     let kv_scheme = options.kv_bits.map(|bits| kv_scheme(bits, config.head_dim)).transpose()?;
@@ -100,6 +104,9 @@ fn load_within_limits(
     let layout = scheduler.new_cache().format_id();
     Ok((scheduler, Loaded { config, layout }))
 }
+
+/// Positions are 32-bit whole numbers in MLX.
+const MOST_POSITIONS: usize = i32::MAX as usize;
 
 /// How keys and values of heads that are so wide are quantised.
 fn kv_scheme(bits: KvBits, head_dim: usize) -> Result<Scheme> {

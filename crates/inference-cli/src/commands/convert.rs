@@ -4,7 +4,7 @@ use std::{path::PathBuf, process::ExitCode, str::FromStr};
 
 use clap::ValueEnum;
 use inference::{
-    Dtype, ModelManifest, Quantization,
+    Dtype, ModelManifest, QuantMode, Quantization,
     metal::{ConvertOptions, convert},
 };
 use serde_json::json;
@@ -146,10 +146,10 @@ impl Args {
 
     fn quantization(&self, bits: Option<u32>, group: Option<u32>) -> Quantization {
         let (mode, own_bits, own_group) = match self.mode.unwrap_or(Mode::Affine) {
-            Mode::Affine => ("affine", 4, 64),
-            Mode::Mxfp4 => ("mxfp4", 4, 32),
-            Mode::Nvfp4 => ("nvfp4", 4, 16),
-            Mode::Mxfp8 => ("mxfp8", 8, 32),
+            Mode::Affine => (QuantMode::Affine, 4, 64),
+            Mode::Mxfp4 => (QuantMode::Mxfp4, 4, 32),
+            Mode::Nvfp4 => (QuantMode::Nvfp4, 4, 16),
+            Mode::Mxfp8 => (QuantMode::Mxfp8, 8, 32),
         };
         Quantization::new(bits.unwrap_or(own_bits), group.or(self.group_size).unwrap_or(own_group), mode)
     }
@@ -191,17 +191,20 @@ mod tests {
     #[test]
     fn modes_prescribe_what_is_not_given() {
         let quantization = |line: &[&str]| options(line).unwrap().quantization.unwrap();
-        assert_eq!(quantization(&["--bits=8"]), Quantization::new(8, 64, "affine"));
-        assert_eq!(quantization(&["--bits=3", "--group-size=32"]), Quantization::new(3, 32, "affine"));
-        assert_eq!(quantization(&["--mode=mxfp8"]), Quantization::new(8, 32, "mxfp8"));
-        assert_eq!(quantization(&["--mode=nvfp4"]), Quantization::new(4, 16, "nvfp4"));
+        assert_eq!(quantization(&["--bits=8"]), Quantization::new(8, 64, QuantMode::Affine));
+        assert_eq!(
+            quantization(&["--bits=3", "--group-size=32"]),
+            Quantization::new(3, 32, QuantMode::Affine)
+        );
+        assert_eq!(quantization(&["--mode=mxfp8"]), Quantization::new(8, 32, QuantMode::Mxfp8));
+        assert_eq!(quantization(&["--mode=nvfp4"]), Quantization::new(4, 16, QuantMode::Nvfp4));
     }
 
     #[test]
     fn rules_keep_their_order() {
         let options = options(&["--bits=4", "--rule=*.down_proj=6/32", "--rule=lm_head=none"]).unwrap();
         let expected = [
-            ("*.down_proj".to_owned(), Some(Quantization::new(6, 32, "affine"))),
+            ("*.down_proj".to_owned(), Some(Quantization::new(6, 32, QuantMode::Affine))),
             ("lm_head".to_owned(), None),
         ];
         assert_eq!(options.rules, expected);

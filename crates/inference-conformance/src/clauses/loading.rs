@@ -99,8 +99,16 @@ pub async fn the_model_describes_itself(subject: &Subject) -> ClauseResult {
     ensure!(info.architecture == manifest.model_type(), "its architecture is {:?}", info.architecture);
     ensure!(info.vocab_size > 0 && info.context_length > 0, "no vocabulary or context: {info:?}");
     ensure!(info.layers > 0 && info.hidden_size > 0 && info.parameters > 0, "no shape: {info:?}");
-    ensure!(info.weight_bytes > 0 && !info.dtype.is_empty(), "no weights: {info:?}");
-    ensure!(info.quantization == manifest.quantization().cloned(), "quantised as {:?}", info.quantization);
+    ensure!(info.weight_bytes > 0, "no weights: {info:?}");
+    let (told, counted) = (info.parameters, manifest.parameters());
+    ensure!(told == counted, "{told} parameters, of {counted} in the files");
+    ensure!(
+        info.dtype == manifest.float_dtype(),
+        "its dtype is {:?}, of the files {:?}",
+        info.dtype,
+        manifest.float_dtype()
+    );
+    ensure!(info.quantization == manifest.quantization().copied(), "quantised as {:?}", info.quantization);
     let outside = info.eos_token_ids.iter().find(|id| **id as usize >= info.vocab_size);
     ensure!(outside.is_none(), "end-of-sequence token {outside:?} is outside the vocabulary");
     Ok(())

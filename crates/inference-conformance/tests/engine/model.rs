@@ -80,7 +80,6 @@ impl Model {
         info.context_length = options.context_length.unwrap_or(4096);
         info.parameters = 4;
         info.weight_bytes = manifest.weight_bytes();
-        info.dtype = "u8".into();
         info.eos_token_ids = vec![EOS];
         let changed = fault.is("a_cap_on_the_batch_changes_no_answer") && options.max_batch.is_some()
             || fault.is("a_prefill_chunk_changes_no_answer") && options.prefill_chunk.is_some()

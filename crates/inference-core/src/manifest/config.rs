@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::{Dtype, Error, Result};
+use crate::{Error, Result};
 
 /// config.json with the path for its errors.
 pub(super) struct Config<'a> {
@@ -62,20 +62,6 @@ impl<'a> Config<'a> {
             Some(Value::String(name)) if !name.is_empty() => Ok(name),
             Some(value) => Err(self.wrong("model_type", value, expected)),
         }
-    }
-
-    pub(super) fn dtype(&self) -> Result<Option<Dtype>> {
-        let Some(Found { key, value }) = self.find(&["dtype", "torch_dtype"]) else { return Ok(None) };
-        let dtype = match value.as_str().map(|name| name.strip_prefix("torch.").unwrap_or(name)) {
-            Some("bfloat16" | "bf16") => Dtype::Bf16,
-            Some("float16" | "half" | "fp16") => Dtype::F16,
-            Some("float32" | "float" | "fp32") => Dtype::F32,
-            Some("float64" | "double") => Dtype::F64,
-            // What transformers writes for "as the files have it".
-            Some("auto") => return Ok(None),
-            _ => return Err(self.wrong(key, value, "bfloat16, float16, float32 or float64")),
-        };
-        Ok(Some(dtype))
     }
 
     /// Refuses a config that wants code of its folder, or of another, to be run.

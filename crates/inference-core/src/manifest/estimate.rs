@@ -1,11 +1,11 @@
 //! The memory that a model needs, by its config and tensor shapes.
 
 use serde::Serialize;
-use serde_json::Value;
 
 use super::{
     ModelManifest,
-    config::{Config, Found},
+    config::Config,
+    layers::{self, LayerKind},
 };
 use crate::{Dtype, Error, KvBits, Result};
 
@@ -13,9 +13,9 @@ use crate::{Dtype, Error, KvBits, Result};
 ///
 /// - **Weights**: the tensors as stored.
 /// - **Keys and values**: for each layer, 2 × batch × positions × key-value heads × head dimension × bytes of the type
-///   that most of its floating-point tensors have. `positions` is the context; in a layer with a sliding window, the smaller of context and window. Which layers
-///   slide, `layer_types` says, or `sliding_window_pattern` (every n-th layer does not). A window without either counts as
-///   none: the figure is then an upper bound. Quantised ones take their bits, and a scale and a bias of that type for each
+///   that most of its floating-point tensors have. `positions` is the context; in a layer with a sliding window, the
+///   smaller of context and window; in a layer with a recurrent state none. [`ModelManifest::layer_kinds`] says which layer
+///   is of which kind. Quantised keys and values take their bits, and a scale and a bias of that type for each
 ///   [group](KvBits::group_size).
 ///
 /// Activations are left out: they are small next to these, and depend on the engine.
@@ -70,7 +70,7 @@ pub(super) fn estimate(
         return Err(config.invalid("num_hidden_layers", reason));
     }
     let (width, head) = key_width(manifest, &config)?;
-    let size = manifest.stored_dtype().map_or(2, Dtype::size);
+    let size = manifest.float_dtype().map_or(2, Dtype::size);
     let position = match kv_bits {
         None => width.checked_mul(size),
         Some(bits) => {
@@ -79,11 +79,14 @@ pub(super) fn estimate(
         }
     };
 
-    let (windowed, window) = windows(&config, layers)?;
-    let positions = |layers: usize, each: usize| (layers as u64).checked_mul(each as u64);
+    let kinds = layers::kinds(&config, layers)?;
+    let positions = |kind: &LayerKind| match *kind {
+        LayerKind::FullAttention => context as u64,
+        LayerKind::SlidingAttention { window } => window.min(context) as u64,
+        LayerKind::Recurrent => 0,
+    };
     let bytes = || {
-        let positions = positions(layers - windowed, context)?
-            .checked_add(positions(windowed, window.unwrap_or(context).min(context))?)?;
+        let positions = kinds.iter().map(positions).try_fold(0_u64, u64::checked_add)?;
         [2, batch, position?].iter().try_fold(positions, |bytes, n| bytes.checked_mul(*n as u64))
     };
     let Some(kv_bytes) = bytes() else {
@@ -117,25 +120,4 @@ fn key_width(manifest: &ModelManifest, config: &Config<'_>) -> Result<(usize, us
     };
     let overflow = || config.invalid("head_dim", format!("is {head}, with {key_heads} key-value heads"));
     Ok((key_heads.checked_mul(head).ok_or_else(overflow)?, head))
-}
-
-/// How many of the layers slide, and the window that they slide in.
-fn windows(config: &Config<'_>, layers: usize) -> Result<(usize, Option<usize>)> {
-    let off = config.find(&["use_sliding_window"]).is_some_and(|found| *found.value == Value::Bool(false));
-    let window = if off { None } else { config.count(&["sliding_window"])? };
-    if window.is_none() {
-        return Ok((0, None));
-    }
-    if let Some(Found { key, value }) = config.find(&["layer_types"]) {
-        let Value::Array(types) = value else { return Err(config.wrong(key, value, "a list of strings")) };
-        if types.len() != layers {
-            let reason = format!("has {} entries, expected {layers}, one for each layer", types.len());
-            return Err(config.invalid(key, reason));
-        }
-        return Ok((types.iter().filter(|kind| *kind == "sliding_attention").count(), window));
-    }
-    match config.count(&["sliding_window_pattern"])? {
-        Some(pattern) => Ok((layers - layers / pattern, window)),
-        None => Ok((0, None)),
-    }
 }

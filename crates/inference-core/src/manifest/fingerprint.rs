@@ -9,7 +9,7 @@ use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
 use super::ModelManifest;
-use crate::{Error, Result, adapter::AdapterManifest, safetensors::TensorInfo};
+use crate::{Error, Result, adapter::AdapterManifest, files::open_regular, safetensors::TensorInfo};
 
 /// Bytes read at each of [`PLACES`] of a tensor.
 const BLOCK: u64 = 4096;
@@ -34,7 +34,7 @@ impl ModelManifest {
             let path = &self.files[tensor.file];
             let file = match &mut files[tensor.file] {
                 Some(file) => file,
-                none => none.insert(File::open(path).map_err(|source| Error::io("open", path, source))?),
+                none => none.insert(open_regular(path)?.0),
             };
             let (blocks, block) = match tensor.bytes() {
                 short if short <= BLOCK * PLACES => (1, short),
@@ -45,6 +45,20 @@ impl ModelManifest {
                 let start = tensor.range.start + (tensor.bytes() - block) * place / (PLACES - 1);
                 let mut bytes = vec![0; block as usize];
                 let read = file.seek(SeekFrom::Start(start)).and_then(|_| file.read_exact(&mut bytes));
+                read.map_err(|source| Error::io("read", path, source))?;
+                digest.update(&bytes);
+            }
+        }
+        // A model in another format: its files, sampled likewise.
+        for path in self.files.iter().filter(|_| self.tensors.is_empty()) {
+            let (mut file, length) = open_regular(path)?;
+            digest.update(length.to_le_bytes());
+            for place in 0..PLACES {
+                let start = length.saturating_sub(BLOCK) * place / (PLACES - 1);
+                let mut bytes = Vec::new();
+                let read = file
+                    .seek(SeekFrom::Start(start))
+                    .and_then(|_| (&mut file).take(BLOCK).read_to_end(&mut bytes));
                 read.map_err(|source| Error::io("read", path, source))?;
                 digest.update(&bytes);
             }

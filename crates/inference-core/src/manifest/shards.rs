@@ -2,7 +2,9 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
-    fmt, fs,
+    fmt,
+    fs::{self, File},
+    io::{self, Read as _, Seek as _, SeekFrom},
     path::{Component, Path, PathBuf},
 };
 
@@ -13,7 +15,7 @@ use serde::{
 
 use crate::{
     Error, Result,
-    files::{parse_json, read_text},
+    files::{open_regular, parse_json, read_text},
     safetensors::{TensorInfo, read_header},
 };
 
@@ -63,40 +65,33 @@ pub(super) fn read(folder: &Path) -> Result<(Vec<PathBuf>, Tensors)> {
     }
     let files: Vec<_> = names.iter().map(|name| folder.join(name)).collect();
     let tensors = read_headers(&files)?;
-    for (tensor, name) in &places {
-        let invalid = |reason| Err(Error::invalid_key(&index_path, format!("weight_map.{tensor}"), reason));
-        match tensors.get(tensor).and_then(|info| files.get(info.file)) {
-            None => {
-                return invalid(format!("names {name:?}, which does not hold it: download the model again"));
-            }
-            Some(file) if *file != folder.join(name) => {
-                let file = file.file_name().unwrap_or_default();
-                return invalid(format!("names {name:?}, but {file:?} holds it: download the model again"));
-            }
-            Some(_) => {}
-        }
-    }
+    // The headers decide where a tensor lies, as for transformers and mlx_lm: converters write indexes that name tensors which
+    // no file holds, such as the head of a tied model. A backend names the tensors that it misses.
     Ok((files, tensors))
 }
 
-/// What a folder holds in place of safetensors files, and what to do about it.
-pub(super) fn other_formats(folder: &Path) -> Option<&'static str> {
-    let names: Vec<_> = names(folder).ok()?;
-    let any = |extensions: &[&str]| {
-        let has =
-            |name: &String| Path::new(name).extension().is_some_and(|e| extensions.iter().any(|x| e == *x));
-        names.iter().any(has)
-    };
-    if any(&["bin", "pt", "pth", "ckpt"]) {
-        return Some(
+/// What a folder without safetensors files holds in their place: why it cannot be read as safetensors, and the files.
+pub(super) fn other_formats(folder: &Path) -> Result<Option<(&'static str, Vec<PathBuf>)>> {
+    const FORMATS: [(&[&str], &str); 3] = [
+        (
+            &["bin", "pt", "pth", "ckpt"],
             "has PyTorch weights only, which can run code when they are opened: use a safetensors version of the \
              model, or save it with transformers' save_pretrained",
-        );
+        ),
+        (&["gguf"], "has GGUF weights only: use the safetensors version of the model"),
+        (&["npz"], "has NumPy weights only: convert the model again, to safetensors"),
+    ];
+    let mut names = names(folder)?;
+    names.sort();
+    let has = |name: &str, extension: &str| Path::new(name).extension().is_some_and(|e| e == extension);
+    if names.iter().any(|name| has(name, "safetensors") || name == INDEX) {
+        return Ok(None);
     }
-    if any(&["gguf"]) {
-        return Some("has GGUF weights only: use the safetensors version of the model");
-    }
-    any(&["npz"]).then_some("has NumPy weights only: convert the model anew, to safetensors")
+    Ok(FORMATS.iter().find_map(|(extensions, reason)| {
+        let files = names.iter().filter(|name| extensions.iter().any(|extension| has(name, extension)));
+        let files: Vec<PathBuf> = files.map(|name| folder.join(name)).collect();
+        (!files.is_empty()).then_some((*reason, files))
+    }))
 }
 
 /// The files of a folder without an index and without `model.safetensors`.
@@ -110,9 +105,7 @@ fn unindexed(folder: &Path) -> Result<Vec<String>> {
         return Err(Error::invalid_file(folder, reason));
     }
     if files.is_empty() {
-        let reason =
-            other_formats(folder).unwrap_or("has no model.safetensors: download the model's weights");
-        return Err(Error::invalid_file(folder, reason));
+        return Err(Error::invalid_file(folder, "has no model.safetensors: download the model's weights"));
     }
     // `model-00001-of-00003.safetensors` tells of the others.
     for name in &files {
@@ -139,9 +132,9 @@ fn numbered(name: &str) -> Option<(&str, u64)> {
 }
 
 fn names(folder: &Path) -> Result<Vec<String>> {
-    let io = |source| Error::io("read", folder, source);
-    let entries = fs::read_dir(folder).map_err(io)?;
-    let names = entries.map(|entry| Ok(entry.map_err(io)?.file_name().into_string().ok()));
+    let failed = |source| Error::io("read", folder, source);
+    let entries = fs::read_dir(folder).map_err(failed)?;
+    let names = entries.map(|entry| Ok(entry.map_err(failed)?.file_name().into_string().ok()));
     names.filter_map(Result::transpose).collect()
 }
 
@@ -154,9 +147,13 @@ fn read_headers(files: &[PathBuf]) -> Result<Tensors> {
                     vacant.insert(info);
                 }
                 Entry::Occupied(other) => {
-                    let file = files[other.get().file].file_name().unwrap_or_default();
-                    let reason = format!("is in {file:?} too: remove the file that is out of date");
-                    return Err(Error::invalid_key(path, other.key(), reason));
+                    if !same(files, other.get(), &info)? {
+                        let file = files[other.get().file].file_name().unwrap_or_default();
+                        let reason = format!(
+                            "is in {file:?} too, with other contents: remove the file that is out of date"
+                        );
+                        return Err(Error::invalid_key(path, other.key(), reason));
+                    }
                 }
             }
         }
@@ -167,6 +164,38 @@ fn read_headers(files: &[PathBuf]) -> Result<Tensors> {
         }
     }
     Ok(tensors)
+}
+
+/// Whether two places hold the same tensor, to the byte.
+fn same(files: &[PathBuf], one: &TensorInfo, two: &TensorInfo) -> Result<bool> {
+    const BLOCK: u64 = 1 << 20;
+    if (one.dtype, &one.shape) != (two.dtype, &two.shape) {
+        return Ok(false);
+    }
+    let open = |info: &TensorInfo| -> Result<_> {
+        let path = &files[info.file];
+        let io = |source| Error::io("read", path, source);
+        let mut file = open_regular(path)?.0;
+        file.seek(SeekFrom::Start(info.range.start)).map_err(io)?;
+        Ok((path, file.take(info.bytes())))
+    };
+    let ((one_path, mut one_file), (two_path, mut two_file)) = (open(one)?, open(two)?);
+    let (mut one_block, mut two_block) = (Vec::new(), Vec::new());
+    let mut left = one.bytes();
+    while left > 0 {
+        one_block.clear();
+        two_block.clear();
+        let read = |file: &mut io::Take<File>, path: &Path, block: &mut Vec<u8>| {
+            file.by_ref().take(BLOCK).read_to_end(block).map_err(|source| Error::io("read", path, source))
+        };
+        let count = read(&mut one_file, one_path, &mut one_block)?;
+        read(&mut two_file, two_path, &mut two_block)?;
+        if one_block != two_block || count == 0 {
+            return Ok(false);
+        }
+        left -= count as u64;
+    }
+    Ok(true)
 }
 
 /// Whether a name from the index can only lead to a file below the folder.

@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use inference_core::{Dtype, Error, ModelManifest, Quantization};
+use inference_core::{Dtype, Error, ModelManifest, QuantMode, Quantization};
 use serde_json::json;
 
 use super::{
@@ -13,7 +13,7 @@ use crate::load::{ConvertOptions, convert};
 
 fn quantized(bits: u32, group_size: u32, mode: &str) -> ConvertOptions {
     ConvertOptions {
-        quantization: Some(Quantization::new(bits, group_size, mode)),
+        quantization: Some(Quantization::new(bits, group_size, mode.parse().unwrap())),
         ..ConvertOptions::default()
     }
 }
@@ -76,7 +76,10 @@ fn packed_experts_stay_packed_or_become_dense() {
         same(&packed);
         let manifest = ModelManifest::read(&packed).unwrap();
         let expert = "model.layers.0.mlp.experts.gate_proj";
-        assert_eq!(manifest.quantization_of(expert).unwrap(), Some(Quantization::new(4, 32, "mxfp4")));
+        assert_eq!(
+            manifest.quantization_of(expert).unwrap(),
+            Some(Quantization::new(4, 32, QuantMode::Mxfp4))
+        );
         assert_eq!(manifest.tensors()[&format!("{expert}.scales")].dtype, Dtype::U8);
         assert_eq!(manifest.config()["quantization"]["lm_head"], json!(false));
         assert_eq!(manifest.parameters(), source.parameters());
@@ -112,9 +115,9 @@ fn rules_choose_for_single_matrices() {
     let target = scratch.path().join("mixed");
     let options = ConvertOptions {
         rules: vec![
-            ("model.layers.*.mlp.down_proj".to_owned(), Some(Quantization::new(8, 64, "affine"))),
+            ("model.layers.*.mlp.down_proj".to_owned(), Some(Quantization::new(8, 64, QuantMode::Affine))),
             ("lm_head".to_owned(), None),
-            ("*.3.mlp.down_proj".to_owned(), Some(Quantization::new(4, 32, "mxfp4"))),
+            ("*.3.mlp.down_proj".to_owned(), Some(Quantization::new(4, 32, QuantMode::Mxfp4))),
         ],
         dtype: Some(Dtype::Bf16),
         ..quantized(3, 32, "affine")

@@ -375,7 +375,7 @@ fn scheme(option: &'static str, quantization: &Quantization) -> Result<Scheme> {
     let Quantization { bits, group_size, mode, .. } = quantization;
     let unsupported =
         || invalid_option(option, format!("MLX has no {mode} with {bits} bits in groups of {group_size}"));
-    let mode = Mode::named(mode).ok_or_else(unsupported)?;
+    let mode = Mode::named(mode.name()).ok_or_else(unsupported)?;
     let scheme = Scheme { mode, bits: *bits as usize, group_size: *group_size as usize };
     if scheme.is_supported() { Ok(scheme) } else { Err(unsupported()) }
 }

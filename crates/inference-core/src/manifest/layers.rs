@@ -1,0 +1,48 @@
+//! What each of a model's layers remembers of a text.
+
+use serde_json::Value;
+
+use super::config::{Config, Found};
+use crate::Result;
+
+/// What a layer remembers of a text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum LayerKind {
+    /// Keys and values of every position.
+    FullAttention,
+    /// Keys and values of the latest positions, as many as the window has.
+    SlidingAttention {
+        /// The window, in positions.
+        window: usize,
+    },
+    /// A state of fixed size: linear attention, a recurrence.
+    Recurrent,
+}
+
+/// The kind of each of `layers` layers: by `layer_types`, or by `sliding_window_pattern` (every n-th layer has full attention).
+/// A window without either counts as full attention.
+pub(super) fn kinds(config: &Config<'_>, layers: usize) -> Result<Vec<LayerKind>> {
+    let off = config.find(&["use_sliding_window"]).is_some_and(|found| *found.value == Value::Bool(false));
+    let window = if off { None } else { config.count(&["sliding_window"])? };
+    let sliding = window.map_or(LayerKind::FullAttention, |window| LayerKind::SlidingAttention { window });
+    if let Some(Found { key, value }) = config.find(&["layer_types"]) {
+        let Value::Array(types) = value else { return Err(config.wrong(key, value, "a list of strings")) };
+        if types.len() != layers {
+            let reason = format!("has {} entries, expected {layers}, one for each layer", types.len());
+            return Err(config.invalid(key, reason));
+        }
+        let kind = |name: &Value| match name.as_str() {
+            Some("sliding_attention") => sliding,
+            Some("linear_attention" | "recurrent" | "mamba") => LayerKind::Recurrent,
+            _ => LayerKind::FullAttention,
+        };
+        return Ok(types.iter().map(kind).collect());
+    }
+    let pattern = config.count(&["sliding_window_pattern"])?;
+    let kind = |layer: usize| match pattern {
+        Some(pattern) if !(layer + 1).is_multiple_of(pattern) => sliding,
+        _ => LayerKind::FullAttention,
+    };
+    Ok((0..layers).map(kind).collect())
+}
