@@ -1,23 +1,11 @@
-//! Chat templates: Jinja2 programs of a model folder that turn a conversation into the text the model was trained on.
+//! Chat templates of model folders: which files hold them, and what they are given.
 
-mod budget;
-mod checks;
-mod eval;
 mod files;
-mod filters;
-mod format;
-mod functions;
-mod lists;
-mod methods;
-mod ops;
-mod parse;
-mod print;
-mod value;
 
 use std::{path::Path, sync::Arc};
 
+use chat_template::{Environment, MAX_SOURCE_BYTES, Template};
 use inference_core::{Error, Message, Result, TemplateOptions};
-use jiff::{Zoned, civil::DateTime};
 use serde_json::{Map, Value, json};
 
 use crate::SpecialTokens;
@@ -28,20 +16,20 @@ const DEFAULT: &str = "default";
 
 /// The chat template of a model folder, or several: one for conversations with tools.
 ///
-/// A template written for transformers gives the same text here: Jinja2's and Python's rules, trimmed blocks, loop
-/// controls, `raise_exception`, `strftime_now`, `tojson`, `{% generation %}`. minijinja parses it; it is run by an
-/// interpreter of our own, since minijinja's bounds the steps of a template, but neither its memory nor its stack.
-///
-/// A template is a program from an untrusted folder. It has no access to files, and its source, work and output are
-/// bounded: one that does not end is an [`Error::Template`] within a second or so.
+/// A template is a program from an untrusted folder. [`chat_template`] runs it: it gives the text that transformers gives, and ends
+/// with an [`Error::Template`] if it exceeds its limits of time and memory.
 #[derive(Debug, Clone)]
 pub struct ChatTemplate {
-    /// Sources by name.
-    sources: Arc<[(String, String)]>,
-    /// Variables that every rendering has: the special tokens.
-    constants: Arc<Map<String, Value>>,
-    /// What `strftime_now` tells, where not the local time.
-    now: Option<DateTime>,
+    variants: Arc<[Variant]>,
+    /// The special tokens, and the clock.
+    environment: Environment,
+}
+
+#[derive(Debug)]
+struct Variant {
+    name: String,
+    source: String,
+    template: Template,
 }
 
 impl ChatTemplate {
@@ -89,21 +77,18 @@ impl ChatTemplate {
     /// # Errors
     /// As [`render`](Self::render).
     pub fn render_variables(&self, variables: &Map<String, Value>) -> Result<String> {
-        let mut context = self.constants.as_ref().clone();
-        context.extend(variables.clone());
-        let tools = context.get("tools").is_some_and(|tools| !tools.is_null());
-        let named = |name: &str| self.sources.iter().find(|(known, _)| known == name);
-        let source = named(TOOL_USE).filter(|_| tools).or_else(|| named(DEFAULT));
-        let Some((_, source)) = source else {
-            return Err(failure("there is no default template".to_owned()));
+        let tools = variables.get("tools").is_some_and(|tools| !tools.is_null());
+        let named = |name: &str| self.variants.iter().find(|variant| variant.name == name);
+        let variant = named(TOOL_USE).filter(|_| tools).or_else(|| named(DEFAULT));
+        let Some(variant) = variant else {
+            return Err(failure(&"there is no default template"));
         };
-        let now = self.now.unwrap_or_else(|| Zoned::now().datetime());
-        parse::render(source, &context, now).map_err(failure)
+        variant.template.render_in(&self.environment, variables).map_err(|error| failure(&error))
     }
 
-    /// The sources of all its variants, by name.
+    /// The sources of all its variants.
     pub(crate) fn sources(&self) -> impl Iterator<Item = &str> {
-        self.sources.iter().map(|(_, source)| source.as_str())
+        self.variants.iter().map(|variant| variant.source.as_str())
     }
 
     /// The same template with a clock that stands still, for texts that do not change from day to day.
@@ -111,27 +96,24 @@ impl ChatTemplate {
     /// # Errors
     /// [`Error::Template`]: `now` is not of the form `2025-03-14T15:09:26`.
     pub fn at(mut self, now: &str) -> Result<Self> {
-        self.now = Some(now.parse().map_err(|error| failure(format!("{now:?} is no time: {error}")))?);
+        self.environment = self.environment.at(now).map_err(|error| failure(&error))?;
         Ok(self)
     }
 
     fn from_sources(sources: Vec<(String, String)>, special: &SpecialTokens) -> Result<Self> {
-        let mut constants: Map<String, Value> =
-            special.iter().map(|(name, text)| (name.to_owned(), Value::from(text))).collect();
+        let mut environment = Environment::new();
+        for (name, text) in special.iter() {
+            environment = environment.global(name, Value::from(text));
+        }
         if !special.additional().is_empty() {
-            constants.insert("additional_special_tokens".to_owned(), json!(special.additional()));
+            environment = environment.global("additional_special_tokens", json!(special.additional()));
         }
-        for (_, source) in &sources {
-            if source.len() as u64 > files::MAX_SOURCE {
-                return Err(failure(format!(
-                    "it has {} bytes, expected at most {}",
-                    source.len(),
-                    files::MAX_SOURCE
-                )));
-            }
-            parse::check(source).map_err(failure)?;
-        }
-        Ok(Self { sources: sources.into(), constants: Arc::new(constants), now: None })
+        let variant = |(name, source): (String, String)| {
+            let template = Template::parse(&source).map_err(|error| failure(&error))?;
+            Ok(Variant { name, source, template })
+        };
+        let variants = sources.into_iter().map(variant).collect::<Result<_>>()?;
+        Ok(Self { variants, environment })
     }
 }
 
@@ -147,6 +129,6 @@ fn with_reasoning(message: &Message) -> Value {
     message
 }
 
-fn failure(reason: String) -> Error {
-    Error::Template { reason }
+fn failure(reason: &dyn std::fmt::Display) -> Error {
+    Error::Template { reason: reason.to_string() }
 }

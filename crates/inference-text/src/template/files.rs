@@ -5,11 +5,8 @@ use std::path::Path;
 use inference_core::{Error, Result, backend::read_regular};
 use serde_json::{Map, Value};
 
-use super::{DEFAULT, TOOL_USE};
+use super::{DEFAULT, MAX_SOURCE_BYTES, TOOL_USE};
 use crate::tokenizer::config_of;
-
-/// The longest template: published ones have up to some 30 KB. The depth of a syntax tree is bounded by this alone.
-pub(super) const MAX_SOURCE: u64 = 256 << 10;
 
 /// The templates of a folder by name; `default` is always among them where there is any.
 pub(super) fn sources(folder: &Path) -> Result<Vec<(String, String)>> {
@@ -35,7 +32,7 @@ pub(super) fn sources(folder: &Path) -> Result<Vec<(String, String)>> {
 }
 
 fn text(path: &Path) -> Result<String> {
-    let bytes = read_regular(path, MAX_SOURCE)?;
+    let bytes = read_regular(path, MAX_SOURCE_BYTES as u64)?;
     String::from_utf8(bytes).map_err(|error| Error::invalid_file(path, format!("is no UTF-8 text: {error}")))
 }
 
@@ -61,9 +58,9 @@ fn from_config(config: &Map<String, Value>) -> Result<Vec<(String, String)>, Str
         }
         Some(_) => return Err("expected a string or a list".to_owned()),
     }
-    match sources.iter().find(|(_, source)| source.len() as u64 > MAX_SOURCE) {
+    match sources.iter().find(|(_, source)| source.len() > MAX_SOURCE_BYTES) {
         Some((name, source)) => {
-            Err(format!("{name} has {} bytes, expected at most {MAX_SOURCE}", source.len()))
+            Err(format!("{name} has {} bytes, expected at most {MAX_SOURCE_BYTES}", source.len()))
         }
         None => Ok(sources),
     }

@@ -1,0 +1,8 @@
+//! The interpreter: walks the syntax tree by Jinja2's rules.
+
+mod calls;
+mod expressions;
+mod state;
+mod statements;
+
+pub(crate) use state::Interpreter;
