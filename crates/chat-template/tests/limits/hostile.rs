@@ -268,8 +268,7 @@ const LARGE: &[&str] =
 pub(crate) fn everything_with_large_arguments() -> Vec<String> {
     let set = "{% set big = 'aB ,-\\n%{<é' * 200000 %}{% set many = range(100000) | list %}{% set table = dict(wide | map(attribute='id') | batch(2)) %}\
                {% set pairs = wide | map('items') | map('first') | list %}";
-    let around =
-        |call: &str| format!("{set}{{% for i in range(20) %}}{{% set x = {call} %}}{{% endfor %}}");
+    let around = |call: &str| format!("{set}{{% for i in range(20) %}}{{% set x = {call} %}}{{% endfor %}}");
     let mut sources = Vec::new();
     for (at, name) in FILTERS.iter().enumerate() {
         let (value, a, b) =
