@@ -1,6 +1,9 @@
 //! The three devices of MLX as backends.
 
-use std::{any::TypeId, sync::Arc};
+use std::{
+    any::TypeId,
+    sync::{Arc, OnceLock},
+};
 
 use async_trait::async_trait;
 use inference_core::{
@@ -20,15 +23,15 @@ use crate::{
 
 /// MLX on Apple's GPUs, for a [`Registry`](inference_core::Registry) of one's own; linking this crate registers it.
 pub const METAL: BackendDescriptor =
-    BackendDescriptor::new("metal", 100, || Device::Metal.probe(), || open(Device::Metal));
+    BackendDescriptor::new("metal", 100, || probe(Device::Metal), || open(Device::Metal));
 
 /// MLX on NVIDIA's GPUs.
 pub const CUDA: BackendDescriptor =
-    BackendDescriptor::new("cuda", 90, || Device::Cuda.probe(), || open(Device::Cuda));
+    BackendDescriptor::new("cuda", 90, || probe(Device::Cuda), || open(Device::Cuda));
 
 /// MLX on the CPU.
 pub const CPU: BackendDescriptor =
-    BackendDescriptor::new("cpu", 20, || Device::Cpu.probe(), || open(Device::Cpu));
+    BackendDescriptor::new("cpu", 20, || probe(Device::Cpu), || open(Device::Cpu));
 
 register_backend!(METAL);
 register_backend!(CUDA);
@@ -78,8 +81,19 @@ const CAPABILITIES: Capabilities = Capabilities::from_features(&[
     Feature::Tokenize,
 ]);
 
+/// Whether the device is there, asked of MLX once in a process.
+fn probe(device: Device) -> Availability {
+    static KNOWN: [OnceLock<Availability>; 3] = [const { OnceLock::new() }; 3];
+    let known = match device {
+        Device::Metal => &KNOWN[0],
+        Device::Cuda => &KNOWN[1],
+        Device::Cpu => &KNOWN[2],
+    };
+    known.get_or_init(|| device.probe()).clone()
+}
+
 fn open(device: Device) -> Result<Arc<dyn Backend>> {
-    match device.probe() {
+    match probe(device) {
         Availability::Available(name) => {
             let info = BackendInfo::new(device.id(), format!("MLX {}", mlx::mlx_version()), name);
             Ok(Arc::new(MlxBackend { info, device, memory: Memory }))

@@ -19,6 +19,7 @@ mod mlx;
 mod model;
 mod nn;
 mod session;
+mod shared_model;
 mod train;
 
 pub use backend::{CPU, CUDA, METAL, MlxBackend};

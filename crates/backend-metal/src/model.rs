@@ -1,7 +1,7 @@
 //! A loaded model, as callers hold it: tokenising and templates here, the rest on the MLX thread.
 
 use std::{
-    path::{Path, PathBuf},
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -12,44 +12,25 @@ use std::{
 use async_trait::async_trait;
 use futures::{StreamExt as _, channel::mpsc, future::try_join};
 use inference_core::{
-    Classification, ClassifyOptions, ContextOverflow, Error, GenerateOptions, LabelScore, LoadOptions,
-    ModelInfo, ModelManifest, ModelStats, Prompt, Result, Session, TemplateOptions, TextModel, TokenStream,
-    backend::{AdapterManifest, spawn_blocking},
+    Classification, ClassifyOptions, GenerateOptions, LabelScore, LoadOptions, ModelInfo, ModelManifest,
+    ModelStats, Prompt, Result, Session, TemplateOptions, TextModel, TokenStream,
+    backend::spawn_blocking,
     train::{TrainOptions, TrainStream, Trainable, TrainingData},
 };
 use inference_text::Codec;
 use tokio::sync::{OnceCell, oneshot};
 
 use crate::{
-    engine::{ClassifyRequest, Handle, Loaded, Request, SessionTurn, Stats},
+    engine::{ClassifyRequest, Handle, Loaded},
     mlx::Device,
     session::MlxSession,
+    shared_model::SharedModel,
     train::TrainRequest,
 };
 
-/// Tokens that wait for a slow reader before its row pauses.
-const STREAM_CAPACITY: usize = 64;
-
 /// A model on MLX.
 #[derive(Debug)]
-pub(crate) struct MlxModel(Arc<Inner>);
-
-/// What a model shares with its sessions.
-#[derive(Debug)]
-pub(crate) struct Inner {
-    pub(crate) info: ModelInfo,
-    pub(crate) codec: Codec,
-    pub(crate) handle: Handle,
-    /// How keys and values are kept.
-    pub(crate) layout: String,
-    /// Whether positions are encoded by the length of their text.
-    length_dependent: bool,
-    pub(crate) manifest: ModelManifest,
-    adapter: Option<PathBuf>,
-    fingerprint: OnceCell<String>,
-    stats: Arc<Stats>,
-    closed: AtomicBool,
-}
+pub(crate) struct MlxModel(Arc<SharedModel>);
 
 impl MlxModel {
     pub(crate) async fn load(device: Device, manifest: ModelManifest, options: LoadOptions) -> Result<Self> {
@@ -66,7 +47,7 @@ impl MlxModel {
         info.hidden_size = config.hidden_size;
         info.context_length = config.context_length;
         let length_dependent = config.length_dependent;
-        let inner = Inner {
+        let shared = SharedModel {
             info,
             codec,
             handle,
@@ -78,84 +59,7 @@ impl MlxModel {
             stats: Arc::default(),
             closed: AtomicBool::new(false),
         };
-        Ok(Self(Arc::new(inner)))
-    }
-}
-
-impl Inner {
-    pub(crate) fn check_open(&self) -> Result<()> {
-        if self.closed.load(Ordering::Acquire) { Err(Error::Closed) } else { Ok(()) }
-    }
-
-    /// Which weights it has.
-    pub(crate) async fn fingerprint(&self) -> Result<&str> {
-        let compute = || {
-            let (manifest, adapter) = (self.manifest.clone(), self.adapter.clone());
-            spawn_blocking(move || match adapter {
-                Some(folder) => manifest.fingerprint_with(&AdapterManifest::read(folder, &manifest)?),
-                None => manifest.fingerprint(),
-            })
-        };
-        self.fingerprint.get_or_try_init(compute).await.map(String::as_str)
-    }
-
-    /// The prompt's ids, which the context holds, or is to outlive.
-    pub(crate) fn encode(&self, prompt: Prompt, options: &GenerateOptions) -> Result<Vec<u32>> {
-        let encode = |info: &ModelInfo, more| self.codec.encode(prompt, &options.template, info, more);
-        let limit = self.info.context_length;
-        let answer = options.max_tokens_or_default();
-        match options.context_overflow.unwrap_or_default() {
-            // Together they exceed the limit wherever the answer alone does.
-            ContextOverflow::Refuse => encode(&self.info, answer.min(limit)).map_err(|error| match error {
-                Error::ContextExceeded { tokens, limit } => {
-                    Error::ContextExceeded { tokens: tokens.saturating_add(answer), limit }
-                }
-                other => other,
-            }),
-            ContextOverflow::Rotate { keep } => {
-                let invalid = |reason| Err(Error::InvalidOption { option: "context_overflow", reason });
-                if self.length_dependent {
-                    return invalid(
-                        "this model encodes positions by the length of the whole text".to_owned(),
-                    );
-                }
-                if keep >= limit.div_ceil(2) {
-                    return invalid(format!("keeps {keep} tokens, expected fewer than half of {limit}"));
-                }
-                let mut endless = self.info.clone();
-                endless.context_length = usize::MAX;
-                encode(&endless, 0)
-            }
-            _ => encode(&self.info, 0),
-        }
-    }
-
-    /// Hands a request over whose prompt is encoded and checked.
-    pub(crate) fn generate(
-        &self,
-        prompt: Vec<u32>,
-        options: GenerateOptions,
-        called: Instant,
-        turn: Option<SessionTurn>,
-    ) -> Result<TokenStream> {
-        let assembler = self.codec.assembler(&options)?;
-        let budget = self.codec.thinking_budget(&prompt, &options);
-        let (sink, stream) =
-            TokenStream::channel(&self.info.backend, STREAM_CAPACITY, options.cancel.clone());
-        let stream = stream.with_parser(self.codec.reader(&prompt, &options));
-        self.handle.generate(Request {
-            prompt,
-            options,
-            eos: self.info.eos_token_ids.clone(),
-            sink,
-            assembler,
-            budget,
-            called,
-            span: tracing::Span::current(),
-            turn,
-            active: self.stats.begin(),
-        })?;
-        Ok(stream)
+        Ok(Self(Arc::new(shared)))
     }
 }
 

@@ -11,24 +11,24 @@ use tokio::sync::{Mutex, oneshot};
 
 use crate::{
     engine::{SessionCommand, SessionId, SessionTurn},
-    model::Inner,
+    shared_model::SharedModel,
 };
 
 /// A session on MLX. A turn holds the lock of the text until it has ended.
 #[derive(Debug)]
 pub(crate) struct MlxSession {
-    model: Arc<Inner>,
+    model: Arc<SharedModel>,
     id: SessionId,
     text: Arc<Mutex<Vec<u32>>>,
 }
 
 impl MlxSession {
-    pub(crate) fn new(model: Arc<Inner>) -> Self {
+    pub(crate) fn new(model: Arc<SharedModel>) -> Self {
         Self { model, id: SessionId::new(), text: Arc::default() }
     }
 
     /// The session that was saved to this file, and its note.
-    pub(crate) async fn load(model: Arc<Inner>, path: &Path) -> Result<(Self, String)> {
+    pub(crate) async fn load(model: Arc<SharedModel>, path: &Path) -> Result<(Self, String)> {
         let (file, fingerprint, layout) =
             (path.to_owned(), model.fingerprint().await?.to_owned(), model.layout.clone());
         let limits = model.manifest.clone();

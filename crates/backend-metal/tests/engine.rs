@@ -45,17 +45,17 @@ fn question(n: usize) -> Prompt {
 #[tokio::test]
 async fn ten_at_once_give_what_ten_alone_give() {
     let options = LoadOptions::new().max_batch(4);
-    ten_give_what_ten_alone_give(&*model(options.clone()).await).await;
+    ten_give_what_ten_alone_give(&*model(options.clone()).await, SUMS).await;
     // As on a GPU, where rows lie together.
-    ten_give_what_ten_alone_give(&*model(options.extension(DisableCpuKernels)).await).await;
+    ten_give_what_ten_alone_give(&*model(options.extension(DisableCpuKernels)).await, SUMS).await;
 }
 
 #[tokio::test]
 async fn ten_at_once_with_quantised_caches_give_what_ten_alone_give() {
     for bits in [KvBits::Eight, KvBits::Four] {
         let options = LoadOptions::new().max_batch(4).kv_bits(bits);
-        ten_give_what_ten_alone_give(&*model(options.clone()).await).await;
-        ten_give_what_ten_alone_give(&*model(options.extension(DisableCpuKernels)).await).await;
+        ten_give_what_ten_alone_give(&*model(options.clone()).await, STEPS).await;
+        ten_give_what_ten_alone_give(&*model(options.extension(DisableCpuKernels)).await, STEPS).await;
     }
 }
 
@@ -91,7 +91,12 @@ async fn quantised_caches_differ_by_their_bits() {
     assert!(other < eight / 4.0, "by MLX: {other}");
 }
 
-async fn ten_give_what_ten_alone_give(model: &dyn TextModel) {
+/// How far log-probabilities of one text may be apart that was computed beside others: sums come in another order.
+const SUMS: f32 = 1e-4;
+/// The same where keys and values are quantised: what lies between two steps is rounded to the one or the other.
+const STEPS: f32 = 2e-3;
+
+async fn ten_give_what_ten_alone_give(model: &dyn TextModel, bound: f32) {
     let requests: Vec<_> = (0..10)
         .map(|n| {
             let options = GenerateOptions::new().max_tokens(8 + n).log_probabilities(2);
@@ -117,7 +122,8 @@ async fn ten_give_what_ten_alone_give(model: &dyn TextModel) {
         assert_eq!(ids(&together), ids(&alone), "request {n}");
         assert_eq!((together.text, together.finish.reason), (alone.text, alone.finish.reason), "request {n}");
         for (a, b) in together.tokens.iter().zip(&alone.tokens) {
-            assert!((a.log_probability.unwrap() - b.log_probability.unwrap()).abs() < 1e-4, "request {n}");
+            let apart = (a.log_probability.unwrap() - b.log_probability.unwrap()).abs();
+            assert!(apart < bound, "request {n}: {apart}");
         }
     }
     assert_eq!(model.stats().active, 0);

@@ -13,7 +13,7 @@ use mlx_rs::{
 };
 use tokio::sync::oneshot;
 
-use super::{prefix::common, row::NOT_FINITE};
+use super::{prefix::common, sampler::NOT_FINITE};
 use crate::{
     mlx::on_cpu,
     nn::{Architecture, ModelConfig, Rows, SharedPrefix, argmax},

@@ -12,7 +12,7 @@ use mlx_rs::{
     error::{Exception, Result},
 };
 
-use super::row::NOT_FINITE;
+use super::sampler::NOT_FINITE;
 
 /// A row's processor and its limit on reasoning, where it has them.
 #[derive(Debug)]

@@ -7,10 +7,8 @@ use inference_core::{
 use mlx_rs::with_stream;
 
 use super::{
-    DisableCpuKernels,
     budget::{Budget, free_memory},
     scheduler::{EngineConfig, Scheduler},
-    thread::Load,
 };
 use crate::{
     load,
@@ -26,6 +24,19 @@ const DEFAULT_PREFILL_CHUNK: usize = 1024;
 
 /// Bytes of keys and values kept of ended texts where the caller sets no budget.
 const DEFAULT_PREFIX_CACHE: u64 = 512 << 20;
+
+/// An extension of [`LoadOptions`]: MLX's own operations compute everything, as they do on a GPU. On the CPU they take the place of
+/// this crate's kernels, which are many times as fast.
+#[derive(Debug, Clone, Copy)]
+pub struct DisableCpuKernels;
+
+/// A model that is to be loaded.
+#[derive(Debug)]
+pub(super) struct Load {
+    pub(super) device: Device,
+    pub(super) manifest: ModelManifest,
+    pub(super) options: LoadOptions,
+}
 
 /// What is known of a model once it is loaded.
 #[derive(Debug)]

@@ -2,7 +2,7 @@
 //!
 //! - `thread`: the MLX thread, which owns every model. What crosses over to it is plain data and the ends of channels.
 //! - `load`: from options to a model and its scheduler.
-//! - `scheduler`: one model's requests. `plan` decides what a step does, `prefill` and `decode` compute it, `row` is one request.
+//! - `scheduler`: one model's requests, each a `row`. `plan` decides what a step does, `execute` does it, with `prefill` and `decode`.
 //! - `pace`, `budget`: how much a step computes, and how much memory requests may take.
 //! - `sampler`, `constraints`: from logits to tokens.
 //! - `prefix`, `session`: keys and values that outlive their request.
@@ -12,6 +12,7 @@ mod budget;
 mod classify;
 mod constraints;
 mod decode;
+mod execute;
 mod guard;
 mod load;
 mod pace;
@@ -32,7 +33,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use inference_core::{Error, LoadOptions, ModelManifest, Result};
 use tokio::sync::{mpsc, oneshot};
 
-use self::thread::{Command, Load, ModelId};
+pub use self::load::DisableCpuKernels;
 pub(crate) use self::{
     classify::ClassifyRequest,
     load::Loaded,
@@ -40,12 +41,11 @@ pub(crate) use self::{
     session::{SessionCommand, SessionId, SessionTurn},
     stats::Stats,
 };
+use self::{
+    load::Load,
+    thread::{Command, ModelId},
+};
 use crate::{mlx::Device, train::TrainRequest};
-
-/// An extension of [`LoadOptions`]: MLX's own operations compute everything, as they do on a GPU. On the CPU they take the place of
-/// this crate's kernels, which are many times as fast.
-#[derive(Debug, Clone, Copy)]
-pub struct DisableCpuKernels;
 
 /// A model that lives on the MLX thread. Dropping it releases the model.
 #[derive(Debug)]

@@ -21,7 +21,7 @@ use super::{
     budget::Budget,
     constraints::Constraints,
     plan::{DecodingRow, RowId},
-    sampler::{Choice, LogprobArrays, Sampler},
+    sampler::{Choice, LogprobArrays, NOT_FINITE, Sampler},
     session::{SessionId, SessionTurn},
     stats::ActiveRequest,
 };
@@ -29,10 +29,6 @@ use crate::{
     mlx::{memory, slice},
     nn::KvCache,
 };
-
-/// What is wrong with logits that no token can be chosen from.
-pub(super) const NOT_FINITE: &str = "the logits are not finite numbers: weights or activations are NaN or infinite, or \
-                                    every token is banned";
 
 /// What a caller hands over to the engine. Plain data and ends of channels: no array crosses the thread.
 #[derive(Debug)]

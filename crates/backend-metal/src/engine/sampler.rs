@@ -16,6 +16,10 @@ use crate::{
     nn::{argmax, argmax_with_score},
 };
 
+/// What is wrong with logits that no token can be chosen from.
+pub(super) const NOT_FINITE: &str = "the logits are not finite numbers: weights or activations are NaN or infinite, or \
+                                    every token is banned";
+
 /// How one row chooses its tokens.
 #[derive(Debug)]
 pub(super) struct Sampler {

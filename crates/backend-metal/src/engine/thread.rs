@@ -15,7 +15,7 @@ use std::{
 };
 
 use futures::future::{Either, select, select_all};
-use inference_core::{Error, LoadOptions, LoadProgress, ModelManifest, Result};
+use inference_core::{Error, LoadProgress, Result};
 use tokio::sync::{
     mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
     oneshot,
@@ -24,7 +24,7 @@ use tokio::sync::{
 use super::{
     classify::{ClassifyJob, ClassifyRequest},
     guard::panic_text,
-    load::{Loaded, load_model},
+    load::{Load, Loaded, load_model},
     row::Request,
     scheduler::{Progress, Scheduler},
     session::SessionCommand,
@@ -77,14 +77,6 @@ pub(super) enum Command {
     Exit {
         reply: std::sync::mpsc::Sender<()>,
     },
-}
-
-/// A model that is to be loaded.
-#[derive(Debug)]
-pub(super) struct Load {
-    pub(super) device: Device,
-    pub(super) manifest: ModelManifest,
-    pub(super) options: LoadOptions,
 }
 
 static THREAD: OnceLock<std::result::Result<UnboundedSender<Command>, String>> = OnceLock::new();

@@ -2,6 +2,7 @@
 
 use std::ptr;
 
+use inference_core::backend::free_memory;
 use mlx_rs::{
     Array, Dtype, Stream,
     error::{Exception, Result},
@@ -36,6 +37,7 @@ pub(crate) fn filled<E: From<Exception>>(
 ) -> std::result::Result<Array, E> {
     // On the CPU, whatever the default device: the memory must be reachable from here.
     let array = mlx_rs::with_stream(&Stream::cpu(), || ops::zeros_dtype(shape, dtype))?;
+    has_memory(array.nbytes() as u64)?;
     array.eval()?;
     // SAFETY: the handle is valid, and the array was evaluated.
     let data = unsafe { mlx_sys::mlx_array_data_uint8(array.as_ptr()) }.cast_mut();
@@ -50,6 +52,18 @@ pub(crate) fn filled<E: From<Exception>>(
     }
     fill(memory)?;
     Ok(array)
+}
+
+/// Whether there is memory for an array of so many bytes: MLX writes to the null pointer of an allocation that failed.
+fn has_memory(bytes: u64) -> Result<()> {
+    // Smaller ones are not worth the question.
+    const LARGE: u64 = 4 << 20;
+    match free_memory() {
+        Some(free) if bytes >= LARGE && bytes > free => {
+            Err(Exception::custom(format!("an array needs {bytes} bytes, {free} are available")))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// −ln p of each of `targets`, `[..]`, by its logits `[.., n]`: in float32, whatever the logits' type. On CUDA it is one kernel, and
