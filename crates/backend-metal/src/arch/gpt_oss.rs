@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::config::{Config, LayerType, Layers, positive, top_k};
 use crate::{
-    mlx::{MXFP4, Packed},
+    mlx::{MXFP4, QuantizedMatrix},
     nn::{
         Architecture, Attention, AttentionParams, Decoder, Dimensions, ExpertSizes, Experts, Gating, Linear,
         Matrix, Moe, PreNorm, Rope, Weight, WeightTransform, Weights,
@@ -84,7 +84,7 @@ fn experts(weights: &Weights<'_>, dims: &Dimensions, experts: usize, gating: Gat
         let groups = inputs / MXFP4.group_size;
         let stored = [experts, outputs, groups, MXFP4.group_size * MXFP4.bits / 8];
         let scales = [Dtype::U8, Dtype::F8E8m0];
-        Ok(Matrix::Packed(Packed {
+        Ok(Matrix::Quantized(QuantizedMatrix {
             weight: weights.take_words(&blocks, &stored, &[experts, outputs, inputs * MXFP4.bits / 32])?,
             scales: weights.take_as(&format!("{name}_scales"), &[experts, outputs, groups], &scales)?,
             biases: None,

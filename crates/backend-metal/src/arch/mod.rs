@@ -31,6 +31,7 @@ pub(crate) struct Family {
     pub(crate) load: fn(&Weights<'_>) -> LoadResult<Box<dyn Architecture>>,
 }
 
+// ANCHOR: table
 /// Every family.
 pub(crate) const ARCHITECTURES: &[Family] = &[
     Family { model_types: &["gemma"], load: gemma::load },
@@ -48,6 +49,7 @@ pub(crate) const ARCHITECTURES: &[Family] = &[
     Family { model_types: &["qwen3_moe"], load: qwen3_moe::load },
     Family { model_types: &["smollm3"], load: smollm3::load },
 ];
+// ANCHOR_END: table
 
 /// Parts of tensors' names that transformers 5 changed, and what their publishers and mlx_lm call them.
 const RENAMED: &[(&str, &str, &str)] = &[("mixtral", ".mlp.", ".block_sparse_moe.")];

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     mlx::{self, Scheme, memory},
-    nn::{self, Architecture, KvCache, Rotation},
+    nn::{Architecture, ExecMode, KvCache, Rotation},
     train::TrainJob,
 };
 
@@ -192,10 +192,8 @@ impl Scheduler {
     /// Does one round of work.
     pub(super) fn step(&mut self) -> Progress {
         let stream = self.stream.clone();
-        with_stream(&stream, || match self.config.disable_cpu_kernels {
-            true => nn::tracing(|| self.step_on_stream()),
-            false => self.step_on_stream(),
-        })
+        let disabled = self.config.disable_cpu_kernels;
+        with_stream(&stream, || ExecMode::select(disabled).scope(|| self.step_on_stream()))
     }
 
     fn step_on_stream(&mut self) -> Progress {

@@ -1,4 +1,4 @@
-//! MLX operations on arrays that mlx-rs does not offer in safe form, and access to the memory of arrays.
+//! Array operations that mlx-rs lacks, and access to the memory of arrays.
 
 use std::ptr;
 
@@ -11,7 +11,7 @@ use mlx_rs::{
 
 use super::device::{on_cpu, on_cuda};
 
-/// The elements of an array in memory, row by row. Evaluates it.
+/// Evaluates an array and reads its bytes in row-major order.
 pub(crate) fn with_bytes<T>(x: &Array, read: impl FnOnce(&[u8]) -> T) -> Result<T> {
     let x = x.contiguous()?;
     x.eval()?;
@@ -24,12 +24,12 @@ pub(crate) fn with_bytes<T>(x: &Array, read: impl FnOnce(&[u8]) -> T) -> Result<
     Ok(read(unsafe { std::slice::from_raw_parts(data, x.nbytes()) }))
 }
 
-/// A number as an array of type `dtype`, so that arithmetic with it keeps the other side's type.
+/// A scalar of type `dtype`, so that arithmetic keeps the other operand's type.
 pub(crate) fn scalar(value: f32, dtype: Dtype) -> Result<Array> {
     Array::from_f32(value).as_dtype(dtype)
 }
 
-/// An array whose bytes `fill` writes, in MLX's own memory: nothing is held twice. `shape` must not be empty of elements.
+/// A new array whose bytes `fill` writes, in MLX's memory: nothing is copied. `shape` must have elements.
 pub(crate) fn filled<E: From<Exception>>(
     shape: &[i32],
     dtype: Dtype,
@@ -66,8 +66,8 @@ fn has_memory(bytes: u64) -> Result<()> {
     }
 }
 
-/// −ln p of each of `targets`, `[..]`, by its logits `[.., n]`: in float32, whatever the logits' type. On CUDA it is one kernel, and
-/// so is its gradient; elsewhere MLX sums in the logits' type.
+/// Cross-entropy, −ln p of each of `targets` `[..]` by its logits `[.., n]`, in float32. On CUDA it is one kernel, and so is its
+/// gradient; elsewhere MLX sums in the logits' type, so they are converted to float32.
 pub(crate) fn cross_entropy(logits: &Array, targets: &Array) -> Result<Array> {
     let logits = if on_cuda() { logits.clone() } else { logits.as_dtype(Dtype::Float32)? };
     let stream = Stream::thread_local_or_default();
@@ -77,7 +77,7 @@ pub(crate) fn cross_entropy(logits: &Array, targets: &Array) -> Result<Array> {
     })
 }
 
-/// Random bits of this shape, u32, from a key `[2]` (u32).
+/// Random bits of this shape (u32) from a key `[2]` (u32).
 pub(crate) fn random_bits(shape: &[i32], key: &Array) -> Result<Array> {
     let stream = Stream::thread_local_or_default();
     // SAFETY: every handle belongs to an array that lives through the call; the shape is as long as is said, and a number takes four bytes.
@@ -87,8 +87,8 @@ pub(crate) fn random_bits(shape: &[i32], key: &Array) -> Result<Array> {
     })
 }
 
-/// Asks the system to hold this memory in pages of 2 MiB, where it has such: two cores of an EPYC (Zen 4, in a virtual machine)
-/// read 22 GB/s from pages of 4 KiB, and 35 GB/s from these. What lies around it may come to lie in the same pages.
+/// Asks Linux for huge pages of 2 MiB: two cores of an EPYC (Zen 4, in a virtual machine) read 22 GB/s from pages of 4 KiB, and
+/// 35 GB/s from these. Neighbouring memory may get into the same pages.
 fn use_large_pages(memory: &[u8]) {
     #[cfg(target_os = "linux")]
     {
@@ -105,7 +105,7 @@ fn use_large_pages(memory: &[u8]) {
     let _ = memory;
 }
 
-/// The part `start..end` of an axis.
+/// The slice `start..end` of an axis: a view.
 pub(crate) fn slice(x: &Array, axis: usize, start: i32, end: i32) -> Result<Array> {
     let Bounds { starts, ends, strides } = Bounds::new(x.shape(), axis, start, end)?;
     let (n, stream) = (starts.len(), Stream::thread_local_or_default());
@@ -125,8 +125,8 @@ pub(crate) fn slice(x: &Array, axis: usize, start: i32, end: i32) -> Result<Arra
     })
 }
 
-/// The array with `update` in place of the part of an axis that begins at `start`. Where nothing else owns `x`, MLX writes
-/// in place.
+/// A copy of `x` with `update` written to an axis from `start` on. MLX reuses the memory of `x` if nothing else owns it. An update
+/// of the whole array is returned as it is: it may be a view.
 pub(crate) fn slice_update(x: Array, update: &Array, axis: usize, start: i32) -> Result<Array> {
     let end = start + update.shape().get(axis).copied().unwrap_or(0);
     let Bounds { starts, ends, strides } = Bounds::new(x.shape(), axis, start, end)?;
@@ -150,7 +150,7 @@ pub(crate) fn slice_update(x: Array, update: &Array, axis: usize, start: i32) ->
     updated
 }
 
-/// What of each axis a slice takes.
+/// The bounds of a slice for each axis.
 struct Bounds {
     starts: Vec<i32>,
     ends: Vec<i32>,
@@ -172,7 +172,7 @@ impl Bounds {
     }
 }
 
-/// The handle of an array, or the null handle, which stands for an absent one.
+/// The handle of an array; the null handle means none.
 pub(super) fn handle(array: Option<&Array>) -> mlx_sys::mlx_array {
     array.map_or(mlx_sys::mlx_array { ctx: ptr::null_mut() }, Array::as_ptr)
 }

@@ -1,4 +1,4 @@
-//! Functions whose gradient is not that of their operations one by one.
+//! Gradient checkpointing, and functions with custom gradients.
 
 use std::rc::Rc;
 
@@ -6,9 +6,8 @@ use mlx_rs::{Array, error::Result};
 
 use super::vjp::{Closure, after};
 
-/// `function(inputs)`, which is called again where its gradient is taken: what lies between the inputs and the output is not kept
-/// for the backward pass (Chen et al. 2016, arXiv 1604.06174). It may depend on traced arrays through `inputs` alone, and it
-/// lives as long as the graph.
+/// Gradient checkpointing (Chen et al. 2016, arXiv 1604.06174): `function(inputs)`, which the backward pass calls again instead of
+/// keeping its activations. It may depend on traced arrays through `inputs` alone, and it lives as long as the graph.
 pub(crate) fn recomputed<F>(inputs: &[Array], function: F) -> Result<Array>
 where
     F: Fn(&[Array]) -> Result<Array> + 'static,
@@ -21,13 +20,13 @@ where
     differentiated(
         inputs,
         move |inputs| function(inputs),
-        // Not before that gradient is there: MLX would compute all such functions of a model anew first, and hold what they need.
+        // After the gradient of the output: MLX would otherwise recompute all functions of a model first and hold their activations.
         move |inputs, g| again.gradient(&after(inputs, g)?, g),
     )
 }
 
-/// `function(inputs)`, whose gradient `gradient` computes: of the inputs and the gradient by the output, one by each input. As for
-/// [`recomputed`], both see traced arrays as arguments alone, and live as long as the graph.
+/// `function(inputs)` with a custom gradient: `gradient(inputs, by_output)` returns one gradient for each input. As in
+/// [`recomputed`], both depend on traced arrays through their arguments alone, and live as long as the graph.
 pub(crate) fn differentiated<F, B>(inputs: &[Array], function: F, gradient: B) -> Result<Array>
 where
     F: Fn(&[Array]) -> Result<Array> + 'static,

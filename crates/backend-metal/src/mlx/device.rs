@@ -1,4 +1,4 @@
-//! Which devices MLX has on this machine.
+//! MLX's devices on this machine, and streams.
 
 use std::ffi::CStr;
 
@@ -8,14 +8,14 @@ use mlx_rs::{
     error::{Exception, Result},
 };
 
-/// A kind of device, which is a backend of its own.
+/// A kind of device. Each is a backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Device {
     /// The GPU of Apple silicon.
     Metal,
     /// An NVIDIA GPU.
     Cuda,
-    /// The processor.
+    /// The CPU.
     Cpu,
 }
 
@@ -29,7 +29,7 @@ impl Device {
         }
     }
 
-    /// Whether MLX, as linked, has this device here.
+    /// Whether the linked MLX has this device here.
     pub(crate) fn probe(self) -> Availability {
         let reason = match self {
             Self::Cpu => return Availability::Available(cpu_name()),
@@ -47,15 +47,15 @@ impl Device {
         Availability::Unavailable(reason.to_owned())
     }
 
-    /// Bytes that it can still give to a model, where that is known.
+    /// Bytes that are free for a model, if known.
     pub(crate) fn free_memory(self) -> Option<u64> {
         match self {
             Self::Cpu => inference_core::backend::free_memory(),
-            // Unified memory: what the machine has in all, less what MLX holds.
+            // Unified memory: all of the machine's, minus what MLX uses.
             Self::Metal => {
                 gpu_size(c"memory_size").map(|size| size.saturating_sub(super::memory::usage().active_bytes))
             }
-            // What nobody has, and what MLX has to spare.
+            // Free memory, and MLX's cache.
             Self::Cuda => gpu_size(c"free_memory").map(|free| free + super::memory::usage().cache_bytes),
         }
     }
@@ -69,7 +69,7 @@ impl Device {
     }
 }
 
-/// Waits until the stream has nothing left to do.
+/// Waits until the stream is idle.
 pub(crate) fn synchronize(stream: &Stream) -> Result<()> {
     // SAFETY: the stream is alive.
     match unsafe { mlx_sys::mlx_synchronize(stream.as_ptr()) } {
@@ -92,7 +92,7 @@ pub(crate) fn mlx_version() -> String {
     }
 }
 
-/// Whether arrays are computed on the CPU here: on the stream in scope, or MLX's default.
+/// Whether the stream in scope, or MLX's default, is on the CPU.
 pub(crate) fn on_cpu() -> bool {
     let stream = Stream::thread_local_or_default();
     let mut kind = mlx_sys::mlx_device_type__MLX_GPU;
@@ -107,7 +107,7 @@ pub(crate) fn on_cpu() -> bool {
     kind == mlx_sys::mlx_device_type__MLX_CPU
 }
 
-/// Whether MLX's CUDA build computes here.
+/// Whether the stream in scope is on CUDA.
 pub(crate) fn on_cuda() -> bool {
     cfg!(target_os = "linux") && !on_cpu()
 }

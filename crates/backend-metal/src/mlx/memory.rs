@@ -8,7 +8,7 @@ use inference_core::{
 };
 use mlx_rs::{error::Exception, memory};
 
-/// The peak before the engine last restarted MLX's own measurement, which it does to learn each request's peak.
+/// The highest peak before the engine last reset MLX's own, which it does to measure each request.
 static PEAK: AtomicU64 = AtomicU64::new(0);
 
 /// The limit that was set; [`u64::MAX`] is none.
@@ -28,7 +28,7 @@ pub(crate) fn restore_limit(limit: Option<u64>) {
 #[derive(Debug)]
 pub(crate) struct Memory;
 
-/// What is in use; zeros where MLX cannot tell.
+/// The memory in use; zeros if MLX cannot tell.
 pub(crate) fn usage() -> MemoryUsage {
     let mut usage = MemoryUsage::default();
     usage.active_bytes = memory::active_memory().unwrap_or(0) as u64;
@@ -37,26 +37,25 @@ pub(crate) fn usage() -> MemoryUsage {
     usage
 }
 
-/// Gives back what is kept of freed arrays for the next ones: what MLX keeps, and on a processor the heap.
+/// Frees the memory that is kept for later arrays: MLX's cache, and the heap on a CPU.
 pub(crate) fn clear_cache() -> mlx_rs::error::Result<()> {
     heap::trim();
     memory::clear_cache()
 }
 
-/// The C library's heap, which MLX takes a processor's arrays from.
+/// The C library's heap, which holds MLX's arrays on a CPU.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 pub(crate) mod heap {
     use std::sync::OnceLock;
 
-    /// The largest array that the heap itself holds: beyond half of what a thread's part may grow to, glibc does without it.
+    /// The largest array that the heap holds; glibc maps larger ones. More than half of a thread's arena is not possible.
     const LARGEST: i32 = 32 << 20;
-    /// What of it may lie free.
+    /// Bytes that may stay free.
     const KEPT: i32 = 256 << 20;
 
     static KEEPS: OnceLock<()> = OnceLock::new();
 
-    /// Keeps what is freed. By itself glibc maps each large array anew and unmaps it at its end, and all its pages are filled with
-    /// zeros in between.
+    /// Keeps freed memory in the heap. By default glibc maps and unmaps each large array, and the system zeroes its pages each time.
     pub(crate) fn keep() {
         // SAFETY: both settings may change at any time; what is refused stays as it was.
         KEEPS.get_or_init(|| unsafe {
@@ -65,16 +64,16 @@ pub(crate) mod heap {
         });
     }
 
-    /// Gives back what lies free.
+    /// Returns free memory to the system.
     pub(super) fn trim() {
         if KEEPS.get().is_some() {
-            // SAFETY: it touches only what nobody has.
+            // SAFETY: malloc_trim only releases free memory.
             unsafe { libc::malloc_trim(0) };
         }
     }
 }
 
-/// Other systems' heaps are let be.
+/// No-op with other allocators.
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
 pub(crate) mod heap {
     pub(crate) fn keep() {}
@@ -86,11 +85,11 @@ pub(crate) fn peak() -> u64 {
     memory::peak_memory().unwrap_or(0) as u64
 }
 
-/// The same, which then begins anew.
+/// The same, and resets it.
 pub(crate) fn take_peak() -> u64 {
     let peak = peak();
     PEAK.fetch_max(peak, Ordering::Relaxed);
-    // Without it the next peak is too high, which is no failure of the request.
+    // If it fails the next peak is too high, which does not fail the request.
     let _ = memory::reset_peak_memory();
     peak
 }

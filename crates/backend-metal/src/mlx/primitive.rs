@@ -1,4 +1,4 @@
-//! Operations of our own in MLX's graph: functions in Rust that run on a stream of the CPU.
+//! Our own primitives: operations of MLX's graph that are functions in Rust and run on a stream of the CPU.
 
 use std::{
     any::Any,
@@ -14,35 +14,35 @@ use mlx_rs::{
 };
 use mlx_sys::{mlx_array, mlx_primitive_function, mlx_primitive_output, mlx_primitive_view};
 
-/// What such a function fails with.
-pub(crate) type Reason = Cow<'static, str>;
+/// The error of a primitive's function.
+pub(crate) type KernelError = Cow<'static, str>;
 
-/// An array that a function reads.
+/// An input of a primitive.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Input<'a>(&'a mlx_primitive_view);
 
-/// An array that a function fills: row-major.
+/// An output of a primitive: row-major.
 #[derive(Debug)]
 pub(crate) struct Output<'a>(&'a mlx_primitive_view);
 
-/// What an output is to be.
+/// The shape and type of an output.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Shape<'a> {
     /// Its sizes.
     pub(crate) sizes: &'a [i32],
     /// The type of its elements.
     pub(crate) dtype: Dtype,
-    /// The input that it is a changed copy of: it takes over the memory where nothing else needs that, and the copy is then
-    /// already made when the function runs. Otherwise it is made for it.
+    /// The input that the output is an updated copy of. The output takes over its memory if nothing else owns that; otherwise the
+    /// input is copied before the function runs.
     pub(crate) donor: Option<usize>,
 }
 
-/// Types of elements.
+/// A type of elements.
 ///
 /// # Safety
 /// Every pattern of bits is a value, and `DTYPE` has the same size.
 pub(crate) unsafe trait Element: Copy + 'static {
-    /// What MLX calls it.
+    /// MLX's type.
     const DTYPE: Dtype;
 }
 
@@ -59,27 +59,29 @@ elements!(
     f32 => Float32, half::f16 => Float16, half::bf16 => Bfloat16, u32 => Uint32, i32 => Int32, u16 => Uint16, u8 => Uint8,
 );
 
-/// The only output of [`custom`].
-pub(crate) fn custom_one(
+/// A [`primitive`] with one output.
+pub(crate) fn primitive_one(
     name: &'static CStr,
     inputs: &[&Array],
     sizes: &[i32],
     dtype: Dtype,
-    run: impl Fn(&[Input<'_>], &mut Output<'_>) -> std::result::Result<(), Reason> + Send + 'static,
+    run: impl Fn(&[Input<'_>], &mut Output<'_>) -> std::result::Result<(), KernelError> + Send + 'static,
 ) -> Result<Array> {
     let run = move |inputs: &[Input<'_>], outputs: &mut [Output<'_>]| run(inputs, &mut outputs[0]);
-    let [output] = custom(name, inputs, [Shape { sizes, dtype, donor: None }], run)?;
+    let [output] = primitive(name, inputs, [Shape { sizes, dtype, donor: None }], run)?;
     Ok(output)
 }
 
-/// An operation of the graph, on the stream in scope, which must be one of the CPU: `run` computes the outputs from the inputs
-/// once they are there. It has no derivative. A panic or error of it is the error of whoever evaluates an output.
-pub(crate) fn custom<const N: usize>(
+/// Adds an operation to the graph, on the stream in scope, which must be on the CPU. `run` computes the outputs after the inputs
+/// are evaluated. The operation has no gradient. If `run` fails or panics, evaluating an output fails.
+pub(crate) fn primitive<const N: usize>(
     name: &'static CStr,
     inputs: &[&Array],
     outputs: [Shape<'_>; N],
-    run: impl Fn(&[Input<'_>], &mut [Output<'_>]) -> std::result::Result<(), Reason> + Send + 'static,
+    run: impl Fn(&[Input<'_>], &mut [Output<'_>]) -> std::result::Result<(), KernelError> + Send + 'static,
 ) -> Result<[Array; N]> {
+    #[cfg(test)]
+    BUILT.set(BUILT.get() + 1);
     let stream = Stream::thread_local_or_default();
     let handles: Vec<mlx_array> = inputs.iter().map(|array| array.as_ptr()).collect();
     let described = outputs.map(|Shape { sizes, dtype, donor }| mlx_primitive_output {
@@ -112,6 +114,17 @@ pub(crate) fn custom<const N: usize>(
     Ok(results.map(|result| unsafe { Array::from_ptr(result) }))
 }
 
+#[cfg(test)]
+thread_local! {
+    static BUILT: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
+/// How many primitives this thread has built. The CPU's kernels run nowhere else.
+#[cfg(test)]
+pub(crate) fn built() -> usize {
+    BUILT.get()
+}
+
 impl<'a> Input<'a> {
     /// Its sizes.
     pub(crate) fn shape(self) -> &'a [i32] {
@@ -119,7 +132,7 @@ impl<'a> Input<'a> {
         unsafe { slice::from_raw_parts(self.0.shape, self.0.ndim) }
     }
 
-    /// Distances in elements, one for each axis.
+    /// The strides in elements.
     pub(crate) fn strides(self) -> &'a [i64] {
         // SAFETY: the view names `ndim` strides, which live as long as it.
         unsafe { slice::from_raw_parts(self.0.strides, self.0.ndim) }
@@ -130,12 +143,12 @@ impl<'a> Input<'a> {
         Dtype::try_from(self.0.dtype).ok()
     }
 
-    /// How many elements it has.
+    /// The number of elements.
     pub(crate) fn size(self) -> usize {
         self.shape().iter().map(|size| *size as usize).product()
     }
 
-    /// Whether its elements lie in memory row by row, without gaps.
+    /// Whether it is row-major without gaps.
     pub(crate) fn is_contiguous(self) -> bool {
         let mut expected = 1;
         self.shape().iter().zip(self.strides()).rev().all(|(size, stride)| {
@@ -145,8 +158,8 @@ impl<'a> Input<'a> {
         })
     }
 
-    /// The elements in row-major order: where they lie, or copied, where they lie in another order.
-    pub(crate) fn elements<T: Element>(self) -> std::result::Result<Cow<'a, [T]>, Reason> {
+    /// The elements in row-major order, borrowed if they are stored so and copied otherwise.
+    pub(crate) fn elements<T: Element>(self) -> std::result::Result<Cow<'a, [T]>, KernelError> {
         let count = self.size();
         if count == 0 {
             return Ok(Cow::Borrowed(&[]));
@@ -162,12 +175,12 @@ impl<'a> Input<'a> {
         Ok(Cow::Owned(elements))
     }
 
-    /// The elements of a row-major array, to be changed where they lie, which MLX does not hear of.
+    /// The elements of a row-major array, to be written in place. MLX does not know about the write.
     ///
     /// # Safety
-    /// While the function runs, nothing else reads or writes the memory, and this is its only view of it. What reads it later is
-    /// computed after the function.
-    pub(crate) unsafe fn elements_mut<T: Element>(self) -> std::result::Result<&'a mut [T], Reason> {
+    /// While the function runs, nothing else reads or writes the memory, and this is its only view. Later readers are computed after
+    /// the function.
+    pub(crate) unsafe fn elements_mut<T: Element>(self) -> std::result::Result<&'a mut [T], KernelError> {
         if !self.is_contiguous() {
             return Err("an array that is not row-major is not written in place".into());
         }
@@ -178,7 +191,7 @@ impl<'a> Input<'a> {
     }
 
     /// The elements of an array `[.., a, b]` in the order of `[.., b, a]`.
-    pub(crate) fn transposed<T: Element>(self) -> std::result::Result<Cow<'a, [T]>, Reason> {
+    pub(crate) fn transposed<T: Element>(self) -> std::result::Result<Cow<'a, [T]>, KernelError> {
         let (mut shape, mut strides) = (self.shape().to_vec(), self.strides().to_vec());
         let Some(last) = shape.len().checked_sub(1).filter(|last| *last > 0) else {
             return Err("an array without rows and columns".into());
@@ -195,9 +208,8 @@ impl<'a> Input<'a> {
         })
     }
 
-    /// All of the memory from the first element to the last, whatever lies between: element `[i, j, ..]` is at
-    /// `i · strides[0] + j · strides[1] + ..`.
-    pub(crate) fn span<T: Element>(self) -> std::result::Result<&'a [T], Reason> {
+    /// The memory from the first element to the last, gaps included: element `[i, j, ..]` is at `i · strides[0] + j · strides[1] + ..`.
+    pub(crate) fn span<T: Element>(self) -> std::result::Result<&'a [T], KernelError> {
         if self.size() == 0 {
             return Ok(&[]);
         }
@@ -214,7 +226,7 @@ impl<'a> Input<'a> {
         Ok(unsafe { slice::from_raw_parts(self.data::<T>()?, last as usize + 1) })
     }
 
-    fn data<T: Element>(self) -> std::result::Result<*const T, Reason> {
+    fn data<T: Element>(self) -> std::result::Result<*const T, KernelError> {
         check::<T>(self.0)?;
         if self.0.data.is_null() {
             return Err("an array without memory, or one that is an output".into());
@@ -230,7 +242,7 @@ impl Output<'_> {
     }
 
     /// The elements, to be written.
-    pub(crate) fn elements<T: Element>(&mut self) -> std::result::Result<&mut [T], Reason> {
+    pub(crate) fn elements<T: Element>(&mut self) -> std::result::Result<&mut [T], KernelError> {
         check::<T>(self.0)?;
         let count = Input(self.0).size();
         if count == 0 {
@@ -242,7 +254,7 @@ impl Output<'_> {
     }
 }
 
-fn check<T: Element>(view: &mlx_primitive_view) -> std::result::Result<(), Reason> {
+fn check<T: Element>(view: &mlx_primitive_view) -> std::result::Result<(), KernelError> {
     if view.dtype == u32::from(T::DTYPE) {
         return Ok(());
     }
@@ -267,7 +279,7 @@ fn gather<T: Copy>(data: *const T, shape: &[i32], strides: &[i64], to: &mut Vec<
 }
 
 /// Copies an array into one of the same type and sizes.
-fn copy(from: Input<'_>, to: &mlx_primitive_view) -> std::result::Result<(), Reason> {
+fn copy(from: Input<'_>, to: &mlx_primitive_view) -> std::result::Result<(), KernelError> {
     fn of<T: Copy>(from: Input<'_>, to: &mlx_primitive_view) {
         let mut elements = Vec::with_capacity(from.size());
         gather(from.0.data.cast_const().cast::<T>(), from.shape(), from.strides(), &mut elements);
@@ -287,7 +299,7 @@ fn copy(from: Input<'_>, to: &mlx_primitive_view) -> std::result::Result<(), Rea
     Ok(())
 }
 
-/// What MLX holds of a function.
+/// The payload that MLX keeps for a function.
 struct Call<F, const N: usize> {
     inputs: usize,
     donors: [Option<usize>; N],
@@ -296,7 +308,7 @@ struct Call<F, const N: usize> {
 
 impl<F, const N: usize> Call<F, N>
 where
-    F: Fn(&[Input<'_>], &mut [Output<'_>]) -> std::result::Result<(), Reason> + Send + 'static,
+    F: Fn(&[Input<'_>], &mut [Output<'_>]) -> std::result::Result<(), KernelError> + Send + 'static,
 {
     fn into_function(self) -> mlx_primitive_function {
         mlx_primitive_function {
@@ -339,7 +351,7 @@ where
         &self,
         inputs: &[mlx_primitive_view],
         outputs: &[mlx_primitive_view],
-    ) -> std::result::Result<(), Reason> {
+    ) -> std::result::Result<(), KernelError> {
         let mut views = inputs.to_vec();
         for (output, donor) in outputs.iter().zip(self.donors) {
             let Some(donor) = donor else { continue };
@@ -389,7 +401,7 @@ mod tests {
     fn a_function_computes_from_arrays_in_any_order() {
         with_device(Device::cpu(), || {
             let turned = numbers(0..6, &[2, 3]).add(Array::from_f32(1.0)).unwrap().swap_axes(0, 1).unwrap();
-            let doubled = custom_one(c"double", &[&turned], &[3, 2], Dtype::Float32, |inputs, output| {
+            let doubled = primitive_one(c"double", &[&turned], &[3, 2], Dtype::Float32, |inputs, output| {
                 assert_eq!((inputs[0].strides(), inputs[0].is_contiguous()), ([1, 3].as_slice(), false));
                 assert_eq!(inputs[0].span::<f32>()?, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
                 for (to, from) in output.elements::<f32>()?.iter_mut().zip(&*inputs[0].elements::<f32>()?) {
@@ -406,13 +418,13 @@ mod tests {
     fn a_failure_is_the_error_of_who_evaluates_and_of_nobody_after() {
         with_device(Device::cpu(), || {
             let x = numbers(0..4, &[4]);
-            let failing = |run: fn() -> std::result::Result<(), Reason>| {
-                let y = custom_one(c"failing", &[&x], &[4], Dtype::Float32, move |_, _| run()).unwrap();
+            let failing = |run: fn() -> std::result::Result<(), KernelError>| {
+                let y = primitive_one(c"failing", &[&x], &[4], Dtype::Float32, move |_, _| run()).unwrap();
                 y.add(&x).unwrap().eval().unwrap_err().to_string()
             };
             let refused = failing(|| Err("no such weights".into()));
             assert!(refused.contains("[failing] no such weights"), "{refused}");
-            let wrong = custom_one(c"typed", &[&x], &[4], Dtype::Float32, |inputs, _| {
+            let wrong = primitive_one(c"typed", &[&x], &[4], Dtype::Float32, |inputs, _| {
                 inputs[0].elements::<u32>().map(drop)
             });
             let wrong = wrong.unwrap().eval().unwrap_err().to_string();
@@ -429,7 +441,7 @@ mod tests {
         with_device(Device::cpu(), || {
             let append = |buffer: Array, value: f32| {
                 let shape = Shape { sizes: &[2, 2], dtype: Dtype::Float32, donor: Some(0) };
-                let [updated] = custom(c"append", &[&buffer], [shape], move |inputs, outputs| {
+                let [updated] = primitive(c"append", &[&buffer], [shape], move |inputs, outputs| {
                     assert!(inputs[0].elements::<f32>().is_err());
                     outputs[0].elements::<f32>()?[3] = value;
                     Ok(())
@@ -468,7 +480,7 @@ mod tests {
             let drops = Arc::new(AtomicUsize::new(0));
             for (round, evaluate) in [true, false].into_iter().enumerate() {
                 let counted = Counted(drops.clone());
-                let y = custom_one(c"counted", &[], &[1], Dtype::Float32, move |_, output| {
+                let y = primitive_one(c"counted", &[], &[1], Dtype::Float32, move |_, output| {
                     output.elements::<f32>()?[0] = counted.0.load(Ordering::SeqCst) as f32;
                     Ok(())
                 })

@@ -9,21 +9,21 @@ use mlx_rs::{
 
 use super::array::{call, handle};
 
-/// How the elements of a quantised matrix are stored.
+/// How a matrix is quantised.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Scheme {
-    /// The encoding.
+    /// The mode.
     pub(crate) mode: Mode,
-    /// Bits of one element.
+    /// Bits per element.
     pub(crate) bits: usize,
-    /// Elements of a row that share a scale.
+    /// Elements of a row per scale.
     pub(crate) group_size: usize,
 }
 
-/// The encodings of quantised matrices that MLX has.
+/// MLX's modes of quantisation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Mode {
-    /// Integers with a scale and a bias for each group.
+    /// Integers with a scale and a bias per group.
     Affine,
     /// Four-bit floats; scales are powers of two.
     Mxfp4,
@@ -34,12 +34,12 @@ pub(crate) enum Mode {
 }
 
 impl Mode {
-    /// The encoding of this name.
+    /// The mode with this name.
     pub(crate) fn named(name: &str) -> Option<Self> {
         [Self::Affine, Self::Mxfp4, Self::Nvfp4, Self::Mxfp8].into_iter().find(|mode| mode.name() == name)
     }
 
-    /// Whether groups have a bias besides their scale.
+    /// Whether groups have a bias.
     pub(crate) fn has_biases(self) -> bool {
         self == Self::Affine
     }
@@ -64,11 +64,11 @@ impl Mode {
     }
 }
 
-/// How gpt-oss's publisher packs its experts, and MLX what it calls so.
+/// MXFP4 as gpt-oss checkpoints store it and MLX reads it.
 pub(crate) const MXFP4: Scheme = Scheme { mode: Mode::Mxfp4, bits: 4, group_size: 32 };
 
 impl Scheme {
-    /// Whether MLX has kernels for these numbers.
+    /// Whether MLX has kernels for it.
     pub(crate) fn is_supported(self) -> bool {
         match self.mode {
             Mode::Affine => matches!(self.bits, 2..=6 | 8) && matches!(self.group_size, 32 | 64 | 128),
@@ -89,19 +89,19 @@ impl Scheme {
 
 /// A quantised matrix `[out, in]`, or a stack of them `[n, out, in]`.
 #[derive(Debug, Clone)]
-pub(crate) struct Packed {
+pub(crate) struct QuantizedMatrix {
     /// Elements, packed into u32: `[.., out, in * bits / 32]`.
     pub(crate) weight: Array,
     /// `[.., out, in / group_size]`
     pub(crate) scales: Array,
-    /// As the scales; affine only.
+    /// Shaped like the scales; affine only.
     pub(crate) biases: Option<Array>,
-    /// The storage.
+    /// How it is quantised.
     pub(crate) scheme: Scheme,
 }
 
 /// `x · wᵀ`: `[.., in]` → `[.., out]`.
-pub(crate) fn quantized_matmul(x: &Array, w: &Packed) -> Result<Array> {
+pub(crate) fn quantized_matmul(x: &Array, w: &QuantizedMatrix) -> Result<Array> {
     let stream = Stream::thread_local_or_default();
     // SAFETY: every handle belongs to an array that lives through the call; a null handle stands for an absent one.
     call("quantized_matmul", |result| unsafe {
@@ -121,7 +121,7 @@ pub(crate) fn quantized_matmul(x: &Array, w: &Packed) -> Result<Array> {
 }
 
 /// `x · w[i]ᵀ` with one `i` of `indices` for each matrix of x: `[.., M, in]`, `[..]` → `[.., M, out]`.
-pub(crate) fn gather_qmm(x: &Array, w: &Packed, indices: &Array, sorted: bool) -> Result<Array> {
+pub(crate) fn gather_qmm(x: &Array, w: &QuantizedMatrix, indices: &Array, sorted: bool) -> Result<Array> {
     let stream = Stream::thread_local_or_default();
     // SAFETY: as in `quantized_matmul`.
     call("gather_qmm", |result| unsafe {
@@ -143,8 +143,8 @@ pub(crate) fn gather_qmm(x: &Array, w: &Packed, indices: &Array, sorted: bool) -
     })
 }
 
-/// The matrix in full, `[.., out, in]`, with elements of type `dtype`.
-pub(crate) fn dequantize(w: &Packed, dtype: Dtype) -> Result<Array> {
+/// Dequantises to `[.., out, in]` of type `dtype`.
+pub(crate) fn dequantize(w: &QuantizedMatrix, dtype: Dtype) -> Result<Array> {
     let stream = Stream::thread_local_or_default();
     // SAFETY: as in `quantized_matmul`.
     call("dequantize", |result| unsafe {
@@ -163,8 +163,8 @@ pub(crate) fn dequantize(w: &Packed, dtype: Dtype) -> Result<Array> {
     })
 }
 
-/// Quantises `[.., out, in]`, floats.
-pub(crate) fn quantize(w: &Array, scheme: Scheme) -> Result<Packed> {
+/// Quantises floats `[.., out, in]`.
+pub(crate) fn quantize(w: &Array, scheme: Scheme) -> Result<QuantizedMatrix> {
     let stream = Stream::thread_local_or_default();
     // SAFETY: the vector is made, filled, read and freed here; its arrays get handles of their own.
     let mut arrays = unsafe {
@@ -191,5 +191,5 @@ pub(crate) fn quantize(w: &Array, scheme: Scheme) -> Result<Packed> {
             w.shape()
         )));
     };
-    Ok(Packed { weight, scales, biases: arrays.next(), scheme })
+    Ok(QuantizedMatrix { weight, scales, biases: arrays.next(), scheme })
 }

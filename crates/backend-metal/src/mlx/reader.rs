@@ -25,6 +25,9 @@ const SMALL: usize = 1 << 20;
 /// How long a read is waited for between two calls of `observe`.
 const WAIT: Duration = Duration::from_millis(1);
 
+/// Bytes of two tensors that are compared at once.
+const COMPARED: usize = 1 << 20;
+
 /// How far a load or conversion has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress {
@@ -83,7 +86,33 @@ impl<'a> Reader<'a> {
         })
     }
 
-    fn fill(&self, tensor: &TensorInfo, memory: &mut [u8]) -> Result<()> {
+    /// Whether two tensors of the same size have the same bytes. Stops at the first difference.
+    ///
+    /// # Errors
+    /// [`Error::Io`], and [`Error::InvalidModel`] where a file became shorter.
+    pub(crate) fn has_same_bytes(&self, a: &TensorInfo, b: &TensorInfo) -> Result<bool> {
+        let len = a.range.end - a.range.start;
+        if len != b.range.end - b.range.start {
+            return Ok(false);
+        }
+        let mut pieces = [vec![0; COMPARED], vec![0; COMPARED]];
+        for start in (0..len).step_by(COMPARED) {
+            let count = usize::try_from(len - start).map_or(COMPARED, |left| left.min(COMPARED));
+            for (tensor, piece) in [a, b].into_iter().zip(&mut pieces) {
+                let (file, path) = self.file(tensor)?;
+                read(file, path, &mut piece[..count], tensor.range.start + start)?;
+            }
+            if pieces[0][..count] != pieces[1][..count] {
+                return Ok(false);
+            }
+            // The load may be cancelled meanwhile.
+            self.count(0)?;
+        }
+        Ok(true)
+    }
+
+    /// The open file of a tensor, and its path.
+    fn file(&self, tensor: &TensorInfo) -> Result<(&File, &Path)> {
         let path = &self.manifest.files()[tensor.file];
         let file = match self.files[tensor.file].get() {
             Some(file) => file,
@@ -92,6 +121,11 @@ impl<'a> Reader<'a> {
                 self.files[tensor.file].get_or_init(|| file)
             }
         };
+        Ok((file, path))
+    }
+
+    fn fill(&self, tensor: &TensorInfo, memory: &mut [u8]) -> Result<()> {
+        let (file, path) = self.file(tensor)?;
         let start = tensor.range.start;
         if memory.len() < SMALL {
             read(file, path, memory, start)?;

@@ -1,4 +1,4 @@
-//! Functions in Rust that MLX calls: from its transformations of functions, and from graphs that were made by them.
+//! Closures in Rust that MLX calls and differentiates: vector-Jacobian products.
 
 use std::{
     cell::RefCell,
@@ -15,16 +15,16 @@ use mlx_rs::{
 use mlx_sys::{mlx_closure, mlx_vector_array};
 
 thread_local! {
-    /// Why a function failed: MLX, through which it is called, passes on only that it did.
+    /// Why a closure failed. MLX reports only that it did.
     static FAILURE: RefCell<Option<Exception>> = const { RefCell::new(None) };
 }
 
-/// The failure of a function that MLX called since this was last called on this thread.
+/// The error of a closure on this thread since the last call, if one failed.
 pub(crate) fn take_failure() -> Option<Exception> {
     FAILURE.take()
 }
 
-/// A function of arrays, which lives as long as MLX needs it.
+/// A function of arrays. It lives as long as MLX needs it.
 pub(super) struct Closure(mlx_closure);
 
 impl Closure {
@@ -35,7 +35,7 @@ impl Closure {
         })
     }
 
-    /// The same with this gradient: of the inputs and the gradient by the output, one by each input.
+    /// The same with a custom gradient: `gradient(inputs, by_output)` returns one for each input.
     pub(super) fn with_gradient<B>(&self, gradient: B) -> Result<Self>
     where
         B: Fn(&[Array], &Array) -> Result<Vec<Array>> + 'static,
@@ -55,7 +55,7 @@ impl Closure {
         }
     }
 
-    /// Its output for these inputs.
+    /// Calls it.
     pub(super) fn apply(&self, inputs: &[Array]) -> Result<Array> {
         let (inputs, mut output) = (Vector::of(inputs), Vector::of(&[]));
         // SAFETY: closure and vectors are alive.
@@ -65,7 +65,7 @@ impl Closure {
         output.arrays()?.pop().ok_or_else(|| Exception::custom("a function gave nothing"))
     }
 
-    /// The gradient by each of the inputs, of the one by its output.
+    /// The gradient by each input, given the gradient by the output.
     pub(super) fn gradient(&self, inputs: &[Array], by_output: &Array) -> Result<Vec<Array>> {
         let (inputs, by_output) = (Vector::of(inputs), Vector::of(slice::from_ref(by_output)));
         let (mut output, mut gradients) = (Vector::of(&[]), Vector::of(&[]));
@@ -80,7 +80,7 @@ impl Closure {
     }
 }
 
-/// The arrays, which are computed from no earlier than `other` is.
+/// The arrays, with a dependency: they are computed after `other`.
 pub(super) fn after(arrays: &[Array], other: &Array) -> Result<Vec<Array>> {
     let (arrays, other, mut result) =
         (Vector::of(arrays), Vector::of(slice::from_ref(other)), Vector::of(&[]));
@@ -155,7 +155,7 @@ unsafe fn answer(output: *mut mlx_vector_array, work: impl FnOnce() -> Result<Ve
     }
 }
 
-/// The arrays in a list that stays its owner's.
+/// The arrays of a list that the caller keeps.
 fn borrowed(list: mlx_vector_array) -> Result<Vec<Array>> {
     ManuallyDrop::new(Vector(list)).arrays()
 }

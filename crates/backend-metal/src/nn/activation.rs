@@ -1,4 +1,4 @@
-//! What stands between the two halves of a feed-forward block.
+//! Activations and gated linear units.
 
 use mlx_rs::{
     Array,
@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use crate::mlx::scalar;
 
-/// What stands between the two halves of a feed-forward block, by the names that config.json uses.
+/// Activations, by their names in config.json.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 pub(crate) enum Activation {
     /// x · σ(x)
@@ -18,13 +18,13 @@ pub(crate) enum Activation {
     /// x · Φ(x)
     #[serde(rename = "gelu")]
     Gelu,
-    /// x · Φ(x), with tanh in place of the error function.
+    /// x · Φ(x), with tanh instead of the error function.
     #[serde(rename = "gelu_pytorch_tanh", alias = "gelu_new")]
     GeluTanh,
 }
 
 impl Activation {
-    /// Element by element.
+    /// Applies it to each element.
     pub(crate) fn apply(self, x: &Array) -> Result<Array> {
         let number = |value| scalar(value, x.dtype());
         match self {
@@ -33,7 +33,7 @@ impl Activation {
                 let phi = erf(x.multiply(number(std::f32::consts::FRAC_1_SQRT_2)?)?)?.add(number(1.0)?)?;
                 x.multiply(phi)?.multiply(number(0.5)?)
             }
-            // (1 + tanh(z)) / 2 is σ(2z), with fewer steps and roundings.
+            // (1 + tanh(z)) / 2 = σ(2z), which needs fewer operations.
             Self::GeluTanh => {
                 let double = 2.0 * (2.0 / std::f32::consts::PI).sqrt();
                 let slope = x.multiply(x)?.multiply(number(0.044_715 * double)?)?.add(number(double)?)?;
@@ -43,14 +43,14 @@ impl Activation {
     }
 }
 
-/// How the two halves of a feed-forward block are combined.
+/// Gated linear units: how the gate and up projections are combined.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Gating {
     /// act(gate) · up
     Glu(Activation),
-    /// gate · σ(alpha · gate) · (up + 1), of halves held within ±limit; the gate from above only.
+    /// gpt-oss: gate · σ(alpha · gate) · (up + 1), with up clamped to ±limit and the gate to at most limit.
     Clamped {
-        /// The steepness of the sigmoid.
+        /// Factor inside the sigmoid.
         alpha: f32,
         /// The limit.
         limit: f32,

@@ -1,5 +1,5 @@
-//! Low-rank adapters beside the layers of a model: LoRA (Hu et al. 2021, arXiv 2106.09685) and DoRA (Liu et al. 2024, arXiv
-//! 2402.09353), in the form that mlx_lm gives them.
+//! Low-rank adapters of layers, in mlx_lm's format: LoRA (Hu et al. 2021, arXiv 2106.09685) and DoRA (Liu et al. 2024, arXiv
+//! 2402.09353).
 
 use std::{
     cell::{OnceCell, RefCell},
@@ -15,12 +15,13 @@ use mlx_rs::{
 };
 
 use super::{
-    ops::times,
+    exec::on_cpu,
+    ops::matmul,
     parameter::{Param, drop_out},
 };
-use crate::mlx::{on_cpu, scalar};
+use crate::mlx::scalar;
 
-/// A matrix whose rows can be read in full.
+/// A matrix whose rows can be read, dequantised if needed.
 pub(crate) trait RowSource: Debug {
     /// The rows `start..end`: `[end - start, inputs]`.
     ///
@@ -29,7 +30,7 @@ pub(crate) trait RowSource: Debug {
     fn rows_in_full(&self, start: i32, end: i32) -> Result<Array>;
 }
 
-/// A layer that can have an adapter.
+/// A layer that can have an adapter: mlx_lm calls such layers LoRA targets.
 #[derive(Debug)]
 pub(crate) struct AdapterSlot {
     name: String,
@@ -41,31 +42,31 @@ pub(crate) struct AdapterSlot {
     adapter: RefCell<Option<Rc<Adapter>>>,
 }
 
-/// What kind of layer it is, which decides what the adapter's matrices look like.
+/// The kind of layer, which decides the shapes of the adapter's matrices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum SlotKind {
     /// A linear map: A `[inputs, rank]`, B `[rank, outputs]`.
     Linear,
-    /// So many linear maps: A `[experts, rank, inputs]`, B `[experts, outputs, rank]`.
+    /// A stack of this many linear maps: A `[experts, rank, inputs]`, B `[experts, outputs, rank]`.
     Experts(usize),
     /// A table of `inputs` rows: A `[inputs, rank]`, B `[rank, outputs]`.
     Embedding,
 }
 
-/// An adapter: scale · (x · A) · B, added to what its layer gives.
+/// An adapter: adds scale · (x · A) · B to its layer's output.
 #[derive(Debug)]
 pub(crate) struct Adapter {
     /// `lora_a`
     pub(crate) a: Rc<Param>,
     /// `lora_b`
     pub(crate) b: Rc<Param>,
-    /// DoRA's `m`, `[outputs]`: the norms that the rows of the adapted matrix are given.
+    /// DoRA's `m`, `[outputs]`: the norms of the adapted matrix's rows.
     pub(crate) magnitude: Option<Rc<Param>>,
-    /// What the adapter's output is multiplied by.
+    /// Factor of the adapter's output.
     pub(crate) scale: f32,
-    /// The share of inputs that is dropped, and the key of the chance that picks them.
+    /// Dropout rate of the inputs and random key.
     pub(crate) dropout: RefCell<Option<(f32, Array)>>,
-    /// The norms of the adapted rows, where the weights are to stay as they are: computed once.
+    /// DoRA without training: the norms of the adapted rows before `m`, computed once.
     pub(crate) norms: Option<RefCell<Option<Array>>>,
 }
 
@@ -76,12 +77,12 @@ impl AdapterSlot {
         Rc::new(Self { name, kind, inputs, outputs, rows, adapter })
     }
 
-    /// The layer's name in mlx_lm's model, which is the checkpoint's but for experts.
+    /// The layer's name in mlx_lm: the same as in the checkpoint except for experts.
     pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
-    /// What it is.
+    /// The kind of layer.
     pub(crate) fn kind(&self) -> SlotKind {
         self.kind
     }
@@ -95,17 +96,17 @@ impl AdapterSlot {
         }
     }
 
-    /// Numbers that come in.
+    /// Input features.
     pub(crate) fn inputs(&self) -> usize {
         self.inputs
     }
 
-    /// Numbers that go out.
+    /// Output features.
     pub(crate) fn outputs(&self) -> usize {
         self.outputs
     }
 
-    /// Says where its rows are: in this matrix, from row `start` on.
+    /// Sets the matrix that holds the layer's rows, from row `start` on.
     pub(crate) fn bind(&self, matrix: Rc<dyn RowSource>, start: usize) {
         // Bound once, when the layer is loaded.
         let _ = self.rows.set((matrix, start as i32));
@@ -119,17 +120,17 @@ impl AdapterSlot {
         norms(&self.weight()?)
     }
 
-    /// Gives it an adapter, or none.
+    /// Sets or removes the adapter.
     pub(crate) fn set(&self, adapter: Option<Rc<Adapter>>) {
         self.adapter.replace(adapter);
     }
 
-    /// Its adapter.
+    /// The adapter.
     pub(crate) fn adapter(&self) -> Option<Rc<Adapter>> {
         self.adapter.borrow().clone()
     }
 
-    /// Its rows in full, in float32: `[outputs, inputs]`.
+    /// The layer's matrix, dequantised, in float32: `[outputs, inputs]`.
     fn weight(&self) -> Result<Array> {
         let (matrix, start) = self.rows.get().ok_or_else(|| {
             Exception::custom(format!("{} is no linear layer, DoRA is for those only", self.name))
@@ -138,22 +139,22 @@ impl AdapterSlot {
     }
 }
 
-/// The slots of a layer: one, or one for each of the parts whose outputs lie one behind the other.
+/// The adapter slots of a layer: one, or one for each part of a fused projection.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct AdapterSlots(Vec<Rc<AdapterSlot>>);
 
 impl AdapterSlots {
-    /// The slots of parts, in order.
+    /// The slots of the parts, in order.
     pub(crate) fn new(slots: Vec<Rc<AdapterSlot>>) -> Self {
         Self(slots)
     }
 
-    /// Whether there is no adapter here.
+    /// Whether no slot has an adapter.
     pub(crate) fn is_plain(&self) -> bool {
         self.0.iter().all(|slot| slot.adapter.borrow().is_none())
     }
 
-    /// What the layer gives with its adapters, of what it gives without, `y` `[.., outputs]`, for `x` `[.., inputs]`.
+    /// Applies the adapters to the layer's output `y` `[.., outputs]` for `x` `[.., inputs]`.
     pub(crate) fn adapt(&self, x: &Array, y: Array) -> Result<Array> {
         if self.is_plain() {
             return Ok(y);
@@ -162,14 +163,14 @@ impl AdapterSlots {
             let x = adapter.dropped(x)?;
             let (a, b) = (adapter.a.get()?, adapter.b.get()?);
             if slot.kind == SlotKind::Embedding {
-                return times(&times(&x, &b.swap_axes(-1, -2)?)?, &a.swap_axes(-1, -2)?);
+                return matmul(&matmul(&x, &b.swap_axes(-1, -2)?)?, &a.swap_axes(-1, -2)?);
             }
-            times(&times(&x, &a)?, &b)
+            matmul(&matmul(&x, &a)?, &b)
         })?;
         self.rescale(y)
     }
 
-    /// The same for a stack of matrices, of which each of x has a pick: `picks`, which may be sorted.
+    /// The same for experts: `picks` has one expert for each matrix of x, `sorted` says whether they ascend.
     pub(crate) fn adapt_gathered(&self, x: &Array, y: Array, picks: &Array, sorted: bool) -> Result<Array> {
         if self.is_plain() {
             return Ok(y);
@@ -185,7 +186,7 @@ impl AdapterSlots {
         })
     }
 
-    /// The same for rows of a table, `y`, that `ids` picked.
+    /// The same for an embedding: `y` are the rows of `ids`.
     pub(crate) fn adapt_rows(&self, ids: &Array, y: Array) -> Result<Array> {
         if self.is_plain() {
             return Ok(y);
@@ -196,7 +197,7 @@ impl AdapterSlots {
         })
     }
 
-    /// y and, behind each other, what the adapters of its parts give.
+    /// `y` plus the adapters' outputs, part by part.
     fn add(&self, y: &Array, delta: impl Fn(&AdapterSlot, &Adapter) -> Result<Array>) -> Result<Array> {
         let dtype = y.dtype();
         let deltas = self.0.iter().map(|slot| match &*slot.adapter.borrow() {
@@ -218,7 +219,7 @@ impl AdapterSlots {
         }
     }
 
-    /// DoRA: outputs by their magnitudes in place of the norms that the adapted rows have.
+    /// DoRA: scales outputs so that the adapted rows have the norms `m`.
     fn rescale(&self, y: Array) -> Result<Array> {
         let magnitudes =
             |slot: &Rc<AdapterSlot>| slot.adapter().filter(|adapter| adapter.magnitude.is_some());
@@ -244,11 +245,11 @@ impl Adapter {
         }
     }
 
-    /// m / |row| for each row of the layer, adapted.
+    /// `m / |row|` for each adapted row of the layer.
     fn factor(&self, slot: &AdapterSlot) -> Result<Array> {
         let magnitude = self.magnitude.as_ref().ok_or_else(|| Exception::custom("it is no DoRA"))?.get()?;
         let Some(known) = &self.norms else {
-            // The paper's: no gradient flows through the norms.
+            // As in the paper: no gradient flows through the norms.
             return magnitude.divide(stop_gradient(self.row_norms(slot)?)?);
         };
         if known.borrow().is_none() {
@@ -269,7 +270,7 @@ impl Adapter {
     }
 }
 
-/// The norms of rows, `[rows, columns]` → `[rows]`.
+/// The L2 norms of rows: `[rows, columns]` → `[rows]`.
 fn norms(rows: &Array) -> Result<Array> {
     rows.square()?.sum_axis(-1, false)?.sqrt()
 }

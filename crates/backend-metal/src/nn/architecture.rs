@@ -1,4 +1,4 @@
-//! What a loaded model is to the engine, whatever its family.
+//! A loaded model, as the engine sees it.
 
 use std::rc::Rc;
 
@@ -8,7 +8,7 @@ use super::{cache::KvCache, forward_pass::Rows, parameter::Param, registry::Para
 
 /// A loaded model: builds the graphs that compute it. Everything runs on the thread that loaded it.
 pub(crate) trait Architecture {
-    /// What is known about it.
+    /// What the engine needs to know.
     fn config(&self) -> &ModelConfig;
 
     /// An empty cache for one row.
@@ -21,13 +21,13 @@ pub(crate) trait Architecture {
     /// MLX's own, while the graph is built.
     fn hidden(&self, tokens: &Array, rows: Rows<'_>) -> Result<Array>;
 
-    /// As [`hidden`](Self::hidden) of uncached rows, as a step of training wants it.
+    /// As [`hidden`](Self::hidden) of uncached rows, for a training step.
     ///
     /// # Errors
     /// As [`hidden`](Self::hidden).
     fn hidden_for_training(&self, tokens: &Array, mode: &TrainMode<'_>) -> Result<Array>;
 
-    /// What of it can be trained.
+    /// The trainable parameters.
     fn registry(&self) -> &ParamRegistry;
 
     /// The logits `[.., vocab_size]` of hidden states `[.., hidden_size]`. Apart from [`hidden`](Self::hidden), so that a
@@ -41,39 +41,34 @@ pub(crate) trait Architecture {
 /// How a training step computes the blocks of a model.
 #[derive(Debug, Default)]
 pub(crate) struct TrainMode<'a> {
-    /// Where activations are computed anew in the backward pass in place of being kept: for each block, the params in it that
-    /// are trained.
+    /// Gradient checkpointing: activations are recomputed in the backward pass. For each block, its trained params.
     pub(crate) recompute: Option<&'a [Vec<Rc<Param>>]>,
-    /// The share that is dropped of what a block adds to the residual stream, and a key of chance for each block.
+    /// Residual dropout: the rate, and a random key for each block.
     pub(crate) dropout: Option<(f32, Vec<Array>)>,
 }
 
-/// What the engine must know about a model, whatever its family.
+/// What the engine needs to know about a model.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct ModelConfig {
-    /// The `model_type` of config.json.
-    pub(crate) model_type: String,
-    /// Ids of the embedding, and columns of the logits.
+    /// Rows of the embedding, and columns of the logits.
     pub(crate) vocab_size: usize,
     /// Transformer blocks.
     pub(crate) layers: usize,
     /// The width of the residual stream.
     pub(crate) hidden_size: usize,
-    /// Tokens of prompt and answer together.
+    /// The most tokens of prompt and answer together.
     pub(crate) context_length: usize,
     /// Heads of keys and values.
     pub(crate) kv_heads: usize,
     /// The width of one head.
     pub(crate) head_dim: usize,
-    /// For each layer, the positions that it attends to, itself included; `None` is all.
+    /// The sliding window of each layer, its own position included; `None` is all positions.
     pub(crate) windows: Vec<Option<usize>>,
-    /// Weights of the model, counted before quantisation.
+    /// The number of weights before quantisation.
     pub(crate) parameters: u64,
-    /// Whether positions are encoded by the length of the text that they are part of. Then chunks of a text need
+    /// Whether position encoding depends on the length of the whole text. Then chunks of a text need
     /// `KvCache::set_expected_len`, and rows of an uncached pass one length.
     pub(crate) length_dependent: bool,
     /// The element type of weights that are not quantised: `bf16`, ….
     pub(crate) dtype: String,
-    /// Ids that end a text, by config.json alone.
-    pub(crate) eos_token_ids: Vec<u32>,
 }

@@ -1,4 +1,4 @@
-//! Self-attention with grouped heads, as all families have it, and what single ones add to it.
+//! Grouped-query self-attention, with the options that families differ in.
 
 use std::rc::Rc;
 
@@ -7,9 +7,9 @@ use mlx_rs::{Array, error::Result, ops};
 
 use super::{
     attention_params::AttentionParams,
-    cpu::{self, Arrangement},
+    cpu::{self, QkNormRope},
     dimensions::{Dimensions, Heads},
-    exec::native,
+    exec::ExecMode,
     forward_pass::ForwardPass,
     linear::{Linear, Projections},
     norm::RmsNorm,
@@ -18,12 +18,12 @@ use super::{
 };
 use crate::mlx::slice;
 
-/// Where queries and keys are normalised.
+/// The norms of queries and keys.
 #[derive(Debug, Clone)]
 pub(crate) enum QkNorm {
-    /// Nowhere.
+    /// None.
     None,
-    /// Each head for itself.
+    /// Each head by itself.
     Heads(RmsNorm, RmsNorm),
     /// All heads together.
     Whole(RmsNorm, RmsNorm),
@@ -59,8 +59,8 @@ pub(crate) struct Attention {
 }
 
 impl Attention {
-    /// The block at `weights`: `q_proj`, `k_proj` and `v_proj`, or all in one as `qkv_proj`, and `o_proj`. The biases say
-    /// whether the former and the latter have one.
+    /// The block at `weights`: `q_proj`, `k_proj` and `v_proj`, or a fused `qkv_proj`, and `o_proj`. The two flags say whether the
+    /// input projections and the output projection have biases.
     pub(crate) fn load(
         weights: &Weights<'_>,
         heads: Heads,
@@ -83,25 +83,28 @@ impl Attention {
         })
     }
 
-    /// The same with queries and keys normalised.
+    /// The same with norms of queries and keys.
     pub(crate) fn with_norm(self, norm: QkNorm) -> Self {
         Self { norm, ..self }
     }
 
-    /// Positions that it attends to, where they are limited.
+    /// The sliding window, if it has one.
     pub(crate) fn window(&self) -> Option<usize> {
         self.attend.window
     }
 
-    /// `[B, T, hidden]` → the same; the block is that of layer `layer`.
+    /// `[B, T, hidden]` → the same, as layer `layer` of the model.
     pub(crate) fn forward(&self, x: &Array, pass: &mut ForwardPass<'_>, layer: usize) -> Result<Array> {
-        let [queries, keys, values] = if native() { self.arrange(x, pass)? } else { self.rotate(x, pass)? };
-        let mixed = pass.attend(layer, [&queries, &keys, &values], &self.attend)?;
-        self.o_proj.forward(&mixed)
+        let [queries, keys, values] = match ExecMode::current() {
+            ExecMode::CpuKernels => self.fused_qk_norm_rope(x, pass)?,
+            _ => self.rotate(x, pass)?,
+        };
+        let output = pass.attend(layer, [&queries, &keys, &values], &self.attend)?;
+        self.o_proj.forward(&output)
     }
 
-    /// Queries, keys and values, ready to attend, each `[B, heads, T, head_dim]`: in one operation after the projection.
-    fn arrange(&self, x: &Array, pass: &mut ForwardPass<'_>) -> Result<[Array; 3]> {
+    /// Queries, keys and values with norms and rope applied, each `[B, heads, T, head_dim]`: one operation after the projection.
+    fn fused_qk_norm_rope(&self, x: &Array, pass: &mut ForwardPass<'_>) -> Result<[Array; 3]> {
         let joined = match (self.qkv_proj.joined(), &self.norm) {
             (Some(projection), QkNorm::None | QkNorm::Heads(..)) => projection.forward(x)?,
             (_, norm) => {
@@ -116,10 +119,10 @@ impl Attention {
             QkNorm::Heads(q_norm, k_norm) => Some([q_norm.parts()?, k_norm.parts()?]),
             QkNorm::None | QkNorm::Whole(..) => None,
         };
-        let turns = self.rope.as_ref().map(|rope| pass.turns(rope)).transpose()?;
+        let table = self.rope.as_ref().map(|rope| pass.rotary_table(rope)).transpose()?;
         let heads = [self.heads, self.kv_heads, self.head_dim];
-        match cpu::arrange(&joined, &Arrangement { heads, norms, turns: turns.as_ref() }) {
-            Some(arranged) => arranged,
+        match cpu::qk_norm_rope(&joined, &QkNormRope { heads, norms, rotary: table.as_ref() }) {
+            Some(ready) => ready,
             None => self.rotate(x, pass),
         }
     }
@@ -133,23 +136,23 @@ impl Attention {
     }
 
     /// Queries, keys and values in one, `[B, T, (heads + 2 kv_heads) · head_dim]` → each `[B, heads, T, head_dim]`. They are
-    /// rotated together and then cut: rotating a cut reads memory that is not its own in MLX's CUDA build.
+    /// rotated together and then split: MLX's CUDA rope reads beyond the memory of a slice.
     fn rotate_joined(&self, qkv: &Array, pass: &ForwardPass<'_>) -> Result<[Array; 3]> {
         let keys_end = self.heads + self.kv_heads;
         let all = keys_end + self.kv_heads;
-        let still = qkv.reshape(&[qkv.dim(0), qkv.dim(1), all, self.head_dim])?.swap_axes(1, 2)?;
+        let unrotated = qkv.reshape(&[qkv.dim(0), qkv.dim(1), all, self.head_dim])?.swap_axes(1, 2)?;
         let rotated = match &self.rope {
-            Some(rope) => rope.forward(&still, pass.offsets(), pass.lengths())?,
-            None => still.clone(),
+            Some(rope) => rope.forward(&unrotated, pass.offsets(), pass.lengths())?,
+            None => unrotated.clone(),
         };
         Ok([
             slice(&rotated, 1, 0, self.heads)?,
             slice(&rotated, 1, self.heads, keys_end)?,
-            slice(&still, 1, keys_end, all)?,
+            slice(&unrotated, 1, keys_end, all)?,
         ])
     }
 
-    /// The same from three arrays `[B, T, heads · head_dim]`, with the norms between.
+    /// The same from three arrays `[B, T, heads · head_dim]`, with norms.
     fn rotate_apart(
         &self,
         [mut queries, mut keys, values]: [Array; 3],

@@ -1,28 +1,28 @@
-//! How a layer attends.
+//! The parameters of a layer's attention.
 
-use super::{exec::is_tracing, parameter::Weight};
+use super::{exec::ExecMode, parameter::Weight};
 
-/// How a layer attends.
+/// The parameters of a layer's attention.
 #[derive(Debug, Clone)]
 pub(crate) struct AttentionParams {
-    /// What the products of queries and keys are multiplied by.
+    /// Factor of the scores.
     pub(crate) scale: f32,
-    /// Positions that a query sees, its own included; `None` is all before it.
+    /// Sliding window: how many positions a query attends to, its own included. `None` is all positions before it.
     pub(crate) window: Option<usize>,
-    /// Scores `s` become `cap · tanh(s / cap)`.
+    /// Soft cap: scores `s` become `cap · tanh(s / cap)`.
     pub(crate) softcap: Option<f32>,
-    /// For each head a score that takes part in the softmax and has no value, `[heads]`.
+    /// Attention sinks: for each head a score that takes part in the softmax and has no value, `[heads]`.
     pub(crate) sinks: Option<Weight>,
 }
 
 impl AttentionParams {
-    /// Attention to all positions before, and nothing more.
+    /// Attention to all positions before, without cap and sinks.
     pub(crate) fn full(scale: f32) -> Self {
         Self { scale, window: None, softcap: None, sinks: None }
     }
 
-    /// Whether MLX's fused attention cannot compute it: it caps no scores, and on GPUs has no gradient where there are sinks.
-    pub(super) fn is_stepwise(&self) -> bool {
-        self.softcap.is_some() || self.sinks.is_some() && is_tracing()
+    /// Whether MLX's fused attention cannot compute it: it has no soft cap, and with sinks it has no gradient on GPUs.
+    pub(super) fn needs_manual(&self) -> bool {
+        self.softcap.is_some() || self.sinks.is_some() && ExecMode::current().is_differentiable()
     }
 }

@@ -1,4 +1,4 @@
-//! The blocks of a decoder.
+//! Transformer blocks.
 
 use inference_core::Result as LoadResult;
 use mlx_rs::{Array, error::Result};
@@ -8,16 +8,16 @@ use super::{
     weights::Weights,
 };
 
-/// One block of a decoder.
+/// A transformer block.
 pub(crate) trait Block {
     /// `[B, T, hidden]` → the same, as layer `layer` of the model.
     fn forward(&self, x: &Array, pass: &mut ForwardPass<'_>, layer: usize) -> Result<Array>;
 
-    /// Positions that it attends to, where they are limited.
+    /// The sliding window, if it has one.
     fn window(&self) -> Option<usize>;
 }
 
-/// What comes after attention.
+/// The feed-forward part of a block.
 pub(crate) trait FeedForward {
     /// `[B, T, hidden]` → the same
     fn forward(&self, x: &Array) -> Result<Array>;
@@ -35,7 +35,7 @@ impl FeedForward for Box<dyn FeedForward> {
     }
 }
 
-/// x + attention(norm(x)), then the same with the feed-forward block: what most families are made of.
+/// The block of most families: x + attention(norm(x)), then x + mlp(norm(x)).
 #[derive(Debug)]
 pub(crate) struct PreNorm<F> {
     input_layernorm: RmsNorm,
@@ -45,7 +45,7 @@ pub(crate) struct PreNorm<F> {
 }
 
 impl<F: FeedForward> PreNorm<F> {
-    /// The block of the layer at `weights`, around its two parts.
+    /// The block at `weights`, around its attention and feed-forward parts.
     pub(crate) fn load(
         weights: &Weights<'_>,
         dims: &Dimensions,

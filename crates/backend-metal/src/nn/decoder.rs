@@ -1,4 +1,4 @@
-//! The frame of every family: embedding, blocks, norm, head.
+//! A decoder-only model: embedding, blocks, final norm, output layer.
 
 use std::rc::Rc;
 
@@ -20,33 +20,33 @@ use super::{
 };
 use crate::mlx::{recomputed, scalar, slice};
 
-/// A decoder-only model of blocks of one kind.
+/// A decoder-only model whose blocks are of one type.
 #[derive(Debug)]
 pub(crate) struct Decoder<B> {
-    /// What the engine must know of it.
+    /// What the engine needs to know.
     pub(crate) config: ModelConfig,
-    /// A text that grows past this many tokens is computed anew: beyond, all its positions are encoded another way.
+    /// Longrope: a text that grows past this many tokens is recomputed, because all its positions are encoded differently.
     pub(crate) recompute_at: Option<usize>,
     /// `embed_tokens`
     pub(crate) embed_tokens: Embedding,
-    /// What embeddings are multiplied by.
+    /// Factor of the embeddings.
     pub(crate) embed_scale: Option<f32>,
     /// `layers`
     pub(crate) layers: Vec<Rc<B>>,
     /// `norm`
     pub(crate) norm: RmsNorm,
-    /// `lm_head`, or the embedding where they are tied.
+    /// `lm_head`, or the embedding if they are tied.
     pub(crate) lm_head: Linear,
-    /// What logits are multiplied by.
+    /// Factor of the logits.
     pub(crate) logit_scale: Option<f32>,
-    /// Logits `l` become `cap · tanh(l / cap)`.
+    /// Soft cap: logits `l` become `cap · tanh(l / cap)`.
     pub(crate) logit_cap: Option<f32>,
-    /// What of it can be trained.
+    /// The trainable parameters.
     pub(crate) registry: Rc<ParamRegistry>,
 }
 
 impl<B: Block> Decoder<B> {
-    /// The frame around `layers`, from `model` (the tensors besides the head) of a checkpoint whose layers have these ropes.
+    /// The model around `layers`: `weights` has the output layer, `model` the other tensors, `ropes` are those of the layers.
     pub(crate) fn load(
         weights: &Weights<'_>,
         model: &Weights<'_>,
@@ -55,13 +55,7 @@ impl<B: Block> Decoder<B> {
         ropes: &[&Rope],
     ) -> LoadResult<Self> {
         let embed_tokens = Embedding::load(&model.at("embed_tokens"), dims.vocab_size, dims.hidden_size)?;
-        let lm_head = if dims.tie_word_embeddings {
-            // Some publishers store the embedding a second time.
-            weights.skip(|name| name.starts_with("lm_head."));
-            embed_tokens.as_linear()
-        } else {
-            Linear::load(&weights.at("lm_head"), dims.vocab_size, dims.hidden_size, false)?
-        };
+        let lm_head = output_layer(weights, &model.at("embed_tokens"), dims, &embed_tokens)?;
         let windows = layers.iter().map(Block::window).collect();
         Ok(Self {
             config: dims.model_config(weights, windows, ropes.iter().any(|rope| rope.depends_on_length())),
@@ -76,6 +70,35 @@ impl<B: Block> Decoder<B> {
             registry: weights.registry().clone(),
         })
     }
+}
+
+/// The output layer: `lm_head`, or the embedding if the config ties them. A tied checkpoint may hold a head that differs from
+/// the embedding, because it was trained: it is used, as transformers does.
+fn output_layer(
+    weights: &Weights<'_>,
+    embedding: &Weights<'_>,
+    dims: &Dimensions,
+    embed_tokens: &Embedding,
+) -> LoadResult<Linear> {
+    // Language towers of multimodal models have their head in their own scope or at the top.
+    let own = weights.at("lm_head");
+    let head = if own.has_any("") { own } else { weights.root().at("lm_head") };
+    if !dims.tie_word_embeddings {
+        return Linear::load(&head, dims.vocab_size, dims.hidden_size, false);
+    }
+    if head.has("weight") && !head.is_stored_like(embedding)? {
+        tracing::warn!(
+            model = %weights.manifest().path().display(),
+            "tie_word_embeddings is true, but {} differs from {}: the output layer is not tied",
+            head.name("weight"),
+            embedding.name("weight"),
+        );
+        return Linear::load(&head, dims.vocab_size, dims.hidden_size, false);
+    }
+    // Some publishers store the embedding twice.
+    let prefix = head.name("");
+    weights.skip(|name| name.starts_with(&prefix));
+    Ok(embed_tokens.as_linear())
 }
 
 impl<B: Block + 'static> Decoder<B> {
@@ -97,7 +120,7 @@ impl<B: Block + 'static> Decoder<B> {
         self.norm.forward(&x)
     }
 
-    /// Computes the texts anew that `tokens` take past the limit, and remembers the tokens.
+    /// Recomputes the texts that `tokens` take past [`recompute_at`](Self::recompute_at), and pushes the tokens to the caches.
     fn recompute(&self, tokens: &Array, caches: &mut [&mut KvCache]) -> Result<()> {
         let limit = self.recompute_at.unwrap_or(usize::MAX);
         let count = tokens.dim(-1) as usize;

@@ -1,10 +1,9 @@
-//! The sizes of a model, which the configs of all families have.
+//! The sizes that config.json has for every family.
 
 use std::collections::BTreeSet;
 
-use inference_core::{Dtype, Error, ModelManifest, Result};
+use inference_core::{Error, ModelManifest, Result};
 use serde::Deserialize;
-use serde_json::Value;
 
 use super::{
     activation::Activation, architecture::ModelConfig, norm::RmsNorm, rope::RopeShape, weights::Weights,
@@ -27,7 +26,7 @@ pub(crate) struct Dimensions {
     #[serde(alias = "hidden_activation")]
     pub(crate) hidden_act: Activation,
     pub(crate) tie_word_embeddings: bool,
-    /// Whether the family's checkpoints hold the weights of norms less one.
+    /// Whether the family's checkpoints store the weights of norms minus one.
     #[serde(skip)]
     pub(crate) norm_offset: bool,
 }
@@ -61,12 +60,12 @@ impl Dimensions {
         self.head_dim.unwrap_or(self.hidden_size / self.num_attention_heads)
     }
 
-    /// What rope must know.
+    /// What rope needs.
     pub(crate) fn rope(&self) -> RopeShape {
         RopeShape { head_dim: self.head_dim(), max_positions: self.max_position_embeddings }
     }
 
-    /// The usual factor of attention scores: one by the root of the head's width.
+    /// The usual scale of attention scores: `1 / √head_dim`.
     pub(crate) fn scale(&self) -> f32 {
         (self.head_dim() as f32).sqrt().recip()
     }
@@ -80,7 +79,7 @@ impl Dimensions {
         self.num_key_value_heads.unwrap_or(self.num_attention_heads)
     }
 
-    /// What the engine must know of a model of these sizes, whose layers have these windows.
+    /// The model's config for the engine. The layers have these windows.
     pub(crate) fn model_config(
         &self,
         weights: &Weights<'_>,
@@ -89,7 +88,6 @@ impl Dimensions {
     ) -> ModelConfig {
         let manifest = weights.manifest();
         ModelConfig {
-            model_type: manifest.model_type().to_owned(),
             vocab_size: self.vocab_size,
             layers: self.num_hidden_layers,
             hidden_size: self.hidden_size,
@@ -98,13 +96,12 @@ impl Dimensions {
             head_dim: self.head_dim(),
             windows,
             length_dependent,
-            parameters: parameters(weights),
+            parameters: manifest.parameters(),
             dtype: weights.float_name().to_owned(),
-            eos_token_ids: eos_token_ids(manifest.config()),
         }
     }
 
-    /// The layers below `weights`, once it is sure that there are as many as the config says.
+    /// The scopes of the layers below `weights`, after a check that the files have as many as the config says.
     ///
     /// # Errors
     /// [`Error::InvalidModel`] names both numbers.
@@ -122,7 +119,7 @@ impl Dimensions {
         Ok((0..self.num_hidden_layers).map(move |i| layers.index(i)))
     }
 
-    /// Says that the sizes make sense.
+    /// Checks that the sizes make sense.
     ///
     /// # Errors
     /// [`Error::InvalidModel`] names the key that does not.
@@ -167,34 +164,4 @@ impl Dimensions {
         }
         Ok(())
     }
-}
-
-/// The ids that end a text: one, a list, or none.
-fn eos_token_ids(config: &Value) -> Vec<u32> {
-    let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
-    let given = config.get("eos_token_id").or_else(|| config.get("text_config")?.get("eos_token_id"));
-    match given {
-        Some(Value::Array(list)) => list.iter().filter_map(id).collect(),
-        Some(value) => id(value).into_iter().collect(),
-        None => Vec::new(),
-    }
-}
-
-/// Weights of the model, counted before quantisation.
-fn parameters(weights: &Weights<'_>) -> u64 {
-    let tensors = weights.manifest().tensors();
-    let count = |(name, tensor): (&String, &inference_core::backend::TensorInfo)| -> u64 {
-        let elements: u64 = tensor.shape.iter().map(|n| *n as u64).product();
-        let stem = name.strip_suffix(".weight");
-        let packed =
-            stem.filter(|stem| tensor.dtype == Dtype::U32 && tensors.contains_key(&format!("{stem}.scales")));
-        match (packed, name.rsplit_once('.')) {
-            (Some(stem), _) => {
-                weights.at(stem).scheme().map_or(elements, |scheme| elements * 32 / scheme.bits as u64)
-            }
-            (None, Some((stem, "scales" | "biases"))) if tensors.contains_key(&format!("{stem}.scales")) => 0,
-            _ => elements,
-        }
-    };
-    tensors.iter().map(count).sum()
 }

@@ -16,7 +16,7 @@ use super::{
     weights::Weights,
 };
 
-/// A linear map with an optional bias.
+/// A linear layer with an optional bias.
 #[derive(Debug, Clone)]
 pub(crate) struct Linear {
     matrix: Matrix,
@@ -26,7 +26,7 @@ pub(crate) struct Linear {
 }
 
 impl Linear {
-    /// The map at `weights`. `bias` says whether there is one.
+    /// The layer at `weights`. `bias` says whether it has one.
     pub(crate) fn load(weights: &Weights<'_>, outputs: usize, inputs: usize, bias: bool) -> LoadResult<Self> {
         Self::load_joined(&[weights], &[outputs], inputs, bias)
     }
@@ -58,17 +58,16 @@ impl Linear {
     }
 }
 
-/// Linear maps that share their input: computed as one where the checkpoint stores them alike.
+/// Linear layers with the same input, fused into one if the checkpoint stores them alike.
 #[derive(Debug, Clone)]
 pub(crate) struct Projections {
     linears: Vec<Linear>,
-    /// Where to cut the output of a single map, for several.
+    /// Where to split the output of a fused layer.
     cuts: Vec<i32>,
 }
 
 impl Projections {
-    /// The maps at `names` below `weights`, each with its number of outputs, or all in one at `joined`, where the checkpoint
-    /// holds them so.
+    /// The layers at `names` below `weights`, each with its number of outputs, or one at `joined` if the checkpoint has it.
     pub(crate) fn load<const N: usize>(
         weights: &Weights<'_>,
         joined: &str,
@@ -92,7 +91,7 @@ impl Projections {
         Ok(Self { linears: linears.collect::<LoadResult<_>>()?, cuts: Vec::new() })
     }
 
-    /// All maps as one, their outputs one behind the other, where they are held so.
+    /// The fused layer, if they are fused.
     pub(crate) fn joined(&self) -> Option<&Linear> {
         match self.linears.as_slice() {
             [linear] => Some(linear),
@@ -100,7 +99,7 @@ impl Projections {
         }
     }
 
-    /// `[.., in]` → one `[.., out]` for each of the N maps.
+    /// `[.., in]` → one `[.., out]` for each of the N layers.
     pub(crate) fn forward<const N: usize>(&self, x: &Array) -> Result<[Array; N]> {
         let outputs: Vec<_> = match self.linears.as_slice() {
             [linear] => ops::split_at_indices(linear.forward(x)?, &self.cuts, -1)?,
@@ -119,7 +118,7 @@ fn cuts(outputs: &[usize]) -> Vec<i32> {
     ends.take(outputs.len().saturating_sub(1)).collect()
 }
 
-/// A table of vectors, one for each token id.
+/// An embedding: one vector for each token id.
 #[derive(Debug, Clone)]
 pub(crate) struct Embedding {
     matrix: Matrix,
@@ -128,19 +127,19 @@ pub(crate) struct Embedding {
 }
 
 impl Embedding {
-    /// The table at `weights`.
+    /// The embedding at `weights`.
     pub(crate) fn load(weights: &Weights<'_>, vocab_size: usize, hidden_size: usize) -> LoadResult<Self> {
         let matrix = Matrix::load(weights, vocab_size, hidden_size)?;
         let slot = weights.slot("", SlotKind::Embedding, vocab_size, hidden_size);
         Ok(Self { matrix, slots: AdapterSlots::new(vec![slot]), dtype: weights.float_dtype() })
     }
 
-    /// Ids `[..]` → `[.., hidden_size]`. Every id is less than the table is long: MLX does not check.
+    /// Ids `[..]` → `[.., hidden_size]`. MLX does not check that ids are below the vocabulary's size.
     pub(crate) fn forward(&self, ids: &Array) -> Result<Array> {
         self.slots.adapt_rows(ids, self.matrix.rows(ids, self.dtype)?)
     }
 
-    /// The table as an output layer, where the checkpoint ties them: `[.., hidden_size]` → `[.., vocab_size]`.
+    /// The embedding as a tied output layer: `[.., hidden_size]` → `[.., vocab_size]`.
     pub(crate) fn as_linear(&self) -> Linear {
         Linear { matrix: self.matrix.clone(), bias: None, slots: self.slots.clone() }
     }

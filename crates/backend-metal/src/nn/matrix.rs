@@ -6,32 +6,32 @@ use mlx_rs::{Array, error::Result, ops};
 use super::{
     adapter::RowSource,
     cpu::{self, Operand},
+    exec::{on_cpu, on_cuda},
     parameter::{Weight, WeightTransform},
     weights::{FLOATS, Weights, take_joined},
 };
-use crate::mlx::{Packed, Scheme, dequantize, gather_qmm, on_cpu, on_cuda, quantized_matmul, slice};
+use crate::mlx::{QuantizedMatrix, Scheme, dequantize, gather_qmm, quantized_matmul, slice};
 
-/// MLX's CUDA kernels for products with quantised matrices read the matrix once for every few rows. From about this many rows on
-/// it is cheaper to write the matrix out in full and multiply with that: on an H200, 4096 × 4096 in 4 bits, 101 µs against 108
-/// for 16 rows, 139 against 112 for 32.
+/// From this many rows on, dequantising first is cheaper on CUDA: MLX's quantised kernels read the matrix once for every few rows.
+/// On an H200, 4096 × 4096 in 4 bits: 101 µs against 108 for 16 rows, 139 against 112 for 32.
 const DEQUANTISE_FROM: usize = 16;
 
 /// A matrix `[out, in]`, or a stack of matrices `[n, out, in]`.
 #[derive(Debug, Clone)]
 pub(crate) enum Matrix {
-    /// Transposed, so that products need no further step: `[.., in, out]`.
+    /// Transposed for the product: `[.., in, out]`.
     Dense(Weight),
-    /// As the checkpoint has it.
-    Packed(Packed),
+    /// Quantised, as stored.
+    Quantized(QuantizedMatrix),
 }
 
 impl Matrix {
-    /// The matrix at `weights`, in the form that the checkpoint has.
+    /// The matrix at `weights`, dense or quantised as stored.
     pub(crate) fn load(weights: &Weights<'_>, outputs: usize, inputs: usize) -> LoadResult<Self> {
         Self::load_joined(&[weights], None, &[outputs], inputs)
     }
 
-    /// Matrices that share their inputs, in one: see [`take_joined`]. They are stored alike: see [`alike`].
+    /// Several matrices with the same inputs, fused into one: see [`take_joined`]. They must be stored [`alike`].
     pub(crate) fn load_joined(
         parts: &[&Weights<'_>],
         stack: Option<usize>,
@@ -46,7 +46,7 @@ impl Matrix {
         let take = |name: &str, columns: usize, dtypes: &[Dtype]| {
             take_joined(parts, stack, name, &shapes(columns), dtypes)
         };
-        Self::load_packed(parts[0], inputs, take)
+        Self::load_quantized(parts[0], inputs, take)
     }
 
     /// A stack of `n` matrices that the checkpoint holds as one tensor.
@@ -67,12 +67,12 @@ impl Matrix {
                 WeightTransform::Transposed,
             )?));
         }
-        Self::load_packed(weights, inputs, |name, columns, dtypes| {
+        Self::load_quantized(weights, inputs, |name, columns, dtypes| {
             weights.take_as(name, &shape(columns), dtypes)
         })
     }
 
-    /// A stack of `n` matrices that the tensor `name` is by itself, without a `.weight`: so transformers holds experts.
+    /// A stack of `n` matrices in the tensor `name`, without `.weight`: transformers stores experts so.
     pub(crate) fn load_bare(
         weights: &Weights<'_>,
         name: &str,
@@ -84,7 +84,7 @@ impl Matrix {
         Weight::load(&[weights], None, name, &shape, WeightTransform::Transposed).map(Self::Dense)
     }
 
-    fn load_packed(
+    fn load_quantized(
         weights: &Weights<'_>,
         inputs: usize,
         take: impl Fn(&str, usize, &[Dtype]) -> LoadResult<Array>,
@@ -99,7 +99,7 @@ impl Matrix {
         }
         let groups = inputs / group_size;
         let scales = if mode.has_biases() { FLOATS } else { &[Dtype::U8, Dtype::F8E8m0, Dtype::F8E4m3] };
-        Ok(Self::Packed(Packed {
+        Ok(Self::Quantized(QuantizedMatrix {
             weight: take("weight", inputs * bits / 32, &[Dtype::U32])?,
             scales: take("scales", groups, scales)?,
             biases: mode.has_biases().then(|| take("biases", groups, scales)).transpose()?,
@@ -110,10 +110,10 @@ impl Matrix {
     /// `x · wᵀ + bias`: `[.., in]`, `[out]` → `[.., out]`.
     pub(crate) fn multiply(&self, x: &Array, bias: Option<&Weight>) -> Result<Array> {
         let operand = self.operand()?;
-        if let Some(product) = cpu::multiply(x, &operand, bias.map(|bias| &**bias)) {
+        if let Some(product) = cpu::matmul(x, &operand, bias.map(|bias| &**bias)) {
             return product;
         }
-        if let (Some(_), Some(product)) = (bias, cpu::multiply(x, &operand, None)) {
+        if let (Some(_), Some(product)) = (bias, cpu::matmul(x, &operand, None)) {
             return plus(product?, bias);
         }
         let product = match (self, bias) {
@@ -121,9 +121,9 @@ impl Matrix {
                 return ops::addmm(bias.get()?, x, transposed.get()?, None, None);
             }
             (Self::Dense(transposed), None) => return x.matmul(transposed.get()?),
-            (Self::Packed(packed), _) => {
+            (Self::Quantized(packed), _) => {
                 let rows = x.size() / x.dim(-1).max(1) as usize;
-                // With a single group in a row, those kernels give chance results for several rows.
+                // MLX's CUDA kernel is not deterministic with one group per row and several rows of x.
                 let single = packed.scales.dim(-1) == 1 && rows > 1;
                 if (rows >= DEQUANTISE_FROM || single) && on_cuda() {
                     x.matmul(dequantize(packed, x.dtype())?.swap_axes(-1, -2)?)?
@@ -135,16 +135,15 @@ impl Matrix {
         plus(product, bias)
     }
 
-    /// Of a stack: `x · w[i]ᵀ`, one `i` of `indices` for each matrix of x: `[.., M, in]`, `[..]` → `[.., M, out]`.
+    /// Product with a stack, `x · w[i]ᵀ`: one `i` of `indices` for each matrix of x: `[.., M, in]`, `[..]` → `[.., M, out]`.
     ///
-    /// MLX's own gather of dense half-precision matrices on the CPU aborts the process: while gradients are traced the matrices
-    /// are widened for it.
+    /// On the CPU, MLX's `gather_mm` aborts the process for half precision: the matrices are converted to float32 first.
     pub(crate) fn gather(&self, x: &Array, indices: &Array, sorted: bool) -> Result<Array> {
-        if let Some(product) = cpu::gather(x, &self.operand()?, indices) {
+        if let Some(product) = cpu::gather_matmul(x, &self.operand()?, indices) {
             return product;
         }
         match self {
-            Self::Packed(packed) => gather_qmm(x, packed, indices, sorted),
+            Self::Quantized(packed) => gather_qmm(x, packed, indices, sorted),
             Self::Dense(transposed) if transposed.dtype() == mlx_rs::Dtype::Float32 || !on_cpu() => {
                 ops::gather_mm(x, transposed.get()?, None, indices, sorted)
             }
@@ -156,43 +155,44 @@ impl Matrix {
         }
     }
 
-    /// As the CPU's kernels take it.
+    /// The operand of the CPU's kernels.
     fn operand(&self) -> Result<Operand<'_>> {
         Ok(match self {
             Self::Dense(transposed) => Operand::Dense(transposed.get()?),
-            Self::Packed(packed) => Operand::Packed(packed),
+            Self::Quantized(packed) => Operand::Quantized(packed),
         })
     }
 
-    /// The rows `ids` `[..]` → `[.., in]`, in full.
+    /// The rows `ids` `[..]` → `[.., in]`, dequantised.
     pub(crate) fn rows(&self, ids: &Array, dtype: mlx_rs::Dtype) -> Result<Array> {
         match self {
             Self::Dense(transposed) => transposed.get()?.swap_axes(-1, -2)?.take_axis(ids, 0),
-            Self::Packed(Packed { weight, scales, biases, scheme }) => {
+            Self::Quantized(QuantizedMatrix { weight, scales, biases, scheme }) => {
                 let biases = biases.as_ref().map(|biases| biases.take_axis(ids, 0)).transpose()?;
                 let (weight, scales) = (weight.take_axis(ids, 0)?, scales.take_axis(ids, 0)?);
-                dequantize(&Packed { weight, scales, biases, scheme: *scheme }, dtype)
+                dequantize(&QuantizedMatrix { weight, scales, biases, scheme: *scheme }, dtype)
             }
         }
     }
 }
 
 impl RowSource for Matrix {
-    /// Quantised ones as float32.
+    /// Dequantises to float32.
     fn rows_in_full(&self, start: i32, end: i32) -> Result<Array> {
         match self {
             Self::Dense(transposed) => slice(&transposed.get()?.swap_axes(-1, -2)?, 0, start, end),
-            Self::Packed(Packed { weight, scales, biases, scheme }) => {
+            Self::Quantized(QuantizedMatrix { weight, scales, biases, scheme }) => {
                 let rows = |array: &Array| slice(array, 0, start, end);
                 let biases = biases.as_ref().map(rows).transpose()?;
-                let packed = Packed { weight: rows(weight)?, scales: rows(scales)?, biases, scheme: *scheme };
+                let packed =
+                    QuantizedMatrix { weight: rows(weight)?, scales: rows(scales)?, biases, scheme: *scheme };
                 dequantize(&packed, mlx_rs::Dtype::Float32)
             }
         }
     }
 }
 
-/// Whether these matrices are stored alike, so that they can be held as one.
+/// Whether these matrices have the same types and quantisation, so that they can be fused.
 pub(crate) fn alike(parts: &[&Weights<'_>]) -> LoadResult<bool> {
     let mut first = None;
     for part in parts {

@@ -1,4 +1,4 @@
-//! The gated feed-forward block.
+//! The gated MLP.
 
 use inference_core::Result as LoadResult;
 use mlx_rs::{
@@ -11,17 +11,17 @@ use super::{
     activation::Gating,
     cpu::{self, Halves},
     dimensions::Dimensions,
-    exec::native,
+    exec::ExecMode,
     linear::{Linear, Projections},
     weights::Weights,
 };
 use crate::mlx::{scalar, slice};
 
 impl Gating {
-    /// Element by element, of halves that lie side by side in the last axis, or take turns there.
+    /// Combines gate and up from one array, `[.., 2 · size]`: gates first, or `interleaved`.
     pub(crate) fn apply_joined(self, joined: &Array, interleaved: bool) -> Result<Array> {
         let halves = if interleaved { Halves::Interleaved(joined) } else { Halves::Joined(joined) };
-        if let Some(gated) = cpu::gate(halves, self) {
+        if let Some(gated) = cpu::glu(halves, self) {
             return gated;
         }
         if !interleaved {
@@ -38,9 +38,9 @@ impl Gating {
         self.apply(&half(0)?, &half(1)?)
     }
 
-    /// Element by element.
+    /// Combines gate and up, `[.., size]` each.
     pub(crate) fn apply(self, gate: &Array, up: &Array) -> Result<Array> {
-        if let Some(gated) = cpu::gate(Halves::Apart(gate, up), self) {
+        if let Some(gated) = cpu::glu(Halves::Apart(gate, up), self) {
             return gated;
         }
         match self {
@@ -65,7 +65,7 @@ pub(crate) struct GatedMlp {
 }
 
 impl GatedMlp {
-    /// The block at `weights`: `gate_proj` and `up_proj`, or both in one as `gate_up_proj`, and `down_proj`.
+    /// The MLP at `weights`: `gate_proj` and `up_proj`, or a fused `gate_up_proj`, and `down_proj`.
     pub(crate) fn load(weights: &Weights<'_>, dims: &Dimensions, bias: bool) -> LoadResult<Self> {
         let (hidden, intermediate) = (dims.hidden_size, dims.intermediate_size);
         let names = [("gate_proj", intermediate), ("up_proj", intermediate)];
@@ -78,7 +78,7 @@ impl GatedMlp {
 
     /// `[B, T, hidden]` → the same
     pub(crate) fn forward(&self, x: &Array) -> Result<Array> {
-        if let (Some(joined), true) = (self.gate_up_proj.joined(), native()) {
+        if let (Some(joined), ExecMode::CpuKernels) = (self.gate_up_proj.joined(), ExecMode::current()) {
             return self.down_proj.forward(&self.gating.apply_joined(&joined.forward(x)?, false)?);
         }
         let [gate, up] = self.gate_up_proj.forward(x)?;

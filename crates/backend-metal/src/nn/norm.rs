@@ -1,4 +1,4 @@
-//! Normalisation.
+//! RMS norm.
 
 use inference_core::Result as LoadResult;
 use mlx_rs::{Array, error::Result, fast};
@@ -17,7 +17,7 @@ pub(crate) struct RmsNorm {
 }
 
 impl RmsNorm {
-    /// The norm at `weights`, of vectors of `size` elements. `offset` says that the checkpoint holds its weights less one.
+    /// The norm at `weights`, of vectors of `size` elements. `offset`: the checkpoint stores the weights minus one.
     pub(crate) fn load(weights: &Weights<'_>, size: usize, eps: f32, offset: bool) -> LoadResult<Self> {
         let form = if offset { WeightTransform::PlusOne } else { WeightTransform::Stored };
         Ok(Self { weight: Weight::load(&[weights], None, "weight", &[vec![size]], form)?, eps })
@@ -35,16 +35,16 @@ impl RmsNorm {
     /// x + norm(y): `[.., size]` each.
     pub(crate) fn add(&self, x: &Array, y: &Array) -> Result<Array> {
         let parts = Some(self.parts()?);
-        match is_small(x).then(|| cpu::add([x, y], parts, None)).flatten() {
+        match is_small(x).then(|| cpu::add_rms_norm([x, y], parts, None)).flatten() {
             Some(added) => added.map(|[sum]| sum),
             None => x.add(self.forward(y)?),
         }
     }
 
-    /// x + y, and that normalised; y is normalised `before`, where that is given. `[.., size]` each.
+    /// The sum x + y and its norm. With `before`, y is normalised first. `[.., size]` each.
     pub(crate) fn of_sum(&self, x: &Array, y: &Array, before: Option<&Self>) -> Result<[Array; 2]> {
         let (first, second) = (before.map(Self::parts).transpose()?, Some(self.parts()?));
-        match is_small(x).then(|| cpu::add([x, y], first, second)).flatten() {
+        match is_small(x).then(|| cpu::add_rms_norm([x, y], first, second)).flatten() {
             Some(added) => added,
             None => {
                 let sum = match before {
@@ -57,13 +57,13 @@ impl RmsNorm {
         }
     }
 
-    /// Its weight, and what is added to the mean of squares.
+    /// Weight and epsilon.
     pub(crate) fn parts(&self) -> Result<(Array, f32)> {
         Ok((self.weight.get()?, self.eps))
     }
 }
 
-/// Whether a sum and its norm are better one operation: MLX adds in place, which counts for more where there are many vectors.
+/// Whether sum and norm are faster as one operation: for many vectors, MLX's sum in place is faster.
 fn is_small(x: &Array) -> bool {
     x.size() <= 1 << 16
 }

@@ -1,4 +1,4 @@
-//! Operations that the CPU's kernels or MLX compute.
+//! Operations that the CPU's kernels or MLX compute, by the execution mode.
 
 use mlx_rs::{Array, error::Result, ops};
 
@@ -22,7 +22,7 @@ pub(crate) fn argmax_with_score(x: &Array) -> Result<(Array, Array)> {
     Ok((ids, score.as_type::<f32>()?))
 }
 
-/// `x · w`, `[.., in]`, `[in, out]` → `[.., out]`, where a gradient may be taken by both.
-pub(super) fn times(x: &Array, w: &Array) -> Result<Array> {
-    cpu::times(x, w).unwrap_or_else(|| x.matmul(w))
+/// `x · w`, `[.., in]`, `[in, out]` → `[.., out]`, with gradients by both.
+pub(super) fn matmul(x: &Array, w: &Array) -> Result<Array> {
+    cpu::matmul_differentiable(x, w).unwrap_or_else(|| x.matmul(w))
 }

@@ -1,6 +1,6 @@
-//! What of a model can be trained: the tensors of its checkpoint, and the adapters beside them.
+//! Trainable parameters, and the weights that are made of them.
 //!
-//! A gradient is taken by putting traced arrays in place of the real ones while a graph is built. A [`Param`] is such a place.
+//! To take a gradient, training puts traced arrays into [`Param`]s while the graph is built: see [`ParamOverride`].
 
 use std::{
     cell::{Ref, RefCell},
@@ -16,7 +16,7 @@ use mlx_rs::{
 
 use crate::mlx::{scalar, slice};
 
-/// One trainable tensor, by its name in a checkpoint or in an adapter's file.
+/// One trainable tensor, with its name in the checkpoint or in the adapter's file.
 #[derive(Debug)]
 pub(crate) struct Param {
     name: String,
@@ -24,7 +24,7 @@ pub(crate) struct Param {
 }
 
 impl Param {
-    /// The tensor of this name; empty where the bound one counts.
+    /// The tensor of this name. `None`: the weight's bound array is used.
     pub(crate) fn new(name: String, value: Option<Array>) -> Rc<Self> {
         Rc::new(Self { name, value: RefCell::new(value) })
     }
@@ -34,15 +34,15 @@ impl Param {
         &self.name
     }
 
-    /// The transformer block that it is part of.
+    /// The index of its transformer block.
     pub(crate) fn layer(&self) -> Option<usize> {
         layer_of(&self.name)
     }
 
-    /// What stands here now.
+    /// The current value.
     ///
     /// # Errors
-    /// Nothing does.
+    /// There is none.
     pub(crate) fn get(&self) -> Result<Array> {
         self.value.borrow().clone().ok_or_else(|| Exception::custom(format!("{} has no value", self.name)))
     }
@@ -56,14 +56,14 @@ impl Param {
     }
 }
 
-/// The block that a tensor or layer of this name is part of: 3 for `model.layers.3.mlp.down_proj`.
+/// The index of the block in the name of a tensor or layer: 3 for `model.layers.3.mlp.down_proj`.
 pub(crate) fn layer_of(name: &str) -> Option<usize> {
     let mut parts = name.split('.');
     parts.find(|part| *part == "layers")?;
     parts.next()?.parse().ok()
 }
 
-/// Other values in some params, until it is dropped.
+/// A guard that gives params other values until it is dropped.
 pub(crate) struct ParamOverride<'a> {
     params: &'a [Rc<Param>],
     before: Vec<Option<Array>>,
@@ -86,14 +86,14 @@ impl Drop for ParamOverride<'_> {
     }
 }
 
-/// How a tensor of the checkpoint is bound.
+/// How a stored tensor is transformed when it is bound.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum WeightTransform {
-    /// As it is stored.
+    /// Not at all.
     Stored,
-    /// With its last two axes swapped.
+    /// The last two axes are swapped.
     Transposed,
-    /// With one added to each element.
+    /// One is added to each element.
     PlusOne,
 }
 
@@ -107,14 +107,14 @@ impl WeightTransform {
     }
 }
 
-/// A tensor of floats that a model is made of, or several of the checkpoint's in one. Reads as the array that was bound;
-/// [`get`](Self::get) is the one to build graphs with that may be trained. Clones share what is put in their place.
+/// A tensor of floats as the model uses it: one of the checkpoint's, or several in one. It dereferences to the bound array. Graphs
+/// that may be trained use [`get`](Self::get) instead. Clones share their params.
 #[derive(Debug, Clone)]
 pub(crate) struct Weight(Rc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    /// The tensors of the checkpoint, whose rows lie one below the other, and how many rows each has.
+    /// The tensors of the checkpoint, stacked by rows, and the number of rows of each.
     parts: Vec<(Rc<Param>, i32)>,
     stored: Array,
     bound: Array,
@@ -129,7 +129,7 @@ impl Deref for Weight {
     }
 }
 
-/// An array that belongs to no checkpoint, and is not trained.
+/// An array of no checkpoint, which is not trained.
 #[cfg(test)]
 impl From<Array> for Weight {
     fn from(bound: Array) -> Self {
@@ -143,7 +143,7 @@ impl From<Array> for Weight {
 }
 
 impl Weight {
-    /// The parameter of these tensors, each with its rows, that are `stored` in one array, perhaps with the rows stacked.
+    /// The weight of these tensors, each with its number of rows. `stored` holds them all, perhaps as a stack of matrices.
     pub(crate) fn new(parts: Vec<(String, usize)>, stored: Array, form: WeightTransform) -> Result<Self> {
         let bound = form.bind(&stored)?;
         if form == WeightTransform::PlusOne {
@@ -153,7 +153,7 @@ impl Weight {
         Ok(Self(Rc::new(Inner { parts, stored, bound, form })))
     }
 
-    /// The array, or what training put in its place.
+    /// The bound array, or one made of the params' values if training set them.
     pub(crate) fn get(&self) -> Result<Array> {
         let Inner { parts, stored, bound, form } = &*self.0;
         if !parts.iter().any(|(param, _)| param.is_set()) {
@@ -167,12 +167,12 @@ impl Weight {
         form.bind(&whole.reshape(stored.shape())?)
     }
 
-    /// The tensors that it is made of.
+    /// The params that it is made of.
     pub(crate) fn params(&self) -> impl Iterator<Item = &Rc<Param>> {
         self.0.parts.iter().map(|(param, _)| param)
     }
 
-    /// Their values, in the form and shape that the checkpoint has them in.
+    /// The params' values, as the checkpoint stores them.
     pub(crate) fn values(&self) -> impl Iterator<Item = Result<Array>> {
         let Inner { parts, stored, .. } = &*self.0;
         let mut start = 0;
@@ -186,7 +186,7 @@ impl Weight {
             if parts.len() == 1 {
                 return Ok(stored.clone());
             }
-            // Stacked rows lie as they would below each other.
+            // A stack of matrices has the memory layout of one tall matrix.
             let columns = stored.shape()[1..].last().copied();
             let shape: Vec<_> = std::iter::once(-1).chain(columns).collect();
             let flat = stored.reshape(&shape)?;
@@ -195,7 +195,7 @@ impl Weight {
     }
 }
 
-/// `x` with a share `rate` of its elements zeroed and the others scaled up to make good for them. The key decides which.
+/// Dropout: zeroes elements of `x` with probability `rate` and scales the others by `1 / (1 - rate)`. `key` is the random key.
 pub(crate) fn drop_out(x: &Array, rate: f32, key: &Array) -> Result<Array> {
     let keep = 1.0 - rate;
     let kept = mlx_rs::random::bernoulli(&Array::from_f32(keep), x.shape(), key)?;

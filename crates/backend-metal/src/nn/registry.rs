@@ -1,10 +1,10 @@
-//! What of a model can be trained.
+//! The registry of a model's trainable parameters.
 
 use std::{cell::RefCell, rc::Rc};
 
 use super::{adapter::AdapterSlot, parameter::Weight};
 
-/// Everything in a model that training can get hold of.
+/// All weights, adapter slots and quantised matrices of a model.
 #[derive(Debug, Default)]
 pub(crate) struct ParamRegistry {
     parameters: RefCell<Vec<Weight>>,
@@ -14,12 +14,12 @@ pub(crate) struct ParamRegistry {
 }
 
 impl ParamRegistry {
-    /// Adds a tensor of the checkpoint.
+    /// Adds a weight.
     pub(crate) fn add_weight(&self, parameter: Weight) {
         self.parameters.borrow_mut().push(parameter);
     }
 
-    /// Adds a place for an adapter.
+    /// Adds an adapter slot.
     pub(crate) fn add_slot(&self, slot: Rc<AdapterSlot>) {
         self.slots.borrow_mut().push(slot);
     }
@@ -29,17 +29,17 @@ impl ParamRegistry {
         self.packed.borrow_mut().push(name);
     }
 
-    /// The tensors of the checkpoint that are floats.
+    /// The weights, which are floats.
     pub(crate) fn parameters(&self) -> Vec<Weight> {
         self.parameters.borrow().clone()
     }
 
-    /// The layers that can have an adapter.
+    /// The adapter slots.
     pub(crate) fn slots(&self) -> Vec<Rc<AdapterSlot>> {
         self.slots.borrow().clone()
     }
 
-    /// The quantised matrices.
+    /// The names of quantised matrices.
     pub(crate) fn packed(&self) -> Vec<String> {
         self.packed.borrow().clone()
     }

@@ -1,16 +1,18 @@
-//! Rotary positions, with every scaling that config.json knows.
+//! Rotary position embeddings (rope), with every scaling that config.json can ask for.
 
-use std::{f64::consts::PI, path::PathBuf};
-
-use inference_core::{Error, Result as LoadResult};
+use inference_core::Result as LoadResult;
 use mlx_rs::{
     Array,
     error::{Exception, Result},
     fast, ops,
 };
-use serde_json::{Map, Value};
+use serde_json::Value;
 
-use super::{cpu::RotaryTable, weights::Weights};
+use super::{
+    cpu::RotaryTable,
+    rope_scaling::{LongRope, Settings, llama3, longrope, yarn},
+    weights::Weights,
+};
 
 /// Where the tokens of each row begin.
 #[derive(Debug, Clone)]
@@ -35,22 +37,23 @@ pub(crate) struct RopeShape {
 pub(crate) struct Rope {
     /// Leading elements of a head that are rotated; the others stay as they are.
     dims: i32,
-    periods: Periods,
-    /// Positions are multiplied by this.
+    freqs: RopeFreqs,
+    /// Factor of the positions.
     scale: f32,
-    /// What queries and keys are multiplied by besides, `[head_dim]`.
-    magnitude: Option<Array>,
+    /// Factor of queries and keys, `[head_dim]`.
+    attention_factor: Option<Array>,
 }
 
+/// The `freqs` of MLX's rope, `base^(2i / dims)`: the reciprocals of transformers' `inv_freq`.
 #[derive(Debug)]
-enum Periods {
+enum RopeFreqs {
     /// Powers of this base.
     Base(f32),
     /// As listed, `[dims / 2]`.
     Listed(Array),
-    /// By the length of the text: up to `original` tokens, and beyond.
+    /// Longrope: `short` for texts up to `original` tokens, `long` beyond.
     Long { original: usize, short: Array, long: Array },
-    /// By the length of the text: beyond `original` tokens the base grows with it.
+    /// Dynamic NTK: beyond `original` tokens the base grows with the length of the text.
     Dynamic { original: usize, base: f64, factor: f64 },
 }
 
@@ -74,27 +77,27 @@ impl Rope {
 
     /// Whether positions are rotated by the length of their text.
     pub(crate) fn depends_on_length(&self) -> bool {
-        matches!(self.periods, Periods::Long { .. } | Periods::Dynamic { .. })
+        matches!(self.freqs, RopeFreqs::Long { .. } | RopeFreqs::Dynamic { .. })
     }
 
     /// The length beyond which all positions of a text are rotated another way.
     pub(crate) fn switch(&self) -> Option<usize> {
-        match self.periods {
-            Periods::Long { original, .. } => Some(original),
+        match self.freqs {
+            RopeFreqs::Long { original, .. } => Some(original),
             _ => None,
         }
     }
 
     /// Rotates `[B, H, T, head_dim]`; row b is part of a text of `lengths[b]` tokens.
     pub(crate) fn forward(&self, x: &Array, offsets: &Offsets, lengths: &[usize]) -> Result<Array> {
-        let scaled = match &self.magnitude {
-            Some(magnitude) => &x.multiply(magnitude.as_dtype(x.dtype())?)?,
+        let scaled = match &self.attention_factor {
+            Some(attention_factor) => &x.multiply(attention_factor.as_dtype(x.dtype())?)?,
             None => x,
         };
-        match &self.periods {
-            Periods::Base(base) => self.rotate(scaled, Some(*base), offsets, None),
-            Periods::Listed(periods) => self.rotate(scaled, None, offsets, Some(periods)),
-            Periods::Long { .. } | Periods::Dynamic { .. } => {
+        match &self.freqs {
+            RopeFreqs::Base(base) => self.rotate(scaled, Some(*base), offsets, None),
+            RopeFreqs::Listed(freqs) => self.rotate(scaled, None, offsets, Some(freqs)),
+            RopeFreqs::Long { .. } | RopeFreqs::Dynamic { .. } => {
                 let alike = lengths.windows(2).all(|pair| pair[0] == pair[1]);
                 if let (true, Some(length)) = (alike, lengths.first()) {
                     return self.rotate_at_length(scaled, offsets, *length);
@@ -115,40 +118,41 @@ impl Rope {
         }
     }
 
-    /// The rotations of `tokens` tokens in each row, where row b is part of a text of `lengths[b]` tokens.
-    pub(crate) fn turns(&self, offsets: &Offsets, tokens: usize, lengths: &[usize]) -> Result<RotaryTable> {
+    /// The rotary table of `tokens` tokens in each row, where row b is part of a text of `lengths[b]` tokens.
+    pub(crate) fn table(&self, offsets: &Offsets, tokens: usize, lengths: &[usize]) -> Result<RotaryTable> {
         let pairs = self.dims as usize / 2;
-        let magnitude = self.magnitude.as_ref().map(Array::to_vec_exact::<f32>).transpose();
-        let magnitude = magnitude.map_err(host)?.map_or(1.0, |magnitude| magnitude[0]);
+        let attention_factor = self.attention_factor.as_ref().map(Array::to_vec_exact::<f32>).transpose();
+        let attention_factor =
+            attention_factor.map_err(host)?.map_or(1.0, |attention_factor| attention_factor[0]);
         let starts = match offsets {
             Offsets::Same(start) => vec![*start as i32; lengths.len()],
             Offsets::Each(starts) => starts.to_vec_exact::<i32>().map_err(host)?,
         };
         let powers =
             |base: f64| (0..pairs).map(|i| base.powf(2.0 * i as f64 / f64::from(self.dims)) as f32).collect();
-        let mut turns = vec![0.0; lengths.len() * tokens * 2 * pairs];
-        let mut rows = turns.chunks_exact_mut((tokens * 2 * pairs).max(1));
+        let mut cos_sin = vec![0.0; lengths.len() * tokens * 2 * pairs];
+        let mut rows = cos_sin.chunks_exact_mut((tokens * 2 * pairs).max(1));
         for ((row, start), length) in rows.by_ref().zip(starts).zip(lengths) {
-            let periods: Vec<f32> = match &self.periods {
-                Periods::Base(base) => powers(f64::from(*base)),
-                Periods::Dynamic { original, base, factor } => {
+            let freqs: Vec<f32> = match &self.freqs {
+                RopeFreqs::Base(base) => powers(f64::from(*base)),
+                RopeFreqs::Dynamic { original, base, factor } => {
                     powers(self.dynamic_base(*original, *base, *factor, *length))
                 }
-                Periods::Listed(periods) => periods.to_vec_exact().map_err(host)?,
-                Periods::Long { original, short, long } => {
+                RopeFreqs::Listed(freqs) => freqs.to_vec_exact().map_err(host)?,
+                RopeFreqs::Long { original, short, long } => {
                     (if length > original { long } else { short }).to_vec_exact().map_err(host)?
                 }
             };
-            for (token, turns) in row.chunks_exact_mut(2 * pairs).enumerate() {
+            for (token, cos_sin) in row.chunks_exact_mut(2 * pairs).enumerate() {
                 let position = (start as f32 + token as f32) * self.scale;
-                let (cosines, sines) = turns.split_at_mut(pairs);
-                for ((cosine, sine), period) in cosines.iter_mut().zip(sines).zip(&periods) {
-                    let (sin, cos) = (position * (1.0 / period)).sin_cos();
-                    (*cosine, *sine) = (cos * magnitude, sin * magnitude);
+                let (cosines, sines) = cos_sin.split_at_mut(pairs);
+                for ((cosine, sine), freq) in cosines.iter_mut().zip(sines).zip(&freqs) {
+                    let (sin, cos) = (position * (1.0 / freq)).sin_cos();
+                    (*cosine, *sine) = (cos * attention_factor, sin * attention_factor);
                 }
             }
         }
-        Ok(RotaryTable { pairs, cos_sin: turns.into() })
+        Ok(RotaryTable { pairs, cos_sin: cos_sin.into() })
     }
 
     /// The base for a text of this length.
@@ -159,17 +163,17 @@ impl Rope {
     }
 
     fn rotate_at_length(&self, x: &Array, offsets: &Offsets, length: usize) -> Result<Array> {
-        match &self.periods {
-            Periods::Long { original, short, long } => {
-                let periods = if length > *original { long } else { short };
-                self.rotate(x, None, offsets, Some(periods))
+        match &self.freqs {
+            RopeFreqs::Long { original, short, long } => {
+                let freqs = if length > *original { long } else { short };
+                self.rotate(x, None, offsets, Some(freqs))
             }
-            Periods::Dynamic { original, base, factor } => {
+            RopeFreqs::Dynamic { original, base, factor } => {
                 let base = self.dynamic_base(*original, *base, *factor, length);
                 self.rotate(x, Some(base as f32), offsets, None)
             }
-            Periods::Base(base) => self.rotate(x, Some(*base), offsets, None),
-            Periods::Listed(periods) => self.rotate(x, None, offsets, Some(periods)),
+            RopeFreqs::Base(base) => self.rotate(x, Some(*base), offsets, None),
+            RopeFreqs::Listed(freqs) => self.rotate(x, None, offsets, Some(freqs)),
         }
     }
 
@@ -178,13 +182,11 @@ impl Rope {
         x: &Array,
         base: Option<f32>,
         offsets: &Offsets,
-        periods: Option<&Array>,
+        freqs: Option<&Array>,
     ) -> Result<Array> {
         match offsets {
-            Offsets::Same(offset) => {
-                fast::rope(x, self.dims, false, base, self.scale, *offset as i32, periods)
-            }
-            Offsets::Each(each) => fast::rope_dynamic(x, self.dims, false, base, self.scale, each, periods),
+            Offsets::Same(offset) => fast::rope(x, self.dims, false, base, self.scale, *offset as i32, freqs),
+            Offsets::Each(each) => fast::rope_dynamic(x, self.dims, false, base, self.scale, each, freqs),
         }
     }
 
@@ -193,229 +195,73 @@ impl Rope {
         if !(theta.is_finite() && theta > 1.0) {
             return Err(settings.invalid("rope_theta", format!("{theta}, expected a number above 1")));
         }
-        let partial = settings.number("partial_rotary_factor")?.unwrap_or(1.0);
-        let dims = (head_dim as f64 * partial) as usize;
-        if !(0.0..=1.0).contains(&partial) || dims == 0 || !dims.is_multiple_of(2) {
-            let reason =
-                format!("leaves {dims} of {head_dim} elements to rotate, expected a positive even number");
-            return Err(settings.invalid("partial_rotary_factor", reason));
-        }
+        let dims = rotated_dims(settings, head_dim)?;
         let powers: Vec<f64> = (0..dims / 2).map(|i| theta.powf(2.0 * i as f64 / dims as f64)).collect();
-        let kind = settings.text("rope_type").or_else(|| settings.text("type")).unwrap_or("default");
-        let mut rope =
-            Self { dims: dims as i32, periods: Periods::Base(theta as f32), scale: 1.0, magnitude: None };
-        match kind {
-            // Sections of positions apart for image and text are one and the same for text alone.
+        let (mut freqs, mut scale, mut factor) = (RopeFreqs::Base(theta as f32), 1.0, 1.0);
+        match settings.text("rope_type").or_else(|| settings.text("type")).unwrap_or("default") {
+            // For text alone, mrope's separate positions for image and text are the same.
             "default" | "mrope" => {}
-            "linear" => rope.scale = (1.0 / settings.positive("factor")?) as f32,
+            "linear" => scale = (1.0 / settings.positive("factor")?) as f32,
             "dynamic" => {
                 let factor = settings.positive("factor")?;
                 if dims < 4 || max_positions == 0 {
-                    return Err(settings.invalid(
-                        "rope_type",
-                        "dynamic needs a head_dim above 2 and max_position_embeddings",
-                    ));
+                    let reason = "dynamic needs a head_dim above 2 and max_position_embeddings";
+                    return Err(settings.invalid("rope_type", reason));
                 }
-                rope.periods = Periods::Dynamic { original: max_positions, base: theta, factor };
+                freqs = RopeFreqs::Dynamic { original: max_positions, base: theta, factor };
             }
-            "llama3" => rope.periods = Periods::Listed(listed(&llama3(settings, &powers, max_positions)?)),
+            "llama3" => freqs = RopeFreqs::Listed(listed(&llama3(settings, &powers, max_positions)?)),
             "yarn" => {
-                let (periods, magnitude) = yarn(settings, &powers, theta, max_positions)?;
-                rope.periods = Periods::Listed(listed(&periods));
-                rope.magnitude = leading(magnitude, dims, head_dim);
+                let (scaled, attention_factor) = yarn(settings, &powers, theta, max_positions)?;
+                (freqs, factor) = (RopeFreqs::Listed(listed(&scaled)), attention_factor);
             }
             "longrope" | "su" => {
-                let original = settings.original_positions(max_positions)?;
-                let stretched = |key| {
-                    let factors = settings.numbers(key, dims / 2)?;
-                    LoadResult::Ok(listed(
-                        &factors.iter().zip(&powers).map(|(f, p)| f * p).collect::<Vec<_>>(),
-                    ))
-                };
-                let factor = settings.number("factor")?.unwrap_or(max_positions as f64 / original as f64);
-                let magnitude = match settings.number("attention_factor")? {
-                    Some(magnitude) => magnitude,
-                    None if factor <= 1.0 || original < 2 => 1.0,
-                    None => (1.0 + factor.ln() / (original as f64).ln()).sqrt(),
-                };
-                rope.periods = Periods::Long {
-                    original,
-                    short: stretched("short_factor")?,
-                    long: stretched("long_factor")?,
-                };
-                rope.magnitude = leading(magnitude, dims, head_dim);
+                let LongRope { original, short, long, attention_factor } =
+                    longrope(settings, &powers, max_positions)?;
+                (freqs, factor) = (
+                    RopeFreqs::Long { original, short: listed(&short), long: listed(&long) },
+                    attention_factor,
+                );
             }
             other => {
                 let known = "default, linear, dynamic, llama3, yarn, longrope";
                 return Err(settings.invalid("rope_type", format!("{other:?}, expected one of {known}")));
             }
         }
-        Ok(rope)
+        Ok(Self { dims: dims as i32, freqs, scale, attention_factor: leading(factor, dims, head_dim) })
     }
+}
+
+/// How many elements of a head are rotated.
+fn rotated_dims(settings: &Settings<'_>, head_dim: usize) -> LoadResult<usize> {
+    let partial = settings.number("partial_rotary_factor")?.unwrap_or(1.0);
+    let dims = (head_dim as f64 * partial) as usize;
+    if !(0.0..=1.0).contains(&partial) || dims == 0 || !dims.is_multiple_of(2) {
+        let reason =
+            format!("leaves {dims} of {head_dim} elements to rotate, expected a positive even number");
+        return Err(settings.invalid("partial_rotary_factor", reason));
+    }
+    Ok(dims)
 }
 
 fn host(error: impl std::fmt::Display) -> Exception {
     Exception::custom(error.to_string())
 }
 
-fn listed(periods: &[f64]) -> Array {
-    let periods: Vec<f32> = periods.iter().map(|period| *period as f32).collect();
-    Array::from_slice(&periods, &[periods.len() as i32])
+fn listed(freqs: &[f64]) -> Array {
+    let freqs: Vec<f32> = freqs.iter().map(|freq| *freq as f32).collect();
+    Array::from_slice(&freqs, &[freqs.len() as i32])
 }
 
-/// `magnitude` for the elements that are rotated and 1 for the others.
-fn leading(magnitude: f64, dims: usize, head_dim: usize) -> Option<Array> {
+/// `attention_factor` for the elements that are rotated and 1 for the others.
+fn leading(attention_factor: f64, dims: usize, head_dim: usize) -> Option<Array> {
     #[expect(
         clippy::float_cmp,
         reason = "exactly 1 is what the formulas give where there is nothing to multiply"
     )]
-    (magnitude != 1.0)
-        .then(|| listed(&(0..head_dim).map(|i| if i < dims { magnitude } else { 1.0 }).collect::<Vec<_>>()))
-}
-
-/// Long waves are stretched, short ones are not, and those between are stretched in part.
-fn llama3(settings: &Settings<'_>, powers: &[f64], max_positions: usize) -> LoadResult<Vec<f64>> {
-    let factor = settings.positive("factor")?;
-    let (low, high) = (settings.positive("low_freq_factor")?, settings.positive("high_freq_factor")?);
-    let original = settings.original_positions(max_positions)? as f64;
-    let periods = powers.iter().map(|power| {
-        let wave = 2.0 * PI * power;
-        if wave < original / high {
-            *power
-        } else if wave > original / low {
-            power * factor
-        } else {
-            let smooth = (original / wave - low) / (high - low);
-            power / ((1.0 - smooth) / factor + smooth)
-        }
-    });
-    Ok(periods.collect())
-}
-
-/// Between two dimensions, found from how often they turn over the original length, periods go over from plain to stretched.
-fn yarn(
-    settings: &Settings<'_>,
-    powers: &[f64],
-    theta: f64,
-    max_positions: usize,
-) -> LoadResult<(Vec<f64>, f64)> {
-    let original = settings.original_positions(max_positions)? as f64;
-    let factor = settings.number("factor")?.unwrap_or(max_positions as f64 / original);
-    if !(factor.is_finite() && factor > 0.0) {
-        return Err(settings.invalid("factor", format!("{factor}, expected a positive number")));
-    }
-    let mscale = |scale: f64, m: f64| if scale <= 1.0 { 1.0 } else { 0.1 * m * scale.ln() + 1.0 };
-    let magnitude = match settings.number("attention_factor")? {
-        Some(magnitude) => magnitude,
-        None => match (settings.number("mscale")?, settings.number("mscale_all_dim")?) {
-            (Some(one), Some(all)) if one != 0.0 && all != 0.0 => mscale(factor, one) / mscale(factor, all),
-            _ => mscale(factor, 1.0),
-        },
-    };
-    let nonzero = |value: Option<f64>, default| value.filter(|value| *value != 0.0).unwrap_or(default);
-    let (fast, slow) =
-        (nonzero(settings.number("beta_fast")?, 32.0), nonzero(settings.number("beta_slow")?, 1.0));
-    let dims = 2.0 * powers.len() as f64;
-    let turning = |turns: f64| dims * (original / (turns * 2.0 * PI)).ln() / (2.0 * theta.ln());
-    let (mut low, mut high) = (turning(fast), turning(slow));
-    if settings.flag("truncate").unwrap_or(true) {
-        (low, high) = (low.floor(), high.ceil());
-    }
-    let (low, mut high) = (low.max(0.0), high.min(dims - 1.0));
-    if low >= high {
-        high = low + 0.001;
-    }
-    let periods = powers.iter().enumerate().map(|(i, power)| {
-        let stretched = ((i as f64 - low) / (high - low)).clamp(0.0, 1.0);
-        power / (stretched / factor + 1.0 - stretched)
-    });
-    Ok((periods.collect(), magnitude))
-}
-
-/// The settings of rope in a config, wherever its style puts them.
-struct Settings<'a> {
-    path: PathBuf,
-    section: String,
-    own: Option<&'a Map<String, Value>>,
-    config: &'a Value,
-}
-
-impl<'a> Settings<'a> {
-    fn find(weights: &Weights<'_>, config: &'a Value, layer_type: Option<&str>) -> Self {
-        let path = weights.manifest().config_path();
-        for key in ["rope_parameters", "rope_scaling"] {
-            let Some(Value::Object(all)) = config.get(key) else { continue };
-            if let Some((name, Value::Object(own))) = layer_type.and_then(|name| Some((name, all.get(name)?)))
-            {
-                return Self { path: path.clone(), section: format!("{key}.{name}"), own: Some(own), config };
-            }
-            if !all.is_empty() {
-                return Self { path: path.clone(), section: key.to_owned(), own: Some(all), config };
-            }
-        }
-        Self { path, section: "rope_parameters".to_owned(), own: None, config }
-    }
-
-    /// The setting, from the section of its own or from the config at large.
-    fn get(&self, key: &str) -> Option<&'a Value> {
-        let own = self.own.and_then(|own| own.get(key));
-        own.filter(|value| !value.is_null())
-            .or_else(|| if key == "factor" || key == "type" { None } else { self.config.get(key) })
-            .filter(|value| !value.is_null())
-    }
-
-    fn text(&self, key: &str) -> Option<&'a str> {
-        self.own.and_then(|own| own.get(key)).and_then(Value::as_str)
-    }
-
-    fn flag(&self, key: &str) -> Option<bool> {
-        self.get(key).and_then(Value::as_bool)
-    }
-
-    fn number(&self, key: &str) -> LoadResult<Option<f64>> {
-        self.get(key)
-            .map(|value| {
-                value
-                    .as_f64()
-                    .filter(|number| number.is_finite())
-                    .ok_or_else(|| self.invalid(key, format!("{value}, expected a number")))
-            })
-            .transpose()
-    }
-
-    fn positive(&self, key: &str) -> LoadResult<f64> {
-        match self.number(key)? {
-            Some(number) if number > 0.0 => Ok(number),
-            Some(number) => Err(self.invalid(key, format!("{number}, expected a positive number"))),
-            None => Err(self.invalid(key, "is missing")),
-        }
-    }
-
-    /// The length that the model was trained at before its positions were scaled.
-    fn original_positions(&self, max_positions: usize) -> LoadResult<usize> {
-        const KEY: &str = "original_max_position_embeddings";
-        // Where both have it, the config at large is the one that is meant.
-        let value = self.config.get(KEY).filter(|value| !value.is_null()).or_else(|| self.get(KEY));
-        match value.map(Value::as_u64) {
-            None if max_positions > 0 => Ok(max_positions),
-            Some(Some(original)) if original > 0 => Ok(original as usize),
-            _ => Err(self.invalid(KEY, "is not a positive whole number")),
-        }
-    }
-
-    fn numbers(&self, key: &str, len: usize) -> LoadResult<Vec<f64>> {
-        let list =
-            self.get(key).and_then(Value::as_array).ok_or_else(|| self.invalid(key, "is not a list"))?;
-        let numbers: Option<Vec<f64>> =
-            list.iter().map(|value| value.as_f64().filter(|n| n.is_finite() && *n > 0.0)).collect();
-        numbers.filter(|numbers| numbers.len() == len).ok_or_else(|| {
-            self.invalid(key, format!("has {} entries, expected {len} positive numbers", list.len()))
-        })
-    }
-
-    fn invalid(&self, key: &str, reason: impl Into<String>) -> Error {
-        Error::invalid_key(&self.path, format!("{}.{key}", self.section), reason)
-    }
+    (attention_factor != 1.0).then(|| {
+        listed(&(0..head_dim).map(|i| if i < dims { attention_factor } else { 1.0 }).collect::<Vec<_>>())
+    })
 }
 
 #[cfg(test)]
@@ -425,7 +271,7 @@ mod tests {
     use super::*;
     use crate::{
         mlx::slice,
-        nn::cpu::{Arrangement, arrange},
+        nn::cpu::{QkNormRope, qk_norm_rope},
     };
 
     const HEADS: [i32; 3] = [4, 2, 24];
@@ -433,18 +279,18 @@ mod tests {
     /// One of each kind, which rotates 16 of 24 elements.
     fn ropes() -> impl Iterator<Item = Rope> {
         let powers = |base: f64| listed(&(0..8).map(|i| base.powf(f64::from(i) / 8.0)).collect::<Vec<_>>());
-        let rope = |periods, scale, magnitude| Rope {
+        let rope = |freqs, scale, attention_factor| Rope {
             dims: 16,
-            periods,
+            freqs,
             scale,
-            magnitude: leading(magnitude, 16, HEADS[2] as usize),
+            attention_factor: leading(attention_factor, 16, HEADS[2] as usize),
         };
         [
-            rope(Periods::Base(10_000.0), 1.0, 1.0),
-            rope(Periods::Base(1e6), 0.25, 1.0),
-            rope(Periods::Listed(powers(5e5)), 1.0, 1.2),
-            rope(Periods::Long { original: 300, short: powers(1e4), long: powers(3e4) }, 1.0, 1.1),
-            rope(Periods::Dynamic { original: 300, base: 1e4, factor: 4.0 }, 1.0, 1.0),
+            rope(RopeFreqs::Base(10_000.0), 1.0, 1.0),
+            rope(RopeFreqs::Base(1e6), 0.25, 1.0),
+            rope(RopeFreqs::Listed(powers(5e5)), 1.0, 1.2),
+            rope(RopeFreqs::Long { original: 300, short: powers(1e4), long: powers(3e4) }, 1.0, 1.1),
+            rope(RopeFreqs::Dynamic { original: 300, base: 1e4, factor: 4.0 }, 1.0, 1.0),
         ]
         .into_iter()
     }
@@ -466,9 +312,9 @@ mod tests {
                     } else {
                         Offsets::Each(Array::from_slice(&starts, &[2]))
                     };
-                    let turns = rope.turns(&offsets, tokens as usize, &lengths).unwrap();
-                    let how = Arrangement { heads: HEADS, norms: None, turns: Some(&turns) };
-                    let ours = arrange(&qkv, &how).unwrap().unwrap();
+                    let table = rope.table(&offsets, tokens as usize, &lengths).unwrap();
+                    let how = QkNormRope { heads: HEADS, norms: None, rotary: Some(&table) };
+                    let ours = qk_norm_rope(&qkv, &how).unwrap().unwrap();
                     let rotate = |x: Array| rope.forward(&x, &offsets, &lengths).unwrap();
                     let mlx = [
                         rotate(part(0, heads)),

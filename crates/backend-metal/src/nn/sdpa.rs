@@ -12,10 +12,10 @@ use mlx_rs::{
 use super::{attention_params::AttentionParams, parameter::Weight};
 use crate::mlx::{scalar, slice};
 
-/// What the new tokens of a row see, the same in all layers that hold as many positions.
+/// Causal masks, shared by all layers that show as many positions.
 #[derive(Debug, Default)]
 pub(super) struct Masks {
-    /// By the positions held and the window.
+    /// By the number of queries, the number of keys and the window.
     known: HashMap<(i32, i32, Option<usize>), Array>,
 }
 
@@ -24,21 +24,21 @@ impl Masks {
     pub(super) fn attend(
         &mut self,
         [queries, keys, values]: [&Array; 3],
-        attend: &AttentionParams,
+        params: &AttentionParams,
     ) -> Result<Array> {
         let (tokens, seen) = (queries.dim(2), keys.dim(2));
-        let window = attend.window.filter(|window| (*window as i32) < seen);
-        if tokens > 1 && window.is_none() && !attend.is_stepwise() {
-            let sinks = attend.sinks.as_ref().map(Weight::get).transpose()?;
+        let window = params.window.filter(|window| (*window as i32) < seen);
+        if tokens > 1 && window.is_none() && !params.needs_manual() {
+            let sinks = params.sinks.as_ref().map(Weight::get).transpose()?;
             let (mask, sinks) = (Some(Mask::Causal), sinks.as_ref());
-            return fast::scaled_dot_product_attention(queries, keys, values, attend.scale, mask, sinks);
+            return fast::scaled_dot_product_attention(queries, keys, values, params.scale, mask, sinks);
         }
         let needed = tokens > 1 || window.is_some();
         let mask = needed.then(|| self.mask(tokens, seen, window)).transpose()?;
-        masked(queries, keys, values, attend, mask.as_ref())
+        masked(queries, keys, values, params, mask.as_ref())
     }
 
-    /// What the last T of `seen` positions see: `[T, seen]`, true where they do.
+    /// The mask of the last T of `seen` positions: `[T, seen]`, true where a query attends to a key.
     fn mask(&mut self, tokens: i32, seen: i32, window: Option<usize>) -> Result<Array> {
         if let Some(mask) = self.known.get(&(tokens, seen, window)) {
             return Ok(mask.clone());
@@ -55,65 +55,65 @@ impl Masks {
 }
 
 /// `[B, heads, T, head_dim]` → `[B, T, heads · head_dim]`
-pub(super) fn flat(mixed: &Array) -> Result<Array> {
-    let mixed = mixed.swap_axes(1, 2)?;
-    mixed.reshape(&[mixed.dim(0), mixed.dim(1), -1])
+pub(super) fn flatten_heads(heads: &Array) -> Result<Array> {
+    let heads = heads.swap_axes(1, 2)?;
+    heads.reshape(&[heads.dim(0), heads.dim(1), -1])
 }
 
-/// Attention to what the mask, `[T, S]` or `[B, 1, 1, S]`, lets through, or to all.
+/// Attention to what the mask allows, `[T, S]` or `[B, 1, 1, S]`, or to everything → `[B, heads, T, head_dim]`.
 pub(super) fn masked(
     queries: &Array,
     keys: &Array,
     values: &Array,
-    attend: &AttentionParams,
+    params: &AttentionParams,
     mask: Option<&Array>,
 ) -> Result<Array> {
-    if attend.is_stepwise() {
-        return stepwise(queries, keys, values, attend, mask);
+    if params.needs_manual() {
+        return manual_attention(queries, keys, values, params, mask);
     }
-    let sinks = attend.sinks.as_ref().map(Weight::get).transpose()?;
+    let sinks = params.sinks.as_ref().map(Weight::get).transpose()?;
     fast::scaled_dot_product_attention(
         queries,
         keys,
         values,
-        attend.scale,
+        params.scale,
         mask.map(Mask::Array),
         sinks.as_ref(),
     )
 }
 
-/// The same, operation by operation: see [`AttentionParams::is_stepwise`].
-fn stepwise(
+/// The same, operation by operation: see [`AttentionParams::needs_manual`].
+fn manual_attention(
     queries: &Array,
     keys: &Array,
     values: &Array,
-    attend: &AttentionParams,
+    params: &AttentionParams,
     mask: Option<&Array>,
 ) -> Result<Array> {
     let &[batch, heads, tokens, head_dim] = queries.shape() else {
         return Err(Exception::custom("queries must be [B, heads, T, head_dim]"));
     };
     let kv_heads = keys.dim(1);
-    let shared = heads / kv_heads;
+    let group = heads / kv_heads;
     let number = |value| scalar(value, queries.dtype());
     // Heads that share keys and values lie next to each other.
     let queries =
-        queries.multiply(number(attend.scale)?)?.reshape(&[batch, kv_heads, shared, tokens, head_dim])?;
+        queries.multiply(number(params.scale)?)?.reshape(&[batch, kv_heads, group, tokens, head_dim])?;
     let (keys, values) = (keys.expand_dims(2)?, values.expand_dims(2)?);
     let mut scores = queries.matmul(keys.swap_axes(-1, -2)?)?;
-    if let Some(cap) = attend.softcap {
+    if let Some(cap) = params.softcap {
         scores = ops::tanh(scores.divide(number(cap)?)?)?.multiply(number(cap)?)?;
     }
-    let hidden = number(f32::NEG_INFINITY)?;
+    let masked_out = number(f32::NEG_INFINITY)?;
     scores = match mask {
-        Some(mask) if mask.ndim() == 4 => ops::select(&mask.expand_dims(1)?, &scores, hidden)?,
-        Some(mask) => ops::select(mask, &scores, hidden)?,
+        Some(mask) if mask.ndim() == 4 => ops::select(&mask.expand_dims(1)?, &scores, masked_out)?,
+        Some(mask) => ops::select(mask, &scores, masked_out)?,
         None => scores,
     };
     let seen = scores.dim(-1);
-    if let Some(sinks) = &attend.sinks {
-        let sinks = sinks.get()?.as_dtype(scores.dtype())?.reshape(&[kv_heads, shared, 1, 1])?;
-        let sinks = ops::broadcast_to(&sinks, &[batch, kv_heads, shared, tokens, 1])?;
+    if let Some(sinks) = &params.sinks {
+        let sinks = sinks.get()?.as_dtype(scores.dtype())?.reshape(&[kv_heads, group, 1, 1])?;
+        let sinks = ops::broadcast_to(&sinks, &[batch, kv_heads, group, tokens, 1])?;
         scores = ops::concatenate(&[scores, sinks], -1)?;
     }
     let weights = ops::softmax_axis(&scores, -1, true)?;
@@ -122,8 +122,8 @@ fn stepwise(
 
 /// Attention with MLX's operations, `[1, T, heads · head_dim]`.
 #[cfg(test)]
-pub(super) fn plain(x: [&Array; 3], attend: &AttentionParams) -> Result<Array> {
-    flat(&Masks::default().attend(x, attend)?)
+pub(super) fn plain(x: [&Array; 3], params: &AttentionParams) -> Result<Array> {
+    flatten_heads(&Masks::default().attend(x, params)?)
 }
 
 #[cfg(test)]
@@ -131,7 +131,7 @@ mod tests {
     use mlx_rs::{Device, random, transforms, with_device};
 
     use super::*;
-    use crate::nn::exec::tracing;
+    use crate::nn::exec::ExecMode;
 
     #[test]
     fn sinks_while_gradients_are_traced_are_those_of_the_fused_attention() {
@@ -159,7 +159,8 @@ mod tests {
                     sinks: Some(Weight::from(x[3].clone())),
                     ..AttentionParams::full(0.25)
                 };
-                let ours = by_each(&|x| tracing(|| plain([&x[0], &x[1], &x[2]], &how(x))));
+                let ours =
+                    by_each(&|x| ExecMode::MlxDifferentiable.scope(|| plain([&x[0], &x[1], &x[2]], &how(x))));
                 let fused = by_each(&|x| plain([&x[0], &x[1], &x[2]], &how(x)));
                 for (ours, fused) in ours.iter().zip(&fused) {
                     assert_eq!(ours.shape(), fused.shape());

@@ -1,11 +1,11 @@
-//! Keys and values of texts that are computed side by side from the same position on.
+//! Keys and values of tokens that several rows begin with.
 
 use mlx_rs::{Array, error::Result, ops};
 
 use super::cache::KvCache;
 use crate::mlx::slice;
 
-/// The keys and values of the first tokens of B rows, which are of one length: for each layer `[B, kv_heads, S, head_dim]`.
+/// The keys and values of the first S tokens of B rows: for each layer `[B, kv_heads, S, head_dim]`.
 #[derive(Debug, Default)]
 pub(crate) struct SharedPrefix {
     layers: Vec<[Array; 2]>,
@@ -22,13 +22,12 @@ impl SharedPrefix {
         self.layers.iter().flatten()
     }
 
-    /// Takes the keys and values of the next layer.
+    /// Adds the keys and values of the next layer.
     pub(crate) fn push(&mut self, layer: [Array; 2]) {
         self.layers.push(layer);
     }
 
-    /// The keys and values of one layer with those of new tokens behind them. Rows that are one here are as many as the new
-    /// ones.
+    /// The keys and values of one layer, followed by those of new tokens. A single row is repeated for all new rows.
     pub(super) fn followed_by(&self, layer: usize, new: [&Array; 2]) -> Result<[Array; 2]> {
         let [Some(keys), Some(values)] = [0, 1].map(|part| self.layers.get(layer).map(|layer| &layer[part]))
         else {
@@ -42,13 +41,13 @@ impl SharedPrefix {
         Ok([join(keys, new[0])?, join(values, new[1])?])
     }
 
-    /// Has an empty cache hold the first `len` tokens of a row.
+    /// Copies the first `len` tokens of a row to an empty cache.
     pub(crate) fn copy_row(&self, row: usize, len: usize, cache: &mut KvCache) -> Result<()> {
         let (row, end) = (row as i32, len as i32);
         for (index, layer) in self.layers.iter().enumerate() {
             let cut = |x: &Array| slice(&slice(x, 0, row, row + 1)?, 2, 0, end);
             let (keys, values) = (cut(&layer[0])?, cut(&layer[1])?);
-            cache.update(index, [&keys, &values])?;
+            cache.fill(index, [&keys, &values])?;
         }
         cache.advance(len);
         Ok(())

@@ -1,4 +1,4 @@
-//! A checkpoint's tensors by name, each taken once and checked against the shape that the config demands.
+//! A scoped reader of a checkpoint's tensors: takes them by name and checks type and shape.
 
 use std::{cell::RefCell, collections::BTreeSet, fmt::Display, rc::Rc};
 
@@ -13,10 +13,10 @@ use super::{
 };
 use crate::mlx::{Mode, Reader, Scheme, mlx_dtype};
 
-/// Types of weights that are numbers as they stand.
+/// The types of weights that are not quantised.
 pub(crate) const FLOATS: &[Dtype] = &[Dtype::F32, Dtype::F16, Dtype::Bf16];
 
-/// The tensors below one name, as `model.layers.3`. What is taken is remembered: [`finish`](Self::finish) lists the rest.
+/// The tensors below one name, such as `model.layers.3`. It records what was taken: [`finish`](Self::finish) lists the rest.
 pub(crate) struct Weights<'a> {
     source: &'a Source<'a>,
     path: String,
@@ -57,9 +57,14 @@ impl<'a> Weights<'a> {
         Self { source: self.source, path }
     }
 
-    /// The tensors of one of several equals: `layers.3`.
+    /// The tensors below an index: `layers.3`.
     pub(crate) fn index(&self, index: usize) -> Self {
         self.at(index)
+    }
+
+    /// The whole checkpoint.
+    pub(crate) fn root(&self) -> Self {
+        Self { source: self.source, path: String::new() }
     }
 
     /// The full name of a tensor below this one.
@@ -67,12 +72,12 @@ impl<'a> Weights<'a> {
         if self.path.is_empty() { name.to_string() } else { format!("{}.{name}", self.path) }
     }
 
-    /// The model's folder.
+    /// The manifest of the model's folder.
     pub(crate) fn manifest(&self) -> &'a ModelManifest {
         self.source.reader.manifest()
     }
 
-    /// The type that most of the checkpoint's floats have: that of the activations.
+    /// The type of the activations: the one that most of the checkpoint's floats have.
     pub(crate) fn float_dtype(&self) -> mlx_rs::Dtype {
         mlx_dtype(self.source.float).unwrap_or(mlx_rs::Dtype::Float32)
     }
@@ -93,15 +98,37 @@ impl<'a> Weights<'a> {
 
     /// Whether anything lies below `name`.
     pub(crate) fn has_any(&self, name: impl Display) -> bool {
-        let prefix = format!("{}.", self.name(name));
-        self.manifest()
-            .tensors()
-            .range(prefix.clone()..)
-            .next()
-            .is_some_and(|(name, _)| name.starts_with(&prefix))
+        self.at(name).tensors().next().is_some()
     }
 
-    /// What the file says about a tensor.
+    /// The tensors below this name, without it: `weight`, `scales`, ….
+    fn tensors(&self) -> impl Iterator<Item = (&'a str, &'a TensorInfo)> {
+        let prefix = self.name("");
+        let from = self.manifest().tensors().range(prefix.clone()..);
+        from.map_while(move |(name, info)| Some((name.strip_prefix(&prefix)?, info)))
+    }
+
+    /// Whether the files hold the same tensors below this name as below another: types, shapes and bytes.
+    ///
+    /// # Errors
+    /// [`Error::Io`], and [`Error::InvalidModel`] where a file became shorter.
+    pub(crate) fn is_stored_like(&self, other: &Weights<'_>) -> Result<bool> {
+        let (own, others): (Vec<_>, Vec<_>) = (self.tensors().collect(), other.tensors().collect());
+        let alike = |((name, a), (other, b)): (&(&str, &TensorInfo), &(&str, &TensorInfo))| {
+            name == other && (a.dtype, &a.shape) == (b.dtype, &b.shape)
+        };
+        if own.len() != others.len() || !own.iter().zip(&others).all(alike) {
+            return Ok(false);
+        }
+        for ((_, a), (_, b)) in own.iter().zip(&others) {
+            if !self.source.reader.has_same_bytes(a, b)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Type, shape and place of a tensor.
     ///
     /// # Errors
     /// [`Error::InvalidModel`]: there is no such tensor.
@@ -128,7 +155,7 @@ impl<'a> Weights<'a> {
         take_joined(&[self], None, name, &[shape.to_vec()], dtypes)
     }
 
-    /// The bytes `name`, of this shape, as the words `[.., bytes / 4]` that they make up.
+    /// The tensor `name` of bytes with this shape, read as 32-bit words `[.., bytes / 4]`.
     ///
     /// # Errors
     /// As [`take`](Self::take).
@@ -164,20 +191,20 @@ impl<'a> Weights<'a> {
         })
     }
 
-    /// Marks what `unneeded` picks, by full name, as known and not needed.
+    /// Marks the tensors that `unneeded` accepts, by full name, as not needed.
     pub(crate) fn skip(&self, unneeded: impl Fn(&str) -> bool) {
         let names = self.manifest().tensors().keys().map(String::as_str);
         self.source.taken.borrow_mut().extend(names.filter(|name| unneeded(name)));
     }
 
-    /// The place of an adapter, for the layer at `name` below this one.
+    /// A new adapter slot for the layer at `name` below this one.
     pub(crate) fn slot(&self, name: &str, kind: SlotKind, inputs: usize, outputs: usize) -> Rc<AdapterSlot> {
         let slot = AdapterSlot::new(self.at(name).path, kind, inputs, outputs);
         self.registry().add_slot(slot.clone());
         slot
     }
 
-    /// What of the checkpoint can be trained.
+    /// The registry of trainable parameters.
     pub(crate) fn registry(&self) -> &Rc<ParamRegistry> {
         &self.source.registry
     }
@@ -190,10 +217,10 @@ impl<'a> Weights<'a> {
         scheme(self.manifest(), &self.path)
     }
 
-    /// Says that everything was bound.
+    /// Checks that every tensor was taken.
     ///
     /// # Errors
-    /// [`Error::InvalidModel`] lists tensors that nothing took: the architecture is not the one that config.json names.
+    /// [`Error::InvalidModel`] lists the tensors that nothing took.
     pub(crate) fn finish(&self) -> Result<()> {
         const SHOWN: usize = 8;
         let taken = self.source.taken.borrow();
@@ -218,7 +245,7 @@ impl<'a> Weights<'a> {
     }
 }
 
-/// How the matrix `path` of a checkpoint is quantised: `quantization` of config.json, or what it says of this name.
+/// How the matrix `path` is quantised: `quantization` of config.json, or its entry for this name.
 ///
 /// # Errors
 /// [`Error::InvalidModel`] where it says nothing, or what MLX cannot do.
@@ -264,8 +291,8 @@ pub(crate) fn scheme(manifest: &ModelManifest, path: &str) -> Result<Scheme> {
 }
 
 impl Weight {
-    /// The tensor `name` below each of `parts`, in one: see [`take_joined`]. Vectors get the type of the activations: one of
-    /// another would widen or narrow all that it meets.
+    /// The tensor `name` below each of `parts`, fused: see [`take_joined`]. Vectors are converted to the type of the activations,
+    /// because another type would change the type of every result.
     ///
     /// # Errors
     /// As [`take_joined`], and MLX's own.
@@ -289,8 +316,8 @@ impl Weight {
     }
 }
 
-/// The tensor `name` below each of `parts`, in one array: their rows one below the other, and those cut, with `stack`, into as
-/// many equal pieces: `[stack, rows, ..]`. Part `i` has the shape `shapes[i]`; all but their rows agree. Nothing is copied.
+/// The tensor `name` below each of `parts` in one array, concatenated by rows. `stack` reshapes it to that many matrices:
+/// `[stack, rows, ..]`. Part `i` has the shape `shapes[i]`; shapes differ in their rows alone. Nothing is copied.
 ///
 /// # Errors
 /// [`Error::InvalidModel`] where one is missing, or has another shape or a type that is not among `dtypes` or not the

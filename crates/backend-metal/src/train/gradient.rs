@@ -12,7 +12,7 @@ use mlx_rs::{
 use super::{compiled_fn::CompiledFn, trainable::TrainableParams};
 use crate::{
     mlx::{cross_entropy, on_cpu, on_cuda, recomputed, slice, take_failure},
-    nn::{Architecture, ParamOverride, TrainMode, tracing},
+    nn::{Architecture, ExecMode, ParamOverride, TrainMode},
 };
 
 /// The largest logits that are held at once, in bytes, and the bytes of one logit in the type that the loss is computed in: float32,
@@ -177,7 +177,7 @@ fn value_and_grad(
             Ok::<_, Exception>(vec![inputs.loss(&model, &trainable, &mode)?])
         };
         let mut differentiated = transforms::value_and_grad_with_argnums(loss, all.as_slice());
-        let differentiated = tracing(|| differentiated(values));
+        let differentiated = ExecMode::current().differentiable().scope(|| differentiated(values));
         let (losses, mut results) = differentiated.map_err(|error| take_failure().unwrap_or(error))?;
         results.extend(losses);
         Ok(results)
@@ -196,8 +196,8 @@ pub(crate) fn validation_loss(
     let _override = ParamOverride::new(trainable.params(), &values);
     let Batch { tokens, positions, targets, .. } = batch;
     let inputs = LossInputs { tokens, positions, targets, loss_weights: &batch.loss_weights(1) };
-    // Computed as in training, so that the two losses can be compared; the CPU kernels would read the weights as loaded.
-    tracing(|| inputs.loss(model, trainable, &TrainMode::default()))
+    // Computed as in training, so that the two losses can be compared.
+    ExecMode::current().differentiable().scope(|| inputs.loss(model, trainable, &TrainMode::default()))
 }
 
 /// The arrays of a [`Batch`] that the loss is computed from.

@@ -194,3 +194,14 @@ fn tied_heads_and_old_buffers_are_no_surplus() {
     });
     variant.load();
 }
+
+/// As published, gpt-oss packs two weights of four bits into a byte.
+#[test]
+fn parameters_are_those_before_quantisation() {
+    device();
+    let count = |name: &str| Variant::named(name).load().config().parameters;
+    for (dense, quantised) in [("gpt_oss", "gpt_oss+mxfp4"), ("gpt_oss", "gpt_oss+q4"), ("llama", "llama+q8")]
+    {
+        assert_eq!(count(dense), count(quantised), "{quantised}");
+    }
+}

@@ -3,13 +3,16 @@
 use mlx_rs::{Array, Dtype, ops::indexing::TryIndexOp as _};
 
 use super::fixtures::{Variant, device, tokens};
-use crate::nn::{Architecture, KvCache, Rows, tracing};
+use crate::{
+    mlx::primitive::built,
+    nn::{Architecture, ExecMode, KvCache, Rows},
+};
 
 /// The agreement that the fixtures' float32 logits must show, in the same unit.
 pub(super) const TOLERANCE: f32 = 2e-4;
 
 /// Logits `[T][V]` of row 0 in float32.
-fn rows(logits: &Array) -> Vec<Vec<f32>> {
+pub(super) fn rows(logits: &Array) -> Vec<Vec<f32>> {
     let logits = logits.as_dtype(Dtype::Float32).unwrap().contiguous().unwrap();
     let vocab = *logits.shape().last().unwrap() as usize;
     logits.to_vec_exact::<f32>().unwrap().chunks(vocab).map(<[f32]>::to_vec).collect()
@@ -19,7 +22,7 @@ pub(super) fn whole(model: &dyn Architecture, ids: &[u32]) -> Vec<Vec<f32>> {
     rows(&model.logits(&model.hidden(&tokens(ids), Rows::Uncached).unwrap()).unwrap())
 }
 
-fn cached(model: &dyn Architecture, ids: &[u32], cache: &mut KvCache) -> Vec<Vec<f32>> {
+pub(super) fn cached(model: &dyn Architecture, ids: &[u32], cache: &mut KvCache) -> Vec<Vec<f32>> {
     let hidden = model.hidden(&tokens(ids), Rows::Cached(&mut [cache])).unwrap();
     rows(&model.logits(&hidden).unwrap())
 }
@@ -107,7 +110,32 @@ fn logits_and_greedy_tokens_are_the_references() {
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
 
-/// With the kernels of our own, where they are, and with MLX's operations alone.
+/// What Metal and CUDA execute, on the CPU: `quantized_matmul`, `gather_qmm`, `addmm`, `matmul` and the fused attention. No kernel
+/// of the CPU may run in it.
+#[test]
+fn mlx_alone_gives_what_the_references_give() {
+    device();
+    let mut failures = Vec::new();
+    for variant in Variant::all() {
+        let (name, std) = (&variant.name, variant.golden.std);
+        let before = built();
+        let Outcome { worst, rms, agreeing } = ExecMode::Mlx.scope(|| compare(&variant, &*variant.load()));
+        assert_eq!(built(), before, "{name}: kernels of the CPU ran");
+        let right = if variant.is_half() {
+            let limit = variant.golden.mlx_lm.rms.filter(|rms| *rms < 0.05 * std).unwrap_or(0.05 * std);
+            rms <= 1.1 * limit
+        } else {
+            worst <= TOLERANCE && agreeing == variant.golden.greedy.len()
+        };
+        if !right {
+            failures
+                .push(format!("{name}: logits differ by {worst}, rms {rms}, {agreeing} greedy tokens agree"));
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+/// With the CPU's kernels, and with MLX's operations alone.
 #[test]
 fn chunks_cache_and_batch_change_nothing() {
     device();
@@ -115,7 +143,7 @@ fn chunks_cache_and_batch_change_nothing() {
         let model = variant.load();
         chunks_cache_and_batch_are_the_whole(&variant, &*model);
         if !variant.is_half() {
-            tracing(|| chunks_cache_and_batch_are_the_whole(&variant, &*model));
+            ExecMode::Mlx.scope(|| chunks_cache_and_batch_are_the_whole(&variant, &*model));
         }
     }
 }

@@ -1,8 +1,10 @@
 //! The families, tried on small checkpoints.
 
+mod batches;
 mod bindings;
 mod conversion;
 mod fixtures;
 mod golden;
+mod heads;
 mod hostile;
 mod training;

@@ -6,7 +6,7 @@ use mlx_rs::{Array, error::Exception};
 use super::{delta::Delta, layout::Layout};
 use crate::{
     load::writer::size,
-    mlx::{Packed, Reader, Scheme, dequantize, mlx_dtype, quantize},
+    mlx::{QuantizedMatrix, Reader, Scheme, dequantize, mlx_dtype, quantize},
 };
 
 /// Tensors that are read together, and those that they become.
@@ -27,7 +27,7 @@ pub(super) struct Job {
 pub(super) enum Work {
     /// As it is, but for its type.
     Copy,
-    /// Packed: weight, scales and biases.
+    /// A quantised matrix: weight, scales and biases.
     Quantize(Scheme),
     /// Weight, scales and biases unpacked; a stack cut to as many pieces as there are outputs.
     Dequantize(Scheme),
@@ -49,7 +49,7 @@ impl Job {
                 let mut arrays = Vec::new();
                 for part in self.layout.cut(&self.read(reader)?).map_err(mlx)? {
                     let packed = quantize(&cast(&part, dtype)?.contiguous().map_err(mlx)?, *scheme);
-                    let Packed { weight, scales, biases, .. } = packed.map_err(mlx)?;
+                    let QuantizedMatrix { weight, scales, biases, .. } = packed.map_err(mlx)?;
                     arrays.extend([weight, scales].into_iter().chain(biases));
                 }
                 Ok(arrays)
@@ -69,7 +69,7 @@ impl Job {
                     return self.pieces(vec![cast(&after, self.outputs[0].1)?]);
                 };
                 let after = if scheme.mode.has_biases() { cast(&after, self.outputs[1].1)? } else { after };
-                let Packed { weight, scales, biases, .. } = quantize(&after, scheme).map_err(mlx)?;
+                let QuantizedMatrix { weight, scales, biases, .. } = quantize(&after, scheme).map_err(mlx)?;
                 Ok([weight, scales].into_iter().chain(biases).collect())
             }
         }
@@ -95,7 +95,7 @@ impl Job {
         let parts = sources[0].iter().enumerate().map(|(i, weight)| {
             let part = |source: usize| sources.get(source).map(|parts| parts[i].clone());
             let scales = part(1).ok_or_else(|| mlx(Exception::custom("there are no scales")))?;
-            let packed = Packed { weight: weight.clone(), scales, biases: part(2), scheme };
+            let packed = QuantizedMatrix { weight: weight.clone(), scales, biases: part(2), scheme };
             dequantize(&packed, dtype).map_err(mlx)
         });
         parts.collect()

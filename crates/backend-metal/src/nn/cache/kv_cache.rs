@@ -9,41 +9,41 @@ use std::{
 use mlx_rs::{Array, Dtype, error::Result, ops, transforms};
 
 use super::{
-    shelf::{Buffers, Layer, STEP, Shelf},
-    span::{Gap, Span},
+    buffers::{KvBuffer, Layer, LayerBuffers, STEP},
+    window::{SinkMask, Window},
 };
 use crate::{
     mlx::{Scheme, slice},
     nn::cpu::KvSlot,
 };
 
-/// One row's cache. Cloning is cheap: both share the memory until one of them goes on.
+/// The KV cache of one row: keys and values of the tokens that it has seen. A clone is cheap: both share the memory until one
+/// of them continues.
 #[derive(Debug, Clone)]
 pub(crate) struct KvCache {
     /// One for each layer.
-    pub(super) spans: Vec<Span>,
+    pub(super) windows: Vec<Window>,
     /// How keys and values are quantised.
     pub(super) scheme: Option<Scheme>,
-    /// Tokens held.
+    /// How many tokens are held.
     pub(super) len: usize,
-    /// The length of the whole text, where it was told.
-    expected: usize,
-    /// The tokens, where they were remembered.
-    text: Vec<Array>,
-    /// How a text goes on past what the layers hold.
+    /// The length of the whole text, if it was announced.
+    expected_len: usize,
+    /// The tokens held, if they were pushed.
+    tokens: Vec<Array>,
     rotation: Option<Rotation>,
-    /// Where keys and values are, perhaps together with those of other rows.
-    pub(super) shelf: Rc<RefCell<Shelf>>,
-    /// Which of the shelf's rows it is.
+    /// The memory of keys and values. Rows of one batch share it, and so do clones.
+    pub(super) buffer: Rc<RefCell<KvBuffer>>,
+    /// This row's index in the buffer.
     pub(super) row: usize,
 }
 
-/// What layers hold of a text that outgrows them: its beginning, and its end.
+/// A rotating cache: it keeps the first `keep` positions and the most recent ones, `size` in total.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Rotation {
     /// Positions at the beginning.
     pub(crate) keep: usize,
-    /// Positions in all.
+    /// Positions in total.
     pub(crate) size: usize,
 }
 
@@ -51,52 +51,51 @@ impl KvCache {
     /// An empty cache with one layer for each of `windows`: `None` keeps every position, `Some(w)` the last `w`.
     #[must_use]
     pub(crate) fn new(windows: impl IntoIterator<Item = Option<usize>>) -> Self {
-        let spans: Vec<_> = windows.into_iter().map(|window| Span { window, keep: 0 }).collect();
+        let windows: Vec<_> = windows.into_iter().map(|size| Window { size, keep: 0 }).collect();
         Self {
-            shelf: Rc::new(RefCell::new(Shelf::new(spans.len()))),
+            buffer: Rc::new(RefCell::new(KvBuffer::new(windows.len()))),
             row: 0,
-            spans,
+            windows,
             scheme: None,
             len: 0,
-            expected: 0,
-            text: Vec::new(),
+            expected_len: 0,
+            tokens: Vec::new(),
             rotation: None,
         }
     }
 
-    /// The same with layers that hold `size` positions at most: the first `keep` and the last ones. Layers that hold fewer stay
-    /// as they are.
+    /// The same as a rotating cache. Layers with a smaller window stay as they are.
     #[must_use]
     pub(crate) fn rotating(mut self, rotation: Rotation) -> Self {
-        for span in &mut self.spans {
-            if span.window.is_none_or(|window| window > rotation.size) {
-                *span = Span { window: Some(rotation.size), keep: rotation.keep };
+        for window in &mut self.windows {
+            if window.size.is_none_or(|size| size > rotation.size) {
+                *window = Window { size: Some(rotation.size), keep: rotation.keep };
             }
         }
         self.rotation = Some(rotation);
         self
     }
 
-    /// The same with keys and values quantised, whose width the scheme's groups divide.
+    /// The same with quantised keys and values. The group size divides the width of a head.
     #[must_use]
     pub(crate) fn quantized(mut self, scheme: Option<Scheme>) -> Self {
         self.scheme = scheme;
         self
     }
 
-    /// An empty one that keeps as much in the same way.
+    /// An empty cache of the same kind.
     pub(crate) fn empty_like(&self) -> Self {
-        let shelf = Rc::new(RefCell::new(Shelf::new(self.spans.len())));
-        Self { shelf, row: 0, len: 0, expected: 0, text: Vec::new(), ..self.clone() }
+        let buffer = Rc::new(RefCell::new(KvBuffer::new(self.windows.len())));
+        Self { buffer, row: 0, len: 0, expected_len: 0, tokens: Vec::new(), ..self.clone() }
     }
 
-    /// How a text goes on past what the layers hold: caches that differ in it do not stand in for each other.
+    /// How the cache rotates. Caches that differ in it cannot replace each other.
     #[must_use]
     pub(crate) fn rotation(&self) -> Option<Rotation> {
         self.rotation
     }
 
-    /// Tokens held, which is the position of the next one.
+    /// How many tokens are held, which is the position of the next one.
     #[must_use]
     pub(crate) fn len(&self) -> usize {
         self.len
@@ -105,56 +104,56 @@ impl KvCache {
     /// Bytes of the buffers.
     #[must_use]
     pub(crate) fn bytes(&self) -> u64 {
-        let shelf = self.shelf.borrow();
-        let arrays = shelf.layers.iter().flat_map(|buffers| &buffers.arrays);
-        arrays.map(|array| array.nbytes() as u64).sum::<u64>() / shelf.rows as u64
+        let buffer = self.buffer.borrow();
+        let arrays = buffer.layers.iter().flat_map(|layer| &layer.arrays);
+        arrays.map(|array| array.nbytes() as u64).sum::<u64>() / buffer.rows as u64
     }
 
-    /// Whether a text that begins with the first `len` tokens can go on from here, once [`rewind`](Self::rewind)d: a layer
-    /// with a window lets go of positions that would be needed again, and positions may depend on the whole text's length,
-    /// for which it is remembered.
+    /// Whether the cache can be rewound to its first `len` tokens. It cannot once a window has dropped positions, or if positions
+    /// depend on the length of the whole text.
     #[must_use]
     pub(crate) fn can_rewind_to(&self, len: usize) -> bool {
-        let whole = |span: &Span| span.window.is_none_or(|window| self.len <= window);
-        self.text.is_empty() && (len == self.len || (len < self.len && self.spans.iter().all(whole)))
+        let whole = |window: &Window| window.size.is_none_or(|size| self.len <= size);
+        self.tokens.is_empty() && (len == self.len || (len < self.len && self.windows.iter().all(whole)))
     }
 
-    /// Forgets the tokens from position `len` on, which must be one that it [`can_rewind_to`](Self::can_rewind_to).
+    /// Drops the tokens from position `len` on: see [`can_rewind_to`](Self::can_rewind_to).
     pub(crate) fn rewind(&mut self, len: usize) {
-        debug_assert!(self.can_rewind_to(len), "cannot cut {} tokens to {len}", self.len);
+        debug_assert!(self.can_rewind_to(len), "cannot rewind {} tokens to {len}", self.len);
         self.len = len;
     }
 
-    /// Says how long the text is that is about to be computed in chunks, for models whose positions depend on it
-    /// (`ModelConfig::length_dependent`): without it, chunks could differ from the whole.
+    /// Announces the length of a text that is computed in chunks. Models whose positions depend on it
+    /// (`ModelConfig::length_dependent`) need it: without it, chunks could differ from the whole.
     pub(crate) fn set_expected_len(&mut self, len: usize) {
-        self.expected = len;
+        self.expected_len = len;
     }
 
-    /// The length of the text once `tokens` more are computed, or the expected one.
+    /// The length of the text with `tokens` more, or the announced one if that is larger.
     pub(crate) fn length_with(&self, tokens: usize) -> usize {
-        self.expected.max(self.len + tokens)
+        self.expected_len.max(self.len + tokens)
     }
 
-    /// The length of the text that the positions held were computed for.
+    /// The length of the text that the held positions were computed for.
     pub(crate) fn length(&self) -> usize {
         self.length_with(0)
     }
 
-    /// Keeps the tokens `[1, T]` that were added last, for [`tokens`](Self::tokens).
+    /// Remembers the tokens `[1, T]` that were added last, for [`tokens`](Self::tokens).
     pub(crate) fn push_tokens(&mut self, tokens: Array) {
-        self.text.push(tokens);
+        self.tokens.push(tokens);
     }
 
-    /// The tokens held, `[1, len]`, where they were all remembered.
+    /// The tokens held, `[1, len]`. All of them must have been pushed.
     pub(crate) fn tokens(&self) -> Result<Array> {
-        let text = ops::concatenate(&self.text, 1)?;
-        slice(&text, 1, 0, self.len as i32)
+        let tokens = ops::concatenate(&self.tokens, 1)?;
+        slice(&tokens, 1, 0, self.len as i32)
     }
 
-    /// How keys and values are kept, in words: of caches that say the same, one can go on with what another exported.
+    /// The format of keys and values, as text. A cache can import what another one of the same format exported.
     pub(crate) fn format_id(&self) -> String {
-        let windows = self.spans.iter().map(|span| span.window.map_or("all".to_owned(), |w| w.to_string()));
+        let windows =
+            self.windows.iter().map(|window| window.size.map_or("all".to_owned(), |w| w.to_string()));
         let windows = windows.collect::<Vec<_>>().join(" ");
         match self.scheme {
             None => windows,
@@ -162,49 +161,49 @@ impl KvCache {
         }
     }
 
-    /// For each layer its keys and values as they are kept, without room for more: `[1, kv_heads, S, ..]`. A layer with a
-    /// window has its positions in the order of its slots.
+    /// For each layer its keys and values as they are kept, without spare room: `[1, kv_heads, S, ..]`. Positions in a window are
+    /// in the order of its slots.
     pub(crate) fn export(&self) -> Result<Vec<Vec<Array>>> {
-        let shelf = self.shelf.borrow();
+        let buffer = self.buffer.borrow();
         let row = |array: &Array| slice(array, 0, self.row as i32, self.row as i32 + 1);
-        let layer = |(buffers, span): (&Buffers, &Span)| {
-            buffers.read(0, span.held(self.len))?.iter().map(row).collect()
+        let layer = |(layer, window): (&LayerBuffers, &Window)| {
+            layer.read(0, window.held(self.len))?.iter().map(row).collect()
         };
-        shelf.layers.iter().zip(&self.spans).map(layer).collect()
+        buffer.layers.iter().zip(&self.windows).map(layer).collect()
     }
 
-    /// The type and shape of each array that a cache like this one would [`export`](Self::export) of `len` tokens. This one
-    /// has some.
+    /// The type and shape of each array that a cache like this one would [`export`](Self::export) for `len` tokens. This one
+    /// must not be empty.
     pub(crate) fn export_like(&self, len: usize) -> Vec<Vec<(Dtype, Vec<i32>)>> {
-        let shelf = self.shelf.borrow();
-        let like = |span: &Span, array: &Array| {
-            (array.dtype(), vec![1, array.dim(1), span.held(len) as i32, array.dim(3)])
+        let buffer = self.buffer.borrow();
+        let like = |window: &Window, array: &Array| {
+            (array.dtype(), vec![1, array.dim(1), window.held(len) as i32, array.dim(3)])
         };
-        let layers = shelf.layers.iter().zip(&self.spans);
-        layers.map(|(buffers, span)| buffers.arrays.iter().map(|array| like(span, array)).collect()).collect()
+        let layers = buffer.layers.iter().zip(&self.windows);
+        layers.map(|(layer, window)| layer.arrays.iter().map(|array| like(window, array)).collect()).collect()
     }
 
-    /// Begins with the exported keys and values of `len` tokens.
+    /// Takes over the exported keys and values of `len` tokens.
     pub(crate) fn import(&mut self, layers: Vec<Vec<Array>>, len: usize) {
-        let layers = layers.into_iter();
-        let layers = layers.map(|arrays| Buffers { arrays, borrowed: true, written: None }).collect();
-        (self.shelf, self.row) = (Rc::new(RefCell::new(Shelf { rows: 1, layers })), 0);
+        let layers = layers.into_iter().map(LayerBuffers::from_views).collect();
+        (self.buffer, self.row) = (Rc::new(RefCell::new(KvBuffer { rows: 1, layers })), 0);
         self.len = len;
     }
 
-    /// All that it holds, to have it computed.
+    /// All arrays that it holds, to evaluate them.
     pub(crate) fn arrays(&self) -> Vec<Array> {
-        let shelf = self.shelf.borrow();
-        let written = shelf.layers.iter().filter_map(|buffers| buffers.written.as_deref());
-        shelf.layers.iter().flat_map(|buffers| &buffers.arrays).chain(written).cloned().collect()
+        let buffer = self.buffer.borrow();
+        let written = buffer.layers.iter().filter_map(|layer| layer.written.as_deref());
+        buffer.layers.iter().flat_map(|layer| &layer.arrays).chain(written).cloned().collect()
     }
 
-    /// What these layers hold, to have it computed.
+    /// The arrays of these layers, to evaluate them.
     pub(crate) fn layer_arrays(&self, layers: Range<usize>) -> Vec<Array> {
-        let shelf = self.shelf.borrow();
-        let layers = &shelf.layers[layers.start.min(shelf.layers.len())..layers.end.min(shelf.layers.len())];
-        let written = layers.iter().filter_map(|buffers| buffers.written.as_deref());
-        layers.iter().flat_map(|buffers| &buffers.arrays).chain(written).cloned().collect()
+        let buffer = self.buffer.borrow();
+        let last = buffer.layers.len();
+        let layers = &buffer.layers[layers.start.min(last)..layers.end.min(last)];
+        let written = layers.iter().filter_map(|layer| layer.written.as_deref());
+        layers.iter().flat_map(|layer| &layer.arrays).chain(written).cloned().collect()
     }
 
     /// Waits until all that it holds is computed.
@@ -212,58 +211,63 @@ impl KvCache {
         transforms::eval(&self.arrays())
     }
 
-    /// Whether keys and values are kept in fewer bits than they are computed in.
+    /// Whether keys and values are quantised.
     pub(crate) fn is_quantized(&self) -> bool {
         self.scheme.is_some()
     }
 
-    /// Positions that its largest layers have room for where rows lie together: a power of two. Rows of one class, whose
-    /// `rotation` is the same too, can lie together.
+    /// The capacity that this row needs in a batched buffer, a power of two. Only rows of equal capacity and
+    /// [`rotation`](Self::rotation) are batched.
     pub(crate) fn capacity_bucket(&self) -> usize {
-        let held = self.spans.iter().map(|span| span.held(self.len + 1)).max().unwrap_or(0);
+        let held = self.windows.iter().map(|window| window.held(self.len + 1)).max().unwrap_or(0);
         held.next_power_of_two().max(STEP)
     }
 
-    /// Takes its keys and values out of memory that it shares with other rows.
+    /// Copies this row's keys and values out of a batch into a buffer of its own.
     pub(crate) fn detach(&mut self) -> Result<()> {
-        if self.shelf.borrow().rows == 1 {
+        if self.buffer.borrow().rows == 1 {
             return Ok(());
         }
-        let mut shelf = Shelf::new(self.spans.len());
+        let mut layers = Vec::with_capacity(self.windows.len());
         {
-            let shared = self.shelf.borrow();
-            for ((buffers, span), own) in shared.layers.iter().zip(&self.spans).zip(&mut shelf.layers) {
-                let held = span.held(self.len);
-                let capacity = span.held((self.len + 1).next_multiple_of(STEP)).max(held + 1);
-                own.arrays = buffers.copy(self.row, held, capacity)?;
+            let batch = self.buffer.borrow();
+            for (layer, window) in batch.layers.iter().zip(&self.windows) {
+                let capacity = window.held((self.len + 1).next_multiple_of(STEP));
+                layers.push(layer.copy_row(self.row, window.held(self.len), capacity)?);
             }
         }
-        // At once: what is only planned would keep the others from writing in place.
-        transforms::async_eval(shelf.layers.iter().flat_map(|buffers| &buffers.arrays))?;
-        (self.shelf, self.row) = (Rc::new(RefCell::new(shelf)), 0);
+        // Now: a copy that is only planned would keep the batch from reusing its memory.
+        transforms::async_eval(layers.iter().flat_map(|layer| &layer.arrays))?;
+        (self.buffer, self.row) = (Rc::new(RefCell::new(KvBuffer { rows: 1, layers })), 0);
         Ok(())
     }
 
-    /// What a layer keeps.
-    pub(crate) fn span(&self, layer: usize) -> Span {
-        self.spans[layer]
+    /// The window of a layer.
+    pub(crate) fn window(&self, layer: usize) -> Window {
+        self.windows[layer]
     }
 
-    /// What several new tokens of this row see in a layer, where that is not all before them.
-    pub(crate) fn gap(&self, layer: usize, tokens: usize) -> Option<Gap> {
-        self.spans[layer].gap(self.len, tokens)
+    /// The mask of several new tokens of this row in a layer, where sinks and window do not adjoin.
+    pub(crate) fn sink_mask(&self, layer: usize, tokens: usize) -> Option<SinkMask> {
+        self.windows[layer].sink_mask(self.len, tokens)
     }
 
-    /// Whether `tokens` more go straight into a layer's slots.
-    pub(crate) fn is_straight(&self, layer: usize, tokens: usize) -> bool {
-        self.spans[layer].is_straight(self.len, tokens)
+    /// Whether writing `tokens` more tokens does not wrap around a layer's window.
+    pub(crate) fn fits_contiguously(&self, layer: usize, tokens: usize) -> bool {
+        self.windows[layer].fits_contiguously(self.len, tokens)
     }
 
-    /// Adds keys and values `[1, kv_heads, T, head_dim]` to a layer and returns what their queries may see, the new ones last:
-    /// `[1, kv_heads, S, head_dim]`. Where T is 1 the order is another.
+    /// Adds keys and values `[1, kv_heads, T, head_dim]` to a layer and returns what their queries attend to, the new ones last:
+    /// `[1, kv_heads, S, head_dim]`. For T = 1 they are in the order of the slots.
     pub(crate) fn update(&mut self, layer: usize, new: [&Array; 2]) -> Result<[Array; 2]> {
         let position = self.len;
-        self.layer(&mut self.shelf.borrow_mut(), layer).update(position, new)
+        self.layer(&mut self.buffer.borrow_mut(), layer).update(position, new)
+    }
+
+    /// Sets the first tokens of an empty layer: keys and values `[1, kv_heads, T, head_dim]`, which may be views of a batch.
+    pub(crate) fn fill(&mut self, layer: usize, new: [&Array; 2]) -> Result<()> {
+        debug_assert_eq!(self.len, 0, "the cache is not empty");
+        self.layer(&mut self.buffer.borrow_mut(), layer).fill(new)
     }
 
     /// How keys and values are quantised.
@@ -271,27 +275,27 @@ impl KvCache {
         self.scheme
     }
 
-    /// Makes room for `tokens` that go [straight](Self::is_straight) into a layer's slots, and says where they go, for an
-    /// operation that puts them there. `new` are keys and values of any rows, as they are [packed](super::shelf::pack).
-    pub(crate) fn place(&mut self, layer: usize, tokens: usize, new: &[Array]) -> Result<KvSlot> {
-        let mut shelf = self.shelf.borrow_mut();
-        let mut layer = self.layer(&mut shelf, layer);
+    /// Makes room for `tokens` that [fit contiguously](Self::fits_contiguously), and says where an operation writes them. `new`
+    /// has the types and sizes to keep.
+    pub(crate) fn slot(&mut self, layer: usize, tokens: usize, new: &[Array]) -> Result<KvSlot> {
+        let mut buffer = self.buffer.borrow_mut();
+        let mut layer = self.layer(&mut buffer, layer);
         layer.make_room(self.len, tokens, new, true)?;
-        let Layer { span, buffers, .. } = layer;
-        let (slot, held) = (span.slot(self.len), span.held(self.len + tokens));
+        let Layer { window, buffers, .. } = layer;
+        let (slot, held) = (window.slot(self.len), window.held(self.len + tokens));
         Ok(KvSlot { arrays: buffers.arrays.clone(), after: buffers.written.clone(), slot, held })
     }
 
-    /// Says that `written` is computed once what went to a [`place`](Self::place) of the layer is there.
+    /// Records that `written` is computed after the write to the layer's [`slot`](Self::slot).
     pub(crate) fn mark_written(&mut self, layer: usize, written: Rc<Array>) {
-        self.shelf.borrow_mut().layers[layer].written = Some(written);
+        self.buffer.borrow_mut().layers[layer].written = Some(written);
     }
 
-    fn layer<'a>(&self, shelf: &'a mut RefMut<'_, Shelf>, layer: usize) -> Layer<'a> {
-        Layer { span: self.spans[layer], scheme: self.scheme, buffers: &mut shelf.layers[layer] }
+    fn layer<'a>(&self, buffer: &'a mut RefMut<'_, KvBuffer>, layer: usize) -> Layer<'a> {
+        Layer { window: self.windows[layer], scheme: self.scheme, buffers: &mut buffer.layers[layer] }
     }
 
-    /// Counts `tokens` more, once every layer has taken them.
+    /// Counts `tokens` more, after every layer has taken them.
     pub(crate) fn advance(&mut self, tokens: usize) {
         self.len += tokens;
     }
@@ -380,14 +384,14 @@ mod tests {
             let mut at = 0_usize;
             for step in steps {
                 let [keys, values] = tokens(at..at + step);
-                let gap = cache.gap(0, step);
+                let sink_mask = cache.sink_mask(0, step);
                 let [keys, _] = cache.update(0, [&keys, &values]).unwrap();
                 cache.advance(step);
                 let keys = keys.contiguous().unwrap().to_vec_exact::<f32>().unwrap();
                 let keys: Vec<usize> = keys.into_iter().map(|key| key as usize).collect();
-                let visible = gap.map(|gap| {
-                    assert_eq!(gap.seen, keys);
-                    gap.mask(step).to_vec_exact::<bool>().unwrap()
+                let visible = sink_mask.map(|sink_mask| {
+                    assert_eq!(sink_mask.seen, keys);
+                    sink_mask.mask(step).to_vec_exact::<bool>().unwrap()
                 });
                 for (row, query) in (at..at + step).enumerate() {
                     let sees = |(column, key): (usize, &usize)| match &visible {

@@ -1,4 +1,4 @@
-//! Attention, and what makes queries and keys ready for it.
+//! Attention, and the norms and rotary positions before it.
 
 use std::sync::Arc;
 
@@ -9,26 +9,26 @@ use mlx_rs::{
 };
 
 use super::{
-    super::{attention_params::AttentionParams, exec::native},
-    kernel::{Done, kernels, promoted, to_reason},
-    operand::{Held, Vectors, floats_mut},
+    super::{attention_params::AttentionParams, exec::ExecMode},
+    kernel::{KernelResult, kernel_result, kernels, promoted},
+    operand::{FloatView, Vectors, floats_mut},
 };
 use crate::mlx::{
-    differentiated, on_cpu,
-    primitive::{Shape, custom, custom_one},
+    differentiated,
+    primitive::{Shape, primitive, primitive_one},
 };
 
-/// How the queries and keys of a layer are made ready.
-pub(in crate::nn) struct Arrangement<'a> {
+/// What is done to the queries and keys of a layer after their projection.
+pub(in crate::nn) struct QkNormRope<'a> {
     /// Heads of queries, heads of keys and of values, the width of one.
     pub(in crate::nn) heads: [i32; 3],
-    /// What each head of queries, and of keys, is normalised with: the weight and the small number.
+    /// The norms of each head of queries and of keys: weight and epsilon.
     pub(in crate::nn) norms: Option<[(Array, f32); 2]>,
-    /// How they are rotated.
-    pub(in crate::nn) turns: Option<&'a RotaryTable>,
+    /// Their rotary positions.
+    pub(in crate::nn) rotary: Option<&'a RotaryTable>,
 }
 
-/// Rotations of the tokens of a pass, the same for all its layers.
+/// Cosines and sines of the positions of a forward pass, the same for all layers with one rope.
 #[derive(Debug, Clone)]
 pub(crate) struct RotaryTable {
     /// Pairs of elements that are rotated.
@@ -39,8 +39,8 @@ pub(crate) struct RotaryTable {
 
 /// Queries, keys and values, in one `[B, T, (heads + 2 kv_heads) · head_dim]`, normalised and rotated → each
 /// `[B, heads, T, head_dim]`.
-pub(in crate::nn) fn arrange(qkv: &Array, how: &Arrangement<'_>) -> Option<Result<[Array; 3]>> {
-    if !native() {
+pub(in crate::nn) fn qk_norm_rope(qkv: &Array, how: &QkNormRope<'_>) -> Option<Result<[Array; 3]>> {
+    if ExecMode::current() != ExecMode::CpuKernels {
         return None;
     }
     let &[batch, tokens, width] = qkv.shape() else { return None };
@@ -51,20 +51,20 @@ pub(in crate::nn) fn arrange(qkv: &Array, how: &Arrangement<'_>) -> Option<Resul
         return None;
     }
     let eps = how.norms.as_ref().map(|norms| [norms[0].1, norms[1].1]);
-    let turns = how.turns.cloned();
+    let rotary = how.rotary.cloned();
     let arrays: Vec<_> = [qkv].into_iter().chain(norms).collect();
     let sizes = [heads, kv_heads, kv_heads].map(|heads| [batch, heads, tokens, head_dim]);
     let shapes = [0, 1, 2].map(|part| Shape { sizes: &sizes[part], dtype, donor: None });
-    Some(custom(c"arrange", &arrays, shapes, move |inputs, outputs| {
-        let (kernels, qkv) = (kernels()?, Held::of(inputs[0])?);
-        let angles = turns
+    Some(primitive(c"qk_norm_rope", &arrays, shapes, move |inputs, outputs| {
+        let (kernels, qkv) = (kernels()?, FloatView::of(inputs[0])?);
+        let angles = rotary
             .as_ref()
             .map(|RotaryTable { pairs, cos_sin }| cpu_kernels::RotaryTable { pairs: *pairs, cos_sin });
         let mut first = 0;
         for (part, output) in outputs.iter_mut().enumerate() {
             let [rows, heads, tokens, head_dim] = sizes[part].map(|size| size as usize);
             let weight = match eps {
-                Some(eps) if part < 2 => Some((Held::of(inputs[1 + part])?, eps[part])),
+                Some(eps) if part < 2 => Some((FloatView::of(inputs[1 + part])?, eps[part])),
                 _ => None,
             };
             let norm = weight.as_ref().map(|(weight, eps)| RmsNorm { weight: weight.floats(), eps: *eps });
@@ -73,7 +73,7 @@ pub(in crate::nn) fn arrange(qkv: &Array, how: &Arrangement<'_>) -> Option<Resul
             let vectors = Queries { first: vectors, row_stride: tokens * token_stride, tokens };
             let angles = angles.as_ref().filter(|_| part < 2);
             let sizes = [rows, heads, head_dim];
-            to_reason(kernels.norm_rope(&vectors, sizes, norm.as_ref(), angles, floats_mut(output)?))?;
+            kernel_result(kernels.norm_rope(&vectors, sizes, norm.as_ref(), angles, floats_mut(output)?))?;
             first += heads * head_dim;
         }
         Ok(())
@@ -82,16 +82,20 @@ pub(in crate::nn) fn arrange(qkv: &Array, how: &Arrangement<'_>) -> Option<Resul
 
 /// Attention of queries `[B, heads, T, head_dim]`, which are of the last T positions, to keys and values
 /// `[B, kv_heads, S, head_dim]` → `[B, T, heads · head_dim]`.
-pub(in crate::nn) fn attend(inputs: [&Array; 3], how: &AttentionParams) -> Option<Result<Array>> {
-    if native() { forward(inputs, how) } else { traced(inputs, how) }
+pub(in crate::nn) fn attention(inputs: [&Array; 3], how: &AttentionParams) -> Option<Result<Array>> {
+    match ExecMode::current() {
+        ExecMode::CpuKernels => forward(inputs, how),
+        ExecMode::CpuKernelsDifferentiable => differentiable(inputs, how),
+        ExecMode::Mlx | ExecMode::MlxDifferentiable => None,
+    }
 }
 
 /// The same with a gradient by the three: of tokens to those before them, without cap and sinks.
-fn traced([queries, keys, values]: [&Array; 3], how: &AttentionParams) -> Option<Result<Array>> {
+fn differentiable([queries, keys, values]: [&Array; 3], how: &AttentionParams) -> Option<Result<Array>> {
     let dtype = queries.dtype();
     let alike = [keys, values].iter().all(|of| of.dtype() == dtype && of.dim(2) == queries.dim(2));
     let plain = how.softcap.is_none() && how.sinks.is_none() && promoted([dtype]).is_some();
-    if !on_cpu() || !alike || !plain {
+    if !alike || !plain {
         return None;
     }
     let (forwards, how) = (how.clone(), how.clone());
@@ -108,32 +112,37 @@ fn backward(inputs: &[Array], g: &Array, how: &AttentionParams) -> Result<Vec<Ar
     let [queries, keys, values] = inputs else { return Err(Exception::custom("attention of three")) };
     let (scale, window, dtype) = (how.scale, how.window, queries.dtype());
     let shapes = [queries, keys, values].map(|of| Shape { sizes: of.shape(), dtype, donor: None });
-    let by = custom(c"attend_back", &[queries, keys, values, g], shapes, move |inputs, outputs| {
-        let &[_, heads, tokens, head_dim] = inputs[0].shape() else {
-            return Err("queries of no heads".into());
-        };
-        let [queries, keys, values, gradient] =
-            [Held::of(inputs[0])?, Held::of(inputs[1])?, Held::of(inputs[2])?, Held::of(inputs[3])?];
-        let attended = cpu_kernels::AttentionBackward {
-            queries: queries.floats(),
-            keys: keys.floats(),
-            values: values.floats(),
-            gradient: gradient.floats(),
-            tokens: tokens as usize,
-        };
-        let how = cpu_kernels::AttentionParams {
-            heads: heads as usize,
-            kv_heads: inputs[1].shape()[1] as usize,
-            head_dim: head_dim as usize,
-            scale,
-            window,
-            softcap: None,
-            sinks: None,
-        };
-        let [queries, keys, values] = outputs else { return Err("three outputs were expected".into()) };
-        let by = [floats_mut(queries)?, floats_mut(keys)?, floats_mut(values)?];
-        to_reason(kernels()?.attention_backward(&attended, &how, by))
-    })?;
+    let by =
+        primitive(c"attention_backward", &[queries, keys, values, g], shapes, move |inputs, outputs| {
+            let &[_, heads, tokens, head_dim] = inputs[0].shape() else {
+                return Err("queries of no heads".into());
+            };
+            let [queries, keys, values, gradient] = [
+                FloatView::of(inputs[0])?,
+                FloatView::of(inputs[1])?,
+                FloatView::of(inputs[2])?,
+                FloatView::of(inputs[3])?,
+            ];
+            let attended = cpu_kernels::AttentionBackward {
+                queries: queries.floats(),
+                keys: keys.floats(),
+                values: values.floats(),
+                gradient: gradient.floats(),
+                tokens: tokens as usize,
+            };
+            let how = cpu_kernels::AttentionParams {
+                heads: heads as usize,
+                kv_heads: inputs[1].shape()[1] as usize,
+                head_dim: head_dim as usize,
+                scale,
+                window,
+                softcap: None,
+                sinks: None,
+            };
+            let [queries, keys, values] = outputs else { return Err("three outputs were expected".into()) };
+            let by = [floats_mut(queries)?, floats_mut(keys)?, floats_mut(values)?];
+            kernel_result(kernels()?.attention_backward(&attended, &how, by))
+        })?;
     Ok(by.into())
 }
 
@@ -146,33 +155,40 @@ fn forward([queries, keys, values]: [&Array; 3], how: &AttentionParams) -> Optio
     }
     let arrays: Vec<_> = [queries, keys, values].into_iter().chain(how.sinks.as_deref()).collect();
     let (scale, window, softcap) = (how.scale, how.window, how.softcap);
-    Some(custom_one(c"attend", &arrays, &[batch, tokens, heads * head_dim], dtype, move |inputs, output| {
-        let [queries, keys, values, sinks @ ..] = inputs else { return Err("no inputs".into()) };
-        let (queries, keys, values) = (Vectors::of(*queries)?, Vectors::of(*keys)?, Vectors::of(*values)?);
-        let sinks = sinks.first().copied().map(Held::of).transpose()?;
-        let [rows, kv_heads, len, _] = keys.sizes;
-        let caches = (0..rows).map(|row| {
-            Ok(KvCache {
-                keys: KvView::Floats(keys.heads(row)?),
-                values: KvView::Floats(values.heads(row)?),
-                len,
-            })
-        });
-        let caches = caches.collect::<Done<Vec<_>>>()?;
-        let [_, heads, tokens, head_dim] = queries.sizes;
-        let how = cpu_kernels::AttentionParams {
-            heads,
-            kv_heads,
-            head_dim,
-            scale,
-            // Positions that go round in a window of this length are not in order, and all of them are seen.
-            window: window.filter(|window| *window < len),
-            softcap,
-            sinks: sinks.as_ref().map(Held::floats),
-        };
-        let queries = Queries { first: queries.heads(0)?, row_stride: queries.strides[0], tokens };
-        to_reason(kernels()?.attention(&queries, &caches, &how, floats_mut(output)?))
-    }))
+    Some(primitive_one(
+        c"attention",
+        &arrays,
+        &[batch, tokens, heads * head_dim],
+        dtype,
+        move |inputs, output| {
+            let [queries, keys, values, sinks @ ..] = inputs else { return Err("no inputs".into()) };
+            let (queries, keys, values) =
+                (Vectors::of(*queries)?, Vectors::of(*keys)?, Vectors::of(*values)?);
+            let sinks = sinks.first().copied().map(FloatView::of).transpose()?;
+            let [rows, kv_heads, len, _] = keys.sizes;
+            let caches = (0..rows).map(|row| {
+                Ok(KvCache {
+                    keys: KvView::Floats(keys.heads(row)?),
+                    values: KvView::Floats(values.heads(row)?),
+                    len,
+                })
+            });
+            let caches = caches.collect::<KernelResult<Vec<_>>>()?;
+            let [_, heads, tokens, head_dim] = queries.sizes;
+            let how = cpu_kernels::AttentionParams {
+                heads,
+                kv_heads,
+                head_dim,
+                scale,
+                // Positions that go round in a window of this length are not in order, and all of them are seen.
+                window: window.filter(|window| *window < len),
+                softcap,
+                sinks: sinks.as_ref().map(FloatView::floats),
+            };
+            let queries = Queries { first: queries.heads(0)?, row_stride: queries.strides[0], tokens };
+            kernel_result(kernels()?.attention(&queries, &caches, &how, floats_mut(output)?))
+        },
+    ))
 }
 
 #[cfg(test)]
@@ -184,7 +200,7 @@ mod tests {
         mlx::slice,
         nn::{
             cpu::kernel::testing::{FLOATS, check, drawn, wide},
-            exec::tracing,
+            exec::ExecMode,
         },
     };
 
@@ -202,7 +218,7 @@ mod tests {
                             .map(|seed| slice(&drawn(seed, &[1, 2, 96, 16], dtype), 2, 0, len).unwrap());
                         let sinks = sinks.then(|| drawn(4, &[6], dtype).into());
                         let how = AttentionParams { scale: 0.25, window, softcap, sinks };
-                        let ours = attend([&queries, &keys, &values], &how).unwrap().unwrap();
+                        let ours = attention([&queries, &keys, &values], &how).unwrap().unwrap();
                         let wide_how = AttentionParams {
                             sinks: how.sinks.as_deref().map(|sinks| wide(sinks).into()),
                             ..how
@@ -228,14 +244,17 @@ mod tests {
                     .map(|(seed, heads)| drawn(seed, &[1, heads, tokens, 16], FLOATS[0]));
                 let g = drawn(4, &[1, tokens, 96], FLOATS[0]);
                 let how = AttentionParams { window, ..AttentionParams::full(0.25) };
-                let gradients = |attend: &dyn Fn([&Array; 3]) -> Result<Array>| {
+                let gradients = |of: &dyn Fn([&Array; 3]) -> Result<Array>| {
                     let sum = |x: &[Array]| {
-                        Ok::<_, Exception>(vec![attend([&x[0], &x[1], &x[2]])?.multiply(&g)?.sum(false)?])
+                        Ok::<_, Exception>(vec![of([&x[0], &x[1], &x[2]])?.multiply(&g)?.sum(false)?])
                     };
                     let mut gradients = transforms::value_and_grad_with_argnums(sum, [0, 1, 2].as_slice());
-                    tracing(|| gradients(&[queries.clone(), keys.clone(), values.clone()])).unwrap().1
+                    ExecMode::CpuKernelsDifferentiable
+                        .scope(|| gradients(&[queries.clone(), keys.clone(), values.clone()]))
+                        .unwrap()
+                        .1
                 };
-                let ours = gradients(&|x| attend(x, &how).unwrap());
+                let ours = gradients(&|x| attention(x, &how).unwrap());
                 let mlx = gradients(&|x| crate::nn::sdpa::plain(x, &how));
                 for (ours, mlx) in ours.iter().zip(&mlx) {
                     check(ours, mlx, FLOATS[0], &format!("{tokens} tokens, window {window:?}"));

@@ -6,101 +6,125 @@ use cpu_kernels::{KvCache, KvView, QuantizedHeads, Queries};
 use mlx_rs::{Array, Dtype, error::Result};
 
 use super::{
-    super::{attention_params::AttentionParams, exec::native},
-    kernel::{Done, kernels, promoted, to_reason},
-    operand::{Held, Vectors, floats_mut, span},
+    super::{attention_params::AttentionParams, exec::ExecMode},
+    kernel::{KernelResult, kernel_result, kernels, promoted},
+    operand::{FloatView, Vectors, floats_mut, span},
 };
 use crate::mlx::{
     Scheme,
-    primitive::{Element, Input, Shape, custom},
+    primitive::{Element, Input, Output, Shape, primitive},
 };
 
-/// Where new tokens of a row go, and what they see.
+/// Where an operation writes new keys and values of a row.
 #[derive(Debug)]
 pub(crate) struct KvSlot {
-    /// What keys and values are kept as, `[1, kv_heads, capacity, ..]`, this row's alone and row-major: written in place.
+    /// The row's keys and values, `[1, kv_heads, capacity, ..]`: row-major and written in place, so no one else may own them.
     pub(crate) arrays: Vec<Array>,
-    /// What is computed once everything is there that was put into them before.
+    /// Computed after the last write to them.
     pub(crate) after: Option<Rc<Array>>,
     /// The slot of the first token; the others follow.
     pub(crate) slot: usize,
-    /// Slots in use afterwards, all of which the last token sees.
+    /// Slots in use afterwards. The last token attends to all of them.
     pub(crate) held: usize,
 }
 
-/// Puts new keys and values in their places, one for each row, and attends to what is there: queries `[B, heads, T, head_dim]` →
-/// `[B, T, heads · head_dim]`, and what is computed once they are in their places. Of several tokens each sees those up to its
-/// own. `new` are the arrays `[B, kv_heads, T, ..]` that keys and values are kept as.
+/// Writes new keys and values to their slots, one for each row, and attends: queries `[B, heads, T, head_dim]` →
+/// `[B, T, heads · head_dim]`, and an array that is computed after the write. A token attends to those before it and itself. `new`
+/// are the keys and values as they are kept, `[B, kv_heads, T, ..]`.
 pub(in crate::nn) fn attend_in_place(
     queries: &Array,
     new: &[Array],
     scheme: Option<Scheme>,
-    places: &[KvSlot],
-    how: &AttentionParams,
+    slots: &[KvSlot],
+    params: &AttentionParams,
 ) -> Option<Result<[Array; 2]>> {
-    if !native() {
+    if ExecMode::current() != ExecMode::CpuKernels {
         return None;
     }
     let &[batch, heads, tokens, head_dim] = queries.shape() else { return None };
-    // Of quantised ones the scales tell.
+    // The scales of quantised ones have the type.
     let floats = new.iter().map(Array::dtype).filter(|dtype| *dtype != Dtype::Uint32);
     let dtype = promoted([queries.dtype()].into_iter().chain(floats))?;
-    let alike = |place: &KvSlot| place.arrays.iter().map(Array::dtype).eq(new.iter().map(Array::dtype));
-    let sinks = how.sinks.as_deref();
-    if !places.iter().all(alike) || sinks.is_some_and(|sinks| promoted([sinks.dtype()]).is_none()) {
+    let alike = |slot: &KvSlot| slot.arrays.iter().map(Array::dtype).eq(new.iter().map(Array::dtype));
+    let sinks = params.sinks.as_deref();
+    if !slots.iter().all(alike) || sinks.is_some_and(|sinks| promoted([sinks.dtype()]).is_none()) {
         return None;
     }
-    let kept = places.iter().flat_map(|place| &place.arrays);
+    let kept = slots.iter().flat_map(|slot| &slot.arrays);
     let mut arrays: Vec<_> = [queries].into_iter().chain(new).chain(kept).chain(sinks).collect();
-    let read = arrays.len();
+    let run = InPlace {
+        rows: slots.iter().map(|slot| (slot.slot, slot.held)).collect(),
+        scheme,
+        parts: new.len(),
+        read: arrays.len(),
+        has_sinks: sinks.is_some(),
+        scale: params.scale,
+        softcap: params.softcap,
+    };
+    // Only so that they are computed first.
     let mut known: Vec<&Rc<Array>> = Vec::new();
-    for after in places.iter().filter_map(|place| place.after.as_ref()) {
+    for after in slots.iter().filter_map(|slot| slot.after.as_ref()) {
         if !known.iter().any(|known| Rc::ptr_eq(known, after)) {
             known.push(after);
             arrays.push(after);
         }
     }
-    let rows: Vec<_> = places.iter().map(|place| (place.slot, place.held)).collect();
-    let (parts, has_sinks, scale, softcap) = (new.len(), sinks.is_some(), how.scale, how.softcap);
     let sizes = [batch, tokens, heads * head_dim];
     let shapes = [
         Shape { sizes: &sizes, dtype, donor: None },
         Shape { sizes: &[1], dtype: Dtype::Uint8, donor: None },
     ];
-    Some(custom(c"attend_in_place", &arrays, shapes, move |inputs, outputs| {
-        let (new, kept) = inputs[1..read].split_at(parts);
-        let (kept, sinks) = kept.split_at(kept.len() - usize::from(has_sinks));
-        for (row, (kept, (slot, _))) in kept.chunks_exact(parts).zip(&rows).enumerate() {
-            for (new, kept) in new.iter().zip(kept) {
-                put(*new, row, *kept, *slot)?;
-            }
-        }
-        let caches = kept.chunks_exact(parts).zip(&rows).map(|(kept, (_, len))| {
-            let (keys, values) = kept.split_at(parts / 2);
-            Ok(KvCache { keys: side(keys, scheme)?, values: side(values, scheme)?, len: *len })
-        });
-        let caches = caches.collect::<Done<Vec<_>>>()?;
-        let sinks = sinks.first().copied().map(Held::of).transpose()?;
-        let kv_heads = new[0].shape()[1] as usize;
-        let queries = Vectors::of(inputs[0])?;
-        let [_, heads, tokens, head_dim] = queries.sizes;
-        let how = cpu_kernels::AttentionParams {
-            heads,
-            kv_heads,
-            head_dim,
-            scale,
-            // No more is kept than is seen.
-            window: None,
-            softcap,
-            sinks: sinks.as_ref().map(Held::floats),
-        };
-        let queries = Queries { first: queries.heads(0)?, row_stride: queries.strides[0], tokens };
-        to_reason(kernels()?.attention(&queries, &caches, &how, floats_mut(&mut outputs[0])?))
-    }))
+    Some(primitive(c"attend_in_place", &arrays, shapes, move |inputs, outputs| run.run(inputs, outputs)))
 }
 
-/// Keys or values in the arrays that they are kept as.
-fn side<'a>(arrays: &[Input<'a>], scheme: Option<Scheme>) -> Done<KvView<'a>> {
+/// What [`attend_in_place`] does once its inputs are computed.
+struct InPlace {
+    /// For each row its first slot and how many are in use afterwards.
+    rows: Vec<(usize, usize)>,
+    scheme: Option<Scheme>,
+    /// Arrays of the new keys and values, and of each row.
+    parts: usize,
+    /// Inputs that are read: queries, new keys and values, those of the rows, sinks.
+    read: usize,
+    has_sinks: bool,
+    scale: f32,
+    softcap: Option<f32>,
+}
+
+impl InPlace {
+    fn run(&self, inputs: &[Input<'_>], outputs: &mut [Output<'_>]) -> KernelResult {
+        let (new, kept) = inputs[1..self.read].split_at(self.parts);
+        let (kept, sinks) = kept.split_at(kept.len() - usize::from(self.has_sinks));
+        for (row, (kept, (slot, _))) in kept.chunks_exact(self.parts).zip(&self.rows).enumerate() {
+            for (new, kept) in new.iter().zip(kept) {
+                write(*new, row, *kept, *slot)?;
+            }
+        }
+        let caches = kept.chunks_exact(self.parts).zip(&self.rows).map(|(kept, (_, len))| {
+            let (keys, values) = kept.split_at(self.parts / 2);
+            Ok(KvCache { keys: view(keys, self.scheme)?, values: view(values, self.scheme)?, len: *len })
+        });
+        let caches = caches.collect::<KernelResult<Vec<_>>>()?;
+        let sinks = sinks.first().copied().map(FloatView::of).transpose()?;
+        let queries = Vectors::of(inputs[0])?;
+        let [_, heads, tokens, head_dim] = queries.sizes;
+        let params = cpu_kernels::AttentionParams {
+            heads,
+            kv_heads: new[0].shape()[1] as usize,
+            head_dim,
+            scale: self.scale,
+            // A layer keeps no more than its window.
+            window: None,
+            softcap: self.softcap,
+            sinks: sinks.as_ref().map(FloatView::floats),
+        };
+        let queries = Queries { first: queries.heads(0)?, row_stride: queries.strides[0], tokens };
+        kernel_result(kernels()?.attention(&queries, &caches, &params, floats_mut(&mut outputs[0])?))
+    }
+}
+
+/// Keys or values as the kernels read them.
+fn view<'a>(arrays: &[Input<'a>], scheme: Option<Scheme>) -> KernelResult<KvView<'a>> {
     match (arrays, scheme) {
         ([floats], None) => Ok(KvView::Floats(Vectors::of(*floats)?.heads(0)?)),
         ([words, scales, biases], Some(Scheme { bits, group_size, .. })) => {
@@ -119,23 +143,23 @@ fn side<'a>(arrays: &[Input<'a>], scheme: Option<Scheme>) -> Done<KvView<'a>> {
 
 /// Copies the vectors of one row of `new` `[rows, heads, tokens, width]` into the slots of `kept` `[1, heads, capacity, width]`
 /// from `slot` on.
-fn put(new: Input<'_>, row: usize, kept: Input<'_>, slot: usize) -> Done {
+fn write(new: Input<'_>, row: usize, kept: Input<'_>, slot: usize) -> KernelResult {
     match kept.dtype() {
-        Some(Dtype::Float32) => put_as::<f32>(new, row, kept, slot),
-        Some(Dtype::Uint32) => put_as::<u32>(new, row, kept, slot),
-        Some(Dtype::Float16) => put_as::<half::f16>(new, row, kept, slot),
-        Some(Dtype::Bfloat16) => put_as::<half::bf16>(new, row, kept, slot),
+        Some(Dtype::Float32) => write_as::<f32>(new, row, kept, slot),
+        Some(Dtype::Uint32) => write_as::<u32>(new, row, kept, slot),
+        Some(Dtype::Float16) => write_as::<half::f16>(new, row, kept, slot),
+        Some(Dtype::Bfloat16) => write_as::<half::bf16>(new, row, kept, slot),
         other => Err(format!("keys and values are kept as {other:?}").into()),
     }
 }
 
-fn put_as<T: Element>(new: Input<'_>, row: usize, kept: Input<'_>, slot: usize) -> Done {
+fn write_as<T: Element>(new: Input<'_>, row: usize, kept: Input<'_>, slot: usize) -> KernelResult {
     let (&[_, heads, tokens, width], &[1, _, capacity, _]) = (new.shape(), kept.shape()) else {
         return Err("vectors that are not [rows, heads, tokens, head_dim]".into());
     };
     let [heads, tokens, width, capacity] = [heads, tokens, width, capacity].map(|size| size as usize);
     let vectors = new.elements::<T>()?;
-    // SAFETY: the memory is the row's alone, and who reads it later comes after this function on the stream, see `KvSlot`.
+    // SAFETY: the memory is the row's alone, and what reads it later runs after this function on the stream: see `KvSlot`.
     let kept = unsafe { kept.elements_mut::<T>()? };
     for head in 0..heads {
         let from = (row * heads + head) * tokens * width;

@@ -3,16 +3,16 @@
 use cpu_kernels::Kernels;
 use mlx_rs::Dtype;
 
-use crate::mlx::primitive::Reason;
+use crate::mlx::primitive::KernelError;
 
 /// What an operation comes to on the stream.
-pub(super) type Done<T = ()> = Result<T, Reason>;
+pub(super) type KernelResult<T = ()> = Result<T, KernelError>;
 
-pub(super) fn kernels() -> Done<Kernels> {
-    to_reason(Kernels::new())
+pub(super) fn kernels() -> KernelResult<Kernels> {
+    kernel_result(Kernels::new())
 }
 
-pub(super) fn to_reason<T>(result: cpu_kernels::Result<T>) -> Done<T> {
+pub(super) fn kernel_result<T>(result: cpu_kernels::Result<T>) -> KernelResult<T> {
     result.map_err(|error| error.to_string().into())
 }
 

@@ -1,6 +1,5 @@
-//! What a model spends its time in, computed by our own kernels on the CPU. Each function is one operation of the graph, or
-//! `None` where it is MLX's to compute: on another device, while gradients are traced of what has none here, or of types that
-//! the kernels lack.
+//! Operations of a model that `cpu-kernels` computes. Each function builds one operation of MLX's graph. It returns `None` if MLX
+//! must compute it: in another [`ExecMode`](super::exec::ExecMode), or because the kernels lack a type, a shape or a gradient.
 
 mod attention;
 mod in_place;
@@ -9,7 +8,7 @@ mod operand;
 mod product;
 mod vectors;
 
-pub(super) use attention::{Arrangement, RotaryTable, arrange, attend};
+pub(super) use attention::{QkNormRope, RotaryTable, attention, qk_norm_rope};
 pub(super) use in_place::{KvSlot, attend_in_place};
-pub(super) use product::{Operand, gather, multiply, times};
-pub(super) use vectors::{Halves, add, argmax, gate, rms_norm};
+pub(super) use product::{Operand, gather_matmul, matmul, matmul_differentiable};
+pub(super) use vectors::{Halves, add_rms_norm, argmax, glu, rms_norm};

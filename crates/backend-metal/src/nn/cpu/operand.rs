@@ -6,11 +6,11 @@ use cpu_kernels::{Floats, FloatsMut, Heads};
 use half::{bf16, f16};
 use mlx_rs::Dtype;
 
-use super::kernel::Done;
+use super::kernel::KernelResult;
 use crate::mlx::primitive::{Input, Output};
 
 /// Floats in row-major order, where they lie or copied.
-pub(super) enum Held<'a> {
+pub(super) enum FloatView<'a> {
     F32(Cow<'a, [f32]>),
     F16(Cow<'a, [f16]>),
     Bf16(Cow<'a, [bf16]>),
@@ -28,13 +28,13 @@ macro_rules! by_type {
     };
 }
 
-impl<'a> Held<'a> {
-    pub(super) fn of(input: Input<'a>) -> Done<Self> {
-        Ok(by_type!(Held, input, Input::elements))
+impl<'a> FloatView<'a> {
+    pub(super) fn of(input: Input<'a>) -> KernelResult<Self> {
+        Ok(by_type!(FloatView, input, Input::elements))
     }
 
-    pub(super) fn transposed(input: Input<'a>) -> Done<Self> {
-        Ok(by_type!(Held, input, Input::transposed))
+    pub(super) fn transposed(input: Input<'a>) -> KernelResult<Self> {
+        Ok(by_type!(FloatView, input, Input::transposed))
     }
 
     /// Those from element `start` on.
@@ -58,12 +58,12 @@ impl<'a> Held<'a> {
     }
 }
 
-pub(super) fn floats_mut<'a>(output: &'a mut Output<'_>) -> Done<FloatsMut<'a>> {
+pub(super) fn floats_mut<'a>(output: &'a mut Output<'_>) -> KernelResult<FloatsMut<'a>> {
     Ok(by_type!(FloatsMut, output, Output::elements))
 }
 
 /// Floats where they lie, and all that lies between.
-pub(super) fn span(input: Input<'_>) -> Done<Floats<'_>> {
+pub(super) fn span(input: Input<'_>) -> KernelResult<Floats<'_>> {
     Ok(by_type!(Floats, input, Input::span))
 }
 
@@ -75,7 +75,7 @@ pub(super) struct Vectors<'a> {
 }
 
 impl<'a> Vectors<'a> {
-    pub(super) fn of(input: Input<'a>) -> Done<Self> {
+    pub(super) fn of(input: Input<'a>) -> KernelResult<Self> {
         let data = span(input)?;
         let (sizes, strides) = (input.shape(), input.strides());
         let (Ok(sizes), Ok(strides)) = (<[i32; 4]>::try_from(sizes), <[i64; 4]>::try_from(strides)) else {
@@ -92,7 +92,7 @@ impl<'a> Vectors<'a> {
     }
 
     /// Those of one row.
-    pub(super) fn heads(&self, row: usize) -> Done<Heads<'a>> {
+    pub(super) fn heads(&self, row: usize) -> KernelResult<Heads<'a>> {
         let start = row * self.strides[0];
         let data = match self.data {
             Floats::F32(data) => data.get(start..).map(Floats::F32),

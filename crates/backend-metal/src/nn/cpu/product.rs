@@ -9,13 +9,13 @@ use mlx_rs::{
 };
 
 use super::{
-    super::exec::native,
-    kernel::{Done, kernels, promoted, to_reason},
-    operand::{Held, floats_mut},
+    super::exec::ExecMode,
+    kernel::{KernelResult, kernel_result, kernels, promoted},
+    operand::{FloatView, floats_mut},
 };
 use crate::mlx::{
-    Mode, Packed, Scheme, differentiated, on_cpu,
-    primitive::{Input, custom_one},
+    Mode, QuantizedMatrix, Scheme, differentiated,
+    primitive::{Input, primitive_one},
 };
 
 /// A matrix, or a stack of them.
@@ -24,16 +24,13 @@ pub(in crate::nn) enum Operand<'a> {
     /// Transposed: `[.., in, out]`.
     Dense(Array),
     /// Quantised: `[.., out, in]`.
-    Packed(&'a Packed),
+    Quantized(&'a QuantizedMatrix),
 }
 
 /// `x · wᵀ + bias`: `[.., in]`, `[out]` → `[.., out]`. Where gradients are traced, without a bias, which is the caller's to add.
-pub(in crate::nn) fn multiply(
-    x: &Array,
-    matrix: &Operand<'_>,
-    bias: Option<&Array>,
-) -> Option<Result<Array>> {
-    if !on_cpu() {
+pub(in crate::nn) fn matmul(x: &Array, matrix: &Operand<'_>, bias: Option<&Array>) -> Option<Result<Array>> {
+    let mode = ExecMode::current();
+    if !matches!(mode, ExecMode::CpuKernels | ExecMode::CpuKernelsDifferentiable) {
         return None;
     }
     let stack = Stack::of(matrix)?;
@@ -41,13 +38,13 @@ pub(in crate::nn) fn multiply(
     if stack.layout.count != 1 || x.dim(-1) as usize != stack.layout.inputs {
         return None;
     }
-    if native() {
+    if mode == ExecMode::CpuKernels {
         return Some(forward(x, &stack.arrays, bias, stack.layout, dtype));
     }
     match (matrix, bias) {
         (_, Some(_)) => None,
-        (Operand::Dense(transposed), None) => Some(traced(x, transposed, dtype)),
-        (Operand::Packed(_), None) => {
+        (Operand::Dense(transposed), None) => Some(differentiable(x, transposed, dtype)),
+        (Operand::Quantized(_), None) => {
             let (layout, arrays) = (stack.layout, stack.arrays.into_iter().cloned().collect::<Vec<_>>());
             let weights = arrays.clone();
             let run = move |inputs: &[Array]| {
@@ -61,19 +58,19 @@ pub(in crate::nn) fn multiply(
 }
 
 /// `x · w`, both traced: `[.., in]`, `[in, out]` → `[.., out]`.
-pub(in crate::nn) fn times(x: &Array, w: &Array) -> Option<Result<Array>> {
+pub(in crate::nn) fn matmul_differentiable(x: &Array, w: &Array) -> Option<Result<Array>> {
     let dtype = promoted([x.dtype(), w.dtype()])?;
     let fits = w.ndim() == 2 && x.dim(-1) == w.dim(0);
-    (on_cpu() && !native() && fits).then(|| traced(x, w, dtype))
+    (ExecMode::current() == ExecMode::CpuKernelsDifferentiable && fits).then(|| differentiable(x, w, dtype))
 }
 
 /// `x · w` of floats, with a gradient by both.
-fn traced(x: &Array, w: &Array, dtype: Dtype) -> Result<Array> {
+fn differentiable(x: &Array, w: &Array, dtype: Dtype) -> Result<Array> {
     let layout = Layout { count: 1, outputs: w.dim(1) as usize, inputs: w.dim(0) as usize, scheme: None };
     let run = move |inputs: &[Array]| forward(&inputs[0], &[&inputs[1]], None, layout, dtype);
     differentiated(&[x.clone(), w.clone()], run, move |inputs, g| {
         let [x, w] = inputs else { return Err(Exception::custom("a product of two")) };
-        Ok(vec![backward(g, &[w], x, layout)?, across(x, g, w, layout)?])
+        Ok(vec![backward(g, &[w], x, layout)?, weight_grad(x, g, w, layout)?])
     })
 }
 
@@ -87,14 +84,14 @@ fn forward(
     let sizes = resized(x, layout.outputs);
     let arrays: Vec<_> = [x].into_iter().chain(weights.iter().copied()).chain(bias).collect();
     let has_bias = bias.is_some();
-    custom_one(c"multiply", &arrays, &sizes, dtype, move |inputs, output| {
+    primitive_one(c"matmul", &arrays, &sizes, dtype, move |inputs, output| {
         let (x, weights) = inputs.split_first().ok_or("no inputs")?;
         let (weights, bias) =
             if has_bias { weights.split_at(weights.len() - 1) } else { (weights, [].as_slice()) };
-        let bias = bias.first().copied().map(Held::of).transpose()?;
-        let x = Held::of(*x)?;
+        let bias = bias.first().copied().map(FloatView::of).transpose()?;
+        let x = FloatView::of(*x)?;
         layout.with(weights, |w| {
-            Ok(kernels()?.matmul(x.floats(), w, bias.as_ref().map(Held::floats), floats_mut(output)?))
+            Ok(kernels()?.matmul(x.floats(), w, bias.as_ref().map(FloatView::floats), floats_mut(output)?))
         })
     })
 }
@@ -102,24 +99,25 @@ fn forward(
 /// The gradient by x, like it, of the gradient by the product: `g · w`.
 fn backward(g: &Array, weights: &[&Array], x: &Array, layout: Layout) -> Result<Array> {
     let arrays: Vec<_> = [g].into_iter().chain(weights.iter().copied()).collect();
-    custom_one(c"multiply_back", &arrays, x.shape(), x.dtype(), move |inputs, output| {
+    primitive_one(c"matmul_grad", &arrays, x.shape(), x.dtype(), move |inputs, output| {
         let (g, weights) = inputs.split_first().ok_or("no inputs")?;
-        let g = Held::of(*g)?;
+        let g = FloatView::of(*g)?;
         layout.with(weights, |w| Ok(kernels()?.matmul_grad(g.floats(), w, floats_mut(output)?)))
     })
 }
 
 /// The gradient by `w` `[in, out]`, like it: `(gᵀ · x)ᵀ`. Its rows lie as those of a checkpoint do.
-fn across(x: &Array, g: &Array, w: &Array, layout: Layout) -> Result<Array> {
+fn weight_grad(x: &Array, g: &Array, w: &Array, layout: Layout) -> Result<Array> {
     let Layout { outputs, inputs: width, .. } = layout;
     let (x, g) = (x.reshape(&[-1, width as i32])?, g.reshape(&[-1, outputs as i32])?);
     let sizes = [outputs as i32, width as i32];
-    let turned = custom_one(c"multiply_across", &[&x, &g], &sizes, w.dtype(), move |inputs, output| {
-        let (x, turned) = (Held::of(inputs[0])?, Held::transposed(inputs[1])?);
-        let rows = inputs[0].shape()[0] as usize;
-        let x = Matrices { count: 1, outputs: rows, inputs: width, weights: Weights::Dense(x.floats()) };
-        to_reason(kernels()?.matmul_grad(turned.floats(), &x, floats_mut(output)?))
-    })?;
+    let turned =
+        primitive_one(c"matmul_weight_grad", &[&x, &g], &sizes, w.dtype(), move |inputs, output| {
+            let (x, turned) = (FloatView::of(inputs[0])?, FloatView::transposed(inputs[1])?);
+            let rows = inputs[0].shape()[0] as usize;
+            let x = Matrices { count: 1, outputs: rows, inputs: width, weights: Weights::Dense(x.floats()) };
+            kernel_result(kernels()?.matmul_grad(turned.floats(), &x, floats_mut(output)?))
+        })?;
     turned.swap_axes(-1, -2)
 }
 
@@ -131,8 +129,12 @@ fn resized(x: &Array, last: usize) -> Vec<i32> {
 
 /// Of a stack: `x · w[i]ᵀ` with one `i` of `indices` (u32) for each row of the result: `[.., 1, in]`, `[..]` → `[.., 1, out]`. The
 /// rows of x are as many as the indices, or as the last axis of indices goes into them.
-pub(in crate::nn) fn gather(x: &Array, matrix: &Operand<'_>, indices: &Array) -> Option<Result<Array>> {
-    if !native() {
+pub(in crate::nn) fn gather_matmul(
+    x: &Array,
+    matrix: &Operand<'_>,
+    indices: &Array,
+) -> Option<Result<Array>> {
+    if ExecMode::current() != ExecMode::CpuKernels {
         return None;
     }
     let stack = Stack::of(matrix)?;
@@ -149,9 +151,9 @@ pub(in crate::nn) fn gather(x: &Array, matrix: &Operand<'_>, indices: &Array) ->
     let sizes = [indices.shape(), &[1, stack.layout.outputs as i32]].concat();
     let arrays: Vec<_> = [x, indices].into_iter().chain(stack.arrays).collect();
     let layout = stack.layout;
-    Some(custom_one(c"gather", &arrays, &sizes, dtype, move |inputs, output| {
+    Some(primitive_one(c"gather_matmul", &arrays, &sizes, dtype, move |inputs, output| {
         let [x, picks, weights @ ..] = inputs else { return Err("no inputs".into()) };
-        let (x, picks) = (Held::of(*x)?, picks.elements::<u32>()?);
+        let (x, picks) = (FloatView::of(*x)?, picks.elements::<u32>()?);
         layout.with(weights, |w| Ok(kernels()?.gather_matmul(x.floats(), w, &picks, floats_mut(output)?)))
     }))
 }
@@ -182,7 +184,7 @@ impl<'a> Stack<'a> {
                 let layout = Layout { count, outputs, inputs, scheme: None };
                 Some(Self { layout, arrays: vec![transposed], dtype: Some(transposed.dtype()) })
             }
-            Operand::Packed(Packed { weight, scales, biases, scheme }) => {
+            Operand::Quantized(QuantizedMatrix { weight, scales, biases, scheme }) => {
                 let (count, outputs, words) = sizes(weight)?;
                 let Scheme { mode, bits, group_size } = *scheme;
                 let mode = match mode {
@@ -214,14 +216,15 @@ impl Layout {
     fn with(
         self,
         arrays: &[Input<'_>],
-        work: impl FnOnce(&Matrices<'_>) -> Done<cpu_kernels::Result<()>>,
-    ) -> Done {
+        work: impl FnOnce(&Matrices<'_>) -> KernelResult<cpu_kernels::Result<()>>,
+    ) -> KernelResult {
         let Self { count, outputs, inputs, scheme } = self;
-        let run = |weights| to_reason(work(&Matrices { count, outputs, inputs, weights })?);
+        let run = |weights| kernel_result(work(&Matrices { count, outputs, inputs, weights })?);
         match (scheme, arrays) {
-            (None, [transposed]) => run(Weights::Dense(Held::transposed(*transposed)?.floats())),
+            (None, [transposed]) => run(Weights::Dense(FloatView::transposed(*transposed)?.floats())),
             (Some(scheme), [words, scales, biases]) => {
-                let (words, scales, biases) = (words.elements()?, Held::of(*scales)?, Held::of(*biases)?);
+                let (words, scales, biases) =
+                    (words.elements()?, FloatView::of(*scales)?, FloatView::of(*biases)?);
                 let scales = Scales::Affine { scales: scales.floats(), biases: biases.floats() };
                 run(Weights::Quantized { quantization: scheme, words: &words, scales })
             }
@@ -247,7 +250,7 @@ mod tests {
         mlx::{dequantize, quantize},
         nn::{
             cpu::kernel::testing::{FLOATS, check, drawn, wide},
-            exec::tracing,
+            exec::ExecMode,
         },
     };
 
@@ -261,14 +264,14 @@ mod tests {
 
     enum Stored {
         Dense(Array),
-        Packed(Packed),
+        Quantized(QuantizedMatrix),
     }
 
     impl Stored {
         fn operand(&self) -> Operand<'_> {
             match self {
                 Self::Dense(transposed) => Operand::Dense(transposed.clone()),
-                Self::Packed(packed) => Operand::Packed(packed),
+                Self::Quantized(packed) => Operand::Quantized(packed),
             }
         }
     }
@@ -282,7 +285,7 @@ mod tests {
             schemes().map(move |scheme| {
                 let packed = quantize(&full, scheme).unwrap();
                 let restored = dequantize(&packed, Dtype::Float32).unwrap();
-                (format!("{scheme:?} {dtype:?}"), Stored::Packed(packed), restored)
+                (format!("{scheme:?} {dtype:?}"), Stored::Quantized(packed), restored)
             })
         };
         [(format!("dense {dtype:?}"), dense, wide(&full))].into_iter().chain(packed)
@@ -296,7 +299,7 @@ mod tests {
                     for rows in [1, 2, 7, 40] {
                         let x = drawn(2, &[1, rows, 256], dtype);
                         let bias = drawn(3, &[24], dtype);
-                        let ours = multiply(&x, &matrix.operand(), Some(&bias)).unwrap().unwrap();
+                        let ours = matmul(&x, &matrix.operand(), Some(&bias)).unwrap().unwrap();
                         let mlx = wide(&x).matmul(full.swap_axes(-1, -2).unwrap()).unwrap();
                         check(&ours, &mlx.add(wide(&bias)).unwrap(), dtype, &format!("{what}, {rows} rows"));
                     }
@@ -319,7 +322,7 @@ mod tests {
                         (vec![7, 1, 256], &sorted),
                     ] {
                         let x = drawn(2, &rows, dtype);
-                        let ours = gather(&x, &matrix.operand(), picks).unwrap().unwrap();
+                        let ours = gather_matmul(&x, &matrix.operand(), picks).unwrap().unwrap();
                         let mlx = ops::gather_mm(wide(&x), &full, None, picks, false).unwrap();
                         check(&ours, &mlx, dtype, &format!("{what}, {rows:?}"));
                     }
@@ -333,10 +336,12 @@ mod tests {
         with_device(Device::cpu(), || {
             let matrix = Operand::Dense(drawn(1, &[4, 8], Dtype::Float32));
             let x = drawn(2, &[2, 4], Dtype::Float32);
-            assert!(multiply(&x, &matrix, None).is_some());
-            assert!(tracing(|| multiply(&x, &matrix, None)).is_some());
+            assert!(matmul(&x, &matrix, None).is_some());
+            assert!(ExecMode::CpuKernelsDifferentiable.scope(|| matmul(&x, &matrix, None)).is_some());
+            assert!(ExecMode::Mlx.scope(|| matmul(&x, &matrix, None)).is_none());
+            assert!(ExecMode::MlxDifferentiable.scope(|| matmul(&x, &matrix, None)).is_none());
             let whole = x.as_dtype(Dtype::Int32).unwrap();
-            assert!(multiply(&whole, &matrix, None).is_none());
+            assert!(matmul(&whole, &matrix, None).is_none());
         });
     }
 }

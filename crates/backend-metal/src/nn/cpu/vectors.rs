@@ -6,39 +6,42 @@ use mlx_rs::{Array, Dtype, error::Result};
 use super::{
     super::{
         activation::{Activation, Gating},
-        exec::native,
+        exec::ExecMode,
     },
-    kernel::{Done, kernels, promoted, to_reason},
-    operand::{Held, floats_mut},
+    kernel::{KernelResult, kernel_result, kernels, promoted},
+    operand::{FloatView, floats_mut},
 };
-use crate::mlx::primitive::{Shape, custom, custom_one};
+use crate::mlx::primitive::{Shape, primitive, primitive_one};
 
 /// Root mean square normalisation of the last axis.
 pub(in crate::nn) fn rms_norm(x: &Array, weight: &Array, eps: f32) -> Option<Result<Array>> {
-    if !native() {
+    if ExecMode::current() != ExecMode::CpuKernels {
         return None;
     }
     let dtype = promoted([x.dtype(), weight.dtype()])?;
     if weight.shape() != &x.shape()[x.ndim().checked_sub(1)?..] {
         return None;
     }
-    Some(custom_one(c"rms_norm", &[x, weight], x.shape(), dtype, move |inputs, output| {
-        let (x, weight) = (Held::of(inputs[0])?, Held::of(inputs[1])?);
+    Some(primitive_one(c"rms_norm", &[x, weight], x.shape(), dtype, move |inputs, output| {
+        let (x, weight) = (FloatView::of(inputs[0])?, FloatView::of(inputs[1])?);
         let norm = RmsNorm { weight: weight.floats(), eps };
-        to_reason(kernels()?.rms_norm(x.floats(), &norm, floats_mut(output)?))
+        kernel_result(kernels()?.rms_norm(x.floats(), &norm, floats_mut(output)?))
     }))
 }
 
 /// What a vector is normalised with: the weights, and what is added to the mean of squares.
-pub(in crate::nn) type Weighted = (Array, f32);
+pub(in crate::nn) type NormWeight = (Array, f32);
 
 /// x + y, where y may be normalised before; and, where two are wanted, that normalised with `after`.
-pub(in crate::nn) fn add<const N: usize>(
+pub(in crate::nn) fn add_rms_norm<const N: usize>(
     [x, y]: [&Array; 2],
-    before: Option<Weighted>,
-    after: Option<Weighted>,
+    before: Option<NormWeight>,
+    after: Option<NormWeight>,
 ) -> Option<Result<[Array; N]>> {
-    if !native() || x.shape() != y.shape() || N != 1 + usize::from(after.is_some()) {
+    if ExecMode::current() != ExecMode::CpuKernels
+        || x.shape() != y.shape()
+        || N != 1 + usize::from(after.is_some())
+    {
         return None;
     }
     let (size, dtype) = (*x.shape().last()?, promoted([x.dtype()])?);
@@ -51,8 +54,8 @@ pub(in crate::nn) fn add<const N: usize>(
     }
     let arrays: Vec<_> = [x, y].into_iter().chain(&weights).collect();
     let shapes = [(); N].map(|()| Shape { sizes: x.shape(), dtype, donor: None });
-    Some(custom(c"add", &arrays, shapes, move |inputs, outputs| {
-        let held = inputs.iter().map(|input| Held::of(*input)).collect::<Done<Vec<_>>>()?;
+    Some(primitive(c"add_rms_norm", &arrays, shapes, move |inputs, outputs| {
+        let held = inputs.iter().map(|input| FloatView::of(*input)).collect::<KernelResult<Vec<_>>>()?;
         let ([x, y], weights) = held.split_first_chunk().ok_or("two terms were expected")?;
         let mut weights = weights.iter();
         let mut norm = |eps: Option<f32>| Some(RmsNorm { eps: eps?, weight: weights.next()?.floats() });
@@ -67,18 +70,18 @@ pub(in crate::nn) fn add<const N: usize>(
             floats_mut(sum)?,
             after.as_ref().zip(out),
         );
-        to_reason(added)
+        kernel_result(added)
     }))
 }
 
 /// The index of the largest element of the last axis, u32: `[.., size]` → `[..]`.
 pub(in crate::nn) fn argmax(x: &Array) -> Option<Result<Array>> {
     let (size, rows) = x.shape().split_last()?;
-    if !native() || *size == 0 || promoted([x.dtype()]).is_none() {
+    if ExecMode::current() != ExecMode::CpuKernels || *size == 0 || promoted([x.dtype()]).is_none() {
         return None;
     }
-    Some(custom_one(c"argmax", &[x], rows, Dtype::Uint32, move |inputs, output| {
-        to_reason(kernels()?.argmax(Held::of(inputs[0])?.floats(), output.elements::<u32>()?))
+    Some(primitive_one(c"argmax", &[x], rows, Dtype::Uint32, move |inputs, output| {
+        kernel_result(kernels()?.argmax(FloatView::of(inputs[0])?.floats(), output.elements::<u32>()?))
     }))
 }
 
@@ -94,8 +97,8 @@ pub(in crate::nn) enum Halves<'a> {
 }
 
 /// [`Gating`] of two halves → `[.., size]`.
-pub(in crate::nn) fn gate(halves: Halves<'_>, gating: Gating) -> Option<Result<Array>> {
-    if !native() {
+pub(in crate::nn) fn glu(halves: Halves<'_>, gating: Gating) -> Option<Result<Array>> {
+    if ExecMode::current() != ExecMode::CpuKernels {
         return None;
     }
     let gating = match gating {
@@ -114,12 +117,12 @@ pub(in crate::nn) fn gate(halves: Halves<'_>, gating: Gating) -> Option<Result<A
     *sizes.last_mut()? /= share;
     let size = *sizes.last()? as usize;
     let (offset, step) = if matches!(halves, Halves::Interleaved(_)) { (1, 2) } else { (size, 1) };
-    Some(custom_one(c"gate", &arrays, &sizes, dtype, move |inputs, output| {
-        let first = Held::of(inputs[0])?;
-        let second = inputs.get(1).copied().map(Held::of).transpose()?;
-        let ups = second.as_ref().map_or_else(|| first.from(offset), Held::floats);
+    Some(primitive_one(c"glu", &arrays, &sizes, dtype, move |inputs, output| {
+        let first = FloatView::of(inputs[0])?;
+        let second = inputs.get(1).copied().map(FloatView::of).transpose()?;
+        let ups = second.as_ref().map_or_else(|| first.from(offset), FloatView::floats);
         let gates = GluInput { gates: first.floats(), ups, row_stride: size * share as usize, step };
-        to_reason(kernels()?.glu(&gates, gating, size, floats_mut(output)?))
+        kernel_result(kernels()?.glu(&gates, gating, size, floats_mut(output)?))
     }))
 }
 
@@ -130,7 +133,7 @@ mod tests {
     use super::*;
     use crate::nn::{
         cpu::kernel::testing::{FLOATS, check, drawn, wide},
-        exec::tracing,
+        exec::ExecMode,
     };
 
     #[test]
@@ -149,11 +152,13 @@ mod tests {
                         let term = if before.is_some() { norm(&other) } else { wide(&other) };
                         let sum = wide(&x).add(&term).unwrap();
                         let ours: [Array; 2] =
-                            add([&x, &other], before.clone(), Some((weight.clone(), 1e-5))).unwrap().unwrap();
+                            add_rms_norm([&x, &other], before.clone(), Some((weight.clone(), 1e-5)))
+                                .unwrap()
+                                .unwrap();
                         let what = format!("add {dtype:?} {shape:?}, {}", before.is_some());
                         check(&ours[0], &sum, dtype, &what);
                         check(&ours[1], &norm(&ours[0]), dtype, &what);
-                        let [alone] = add([&x, &other], before, None).unwrap().unwrap();
+                        let [alone] = add_rms_norm([&x, &other], before, None).unwrap().unwrap();
                         assert!(alone.eq_values(&ours[0]).unwrap(), "{what}");
                     }
                     let largest = ops::indexing::argmax_axis(&x, -1, false).unwrap();
@@ -163,22 +168,21 @@ mod tests {
                         Gating::Glu(Activation::GeluTanh),
                         Gating::Clamped { alpha: 1.7, limit: 0.5 },
                     ] {
-                        let mlx = tracing(|| gating.apply(&wide(&x), &wide(&other)).unwrap());
+                        let mlx = ExecMode::Mlx.scope(|| gating.apply(&wide(&x), &wide(&other)).unwrap());
                         let joined = ops::concatenate(&[&x, &other], -1).unwrap();
                         let turns = ops::stack(&[&x, &other], -1).unwrap();
                         let turns = turns.reshape(joined.shape()).unwrap();
                         for halves in
                             [Halves::Apart(&x, &other), Halves::Joined(&joined), Halves::Interleaved(&turns)]
                         {
-                            let ours = gate(halves, gating).unwrap().unwrap();
+                            let ours = glu(halves, gating).unwrap().unwrap();
                             check(&ours, &mlx, dtype, &format!("{gating:?} {dtype:?} {shape:?}"));
                         }
                     }
                 }
             }
             assert!(
-                gate(Halves::Joined(&drawn(1, &[4], Dtype::Float32)), Gating::Glu(Activation::Gelu))
-                    .is_none()
+                glu(Halves::Joined(&drawn(1, &[4], Dtype::Float32)), Gating::Glu(Activation::Gelu)).is_none()
             );
         });
     }

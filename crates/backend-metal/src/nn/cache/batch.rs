@@ -1,24 +1,24 @@
-//! Rows that lie together, so that one operation serves them all.
+//! Rows of one batch, whose keys and values one operation writes and reads.
 
 use std::{cell::RefCell, rc::Rc};
 
 use mlx_rs::{Array, error::Result, ops};
 
 use super::{
+    buffers::{KvBuffer, LayerBuffers, dequantize_kv, quantize_kv},
     kv_cache::KvCache,
-    shelf::{Buffers, Shelf, pack, unpack},
 };
 use crate::mlx::slice;
 
-/// Puts the rows of a pass that are to be written by one operation together, in their order, and gives each of the others
-/// memory of its own. How many caches each such group has: one where rows are not `joined`.
-pub(crate) fn gather(caches: &mut [&mut KvCache], joined: bool) -> Result<Vec<usize>> {
-    let alike = |a: &&mut KvCache, b: &&mut KvCache| joined && a.joins(b);
+/// Groups the rows of a forward pass, in their order: the rows of a group share one buffer, and a row that is a group of its
+/// own has a buffer that no other row shares. `batched` allows groups of several rows. Returns the groups' sizes.
+pub(crate) fn regroup(caches: &mut [&mut KvCache], batched: bool) -> Result<Vec<usize>> {
+    let alike = |a: &&mut KvCache, b: &&mut KvCache| batched && a.can_batch_with(b);
     let mut sizes = Vec::new();
     for group in caches.chunk_by_mut(alike) {
         sizes.push(group.len());
         match group {
-            [row] => row.own()?,
+            [row] => row.make_unique()?,
             rows => {
                 if !is_whole(rows) {
                     join(rows)?;
@@ -29,77 +29,75 @@ pub(crate) fn gather(caches: &mut [&mut KvCache], joined: bool) -> Result<Vec<us
     Ok(sizes)
 }
 
-/// Whether the rows are all that there is on their shelf.
+/// Whether these are all rows of their buffer, in its order, with enough room.
 fn is_whole(rows: &[&mut KvCache]) -> bool {
-    let shelf = &rows[0].shelf;
-    shelf.borrow().rows == rows.len()
-        && Rc::strong_count(shelf) == rows.len()
-        && rows.iter().enumerate().all(|(index, row)| row.row == index && Rc::ptr_eq(&row.shelf, shelf))
-        && rows[0].has_room(rows[0].capacity_bucket())
+    let buffer = &rows[0].buffer;
+    buffer.borrow().rows == rows.len()
+        && Rc::strong_count(buffer) == rows.len()
+        && rows.iter().enumerate().all(|(index, row)| row.row == index && Rc::ptr_eq(&row.buffer, buffer))
+        && rows[0].has_capacity(rows[0].capacity_bucket())
 }
 
-/// Puts rows on a shelf of their own.
+/// Copies rows into one new buffer.
 fn join(rows: &mut [&mut KvCache]) -> Result<()> {
-    let class = rows[0].capacity_bucket();
-    let mut layers = Vec::with_capacity(rows[0].spans.len());
-    for (layer, span) in rows[0].spans.iter().enumerate() {
-        let capacity = span.window.map_or(class, |window| window.min(class)) as i32;
-        // Neighbours that lie together already are moved together.
-        let together = |a: &&mut KvCache, b: &&mut KvCache| {
-            Rc::ptr_eq(&a.shelf, &b.shelf) && a.row + 1 == b.row && a.has_room(class)
+    let bucket = rows[0].capacity_bucket();
+    let mut layers = Vec::with_capacity(rows[0].windows.len());
+    for (layer, window) in rows[0].windows.iter().enumerate() {
+        let capacity = window.size.map_or(bucket, |size| size.min(bucket)) as i32;
+        // Neighbours in one buffer are copied at once.
+        let neighbours = |a: &&mut KvCache, b: &&mut KvCache| {
+            Rc::ptr_eq(&a.buffer, &b.buffer) && a.row + 1 == b.row && a.has_capacity(bucket)
         };
-        let mut parts = Vec::new();
-        for part in rows.chunk_by(together) {
-            let shelf = part[0].shelf.borrow();
-            let start = part[0].row as i32;
-            let mut arrays = Vec::new();
-            for array in shelf.layers[layer].settled()? {
-                let rows = slice(array, 0, start, start + part.len() as i32)?;
-                let held = array.dim(2).min(capacity);
-                let mut parts = vec![slice(&rows, 2, 0, held)?];
-                if held < capacity {
-                    let room = [rows.dim(0), rows.dim(1), capacity - held, rows.dim(3)];
-                    parts.push(ops::zeros_dtype(&room, rows.dtype())?);
-                }
-                arrays.push(if let [whole] = &parts[..] {
-                    whole.clone()
-                } else {
-                    ops::concatenate(&parts, 2)?
-                });
-            }
-            parts.push(arrays);
-        }
+        let parts = rows.chunk_by(neighbours).map(|rows| resized(rows, layer, capacity));
+        let parts = parts.collect::<Result<Vec<_>>>()?;
         let joined = |index: usize| {
             let parts: Vec<&Array> = parts.iter().map(|arrays| &arrays[index]).collect();
             ops::concatenate(&parts, 0)
         };
         let arrays = (0..parts[0].len()).map(joined).collect::<Result<_>>()?;
-        layers.push(Buffers { arrays, ..Buffers::default() });
+        layers.push(LayerBuffers::from_views(arrays));
     }
-    let shelf = Rc::new(RefCell::new(Shelf { rows: rows.len(), layers }));
+    let buffer = Rc::new(RefCell::new(KvBuffer { rows: rows.len(), layers }));
     for (index, row) in rows.iter_mut().enumerate() {
-        (row.shelf, row.row) = (shelf.clone(), index);
+        (row.buffer, row.row) = (buffer.clone(), index);
     }
     Ok(())
 }
 
-/// Where the new token of each row of a group goes, and what it sees.
+/// The arrays of neighbouring rows in one layer, cut or padded to `capacity` positions.
+fn resized(rows: &[&mut KvCache], layer: usize, capacity: i32) -> Result<Vec<Array>> {
+    let buffer = rows[0].buffer.borrow();
+    let start = rows[0].row as i32;
+    let resize = |array: &Array| {
+        let rows = slice(array, 0, start, start + rows.len() as i32)?;
+        let held = array.dim(2).min(capacity);
+        let mut parts = vec![slice(&rows, 2, 0, held)?];
+        if held < capacity {
+            let room = [rows.dim(0), rows.dim(1), capacity - held, rows.dim(3)];
+            parts.push(ops::zeros_dtype(&room, rows.dtype())?);
+        }
+        ops::concatenate(&parts, 2)
+    };
+    buffer.layers[layer].ready()?.iter().map(resize).collect()
+}
+
+/// The slots of one new token for each row of a group.
 #[derive(Debug, Clone)]
-pub(crate) struct Slots {
+pub(crate) struct BatchSlots {
     /// The slots: `[rows, 1, 1, 1]`, i32.
     slots: Array,
     /// How many slots are in use afterwards, of the row that has most.
     held: usize,
-    /// Those in use in each row, `[rows, 1, 1, held]`, true where they are; none where all rows use as many.
+    /// Which slots each row attends to: `[rows, 1, 1, held]`. `None` if all rows use as many.
     pub(crate) mask: Option<Array>,
 }
 
-impl Slots {
-    /// Those of one more token in each row of a group, in this layer.
+impl BatchSlots {
+    /// The slots in this layer.
     pub(crate) fn new(rows: &[&mut KvCache], layer: usize) -> Result<Self> {
         let column = |numbers: &[i32]| Array::from_slice(numbers, &[numbers.len() as i32, 1, 1, 1]);
-        let slots: Vec<_> = rows.iter().map(|row| row.spans[layer].slot(row.len) as i32).collect();
-        let held: Vec<_> = rows.iter().map(|row| row.spans[layer].held(row.len + 1) as i32).collect();
+        let slots: Vec<_> = rows.iter().map(|row| row.windows[layer].slot(row.len) as i32).collect();
+        let held: Vec<_> = rows.iter().map(|row| row.windows[layer].held(row.len + 1) as i32).collect();
         let most = held.iter().copied().max().unwrap_or(0);
         let mask = if held.iter().all(|held| *held == most) {
             None
@@ -110,46 +108,42 @@ impl Slots {
     }
 }
 
-/// Adds keys and values `[rows, kv_heads, 1, head_dim]` of one token of each row of a group to a layer, and returns all that
-/// any of them sees, `[rows, kv_heads, S, head_dim]`: [`Slots::mask`] says which.
-pub(crate) fn update(
+/// Adds keys and values `[rows, kv_heads, 1, head_dim]` of one token for each row of a group to a layer. Returns what the rows
+/// attend to, `[rows, kv_heads, S, head_dim]`, together with [`BatchSlots::mask`].
+pub(crate) fn update_batch(
     rows: &[&mut KvCache],
     layer: usize,
-    slots: &Slots,
+    slots: &BatchSlots,
     new: [&Array; 2],
 ) -> Result<[Array; 2]> {
-    let mut shelf = rows[0].shelf.borrow_mut();
-    let buffers = &mut shelf.layers[layer];
-    buffers.scatter(&slots.slots, &pack(new, rows[0].scheme)?)?;
-    unpack(&buffers.read(0, slots.held)?, rows[0].scheme)
+    let mut buffer = rows[0].buffer.borrow_mut();
+    let buffers = &mut buffer.layers[layer];
+    buffers.scatter(&slots.slots, &quantize_kv(new, rows[0].scheme)?)?;
+    dequantize_kv(&buffers.read(0, slots.held)?, rows[0].scheme)
 }
 
 impl KvCache {
-    /// Whether the rows can lie together.
-    fn joins(&self, other: &Self) -> bool {
-        let some = |row: &Self| row.len > 0;
-        (self.capacity_bucket(), &self.spans, self.scheme)
-            == (other.capacity_bucket(), &other.spans, other.scheme)
-            && some(self)
-            && some(other)
+    /// Whether the two rows can share a buffer.
+    fn can_batch_with(&self, other: &Self) -> bool {
+        (self.capacity_bucket(), &self.windows, self.scheme)
+            == (other.capacity_bucket(), &other.windows, other.scheme)
+            && self.len > 0
+            && other.len > 0
     }
 
-    /// Whether its layers have the room that rows of a class have together.
-    fn has_room(&self, class: usize) -> bool {
-        let shelf = self.shelf.borrow();
-        let room = |(buffers, window): (&Buffers, Option<usize>)| {
-            buffers.capacity() == window.map_or(class, |window| window.min(class))
-        };
-        let windows = self.spans.iter().map(|span| span.window);
-        shelf.layers.iter().zip(windows).all(room)
+    /// Whether the layers have exactly the capacity of a batch with this bucket.
+    fn has_capacity(&self, bucket: usize) -> bool {
+        let buffer = self.buffer.borrow();
+        let mut layers = buffer.layers.iter().zip(&self.windows);
+        layers.all(|(layer, window)| layer.capacity() == window.size.map_or(bucket, |size| size.min(bucket)))
     }
 
-    /// Makes the memory its own, which is written in place.
-    fn own(&mut self) -> Result<()> {
+    /// Gives the row a buffer that no other cache shares. What a clone still refers to is copied before it is written.
+    fn make_unique(&mut self) -> Result<()> {
         self.detach()?;
-        if Rc::strong_count(&self.shelf) > 1 {
-            let shelf = self.shelf.borrow().borrowed();
-            self.shelf = Rc::new(RefCell::new(shelf));
+        if Rc::strong_count(&self.buffer) > 1 {
+            let shared = self.buffer.borrow_mut().share();
+            self.buffer = Rc::new(RefCell::new(shared));
         }
         Ok(())
     }
@@ -160,7 +154,7 @@ mod tests {
     use mlx_rs::Device;
 
     use super::*;
-    use crate::nn::cache::{kv_cache::Rotation, span::Span};
+    use crate::nn::cache::{kv_cache::Rotation, window::Window};
 
     /// Keys and values of one token: numbers that say which row and position they are of.
     fn token(row: usize, position: usize) -> [Array; 2] {
@@ -178,7 +172,7 @@ mod tests {
         let mut cache = cache;
         for position in 0..len {
             let [key, value] = token(row, position);
-            for layer in 0..cache.spans.len() {
+            for layer in 0..cache.windows.len() {
                 cache.update(layer, [&key, &value]).unwrap();
             }
             cache.advance(1);
@@ -188,8 +182,8 @@ mod tests {
 
     /// One more token for each row, together: what each then sees in a layer, by groups and in order.
     fn step(rows: &mut [&mut KvCache], names: &[usize]) -> (Vec<usize>, Vec<Vec<Vec<f32>>>) {
-        let sizes = gather(rows, true).unwrap();
-        let mut seen = vec![Vec::new(); rows[0].spans.len()];
+        let sizes = regroup(rows, true).unwrap();
+        let mut seen = vec![Vec::new(); rows[0].windows.len()];
         let mut start = 0;
         for size in &sizes {
             let group = &mut rows[start..start + size];
@@ -204,8 +198,8 @@ mod tests {
                     seen.push(numbers(&keys));
                     continue;
                 }
-                let slots = Slots::new(group, layer).unwrap();
-                let [keys, values] = update(group, layer, &slots, [&joined[0], &joined[1]]).unwrap();
+                let slots = BatchSlots::new(group, layer).unwrap();
+                let [keys, values] = update_batch(group, layer, &slots, [&joined[0], &joined[1]]).unwrap();
                 assert!(values.eq_values(keys.negative().unwrap()).unwrap());
                 let width = keys.dim(2) as usize;
                 let masked =
@@ -228,7 +222,7 @@ mod tests {
 
     /// What the token that came last sees: all before it, the last `w`, or those and the first `keep`.
     fn expected(cache: &KvCache, layer: usize, name: usize) -> Vec<f32> {
-        let Span { window, keep } = cache.spans[layer];
+        let Window { size: window, keep } = cache.windows[layer];
         let sees = |position: &usize| {
             *position < keep || window.is_none_or(|window| position + window - keep >= cache.len)
         };

@@ -1,0 +1,210 @@
+//! Rows of a batch give what each gives alone: prompts around the window, forks, rewinds, imports, paused rows.
+
+use mlx_rs::Array;
+use serde_json::json;
+
+use super::{
+    fixtures::{Variant, device, tokens},
+    golden::{TOLERANCE, cached, distance, rows},
+};
+use crate::{
+    mlx::{Mode, Scheme},
+    nn::{Architecture, ExecMode, KvCache, Rotation, Rows, SharedPrefix},
+};
+
+/// One of each family that has windows, with several heads of keys and values and with one.
+const WINDOWED: &[&str] = &[
+    "mistral-window",
+    "gemma2-window",
+    "gemma3_text",
+    "qwen2-window",
+    "qwen3-window",
+    "gpt_oss",
+    "mixtral-window",
+];
+
+/// A text and its cache.
+#[derive(Clone)]
+struct Row {
+    ids: Vec<u32>,
+    cache: KvCache,
+}
+
+/// What a text gives when a new cache of the same kind takes it alone.
+fn alone(model: &dyn Architecture, row: &Row) -> Vec<f32> {
+    cached(model, &row.ids, &mut row.cache.empty_like()).pop().unwrap()
+}
+
+/// Compares the next logits of each row with those of the row alone.
+struct Check<'a> {
+    model: &'a dyn Architecture,
+    tolerance: f32,
+    what: String,
+}
+
+impl Check<'_> {
+    fn rows(&self, step: &str, rows: &[Row], logits: &[Vec<f32>]) {
+        for (index, (row, logits)) in rows.iter().zip(logits).enumerate() {
+            let far = distance(&alone(self.model, row), logits);
+            let len = row.ids.len();
+            assert!(
+                far <= self.tolerance,
+                "{}, {step}: row {index} of {len} tokens differs by {far}",
+                self.what
+            );
+        }
+    }
+
+    /// One more token for each row, in one forward pass.
+    fn step(&self, step: &str, rows_: &mut [Row], seed: u32) {
+        let next: Vec<_> = (0..rows_.len() as u32).map(|row| token(seed + 31 * row)).collect();
+        rows_.iter_mut().zip(&next).for_each(|(row, id)| row.ids.push(*id));
+        let mut caches: Vec<_> = rows_.iter_mut().map(|row| &mut row.cache).collect();
+        let tokens = Array::from_slice(&next, &[next.len() as i32, 1]);
+        let hidden = self.model.hidden(&tokens, Rows::Cached(&mut caches)).unwrap();
+        let logits = rows(&self.model.logits(&hidden).unwrap());
+        self.rows(step, rows_, &logits);
+    }
+}
+
+fn token(seed: u32) -> u32 {
+    (seed.wrapping_mul(2_654_435_761) >> 16) % 128
+}
+
+fn text(seed: u32, len: usize) -> Vec<u32> {
+    (0..len as u32).map(|at| token(seed * 1009 + at)).collect()
+}
+
+/// Computes the prompts side by side, as the scheduler does.
+fn prefill_together(model: &dyn Architecture, rows_: &mut [Row]) -> Vec<Vec<f32>> {
+    let width = rows_.iter().map(|row| row.ids.len()).max().unwrap();
+    let mut tokens = vec![0; rows_.len() * width];
+    for (row, tokens) in rows_.iter().zip(tokens.chunks_exact_mut(width)) {
+        tokens[..row.ids.len()].copy_from_slice(&row.ids);
+    }
+    let tokens = Array::from_slice(&tokens, &[rows_.len() as i32, width as i32]);
+    let (nothing, mut store) = (SharedPrefix::default(), SharedPrefix::default());
+    let hidden = model.hidden(&tokens, Rows::Prefixed { prefix: &nothing, store: Some(&mut store) }).unwrap();
+    let logits = rows(&model.logits(&hidden).unwrap());
+    for (index, row) in rows_.iter_mut().enumerate() {
+        store.copy_row(index, row.ids.len(), &mut row.cache).unwrap();
+    }
+    rows_.iter().enumerate().map(|(index, row)| logits[index * width + row.ids.len() - 1].clone()).collect()
+}
+
+/// Prompts of these lengths, computed side by side or each alone, and all that can happen to them then.
+fn are_as_alone(check: &Check<'_>, empty: &KvCache, lengths: &[usize], together: bool) {
+    let seeds = (1..).zip(lengths);
+    let mut all: Vec<_> =
+        seeds.map(|(seed, len)| Row { ids: text(seed, *len), cache: empty.clone().empty_like() }).collect();
+    let logits = if together {
+        prefill_together(check.model, &mut all)
+    } else {
+        all.iter_mut().map(|row| cached(check.model, &row.ids, &mut row.cache).pop().unwrap()).collect()
+    };
+    check.rows("prompts", &all, &logits);
+    check.step("the first token", &mut all, 1);
+    check.step("the second token", &mut all, 2);
+    // A fork goes another way beside the row that it was made of.
+    all.push(all[0].clone());
+    check.step("a fork", &mut all, 3);
+    check.step("after a fork", &mut all, 4);
+    // One row waits.
+    let mut paused = all.remove(1);
+    paused.cache.detach().unwrap();
+    check.step("a row waits", &mut all, 5);
+    all.insert(0, paused);
+    check.step("a row goes on", &mut all, 6);
+    // Rows are rewound where they can be, one of them while a fork still needs what it had.
+    let forked = all[0].clone();
+    for row in &mut all {
+        let len = row.ids.len().saturating_sub(3);
+        if row.cache.can_rewind_to(len) {
+            row.cache.rewind(len);
+            row.ids.truncate(len);
+        }
+    }
+    all.push(forked);
+    check.step("rewound", &mut all, 7);
+    check.step("after a rewind", &mut all, 8);
+    // A chunk is computed after the row that it was forked from has gone on.
+    let mut chunked = all[0].clone();
+    let ids = text(99, 5);
+    chunked.ids.extend(&ids);
+    let hidden = check.model.hidden(&tokens(&ids), Rows::Cached(&mut [&mut chunked.cache])).unwrap();
+    check.step("beside a chunk", &mut all, 20);
+    check.step("beside a chunk again", &mut all, 21);
+    let logits = rows(&check.model.logits(&hidden).unwrap()).pop().unwrap();
+    check.rows("a chunk", &[chunked], &[logits]);
+    // What was exported is views of the row that goes on.
+    let exported = all[0].cache.export().unwrap();
+    let mut imported = Row { ids: all[0].ids.clone(), cache: empty.empty_like() };
+    imported.cache.import(exported, imported.ids.len());
+    all.push(imported);
+    check.step("imported", &mut all, 9);
+    check.step("after an import", &mut all, 10);
+}
+
+fn modes() -> Vec<ExecMode> {
+    if crate::mlx::on_cpu() { vec![ExecMode::CpuKernels, ExecMode::Mlx] } else { vec![ExecMode::Mlx] }
+}
+
+#[test]
+fn rows_around_a_window_are_as_alone() {
+    device();
+    for (v, name) in WINDOWED.iter().enumerate() {
+        for (w, window) in [1_usize, 5, 8].into_iter().enumerate() {
+            let variant = Variant::changed(name, |config, _| {
+                config["sliding_window"] = json!(window);
+            });
+            let model = variant.load();
+            assert!(model.config().windows.contains(&Some(window)), "{name}");
+            for (m, mode) in modes().into_iter().enumerate() {
+                // The prompt that fills the window exactly is always there, first or last.
+                let others = [window + 1, window.saturating_sub(1).max(1), 2 * window, 2 * window + 1];
+                let mut lengths = vec![window, others[(v + w) % 4], others[(v + w + m + 1) % 4]];
+                lengths.rotate_left((v + w + m) % 3);
+                let what = format!("{name}, window {window}, {lengths:?}, {mode:?}");
+                let check = Check { model: &*model, tolerance: TOLERANCE, what };
+                mode.scope(|| are_as_alone(&check, &model.new_cache(), &lengths, true));
+            }
+        }
+    }
+}
+
+/// Buffers are filled to the last position where prompts are as long as they grow by.
+#[test]
+fn rows_that_fill_their_buffers_are_as_alone() {
+    device();
+    let model = Variant::named("llama").load();
+    for mode in modes() {
+        let check = Check { model: &*model, tolerance: TOLERANCE, what: format!("llama, {mode:?}") };
+        mode.scope(|| are_as_alone(&check, &model.new_cache(), &[256, 253], true));
+    }
+}
+
+#[test]
+fn rotating_and_quantised_rows_are_as_alone() {
+    device();
+    for name in ["mistral-window", "llama", "gpt_oss"] {
+        let variant = Variant::named(name);
+        let model = variant.load();
+        let head_dim = model.config().head_dim;
+        for mode in modes() {
+            for size in [6, 9] {
+                let empty = model.new_cache().rotating(Rotation { keep: 2, size });
+                let what = format!("{name}, rotating in {size}, {mode:?}");
+                let check = Check { model: &*model, tolerance: TOLERANCE, what };
+                mode.scope(|| are_as_alone(&check, &empty, &[size, size - 1, size + 1], false));
+            }
+            if head_dim.is_multiple_of(32) {
+                let scheme = Scheme { mode: Mode::Affine, bits: 8, group_size: 32 };
+                let empty = model.new_cache().quantized(Some(scheme));
+                // Where a number lies between two steps, its last bit decides between them.
+                let tolerance = variant.golden.std / 50.0;
+                let check = Check { model: &*model, tolerance, what: format!("{name}, 8 bits, {mode:?}") };
+                mode.scope(|| are_as_alone(&check, &empty, &[8, 7, 9], false));
+            }
+        }
+    }
+}
