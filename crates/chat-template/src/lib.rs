@@ -35,6 +35,7 @@
 //! # Where it differs from Jinja2
 //!
 //! - `include`, `import` and `extends` fail when they are reached. `{% block %}` stands for its body.
+//! - There are a filter `bool` and a statement `do`.
 //! - `autoescape` is off and cannot be switched on; the filters `urlize` and `xmlattr` do not exist.
 //! - `random` and `lipsum` depend on [`Environment::seed`] alone, and so give the same text each time.
 //! - Lists and dicts cannot be changed, as in the sandbox of transformers, which refuses `append` and its kin.

@@ -1,6 +1,6 @@
 //! `strftime_now`: the time by a format of C, one directive at a time, as each may make more text than it is long.
 
-use jiff::{civil::DateTime, fmt::strtime};
+use jiff::{civil::DateTime, fmt::strtime, tz::TimeZone};
 
 use crate::{
     budget::STEP,
@@ -21,7 +21,7 @@ pub(super) fn strftime(format: &str, now: DateTime, heap: &Heap) -> Result<Value
         let directive = directive(rest);
         heap.charge(STEP * 8)?;
         // What the C library does not know it leaves as it is.
-        match strtime::format(directive, now) {
+        match formatted(directive, now) {
             Ok(text) => out.push_str(&text)?,
             Err(_) => out.push_str(directive)?,
         }
@@ -29,6 +29,17 @@ pub(super) fn strftime(format: &str, now: DateTime, heap: &Heap) -> Result<Value
     }
     out.push_str(rest)?;
     out.finish().map(Value::Str)
+}
+
+/// The text of one directive. Those that depend on a language are C's own.
+fn formatted(directive: &str, now: DateTime) -> Result<String, jiff::Error> {
+    match directive {
+        "%c" => strtime::format("%a %b %e %H:%M:%S %Y", now),
+        "%x" => strtime::format("%m/%d/%y", now),
+        "%X" => strtime::format("%H:%M:%S", now),
+        "%s" => now.to_zoned(TimeZone::system()).map(|zoned| zoned.timestamp().as_second().to_string()),
+        other => strtime::format(other, now),
+    }
 }
 
 /// The directive that a text begins with.

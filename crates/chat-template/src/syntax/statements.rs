@@ -2,7 +2,9 @@
 //! `{% generation %}`, which marks what the assistant says.
 
 use super::{
-    ast::{Ast, Branch, CallBlock, Expr, ForLoop, Invocation, Macro, Postfix, Stmt, Symbol, Target, Uses},
+    ast::{
+        Ast, Branch, CALLER, CallBlock, Expr, ForLoop, Invocation, Macro, Postfix, Stmt, Symbol, Target, Uses,
+    },
     cursor::Cursor,
     expressions::{expression, invocation, tuple},
     token::{Kind, Operator, Token},
@@ -229,6 +231,9 @@ fn parameters(cursor: &mut Cursor<'_>) -> Result<Parameters> {
         let name = cursor.expect_name()?;
         let symbol = cursor.symbol(name);
         let default = if cursor.skip_operator(Operator::Assign) { Some(expression(cursor)?) } else { None };
+        if default.is_none() && symbol == CALLER {
+            return Err(cursor.fail(format_args!("the parameter 'caller' must have a default")));
+        }
         if default.is_none() && found.last().is_some_and(|(_, default)| default.is_some()) {
             return Err(cursor.fail(format_args!("parameter '{name}' without a default follows one with it")));
         }

@@ -218,6 +218,62 @@ a {{- ' b ' -}} c
 {{ [3,1,2] | sort | first }}{{ ([3,1,2] | sort)[0] }}{{ [[1,2],[3]] | map('length') | list }}{{ [[1,2],[3]] | map('first') | list }}{{ [[1,2],[3]] | map('join', '-') | list }}
 {{ {'a': 1}.a }}{{ {'a': 1}['a'] }}{{ {1: 'x'}[1] }}{{ {'a': none}.a is none }}{{ {'a': none}.get('a', 5) }}{{ {(1,2): 3}[(1,2)] }}
 {{ {[1]: 2} }}
+{% set j = joiner(', ') %}{% for x in [3,1,2] %}{{ j() }}{{ x }}{% endfor %}{% set k = joiner() %}{{ k() }}{{ k() }}{{ k() }}
+{% set c = cycler('a','b') %}{{ c.next() }}{{ c.next() }}{{ c.next() }}{{ c.current }}{{ c.reset() }}{{ c.current }}{{ c.pos }}
+{{ cycler() }}
+{{ '\u00e9\x41\U0001F642' }}{{ '\101\q\\' }}
+{{ 123456789012345678901 + 0 }}|{{ 2 ** 100 }}|{{ 2 ** 100 // 3 }}|{{ -(2 ** 100) // 7 }}|{{ -(2 ** 100) % 7 }}|{{ 2 ** 100 % -7 }}|{{ 9223372036854775807 + 1 }}|{{ -9223372036854775808 - 1 }}|{{ 2 ** 64 * 2 ** 64 - 1 }}
+{{ 10 ** 30 / 10 ** 10 }}|{{ 10 ** 20 / 3 }}|{{ 1 / 10 ** 25 }}|{{ 7 / 2 ** 70 }}|{{ -(10 ** 25) / 3 }}|{{ 9007199254740993 / 1 }}|{{ (10 ** 400) / (10 ** 399) }}
+{{ 10 ** 400 / 3 }}
+{{ 10 ** 400 * 1.0 }}
+{{ 10 ** 25 == 1e25 }}|{{ 10 ** 25 > 1e24 }}|{{ 2 ** 64 < 2 ** 65 }}|{{ 2 ** 63 == 9223372036854775808.0 }}|{{ 9007199254740993 == 9007199254740992.0 }}|{{ 2 ** 64 in [1, 18446744073709551616] }}|{{ {2 ** 64: 'x'}[18446744073709551616] }}
+{{ '%d' % 2 ** 70 }}|{{ '%x' % (2 ** 70) }}|{{ '{:,}'.format(2 ** 70) }}|{{ '{:b}'.format(2 ** 65) }}|{{ '{:x}'.format(-255) }}|{{ (2 ** 70) | tojson }}|{{ [2 ** 70] }}|{{ '99999999999999999999' | int + 1 }}|{{ '0x1f' | int(0, 16) }}|{{ 1e20 | int }}|{{ (2 ** 70) | float }}|{{ (2 ** 70) | abs }}|{{ (-(2 ** 70)) | abs }}
+{{ (2 ** 70) is odd }}|{{ (2 ** 70 + 1) is odd }}|{{ (2 ** 70) is divisibleby 1024 }}|{{ (2 ** 70) is integer }}|{{ (2 ** 70) is number }}|{{ 12345 | round(-2) }}|{{ 12350 | round(-2) }}|{{ 250 | round(-2) }}|{{ (10 ** 25 + 5) | round(-1) }}|{{ -15 | round(-1) }}
+{{ 2 ** 3 ** 2 }}|{{ 0 ** 0 }}|{{ (-1) ** (10 ** 30) }}|{{ 1 ** (10 ** 30) }}|{{ 2 ** -2 }}|{{ 2.0 ** 0.5 }}|{{ (-8) ** 3 }}|{{ 7.5 // -2 }}|{{ -7.5 % -2 }}|{{ 5 % -3 }}
+{{ 0 ** -1 }}
+{{ 10 ** 4299 | string | length }}
+{{ (10 ** 4300) | string | length }}
+{{ 1 | filesizeformat }}|{{ 0 | filesizeformat }}|{{ 999 | filesizeformat }}|{{ 1000 | filesizeformat }}|{{ 13000 | filesizeformat }}|{{ 1500000 | filesizeformat }}|{{ 1024 | filesizeformat(true) }}|{{ 1536 | filesizeformat(binary=true) }}|{{ (10 ** 12) | filesizeformat }}|{{ (10 ** 30) | filesizeformat }}|{{ '123.9' | filesizeformat }}
+{{ 'x' | filesizeformat }}
+{{ [] | random }}|{{ ['a'] | random }}|{{ 'z' | random }}
+{{ 'hello big wide world' | wordwrap(9) }}|{{ 'abcdefghij kl' | wordwrap(4) }}|{{ 'abcdefghij kl' | wordwrap(4, false) }}|{{ 'a well-known word-list' | wordwrap(8) }}|{{ 'a well-known' | wordwrap(8, break_on_hyphens=false) }}|{{ lines | wordwrap(2) }}|{{ 'a   b' | wordwrap(2) }}|{{ 'aa bb' | wordwrap(2, wrapstring='<>') }}
+{{ '<b>a</b>  <!-- c --> d\n e' | striptags }}
+{{ '{:>+8.2f}|{:e}|{:g}|{:b}|{:o}|{:#x}|{:c}|{:_}|{:08.3f}|{:=+6d}|{:.3}|{:%}'.format(3.14159, 1234.5, 0.00001, 5, 8, 255, 65, 1234567, 3.14159, 5, 'abcdef', 0.5) }}
+{{ '{:g}|{:g}|{:g}|{:G}|{:.3g}|{:.3}|{:.3}|{:g}'.format(1e10, 123456.0, 0.0001, 1e-10, 1234567.0, 3.0, 1234567.0, 100000.0) }}
+{{ '{:{}}|{:>{w}}|{!s:>4}|{!r}'.format('a', 4, 'b', 1, 'q', w=3) }}|{{ '{a.b}{a[c]}'.format(a={'b': 1, 'c': 2}) }}|{{ '{x}'.format_map({'x': 1}) }}
+{{ '%5.1f|%-6d|%+d|% d|%06.2f|%e|%g|%c|%o|%X|%.3s|%*d|%i' % (2.25, 42, 5, 5, 3.14159, 12345.678, 0.0001, 'x', 8, 255, 'abcdef', 5, 42, 7) }}
+{{ '%d' % 3.9 }}|{{ '%s' % none }}|{{ '%s' % [1] }}|{{ '%s' % {'a': 1} }}|{{ '%5s' % 'é' }}|{{ '%r' % 'a' }}|{{ '100%%' % () }}
+{{ '%x' % 1.5 }}
+{{ 'abc'.index('', 2, 1) }}
+{{ 'abc'.find('', 2) }}|{{ 'abc'.find('', 3) }}|{{ 'abc'.find('', 4) }}|{{ 'abc'.find('c', -1) }}|{{ 'abc'.find('', 2, 1) }}|{{ 'aXbX'.rfind('X', 0, 3) }}|{{ 'abc'.count('') }}|{{ 'abc'.count('', 1, 2) }}|{{ 'abc'.startswith('', 4) }}|{{ 'éab'.index('b') }}|{{ 'éab'.find('b', 1, 3) }}
+{{ 'a\tb'.expandtabs(4) }}|{{ 'ab'.isidentifier() }}|{{ '1a'.isidentifier() }}|{{ 'a\n'.isprintable() }}|{{ 'Straße'.casefold() }}
+{{ range(200000) | length }}
+{{ range(0) | list }}{{ range(3, 0) | list }}{{ range(10, 0, -3) | list }}
+{% macro m(a) %}{{ a }}{% endmacro %}{{ m(1, 2) }}
+{% macro m(a) %}{{ a }}{% endmacro %}{{ m(b=2) }}
+{% macro m(a) %}{{ a }}{% endmacro %}{{ m(1, a=2) }}
+{% macro m(a) %}{{ a }}{% endmacro %}{% call m(1) %}x{% endcall %}
+{% macro m(caller) %}{{ caller() }}{% endmacro %}{% call m() %}x{% endcall %}
+{{ [{'a': 2, 'b': 1}, {'a': 1, 'b': 2}, {'a': 1, 'b': 1}] | sort(attribute='a,b') | map(attribute='b') | list }}
+{{ ['b', 'A', 'a', 'B'] | sort }}{{ ['b', 'A', 'a', 'B'] | sort(reverse=true) }}{{ ['b', 'A', 'a', 'B'] | unique | list }}{{ ['b', 'A'] | min }}{{ [3, 1.5, true] | sort }}{{ [[2], [1, 5]] | sort }}
+{{ 1 if true if false else 2 }}|{{ 1 if false if true else 2 }}|{{ 1 if true else 2 if false else 3 }}|{{ (1 if false) is defined }}
+{{ -2 ** 2 }}|{{ -1 | abs }}|{{ - 3 + 5 }}|{{ +3 }}|{{ not 1 == 2 }}|{{ 1 in [1] and 2 not in [1] }}|{{ 'a' ~ 1 + 2 ~ 'b' }}|{{ 1 < 2 == true }}
+{{ l.0 }}|{{ nested.0.1 }}|{{ d.a.x.0 }}|{{ (1, 2).1 }}|{{ d['a']['x'][-1] }}
+{% break %}
+{% for x in l %}{% macro q() %}{% break %}{% endmacro %}{% endfor %}
+{% set ns = namespace(a=1) %}{% set ns.b = namespace(c=2) %}{{ ns.b.c }}{% set ns.l = [ns] %}{{ ns.l[0].a }}
+{% set (a, b), c = (1, 2), 3 %}{{ a }}{{ b }}{{ c }}
+{% print 1, 'a' %}
+{% if false %}{% include 'x' %}{% endif %}ok
+{% autoescape false %}{{ '<' }}{% endautoescape %}
+{{ strftime_now('%%|%Q|%c|%x|%X|%U|%j|%F %T|%D|%-m/%-d|%y%C|%n|%t|%h|%u|%w|%G-W%V') }}
+{{ '' | truncate(5) }}|{{ 'abcdefghijkl' | truncate(5) }}|{{ 'abc def ghi jkl mno' | truncate(10, leeway=0) }}
+{{ 'abc' | truncate(1) }}
+{{ {'b': 1, 'a': 2}.items() | sort }}|{{ {'a': 1}.keys() | list }}|{{ d.values() | list | length }}|{{ {'x': 1} | urlencode }}|{{ [('a', 'b c')] | urlencode }}
+{{ 1.0 | tojson }}|{{ 1e16 | tojson }}|{{ 1e-7 | tojson }}|{{ 'é' | tojson }}|{{ {'é': 1.5, 'a': none} | tojson(sort_keys=true, ensure_ascii=true) }}|{{ [] | tojson(indent=0) }}|{{ [1] | tojson(indent=0) }}
+{% for a in [1, 2] %}{{ loop.cycle('x') }}{{ loop.length }}{{ loop.revindex0 }}{% endfor %}{% for i in [[1, [2]], [3]] recursive %}{% set v = i %}{% if i is iterable %}({{ loop(i) }}){% else %}{{ v }}{{ loop.depth0 }}{% endif %}{% endfor %}
+{% set v = 1 %}{% macro show() %}{{ v }}{% endmacro %}{% for i in [1] %}{% set v = 2 %}{{ show() }}{% endfor %}{{ show() }}
+{% call(x, y=2) (l | first) %}{% endcall %}
 '''
 multi = "  {% if true %}\nx\n  {% endif %}\n\n  y {% if true %} z {% endif %}\nw\n{% for i in l %}\n  - {{ i }}\n{% endfor %}\n\n"
 srcs = T.strip("\n").split("\n")
