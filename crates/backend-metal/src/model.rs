@@ -17,7 +17,7 @@ use inference_core::{
     backend::spawn_blocking,
     train::{TrainOptions, TrainStream, Trainable, TrainingData},
 };
-use inference_text::Codec;
+use inference_text::{PromptLimits, TextPipeline};
 use tokio::sync::{OnceCell, oneshot};
 
 use crate::{
@@ -37,11 +37,11 @@ impl MlxModel {
         let path = manifest.path().to_owned();
         let adapter = options.adapter.clone();
         // The first to fail cancels the other.
-        let codec = spawn_blocking(move || Codec::load(&path));
+        let text = spawn_blocking(move || TextPipeline::load(&path));
         let loading = Handle::load(device, manifest.clone(), options);
-        let (codec, (handle, Loaded { config, layout })) = try_join(codec, loading).await?;
+        let (text, (handle, Loaded { config, layout })) = try_join(text, loading).await?;
         let mut info = ModelInfo::from_manifest(device.id(), &manifest)?;
-        info.eos_token_ids = codec.tokenizer().eos_ids().to_vec();
+        info.eos_token_ids = text.tokenizer().eos_ids().to_vec();
         info.vocab_size = config.vocab_size;
         info.layers = config.layers;
         info.hidden_size = config.hidden_size;
@@ -49,7 +49,7 @@ impl MlxModel {
         let length_dependent = config.length_dependent;
         let shared = SharedModel {
             info,
-            codec,
+            text,
             handle,
             layout,
             length_dependent,
@@ -72,7 +72,7 @@ impl TextModel for MlxModel {
     async fn generate(&self, prompt: Prompt, options: GenerateOptions) -> Result<TokenStream> {
         let called = Instant::now();
         self.0.check_open()?;
-        let prompt = self.0.encode(prompt, &options)?;
+        let prompt = self.0.prepare(prompt, &options).await?;
         self.0.generate(prompt, options, called, None)
     }
 
@@ -80,9 +80,11 @@ impl TextModel for MlxModel {
         let model = &*self.0;
         model.check_open()?;
         let labels = options.labels.as_deref().unwrap_or_default();
-        let label_tokens = model.codec.encode_labels(&options)?;
+        let label_tokens = model.text.encode_labels(&options)?;
         let longest = label_tokens.iter().map(Vec::len).max().unwrap_or(1) - 1;
-        let prompts = model.codec.encode_all(prompts, &options.template, &model.info, longest)?;
+        let limits = PromptLimits::new(&model.info, longest).with_cancel(options.cancel.clone());
+        let prompts = model.text.prepare_all(prompts, &options.template, limits).await?;
+        let prompts: Vec<Vec<u32>> = prompts.into_iter().map(|prompt| prompt.ids).collect();
         let lengths: Vec<usize> = prompts.iter().map(Vec::len).collect();
         let (reply, results) = oneshot::channel();
         let (cancel, logits) = (options.cancel.clone(), options.logits);
@@ -91,7 +93,7 @@ impl TextModel for MlxModel {
         let classifications = results.into_iter().zip(lengths).map(|(result, prompt_tokens)| {
             let mut classification = Classification::default();
             classification.token = result.token;
-            classification.text = model.codec.tokenizer().decode(&[result.token], false);
+            classification.text = model.text.tokenizer().decode(&[result.token], false);
             classification.labels = LabelScore::normalize(labels, &result.labels);
             classification.logits = result.logits;
             classification.prompt_tokens = prompt_tokens;
@@ -102,14 +104,14 @@ impl TextModel for MlxModel {
 
     async fn tokenize(&self, prompt: Prompt, options: TemplateOptions) -> Result<Vec<u32>> {
         self.0.check_open()?;
-        let mut endless = self.0.info.clone();
-        endless.context_length = usize::MAX;
-        self.0.codec.encode(prompt, &options, &endless, 0)
+        let limits = PromptLimits::without_context(&self.0.info);
+        Ok(self.0.text.prepare(prompt, &options, limits).await?.ids)
     }
 
     async fn decode(&self, tokens: Vec<u32>) -> Result<String> {
         self.0.check_open()?;
-        Ok(self.0.codec.tokenizer().decode(&tokens, false))
+        let limits = PromptLimits::without_context(&self.0.info);
+        self.0.text.run(limits, move |text, _| Ok(text.tokenizer().decode(&tokens, false))).await
     }
 
     async fn session(&self) -> Result<Session> {
@@ -142,7 +144,9 @@ impl Trainable for MlxModel {
     async fn train(&self, data: TrainingData, options: TrainOptions) -> Result<TrainStream> {
         let model = &self.0;
         model.check_open()?;
-        let data = model.codec.encode_training(data, &options, &model.info)?;
+        let (encode, info) = (options.clone(), model.info.clone());
+        let limits = PromptLimits::new(&info, 0);
+        let data = model.text.run(limits, move |text, _| text.encode_training(data, &encode, &info)).await?;
         let (events, mut stream) = mpsc::unbounded();
         let weight_bytes = model.info.weight_bytes;
         let free_bytes = model.handle.device().free_memory();

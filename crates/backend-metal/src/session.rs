@@ -7,6 +7,7 @@ use inference_core::{
     Error, GenerateOptions, Prompt, Result, TokenStream,
     backend::{SessionEngine, SessionFile, spawn_blocking},
 };
+use inference_text::{PromptLimits, TextPipeline};
 use tokio::sync::{Mutex, oneshot};
 
 use crate::{
@@ -64,15 +65,16 @@ impl SessionEngine for MlxSession {
         let called = Instant::now();
         self.model.check_open()?;
         let text = self.text.clone().lock_owned().await;
-        let codec = &self.model.codec;
         let prompt = match prompt {
             Prompt::Text(more) if !text.is_empty() => {
-                Prompt::Tokens([&text[..], &codec.tokenizer().encode(&more, false)?].concat())
+                let limits = PromptLimits::new(&self.model.info, 0).with_cancel(options.cancel.clone());
+                let encode = move |text: &TextPipeline, _| text.tokenizer().encode(&more, false);
+                Prompt::Tokens([&text[..], &self.model.text.run(limits, encode).await?].concat())
             }
             Prompt::Tokens(more) => Prompt::Tokens([&text[..], &more].concat()),
             first_or_whole => first_or_whole,
         };
-        let prompt = self.model.encode(prompt, &options)?;
+        let prompt = self.model.prepare(prompt, &options).await?;
         self.model.generate(prompt, options, called, Some(SessionTurn { id: self.id, text }))
     }
 

@@ -13,7 +13,7 @@ use inference_core::{
     ContextOverflow, Error, GenerateOptions, ModelInfo, ModelManifest, Prompt, Result, TokenStream,
     backend::{AdapterManifest, spawn_blocking},
 };
-use inference_text::Codec;
+use inference_text::{Prepared, PromptLimits, TextPipeline};
 use tokio::sync::OnceCell;
 
 use crate::engine::{Handle, Request, SessionTurn, Stats};
@@ -25,7 +25,7 @@ const STREAM_CAPACITY: usize = 64;
 #[derive(Debug)]
 pub(crate) struct SharedModel {
     pub(crate) info: ModelInfo,
-    pub(crate) codec: Codec,
+    pub(crate) text: TextPipeline,
     pub(crate) handle: Handle,
     /// How keys and values are kept.
     pub(crate) layout: String,
@@ -56,18 +56,13 @@ impl SharedModel {
     }
 
     /// The prompt's ids, which the context holds, or is to outlive.
-    pub(crate) fn encode(&self, prompt: Prompt, options: &GenerateOptions) -> Result<Vec<u32>> {
-        let encode = |info: &ModelInfo, more| self.codec.encode(prompt, &options.template, info, more);
+    pub(crate) async fn prepare(&self, prompt: Prompt, options: &GenerateOptions) -> Result<Prepared> {
+        self.text.check_options(&prompt, options)?;
         let limit = self.info.context_length;
         let answer = options.max_tokens_or_default();
-        match options.context_overflow.unwrap_or_default() {
+        let limits = match options.context_overflow.unwrap_or_default() {
             // Together they exceed the limit wherever the answer alone does.
-            ContextOverflow::Refuse => encode(&self.info, answer.min(limit)).map_err(|error| match error {
-                Error::ContextExceeded { tokens, limit } => {
-                    Error::ContextExceeded { tokens: tokens.saturating_add(answer), limit }
-                }
-                other => other,
-            }),
+            ContextOverflow::Refuse => PromptLimits::new(&self.info, answer.min(limit)),
             ContextOverflow::Rotate { keep } => {
                 let invalid = |reason| Err(Error::InvalidOption { option: "context_overflow", reason });
                 if self.length_dependent {
@@ -78,29 +73,36 @@ impl SharedModel {
                 if keep >= limit.div_ceil(2) {
                     return invalid(format!("keeps {keep} tokens, expected fewer than half of {limit}"));
                 }
-                let mut endless = self.info.clone();
-                endless.context_length = usize::MAX;
-                encode(&endless, 0)
+                PromptLimits::without_context(&self.info)
             }
-            _ => encode(&self.info, 0),
-        }
+            _ => PromptLimits::new(&self.info, 0),
+        };
+        let reserved = limits.reserved;
+        let limits = limits.with_cancel(options.cancel.clone());
+        let prepared = self.text.prepare(prompt, &options.template, limits).await;
+        prepared.map_err(|error| match error {
+            Error::ContextExceeded { tokens, limit } if reserved > 0 => {
+                Error::ContextExceeded { tokens: tokens.saturating_add(answer), limit }
+            }
+            other => other,
+        })
     }
 
     /// Hands a request over whose prompt is encoded and checked.
     pub(crate) fn generate(
         &self,
-        prompt: Vec<u32>,
+        prompt: Prepared,
         options: GenerateOptions,
         called: Instant,
         turn: Option<SessionTurn>,
     ) -> Result<TokenStream> {
-        let assembler = self.codec.assembler(&options)?;
-        let budget = self.codec.thinking_budget(&prompt, &options);
+        let assembler = self.text.assembler(&options)?;
+        let budget = self.text.thinking_budget(&prompt, &options);
         let (sink, stream) =
             TokenStream::channel(&self.info.backend, STREAM_CAPACITY, options.cancel.clone());
-        let stream = stream.with_parser(self.codec.reader(&prompt, &options));
+        let stream = stream.with_parser(self.text.output_parser(&prompt, &options));
         self.handle.generate(Request {
-            prompt,
+            prompt: prompt.ids,
             options,
             eos: self.info.eos_token_ids.clone(),
             sink,

@@ -16,7 +16,7 @@ use inference_core::{
     LoadOptions, Metrics, ModelInfo, ModelManifest, ModelStats, Prompt, Result, TemplateOptions, TextModel,
     TokenStream, backend::spawn_blocking,
 };
-use inference_text::Codec;
+use inference_text::{PromptLimits, TextPipeline};
 
 use crate::{
     ID, MlxLmOptions,
@@ -41,7 +41,7 @@ const PREFILL_CHUNK: usize = 512;
 #[derive(Debug)]
 pub(crate) struct MlxLmModel {
     info: ModelInfo,
-    codec: Codec,
+    text: TextPipeline,
     child: ChildSource,
     totals: Arc<Totals>,
     shutdown: CancellationToken,
@@ -98,19 +98,19 @@ impl MlxLmModel {
         };
         // The tokenizer is read while the child reads the weights.
         let path = manifest.path().to_owned();
-        let codec = spawn_blocking(move || Codec::load(&path));
+        let text = spawn_blocking(move || TextPipeline::load(&path));
         let (client, loaded) = tokio::select! {
             started = child.start() => started?,
             () = options.cancel.cancelled() => return Err(Error::Cancelled),
         };
-        let codec = codec.await?;
+        let text = text.await?;
         *child.current.lock().await = Some(client);
         info.parameters = loaded.parameters;
         // MLX would ban an id that the model lacks in memory that is another's.
-        let ends = codec.tokenizer().eos_ids().iter().copied();
+        let ends = text.tokenizer().eos_ids().iter().copied();
         info.eos_token_ids = ends.filter(|id| (*id as usize) < info.vocab_size).collect();
         let (totals, shutdown) = (Arc::default(), CancellationToken::new());
-        Ok(Self { info, codec, child, totals, shutdown })
+        Ok(Self { info, text, child, totals, shutdown })
     }
 
     /// The child's request; `room` is how many tokens fit behind the prompt.
@@ -192,7 +192,7 @@ impl MlxLmModel {
         });
         let mut classification = Classification::default();
         classification.token = verdict.token;
-        classification.text = self.codec.tokenizer().decode(&[verdict.token], false);
+        classification.text = self.text.tokenizer().decode(&[verdict.token], false);
         classification.labels = LabelScore::normalize(labels, &scores);
         classification.logits = logits.transpose()?;
         classification.prompt_tokens = prompt_tokens;
@@ -209,15 +209,17 @@ impl TextModel for MlxLmModel {
     async fn generate(&self, prompt: Prompt, options: GenerateOptions) -> Result<TokenStream> {
         let called = Instant::now();
         self.child.check_open()?;
-        let prompt = self.codec.encode(prompt, &options.template, &self.info, 0)?;
-        let assembler = self.codec.assembler(&options)?;
+        self.text.check_options(&prompt, &options)?;
+        let limits = PromptLimits::new(&self.info, 0).with_cancel(options.cancel.clone());
+        let prompt = self.text.prepare(prompt, &options.template, limits).await?;
+        let assembler = self.text.assembler(&options)?;
         let client = self.child.get().await?;
         let (sink, stream) = TokenStream::channel(ID, STREAM_CAPACITY, options.cancel.clone());
-        let stream = stream.with_parser(self.codec.reader(&prompt, &options));
+        let stream = stream.with_parser(self.text.output_parser(&prompt, &options));
         self.totals.began();
-        let prompt_tokens = prompt.len();
+        let prompt_tokens = prompt.ids.len();
         let sent = Instant::now();
-        let answers = client.request(|id| self.request(id, prompt, &options));
+        let answers = client.request(|id| self.request(id, prompt.ids, &options));
         let generation = Generation {
             client: client.clone(),
             answers,
@@ -237,23 +239,23 @@ impl TextModel for MlxLmModel {
 
     async fn tokenize(&self, prompt: Prompt, options: TemplateOptions) -> Result<Vec<u32>> {
         self.child.check_open()?;
-        let mut endless = self.info.clone();
-        endless.context_length = usize::MAX;
-        self.codec.encode(prompt, &options, &endless, 0)
+        Ok(self.text.prepare(prompt, &options, PromptLimits::without_context(&self.info)).await?.ids)
     }
 
     async fn decode(&self, tokens: Vec<u32>) -> Result<String> {
         self.child.check_open()?;
-        Ok(self.codec.tokenizer().decode(&tokens, false))
+        let limits = PromptLimits::without_context(&self.info);
+        self.text.run(limits, move |text, _| Ok(text.tokenizer().decode(&tokens, false))).await
     }
 
     async fn classify(&self, prompts: Vec<Prompt>, options: ClassifyOptions) -> Result<Vec<Classification>> {
         self.child.check_open()?;
         let labels = options.labels.as_deref().unwrap_or_default();
-        let label_tokens = self.codec.encode_labels(&options)?;
+        let label_tokens = self.text.encode_labels(&options)?;
         let longest = label_tokens.iter().map(Vec::len).max().unwrap_or(1) - 1;
-        let encode = |prompt| self.codec.encode(prompt, &options.template, &self.info, longest);
-        let prompts = prompts.into_iter().map(encode).collect::<Result<Vec<_>>>()?;
+        let limits = PromptLimits::new(&self.info, longest).with_cancel(options.cancel.clone());
+        let prompts = self.text.prepare_all(prompts, &options.template, limits).await?;
+        let prompts: Vec<Vec<u32>> = prompts.into_iter().map(|prompt| prompt.ids).collect();
         let lengths: Vec<usize> = prompts.iter().map(Vec::len).collect();
         if options.cancel.is_cancelled() {
             return Err(Error::Cancelled);

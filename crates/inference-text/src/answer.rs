@@ -35,7 +35,7 @@ use crate::{StopStrings, stop::Position};
 /// use inference_text::{AnswerFormat, AnswerParser};
 ///
 /// let format = Arc::new(AnswerFormat::from_template("…</think>…<tool_call>…").unwrap());
-/// let mut parser = AnswerParser::new(format, "");
+/// let mut parser = AnswerParser::new(format, false);
 /// let mut events = Vec::new();
 /// for piece in ["<thi", "nk>2+2</think>Four.<tool_", "call>{\"name\": \"f\", \"arguments\": {}}</tool_call>"] {
 ///     parser.push(piece, &mut events);
@@ -68,11 +68,10 @@ pub struct AnswerParser {
 }
 
 impl AnswerParser {
-    /// A parser for the answer to a rendered prompt. Only the prompt's end matters: where that opens reasoning, the answer
-    /// begins within it.
+    /// A parser for one answer, which may begin within reasoning: where its prompt opens it.
     #[must_use]
-    pub fn new(format: Arc<AnswerFormat>, prompt: &str) -> Self {
-        let begun = format.opened_reasoning(prompt);
+    pub fn new(format: Arc<AnswerFormat>, starts_in_reasoning: bool) -> Self {
+        let ends = if starts_in_reasoning { format.reasoning_ends() } else { Vec::new() };
         let mut parser = Self {
             within: None,
             end: format.begin.clone(),
@@ -85,8 +84,8 @@ impl AnswerParser {
             tools: Vec::new(),
             id_seed: 0,
         };
-        if let Some(delimiter) = begun {
-            parser.enter(Kind::Reasoning, String::new(), delimiter.ends);
+        if !ends.is_empty() {
+            parser.enter(Kind::Reasoning, String::new(), &ends);
         }
         parser
     }

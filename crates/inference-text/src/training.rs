@@ -5,7 +5,7 @@ use inference_core::{
     train::{Example, ExampleKind, LossOn, TokenExample, TrainOptions, TrainingData, Truncation},
 };
 
-use crate::{Codec, Tokenizer};
+use crate::{TextPipeline, Tokenizer};
 
 /// [`TrainingData`], tokenised, checked and within the longest length.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -18,7 +18,7 @@ pub struct TokenData {
     pub truncated: usize,
 }
 
-impl Codec {
+impl TextPipeline {
     /// Tokenises examples: at least one learnt token in each, all within the model's vocabulary, no longer than the options
     /// and the model's context allow.
     ///

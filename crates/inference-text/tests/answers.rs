@@ -9,7 +9,7 @@ use inference_core::{
     AssistantMessage, CancellationToken, ChatEvent, Finish, FinishReason, GenerateOptions, Message, Metrics,
     ModelInfo, Prompt, Token, TokenStream,
 };
-use inference_text::Codec;
+use inference_text::{Prepared, PromptLimits, TextPipeline};
 use serde_json::{Value, json};
 use support::*;
 
@@ -140,14 +140,14 @@ const FAMILIES: &[Family] = &[
 ];
 
 impl Family {
-    fn codec(&self) -> Codec {
+    fn text(&self) -> TextPipeline {
         let mut tokenizer = byte_level(WORDS);
         let first = tokenizer["model"]["vocab"].as_object().unwrap().len();
         let added = self.special.iter().enumerate().map(|(at, text)| special(first + at, text)).collect();
         tokenizer["added_tokens"] = Value::Array(added);
         let folder = folder(&[("tokenizer.json", &tokenizer)]);
         std::fs::write(folder.path().join("chat_template.jinja"), self.template).unwrap();
-        Codec::load(folder.path()).unwrap()
+        TextPipeline::load(folder.path()).unwrap()
     }
 }
 
@@ -165,9 +165,9 @@ fn options() -> GenerateOptions {
 }
 
 /// A stream of these ids, as an engine makes it.
-fn say(codec: &Codec, prompt: &[u32], ids: &[u32]) -> TokenStream {
+fn say(pipeline: &TextPipeline, prompt: &Prepared, ids: &[u32]) -> TokenStream {
     let (mut sink, stream) = TokenStream::channel("script", ids.len(), CancellationToken::new());
-    let mut assembler = codec.assembler(&options()).unwrap();
+    let mut assembler = pipeline.assembler(&options()).unwrap();
     let mut events = Vec::new();
     for id in ids {
         assembler.push(*id, (), &mut events);
@@ -175,22 +175,22 @@ fn say(codec: &Codec, prompt: &[u32], ids: &[u32]) -> TokenStream {
     assembler.finish(&mut events);
     events.into_iter().for_each(|event| sink.send(Token::new(event.id, event.text)));
     sink.end(Ok(Finish::new(FinishReason::Length, Metrics::default())));
-    stream.with_parser(codec.reader(prompt, &options()))
+    stream.with_parser(pipeline.output_parser(prompt, &options()))
 }
 
 #[test]
 fn calls_and_results_go_back_as_the_model_wrote_them() {
     for family in FAMILIES {
-        let (Family { name, answer: written, thinking, text, kept, .. }, codec) = (family, family.codec());
+        let (Family { name, answer: written, thinking, text, kept, .. }, pipeline) = (family, family.text());
         let render = |messages: &[Message]| {
             let prompt = Prompt::Chat(messages.to_vec());
-            codec.encode(prompt, &options().template, &info(), 0).unwrap()
+            pipeline.prepare_blocking(prompt, &options().template, &PromptLimits::new(&info(), 0)).unwrap()
         };
         let mut messages = vec![Message::user("How is the weather in Zürich?")];
         let prompt = render(&messages);
-        let ids = codec.tokenizer().encode(written, false).unwrap();
+        let ids = pipeline.tokenizer().encode(written, false).unwrap();
         let events: Vec<ChatEvent> =
-            block_on(say(&codec, &prompt, &ids).events().map(Result::unwrap).collect());
+            block_on(say(&pipeline, &prompt, &ids).events().map(Result::unwrap).collect());
         assert_eq!(events.iter().map(ChatEvent::raw).collect::<String>(), *written, "{name}");
 
         let mut answer = AssistantMessage::default();
@@ -202,7 +202,7 @@ fn calls_and_results_go_back_as_the_model_wrote_them() {
         assert_eq!(Value::Object(call.arguments.clone()), json!({"city": "Zürich", "days": 2}), "{name}");
 
         messages.extend([answer.message(), Message::tool_result(call, "18 °C, sunny")]);
-        let next = codec.tokenizer().decode(&render(&messages), false);
+        let next = pipeline.tokenizer().decode(&render(&messages).ids, false);
         assert!(next.contains(kept), "{name}: {next}");
         assert!(next.split_once(kept).unwrap().1.contains("18 °C, sunny"), "{name}: {next}");
     }
@@ -219,11 +219,12 @@ fn a_budget_counts_reasoning_and_nothing_else() {
             "<|end|><|start|>assistant<|channel|>final<|message|>",
         ),
     ] {
-        let codec = FAMILIES.iter().find(|family| family.name == name).unwrap().codec();
-        let encode = |text: &str| codec.tokenizer().encode(text, false).unwrap();
+        let pipeline = FAMILIES.iter().find(|family| family.name == name).unwrap().text();
+        let encode = |text: &str| pipeline.tokenizer().encode(text, false).unwrap();
         let chat = Prompt::Chat(vec![Message::user("Hi")]);
-        let prompt = codec.encode(chat, &options().template, &info(), 0).unwrap();
-        let mut budget = codec.thinking_budget(&prompt, &options().thinking_budget(3)).unwrap();
+        let prompt =
+            pipeline.prepare_blocking(chat, &options().template, &PromptLimits::new(&info(), 0)).unwrap();
+        let mut budget = pipeline.thinking_budget(&prompt, &options().thinking_budget(3)).unwrap();
         for id in encode(answer) {
             assert!(!budget.is_spent(), "{name}");
             budget.push(id);
@@ -236,8 +237,8 @@ fn a_budget_counts_reasoning_and_nothing_else() {
         encode("and so on").into_iter().for_each(|id| budget.push(id));
         assert!(!budget.is_spent() && !budget.may_be_spent_after(9), "{name}");
     }
-    let mistral = FAMILIES.iter().find(|family| family.name == "Mistral").unwrap().codec();
-    assert!(mistral.thinking_budget(&[1], &options().thinking_budget(3)).is_none());
-    let unset = FAMILIES[0].codec();
-    assert!(unset.thinking_budget(&[1], &options()).is_none());
+    let mistral = FAMILIES.iter().find(|family| family.name == "Mistral").unwrap().text();
+    assert!(mistral.thinking_budget(&Prepared::default(), &options().thinking_budget(3)).is_none());
+    let unset = FAMILIES[0].text();
+    assert!(unset.thinking_budget(&Prepared::default(), &options()).is_none());
 }

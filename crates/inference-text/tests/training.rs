@@ -7,7 +7,7 @@ use inference_core::{
     Error, Message, ModelInfo,
     train::{Example, ExampleKind, LossOn, TokenExample, TrainOptions, TrainingData, Truncation},
 };
-use inference_text::{Codec, TokenData};
+use inference_text::{TextPipeline, TokenData};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -25,13 +25,13 @@ fn demo() -> PathBuf {
 }
 
 /// The demo model's text side with another template.
-fn with_template(source: &str) -> Codec {
+fn with_template(source: &str) -> TextPipeline {
     let folder = tempfile::tempdir().unwrap();
     for name in ["tokenizer.json", "tokenizer_config.json", "config.json", "generation_config.json"] {
         std::fs::copy(demo().join(name), folder.path().join(name)).unwrap();
     }
     std::fs::write(folder.path().join("chat_template.jinja"), source).unwrap();
-    Codec::load(folder.path()).unwrap()
+    TextPipeline::load(folder.path()).unwrap()
 }
 
 fn info() -> ModelInfo {
@@ -41,7 +41,11 @@ fn info() -> ModelInfo {
 }
 
 fn encode(examples: Vec<Example>, options: &TrainOptions) -> Result<TokenData, Error> {
-    Codec::load(&demo()).unwrap().encode_training(TrainingData::new(examples, vec![]), options, &info())
+    TextPipeline::load(&demo()).unwrap().encode_training(
+        TrainingData::new(examples, vec![]),
+        options,
+        &info(),
+    )
 }
 
 fn options() -> TrainOptions {
@@ -56,10 +60,11 @@ fn tokens_and_masks_are_those_of_mlx_lm() {
     for Case { line, template, mask, tokens, offset } in cases {
         let path = folder.path().join("line.jsonl");
         std::fs::write(&path, format!("{line}\n")).unwrap();
-        let codec = template.map_or_else(|| Codec::load(&demo()).unwrap(), |source| with_template(&source));
+        let text =
+            template.map_or_else(|| TextPipeline::load(&demo()).unwrap(), |source| with_template(&source));
         let example = TrainingData::read(&path, None, 0).unwrap().train.remove(0);
         let learn = if mask { LossOn::Answer } else { LossOn::Everything };
-        let encoded = codec.encode_example(&example, learn).unwrap();
+        let encoded = text.encode_example(&example, learn).unwrap();
         assert_eq!(encoded, TokenExample::from_answer(tokens, offset), "{line}");
         masked += usize::from(offset > 0);
     }
@@ -74,8 +79,8 @@ fn what_is_learnt_of_a_conversation_is_its_last_answer() {
         Message::user("2+2?"),
         Message::assistant("2 + 2 = 4"),
     ];
-    let codec = Codec::load(&demo()).unwrap();
-    let encoded = codec.encode_example(&Example::chat(conversation), LossOn::Answer).unwrap();
+    let text = TextPipeline::load(&demo()).unwrap();
+    let encoded = text.encode_example(&Example::chat(conversation), LossOn::Answer).unwrap();
     let learnt: Vec<u32> = encoded
         .tokens
         .iter()
@@ -83,7 +88,7 @@ fn what_is_learnt_of_a_conversation_is_its_last_answer() {
         .filter(|(_, learnt)| **learnt)
         .map(|(id, _)| *id)
         .collect();
-    assert_eq!(codec.tokenizer().decode(&learnt, false), "2 + 2 = 4<|im_end|>\n");
+    assert_eq!(text.tokenizer().decode(&learnt, false), "2 + 2 = 4<|im_end|>\n");
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::{
 
 use futures::{FutureExt as _, StreamExt as _};
 use inference_core::{CancellationToken, Error, Finish, FinishReason, GenerateOptions, TokenStream};
-use inference_text::Codec;
+use inference_text::TextPipeline;
 use mlx_rs::{
     Array, Dtype, Stream,
     error::{Exception, Result},
@@ -144,7 +144,7 @@ impl Architecture for Fake {
 struct Bench {
     model: Rc<Fake>,
     scheduler: Scheduler,
-    codec: Codec,
+    text: TextPipeline,
     stats: Arc<Stats>,
     free: Rc<Cell<Option<u64>>>,
 }
@@ -174,8 +174,8 @@ impl Bench {
         let budget = Budget::new(&model.config, None, move || left.get());
         let scheduler = Scheduler::new(model.clone(), Stream::cpu(), config, budget);
         let demo = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/demo"));
-        let codec = Codec::load(demo).unwrap();
-        Self { model, scheduler, codec, stats: Arc::default(), free }
+        let text = TextPipeline::load(demo).unwrap();
+        Self { model, scheduler, text, stats: Arc::default(), free }
     }
 
     /// Hands over a request of `len` prompt tokens that end with `last`, for `tokens` more.
@@ -189,7 +189,7 @@ impl Bench {
         self.scheduler.push(Request {
             prompt,
             sink,
-            assembler: self.codec.assembler(&options).unwrap(),
+            assembler: self.text.assembler(&options).unwrap(),
             options,
             budget: None,
             eos: Vec::new(),

@@ -144,12 +144,20 @@ impl AnswerFormat {
         Ok(Self { delimiters, begin, bare })
     }
 
-    /// The delimiter of reasoning that a rendered prompt ends with: its answer begins within reasoning.
-    pub(super) fn opened_reasoning(&self, prompt: &str) -> Option<Delimiter> {
+    /// Whether a rendered prompt ends with a delimiter that opens reasoning: its answer begins within reasoning.
+    #[must_use]
+    pub fn opens_reasoning(&self, prompt: &str) -> bool {
         let prompt = prompt.trim_end();
-        let opened =
-            |delimiter: &&Delimiter| delimiter.kind == Kind::Reasoning && prompt.ends_with(delimiter.text);
-        self.delimiters.iter().find(opened).copied()
+        self.reasoning().any(|delimiter| prompt.ends_with(delimiter.text))
+    }
+
+    /// What ends reasoning that a prompt opened.
+    pub(super) fn reasoning_ends(&self) -> Vec<&'static str> {
+        self.reasoning().flat_map(|delimiter| delimiter.ends).copied().collect()
+    }
+
+    fn reasoning(&self) -> impl Iterator<Item = &Delimiter> {
+        self.delimiters.iter().filter(|delimiter| delimiter.kind == Kind::Reasoning)
     }
 
     /// Whether the family marks reasoning.

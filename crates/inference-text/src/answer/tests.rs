@@ -6,7 +6,9 @@ use super::*;
 const ALL: &str = "<think></think><tool_call><function=[TOOL_CALLS]```tool_code<｜tool▁calls▁begin｜>";
 
 fn parser(template: &str, prompt: &str) -> AnswerParser {
-    AnswerParser::new(Arc::new(AnswerFormat::from_template(template).unwrap()), prompt)
+    let format = AnswerFormat::from_template(template).unwrap();
+    let starts_in_reasoning = format.opens_reasoning(prompt);
+    AnswerParser::new(Arc::new(format), starts_in_reasoning)
 }
 
 fn events(mut parser: AnswerParser, pieces: &[&str]) -> Vec<ChatEvent> {

@@ -8,18 +8,18 @@ use crate::{AnswerParser, Detokenizer, Tokenizer};
 
 /// Reads the parts of an answer from its tokens: special tokens have no text there, and here they are the marks.
 #[derive(Debug)]
-pub struct ChatReader {
+pub struct ChatOutputParser {
     parser: AnswerParser,
     tokenizer: Tokenizer,
 }
 
-impl ChatReader {
+impl ChatOutputParser {
     pub(crate) fn new(parser: AnswerParser, tokenizer: Tokenizer) -> Self {
         Self { parser, tokenizer }
     }
 }
 
-impl OutputParser for ChatReader {
+impl OutputParser for ChatOutputParser {
     fn push(&mut self, token: &Token, events: &mut Vec<ChatEvent>) {
         if let Some(mark) = self.tokenizer.special(token.id) {
             self.parser.push_special(mark, events);

@@ -1,0 +1,370 @@
+//! From prompts to ids and back: what every backend does with the text files of a model's folder.
+
+use std::{path::Path, sync::Arc, thread};
+
+use futures::future::{Either, select};
+use inference_core::{
+    CancellationToken, ClassifyOptions, Error, GenerateOptions, Message, ModelInfo, Prompt, Result,
+    TemplateOptions, backend::spawn_blocking,
+};
+
+use crate::{
+    AnswerFormat, AnswerParser, ChatOutputParser, ChatTemplate, EncodeLimits, StopStrings, TextAssembler,
+    ThinkingBudget, Tokenizer,
+};
+
+/// Tokens of a prompt's end that tell whether its answer begins within reasoning: a delimiter and white space.
+const PROMPT_END: usize = 16;
+
+/// Prompts that are worth a thread.
+const PROMPTS_EACH: usize = 32;
+
+/// A prompt that is this many times as long as the context is refused without counting all of its tokens.
+const COUNTED_CONTEXTS: usize = 4;
+/// Tokens that are counted in any case.
+const COUNTED_TOKENS: usize = 64 << 10;
+
+/// A model folder's text side: its tokenizer, its chat template where it has one, and how its answers are written. A clone
+/// shares all of it.
+#[derive(Debug, Clone)]
+pub struct TextPipeline(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    tokenizer: Tokenizer,
+    template: Option<ChatTemplate>,
+    supports_tools: bool,
+    format: Arc<AnswerFormat>,
+    /// The ids that end reasoning, where the family marks it.
+    thinking_end: Option<Arc<[u32]>>,
+}
+
+/// A prompt that is ready for an engine.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Prepared {
+    /// Its ids: at least one, all within the model's vocabulary.
+    pub ids: Vec<u32>,
+    /// Whether its answer begins within reasoning.
+    pub starts_in_reasoning: bool,
+}
+
+/// What a prompt has to fit, and when its preparation stops.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct PromptLimits {
+    /// Ids that the model has.
+    pub vocab_size: usize,
+    /// Tokens of prompt and answer together.
+    pub context_length: usize,
+    /// Tokens that have to fit the context behind the prompt.
+    pub reserved: usize,
+    /// The caller's wish to stop.
+    pub cancel: CancellationToken,
+}
+
+impl PromptLimits {
+    /// The limits of a model, with room for `reserved` tokens behind the prompt.
+    #[must_use]
+    pub fn new(model: &ModelInfo, reserved: usize) -> Self {
+        let (vocab_size, context_length) = (model.vocab_size, model.context_length);
+        Self { vocab_size, context_length, reserved, cancel: CancellationToken::new() }
+    }
+
+    /// The limits of a model for prompts that need not fit its context.
+    #[must_use]
+    pub fn without_context(model: &ModelInfo) -> Self {
+        Self { context_length: usize::MAX, ..Self::new(model, 0) }
+    }
+
+    /// The same limits, with this token of the caller's.
+    #[must_use]
+    pub fn with_cancel(self, cancel: CancellationToken) -> Self {
+        Self { cancel, ..self }
+    }
+
+    fn encode_limits(&self) -> EncodeLimits {
+        let counted = self.context_length.saturating_mul(COUNTED_CONTEXTS).saturating_add(COUNTED_TOKENS);
+        EncodeLimits { max_tokens: counted, cancel: self.cancel.clone() }
+    }
+}
+
+impl TextPipeline {
+    /// Reads the folder's tokenizer and chat template.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::load`] and [`ChatTemplate::load`].
+    pub fn load(folder: &Path) -> Result<Self> {
+        let tokenizer = Tokenizer::load(folder)?;
+        let template = ChatTemplate::load(folder, tokenizer.special_tokens())?;
+        let sources: Vec<&str> = template.iter().flat_map(ChatTemplate::sources).collect();
+        let sources = sources.concat();
+        let format = AnswerFormat::from_template(&sources)?;
+        let thinking_end = format.thinking_end().map(|text| tokenizer.encode(text, false)).transpose()?;
+        Ok(Self(Arc::new(Inner {
+            tokenizer,
+            template,
+            supports_tools: sources.contains("tools"),
+            format: Arc::new(format),
+            thinking_end: thinking_end.map(Into::into),
+        })))
+    }
+
+    /// The tokenizer.
+    #[must_use]
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.0.tokenizer
+    }
+
+    /// Whether the chat template writes the definitions of tools.
+    #[must_use]
+    pub fn supports_tools(&self) -> bool {
+        self.0.supports_tools
+    }
+
+    /// Whether the model's family marks reasoning.
+    #[must_use]
+    pub fn has_reasoning(&self) -> bool {
+        self.0.format.has_reasoning()
+    }
+
+    /// Refuses options that would have no effect on this model.
+    ///
+    /// # Errors
+    /// [`Error::InvalidOption`]: tools for a chat template that writes none; a limit on reasoning for a family without.
+    pub fn check_options(&self, prompt: &Prompt, options: &GenerateOptions) -> Result<()> {
+        if let Prompt::Chat(_) = prompt {
+            self.check_template_options(&options.template)?;
+        }
+        if options.thinking_budget.is_some() && !self.has_reasoning() {
+            let reason = "the model's chat template marks no reasoning, so there is none to limit".to_owned();
+            return Err(Error::InvalidOption { option: "thinking_budget", reason });
+        }
+        Ok(())
+    }
+
+    fn check_template_options(&self, template: &TemplateOptions) -> Result<()> {
+        let tools = template.tools.as_deref().is_some_and(|tools| !tools.is_empty());
+        if tools && self.0.template.is_some() && !self.supports_tools() {
+            let reason = "the model's chat template does not write the definitions of tools".to_owned();
+            return Err(Error::InvalidOption { option: "tools", reason });
+        }
+        Ok(())
+    }
+
+    /// Prepares a prompt on a thread of its own: templates and tokenizers compute for as long as a second, and no executor
+    /// waits for them. The caller's cancellation ends it, and so does dropping the future.
+    ///
+    /// # Errors
+    /// As [`prepare_blocking`](Self::prepare_blocking); [`Error::Cancelled`].
+    pub async fn prepare(
+        &self,
+        prompt: Prompt,
+        template: &TemplateOptions,
+        limits: PromptLimits,
+    ) -> Result<Prepared> {
+        if let Prompt::Tokens(_) = prompt {
+            return self.prepare_blocking(prompt, template, &limits);
+        }
+        let template = template.clone();
+        self.run(limits, move |text, limits| text.prepare_blocking(prompt, &template, &limits)).await
+    }
+
+    /// [`prepare`](Self::prepare) for each of the prompts, on as many threads as the machine has where there are enough of
+    /// them.
+    ///
+    /// # Errors
+    /// Those of the first prompt that has any.
+    pub async fn prepare_all(
+        &self,
+        prompts: Vec<Prompt>,
+        template: &TemplateOptions,
+        limits: PromptLimits,
+    ) -> Result<Vec<Prepared>> {
+        let template = template.clone();
+        self.run(limits, move |text, limits| text.prepare_each(prompts, &template, &limits)).await
+    }
+
+    /// Runs work that computes for long off the caller's executor, until it is done or cancelled.
+    ///
+    /// # Errors
+    /// The work's; [`Error::Cancelled`].
+    pub async fn run<T: Send + 'static>(
+        &self,
+        limits: PromptLimits,
+        work: impl FnOnce(&Self, PromptLimits) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let cancel = limits.cancel.child_token();
+        // Whoever stops waiting stops the work, too.
+        let _guard = cancel.clone().drop_guard();
+        let limits = limits.with_cancel(cancel.clone());
+        let text = self.clone();
+        let work = std::pin::pin!(spawn_blocking(move || work(&text, limits)));
+        match select(work, std::pin::pin!(cancel.cancelled())).await {
+            Either::Left((result, _)) => result,
+            Either::Right(_) => Err(Error::Cancelled),
+        }
+    }
+
+    /// Prepares a prompt on this thread.
+    ///
+    /// # Errors
+    /// [`Error::InvalidPrompt`], [`Error::ContextExceeded`], and [`Error::Template`] for a conversation that the template
+    /// refuses or that there is no template for; [`Error::InvalidOption`] for tools that the template does not write.
+    pub fn prepare_blocking(
+        &self,
+        prompt: Prompt,
+        template: &TemplateOptions,
+        limits: &PromptLimits,
+    ) -> Result<Prepared> {
+        let tokenizer = self.tokenizer();
+        let exceeded = |error| match error {
+            Error::ContextExceeded { tokens, .. } => {
+                Error::ContextExceeded { tokens, limit: limits.context_length }
+            }
+            other => other,
+        };
+        let (ids, starts_in_reasoning) = match prompt {
+            Prompt::Tokens(ids) => {
+                let end = tokenizer.decode(&ids[ids.len().saturating_sub(PROMPT_END)..], false);
+                (ids, self.0.format.opens_reasoning(&end))
+            }
+            Prompt::Text(text) => {
+                let ids = tokenizer.encode_within(&text, true, &limits.encode_limits()).map_err(exceeded)?;
+                (ids, self.0.format.opens_reasoning(&text))
+            }
+            Prompt::Chat(messages) => {
+                self.check_template_options(template)?;
+                let text = self.render(&messages, template, true)?;
+                let ids = tokenizer.encode_within(&text, false, &limits.encode_limits()).map_err(exceeded)?;
+                (ids, self.0.format.opens_reasoning(&text))
+            }
+            other => {
+                let reason = format!("{other:?} is of a kind that this backend does not know");
+                return Err(Error::InvalidPrompt { reason });
+            }
+        };
+        check_ids(&ids, limits)?;
+        Ok(Prepared { ids, starts_in_reasoning })
+    }
+
+    fn prepare_each(
+        &self,
+        prompts: Vec<Prompt>,
+        template: &TemplateOptions,
+        limits: &PromptLimits,
+    ) -> Result<Vec<Prepared>> {
+        let prepare = |prompts: Vec<Prompt>| -> Result<Vec<Prepared>> {
+            prompts.into_iter().map(|prompt| self.prepare_blocking(prompt, template, limits)).collect()
+        };
+        let threads = thread::available_parallelism().map_or(1, usize::from);
+        let each = prompts.len().div_ceil(threads).max(PROMPTS_EACH);
+        if prompts.len() <= each {
+            return prepare(prompts);
+        }
+        let mut prompts = prompts.into_iter();
+        let parts: Vec<Vec<Prompt>> =
+            std::iter::from_fn(|| Some(prompts.by_ref().take(each).collect::<Vec<_>>()))
+                .take_while(|part| !part.is_empty())
+                .collect();
+        thread::scope(|scope| {
+            let parts: Vec<_> = parts.into_iter().map(|part| scope.spawn(|| prepare(part))).collect();
+            let stopped = |_| {
+                let reason = "a thread that prepares prompts panicked".to_owned();
+                Err(Error::Stopped { backend: "inference".to_owned(), reason })
+            };
+            let parts = parts.into_iter().map(|part| part.join().unwrap_or_else(stopped));
+            Ok(parts.collect::<Result<Vec<_>>>()?.concat())
+        })
+    }
+
+    /// The text of a conversation, up to where the assistant begins to speak if `add_generation_prompt`.
+    fn render(
+        &self,
+        messages: &[Message],
+        template: &TemplateOptions,
+        add_generation_prompt: bool,
+    ) -> Result<String> {
+        let Some(chat) = &self.0.template else {
+            let reason = "the model's folder has no chat template; use a text prompt".to_owned();
+            return Err(Error::Template { reason });
+        };
+        chat.render(messages, template, add_generation_prompt)
+    }
+
+    /// The ids of a conversation, of any length.
+    pub(crate) fn encode_chat(
+        &self,
+        messages: &[Message],
+        template: &TemplateOptions,
+        add_generation_prompt: bool,
+    ) -> Result<Vec<u32>> {
+        self.tokenizer().encode(&self.render(messages, template, add_generation_prompt)?, false)
+    }
+
+    /// The labels' ids, none of them empty.
+    ///
+    /// # Errors
+    /// [`Error::InvalidOption`] names a label without tokens.
+    pub fn encode_labels(&self, options: &ClassifyOptions) -> Result<Vec<Vec<u32>>> {
+        let labels = options.labels.as_deref().unwrap_or_default();
+        let encode = |label: &String| {
+            let tokens = self.tokenizer().encode(label, false)?;
+            if tokens.is_empty() {
+                let reason = format!("{label:?} has no tokens");
+                return Err(Error::InvalidOption { option: "labels", reason });
+            }
+            Ok(tokens)
+        };
+        labels.iter().map(encode).collect()
+    }
+
+    /// What turns a generation's ids into tokens with text, up to the caller's stop strings.
+    ///
+    /// # Errors
+    /// As [`StopStrings::new`].
+    pub fn assembler<T>(&self, options: &GenerateOptions) -> Result<TextAssembler<T>> {
+        let stops = options.stop.as_ref().map(|stops| StopStrings::new(stops.iter().cloned())).transpose()?;
+        Ok(TextAssembler::new(self.tokenizer().detokenizer(true), stops.map(Arc::new)))
+    }
+
+    /// The parser that separates reasoning and tool calls from the text of the answer to this prompt.
+    #[must_use]
+    pub fn output_parser(&self, prompt: &Prepared, options: &GenerateOptions) -> ChatOutputParser {
+        ChatOutputParser::new(self.parser(prompt, options), self.tokenizer().clone())
+    }
+
+    /// What holds the answer to this prompt to the caller's limit on reasoning; `None` where there is none.
+    #[must_use]
+    pub fn thinking_budget(&self, prompt: &Prepared, options: &GenerateOptions) -> Option<ThinkingBudget> {
+        let (tokens, closing) = options.thinking_budget.zip(self.0.thinking_end.clone())?;
+        let detokenizer = self.tokenizer().detokenizer(false);
+        Some(ThinkingBudget::new(self.parser(prompt, options), detokenizer, tokens, closing))
+    }
+
+    fn parser(&self, prompt: &Prepared, options: &GenerateOptions) -> AnswerParser {
+        // FNV-1a: what differs from prompt to prompt.
+        let seed = prompt.ids.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, id| {
+            (hash ^ u64::from(*id)).wrapping_mul(0x0100_0000_01b3)
+        });
+        let tools = options.template.tools.as_deref().unwrap_or_default();
+        AnswerParser::new(self.0.format.clone(), prompt.starts_in_reasoning)
+            .with_tools(tools)
+            .with_id_seed(seed)
+    }
+}
+
+/// Engines look ids up unchecked.
+fn check_ids(ids: &[u32], limits: &PromptLimits) -> Result<()> {
+    if ids.is_empty() {
+        return Err(Error::InvalidPrompt { reason: "it is empty".to_owned() });
+    }
+    if let Some(id) = ids.iter().find(|id| **id as usize >= limits.vocab_size) {
+        let reason = format!("token {id} is outside the vocabulary of {}", limits.vocab_size);
+        return Err(Error::InvalidPrompt { reason });
+    }
+    if ids.len().saturating_add(limits.reserved) > limits.context_length {
+        return Err(Error::ContextExceeded { tokens: ids.len(), limit: limits.context_length });
+    }
+    Ok(())
+}
