@@ -28,8 +28,10 @@ fuzz_target!(
             Ok(tokenizer) => tokenizer,
             Err(error) => return assert!(matches!(error, Error::InvalidModel { .. }), "{error:?}"),
         };
-        for special in [false, true] {
-            match tokenizer.encode(TEXT, special) {
+        // Long runs are what patterns and vocabularies are slow on.
+        let long = ["z", "e", " ", "\u{301}"].map(|text| text.repeat(20_000)).concat();
+        for (text, special) in [(TEXT, false), (TEXT, true), (long.as_str(), true)] {
+            match tokenizer.encode(text, special) {
                 Ok(ids) => {
                     let mut detokenizer = tokenizer.detokenizer(special);
                     let mut text: String = ids.iter().map(|id| detokenizer.push(*id).to_owned()).collect();

@@ -133,6 +133,10 @@ impl<T> TextAssembler<T> {
             position = stops.step(position, byte);
             let Some(index) = stops.complete(position) else { continue };
             let stop = stops.strings()[index].clone();
+            // Half a character between the text and the token becomes a character that the string does not hold.
+            if self.detokenizer.holds_half_a_character() && stop.len() > at + 1 {
+                continue;
+            }
             self.detokenizer.flush();
             // The text held back may complete a stop string of its own.
             if let Some(earlier) = self.take_in() {
@@ -161,6 +165,9 @@ impl<T> TextAssembler<T> {
 
     /// How much of the last `bytes` that the matcher saw is text: the rest is special tokens. `end` is where the text ends.
     fn text_within(&self, end: usize, bytes: usize) -> usize {
+        if bytes == 0 {
+            return 0;
+        }
         let (mut left, mut text, mut at) = (bytes, 0, end);
         for (place, length) in self.specials.iter().rev() {
             let before = at - place;

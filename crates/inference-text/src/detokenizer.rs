@@ -64,6 +64,11 @@ impl Detokenizer {
         if self.skip_special { self.pieces.special(id) } else { None }
     }
 
+    /// Whether the bytes held back end within a character.
+    pub(crate) fn holds_half_a_character(&self) -> bool {
+        self.broken || !self.pending.is_empty()
+    }
+
     /// The text of the last [`advance`](Self::advance) or [`flush`](Self::flush).
     pub(crate) fn text(&self) -> &str {
         &self.text

@@ -146,7 +146,9 @@ impl Family {
         let added = self.special.iter().enumerate().map(|(at, text)| special(first + at, text)).collect();
         tokenizer["added_tokens"] = Value::Array(added);
         let folder = folder(&[("tokenizer.json", &tokenizer)]);
-        std::fs::write(folder.path().join("chat_template.jinja"), self.template).unwrap();
+        // All of them take tools; not all of these excerpts write them.
+        let template = format!("{{# tools #}}{}", self.template);
+        std::fs::write(folder.path().join("chat_template.jinja"), template).unwrap();
         TextPipeline::load(folder.path()).unwrap()
     }
 }

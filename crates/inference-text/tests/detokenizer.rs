@@ -156,3 +156,29 @@ fn a_stop_string_of_byte_tokens_is_seen_without_waiting_for_their_run_to_end() {
     assert_eq!(assembler.push(newline, (), &mut events), Some("\n\n".to_owned()));
     assert_eq!(events.iter().map(|event| event.text.as_str()).collect::<Vec<_>>(), ["h", "", ""]);
 }
+
+#[test]
+fn a_stop_string_may_hold_special_tokens() {
+    let tokenizer = load(&byte_level(WORDS));
+    let end = tokenizer.token_to_id("<|end|>").unwrap();
+    let generate = |stop: &str, ids: &[u32]| {
+        let stops = Arc::new(StopStrings::new([stop]).unwrap());
+        let mut assembler = TextAssembler::new(tokenizer.detokenizer(true), Some(stops));
+        let (mut events, mut found) = (Vec::new(), None);
+        for id in ids {
+            found = found.or(assembler.push(*id, (), &mut events));
+        }
+        found = found.or(assembler.finish(&mut events));
+        (events.into_iter().map(|event| event.text).collect::<String>(), found.is_some())
+    };
+    let (a, b) = (u32::from(b'a'), u32::from(b'b'));
+    assert_eq!(generate("<|end|>", &[a, end, b]), ("a".to_owned(), true));
+    assert_eq!(generate("a<|end|>", &[b, a, end, b]), ("b".to_owned(), true));
+    assert_eq!(generate("<|end|>b", &[a, end, b, a]), ("a".to_owned(), true));
+    assert_eq!(generate("b<|end|>ab", &[a, b, end, a, b]), ("a".to_owned(), true));
+    assert_eq!(generate("<|end|>b", &[a, end, a, b]), ("aab".to_owned(), false));
+    assert_eq!(generate("x<|end|>", &[a, end, b]), ("ab".to_owned(), false));
+    // Half a character stands between.
+    assert_eq!(generate("a<|end|>", &[a, 0xe4, end, b]), ("a\u{fffd}b".to_owned(), false));
+    assert_eq!(generate("<|end|>", &[a, 0xe4, end, b]), ("a\u{fffd}".to_owned(), true));
+}
