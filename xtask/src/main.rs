@@ -27,7 +27,8 @@ enum Chore {
     Ci,
     /// Formatting, lints, documentation, and the type check for Apple silicon.
     Check,
-    /// The part of `check` that needs no build: module cycles, MLX outside its module, retired names, sizes.
+    /// The part of `check` that needs no build: module cycles, MLX outside its module, retired names, sizes, code
+    /// blocks that nothing compiles.
     Structure,
     /// Every test, the mlx_lm backend's with a Python environment that it makes under target/.
     Test {

@@ -1,5 +1,6 @@
 //! The checks of the sources: structure, formatting, lints, documentation, and the type check for Apple silicon.
 
+mod book;
 mod modules;
 mod rules;
 mod sources;
@@ -34,6 +35,7 @@ pub(crate) fn run() -> Result<()> {
         ],
     )?;
     sh::run(&cargo, ["clippy", "--package", "xtask", "--", "-D", "warnings"])?;
+    sh::run(&cargo, ["test", "--quiet", "--package", "tests", "--doc"])?;
     let deny = [("RUSTDOCFLAGS", "-D warnings".to_owned())];
     sh::run_with(
         &cargo,
@@ -43,7 +45,7 @@ pub(crate) fn run() -> Result<()> {
     apple()
 }
 
-/// Module cycles, MLX outside its module, retired names, sizes.
+/// Module cycles, MLX outside its module, retired names, sizes, code blocks that nothing compiles.
 ///
 /// # Errors
 /// Something is against the rules; all of it was printed.
@@ -51,6 +53,7 @@ pub(crate) fn structure() -> Result<()> {
     let crates = sources::read(sh::root())?;
     let mut found = rules::violations(sh::root(), &crates)?;
     found.extend(crates.iter().flat_map(modules::cycles));
+    found.extend(book::uncompiled(sh::root())?);
     found.iter().for_each(|violation| eprintln!("{violation}"));
     if !found.is_empty() {
         bail!("the structure of the sources has {} faults", found.len());
