@@ -1,37 +1,43 @@
-use crate::Quantization;
+//! Why a kernel did not run.
+
+use crate::operand::Quantization;
 
 /// Why a kernel did not run. Nothing was written.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// An operand is not as long as the others ask for.
+    /// The length of an operand does not match the other operands.
     #[error("{operand} has {found} elements, expected {expected}")]
     Length {
         /// Its name in the kernel's signature.
         operand: &'static str,
-        /// Its elements.
+        /// Its length.
         found: usize,
-        /// The elements that the other operands ask for.
+        /// The length that the other operands require.
         expected: usize,
     },
-    /// A size, an index or a combination of them that no operands can have.
+    /// A size, an index or a combination that no kernel accepts.
     #[error("{name} is {found}, expected {expected}")]
     Invalid {
-        /// What it is of.
+        /// The value's name.
         name: &'static str,
-        /// Its value.
+        /// The value.
         found: usize,
-        /// What it must be.
+        /// What was expected.
         expected: String,
     },
-    /// A storage that does not exist.
-    #[error("{0:?} is no storage of quantised matrices")]
+    /// A quantisation that the kernels do not support.
+    #[error("unsupported quantisation: {0:?}")]
     Quantization(Quantization),
-    /// The environment asks for a number of threads that is none.
-    #[error("INFERENCE_NUM_THREADS is {found:?}, expected a positive number")]
+    /// The environment variable `INFERENCE_NUM_THREADS` holds no valid number of threads.
+    #[error(
+        "the environment variable INFERENCE_NUM_THREADS is {found:?}, expected a whole number from 1 to {max}, or nothing"
+    )]
     Threads {
-        /// What it says.
+        /// Its value.
         found: String,
+        /// The largest number allowed.
+        max: usize,
     },
 }
 

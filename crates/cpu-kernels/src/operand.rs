@@ -1,29 +1,37 @@
-//! What kernels read and write: plain memory of the caller's, row by row, with its element type told at run time.
+//! The operands of kernels: plain memory in row-major order, with its element type known at run time.
 
 use half::{bf16, f16};
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
-/// Floats to read.
+/// Input floats.
 #[derive(Debug, Clone, Copy)]
 pub enum Floats<'a> {
-    /// Single precision.
+    /// `f32`
     F32(&'a [f32]),
-    /// IEEE half precision.
+    /// IEEE 754 half precision.
     F16(&'a [f16]),
-    /// The upper half of single precision.
+    /// bfloat16: the upper half of an `f32`.
     Bf16(&'a [bf16]),
 }
 
-/// Floats to write.
+/// Output floats.
 #[derive(Debug)]
 pub enum FloatsMut<'a> {
-    /// Single precision.
+    /// `f32`
     F32(&'a mut [f32]),
-    /// IEEE half precision.
+    /// IEEE 754 half precision.
     F16(&'a mut [f16]),
-    /// The upper half of single precision.
+    /// bfloat16: the upper half of an `f32`.
     Bf16(&'a mut [bf16]),
+}
+
+/// The type of floats.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum FloatType {
+    F32,
+    F16,
+    Bf16,
 }
 
 /// Runs `$body` with `$slice` bound to the slice inside of any [`Floats`] or [`FloatsMut`].
@@ -39,13 +47,21 @@ macro_rules! with_slice {
 pub(crate) use with_slice;
 
 impl Floats<'_> {
-    /// How many there are.
+    pub(crate) fn float_type(&self) -> FloatType {
+        match self {
+            Self::F32(_) => FloatType::F32,
+            Self::F16(_) => FloatType::F16,
+            Self::Bf16(_) => FloatType::Bf16,
+        }
+    }
+
+    /// The number of elements.
     #[must_use]
     pub fn len(&self) -> usize {
         with_slice!(self, Floats, slice => slice.len())
     }
 
-    /// Whether there are none.
+    /// Whether there are no elements.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
@@ -53,13 +69,21 @@ impl Floats<'_> {
 }
 
 impl FloatsMut<'_> {
-    /// How many there are.
+    pub(crate) fn float_type(&self) -> FloatType {
+        match self {
+            Self::F32(_) => FloatType::F32,
+            Self::F16(_) => FloatType::F16,
+            Self::Bf16(_) => FloatType::Bf16,
+        }
+    }
+
+    /// The number of elements.
     #[must_use]
     pub fn len(&self) -> usize {
         with_slice!(self, FloatsMut, slice => slice.len())
     }
 
-    /// Whether there are none.
+    /// Whether there are no elements.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
@@ -69,13 +93,13 @@ impl FloatsMut<'_> {
 /// The encodings of quantised matrices, as MLX stores them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum QuantMode {
-    /// `scale · q + bias`, `q` an integer of `bits` bits without sign; scales and biases are floats.
+    /// `scale · q + bias`, where `q` is an unsigned integer of `bits` bits. Scales and biases are floats.
     Affine,
-    /// Floats with two bits of exponent and one of mantissa; a scale is the exponent of a power of two, biased by 127.
+    /// Floats of type E2M1. Scales are of type E8M0: powers of two, stored as the exponent biased by 127.
     Mxfp4,
-    /// The same elements; a scale is a float with four bits of exponent and three of mantissa.
+    /// Floats of type E2M1. Scales are floats of type E4M3.
     Nvfp4,
-    /// Floats with four bits of exponent and three of mantissa; scales as in [`QuantMode::Mxfp4`].
+    /// Floats of type E4M3. Scales are those of [`QuantMode::Mxfp4`].
     Mxfp8,
 }
 
@@ -91,7 +115,7 @@ pub struct Quantization {
 }
 
 impl Quantization {
-    /// Whether kernels know this storage.
+    /// Whether the kernels support this encoding.
     #[must_use]
     pub fn is_supported(self) -> bool {
         match self.mode {
@@ -103,32 +127,32 @@ impl Quantization {
     }
 }
 
-/// What the elements of groups are multiplied by, and what is added.
+/// The scales of groups, and their biases.
 #[derive(Debug, Clone, Copy)]
 pub enum Scales<'a> {
-    /// Scales and biases of [`QuantMode::Affine`], of one type.
+    /// Those of [`QuantMode::Affine`], of one float type.
     Affine {
         /// `[.., outputs, inputs / group_size]`
         scales: Floats<'a>,
         /// As the scales.
         biases: Floats<'a>,
     },
-    /// Scales of the other modes, `[.., outputs, inputs / group_size]`.
+    /// The scales of the other modes: `[.., outputs, inputs / group_size]`.
     Bytes(&'a [u8]),
 }
 
-/// Elements of matrices.
+/// The elements of matrices.
 #[derive(Debug, Clone, Copy)]
 pub enum Weights<'a> {
-    /// In full: `[.., outputs, inputs]`.
+    /// Floats `[.., outputs, inputs]`.
     Dense(Floats<'a>),
     /// Quantised.
     Quantized {
-        /// The storage.
+        /// The encoding.
         quantization: Quantization,
-        /// `[.., outputs, inputs · bits / 32]`: each row a string of bits, element 0 in the lowest.
+        /// `[.., outputs, inputs · bits / 32]`: each row a string of bits, element 0 in the lowest bits.
         words: &'a [u32],
-        /// Of the groups.
+        /// The scales of the groups.
         scales: Scales<'a>,
     },
 }
@@ -136,18 +160,27 @@ pub enum Weights<'a> {
 /// A stack of matrices `[count, outputs, inputs]`.
 #[derive(Debug, Clone, Copy)]
 pub struct Matrices<'a> {
-    /// Matrices in the stack.
+    /// The number of matrices.
     pub count: usize,
-    /// Rows of each.
+    /// Rows of each matrix.
     pub outputs: usize,
-    /// Columns of each.
+    /// Columns of each matrix.
     pub inputs: usize,
     /// Their elements.
     pub weights: Weights<'a>,
 }
 
 impl Matrices<'_> {
-    /// That every part is as long as the sizes ask for, and the storage one that exists.
+    /// Checks that the stack is one matrix, and the rest as [`check`](Self::check).
+    pub(crate) fn check_single(&self) -> Result<()> {
+        if self.count != 1 {
+            let name = "the number of matrices";
+            return Err(Error::Invalid { name, found: self.count, expected: "1".into() });
+        }
+        self.check()
+    }
+
+    /// Checks the encoding, and that every part is as long as the sizes require.
     pub(crate) fn check(&self) -> Result<()> {
         let rows = product("outputs", &[self.count, self.outputs])?;
         match &self.weights {
@@ -162,7 +195,7 @@ impl Matrices<'_> {
                     let expected = format!("a multiple of the group size {}", quantization.group_size);
                     return Err(Error::Invalid { name: "inputs", found: self.inputs, expected });
                 }
-                // Groups of 16 elements of 4 bits and groups of 32 elements of any are whole words.
+                // A group fills whole words: 16 elements of 4 bits, or 32 elements of any size.
                 let per_row = product("inputs", &[self.inputs, quantization.bits])? / 32;
                 length("words", words.len(), product("inputs", &[rows, per_row])?)?;
                 let groups = rows * (self.inputs / quantization.group_size);
@@ -185,17 +218,24 @@ impl Matrices<'_> {
     }
 }
 
-/// `found == expected`, or the error that says so.
+/// The number of rows, `width` elements each.
+pub(crate) fn row_count(width: usize, len: usize, operand: &'static str) -> Result<usize> {
+    let rows = len.checked_div(width).unwrap_or(0);
+    length(operand, len, rows * width)?;
+    Ok(rows)
+}
+
+/// Checks `found == expected`.
 pub(crate) fn length(operand: &'static str, found: usize, expected: usize) -> Result<()> {
     if found == expected { Ok(()) } else { Err(Error::Length { operand, found, expected }) }
 }
 
-/// The product of sizes, or an error where no memory is that large.
+/// The product of sizes, or an error if no memory is that large.
 pub(crate) fn product(name: &'static str, sizes: &[usize]) -> Result<usize> {
     let product = sizes.iter().try_fold(1_usize, |product, size| product.checked_mul(*size));
     product.filter(|product| *product <= isize::MAX as usize / 4).ok_or_else(|| Error::Invalid {
         name,
         found: sizes.last().copied().unwrap_or(0),
-        expected: "a size that memory can hold".into(),
+        expected: "a size that fits in memory".into(),
     })
 }

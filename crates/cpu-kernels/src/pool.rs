@@ -1,8 +1,9 @@
-//! The threads that share a kernel's work: one set for the whole process, so that two models do not take turns on a core.
+//! The thread pool that kernels share. The process has one, so that two models do not compete for the cores.
 
 use std::{
     any::Any,
     cell::UnsafeCell,
+    ffi::OsString,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
@@ -12,52 +13,57 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 
-/// How long an idle thread looks for work before it sleeps: a model's next product is a few microseconds away, and waking a
-/// thread costs more than that.
+/// The environment variable with the number of threads.
+const VARIABLE: &str = "INFERENCE_NUM_THREADS";
+/// The most threads that the variable may ask for, unless the machine has more processors. More only cost memory.
+const MAX_THREADS: usize = 1024;
+/// How long an idle thread spins before it sleeps. A model's next product comes within microseconds, and waking a thread costs
+/// more.
 const SPIN: Duration = Duration::from_micros(200);
-/// Set in the gate while threads may join the job.
+/// The bit of the gate that is set while threads may join the job.
 const OPEN: usize = 1 << (usize::BITS - 1);
 
-/// Threads, the calling one among them.
+/// The pool: the calling thread and the workers.
 pub(crate) struct Pool {
     shared: Arc<Shared>,
-    sleepers: Vec<Sleeper>,
-    /// Held by the caller whose job it is.
+    workers: Vec<Worker>,
+    /// Held by the caller whose job the workers do.
     turn: Mutex<()>,
 }
 
-struct Sleeper {
+struct Worker {
     thread: Thread,
     asleep: Arc<AtomicBool>,
 }
 
 struct Shared {
-    /// [`OPEN`] and the number of threads inside of the job.
+    /// [`OPEN`], and the number of workers inside the job.
     gate: AtomicUsize,
-    /// Counts jobs, so that a thread joins each but once.
+    /// The number of jobs so far, so that a worker joins each job only once.
     epoch: AtomicUsize,
     job: UnsafeCell<Job>,
-    /// The tasks of the job that are left, one part for each thread, the caller's first: neighbours mostly read memory that lies
-    /// together.
+    /// The tasks of the job that are left: a part for each thread, the caller's first. Neighbouring tasks mostly read neighbouring
+    /// memory.
     parts: Box<[Part]>,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
+    /// Workers that have begun to run.
+    started: AtomicUsize,
 }
 
-// SAFETY: the job is written only by the holder of `turn`, while the gate is shut and nobody inside; it is read only inside.
+// SAFETY: only the holder of `turn` writes the job, while the gate is closed and no worker is inside. Workers read it inside only.
 unsafe impl Sync for Shared {}
-// SAFETY: the pointer in the job refers to what is `Sync`, see `Pool::run`.
+// SAFETY: the pointer in the job refers to a `Sync` function, see `Pool::run`.
 unsafe impl Send for Shared {}
 
 #[derive(Clone, Copy)]
 struct Job {
-    /// Valid while the gate is open or a thread inside.
+    /// Valid while the gate is open or a worker is inside.
     work: *const (dyn Fn(usize) + Sync),
 }
 
-/// Tasks that follow each other and are not yet taken: the first in the lower half, the end in the upper one. On a cache line of
-/// its own.
+/// A range of tasks that nobody took yet: the start in the low half, the end in the high half. Aligned to a cache line.
 #[repr(align(64))]
 struct Part(AtomicU64);
 
@@ -66,7 +72,7 @@ impl Part {
         self.0.store((end as u64) << 32 | start as u64, Relaxed);
     }
 
-    /// Takes a task, the first or the last.
+    /// Takes the first task, or the last.
     fn take(&self, last: bool) -> Option<usize> {
         let mut taken = 0;
         let take = |part: u64| {
@@ -80,24 +86,18 @@ impl Part {
 }
 
 impl Pool {
-    /// The pool of this process, started by the first call. `INFERENCE_NUM_THREADS` says how many threads it has, and where
-    /// it does not, as many as this process may run at once.
+    /// The pool of this process, which the first call starts. It has as many threads as `INFERENCE_NUM_THREADS` says, or else as
+    /// this process may run at once.
     pub(crate) fn global() -> Result<&'static Self> {
         static POOL: OnceLock<Result<Pool>> = OnceLock::new();
         let pool = POOL.get_or_init(|| {
-            let threads = match std::env::var_os("INFERENCE_NUM_THREADS") {
-                None => thread::available_parallelism().map_or(1, usize::from),
-                Some(text) => match text.to_str().and_then(|text| text.trim().parse().ok()) {
-                    Some(threads @ 1..) => threads,
-                    _ => return Err(Error::Threads { found: text.to_string_lossy().into_owned() }),
-                },
-            };
-            Ok(Self::new(threads))
+            let processors = thread::available_parallelism().map_or(1, usize::from);
+            Ok(Self::new(thread_count(std::env::var_os(VARIABLE), processors)?))
         });
         pool.as_ref().map_err(Error::clone)
     }
 
-    /// A pool of so many threads, or fewer where the system refuses some.
+    /// A pool of so many threads, or fewer if the system refuses some.
     fn new(threads: usize) -> Self {
         let shared = Arc::new(Shared {
             gate: AtomicUsize::new(0),
@@ -105,35 +105,43 @@ impl Pool {
             job: UnsafeCell::new(Job { work: &|_| {} }),
             parts: (0..threads).map(|_| Part(AtomicU64::new(0))).collect(),
             panic: Mutex::new(None),
+            started: AtomicUsize::new(0),
         });
-        let sleepers = (1..threads).map_while(|index| {
+        let processors = thread::available_parallelism().map_or(1, usize::from);
+        let workers = (1..threads).map_while(|index| {
             let asleep = Arc::new(AtomicBool::new(false));
-            let (shared, flag) = (Arc::clone(&shared), Arc::clone(&asleep));
+            let (worker, flag) = (Arc::clone(&shared), Arc::clone(&asleep));
             let thread = thread::Builder::new().name(format!("kernels-{index}"));
-            let handle = thread.spawn(move || shared.serve(index, &flag)).ok()?;
-            Some(Sleeper { thread: handle.thread().clone(), asleep })
+            let handle = thread.spawn(move || worker.serve(index, &flag)).ok()?;
+            // Near a limit of memory, a thread that was spawned aborts the process if it cannot get its signal stack. So unusually
+            // many threads start one by one: then the limit shows at `spawn`, which needs far more memory.
+            while threads > 2 * processors && shared.started.load(Acquire) < index {
+                thread::yield_now();
+            }
+            Some(Worker { thread: handle.thread().clone(), asleep })
         });
-        let sleepers = sleepers.collect();
-        Self { shared, sleepers, turn: Mutex::new(()) }
+        let workers = workers.collect();
+        Self { shared, workers, turn: Mutex::new(()) }
     }
 
-    /// Threads that share work.
+    /// The number of threads, with the caller's.
     pub(crate) fn threads(&self) -> usize {
-        self.sleepers.len() + 1
+        self.workers.len() + 1
     }
 
-    /// Runs `work` for each of `0..tasks`, in any order, and returns when all are done. While another caller has the threads,
-    /// the calling thread does all itself.
+    /// Calls `work` for each of `0..tasks`, in any order, and returns when all are done. While another caller has the workers,
+    /// the calling thread does all tasks itself.
     pub(crate) fn run(&self, tasks: usize, work: &(dyn Fn(usize) + Sync)) {
-        let shareable = tasks > 1 && tasks < u32::MAX as usize && !self.sleepers.is_empty();
+        let shareable = tasks > 1 && tasks < u32::MAX as usize && !self.workers.is_empty();
         let turn = shareable.then(|| try_lock(&self.turn)).flatten();
         let Some(_turn) = turn else {
             return (0..tasks).for_each(work);
         };
         let shared = &*self.shared;
-        // SAFETY: only the lifetime changes: the job is not used beyond this call, which ends with the gate shut and empty.
+        // SAFETY: only the lifetime changes. The job is not used beyond this call, which ends with the gate closed and no worker
+        // inside.
         let work: &'static (dyn Fn(usize) + Sync) = unsafe { std::mem::transmute(work) };
-        // SAFETY: this thread has the turn, and the gate was left shut and empty by the one before.
+        // SAFETY: this thread holds `turn`, and the job before left the gate closed and no worker inside.
         unsafe { *shared.job.get() = Job { work } };
         let threads = self.threads().min(tasks);
         for (index, part) in shared.parts.iter().enumerate() {
@@ -142,9 +150,9 @@ impl Pool {
         }
         shared.gate.store(OPEN, SeqCst);
         shared.epoch.fetch_add(1, SeqCst);
-        for sleeper in self.sleepers.iter().take(tasks - 1) {
-            if sleeper.asleep.swap(false, SeqCst) {
-                sleeper.thread.unpark();
+        for worker in self.workers.iter().take(tasks - 1) {
+            if worker.asleep.swap(false, SeqCst) {
+                worker.thread.unpark();
             }
         }
         shared.take_tasks(0, Job { work });
@@ -160,14 +168,15 @@ impl Pool {
 }
 
 impl Shared {
-    /// What a thread of the pool does.
+    /// The loop of worker `index`.
     fn serve(&self, index: usize, asleep: &AtomicBool) {
+        self.started.fetch_add(1, Release);
         let mut seen = 0;
         loop {
             seen = self.await_job(seen, asleep);
             let enter = |gate: usize| (gate & OPEN != 0).then_some(gate + 1);
             if self.gate.fetch_update(AcqRel, Acquire, enter).is_ok() {
-                // SAFETY: it is inside, so nobody writes the job.
+                // SAFETY: this worker is inside, so nobody writes the job.
                 self.take_tasks(index, unsafe { *self.job.get() });
                 self.gate.fetch_sub(1, AcqRel);
             }
@@ -188,7 +197,7 @@ impl Shared {
                 continue;
             }
             asleep.store(true, SeqCst);
-            // A job that began before this thread was seen asleep does not wake it.
+            // A job that began before this store does not wake the worker, so the loop looks at the epoch, too.
             while asleep.load(SeqCst) && self.epoch.load(SeqCst) == seen {
                 thread::park();
             }
@@ -196,9 +205,9 @@ impl Shared {
         }
     }
 
-    /// What thread `index` does of a job: its own part from the front, and then what is left of the others' from behind.
+    /// Does tasks of a job on thread `index`: its own part from the front, then the rest of the other parts from the back.
     fn take_tasks(&self, index: usize, job: Job) {
-        // SAFETY: see `Job`: the caller of `run` waits for the threads inside.
+        // SAFETY: the caller of `run` waits until no worker is inside.
         let work = unsafe { &*job.work };
         let (before, own) = self.parts.split_at(index);
         let all = catch_unwind(AssertUnwindSafe(|| {
@@ -215,10 +224,20 @@ impl Shared {
     }
 }
 
-/// A short wait, and now and then a chance for other threads on this core.
+/// A short wait. Now and then it lets other threads of this core run.
 fn pause(spins: &mut u32) {
     *spins = spins.wrapping_add(1);
     if spins.is_multiple_of(128) { thread::yield_now() } else { std::hint::spin_loop() }
+}
+
+/// The number of threads that the variable's value asks for, or else one for each processor.
+fn thread_count(value: Option<OsString>, processors: usize) -> Result<usize> {
+    let Some(value) = value.filter(|value| !value.is_empty()) else { return Ok(processors) };
+    let max = MAX_THREADS.max(processors);
+    match value.to_str().and_then(|text| text.trim().parse().ok()) {
+        Some(threads) if (1..=max).contains(&threads) => Ok(threads),
+        _ => Err(Error::Threads { found: value.to_string_lossy().into_owned(), max }),
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -236,6 +255,31 @@ fn try_lock<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_variable_is_a_number_of_threads_or_empty() {
+        let count = |value: &str| thread_count(Some(value.into()), 3);
+        assert_eq!(thread_count(None, 3), Ok(3));
+        for (value, expected) in [("", 3), ("1", 1), (" 7 ", 7), ("1024", 1024)] {
+            assert_eq!(count(value), Ok(expected), "{value:?}");
+        }
+        for value in ["0", "1025", "99999999", "18446744073709551616", "-1", "two", "1.5", " "] {
+            let error = count(value).unwrap_err().to_string();
+            let expected = format!("{value:?}, expected a whole number from 1 to 1024");
+            assert!(error.contains(VARIABLE) && error.contains(&expected), "{error}");
+        }
+        assert_eq!(thread_count(Some("2000".into()), 2000), Ok(2000));
+    }
+
+    #[test]
+    fn more_threads_than_processors_share_the_work() {
+        let pool = Pool::new(64);
+        let sum = AtomicUsize::new(0);
+        pool.run(1000, &|task| {
+            sum.fetch_add(task, Relaxed);
+        });
+        assert_eq!(sum.load(Relaxed), 499_500);
+    }
 
     #[test]
     fn every_task_runs_once() {
@@ -278,7 +322,7 @@ mod tests {
             pool.run(2, &|_| {
                 meet.wait();
             });
-            while !pool.sleepers[0].asleep.load(SeqCst) {
+            while !pool.workers[0].asleep.load(SeqCst) {
                 thread::yield_now();
             }
         }

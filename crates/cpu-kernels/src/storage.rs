@@ -1,24 +1,24 @@
-//! How a vector of elements is made of the memory of a matrix.
+//! The storages of matrix elements, and how each is unpacked into vectors.
 
 use std::marker::PhantomData;
 
 use half::{bf16, f16};
 
-use crate::{simd::Simd, unpack::FP4};
+use crate::{minifloat::FP4, simd::Simd};
 
-/// A storage of matrix elements. A block is what makes `VALUES` vectors: in lane `i` of vector `j` is element
-/// `i · VALUES + j`, so that a lane's elements are next to each other in memory.
+/// A storage of matrix elements. A block unpacks into `VALUES` vectors: lane `i` of vector `j` holds element
+/// `i · VALUES + j`, so the elements of a lane are neighbours in memory.
 #[allow(clippy::missing_safety_doc, reason = "that of `Simd`, and a pointer to a whole block")]
 pub(crate) trait Storage: Copy + Send + Sync + 'static {
     /// Bits of an element.
     const BITS: usize;
-    /// Vectors that a block makes.
+    /// Vectors of a block.
     const VALUES: usize;
     /// Whether groups of elements have a scale.
     const SCALED: bool = true;
-    /// What the vectors are looked up in.
+    /// Lookup tables for unpacking.
     type Tables<S: Simd>: Copy;
-    /// A block in registers.
+    /// A block in registers, still packed.
     type Block<S: Simd>: Copy;
 
     unsafe fn tables<S: Simd>() -> Self::Tables<S>;
@@ -26,35 +26,35 @@ pub(crate) trait Storage: Copy + Send + Sync + 'static {
     unsafe fn value<S: Simd>(block: Self::Block<S>, tables: Self::Tables<S>, j: usize) -> S::F;
 }
 
-/// Bytes of the largest block: sixteen lanes of eight elements of five bits.
-pub(crate) const LARGEST: usize = 80;
+/// Bytes of the largest block: sixteen lanes of eight 5-bit elements.
+pub(crate) const MAX_BLOCK_BYTES: usize = 80;
 
-/// Bytes of a block of `S`.
+/// Bytes of a block.
 pub(crate) const fn block_bytes<T: Storage, S: Simd>() -> usize {
     S::LANES * T::VALUES * T::BITS / 8
 }
 
-/// Elements in full.
+/// Floats.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Dense<E>(PhantomData<E>);
 
-/// Integers of so many bits, without sign, that divide a word.
+/// Unsigned integers whose size divides a 32-bit word.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Whole<const BITS: usize>;
+pub(crate) struct AlignedInt<const BITS: usize>;
 
-/// Integers of 3, 5 or 6 bits, without sign, which cross words.
+/// Unsigned integers of 3, 5 or 6 bits, which straddle words.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Crossing<const BITS: usize>;
+pub(crate) struct StraddlingInt<const BITS: usize>;
 
-/// Four-bit floats.
+/// Floats of type E2M1.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Fp4;
 
-/// Eight-bit floats.
+/// Floats of type E4M3.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Fp8;
 
-#[allow(clippy::undocumented_unsafe_blocks, reason = "the trait's contract is that of what it calls")]
+#[allow(clippy::undocumented_unsafe_blocks, reason = "the contract of `Storage`")]
 impl Storage for Dense<f32> {
     const BITS: usize = 32;
     const VALUES: usize = 1;
@@ -74,7 +74,7 @@ impl Storage for Dense<f32> {
     }
 }
 
-#[allow(clippy::undocumented_unsafe_blocks, reason = "the trait's contract is that of what it calls")]
+#[allow(clippy::undocumented_unsafe_blocks, reason = "the contract of `Storage`")]
 impl Storage for Dense<f16> {
     const BITS: usize = 16;
     const VALUES: usize = 1;
@@ -94,7 +94,7 @@ impl Storage for Dense<f16> {
     }
 }
 
-#[allow(clippy::undocumented_unsafe_blocks, reason = "the trait's contract is that of what it calls")]
+#[allow(clippy::undocumented_unsafe_blocks, reason = "the contract of `Storage`")]
 impl Storage for Dense<bf16> {
     const BITS: usize = 16;
     const VALUES: usize = 2;
@@ -110,17 +110,19 @@ impl Storage for Dense<bf16> {
     }
     #[inline(always)]
     unsafe fn value<S: Simd>(block: S::U, (): (), j: usize) -> S::F {
-        unsafe { S::cast(if j == 0 { S::shl(block, 16) } else { S::and(block, S::splat_u(0xffff_0000)) }) }
+        unsafe {
+            S::from_bits(if j == 0 { S::shl(block, 16) } else { S::and(block, S::splat_u(0xffff_0000)) })
+        }
     }
 }
 
-/// Small integers as numbers, which repeat where the index has more bits than they.
+/// The integers of `bits` bits as floats, repeated for indices with more bits.
 fn integers(bits: usize) -> [f32; 16] {
     std::array::from_fn(|i| (i % (1 << bits)) as f32)
 }
 
-#[allow(clippy::undocumented_unsafe_blocks, reason = "the trait's contract is that of what it calls")]
-impl<const BITS: usize> Storage for Whole<BITS> {
+#[allow(clippy::undocumented_unsafe_blocks, reason = "the contract of `Storage`")]
+impl<const BITS: usize> Storage for AlignedInt<BITS> {
     const BITS: usize = BITS;
     const VALUES: usize = 32 / BITS;
     type Tables<S: Simd> = S::Table;
@@ -140,13 +142,13 @@ impl<const BITS: usize> Storage for Whole<BITS> {
     }
 }
 
-#[allow(clippy::undocumented_unsafe_blocks, reason = "the trait's contract is that of what it calls")]
-impl<const BITS: usize> Storage for Crossing<BITS> {
+#[allow(clippy::undocumented_unsafe_blocks, reason = "the contract of `Storage`")]
+impl<const BITS: usize> Storage for StraddlingInt<BITS> {
     const BITS: usize = BITS;
-    /// As many as fill whole bytes.
+    /// The fewest that fill whole bytes for each lane, and fit five bytes.
     const VALUES: usize = if BITS == 6 { 4 } else { 8 };
     type Tables<S: Simd> = S::Table;
-    /// The first four bytes of each lane's elements, and the last four, where they are five.
+    /// The first four bytes of each lane's elements, and the last four if there are five.
     type Block<S: Simd> = [S::U; 2];
 
     #[inline(always)]
@@ -155,7 +157,7 @@ impl<const BITS: usize> Storage for Crossing<BITS> {
     }
     #[inline(always)]
     unsafe fn load<S: Simd>(from: *const u8) -> [S::U; 2] {
-        unsafe { if BITS == 5 { S::load_fives(from) } else { [S::load_threes(from); 2] } }
+        unsafe { if BITS == 5 { S::load_u40(from) } else { [S::load_u24(from); 2] } }
     }
     #[inline(always)]
     unsafe fn value<S: Simd>(words: [S::U; 2], table: S::Table, j: usize) -> S::F {
@@ -171,7 +173,10 @@ impl<const BITS: usize> Storage for Crossing<BITS> {
     }
 }
 
-/// The lowest bits as a number.
+/// The low bits as a float.
+///
+/// # Safety
+/// The machine has the instruction set.
 #[inline(always)]
 unsafe fn integer<S: Simd, const BITS: usize>(code: S::U, table: S::Table) -> S::F {
     // SAFETY: the caller's.
@@ -179,12 +184,12 @@ unsafe fn integer<S: Simd, const BITS: usize>(code: S::U, table: S::Table) -> S:
         if S::FAST_LOOKUP && BITS <= 4 {
             S::lookup(table, code)
         } else {
-            S::convert(S::and(code, S::splat_u((1 << BITS) - 1)))
+            S::to_f32(S::and(code, S::splat_u((1 << BITS) - 1)))
         }
     }
 }
 
-#[allow(clippy::undocumented_unsafe_blocks, reason = "the trait's contract is that of what it calls")]
+#[allow(clippy::undocumented_unsafe_blocks, reason = "the contract of `Storage`")]
 impl Storage for Fp4 {
     const BITS: usize = 4;
     const VALUES: usize = 8;
@@ -205,11 +210,11 @@ impl Storage for Fp4 {
     }
 }
 
-#[allow(clippy::undocumented_unsafe_blocks, reason = "the trait's contract is that of what it calls")]
+#[allow(clippy::undocumented_unsafe_blocks, reason = "the contract of `Storage`")]
 impl Storage for Fp8 {
     const BITS: usize = 8;
     const VALUES: usize = 4;
-    /// By the mantissa: its value. By the exponent: what that is multiplied by, and what is added.
+    /// By the mantissa: its value. By the exponent: a factor of that, and a term.
     type Tables<S: Simd> = [S::Table; 3];
     type Block<S: Simd> = S::U;
 
@@ -230,7 +235,7 @@ impl Storage for Fp8 {
     }
     #[inline(always)]
     unsafe fn value<S: Simd>(block: S::U, [mantissas, steps, starts]: [S::Table; 3], j: usize) -> S::F {
-        // Small numbers are no special case this way, and never pass through small `f32`, which are slow.
+        // Subnormal numbers need no special case, and no subnormal `f32` appears, which would be slow.
         unsafe {
             let (byte, exponent) = (S::shr(block, 8 * j as u32), S::shr(block, 8 * j as u32 + 3));
             let magnitude =
@@ -240,10 +245,10 @@ impl Storage for Fp8 {
     }
 }
 
-/// Runs `$body` with the type `$storage` bound to the storage of any `Weights`.
+/// Runs `$body` with the type `$storage` bound to the storage of some `Weights`.
 macro_rules! with_storage {
     ($weights:expr, $storage:ident => $body:expr) => {{
-        use $crate::{Floats, QuantMode, Weights, storage};
+        use $crate::{operand::{Floats, QuantMode, Weights}, storage};
         match $weights {
             Weights::Dense(Floats::F32(_)) => storage::with_storage!(@ $storage, storage::Dense<f32>, $body),
             Weights::Dense(Floats::F16(_)) => storage::with_storage!(@ $storage, storage::Dense<half::f16>, $body),
@@ -251,12 +256,12 @@ macro_rules! with_storage {
             Weights::Quantized { quantization, .. } => match (quantization.mode, quantization.bits) {
                 (QuantMode::Mxfp4 | QuantMode::Nvfp4, _) => storage::with_storage!(@ $storage, storage::Fp4, $body),
                 (QuantMode::Mxfp8, _) => storage::with_storage!(@ $storage, storage::Fp8, $body),
-                (QuantMode::Affine, 2) => storage::with_storage!(@ $storage, storage::Whole<2>, $body),
-                (QuantMode::Affine, 3) => storage::with_storage!(@ $storage, storage::Crossing<3>, $body),
-                (QuantMode::Affine, 4) => storage::with_storage!(@ $storage, storage::Whole<4>, $body),
-                (QuantMode::Affine, 5) => storage::with_storage!(@ $storage, storage::Crossing<5>, $body),
-                (QuantMode::Affine, 6) => storage::with_storage!(@ $storage, storage::Crossing<6>, $body),
-                (QuantMode::Affine, _) => storage::with_storage!(@ $storage, storage::Whole<8>, $body),
+                (QuantMode::Affine, 2) => storage::with_storage!(@ $storage, storage::AlignedInt<2>, $body),
+                (QuantMode::Affine, 3) => storage::with_storage!(@ $storage, storage::StraddlingInt<3>, $body),
+                (QuantMode::Affine, 4) => storage::with_storage!(@ $storage, storage::AlignedInt<4>, $body),
+                (QuantMode::Affine, 5) => storage::with_storage!(@ $storage, storage::StraddlingInt<5>, $body),
+                (QuantMode::Affine, 6) => storage::with_storage!(@ $storage, storage::StraddlingInt<6>, $body),
+                (QuantMode::Affine, _) => storage::with_storage!(@ $storage, storage::AlignedInt<8>, $body),
             },
         }
     }};
@@ -267,14 +272,14 @@ macro_rules! with_storage {
 }
 pub(crate) use with_storage;
 
-/// A row of `x` as the vectors of a storage meet it: in whole blocks, in their order, with zeros behind the end. `out` is as
-/// long as [`arranged_len`] says, and `x` in single precision has as many elements.
+/// Reorders a row of `x` to match the unpacked vectors of a storage. Both slices have [`padded_len`] elements, and zeros behind
+/// the row's end.
 #[inline(always)]
-pub(crate) fn arrange<T: Storage, S: Simd>(x: &[f32], out: &mut [f32]) {
-    assert!(x.len() == out.len() && x.len().is_multiple_of(S::LANES * T::VALUES), "no whole blocks");
+pub(crate) fn permute_row<T: Storage, S: Simd>(x: &[f32], out: &mut [f32]) {
+    assert!(x.len() == out.len() && x.len().is_multiple_of(S::LANES * T::VALUES), "whole blocks");
     for block in (0..x.len()).step_by(S::LANES * T::VALUES) {
         for j in 0..T::VALUES {
-            // SAFETY: the block is whole; a lane's elements are `VALUES` apart.
+            // SAFETY: see `Isa::run`; the block is whole, and the elements of a vector are `VALUES` apart.
             unsafe {
                 let vector = S::load_strided(x.as_ptr().add(block + j), T::VALUES);
                 S::store(out.as_mut_ptr().add(block + j * S::LANES), vector);
@@ -283,7 +288,7 @@ pub(crate) fn arrange<T: Storage, S: Simd>(x: &[f32], out: &mut [f32]) {
     }
 }
 
-/// Elements of whole blocks that hold `inputs`.
-pub(crate) fn arranged_len<T: Storage, S: Simd>(inputs: usize) -> usize {
+/// Elements of a row with `inputs` elements, padded to whole blocks.
+pub(crate) fn padded_len<T: Storage, S: Simd>(inputs: usize) -> usize {
     inputs.next_multiple_of(S::LANES * T::VALUES)
 }

@@ -1,33 +1,32 @@
+//! AVX2, FMA and F16C: eight lanes.
+
 use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
-use super::Simd;
-use crate::isa::Kernel;
+use super::traits::{Kernel, Simd};
 
 /// Eight lanes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Avx2;
 
-pub(crate) fn is_available() -> bool {
-    is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
-}
-
+/// Compiles a kernel with these instructions.
+///
 /// # Safety
-/// The machine has the instructions.
+/// The machine has the instruction set.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
     kernel.run::<Avx2>()
 }
 
-#[allow(clippy::undocumented_unsafe_blocks, reason = "the trait's contract: the instructions, and all lanes")]
+#[allow(clippy::undocumented_unsafe_blocks, reason = "the contract of `Simd`")]
 impl Simd for Avx2 {
     const LANES: usize = 8;
     const REGISTERS: usize = 16;
     const FAST_LOOKUP: bool = false;
     type F = __m256;
     type U = __m256i;
-    /// The lower and the upper half.
+    /// The low and the high half.
     type Table = [__m256; 2];
 
     #[inline(always)]
@@ -64,7 +63,7 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn store_bf16(to: *mut bf16, value: Self::F) {
         unsafe {
-            // Half of the last place, less one where it is even; what is NaN stays so.
+            // Round to nearest, ties to even. NaN stays NaN.
             let bits = _mm256_castps_si256(value);
             let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
             let up = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
@@ -101,7 +100,7 @@ impl Simd for Avx2 {
         unsafe { _mm256_fmadd_ps(a, b, c) }
     }
     #[inline(always)]
-    unsafe fn sum(value: Self::F) -> f32 {
+    unsafe fn reduce_add(value: Self::F) -> f32 {
         unsafe {
             let four = _mm_add_ps(_mm256_castps256_ps128(value), _mm256_extractf128_ps::<1>(value));
             let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
@@ -109,7 +108,7 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
-    unsafe fn largest(value: Self::F) -> f32 {
+    unsafe fn reduce_max(value: Self::F) -> f32 {
         unsafe {
             let four = _mm_max_ps(_mm256_castps256_ps128(value), _mm256_extractf128_ps::<1>(value));
             let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
@@ -134,9 +133,9 @@ impl Simd for Avx2 {
         unsafe { _mm256_loadu_si256(from.cast()) }
     }
     #[inline(always)]
-    unsafe fn load_threes(from: *const u8) -> Self::U {
+    unsafe fn load_u24(from: *const u8) -> Self::U {
         unsafe {
-            // Six words, three for each half.
+            // Six words: three for each half.
             let words = _mm256_maskload_epi32(from.cast(), _mm256_setr_epi32(-1, -1, -1, -1, -1, -1, 0, 0));
             let halves = _mm256_permutevar8x32_epi32(words, _mm256_setr_epi32(0, 1, 2, 0, 3, 4, 5, 0));
             let bytes = _mm_setr_epi8(0, 1, 2, -1, 3, 4, 5, -1, 6, 7, 8, -1, 9, 10, 11, -1);
@@ -144,7 +143,7 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
-    unsafe fn load_fives(from: *const u8) -> [Self::U; 2] {
+    unsafe fn load_u40(from: *const u8) -> [Self::U; 2] {
         unsafe {
             let lanes = steps(5);
             [
@@ -170,15 +169,15 @@ impl Simd for Avx2 {
         unsafe { _mm256_srlv_epi32(value, _mm256_set1_epi32(bits as i32)) }
     }
     #[inline(always)]
-    unsafe fn convert(value: Self::U) -> Self::F {
+    unsafe fn to_f32(value: Self::U) -> Self::F {
         unsafe { _mm256_cvtepi32_ps(value) }
     }
     #[inline(always)]
-    unsafe fn cast(value: Self::U) -> Self::F {
+    unsafe fn from_bits(value: Self::U) -> Self::F {
         unsafe { _mm256_castsi256_ps(value) }
     }
     #[inline(always)]
-    unsafe fn bits(value: Self::F) -> Self::U {
+    unsafe fn to_bits(value: Self::F) -> Self::U {
         unsafe { _mm256_castps_si256(value) }
     }
     #[inline(always)]
@@ -193,7 +192,7 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn lookup(table: Self::Table, index: Self::U) -> Self::F {
         unsafe {
-            // Each half by the lowest three bits, and one of the two by the fourth.
+            // The low three bits index both halves, and the fourth selects one of them.
             let [low, high] = table.map(|half| _mm256_permutevar8x32_ps(half, index));
             _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32::<28>(index)))
         }
@@ -201,9 +200,12 @@ impl Simd for Avx2 {
 }
 
 /// 0, `stride`, 2 · `stride`, …
+///
+/// # Safety
+/// The machine has the instruction set.
 #[inline(always)]
 unsafe fn steps(stride: usize) -> __m256i {
-    // SAFETY: the caller has the instructions.
+    // SAFETY: the caller's.
     unsafe {
         let lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
         _mm256_mullo_epi32(lanes, _mm256_set1_epi32(stride as i32))

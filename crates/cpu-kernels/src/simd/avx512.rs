@@ -1,29 +1,25 @@
+//! AVX-512 F, BW, DQ and VL: sixteen lanes.
+
 use std::arch::x86_64::*;
 
 use half::{bf16, f16};
 
-use super::Simd;
-use crate::isa::Kernel;
+use super::traits::{Kernel, Simd};
 
 /// Sixteen lanes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Avx512;
 
-pub(crate) fn is_available() -> bool {
-    is_x86_feature_detected!("avx512f")
-        && is_x86_feature_detected!("avx512bw")
-        && is_x86_feature_detected!("avx512dq")
-        && is_x86_feature_detected!("avx512vl")
-}
-
+/// Compiles a kernel with these instructions.
+///
 /// # Safety
-/// The machine has the instructions.
+/// The machine has the instruction set.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 pub(crate) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
     kernel.run::<Avx512>()
 }
 
-#[allow(clippy::undocumented_unsafe_blocks, reason = "the trait's contract: the instructions, and all lanes")]
+#[allow(clippy::undocumented_unsafe_blocks, reason = "the contract of `Simd`")]
 impl Simd for Avx512 {
     const LANES: usize = 16;
     const REGISTERS: usize = 32;
@@ -66,7 +62,7 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn store_bf16(to: *mut bf16, value: Self::F) {
         unsafe {
-            // Half of the last place, less one where it is even; what is NaN stays so.
+            // Round to nearest, ties to even. NaN stays NaN.
             let bits = _mm512_castps_si512(value);
             let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
             let up = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
@@ -93,7 +89,7 @@ impl Simd for Avx512 {
         unsafe { _mm512_max_ps(a, b) }
     }
     #[inline(always)]
-    unsafe fn largest(value: Self::F) -> f32 {
+    unsafe fn reduce_max(value: Self::F) -> f32 {
         unsafe { _mm512_reduce_max_ps(value) }
     }
     #[inline(always)]
@@ -101,7 +97,7 @@ impl Simd for Avx512 {
         unsafe { _mm512_add_epi32(a, b) }
     }
     #[inline(always)]
-    unsafe fn bits(value: Self::F) -> Self::U {
+    unsafe fn to_bits(value: Self::F) -> Self::U {
         unsafe { _mm512_castps_si512(value) }
     }
     #[inline(always)]
@@ -113,7 +109,7 @@ impl Simd for Avx512 {
         unsafe { _mm512_fmadd_ps(a, b, c) }
     }
     #[inline(always)]
-    unsafe fn sum(value: Self::F) -> f32 {
+    unsafe fn reduce_add(value: Self::F) -> f32 {
         unsafe { _mm512_reduce_add_ps(value) }
     }
     #[inline(always)]
@@ -146,7 +142,7 @@ impl Simd for Avx512 {
         unsafe { _mm512_loadu_si512(from.cast()) }
     }
     #[inline(always)]
-    unsafe fn load_threes(from: *const u8) -> Self::U {
+    unsafe fn load_u24(from: *const u8) -> Self::U {
         unsafe {
             let words = _mm512_maskz_loadu_epi32(0xfff, from.cast());
             let quarters = _mm512_setr_epi32(0, 1, 2, 0, 3, 4, 5, 0, 6, 7, 8, 0, 9, 10, 11, 0);
@@ -156,7 +152,7 @@ impl Simd for Avx512 {
         }
     }
     #[inline(always)]
-    unsafe fn load_fives(from: *const u8) -> [Self::U; 2] {
+    unsafe fn load_u40(from: *const u8) -> [Self::U; 2] {
         unsafe {
             let lanes = steps(5);
             [
@@ -178,11 +174,11 @@ impl Simd for Avx512 {
         unsafe { _mm512_srlv_epi32(value, _mm512_set1_epi32(bits as i32)) }
     }
     #[inline(always)]
-    unsafe fn convert(value: Self::U) -> Self::F {
+    unsafe fn to_f32(value: Self::U) -> Self::F {
         unsafe { _mm512_cvtepi32_ps(value) }
     }
     #[inline(always)]
-    unsafe fn cast(value: Self::U) -> Self::F {
+    unsafe fn from_bits(value: Self::U) -> Self::F {
         unsafe { _mm512_castsi512_ps(value) }
     }
     #[inline(always)]
@@ -204,20 +200,23 @@ impl Simd for Avx512 {
 }
 
 /// 0, `stride`, 2 · `stride`, …
+///
+/// # Safety
+/// The machine has the instruction set.
 #[inline(always)]
 unsafe fn steps(stride: usize) -> __m512i {
-    // SAFETY: the caller has the instructions.
+    // SAFETY: the caller's.
     unsafe {
         let lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
         _mm512_mullo_epi32(lanes, _mm512_set1_epi32(stride as i32))
     }
 }
 
-/// 16 rows of 16 words, turned.
+/// Transposes 16 rows of 16 words.
 #[inline]
 #[target_feature(enable = "avx512f")]
 pub(crate) fn transpose(rows: [__m512i; 16]) -> [__m512i; 16] {
-    // Words within pairs of rows, pairs of words within fours, and quarters of registers across.
+    // First words within pairs of rows, then pairs of words within four rows, then quarters of registers.
     let mut a = rows;
     for i in (0..16).step_by(2) {
         a[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
@@ -230,7 +229,7 @@ pub(crate) fn transpose(rows: [__m512i; 16]) -> [__m512i; 16] {
         b[i + 2] = _mm512_unpacklo_epi64(a[i + 1], a[i + 3]);
         b[i + 3] = _mm512_unpackhi_epi64(a[i + 1], a[i + 3]);
     }
-    // Register 4 r + c now holds column c of each quarter for rows 4 r … 4 r + 3.
+    // Register 4 r + c now holds column c of each quarter, for rows 4 r to 4 r + 3.
     let mut out = b;
     for c in 0..4 {
         let low = _mm512_shuffle_i32x4::<0x88>(b[c], b[4 + c]);

@@ -1,33 +1,32 @@
+//! NEON: four lanes.
+
 use std::arch::aarch64::*;
 
 use half::{bf16, f16};
 
-use super::Simd;
-use crate::{element::Element, isa::Kernel};
+use super::traits::{Kernel, Simd};
 
 /// Four lanes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Neon;
 
-pub(crate) fn is_available() -> bool {
-    std::arch::is_aarch64_feature_detected!("neon")
-}
-
+/// Compiles a kernel with these instructions.
+///
 /// # Safety
-/// The machine has the instructions.
+/// The machine has the instruction set.
 #[target_feature(enable = "neon")]
 pub(crate) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
     kernel.run::<Neon>()
 }
 
-#[allow(clippy::undocumented_unsafe_blocks, reason = "the trait's contract: the instructions, and all lanes")]
+#[allow(clippy::undocumented_unsafe_blocks, reason = "the contract of `Simd`")]
 impl Simd for Neon {
     const LANES: usize = 4;
     const REGISTERS: usize = 32;
     const FAST_LOOKUP: bool = false;
     type F = float32x4_t;
     type U = uint32x4_t;
-    /// The four bytes of each of the sixteen, the lowest first.
+    /// Byte `i` of all sixteen elements, for each `i`.
     type Table = [uint8x16_t; 4];
 
     #[inline(always)]
@@ -43,13 +42,13 @@ impl Simd for Neon {
         unsafe {
             let bits = vmovl_u16(vld1_u16(from.cast()));
             let (sign, rest) = (vandq_u32(bits, vdupq_n_u32(0x8000)), vandq_u32(bits, vdupq_n_u32(0x7fff)));
-            // The exponent's bias is 15 there and 127 here: a product puts it right, for small numbers too. What is not
-            // finite has the largest exponent there, and must have it here.
+            // The bias of the exponent is 15 in f16 and 127 in f32. A product corrects it, for subnormal numbers too. Infinity
+            // and NaN have the largest exponent in f16, and need the largest one of f32.
             let scaled =
                 vmulq_f32(vreinterpretq_f32_u32(vshlq_n_u32::<13>(rest)), vdupq_n_f32(5.192_296_9e33));
-            let endless = vcgeq_u32(rest, vdupq_n_u32(0x7c00));
+            let not_finite = vcgeq_u32(rest, vdupq_n_u32(0x7c00));
             let scaled = vreinterpretq_u32_f32(scaled);
-            let value = vorrq_u32(scaled, vandq_u32(endless, vdupq_n_u32(0x7f80_0000)));
+            let value = vorrq_u32(scaled, vandq_u32(not_finite, vdupq_n_u32(0x7f80_0000)));
             vreinterpretq_f32_u32(vorrq_u32(value, vshlq_n_u32::<16>(sign)))
         }
     }
@@ -66,13 +65,13 @@ impl Simd for Neon {
         let mut lanes = [0.0; 4];
         unsafe {
             vst1q_f32(lanes.as_mut_ptr(), value);
-            to.cast::<[f16; 4]>().write_unaligned(lanes.map(f16::round));
+            to.cast::<[f16; 4]>().write_unaligned(lanes.map(f16::from_f32));
         }
     }
     #[inline(always)]
     unsafe fn store_bf16(to: *mut bf16, value: Self::F) {
         unsafe {
-            // Half of the last place, less one where it is even; what is NaN stays so.
+            // Round to nearest, ties to even. NaN stays NaN.
             let bits = vreinterpretq_u32_f32(value);
             let odd = vandq_u32(vshrq_n_u32::<16>(bits), vdupq_n_u32(1));
             let up = vaddq_u32(bits, vaddq_u32(odd, vdupq_n_u32(0x7fff)));
@@ -105,17 +104,17 @@ impl Simd for Neon {
         unsafe { vfmaq_f32(c, a, b) }
     }
     #[inline(always)]
-    unsafe fn sum(value: Self::F) -> f32 {
+    unsafe fn reduce_add(value: Self::F) -> f32 {
         unsafe { vaddvq_f32(value) }
     }
     #[inline(always)]
-    unsafe fn largest(value: Self::F) -> f32 {
+    unsafe fn reduce_max(value: Self::F) -> f32 {
         unsafe { vmaxvq_f32(value) }
     }
     #[inline(always)]
     unsafe fn permute(value: Self::F, index: Self::U) -> Self::F {
         unsafe {
-            // Lane i is the bytes 4 i to 4 i + 3.
+            // Lane i consists of bytes 4 i to 4 i + 3.
             let first = vmulq_u32(index, vdupq_n_u32(0x0404_0404));
             let bytes = vaddq_u32(first, vdupq_n_u32(0x0302_0100));
             let found = vqtbl1q_u8(vreinterpretq_u8_f32(value), vreinterpretq_u8_u32(bytes));
@@ -137,13 +136,13 @@ impl Simd for Neon {
         unsafe { vld1q_u32(from) }
     }
     #[inline(always)]
-    unsafe fn load_threes(from: *const u8) -> Self::U {
+    unsafe fn load_u24(from: *const u8) -> Self::U {
         let bytes = unsafe { from.cast::<[[u8; 3]; 4]>().read_unaligned() };
         let lanes = bytes.map(|[a, b, c]| u32::from_le_bytes([a, b, c, 0]));
         unsafe { vld1q_u32(lanes.as_ptr()) }
     }
     #[inline(always)]
-    unsafe fn load_fives(from: *const u8) -> [Self::U; 2] {
+    unsafe fn load_u40(from: *const u8) -> [Self::U; 2] {
         let word = |i: usize| unsafe { from.add(i).cast::<u32>().read_unaligned() };
         [0, 1].map(|start| {
             let lanes: [u32; 4] = std::array::from_fn(|i| word(5 * i + start));
@@ -167,15 +166,15 @@ impl Simd for Neon {
         unsafe { vshlq_u32(value, vdupq_n_s32(-(bits as i32))) }
     }
     #[inline(always)]
-    unsafe fn convert(value: Self::U) -> Self::F {
+    unsafe fn to_f32(value: Self::U) -> Self::F {
         unsafe { vcvtq_f32_u32(value) }
     }
     #[inline(always)]
-    unsafe fn cast(value: Self::U) -> Self::F {
+    unsafe fn from_bits(value: Self::U) -> Self::F {
         unsafe { vreinterpretq_f32_u32(value) }
     }
     #[inline(always)]
-    unsafe fn bits(value: Self::F) -> Self::U {
+    unsafe fn to_bits(value: Self::F) -> Self::U {
         unsafe { vreinterpretq_u32_f32(value) }
     }
     #[inline(always)]
@@ -196,7 +195,7 @@ impl Simd for Neon {
     #[inline(always)]
     unsafe fn lookup(table: Self::Table, index: Self::U) -> Self::F {
         unsafe {
-            // The index in each byte of its lane, beyond the table in all but one: those are zero.
+            // The index goes into one byte of its lane. The other bytes hold an index beyond the table, which gives zero.
             let index = vandq_u32(index, vdupq_n_u32(15));
             let byte = |byte: usize, others: u32| {
                 let index = vorrq_u32(vshlq_u32(index, vdupq_n_s32(8 * byte as i32)), vdupq_n_u32(others));

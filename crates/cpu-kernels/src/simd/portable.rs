@@ -1,9 +1,10 @@
+//! Plain Rust: eight lanes, which the compiler maps to the vectors of the target.
+
 use half::{bf16, f16};
 
-use super::Simd;
-use crate::element::Element;
+use super::traits::Simd;
 
-/// Arrays, which compilers turn into whatever vectors the target has.
+/// Arrays as vectors.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Portable;
 
@@ -14,7 +15,7 @@ fn each<T>(f: impl Fn(usize) -> T) -> [T; LANES] {
     std::array::from_fn(f)
 }
 
-#[allow(clippy::undocumented_unsafe_blocks, reason = "the trait's contract: the pointers have all lanes")]
+#[allow(clippy::undocumented_unsafe_blocks, reason = "the contract of `Simd`")]
 impl Simd for Portable {
     const LANES: usize = LANES;
     const REGISTERS: usize = 16;
@@ -43,15 +44,15 @@ impl Simd for Portable {
     #[inline(always)]
     unsafe fn load_bf16(from: *const bf16) -> Self::F {
         let halves = unsafe { from.cast::<[bf16; LANES]>().read_unaligned() };
-        each(|i| halves[i].widen())
+        each(|i| f32::from_bits(u32::from(halves[i].to_bits()) << 16))
     }
     #[inline(always)]
     unsafe fn store_f16(to: *mut f16, value: Self::F) {
-        unsafe { to.cast::<[f16; LANES]>().write_unaligned(each(|i| f16::round(value[i]))) }
+        unsafe { to.cast::<[f16; LANES]>().write_unaligned(each(|i| f16::from_f32(value[i]))) }
     }
     #[inline(always)]
     unsafe fn store_bf16(to: *mut bf16, value: Self::F) {
-        unsafe { to.cast::<[bf16; LANES]>().write_unaligned(each(|i| bf16::round(value[i]))) }
+        unsafe { to.cast::<[bf16; LANES]>().write_unaligned(each(|i| bf16::from_f32(value[i]))) }
     }
     #[inline(always)]
     unsafe fn add(a: Self::F, b: Self::F) -> Self::F {
@@ -70,7 +71,7 @@ impl Simd for Portable {
         each(|i| if a[i] > b[i] { a[i] } else { b[i] })
     }
     #[inline(always)]
-    unsafe fn largest(value: Self::F) -> f32 {
+    unsafe fn reduce_max(value: Self::F) -> f32 {
         value.into_iter().fold(f32::NEG_INFINITY, f32::max)
     }
     #[inline(always)]
@@ -78,20 +79,20 @@ impl Simd for Portable {
         each(|i| a[i].wrapping_add(b[i]))
     }
     #[inline(always)]
-    unsafe fn bits(value: Self::F) -> Self::U {
+    unsafe fn to_bits(value: Self::F) -> Self::U {
         each(|i| value[i].to_bits())
     }
     #[inline(always)]
     unsafe fn mul(a: Self::F, b: Self::F) -> Self::F {
         each(|i| a[i] * b[i])
     }
-    /// In two steps: without the instruction a fused one is a call of a function.
+    /// Two roundings: without an FMA instruction, `mul_add` is a function call.
     #[inline(always)]
     unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F {
         each(|i| a[i] * b[i] + c[i])
     }
     #[inline(always)]
-    unsafe fn sum(value: Self::F) -> f32 {
+    unsafe fn reduce_add(value: Self::F) -> f32 {
         value.iter().sum()
     }
     #[inline(always)]
@@ -112,12 +113,12 @@ impl Simd for Portable {
         unsafe { from.cast::<Self::U>().read_unaligned() }
     }
     #[inline(always)]
-    unsafe fn load_threes(from: *const u8) -> Self::U {
+    unsafe fn load_u24(from: *const u8) -> Self::U {
         let bytes = unsafe { from.cast::<[[u8; 3]; LANES]>().read_unaligned() };
         each(|i| u32::from_le_bytes([bytes[i][0], bytes[i][1], bytes[i][2], 0]))
     }
     #[inline(always)]
-    unsafe fn load_fives(from: *const u8) -> [Self::U; 2] {
+    unsafe fn load_u40(from: *const u8) -> [Self::U; 2] {
         let bytes = unsafe { from.cast::<[[u8; 5]; LANES]>().read_unaligned() };
         [0, 1].map(|start| each(|i| u32::from_le_bytes(std::array::from_fn(|byte| bytes[i][start + byte]))))
     }
@@ -134,12 +135,12 @@ impl Simd for Portable {
         each(|i| value[i] >> bits)
     }
     #[inline(always)]
-    unsafe fn convert(value: Self::U) -> Self::F {
-        // Through i32, which is cheaper, and exact for the codes there are.
+    unsafe fn to_f32(value: Self::U) -> Self::F {
+        // Converting from i32 is cheaper, and exact for all codes.
         each(|i| value[i] as i32 as f32)
     }
     #[inline(always)]
-    unsafe fn cast(value: Self::U) -> Self::F {
+    unsafe fn from_bits(value: Self::U) -> Self::F {
         each(|i| f32::from_bits(value[i]))
     }
     #[inline(always)]

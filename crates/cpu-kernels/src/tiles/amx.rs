@@ -1,43 +1,11 @@
-//! The tile registers of AMX, which multiply 16 × 32 by 32 × 16 numbers of type bf16 at once and sum in single precision.
+//! Products of tiles by the tile registers of AMX (`TDPBF16PS`), which multiply 16 × 32 by 32 × 16 bf16 numbers at once and sum in
+//! single precision.
 
-use std::{
-    arch::{asm, x86_64::__cpuid_count},
-    sync::OnceLock,
-};
+use std::arch::asm;
 
-use super::Sums;
+use super::tile::TileSums;
 
-/// Whether this machine has the tiles and Linux lets this process use them.
-pub(crate) fn is_available() -> bool {
-    static AVAILABLE: OnceLock<bool> = OnceLock::new();
-    *AVAILABLE.get_or_init(|| {
-        let has = cfg!(target_os = "linux") && __cpuid_count(7, 0).edx >> 22 & 0b101 == 0b101;
-        has && permitted()
-    })
-}
-
-/// Asks Linux for the tiles' state.
-fn permitted() -> bool {
-    const ARCH_PRCTL: i64 = 158;
-    const ARCH_REQ_XCOMP_PERM: usize = 0x1023;
-    const XFEATURE_XTILEDATA: usize = 18;
-    let mut result = ARCH_PRCTL;
-    // SAFETY: the call reads no memory of ours; the kernel overwrites rcx and r11.
-    unsafe {
-        asm!(
-            "syscall",
-            inout("rax") result,
-            in("rdi") ARCH_REQ_XCOMP_PERM,
-            in("rsi") XFEATURE_XTILEDATA,
-            out("rcx") _,
-            out("r11") _,
-            options(nostack),
-        );
-    }
-    result == 0
-}
-
-/// 16 rows of 64 bytes for each of the eight tiles.
+/// The configuration of the tile registers: 16 rows of 64 bytes for each of the eight.
 #[repr(C, align(64))]
 struct Config([u8; 64]);
 
@@ -53,16 +21,16 @@ static CONFIG: Config = {
     Config(config)
 };
 
-/// Adds to sums the products of two blocks of the matrix with two of `x`, for each pair of offsets of the plan.
+/// Adds the products of two tiles of the matrix with two of `x`, for each pair of offsets.
 ///
 /// # Safety
-/// The machine has the instructions, and the tiles may be used. Tiles begin at all offsets.
+/// The machine has AMX, and the process may use its tiles. Tiles begin at all offsets.
 #[inline(always)]
-pub(super) unsafe fn multiply(sums: &mut Sums, w: [*const u8; 2], x: [*const u8; 2], plan: &[[u32; 2]]) {
-    if plan.is_empty() {
+pub(super) unsafe fn multiply(sums: &mut TileSums, w: [*const u8; 2], x: [*const u8; 2], pairs: &[[u32; 2]]) {
+    if pairs.is_empty() {
         return;
     }
-    // SAFETY: the caller's; no tile outlives the block.
+    // SAFETY: the caller's; tile registers are released at the end.
     unsafe {
         asm!(
             "ldtilecfg [{at}]",
@@ -71,8 +39,8 @@ pub(super) unsafe fn multiply(sums: &mut Sums, w: [*const u8; 2], x: [*const u8;
             "tileloadd tmm2, [{sums} + {stride}*2 + 2048]",
             "tileloadd tmm3, [{sums} + {stride}*2 + 2112]",
             "2:",
-            "mov {of_w:e}, [{plan}]",
-            "mov {of_x:e}, [{plan} + 4]",
+            "mov {of_w:e}, [{pairs}]",
+            "mov {of_x:e}, [{pairs} + 4]",
             "lea {at}, [{w0} + {of_w}]",
             "tileloadd tmm4, [{at} + {stride}*1]",
             "lea {at}, [{x0} + {of_x}]",
@@ -85,8 +53,8 @@ pub(super) unsafe fn multiply(sums: &mut Sums, w: [*const u8; 2], x: [*const u8;
             "tdpbf16ps tmm1, tmm4, tmm7",
             "tdpbf16ps tmm2, tmm5, tmm6",
             "tdpbf16ps tmm3, tmm5, tmm7",
-            "add {plan}, 8",
-            "cmp {plan}, {end}",
+            "add {pairs}, 8",
+            "cmp {pairs}, {end}",
             "jne 2b",
             "tilestored [{sums} + {stride}*2], tmm0",
             "tilestored [{sums} + {stride}*2 + 64], tmm1",
@@ -100,8 +68,8 @@ pub(super) unsafe fn multiply(sums: &mut Sums, w: [*const u8; 2], x: [*const u8;
             w1 = in(reg) w[1],
             x0 = in(reg) x[0],
             x1 = in(reg) x[1],
-            plan = inout(reg) plan.as_ptr() => _,
-            end = in(reg) plan.as_ptr_range().end,
+            pairs = inout(reg) pairs.as_ptr() => _,
+            end = in(reg) pairs.as_ptr_range().end,
             of_w = out(reg) _,
             of_x = out(reg) _,
             out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,

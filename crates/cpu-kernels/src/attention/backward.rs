@@ -1,18 +1,19 @@
-//! The gradients of attention.
+//! The backward pass.
 
+use super::params::AttentionParams;
 use crate::{
-    AttentionParams, Floats, FloatsMut, Kernels, Matrices, Result, Weights,
-    element::{Element, Shared},
-    error::Error,
-    isa::Kernel,
-    operand::{length, product},
-    simd::{Simd, exp},
+    element::Element,
+    error::{Error, Result},
+    kernels::Kernels,
+    operand::{Floats, FloatsMut, Matrices, Weights, length, product},
+    shared_slice::SharedSlice,
+    simd::{Kernel, Simd, exp},
 };
 
-/// Queries whose scores are held at a time.
-const LINES: usize = 64;
+/// Queries whose scores are kept at a time.
+const QUERY_BLOCK: usize = 64;
 
-/// What attention of tokens to those before them, in the same rows, was given, and the gradient by what it gave. All of one type.
+/// The operands of attention of the tokens of each row to each other, and the gradient by its output. All are of one type.
 #[derive(Debug, Clone, Copy)]
 pub struct AttentionBackward<'a> {
     /// `[rows, heads, tokens, head_dim]`
@@ -28,24 +29,24 @@ pub struct AttentionBackward<'a> {
 }
 
 impl Kernels {
-    /// The gradients by queries, keys and values, like them. Scores are computed anew.
+    /// The gradients by queries, keys and values, in their shapes. Scores are recomputed.
     ///
     /// # Errors
-    /// Operands whose sizes or types do not go together; a cap on scores, or sinks: these have no gradient here.
+    /// Operands whose sizes or types do not match. A soft cap, or sinks: they have no gradient here.
     pub fn attention_backward(
         &self,
         x: &AttentionBackward<'_>,
-        how: &AttentionParams<'_>,
+        params: &AttentionParams<'_>,
         by: [FloatsMut<'_>; 3],
     ) -> Result<()> {
-        how.check()?;
-        if how.softcap.is_some() || how.sinks.is_some() {
-            let expected = "neither a cap nor sinks".to_owned();
-            return Err(Error::Invalid { name: "attention", found: 1, expected });
+        params.check()?;
+        if params.softcap.is_some() || params.sinks.is_some() {
+            let expected = "0: they have no backward pass".to_owned();
+            return Err(Error::Invalid { name: "the number of soft caps and sinks", found: 1, expected });
         }
-        let width = product("queries", &[how.heads, x.tokens, how.head_dim])?;
+        let width = product("queries", &[params.heads, x.tokens, params.head_dim])?;
         let rows = x.queries.len().checked_div(width).unwrap_or(0);
-        let shared = product("keys", &[rows, how.kv_heads, x.tokens, how.head_dim])?;
+        let shared = product("keys", &[rows, params.kv_heads, x.tokens, params.head_dim])?;
         let [queries, keys, values] = by;
         for (operand, found, expected) in [
             ("queries", x.queries.len(), rows * width),
@@ -64,7 +65,7 @@ impl Kernels {
                     $((
                         Floats::$kind(q), Floats::$kind(k), Floats::$kind(v), Floats::$kind(g),
                         FloatsMut::$kind(dq), FloatsMut::$kind(dk), FloatsMut::$kind(dv),
-                    ) => self.back_of([q, k, v, g], [rows, x.tokens], how, [dq, dk, dv]),)*
+                    ) => self.backward_of_type([q, k, v, g], [rows, x.tokens], params, [dq, dk, dv]),)*
                     _ => Err(Error::Invalid { name: "the number of types", found: 2, expected: "1".into() }),
                 }
             };
@@ -72,24 +73,24 @@ impl Kernels {
         typed!(F32, F16, Bf16)
     }
 
-    fn back_of<E: Element>(
+    fn backward_of_type<E: Element>(
         &self,
         [queries, keys, values, gradient]: [&[E]; 4],
         [rows, tokens]: [usize; 2],
-        how: &AttentionParams<'_>,
+        params: &AttentionParams<'_>,
         by: [&mut [E]; 3],
     ) -> Result<()> {
-        let AttentionParams { heads, kv_heads, head_dim, .. } = *how;
+        let AttentionParams { heads, kv_heads, head_dim, .. } = *params;
         let size = tokens * head_dim;
-        let [by_queries, by_keys, by_values] = by.map(Shared::new);
+        let [by_queries, by_keys, by_values] = by.map(SharedSlice::new);
         let failures = std::sync::Mutex::new(Ok(()));
         self.pool.run(rows * kv_heads, &|task| {
             let (row, group) = (task / kv_heads, heads / kv_heads);
             let vectors = |of: &[E], index: usize| -> Vec<f32> {
                 of[index * size..][..size].iter().map(|x| x.widen()).collect()
             };
-            let write = |to: &Shared<E>, index: usize, values: &[f32]| {
-                // SAFETY: each task has a head of keys and values, and the heads of queries that share it, of its own.
+            let write = |to: &SharedSlice<E>, index: usize, values: &[f32]| {
+                // SAFETY: each task has its own head of keys and values, and the heads of queries that share it.
                 let to = unsafe { to.part(index * size, size) };
                 to.iter_mut().zip(values).for_each(|(to, value)| *to = E::round(*value));
             };
@@ -104,7 +105,7 @@ impl Kernels {
                     g.extend(gradient[start..][..head_dim].iter().map(|x| x.widen()));
                 }
                 let mut dq = vec![0.0; size];
-                let done = self.back_of_head([&q, &k, &v, &g], how, [&mut dq, &mut dk, &mut dv]);
+                let done = self.backward_head([&q, &k, &v, &g], params, [&mut dq, &mut dk, &mut dv]);
                 if let (Err(error), Ok(mut failures)) = (done, failures.lock()) {
                     *failures = Err(error);
                     return;
@@ -117,14 +118,14 @@ impl Kernels {
         failures.into_inner().unwrap_or(Ok(()))
     }
 
-    /// One head of queries: sets `dq`, and adds to `dk` and `dv`, all `[tokens, head_dim]`.
-    fn back_of_head(
+    /// The gradients of one head of queries: sets `dq`, and adds to `dk` and `dv`, all `[tokens, head_dim]`.
+    fn backward_head(
         &self,
         [q, k, v, g]: [&[f32]; 4],
-        how: &AttentionParams<'_>,
+        params: &AttentionParams<'_>,
         [dq, dk, dv]: [&mut [f32]; 3],
     ) -> Result<()> {
-        let width = how.head_dim;
+        let width = params.head_dim;
         let tokens = q.len().checked_div(width).unwrap_or(0);
         let matrix = |elements| Matrices {
             count: 1,
@@ -132,42 +133,42 @@ impl Kernels {
             inputs: width,
             weights: Weights::Dense(Floats::F32(elements)),
         };
-        for start in (0..tokens).step_by(LINES) {
-            let end = (start + LINES).min(tokens);
-            let lines = start * width..end * width;
-            // What the first of these queries sees first, and the last of them last.
-            let first = how.window.map_or(0, |window| (start + 1).saturating_sub(window));
+        for start in (0..tokens).step_by(QUERY_BLOCK) {
+            let end = (start + QUERY_BLOCK).min(tokens);
+            let queries = start * width..end * width;
+            // Keys from the first that the first query sees to the last that the last query sees.
+            let first = params.window.map_or(0, |window| (start + 1).saturating_sub(window));
             let (seen, count) = (first * width..end * width, end - first);
             let mut weights = vec![0.0; (end - start) * count];
             let mut scores = weights.clone();
             self.matmul(
-                Floats::F32(&q[lines.clone()]),
+                Floats::F32(&q[queries.clone()]),
                 &matrix(&k[seen.clone()]),
                 None,
                 FloatsMut::F32(&mut weights),
             )?;
             self.matmul(
-                Floats::F32(&g[lines.clone()]),
+                Floats::F32(&g[queries.clone()]),
                 &matrix(&v[seen.clone()]),
                 None,
                 FloatsMut::F32(&mut scores),
             )?;
-            for (line, (weights, scores)) in
+            for (query, (weights, scores)) in
                 weights.chunks_exact_mut(count).zip(scores.chunks_exact_mut(count)).enumerate()
             {
-                let last = start + line - first;
-                let from = how.window.map_or(0, |window| (last + 1).saturating_sub(window));
-                self.isa.run(Line { weights, scores, seen: from..last + 1, scale: how.scale });
+                let last = start + query - first;
+                let from = params.window.map_or(0, |window| (last + 1).saturating_sub(window));
+                self.isa.run(QueryGradient { weights, scores, seen: from..last + 1, scale: params.scale });
             }
             self.matmul_grad(
                 Floats::F32(&scores),
                 &matrix(&k[seen.clone()]),
-                FloatsMut::F32(&mut dq[lines.clone()]),
+                FloatsMut::F32(&mut dq[queries.clone()]),
             )?;
             for (by, of, sums) in [(&scores, q, &mut *dk), (&weights, g, &mut *dv)] {
                 let mut part = vec![0.0; count * width];
-                let of = matrix(&of[lines.clone()]);
-                self.matmul_grad(Floats::F32(&turned(by, count)), &of, FloatsMut::F32(&mut part))?;
+                let of = matrix(&of[queries.clone()]);
+                self.matmul_grad(Floats::F32(&transposed(by, count)), &of, FloatsMut::F32(&mut part))?;
                 sums[seen.clone()].iter_mut().zip(&part).for_each(|(sum, part)| *sum += part);
             }
         }
@@ -175,20 +176,20 @@ impl Kernels {
     }
 }
 
-/// Rows of so many elements → columns.
-fn turned(rows: &[f32], columns: usize) -> Vec<f32> {
+/// Transposes rows of `columns` elements.
+fn transposed(rows: &[f32], columns: usize) -> Vec<f32> {
     (0..columns).flat_map(|column| rows[column..].iter().step_by(columns).copied()).collect()
 }
 
-/// Of one query: products with keys become their weights, and gradients by weights those by products.
-struct Line<'a> {
+/// Of one query: turns products with keys into weights, and gradients by weights into gradients by products.
+struct QueryGradient<'a> {
     weights: &'a mut [f32],
     scores: &'a mut [f32],
     seen: std::ops::Range<usize>,
     scale: f32,
 }
 
-impl Kernel for Line<'_> {
+impl Kernel for QueryGradient<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -199,20 +200,20 @@ impl Kernel for Line<'_> {
             all[seen.end..].fill(0.0);
         }
         let (weights, scores) = (&mut weights[seen.clone()], &mut scores[seen]);
-        let largest = weights.iter().fold(f32::MIN, |largest, weight| largest.max(weight * scale));
+        let max = weights.iter().fold(f32::MIN, |max, weight| max.max(weight * scale));
         for weights in weights.chunks_mut(S::LANES) {
-            // Of the last part, what is beyond is not copied back.
+            // The last part may be shorter than a vector: what is beyond is not copied back.
             let mut lanes = [0.0; 16];
             lanes[..weights.len()].copy_from_slice(weights);
-            // SAFETY: the machine has the instructions, or this were not run; a vector has at most 16 lanes.
+            // SAFETY: see `Isa::run`; a vector has at most 16 lanes.
             unsafe {
-                let scaled = S::fma(S::load(lanes.as_ptr()), S::splat(scale), S::splat(-largest));
+                let scaled = S::fma(S::load(lanes.as_ptr()), S::splat(scale), S::splat(-max));
                 S::store(lanes.as_mut_ptr(), exp::<S>(scaled));
             }
             weights.copy_from_slice(&lanes[..weights.len()]);
         }
-        let share = sum(weights, |_, weight| weight).recip();
-        weights.iter_mut().for_each(|weight| *weight *= share);
+        let norm = sum(weights, |_, weight| weight).recip();
+        weights.iter_mut().for_each(|weight| *weight *= norm);
         let mean = sum(weights, |at, weight| weight * scores[at]);
         for (score, weight) in scores.iter_mut().zip(&*weights) {
             *score = (*score - mean) * weight * scale;
@@ -220,7 +221,7 @@ impl Kernel for Line<'_> {
     }
 }
 
-/// The sum of something for each element, in lanes.
+/// The sum of `each` of all elements, in lanes.
 #[inline(always)]
 fn sum(of: &[f32], each: impl Fn(usize, f32) -> f32) -> f32 {
     let mut lanes = [0.0; 16];

@@ -1,0 +1,232 @@
+//! Attention of a block of queries to the keys and values that they see, a block of keys at a time.
+
+use std::ops::Range;
+
+use super::{
+    params::AttentionParams,
+    scores::{KEY_BLOCK, score, transpose_keys},
+    softmax::OnlineSoftmax,
+    weighted_sum::WeightedSum,
+};
+use crate::{
+    element::{Element, narrow},
+    kv::{KvCache, KvView, Queries},
+    operand::{Floats, with_slice},
+    shared_slice::SharedSlice,
+    simd::{Kernel, Simd},
+};
+
+/// Queries of a block, if there are as many.
+pub(super) const QUERY_BLOCK: usize = 64;
+/// Up to so many queries are multiplied with keys one by one. For more, keys are transposed.
+const FEW_QUERIES: usize = 8;
+/// Keys or values that are converted at a time for so few queries: they stay in the first-level cache.
+const FEW_KEYS: usize = 16;
+
+/// Attention of some tokens of a row, for the heads of queries that share a head of keys and values. A query here is that of a
+/// token and a head.
+pub(super) struct AttentionBlock<'a, E> {
+    pub(super) queries: &'a Queries<'a>,
+    pub(super) cache: &'a KvCache<'a>,
+    pub(super) params: &'a AttentionParams<'a>,
+    pub(super) row: usize,
+    pub(super) kv_head: usize,
+    pub(super) heads: Range<usize>,
+    pub(super) tokens: Range<usize>,
+    pub(super) out: &'a SharedSlice<E>,
+}
+
+/// What a block computes with.
+struct Buffers {
+    /// `head_dim`, padded to pairs of vectors.
+    width: usize,
+    /// Scaled queries, `[queries, width]`.
+    queries: Vec<f32>,
+    /// `[queries, KEY_BLOCK]`
+    scores: Vec<f32>,
+    /// Sums of values, `[queries, width]`.
+    sums: Vec<f32>,
+    /// Keys, then values, in `f32`: `[converted_keys, width]`.
+    converted: Vec<f32>,
+    /// Keys or values that are converted at a time.
+    converted_keys: usize,
+    /// `[width, KEY_BLOCK]`, or empty for few queries.
+    transposed_keys: Vec<f32>,
+}
+
+impl<E: Element> Kernel for AttentionBlock<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        let count = self.heads.len() * self.tokens.len();
+        let mut buffers = self.buffers::<S>();
+        let mut softmax = OnlineSoftmax::new(self.sinks(), count);
+        let end = self.position(count - 1) + 1;
+        for start in (self.first_key(0)..end).step_by(KEY_BLOCK) {
+            let keys = start..end.min(start + KEY_BLOCK);
+            self.score_keys::<S>(&mut buffers, keys.clone());
+            let Buffers { width, scores, sums, .. } = &mut buffers;
+            for (query, scores) in scores.chunks_exact_mut(KEY_BLOCK).enumerate() {
+                let seen = self.first_key(query).clamp(keys.start, keys.end) - start
+                    ..(self.position(query) + 1).clamp(keys.start, keys.end) - start;
+                let rescale = softmax.update::<S>(query, scores, seen, self.params.softcap);
+                if rescale != 1.0 {
+                    sums[query * *width..][..*width].iter_mut().for_each(|sum| *sum *= rescale);
+                }
+            }
+            self.add_values::<S>(&mut buffers, keys);
+        }
+        let Buffers { width, sums, .. } = &mut buffers;
+        for (query, sums) in sums.chunks_exact_mut(*width).enumerate() {
+            let total = softmax.totals[query];
+            sums.iter_mut().for_each(|sum| *sum /= total);
+            self.write::<S>(query, sums);
+        }
+    }
+}
+
+impl<E: Element> AttentionBlock<'_, E> {
+    #[inline(always)]
+    fn head(&self, query: usize) -> usize {
+        self.heads.start + query % self.heads.len()
+    }
+
+    #[inline(always)]
+    fn token(&self, query: usize) -> usize {
+        self.tokens.start + query / self.heads.len()
+    }
+
+    /// Token `t` of the row is at position `len - tokens + t`.
+    #[inline(always)]
+    fn position(&self, query: usize) -> usize {
+        self.cache.len - self.queries.tokens + self.token(query)
+    }
+
+    /// The first key that a query sees.
+    #[inline(always)]
+    fn first_key(&self, query: usize) -> usize {
+        self.params.window.map_or(0, |window| (self.position(query) + 1).saturating_sub(window))
+    }
+
+    /// The sink of each query.
+    #[inline(always)]
+    fn sinks(&self) -> Option<Vec<f32>> {
+        let sinks = self.params.sinks?;
+        let queries = 0..self.heads.len() * self.tokens.len();
+        let sink = |query| with_slice!(sinks, Floats, sinks => sinks[self.head(query)].widen());
+        Some(queries.map(sink).collect())
+    }
+
+    #[inline(always)]
+    fn buffers<S: Simd>(&self) -> Buffers {
+        let AttentionParams { head_dim, scale, .. } = *self.params;
+        let count = self.heads.len() * self.tokens.len();
+        let width = head_dim.next_multiple_of(2 * S::LANES);
+        let mut queries = vec![0.0_f32; count * width];
+        let offset = self.row * self.queries.row_stride;
+        for (index, query) in queries.chunks_exact_mut(width).enumerate() {
+            let (head, token) = (self.head(index), self.token(index));
+            self.queries.first.read::<S>(offset, head, token, &mut query[..head_dim]);
+            query.iter_mut().for_each(|query| *query *= scale);
+        }
+        let few = count <= FEW_QUERIES;
+        let converted_keys = if few { FEW_KEYS } else { KEY_BLOCK };
+        Buffers {
+            width,
+            queries,
+            scores: vec![0.0; count * KEY_BLOCK],
+            sums: vec![0.0; count * width],
+            converted: vec![0.0; converted_keys * width],
+            converted_keys,
+            transposed_keys: vec![0.0; if few { 0 } else { KEY_BLOCK * width }],
+        }
+    }
+
+    /// The vectors of a token and those after it, and their stride, if few queries can use them in place: whole vectors of floats.
+    #[inline(always)]
+    fn in_place<'b>(&self, view: &KvView<'b>, token: usize, width: usize) -> Option<(Floats<'b>, usize)> {
+        let few = self.heads.len() * self.tokens.len() <= FEW_QUERIES;
+        match view {
+            KvView::Floats(heads) if few && self.params.head_dim == width => {
+                Some(heads.from(self.kv_head, token))
+            }
+            _ => None,
+        }
+    }
+
+    /// Converts vectors of these tokens to `f32`.
+    #[inline(always)]
+    fn convert<S: Simd>(&self, view: &KvView<'_>, first: usize, width: usize, out: &mut [f32]) {
+        for (i, vector) in out.chunks_exact_mut(width).enumerate() {
+            view.read::<S>(self.kv_head, first + i, &mut vector[..self.params.head_dim]);
+        }
+    }
+
+    /// Computes the scores of all queries for these keys.
+    #[inline(always)]
+    fn score_keys<S: Simd>(&self, buffers: &mut Buffers, keys: Range<usize>) {
+        let Buffers { width, queries, scores, converted, converted_keys, transposed_keys, .. } = buffers;
+        let (width, view) = (*width, &self.cache.keys);
+        if let Some((keys_in_place, stride)) = self.in_place(view, keys.start, width) {
+            with_slice!(keys_in_place, Floats, data => {
+                score::<S, _>(queries, width, data, stride, scores, 0..keys.len());
+            });
+            return;
+        }
+        let few = transposed_keys.is_empty();
+        for at in (0..keys.len()).step_by(*converted_keys) {
+            let end = keys.len().min(at + *converted_keys);
+            let converted = &mut converted[..(end - at) * width];
+            self.convert::<S>(view, keys.start + at, width, converted);
+            if few {
+                score::<S, _>(queries, width, converted, width, scores, at..end);
+            }
+        }
+        if !few {
+            transpose_keys::<S>(converted, width, transposed_keys);
+            scores.fill(0.0);
+            WeightedSum {
+                weights: queries,
+                weights_stride: width,
+                vectors: &transposed_keys[..],
+                stride: KEY_BLOCK,
+                width: KEY_BLOCK,
+                count: self.params.head_dim,
+            }
+            .add_to::<S>(scores);
+        }
+    }
+
+    /// Adds the values of these keys, weighted by their scores, to the sums.
+    #[inline(always)]
+    fn add_values<S: Simd>(&self, buffers: &mut Buffers, keys: Range<usize>) {
+        let Buffers { width, scores, sums, converted, converted_keys, .. } = buffers;
+        let (width, view) = (*width, &self.cache.values);
+        if let Some((values, stride)) = self.in_place(view, keys.start, width) {
+            with_slice!(values, Floats, vectors => {
+                WeightedSum { weights: scores, weights_stride: KEY_BLOCK, vectors, stride, width, count: keys.len() }
+                    .add_to::<S>(sums);
+            });
+            return;
+        }
+        for at in (0..keys.len()).step_by(*converted_keys) {
+            let count = (*converted_keys).min(keys.len() - at);
+            let converted = &mut converted[..count * width];
+            self.convert::<S>(view, keys.start + at, width, converted);
+            let (weights, vectors) = (&scores[at..], &*converted);
+            WeightedSum { weights, weights_stride: KEY_BLOCK, vectors, stride: width, width, count }
+                .add_to::<S>(sums);
+        }
+    }
+
+    /// Writes the result of a query.
+    #[inline(always)]
+    fn write<S: Simd>(&self, query: usize, values: &[f32]) {
+        let AttentionParams { heads, head_dim, .. } = *self.params;
+        let token = self.row * self.queries.tokens + self.token(query);
+        let place = (token * heads + self.head(query)) * head_dim;
+        // SAFETY: each task has tokens and heads of its own.
+        narrow::<E, S>(&values[..head_dim], unsafe { self.out.part(place, head_dim) });
+    }
+}

@@ -1,0 +1,154 @@
+//! Gated linear units: the activation between the two halves of a feed-forward block.
+
+use crate::{
+    element::Element,
+    error::{Error, Result},
+    kernels::Kernels,
+    operand::{Floats, FloatsMut, length, product, with_slice},
+    shared_slice::SharedSlice,
+    simd::{Kernel, Simd},
+};
+
+/// The gated linear units that models use. σ is the logistic function.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Glu {
+    /// SwiGLU: gate · σ(gate) · up
+    Silu,
+    /// GeGLU: GELU(gate) · up, with the tanh approximation of GELU.
+    GeluTanh,
+    /// gate · σ(alpha · gate) · (up + 1), as in gpt-oss. `up` is clamped to ±limit, and `gate` from above.
+    Clamped {
+        /// The factor of the gate in σ.
+        alpha: f32,
+        /// The limit.
+        limit: f32,
+    },
+}
+
+/// The two halves, `[rows, size]` each, in a larger memory.
+#[derive(Debug, Clone, Copy)]
+pub struct GluInput<'a> {
+    /// The memory from the first gate on.
+    pub gates: Floats<'a>,
+    /// The memory from the first element of the other half on.
+    pub ups: Floats<'a>,
+    /// Elements from one row to the next, in both halves.
+    pub row_stride: usize,
+    /// Elements from one element of a row to the next, in both halves.
+    pub step: usize,
+}
+
+impl Kernels {
+    /// The gated linear unit of two halves → `out` `[rows, size]`.
+    ///
+    /// # Errors
+    /// Operands whose sizes do not match.
+    pub fn glu(&self, x: &GluInput<'_>, glu: Glu, size: usize, out: FloatsMut<'_>) -> Result<()> {
+        let rows = out.len().checked_div(size).unwrap_or(0);
+        length("out", out.len(), rows * size)?;
+        if out.is_empty() {
+            return Ok(());
+        }
+        let last = product("gates", &[rows - 1, x.row_stride])?
+            .saturating_add(product("gates", &[size - 1, x.step])?)
+            .saturating_add(1);
+        for (operand, found) in [("gates", x.gates.len()), ("ups", x.ups.len())] {
+            if last > found {
+                return Err(Error::Length { operand, found, expected: last });
+            }
+        }
+        let (stride, step) = (x.row_stride, x.step.max(1));
+        with_slice!(x.gates, Floats, gates => with_slice!(x.ups, Floats, ups => with_slice!(out, FloatsMut, out => {
+            let out = SharedSlice::new(out);
+            self.for_each_row(rows, size, &|row| {
+                // SAFETY: each row belongs to one task.
+                let out = unsafe { out.part(row * size, size) };
+                self.isa.run(GluRow { gates: &gates[row * stride..], ups: &ups[row * stride..], step, glu, out });
+            });
+        })));
+        Ok(())
+    }
+}
+
+struct GluRow<'a, G, U, O> {
+    gates: &'a [G],
+    ups: &'a [U],
+    step: usize,
+    glu: Glu,
+    out: &'a mut [O],
+}
+
+impl<G: Element, U: Element, O: Element> Kernel for GluRow<'_, G, U, O> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        match self.glu {
+            Glu::Silu => self.each(|gate, up| gate * sigmoid(gate) * up),
+            // (1 + tanh(z)) / 2 is σ(2z).
+            Glu::GeluTanh => self.each(|gate, up| {
+                let double = 2.0 * 0.797_884_6;
+                gate * sigmoid(double * gate * (1.0 + 0.044_715 * gate * gate)) * up
+            }),
+            Glu::Clamped { alpha, limit } => self.each(|gate, up| {
+                let gate = gate.min(limit);
+                gate * sigmoid(alpha * gate) * (up.clamp(-limit, limit) + 1.0)
+            }),
+        }
+    }
+}
+
+impl<G: Element, U: Element, O: Element> GluRow<'_, G, U, O> {
+    #[inline(always)]
+    fn each(self, of: impl Fn(f32, f32) -> f32) {
+        let Self { gates, ups, step, out, .. } = self;
+        if step == 1 {
+            for ((out, gate), up) in out.iter_mut().zip(gates).zip(ups) {
+                *out = O::round(of(gate.widen(), up.widen()));
+            }
+        } else {
+            for ((out, gate), up) in
+                out.iter_mut().zip(gates.iter().step_by(step)).zip(ups.iter().step_by(step))
+            {
+                *out = O::round(of(gate.widen(), up.widen()));
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}
+
+/// eˣ within two units in the last place, without branches, so that the compiler vectorises loops over it.
+#[inline(always)]
+fn exp(x: f32) -> f32 {
+    // The range with normal results. Adding 1.5 · 2²³ rounds to an integer.
+    let x = x.clamp(-87.0, 88.0);
+    const ROUND: f32 = 12_582_912.0;
+    let power = (x * std::f32::consts::LOG2_E + ROUND) - ROUND;
+    // ln 2 in two parts. The first has few bits, so that its product is exact.
+    let rest = (x - power * 0.693_359_4) + power * 2.121_944_4e-4;
+    // A minimax polynomial (Cephes).
+    let mut series = 1.987_569_1e-4_f32;
+    for term in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
+        series = series * rest + term;
+    }
+    let series = series * rest * rest + rest + 1.0;
+    series * f32::from_bits(((power as i32 + 127) << 23) as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_is_that_of_the_standard_library() {
+        for step in -8700..8800 {
+            let x = step as f32 / 100.0 + 0.003;
+            let (ours, exact) = (f64::from(exp(x)), f64::from(x).exp());
+            assert!((ours / exact - 1.0).abs() < 2.5e-7, "{x}: {ours} {exact}");
+        }
+    }
+}
