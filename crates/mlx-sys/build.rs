@@ -9,6 +9,8 @@ use std::time::{Duration, UNIX_EPOCH};
 
 #[path = "build/mlxc.rs"]
 mod mlxc;
+#[path = "build/verify.rs"]
+mod verify;
 #[path = "build/wheel.rs"]
 mod wheel;
 
@@ -42,14 +44,16 @@ fn main() {
 fn link() -> Result<()> {
     let mlx = wheel::locate()?;
     let library = mlxc::build(&mlx)?;
-    // Either can vanish with the cache: then this script has to make it again.
+    // They can vanish with the cache: then this script has to make them again.
     println!("cargo::rerun-if-changed={}", mlx.library().display());
     println!("cargo::rerun-if-changed={}", library.file.display());
     println!("cargo::rustc-link-search=native={}", library.folder().display());
     println!("cargo::rustc-link-lib=dylib=mlxc");
-    // Dependents read these as DEP_MLX_*.
+    // Dependents read these as DEP_MLX_*; the README documents them.
     println!("cargo::metadata=version={}", wheel::VERSION);
     println!("cargo::metadata=lib={}", mlx.lib.display());
+    println!("cargo::metadata=home={}", mlx.home.display());
+    println!("cargo::metadata=rpath={}", mlx.rpath);
     let include = env::join_paths([&mlx.include, &library.include])
         .map_err(|error| format!("a folder's name holds the separator of path lists: {error}"))?;
     println!("cargo::metadata=include={}", include.display());

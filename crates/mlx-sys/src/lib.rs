@@ -13,11 +13,9 @@
 )]
 #[rustfmt::skip]
 mod bindings;
-mod custom;
 mod half;
 #[cfg(not(target_vendor = "apple"))]
 mod mach;
 
 pub use bindings::*;
-pub use custom::*;
 pub use half::*;

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "the build script uses the rest")]
 
+#[path = "../build/verify.rs"]
+mod verify;
 #[path = "../build/wheel.rs"]
 mod wheel;
 

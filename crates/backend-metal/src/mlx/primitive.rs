@@ -8,11 +8,12 @@ use std::{
     ptr, slice,
 };
 
+use mlx_primitive_sys::{mlx_primitive, mlx_primitive_function, mlx_primitive_output, mlx_primitive_view};
 use mlx_rs::{
     Array, Dtype, Stream,
     error::{Exception, Result},
 };
-use mlx_sys::{mlx_array, mlx_primitive_function, mlx_primitive_output, mlx_primitive_view};
+use mlx_sys::mlx_array;
 
 /// The error of a primitive's function.
 pub(crate) type KernelError = Cow<'static, str>;
@@ -93,10 +94,11 @@ pub(crate) fn primitive<const N: usize>(
     let call = Call { inputs: inputs.len(), donors: outputs.map(|output| output.donor), run };
     let function = call.into_function();
     let mut results = [mlx_array { ctx: ptr::null_mut() }; N];
-    // SAFETY: the handles are of live arrays, the descriptions and the results are as long as is said, the name is static, and
-    // the function was made for these inputs and outputs.
+    let mut reason = [0_u8; 512];
+    // SAFETY: the handles are of live arrays, the descriptions, the results and the reason are as long as is said, the name is
+    // static, and the function was made for these inputs and outputs.
     let status = unsafe {
-        mlx_sys::mlx_primitive(
+        mlx_primitive(
             results.as_mut_ptr(),
             name.as_ptr(),
             handles.as_ptr(),
@@ -105,10 +107,13 @@ pub(crate) fn primitive<const N: usize>(
             N,
             function,
             stream.as_ref().as_ptr(),
+            reason.as_mut_ptr().cast(),
+            reason.len(),
         )
     };
     if status != 0 {
-        return Err(Exception::custom(format!("{} failed with status {status}", name.to_string_lossy())));
+        let reason = CStr::from_bytes_until_nul(&reason).unwrap_or_default().to_string_lossy();
+        return Err(Exception::custom(format!("{}: {reason}", name.to_string_lossy())));
     }
     // SAFETY: on success each is a fresh handle that nothing else owns.
     Ok(results.map(|result| unsafe { Array::from_ptr(result) }))

@@ -109,6 +109,7 @@ fn is_loaded(path: &Path) -> bool {
     let first = path.to_string_lossy();
     let header = path.strip_prefix("mlx/include").ok().and_then(|rest| rest.iter().next());
     !first.starts_with("mlxc-")
+        && !path.ends_with("verified.txt")
         && !path.starts_with("mlx/share")
         && !path.starts_with("mlx/lib/cmake")
         && header.is_none_or(|name| RUN_TIME_HEADERS.iter().any(|known| name == *known))

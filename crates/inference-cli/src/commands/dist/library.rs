@@ -17,10 +17,10 @@ const MAC: bool = cfg!(target_os = "macos");
 const ORIGIN: &str = if MAC { "@executable_path" } else { "$ORIGIN" };
 
 /// The names of the libraries, and the folders under `lib` where they go.
-const LIBRARIES: [(&str, &str); 2] = if MAC {
-    [("libmlxc.dylib", "mlxc"), ("libmlx.dylib", "mlx/lib")]
+const LIBRARIES: [(&str, &str); 3] = if MAC {
+    [("libmlxc.dylib", "mlxc"), ("libmlx_primitive.dylib", "mlxc"), ("libmlx.dylib", "mlx/lib")]
 } else {
-    [("libmlxc.so", "mlxc"), ("libmlx.so", "mlx/lib")]
+    [("libmlxc.so", "mlxc"), ("libmlx_primitive.so", "mlxc"), ("libmlx.so", "mlx/lib")]
 };
 
 /// A library that a program names by an absolute path.

@@ -1,49 +1,52 @@
-// An operation of the caller's in MLX's graph: a function that computes outputs from inputs, on a stream of the CPU.
-// Compiled together with mlx-c, whose private headers it uses; src/custom.rs declares it.
+// A custom primitive of MLX's graph: a function of the caller's that computes outputs from inputs on a CPU stream. src/lib.rs
+// declares this interface for Rust. Handles are mlx-c's, whose private headers convert them; no function of mlx-c is called.
+#include <cstdio>
 #include <memory>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "mlx/backend/cpu/encoder.h"
-#include "mlx/c/error.h"
-#include "mlx/c/private/mlx.h"
+#include "mlx/c/private/array.h"
+#include "mlx/c/private/enums.h"
+#include "mlx/c/private/stream.h"
 #include "mlx/mlx.h"
 #include "mlx/primitives.h"
 
 extern "C" {
 
-// Memory of an array, while the function runs.
+// The memory of an array while the function runs.
 typedef struct mlx_primitive_view_ {
   void* data;
   const int32_t* shape;
-  // In elements. Those of outputs are those of a row-major array.
+  // In elements. Outputs are row-major.
   const int64_t* strides;
   size_t ndim;
   mlx_dtype dtype;
 } mlx_primitive_view;
 
-// The function. It runs at most once, on the stream's thread.
+// The function. It runs at most once, on the thread of the stream.
 typedef struct mlx_primitive_function_ {
   void* payload;
-  // Not zero: it failed, and wrote why as text that ends in a zero byte, at most `capacity` bytes of it. It must not unwind.
+  // Returns 0, or another number after writing the reason: at most `capacity` bytes, with the zero byte at its end. It must not
+  // unwind.
   int (*run)(
       void* payload,
       const mlx_primitive_view* inputs,
       const mlx_primitive_view* outputs,
       char* reason,
       size_t capacity);
-  // Called once, when MLX lets go of the function, on any thread.
+  // Called once, on any thread, when MLX drops the function.
   void (*free)(void* payload);
 } mlx_primitive_function;
 
-// What an output is.
+// The description of an output.
 typedef struct mlx_primitive_output_ {
   const int32_t* shape;
   size_t ndim;
   mlx_dtype dtype;
-  // The input whose memory it takes over, where nothing else needs that and the sizes agree; less than zero for none. The
-  // function tells by the addresses.
+  // The input whose memory it reuses if nothing else needs that memory and the sizes agree, or a negative number. The function
+  // can compare addresses.
   int32_t donor;
 } mlx_primitive_output;
 
@@ -65,7 +68,7 @@ struct Function {
   }
 };
 
-// Where an array lies, without a hold on it: MLX keeps the memory of a task's arrays until the task is done.
+// The place of an array. It does not own the memory: MLX keeps the arrays of a task until the task is done.
 struct Place {
   void* data;
   mlx::core::Shape shape;
@@ -83,9 +86,9 @@ struct Place {
   }
 };
 
-class Custom : public mlx::core::Primitive {
+class CustomPrimitive : public mlx::core::Primitive {
  public:
-  Custom(mlx::core::Stream stream, const char* name, std::shared_ptr<Function> function, std::vector<int> donors)
+  CustomPrimitive(mlx::core::Stream stream, const char* name, std::shared_ptr<Function> function, std::vector<int> donors)
       : Primitive(stream), name_(name), function_(std::move(function)), donors_(std::move(donors)) {}
 
   void eval_cpu(const std::vector<array>& inputs, std::vector<array>& outputs) override {
@@ -119,7 +122,7 @@ class Custom : public mlx::core::Primitive {
   }
 
   void eval_gpu(const std::vector<array>&, std::vector<array>&) override {
-    throw std::runtime_error("[" + std::string(name_) + "] runs on the CPU only.");
+    throw std::runtime_error("[" + std::string(name_) + "] is implemented for the CPU only.");
   }
 
   std::vector<array> jvp(const std::vector<array>&, const std::vector<array>&, const std::vector<int>&) override {
@@ -139,7 +142,7 @@ class Custom : public mlx::core::Primitive {
   }
 
  private:
-  // Whether nothing else needs the input's memory, and the output fits it exactly.
+  // Whether nothing else needs the memory of the input, and the output fits it exactly.
   static bool can_take(const array& input, const array& output) {
     return input.is_donatable() && input.flags().row_contiguous && input.size() == output.size() &&
         input.dtype() == output.dtype() && input.shape() == output.shape();
@@ -152,8 +155,9 @@ class Custom : public mlx::core::Primitive {
 
 } // namespace
 
-// Stores an array for each of `outputs` in `results`, which holds null handles. `function` is taken over, also on failure.
-// `name`, which is static, is what MLX calls it. Not zero: it failed, and the error handler was told why.
+// Stores an array for each of `outputs` in `results`, which holds null handles. Takes `function` over, also on failure. MLX keeps
+// `name`, which must be static. Returns 0, or another number after writing the reason: at most `capacity` bytes, with the zero byte
+// at its end.
 extern "C" int mlx_primitive(
     mlx_array* results,
     const char* name,
@@ -162,7 +166,9 @@ extern "C" int mlx_primitive(
     const mlx_primitive_output* outputs,
     size_t output_count,
     mlx_primitive_function function,
-    const mlx_stream stream) {
+    const mlx_stream stream,
+    char* reason,
+    size_t capacity) {
   try {
     auto owned = std::make_shared<Function>(function);
     std::vector<array> arrays;
@@ -180,13 +186,13 @@ extern "C" int mlx_primitive(
       donors.push_back(donor < static_cast<int32_t>(input_count) ? donor : -1);
     }
     auto primitive =
-        std::make_shared<Custom>(mlx_stream_get_(stream), name, std::move(owned), std::move(donors));
+        std::make_shared<CustomPrimitive>(mlx_stream_get_(stream), name, std::move(owned), std::move(donors));
     auto made = array::make_arrays(std::move(shapes), dtypes, primitive, arrays);
     for (size_t i = 0; i < output_count; i++) {
       mlx_array_set_(results[i], std::move(made[i]));
     }
   } catch (std::exception& e) {
-    mlx_error(e.what());
+    std::snprintf(reason, capacity, "%s", e.what());
     return 1;
   }
   return 0;
