@@ -17,9 +17,9 @@ use crate::{
     Session, TemplateOptions, TextModel, TokenStream,
     capabilities::Capabilities,
     engine::Backend,
-    error::Printable,
     manifest::GenerationConfig,
-    metrics,
+    printable::Printable,
+    request,
     session::TurnGate,
     train::{TrainOptions, TrainStream, Trainable, TrainingData},
 };
@@ -116,8 +116,8 @@ impl TextModel for CheckedModel {
     async fn generate(&self, prompt: Prompt, mut options: GenerateOptions) -> Result<TokenStream> {
         let without_effect = self.0.prepare(&prompt, &mut options)?;
         refuse_empty(std::slice::from_ref(&prompt))?;
-        let request = metrics::next_request();
-        let span = metrics::span(self.0.backend(), request, false);
+        let request = request::next_request();
+        let span = request::span(self.0.backend(), request, false);
         let stream = self.0.model.generate(prompt, options).instrument(span).await?;
         Ok(self.0.attach(stream, request, without_effect))
     }
@@ -130,7 +130,7 @@ impl TextModel for CheckedModel {
         if prompts.is_empty() {
             return Ok(Vec::new());
         }
-        let request = metrics::next_request();
+        let request = request::next_request();
         let span =
             tracing::info_span!("classify", request, backend = self.0.backend(), prompts = prompts.len());
         self.0.model.classify(prompts, options).instrument(span).await
@@ -188,7 +188,7 @@ impl Trainable for CheckedModel {
         }
         let backend = self.0.backend();
         let refuse = || Error::Unsupported { backend: backend.to_owned(), feature: Feature::Train };
-        let request = metrics::next_request();
+        let request = request::next_request();
         let span = tracing::info_span!("train", request, backend, method = options.method.name());
         let trainable = self.0.model.trainable().ok_or_else(refuse)?;
         Ok(trainable.train(data, options).instrument(span).await?.keeping(self.0.clone()))

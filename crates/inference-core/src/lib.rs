@@ -33,46 +33,62 @@ mod adapter;
 pub mod backend;
 mod capabilities;
 mod chat;
+mod chat_stream;
 mod checked;
 mod classify;
+mod completion;
 mod discover;
 mod engine;
 mod error;
 mod files;
+mod finish;
 mod manifest;
 mod metrics;
 #[cfg(feature = "mock")]
 pub mod mock;
 mod model;
+mod model_info;
 mod options;
+mod printable;
 mod prompt;
 mod registry;
+mod request;
 mod safetensors;
 mod session;
 mod session_file;
 mod spawn_blocking;
 mod stream;
 mod system;
+mod token;
+mod tool_call;
 pub mod train;
+mod verdict;
 
 pub use capabilities::Feature;
-pub use chat::{AssistantMessage, ChatEvent, ChatStream, ToolCall};
+pub use chat::{AssistantMessage, ChatEvent};
+pub use chat_stream::ChatStream;
 pub use classify::{Classification, LabelScore};
+pub use completion::Completion;
 pub use discover::{Discovered, discover};
 pub use error::{Error, Result};
+pub use finish::{Finish, FinishReason, StopCause};
 pub use manifest::{GenerationConfig, LayerKind, MemoryEstimate, ModelManifest, QuantMode, Quantization};
 pub use metrics::{MemoryUsage, Metrics, ModelStats, Percentiles};
-pub use model::{Completion, ModelInfo, TextModel, TextModelExt};
+pub use model::{TextModel, TextModelExt};
+pub use model_info::ModelInfo;
 pub use options::{
     ClassifyOptions, ContextOverflow, GenerateOptions, KvBits, LoadOptions, LoadProgress, LogitsProcessor,
     SamplingOptions, TemplateOptions, Xtc,
 };
 pub use prompt::{Message, Prompt, Role};
-pub use registry::{Load, Outcome, Registry, Verdict, explain, load_model};
+pub use registry::{Load, Registry, explain, load_model};
 pub use safetensors::Dtype;
 pub use session::Session;
-pub use stream::{Alternative, Finish, FinishReason, StopCause, Token, TokenStream};
+pub use stream::TokenStream;
+pub use token::{Alternative, Token};
 pub use tokio_util::sync::CancellationToken;
+pub use tool_call::ToolCall;
+pub use verdict::{Outcome, Verdict};
 
 #[doc(hidden)]
 pub use inventory as __inventory;

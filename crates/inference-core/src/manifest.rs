@@ -27,7 +27,7 @@ pub use self::{
     quantization::{QuantMode, Quantization},
 };
 use crate::{
-    Dtype, Error, KvBits, Result,
+    Dtype, Error, Result,
     files::{from_value, read_json},
     safetensors::TensorInfo,
 };
@@ -315,16 +315,6 @@ impl ModelManifest {
     pub fn parameters(&self) -> u64 {
         let parameters = self.tensors.iter().map(|(name, tensor)| self.parameters_of(name, tensor));
         parameters.fold(0, u64::saturating_add)
-    }
-
-    /// The bytes needed to run `batch` texts of `context` tokens each, with keys and values in so many bits, or as they are
-    /// computed.
-    ///
-    /// # Errors
-    /// [`Error::InvalidModel`] names the key of config.json that is missing or makes no sense; [`Error::InvalidOption`] if
-    /// `context` or `batch` is zero or beyond what 64 bits count, or heads cannot be quantised.
-    pub fn estimate(&self, context: usize, batch: usize, kv_bits: Option<KvBits>) -> Result<MemoryEstimate> {
-        estimate::estimate(self, context, batch, kv_bits)
     }
 
     /// The safetensors files, in order.

@@ -1,18 +1,13 @@
 //! A loaded model.
 
-use std::{
-    fmt::Debug,
-    path::{Path, PathBuf},
-};
+use std::{fmt::Debug, path::Path};
 
 use async_trait::async_trait;
-use futures::{StreamExt as _, future::join_all};
-use serde::Serialize;
+use futures::future::join_all;
 
 use crate::{
-    AssistantMessage, ChatStream, Classification, ClassifyOptions, Dtype, Error, Feature, Finish,
-    GenerateOptions, Message, ModelManifest, ModelStats, Prompt, Quantization, Result, Session,
-    TemplateOptions, Token, TokenStream, train::Trainable,
+    ChatStream, Classification, ClassifyOptions, Completion, Error, Feature, GenerateOptions, Message,
+    ModelInfo, ModelStats, Prompt, Result, Session, TemplateOptions, TokenStream, train::Trainable,
 };
 
 /// A model that is ready to run. Shared freely: calls from many tasks run side by side.
@@ -94,95 +89,6 @@ pub trait TextModel: Debug + Send + Sync + 'static {
     /// # Errors
     /// The engine failed at it; the model is closed all the same.
     async fn close(&self) -> Result<()>;
-}
-
-/// What is known about a loaded model.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
-#[non_exhaustive]
-pub struct ModelInfo {
-    /// The folder it was loaded from.
-    pub path: PathBuf,
-    /// The id of the backend that runs it.
-    pub backend: String,
-    /// The `model_type` of config.json.
-    pub architecture: String,
-    /// Ids that the model can produce.
-    pub vocab_size: usize,
-    /// Transformer blocks.
-    pub layers: usize,
-    /// The width of the residual stream.
-    pub hidden_size: usize,
-    /// Tokens of prompt and answer together.
-    pub context_length: usize,
-    /// Weights of the model before quantisation.
-    pub parameters: u64,
-    /// Bytes of the weights as stored.
-    pub weight_bytes: u64,
-    /// The element type of weights that are not quantised; `None` where there are none.
-    pub dtype: Option<Dtype>,
-    /// How the weights are quantised, where they are.
-    pub quantization: Option<Quantization>,
-    /// Ids that end a text.
-    pub eos_token_ids: Vec<u32>,
-}
-
-impl ModelInfo {
-    /// What the model's folder says of it. A backend sets what it knows better: the size of its vocabulary, the context that
-    /// was asked for, the ids that end a text.
-    ///
-    /// # Errors
-    /// [`Error::InvalidModel`] names a key of config.json that makes no sense.
-    pub fn from_manifest(backend: impl Into<String>, manifest: &ModelManifest) -> Result<Self> {
-        Ok(Self {
-            path: manifest.path().to_owned(),
-            backend: backend.into(),
-            architecture: manifest.model_type().to_owned(),
-            vocab_size: manifest.vocab_size()?.unwrap_or_default(),
-            layers: manifest.layers()?.unwrap_or_default(),
-            hidden_size: manifest.hidden_size()?.unwrap_or_default(),
-            context_length: manifest.context_length()?.unwrap_or_default(),
-            parameters: manifest.parameters(),
-            weight_bytes: manifest.weight_bytes(),
-            dtype: manifest.float_dtype(),
-            quantization: manifest.quantization().copied(),
-            eos_token_ids: manifest.eos_token_ids()?,
-        })
-    }
-}
-
-/// A whole answer.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[non_exhaustive]
-pub struct Completion {
-    /// The text: the tokens' texts in one.
-    pub text: String,
-    /// The same taken apart: text for the reader, reasoning, calls of tools.
-    pub answer: AssistantMessage,
-    /// The tokens.
-    pub tokens: Vec<Token>,
-    /// How it ended and what it cost.
-    pub finish: Finish,
-}
-
-impl Completion {
-    /// Reads a stream to its end.
-    ///
-    /// # Errors
-    /// Whatever ended the stream.
-    pub async fn from_stream(mut stream: TokenStream) -> Result<Self> {
-        let mut parser = stream.take_parser();
-        let (mut text, mut tokens, mut events) = (String::new(), Vec::new(), Vec::new());
-        while let Some(token) = stream.next().await {
-            let token = token?;
-            text.push_str(&token.text);
-            parser.push(&token, &mut events);
-            tokens.push(token);
-        }
-        parser.finish(&mut events);
-        let mut answer = AssistantMessage::default();
-        answer.extend(events);
-        Ok(Self { text, answer, tokens, finish: stream.finish().await? })
-    }
 }
 
 /// What every [`TextModel`] can do by means of the above.

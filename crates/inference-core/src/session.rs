@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
-use crate::{Completion, Feature, GenerateOptions, Metrics, Prompt, Result, TokenStream, metrics};
+use crate::{Completion, Feature, GenerateOptions, Metrics, Prompt, Result, TokenStream, request};
 
 /// A text and what a model has computed of it, kept until the session is dropped. From
 /// [`TextModel::session`](crate::TextModel::session).
@@ -109,11 +109,11 @@ impl Session {
     ) -> Result<TokenStream> {
         let prompt = prompt.into();
         let (mut span, request, mut without_effect) =
-            (tracing::Span::none(), metrics::next_request(), Vec::new());
+            (tracing::Span::none(), request::next_request(), Vec::new());
         match &self.gate {
             Some(gate) => {
                 without_effect = gate.prepare(&prompt, &mut options)?;
-                span = metrics::span(gate.backend(), request, true);
+                span = request::span(gate.backend(), request, true);
             }
             None => options.validate()?,
         }

@@ -11,7 +11,6 @@ use std::{
 };
 
 use futures::{Stream, StreamExt as _};
-use serde::Serialize;
 use tokio::sync::{
     mpsc::{self, error::TrySendError},
     oneshot,
@@ -19,101 +18,9 @@ use tokio::sync::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    ChatStream, Error, Feature, Metrics, Result,
+    Error, Feature, Finish, Result, Token,
     chat::{OutputParser, PlainTextParser},
 };
-
-/// One generated token.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
-#[non_exhaustive]
-pub struct Token {
-    /// The id in the model's vocabulary.
-    pub id: u32,
-    /// Its text. A token is delivered once its text is certain: not while a character or a possible stop string is
-    /// incomplete. A character that spans several tokens belongs to the token that completes it.
-    pub text: String,
-    /// The natural logarithm of its probability after bias and penalties, before filters and temperature, where asked for.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub log_probability: Option<f32>,
-    /// The likeliest tokens at this place, likeliest first, where asked for.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub top: Vec<Alternative>,
-}
-
-impl Token {
-    /// A token without log-probabilities.
-    pub fn new(id: u32, text: impl Into<String>) -> Self {
-        Self { id, text: text.into(), ..Self::default() }
-    }
-}
-
-/// A token that might have been chosen. [`TextModel::decode`](crate::TextModel::decode) gives its text.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-#[non_exhaustive]
-pub struct Alternative {
-    /// The id in the model's vocabulary.
-    pub id: u32,
-    /// The natural logarithm of its probability.
-    pub log_probability: f32,
-}
-
-impl Alternative {
-    /// A token and the natural logarithm of its probability.
-    #[must_use]
-    pub fn new(id: u32, log_probability: f32) -> Self {
-        Self { id, log_probability }
-    }
-}
-
-/// How a generation ended, and what it cost.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[non_exhaustive]
-pub struct Finish {
-    /// The request's number in this process, as spans and logs have it in the field `request`; 0 outside of a loaded model.
-    pub request: u64,
-    /// Why there is no further token.
-    pub reason: FinishReason,
-    /// What it cost.
-    pub metrics: Metrics,
-    /// Options that were set and had no effect on this request: tools with a chat template that has none, a sampling value
-    /// of generation_config.json that the backend lacks, ….
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub without_effect: Vec<Feature>,
-}
-
-impl Finish {
-    /// The end of a generation, from its engine.
-    #[must_use]
-    pub fn new(reason: FinishReason, metrics: Metrics) -> Self {
-        Self { request: 0, reason, metrics, without_effect: Vec::new() }
-    }
-}
-
-/// Why a generation ended.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum FinishReason {
-    /// The model or the caller's stop condition ended it.
-    Stop(StopCause),
-    /// The limit on tokens, or the context, was reached.
-    Length,
-    /// The caller cancelled; what was produced before was delivered.
-    Cancelled,
-}
-
-/// What ended a text.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum StopCause {
-    /// One of the model's end-of-sequence tokens, which is not part of the text.
-    EndOfSequence(u32),
-    /// One of the caller's stop tokens, which is not part of the text.
-    StopToken(u32),
-    /// One of the caller's stop strings, which is not part of the text.
-    StopString(String),
-}
 
 /// The tokens of one generation, in order.
 ///
@@ -153,7 +60,6 @@ struct End {
 impl TokenStream {
     /// A connected pair for a backend. `capacity` (at least 1) is how many tokens wait for a slow reader before
     /// [`TokenSink::is_full`]; `cancel` is the caller's token.
-    #[must_use]
     pub fn channel(backend: &str, capacity: usize, cancel: CancellationToken) -> (TokenSink, Self) {
         let (tokens_in, tokens) = mpsc::channel(capacity.max(1));
         let (end_in, end) = oneshot::channel();
@@ -194,12 +100,7 @@ impl TokenStream {
         self.request
     }
 
-    /// The answer's parts in place of its tokens: text, reasoning, tool calls.
-    pub fn events(self) -> ChatStream {
-        ChatStream::new(self)
-    }
-
-    /// What tells the answer's parts apart, for who wants tokens and parts both: give it every token, in order.
+    /// The parser behind [`events`](Self::events), for callers that want both tokens and events: give it every token, in order.
     #[must_use]
     pub fn take_parser(&mut self) -> Box<dyn OutputParser> {
         std::mem::replace(&mut self.parser, Box::new(PlainTextParser))
@@ -330,6 +231,7 @@ impl TokenSink {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{FinishReason, Metrics};
 
     fn finish() -> Finish {
         Finish::new(FinishReason::Length, Metrics::default())

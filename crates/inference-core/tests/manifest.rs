@@ -171,7 +171,7 @@ fn layers_have_their_own_quantisation() {
 
     let manifest = folder.manifest().unwrap();
     let affine = |bits, group| Some(Quantization::new(bits, group, QuantMode::Affine));
-    assert_eq!(manifest.quantization().cloned(), affine(4, 32));
+    assert_eq!(manifest.quantization().copied(), affine(4, 32));
     let of = |layer| manifest.quantization_of(layer).unwrap();
     assert_eq!(of("model.o"), affine(4, 32));
     assert_eq!(of("model.v"), affine(4, 32));
@@ -199,7 +199,7 @@ fn layers_have_their_own_quantisation() {
 
 #[test]
 fn quantization_config_is_read_where_it_is_mlxs_or_mxfp4() {
-    let read = |config: Value| with_config(&config).manifest().unwrap().quantization().cloned();
+    let read = |config: Value| with_config(&config).manifest().unwrap().quantization().copied();
     let both = json!({"model_type":"x", "quantization": {"bits": 8, "group_size": 64},
         "quantization_config": {"quant_method": "fp8"}});
     assert_eq!(read(both), Some(Quantization::new(8, 64, QuantMode::Affine)));

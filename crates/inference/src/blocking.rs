@@ -25,7 +25,8 @@ use std::{
 use futures::{StreamExt as _, executor::block_on};
 use inference_core::{
     ChatEvent, ChatStream, Classification, ClassifyOptions, Completion, Finish, GenerateOptions, LoadOptions,
-    Metrics, ModelInfo, ModelStats, Prompt, Result, TextModel, TextModelExt as _, Token, TokenStream,
+    Message, Metrics, ModelInfo, ModelStats, Prompt, Result, TemplateOptions, TextModel, TextModelExt as _,
+    Token, TokenStream,
 };
 
 /// Loads the model in a folder with the best of the linked backends: set options, then [`load`](Load::load).
@@ -75,6 +76,30 @@ impl Model {
     /// As [`TextModel::generate`].
     pub fn generate(&self, prompt: impl Into<Prompt>, options: GenerateOptions) -> Result<Tokens> {
         block_on(self.0.generate(prompt.into(), options)).map(Tokens)
+    }
+
+    /// Continues a conversation and streams the answer in parts: text, reasoning, tool calls.
+    ///
+    /// # Errors
+    /// As [`TextModel::generate`].
+    pub fn chat(&self, messages: Vec<Message>, options: GenerateOptions) -> Result<Events> {
+        block_on(self.0.chat(messages, options)).map(Events)
+    }
+
+    /// The prompt's token ids.
+    ///
+    /// # Errors
+    /// As [`TextModel::tokenize`].
+    pub fn tokenize(&self, prompt: impl Into<Prompt>, options: TemplateOptions) -> Result<Vec<u32>> {
+        block_on(self.0.tokenize(prompt.into(), options))
+    }
+
+    /// The text of these token ids.
+    ///
+    /// # Errors
+    /// As [`TextModel::decode`].
+    pub fn decode(&self, tokens: Vec<u32>) -> Result<String> {
+        block_on(self.0.decode(tokens))
     }
 
     /// Generates to the end and returns the whole answer.
@@ -146,8 +171,8 @@ impl From<Arc<dyn TextModel>> for Model {
 pub struct Session(inference_core::Session);
 
 impl Session {
-    /// Goes on with the text: a text or tokens are added to it, a conversation is the whole of it. Waits until the turn before
-    /// has ended: read its tokens, or drop them.
+    /// Continues the text: a text or tokens are added to it, a conversation is the whole of it. Ends a turn that still runs: read
+    /// its tokens first.
     ///
     /// # Errors
     /// As [`inference_core::Session::generate`].

@@ -50,7 +50,19 @@ impl MemoryEstimate {
     }
 }
 
-pub(super) fn estimate(
+impl ModelManifest {
+    /// The bytes needed to run `batch` texts of `context` tokens each, with keys and values in so many bits, or as they are
+    /// computed.
+    ///
+    /// # Errors
+    /// [`Error::InvalidModel`] names the key of config.json that is missing or makes no sense; [`Error::InvalidOption`] if
+    /// `context` or `batch` is zero or beyond what 64 bits count, or heads cannot be quantised.
+    pub fn estimate(&self, context: usize, batch: usize, kv_bits: Option<KvBits>) -> Result<MemoryEstimate> {
+        estimate(self, context, batch, kv_bits)
+    }
+}
+
+fn estimate(
     manifest: &ModelManifest,
     context: usize,
     batch: usize,

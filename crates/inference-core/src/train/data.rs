@@ -183,7 +183,8 @@ fn conversation(value: Value) -> Result<Vec<Message>, String> {
             return Err(wrong(format!("has no `role`, {expected}")));
         }
         match object.get("content") {
-            Some(Value::String(_)) => {}
+            // `Message` says which parts of a list it reads.
+            Some(Value::String(_) | Value::Array(_)) => {}
             // An answer of calls alone has no content.
             None | Some(Value::Null) if object.contains_key("tool_calls") => {
                 object.remove("content");

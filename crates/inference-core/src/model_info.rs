@@ -1,0 +1,61 @@
+//! What is known about a loaded model.
+
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use crate::{Dtype, ModelManifest, Quantization, Result};
+
+/// What is known about a loaded model.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct ModelInfo {
+    /// The folder it was loaded from.
+    pub path: PathBuf,
+    /// The id of the backend that runs it.
+    pub backend: String,
+    /// The `model_type` of config.json.
+    pub architecture: String,
+    /// Ids that the model can produce.
+    pub vocab_size: usize,
+    /// Transformer blocks.
+    pub layers: usize,
+    /// The width of the residual stream.
+    pub hidden_size: usize,
+    /// Tokens of prompt and answer together.
+    pub context_length: usize,
+    /// Weights of the model before quantisation.
+    pub parameters: u64,
+    /// Bytes of the weights as stored.
+    pub weight_bytes: u64,
+    /// The element type of weights that are not quantised; `None` where there are none.
+    pub dtype: Option<Dtype>,
+    /// How the weights are quantised, where they are.
+    pub quantization: Option<Quantization>,
+    /// Ids that end a text.
+    pub eos_token_ids: Vec<u32>,
+}
+
+impl ModelInfo {
+    /// What the model's folder says of it. A backend sets what it knows better: the size of its vocabulary, the context that
+    /// was asked for, the ids that end a text.
+    ///
+    /// # Errors
+    /// [`Error::InvalidModel`](crate::Error::InvalidModel) names a key of config.json that makes no sense.
+    pub fn from_manifest(backend: impl Into<String>, manifest: &ModelManifest) -> Result<Self> {
+        Ok(Self {
+            path: manifest.path().to_owned(),
+            backend: backend.into(),
+            architecture: manifest.model_type().to_owned(),
+            vocab_size: manifest.vocab_size()?.unwrap_or_default(),
+            layers: manifest.layers()?.unwrap_or_default(),
+            hidden_size: manifest.hidden_size()?.unwrap_or_default(),
+            context_length: manifest.context_length()?.unwrap_or_default(),
+            parameters: manifest.parameters(),
+            weight_bytes: manifest.weight_bytes(),
+            dtype: manifest.float_dtype(),
+            quantization: manifest.quantization().copied(),
+            eos_token_ids: manifest.eos_token_ids()?,
+        })
+    }
+}
