@@ -5,7 +5,7 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -15,11 +15,12 @@ use inference_core::{
     ClassifyOptions, Error, GenerateOptions, LoadOptions, Message, Prompt, Registry, TextModel,
     TextModelExt as _, backend::MemoryLimits, load_model,
 };
+use tokio::sync::{Mutex, MutexGuard};
 
 /// Tests of one process share its threads and its memory: one at a time.
-fn alone() -> MutexGuard<'static, ()> {
-    static LOCK: Mutex<()> = Mutex::new(());
-    LOCK.lock().unwrap_or_else(PoisonError::into_inner)
+async fn alone() -> MutexGuard<'static, ()> {
+    static LOCK: Mutex<()> = Mutex::const_new(());
+    LOCK.lock().await
 }
 
 fn demo() -> PathBuf {
@@ -52,7 +53,7 @@ async fn until(what: &str, holds: impl Fn() -> bool) {
 
 #[tokio::test]
 async fn loads_leave_no_thread_and_no_memory_behind() {
-    let _alone = alone();
+    let _alone = alone().await;
     let round = async |closes: bool| {
         let model = model(LoadOptions::new()).await;
         model.complete(question(), GenerateOptions::new().max_tokens(2)).await.unwrap();
@@ -74,7 +75,7 @@ async fn loads_leave_no_thread_and_no_memory_behind() {
 
 #[tokio::test]
 async fn a_load_whose_future_is_dropped_leaves_nothing() {
-    let _alone = alone();
+    let _alone = alone().await;
     let memory = Registry::linked().open("cpu").unwrap();
     let active = || memory.memory().unwrap().usage().unwrap().active_bytes;
     // What a first load leaves in any case is there.
@@ -83,7 +84,10 @@ async fn a_load_whose_future_is_dropped_leaves_nothing() {
     for _ in 0..5 {
         let (begun, began) = tokio::sync::mpsc::unbounded_channel();
         let mut began = began;
-        let options = LoadOptions::new().on_progress(move |_| drop(begun.send(())));
+        let options = LoadOptions::new().on_progress(move |_| {
+            // Nobody listens once the load is dropped.
+            let _ = begun.send(());
+        });
         let load = Box::pin(load_model(demo()).backend("cpu").options(options).into_future());
         match select(load, Box::pin(began.recv())).await {
             Either::Left((model, _)) => drop(model.unwrap()),
@@ -96,7 +100,7 @@ async fn a_load_whose_future_is_dropped_leaves_nothing() {
 
 #[tokio::test]
 async fn a_memory_limit_refuses_what_it_cannot_hold() {
-    let _alone = alone();
+    let _alone = alone().await;
     let backend = Registry::linked().open("cpu").unwrap();
     let memory = backend.memory().unwrap();
     let loaded = model(LoadOptions::new()).await;
@@ -156,7 +160,7 @@ fn set(path: &Path, tensor: &str, value: f32) {
 
 #[tokio::test]
 async fn weights_that_are_no_numbers_are_an_error_that_says_so() {
-    let _alone = alone();
+    let _alone = alone().await;
     let chain = |error: &Error| {
         let causes = std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source());
         causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
@@ -182,7 +186,7 @@ async fn weights_that_are_no_numbers_are_an_error_that_says_so() {
 
 #[tokio::test]
 async fn as_many_unread_streams_as_a_batch_has_places_hold_up_nobody() {
-    let _alone = alone();
+    let _alone = alone().await;
     let model = model(LoadOptions::new().max_batch(3)).await;
     let options = GenerateOptions::new().max_tokens(150).ignore_eos(true);
     let mut unread = Vec::new();
