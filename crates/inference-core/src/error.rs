@@ -13,8 +13,9 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// A boxed cause, as [`std::error::Error::source`] gives it.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync + 'static>;
 
-/// A failure. `Display` says what happened and what to do, never the text of its source: print the chain for that.
-#[derive(Debug, thiserror::Error)]
+/// A failure. `Display` says what happened and what to do, never the text of its source. `Debug` adds the chain of sources, so that a
+/// program whose `main` returns a [`Result`] ends with a message that a person can read.
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// No registered backend is available here and supports the model.
@@ -215,6 +216,18 @@ impl Error {
     }
 }
 
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")?;
+        let mut source = std::error::Error::source(self);
+        while let Some(cause) = source {
+            write!(f, "\n  caused by: {}", Printable(&cause.to_string()))?;
+            source = cause.source();
+        }
+        Ok(())
+    }
+}
+
 struct Key<'a>(&'a Option<String>);
 
 impl fmt::Display for Key<'_> {
@@ -254,6 +267,19 @@ mod tests {
         let error = Error::io("read", "m/config.json", std::io::Error::other("disk on fire"));
         assert_eq!(error.to_string(), "cannot read m/config.json");
         assert_eq!(std::error::Error::source(&error).unwrap().to_string(), "disk on fire");
+    }
+
+    #[test]
+    fn debug_is_the_message_and_its_causes() {
+        let error = Error::io("read", "m/config.json", std::io::Error::other("disk\u{1b} on fire"));
+        let printed = format!("Error: {error:?}");
+        assert_eq!(printed, "Error: cannot read m/config.json\n  caused by: disk\\u{1b} on fire");
+    }
+
+    #[test]
+    fn a_folders_name_cannot_drive_the_terminal() {
+        let error = Error::NoBackend { path: "a\u{1b}[2Jb".into(), candidates: vec![] };
+        assert!(error.to_string().starts_with("no backend can load a\\u{1b}[2Jb:"), "{error}");
     }
 
     #[test]

@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 
 use super::{prefix::common, sampler::NOT_FINITE};
 use crate::{
-    mlx::on_cpu,
+    mlx::{exception, on_cpu},
     nn::{Architecture, ModelConfig, Rows, SharedPrefix, argmax},
 };
 
@@ -209,15 +209,15 @@ impl ClassifyJob {
             }
         }
         let wanted = Array::from_slice(&wanted, &[logits.dim(0), width as i32]);
-        let normalizers = normalizer.to_vec_exact::<f32>().map_err(convert)?;
+        let normalizers = normalizer.to_vec_exact::<f32>().map_err(exception)?;
         if normalizers.iter().any(|normalizer| !normalizer.is_finite()) {
             return Err(Exception::custom(NOT_FINITE));
         }
         let scores = logits.take_along_axis(&wanted, -1)?.subtract(&normalizer)?;
-        let scores = scores.to_vec_exact::<f32>().map_err(convert)?;
-        let likeliest = likeliest.to_vec_exact::<u32>().map_err(convert)?;
+        let scores = scores.to_vec_exact::<f32>().map_err(exception)?;
+        let likeliest = likeliest.to_vec_exact::<u32>().map_err(exception)?;
         let full =
-            if self.request.logits { logits.to_vec_exact::<f32>().map_err(convert)? } else { Vec::new() };
+            if self.request.logits { logits.to_vec_exact::<f32>().map_err(exception)? } else { Vec::new() };
         let vocab_size = logits.dim(-1) as usize;
         let mut place = 0;
         for sequence in bucket {
@@ -254,8 +254,4 @@ fn shared(prompts: &[Vec<u32>]) -> usize {
     let shortest = prompts.iter().map(Vec::len).min().unwrap_or(0);
     let shared = others.iter().map(|other| common(first, other)).fold(shortest.saturating_sub(1), usize::min);
     if shared < SHORTEST { 0 } else { shared }
-}
-
-fn convert(error: impl std::fmt::Display) -> Exception {
-    Exception::custom(error.to_string())
 }

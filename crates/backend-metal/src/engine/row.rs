@@ -11,11 +11,7 @@ use inference_core::{
     backend::TokenSink,
 };
 use inference_text::{TextAssembler, TextEvent, ThinkingBudget};
-use mlx_rs::{
-    Array,
-    error::{Exception, Result as MlxResult},
-    ops,
-};
+use mlx_rs::{Array, error::Result as MlxResult, ops};
 
 use super::{
     budget::Budget,
@@ -26,7 +22,7 @@ use super::{
     stats::ActiveRequest,
 };
 use crate::{
-    mlx::{memory, slice},
+    mlx::{exception, memory, slice},
     nn::KvCache,
 };
 
@@ -106,8 +102,8 @@ impl InFlight {
 
     /// Waits for the device.
     fn read(&self) -> MlxResult<ChosenToken> {
-        let id = self.ids.try_as_slice::<u32>().map_err(convert)?[self.index];
-        let score = self.scores.try_as_slice::<f32>().map_err(convert)?[self.index];
+        let id = self.ids.try_as_slice::<u32>().map_err(exception)?[self.index];
+        let score = self.scores.try_as_slice::<f32>().map_err(exception)?[self.index];
         let logprobs = self.logprobs.as_ref().map(read_logprobs).transpose()?.unwrap_or_default();
         Ok(ChosenToken { id, is_finite: score.is_finite(), logprobs })
     }
@@ -441,11 +437,11 @@ impl Row {
 }
 
 fn read_logprobs(logprobs: &LogprobArrays) -> MlxResult<TokenLogprobs> {
-    let chosen = Some(logprobs.chosen.try_item_exact::<f32>().map_err(convert)?);
+    let chosen = Some(logprobs.chosen.try_item_exact::<f32>().map_err(exception)?);
     let mut top = Vec::new();
     if let Some((ids, values)) = &logprobs.top {
-        let ids = ids.to_vec_exact::<u32>().map_err(convert)?;
-        let values = values.to_vec_exact::<f32>().map_err(convert)?;
+        let ids = ids.to_vec_exact::<u32>().map_err(exception)?;
+        let values = values.to_vec_exact::<f32>().map_err(exception)?;
         top = ids
             .into_iter()
             .zip(values)
@@ -453,8 +449,4 @@ fn read_logprobs(logprobs: &LogprobArrays) -> MlxResult<TokenLogprobs> {
             .collect();
     }
     Ok(TokenLogprobs { chosen, top })
-}
-
-fn convert(error: impl std::fmt::Display) -> Exception {
-    Exception::custom(error.to_string())
 }

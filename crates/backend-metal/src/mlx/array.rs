@@ -24,6 +24,11 @@ pub(crate) fn with_bytes<T>(x: &Array, read: impl FnOnce(&[u8]) -> T) -> Result<
     Ok(read(unsafe { std::slice::from_raw_parts(data, x.nbytes()) }))
 }
 
+/// MLX's exception with the message of another error, such as that of reading an array's elements.
+pub(crate) fn exception(error: impl std::fmt::Display) -> Exception {
+    Exception::custom(error.to_string())
+}
+
 /// A scalar of type `dtype`, so that arithmetic keeps the other operand's type.
 pub(crate) fn scalar(value: f32, dtype: Dtype) -> Result<Array> {
     Array::from_f32(value).as_dtype(dtype)

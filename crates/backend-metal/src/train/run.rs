@@ -18,7 +18,10 @@ use super::{
     output::OutputLock,
     trainable::TrainableParams,
 };
-use crate::{mlx::memory as mlx_memory, nn::Architecture};
+use crate::{
+    mlx::{exception, memory as mlx_memory},
+    nn::Architecture,
+};
 
 /// A training run, as requested.
 #[derive(Debug)]
@@ -186,11 +189,11 @@ impl Run {
         drop(arrays);
         let mut loss = 0.0;
         for part in losses {
-            loss += part.try_item_exact::<f32>().map_err(convert)?;
+            loss += part.try_item_exact::<f32>().map_err(exception)?;
         }
         let Some(StepReport { step, tokens, rate, norm }) = report else { return Ok(()) };
         check_loss(loss, || format!("step {step}"))?;
-        let gradient_norm = norm.map(|norm| norm.try_item_exact::<f32>()).transpose().map_err(convert)?;
+        let gradient_norm = norm.map(|norm| norm.try_item_exact::<f32>()).transpose().map_err(exception)?;
         let seconds = mem::replace(&mut self.since, Instant::now()).elapsed().as_secs_f64();
         self.peak = self.peak.max(mlx_memory::peak());
         request.tell(TrainEvent::Step {
@@ -251,7 +254,7 @@ impl Run {
                 .loss_and_grad
                 .batch(&batch.iter().map(|example| &examples[*example]).collect::<Vec<_>>());
             let loss = validation_loss(model, &self.trainable, &self.values, &batch)?;
-            validation.loss += f64::from(loss.try_item_exact::<f32>().map_err(convert)?);
+            validation.loss += f64::from(loss.try_item_exact::<f32>().map_err(exception)?);
             validation.tokens += batch.target_count;
         }
         if validation.batches.is_empty() {
@@ -308,8 +311,4 @@ fn check_loss(loss: f32, of: impl FnOnce() -> String) -> mlx_rs::error::Result<(
         return Ok(());
     }
     Err(Exception::custom(format!("the loss of {} is {loss}: {ADVICE}", of())))
-}
-
-fn convert(error: impl std::fmt::Display) -> Exception {
-    Exception::custom(error.to_string())
 }

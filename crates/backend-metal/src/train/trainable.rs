@@ -12,7 +12,10 @@ use mlx_rs::{
     ops, random,
 };
 
-use crate::nn::{Adapter, AdapterSlot, Architecture, Param, SlotKind, layer_of};
+use crate::{
+    mlx::exception,
+    nn::{Adapter, AdapterSlot, Architecture, Param, SlotKind, layer_of},
+};
 
 /// Which tensors a run trains. Their values are kept by the run.
 #[derive(Debug)]
@@ -105,7 +108,7 @@ impl TrainableParams {
     pub(super) fn not_finite(&self, values: &[Array]) -> MlxResult<Option<&str>> {
         for (param, value) in self.params.iter().zip(values) {
             let finite = value.is_finite()?.all(false)?.try_item_exact::<bool>();
-            if !finite.map_err(|error| Exception::custom(error.to_string()))? {
+            if !finite.map_err(exception)? {
                 return Ok(Some(param.name()));
             }
         }
