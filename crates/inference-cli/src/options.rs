@@ -32,7 +32,7 @@ pub(crate) struct LoadArgs {
     #[arg(long, value_name = "TOKENS")]
     prefill_chunk: Option<usize>,
 
-    /// Keep keys and values in so many bits, 8 or 4: half or a quarter of the memory of 16 [default: as they are computed]
+    /// Quantise the KV cache to 8 or 4 bits: half or a quarter of the memory of 16 [default: as computed]
     #[arg(long, value_name = "BITS", value_parser = kv_bits)]
     kv_bits: Option<KvBits>,
 
@@ -89,28 +89,28 @@ pub(crate) struct GenerateArgs {
     #[arg(long, short = 'n', value_name = "TOKENS")]
     max_tokens: Option<usize>,
 
-    /// Tokens before which the text cannot end [default: none]
+    /// Tokens generated at least [default: 0]
     #[arg(long, value_name = "TOKENS")]
     min_tokens: Option<usize>,
 
-    /// Tokens of reasoning at most; then the model has to answer [default: no limit]
+    /// Tokens of reasoning at most; then the model must answer [default: no limit]
     #[arg(long, value_name = "TOKENS")]
     thinking_budget: Option<usize>,
 
-    /// Where the text outgrows the context: `stop`, `refuse` beforehand, or `rotate:KEEP` to go on with its first KEEP tokens and its
-    /// latest [default: stop]
+    /// When prompt and answer exceed the context: `stop` there, `refuse` the request, or `rotate:KEEP`: keep the first KEEP tokens and
+    /// the latest ones [default: stop]
     #[arg(long, value_name = "POLICY", value_parser = overflow)]
     context_overflow: Option<ContextOverflow>,
 
-    /// How far to stray from the likeliest token; 0 never does [default: 0]
+    /// The sampling temperature; 0 always takes the likeliest token [default: 0]
     #[arg(long, short = 't', value_name = "NUMBER", allow_negative_numbers = true)]
     temperature: Option<f32>,
 
-    /// Choose among the likeliest tokens that hold this share of the probability [default: all]
+    /// Nucleus sampling: keep the likeliest tokens that have this share of the probability [default: all]
     #[arg(long, value_name = "0..1", allow_negative_numbers = true)]
     top_p: Option<f32>,
 
-    /// Choose among this many of the likeliest tokens; 0 is all [default: all]
+    /// Keep this many of the likeliest tokens; 0 keeps all [default: all]
     #[arg(long, value_name = "TOKENS")]
     top_k: Option<usize>,
 
@@ -118,11 +118,11 @@ pub(crate) struct GenerateArgs {
     #[arg(long, value_name = "0..1", allow_negative_numbers = true)]
     min_p: Option<f32>,
 
-    /// Now and then drop all tokens above a probability but the least likely of them
+    /// XTC sampling: with PROBABILITY, drop all tokens above THRESHOLD but the least likely of them
     #[arg(long, value_name = "PROBABILITY,THRESHOLD")]
     xtc: Option<XtcPair>,
 
-    /// Makes a run at a temperature reproducible [default: another draw each time]
+    /// The seed of the sampler [default: random]
     #[arg(long, value_name = "NUMBER")]
     pub(crate) seed: Option<u64>,
 

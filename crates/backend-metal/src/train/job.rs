@@ -52,15 +52,19 @@ impl TrainJob {
         let failed = |error: Exception| Error::backend(backend, "train", error);
         if request.options.cancel.is_cancelled() || request.events.is_closed() {
             run.settle(request).map_err(failed)?;
+            run.check_converging(backend)?;
             run.end(&**model, request, TrainEnd::Cancelled)?;
             return Ok(true);
         }
         if run.validation.is_some() {
             run.validate(model, request).map_err(failed)?;
+            run.check_converging(backend)?;
         } else if run.step < run.steps {
             run.learn(request).map_err(failed)?;
+            run.check_converging(backend)?;
             if run.accumulating.is_none() && run.is_due(request) {
                 run.settle(request).map_err(failed)?;
+                run.check_converging(backend)?;
                 run.after_step(&**model, request)?;
             }
         }

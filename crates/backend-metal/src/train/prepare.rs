@@ -66,6 +66,7 @@ pub(super) fn prepare(
         validation: None,
         began: Instant::now(),
         peak: 0,
+        diverged: None,
         _lock: lock,
     };
     if step == 0 {

@@ -65,6 +65,8 @@ pub(super) struct Run {
     pub(super) began: Instant,
     /// The highest memory use so far, in bytes.
     pub(super) peak: u64,
+    /// Which loss is not finite, once one is.
+    pub(super) diverged: Option<String>,
     /// Keeps other runs from the output.
     pub(super) _lock: OutputLock,
 }
@@ -192,7 +194,9 @@ impl Run {
             loss += part.try_item_exact::<f32>().map_err(exception)?;
         }
         let Some(StepReport { step, tokens, rate, norm }) = report else { return Ok(()) };
-        check_loss(loss, || format!("step {step}"))?;
+        if !self.is_finite(loss, || format!("step {step}")) {
+            return Ok(());
+        }
         let gradient_norm = norm.map(|norm| norm.try_item_exact::<f32>()).transpose().map_err(exception)?;
         let seconds = mem::replace(&mut self.since, Instant::now()).elapsed().as_secs_f64();
         self.peak = self.peak.max(mlx_memory::peak());
@@ -206,6 +210,25 @@ impl Run {
             peak_memory: Some(self.peak),
         });
         Ok(())
+    }
+
+    /// Whether a loss is a finite number. Otherwise the run has diverged: from there on it would learn nothing.
+    fn is_finite(&mut self, loss: f32, of: impl FnOnce() -> String) -> bool {
+        if !loss.is_finite() {
+            self.diverged = Some(format!("the loss of {} is {loss}: {ADVICE}", of()));
+        }
+        loss.is_finite()
+    }
+
+    /// Fails if the run has diverged.
+    ///
+    /// # Errors
+    /// [`Error::Backend`] says which loss is NaN or infinite, and what to do.
+    pub(super) fn check_converging(&self, backend: &str) -> Result<()> {
+        match &self.diverged {
+            None => Ok(()),
+            Some(reason) => Err(Error::backend(backend, "train", reason.clone())),
+        }
     }
 
     /// Whether a checkpoint or a validation is due after the last step.
@@ -259,9 +282,11 @@ impl Run {
         }
         if validation.batches.is_empty() {
             let loss = (validation.loss / validation.tokens.max(1) as f64) as f32;
-            check_loss(loss, || format!("the validation after step {}", self.step))?;
-            request.tell(TrainEvent::Validation { step: self.step, loss, tokens: validation.tokens });
+            let (step, tokens) = (self.step, validation.tokens);
             self.validation = None;
+            if self.is_finite(loss, || format!("the validation after step {step}")) {
+                request.tell(TrainEvent::Validation { step, loss, tokens });
+            }
         }
         Ok(())
     }
@@ -304,11 +329,3 @@ impl Run {
 /// What to do about numbers that are not finite.
 const ADVICE: &str =
     "lower the learning rate, limit the norm of the gradients, or check the model's weights and the data";
-
-/// Ends a run whose loss is NaN or infinite: from there on nothing is learnt.
-fn check_loss(loss: f32, of: impl FnOnce() -> String) -> mlx_rs::error::Result<()> {
-    if loss.is_finite() {
-        return Ok(());
-    }
-    Err(Exception::custom(format!("the loss of {} is {loss}: {ADVICE}", of())))
-}

@@ -1,18 +1,18 @@
-//! The forms in which checkpoints hold experts, by their names.
+//! How checkpoints store experts, told by the names of tensors.
 
 use inference_core::{Dtype, Error, ModelManifest, Result, backend::TensorInfo};
 
 use super::layout::{Layout, Parts};
 
-/// Matrices of all experts, in the form that mlx_lm reads: `gate_proj` and `up_proj`, or `down_proj`.
-pub(super) struct Joined {
+/// A tensor with matrices of all experts, which becomes those that mlx_lm reads: `gate_proj` and `up_proj`, or `down_proj`.
+pub(super) struct FusedExperts {
     /// Names without `.weight`.
     pub(super) stems: Vec<String>,
     pub(super) layout: Layout,
     pub(super) part: Part,
 }
 
-/// What a tensor is of them.
+/// Which part of the experts a tensor holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Part {
     /// The matrices in full, `[experts, .., ..]`.
@@ -25,9 +25,9 @@ pub(super) enum Part {
     Scales,
 }
 
-impl Joined {
-    /// What this tensor is, where it holds matrices of all experts: `…experts.gate_up_proj` and `…experts.down_proj` as
-    /// transformers has them. Those of gpt-oss have biases, columns before rows, and gates and ups in turns; others none of that.
+impl FusedExperts {
+    /// Reads the name of a tensor with matrices of all experts: `…experts.gate_up_proj` or `…experts.down_proj`, as transformers has
+    /// them. gpt-oss's have biases, columns before rows, and alternating rows of gate and up; others do not.
     pub(super) fn of(source: &ModelManifest, name: &str, tensor: &TensorInfo) -> Option<Self> {
         let (block, rest) = name.split_once(".experts.")?;
         let (joined, names): (_, &[&str]) = if rest.starts_with("gate_up_proj") {
@@ -46,7 +46,7 @@ impl Joined {
         let parts = match names.len() {
             1 => Parts::One,
             _ if biased => Parts::Interleaved,
-            _ => Parts::Halves,
+            _ => Parts::Stacked,
         };
         let transposed = biased && part == Part::Dense;
         let rows = if transposed { 2 } else { 1 };
@@ -69,13 +69,13 @@ impl Joined {
     }
 }
 
-/// Whether packed experts `…_blocks` lie beside this part of them.
+/// Whether the checkpoint stores this part's experts packed, as `…_blocks`.
 pub(super) fn has_blocks(source: &ModelManifest, name: &str) -> bool {
     let stem = ["_blocks", "_scales", "_bias"].iter().find_map(|end| name.strip_suffix(end));
     stem.is_some_and(|stem| source.tensors().contains_key(&format!("{stem}_blocks")))
 }
 
-/// Packed experts as MLX has them: words `[experts, rows, columns / 8]` and scales `[experts, rows, columns / 32]`.
+/// Packed experts as MLX stores them: words `[experts, rows, columns / 8]` and scales `[experts, rows, columns / 32]`.
 ///
 /// # Errors
 /// [`Error::InvalidModel`] where they do not belong together.

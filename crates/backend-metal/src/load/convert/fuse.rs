@@ -9,7 +9,7 @@ use inference_core::{
 
 use super::{
     delta,
-    experts::Joined,
+    experts::FusedExperts,
     plan::{Plan, is_part_of_packed},
     publish,
 };
@@ -72,7 +72,8 @@ pub fn fuse(
 /// Why the model's files hold no matrix of this name.
 fn absent(source: &ModelManifest, path: &str) -> String {
     let holds = |(name, tensor): &(&String, &TensorInfo)| {
-        Joined::of(source, name, tensor).is_some_and(|joined| joined.stems.iter().any(|stem| stem == path))
+        FusedExperts::of(source, name, tensor)
+            .is_some_and(|fused| fused.stems.iter().any(|stem| stem == path))
     };
     match source.tensors().iter().find(holds) {
         Some((name, _)) => format!(

@@ -1,4 +1,4 @@
-//! Single steps of a conversion: tensors that are read together, and those that they become.
+//! One step of a conversion: tensors that are read together, and the tensors written from them.
 
 use inference_core::{Dtype, Error, Result, backend::TensorInfo};
 use mlx_rs::{Array, error::Exception};
@@ -9,7 +9,7 @@ use crate::{
     mlx::{QuantizedMatrix, Reader, Scheme, dequantize, mlx_dtype, quantize},
 };
 
-/// Tensors that are read together, and those that they become.
+/// Tensors that are read together, and the tensors written from them.
 #[derive(Debug)]
 pub(super) struct Job {
     /// Those of a packed matrix, or those that follow each other in one array.
@@ -41,13 +41,13 @@ impl Job {
         let source = &self.sources[0];
         match &self.work {
             Work::Copy => {
-                let parts = self.layout.cut(&self.read(reader)?).map_err(mlx)?;
+                let parts = self.layout.split(&self.read(reader)?).map_err(mlx)?;
                 parts.iter().zip(&self.outputs).map(|(part, (_, dtype, _))| cast(part, *dtype)).collect()
             }
             Work::Quantize(scheme) => {
                 let dtype = if scheme.mode.has_biases() { self.outputs[1].1 } else { source.dtype };
                 let mut arrays = Vec::new();
-                for part in self.layout.cut(&self.read(reader)?).map_err(mlx)? {
+                for part in self.layout.split(&self.read(reader)?).map_err(mlx)? {
                     let packed = quantize(&cast(&part, dtype)?.contiguous().map_err(mlx)?, *scheme);
                     let QuantizedMatrix { weight, scales, biases, .. } = packed.map_err(mlx)?;
                     arrays.extend([weight, scales].into_iter().chain(biases));
@@ -89,7 +89,7 @@ impl Job {
     fn unpack(&self, reader: &Reader<'_>, scheme: Scheme, dtype: mlx_rs::Dtype) -> Result<Vec<Array>> {
         let read = |source: &TensorInfo| {
             let array = reader.read(&[source], source.dtype, &mlx_shape(&source.shape)?)?;
-            self.layout.cut(&array).map_err(mlx)
+            self.layout.split(&array).map_err(mlx)
         };
         let sources = self.sources.iter().map(read).collect::<Result<Vec<_>>>()?;
         let parts = sources[0].iter().enumerate().map(|(i, weight)| {

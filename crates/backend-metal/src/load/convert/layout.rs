@@ -1,8 +1,8 @@
-//! How matrices lie in the arrays that hold them.
+//! The layout of matrices in the arrays that a checkpoint stores.
 
 use mlx_rs::{Array, error::Result};
 
-/// How matrices lie in what is read.
+/// The layout of matrices in a stored array.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Layout {
     /// Whether columns come before rows.
@@ -16,19 +16,19 @@ pub(super) enum Parts {
     /// One.
     #[default]
     One,
-    /// Two, one below the other.
-    Halves,
-    /// Two, whose rows take turns.
+    /// Two, one after the other.
+    Stacked,
+    /// Two, whose rows alternate.
     Interleaved,
 }
 
 impl Layout {
-    /// The parts, rows first.
-    pub(super) fn cut(self, array: &Array) -> Result<Vec<Array>> {
+    /// The matrices, rows before columns.
+    pub(super) fn split(self, array: &Array) -> Result<Vec<Array>> {
         let array = if self.transposed { array.swap_axes(-1, -2)? } else { array.clone() };
         match self.parts {
             Parts::One => Ok(vec![array]),
-            Parts::Halves => array.split_equal(2, 1),
+            Parts::Stacked => array.split_equal(2, 1),
             Parts::Interleaved => {
                 let shape = array.shape();
                 let turns = array.reshape(&[&[shape[0], -1, 2], &shape[2..]].concat())?;

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use super::{
     ConvertOptions,
     delta::Delta,
-    experts::{self, Joined, Part},
+    experts::{self, FusedExperts, Part},
     invalid_option,
     job::{Job, Work},
     layout::Layout,
@@ -58,8 +58,8 @@ impl Plan {
         let mut plan = Self { jobs: Vec::new(), settings: Map::new(), default, rules, dtype: options.dtype };
         let mut stacks: BTreeMap<String, Vec<(usize, &TensorInfo)>> = BTreeMap::new();
         for (name, tensor) in source.tensors() {
-            if let Some(joined) = plan.joined(source, name, tensor) {
-                plan.experts(source, name, tensor, &joined)?;
+            if let Some(fused) = plan.fused(source, name, tensor) {
+                plan.experts(source, name, tensor, &fused)?;
                 continue;
             }
             let Some(stem) = name.strip_suffix(".weight") else {
@@ -141,9 +141,9 @@ impl Plan {
     }
 
     /// What this tensor holds of all experts, where that gets another form: when it is quantised, and when it was.
-    fn joined(&self, source: &ModelManifest, name: &str, tensor: &TensorInfo) -> Option<Joined> {
+    fn fused(&self, source: &ModelManifest, name: &str, tensor: &TensorInfo) -> Option<FusedExperts> {
         let changes = self.default.is_some() || experts::has_blocks(source, name);
-        Joined::of(source, name, tensor).filter(|_| changes)
+        FusedExperts::of(source, name, tensor).filter(|_| changes)
     }
 
     /// Matrices of all experts. Those that are packed stay so, or become dense.
@@ -152,22 +152,22 @@ impl Plan {
         source: &ModelManifest,
         name: &str,
         tensor: &TensorInfo,
-        joined: &Joined,
+        fused: &FusedExperts,
     ) -> Result<()> {
-        let Joined { stems, layout, part } = joined;
+        let FusedExperts { stems, layout, part } = fused;
         let named = |end: &str| stems.iter().map(|stem| format!("{stem}.{end}")).collect::<Vec<_>>();
         match (part, self.default) {
             (Part::Dense, _) => self.quantize_or_copy(Matrices {
                 stems: stems.clone(),
                 sources: vec![tensor.clone()],
                 whole: tensor.shape.clone(),
-                shape: joined.shape(&tensor.shape),
+                shape: fused.shape(&tensor.shape),
                 layout: *layout,
             }),
-            (Part::Bias, _) => self.copy(named("bias"), tensor, &joined.shape(&tensor.shape), *layout),
+            (Part::Bias, _) => self.copy(named("bias"), tensor, &fused.shape(&tensor.shape), *layout),
             (Part::Blocks, Some(default)) => {
                 for (part, end) in experts::packed(source, name, tensor)?.iter().zip(["weight", "scales"]) {
-                    self.copy(named(end), part, &joined.shape(&part.shape), *layout);
+                    self.copy(named(end), part, &fused.shape(&part.shape), *layout);
                 }
                 for stem in stems.iter().filter(|_| default != MXFP4) {
                     self.settings.insert(stem.clone(), Value::Object(describe(MXFP4)));
@@ -175,7 +175,7 @@ impl Plan {
             }
             (Part::Blocks, None) => {
                 let [words, scales] = experts::packed(source, name, tensor)?;
-                let mut shape = joined.shape(&words.shape);
+                let mut shape = fused.shape(&words.shape);
                 shape[2] = scales.shape[2] * MXFP4.group_size;
                 let dtype = self.dtype.unwrap_or(Dtype::Bf16);
                 let outputs = named("weight").into_iter().map(|name| (name, dtype, shape.clone())).collect();

@@ -40,27 +40,27 @@ pub(crate) struct Args {
     #[arg(long, short, value_name = "PATH")]
     pub(super) output: PathBuf,
 
-    /// Go on from the last checkpoint in OUTPUT
+    /// Resume from the last checkpoint in OUTPUT
     #[arg(long)]
     resume: bool,
 
     /// What is trained
-    #[arg(long, value_enum, default_value_t = Kind::Lora, help_heading = "Method")]
-    pub(super) method: Kind,
+    #[arg(long, value_enum, default_value_t = MethodKind::Lora, help_heading = "Method")]
+    pub(super) method: MethodKind,
 
-    /// The adapters' inner dimension [default: 8]
+    /// The adapters' rank [default: 8]
     #[arg(long, value_name = "NUMBER", help_heading = "Method")]
     rank: Option<usize>,
 
-    /// The factor on what an adapter adds [default: 20]
+    /// The factor on an adapter's output [default: 20]
     #[arg(long, value_name = "NUMBER", help_heading = "Method", allow_negative_numbers = true)]
     scale: Option<f32>,
 
-    /// Peft's name for the scale times the rank
+    /// Scale times rank, as peft has it
     #[arg(long, value_name = "NUMBER", help_heading = "Method", conflicts_with = "scale")]
     alpha: Option<f32>,
 
-    /// The share that a step drops: of an adapter's inputs, with full training of what a block adds [default: 0]
+    /// The dropout rate: on an adapter's inputs or, with full training, on what each block adds [default: 0]
     #[arg(long, value_name = "SHARE", help_heading = "Method", allow_negative_numbers = true)]
     dropout: Option<f32>,
 
@@ -68,27 +68,27 @@ pub(crate) struct Args {
     #[arg(long, value_name = "NAMES", value_delimiter = ',', help_heading = "Method")]
     keys: Option<Vec<String>>,
 
-    /// Train the last so many blocks only [default: all]
+    /// Train only the last BLOCKS blocks [default: all]
     #[arg(long, value_name = "BLOCKS", help_heading = "Method")]
     layers: Option<usize>,
 
-    /// Give the token embedding an adapter too
+    /// Adapt the token embedding too
     #[arg(long, help_heading = "Method")]
     embeddings: bool,
 
     /// The type of the adapters' weights [default: f32]
     #[arg(long, value_enum, help_heading = "Method")]
-    adapter_dtype: Option<Float>,
+    adapter_dtype: Option<AdapterFloat>,
 
     /// With full training: compute in bfloat16, and keep weights and optimiser in float32
     #[arg(long, help_heading = "Method")]
     mixed_precision: bool,
 
-    /// How gradients become steps
-    #[arg(long, value_enum, default_value_t = Descent::Adamw, help_heading = "Steps")]
-    optimizer: Descent,
+    /// The optimiser
+    #[arg(long, value_enum, default_value_t = OptimizerKind::Adamw, help_heading = "Steps")]
+    optimizer: OptimizerKind,
 
-    /// The highest learning rate
+    /// The learning rate after warm-up
     #[arg(
         long,
         value_name = "RATE",
@@ -98,27 +98,27 @@ pub(crate) struct Args {
     )]
     learning_rate: f32,
 
-    /// AdamW's decay of the means of gradient and square [default: 0.9,0.999]
+    /// AdamW's decay rates of the averages of gradient and squared gradient [default: 0.9,0.999]
     #[arg(long, value_name = "TWO", value_delimiter = ',', num_args = 1, help_heading = "Steps")]
     betas: Option<Vec<f32>>,
 
-    /// The share of a weight, times the rate, that a step takes off [default: 0.01 with adamw, 0 with sgd]
+    /// The weight decay [default: 0.01 with adamw, 0 with sgd]
     #[arg(long, value_name = "SHARE", help_heading = "Steps", allow_negative_numbers = true)]
     weight_decay: Option<f32>,
 
-    /// SGD's share of the last step in the next [default: 0]
+    /// SGD's momentum [default: 0]
     #[arg(long, value_name = "SHARE", help_heading = "Steps", allow_negative_numbers = true)]
     momentum: Option<f32>,
 
-    /// Leave AdamW's means as they begin, as MLX's own optimiser does
+    /// Do not correct the bias of AdamW's averages, as MLX's own optimiser does not
     #[arg(long, help_heading = "Steps")]
     no_bias_correction: bool,
 
-    /// How the rate changes after warm-up
-    #[arg(long, value_enum, default_value_t = Course::Constant, help_heading = "Steps")]
-    schedule: Course,
+    /// The schedule of the learning rate after warm-up
+    #[arg(long, value_enum, default_value_t = ScheduleKind::Constant, help_heading = "Steps")]
+    schedule: ScheduleKind,
 
-    /// Steps over which the rate rises
+    /// Steps over which the learning rate rises
     #[arg(long, value_name = "STEPS", default_value_t = 0, help_heading = "Steps")]
     warmup: usize,
 
@@ -130,19 +130,19 @@ pub(crate) struct Args {
     #[arg(long, value_name = "STEPS", help_heading = "Steps", conflicts_with = "epochs")]
     steps: Option<usize>,
 
-    /// How often every example is learnt, in place of a number of steps
+    /// Passes over all examples, instead of a number of steps
     #[arg(long, value_name = "EPOCHS", help_heading = "Steps")]
     epochs: Option<usize>,
 
-    /// Fixes initial adapters, order of batches and dropout
+    /// The seed of initial adapters, order of batches and dropout
     #[arg(long, value_name = "NUMBER", default_value_t = 0, help_heading = "Steps")]
     seed: u64,
 
-    /// Examples computed at once
+    /// Examples in a batch
     #[arg(long, value_name = "EXAMPLES", default_value_t = 4, help_heading = "Batches")]
     batch_size: usize,
 
-    /// Tokens computed at once, padding included [default: no limit]
+    /// Tokens in a batch at most, padding included [default: no limit]
     #[arg(long, value_name = "TOKENS", help_heading = "Batches")]
     batch_tokens: Option<usize>,
 
@@ -158,15 +158,15 @@ pub(crate) struct Args {
     #[arg(long, value_name = "TOKENS", default_value_t = 2048, help_heading = "Data")]
     pub(super) max_length: usize,
 
-    /// What becomes of longer ones
-    #[arg(long, value_enum, default_value_t = Longer::Truncate, help_heading = "Data")]
-    too_long: Longer,
+    /// What to do with longer examples
+    #[arg(long, value_enum, default_value_t = TooLong::Truncate, help_heading = "Data")]
+    too_long: TooLong,
 
     /// The tokens of an example that count in the loss
-    #[arg(long, alias = "learn", value_enum, default_value_t = Part::Answer, help_heading = "Data")]
-    loss_on: Part,
+    #[arg(long, alias = "learn", value_enum, default_value_t = LossTokens::Answer, help_heading = "Data")]
+    loss_on: LossTokens,
 
-    /// The share of examples to hold out, where there is no valid.jsonl [default: 0.1 of a file, 0 of a folder]
+    /// The share of examples to hold out for validation, without a valid.jsonl [default: 0.1 of a file, 0 of a folder]
     #[arg(long, value_name = "SHARE", help_heading = "Data", allow_negative_numbers = true)]
     split: Option<f32>,
 
@@ -196,7 +196,7 @@ pub(crate) struct Args {
 
 /// What is trained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(super) enum Kind {
+pub(super) enum MethodKind {
     /// Low-rank adapters beside the weights
     Lora,
     /// The same, with the magnitude of each output
@@ -206,45 +206,45 @@ pub(super) enum Kind {
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum Float {
+enum AdapterFloat {
     F32,
     Bf16,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Descent {
+enum OptimizerKind {
     Adamw,
     Sgd,
     Adafactor,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum Course {
-    /// It stays
+enum ScheduleKind {
+    /// No change
     Constant,
-    /// It falls to nothing along half a cosine
+    /// Half a cosine, down to zero
     Cosine,
-    /// It falls to nothing in a straight line
+    /// A straight line, down to zero
     Linear,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum Longer {
-    /// They are cut at the end
+enum TooLong {
+    /// Cut them at the end
     Truncate,
-    /// They are an error
+    /// Fail
     Refuse,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum Part {
+enum LossTokens {
     /// The completion, or the last message
     Answer,
-    /// All of it
+    /// All tokens
     Everything,
 }
 
-impl Kind {
+impl MethodKind {
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Lora => "LoRA",
@@ -264,13 +264,13 @@ impl Args {
     pub(super) fn options(&self, cancel: CancellationToken) -> anyhow::Result<TrainOptions> {
         refuse(self.load.without_effect_on_training(), "training")?;
         let schedule = match self.schedule {
-            Course::Constant => Schedule::Constant,
-            Course::Cosine => Schedule::Cosine,
-            Course::Linear => Schedule::Linear,
+            ScheduleKind::Constant => Schedule::Constant,
+            ScheduleKind::Cosine => Schedule::Cosine,
+            ScheduleKind::Linear => Schedule::Linear,
         };
         let longer = match self.too_long {
-            Longer::Truncate => Truncation::Truncate,
-            Longer::Refuse => Truncation::Refuse,
+            TooLong::Truncate => Truncation::Truncate,
+            TooLong::Refuse => Truncation::Refuse,
         };
         let mut options = TrainOptions::new(&self.output)
             .method(self.method()?)
@@ -282,8 +282,8 @@ impl Args {
             .gradient_checkpointing(self.gradient_checkpointing)
             .max_length(self.max_length, longer)
             .loss_on(match self.loss_on {
-                Part::Answer => LossOn::Answer,
-                Part::Everything => LossOn::Everything,
+                LossTokens::Answer => LossOn::Answer,
+                LossTokens::Everything => LossOn::Everything,
             })
             .evaluate_every(self.evaluate_every, self.validation_batches)
             .save_every(self.save_every)
@@ -300,7 +300,7 @@ impl Args {
     }
 
     fn method(&self) -> anyhow::Result<inference::train::Method> {
-        if self.method == Kind::Full {
+        if self.method == MethodKind::Full {
             let adapters_only = [
                 ("--rank", self.rank.is_some()),
                 ("--scale", self.scale.is_some()),
@@ -325,11 +325,11 @@ impl Args {
         adapter.keys.clone_from(&self.keys);
         adapter.layers = self.layers;
         adapter.dtype = match self.adapter_dtype {
-            Some(Float::Bf16) => AdapterDtype::Bf16,
-            Some(Float::F32) | None => AdapterDtype::F32,
+            Some(AdapterFloat::Bf16) => AdapterDtype::Bf16,
+            Some(AdapterFloat::F32) | None => AdapterDtype::F32,
         };
         Ok(match self.method {
-            Kind::Dora => inference::train::Method::Dora(adapter),
+            MethodKind::Dora => inference::train::Method::Dora(adapter),
             _ => inference::train::Method::Lora(adapter),
         })
     }
@@ -339,7 +339,7 @@ impl Args {
         let sgd = [("--momentum", self.momentum.is_some())];
         let decay = [("--weight-decay", self.weight_decay.is_some())];
         match self.optimizer {
-            Descent::Adamw => {
+            OptimizerKind::Adamw => {
                 refuse(sgd, "--optimizer adamw")?;
                 let betas = match self.betas.as_deref() {
                     None => [0.9, 0.999],
@@ -358,13 +358,13 @@ impl Args {
                     bias_correction: !self.no_bias_correction,
                 })
             }
-            Descent::Sgd => {
+            OptimizerKind::Sgd => {
                 refuse(adamw, "--optimizer sgd")?;
                 let (momentum, weight_decay) =
                     (self.momentum.unwrap_or(0.0), self.weight_decay.unwrap_or(0.0));
                 Ok(Optimizer::Sgd { momentum, weight_decay })
             }
-            Descent::Adafactor => {
+            OptimizerKind::Adafactor => {
                 refuse(adamw.into_iter().chain(sgd).chain(decay), "--optimizer adafactor")?;
                 Ok(Optimizer::Adafactor)
             }
