@@ -47,11 +47,21 @@ impl From<&NormWeight> for VectorArg {
     }
 }
 
+/// `Range`
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(C)]
+pub(crate) struct RangeArg {
+    pub(crate) data: DevicePtr,
+    pub(crate) bytes: u64,
+}
+
 /// `GemvArgs`
 #[derive(Debug, Clone, Copy, Default)]
 #[repr(C)]
 pub(crate) struct GemvArgs {
     pub(crate) matrices: [MatrixArg; 3],
+    /// What is read later.
+    pub(crate) later: [RangeArg; 9],
     pub(crate) x: DevicePtr,
     pub(crate) y: DevicePtr,
     pub(crate) x_out: DevicePtr,
@@ -81,7 +91,7 @@ pub(crate) struct GemvArgs {
     pub(crate) eps: f32,
     pub(crate) cap: f32,
     pub(crate) scale: f32,
-    pub(crate) reserved: f32,
+    pub(crate) inverse_k: f32,
 }
 
 /// `AttentionArgs`
@@ -107,7 +117,7 @@ pub(crate) struct AttentionArgs {
     pub(crate) rotated: u32,
     pub(crate) window: u32,
     pub(crate) interleaved: u32,
-    pub(crate) min_chunk: u32,
+    pub(crate) cluster: u32,
     pub(crate) scale: f32,
     pub(crate) cap: f32,
     pub(crate) eps: f32,
@@ -192,4 +202,4 @@ macro_rules! arguments {
         const _: () = assert!(size_of::<$name>() == $size);
     )* };
 }
-arguments!(GemvArgs: 312, AttentionArgs: 160, EmbedArgs: 64, PlainArgs: 160, NormArgs: 80, ArgmaxArgs: 48);
+arguments!(GemvArgs: 456, AttentionArgs: 160, EmbedArgs: 64, PlainArgs: 160, NormArgs: 80, ArgmaxArgs: 48);

@@ -57,6 +57,9 @@ impl Kernel {
                 kernel.function,
             )
         })?;
+        let large = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED;
+        // SAFETY: likewise.
+        check("cuFuncSetAttribute", unsafe { sys::cuFuncSetAttribute(kernel.function, large, 1) })?;
         let most = device.shared_memory() as i32 - fixed;
         // SAFETY: likewise.
         check("cuFuncSetAttribute", unsafe { sys::cuFuncSetAttribute(kernel.function, attribute, most) })?;

@@ -21,11 +21,13 @@ pub struct Options {
     pub keep_logits: bool,
     /// Whether a kernel may start while the one before it runs.
     pub early_start: bool,
+    /// Whether products fetch into the second cache what later ones read first. Measured slower so far.
+    pub look_ahead: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { history: 256, keep_logits: true, early_start: true }
+        Self { history: 256, keep_logits: true, early_start: true, look_ahead: false }
     }
 }
 
@@ -93,15 +95,13 @@ impl Executor {
             return Ok(());
         }
         let rows = BUCKETS[bucket];
-        let planned = Planner::plan(&self.spec, &self.state, self.limits, rows, self.options.keep_logits);
+        let planned = Planner::plan(&self.spec, &self.state, self.limits, rows, self.options);
         let instances: Vec<_> = planned.iter().map(|planned| planned.instance).collect();
         let kernels = compiler.kernels(&instances)?;
         let launches = planned.into_iter().zip(kernels).enumerate().map(|(i, (planned, kernel))| {
             let launch = Launch {
                 kernel,
-                grid: planned.grid,
-                block: planned.block,
-                shared: planned.shared,
+                size: planned.size,
                 argument: planned.argument,
                 early: i > 0 && self.options.early_start,
             };

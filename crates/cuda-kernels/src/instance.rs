@@ -3,9 +3,10 @@
 use crate::spec::{Activation, Half, Layout};
 
 /// Everything the kernels are made of, in the order of inclusion.
-const SOURCES: [&str; 5] = [
+const SOURCES: [&str; 6] = [
     include_str!("kernels/common.cuh"),
     include_str!("kernels/unpack.cuh"),
+    include_str!("kernels/tiles.cuh"),
     include_str!("kernels/gemv.cuh"),
     include_str!("kernels/attention.cuh"),
     include_str!("kernels/token.cuh"),
@@ -49,22 +50,49 @@ impl Epilogue {
 /// A kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Instance {
-    Gemv { half: Half, rows: u32, layout: Layout, prologue: Prologue, epilogue: Epilogue },
-    Plain { half: Half, layout: Layout, epilogue: Epilogue },
-    Attention { half: Half, head_dim: u32, heads: u32 },
-    Embed { half: Half, layout: Layout },
-    Norm { half: Half },
-    Argmax { half: Half },
+    Gemv {
+        half: Half,
+        rows: u32,
+        layout: Layout,
+        even: bool,
+        subtiles: u32,
+        prologue: Prologue,
+        epilogue: Epilogue,
+    },
+    Plain {
+        half: Half,
+        layout: Layout,
+        epilogue: Epilogue,
+    },
+    Attention {
+        half: Half,
+        head_dim: u32,
+        heads: u32,
+    },
+    Embed {
+        half: Half,
+        layout: Layout,
+    },
+    Norm {
+        half: Half,
+    },
+    Argmax {
+        half: Half,
+    },
 }
 
 impl Instance {
     /// Its name in the compiled module.
     pub(crate) fn name(&self) -> String {
         match *self {
-            Self::Gemv { rows, layout, prologue, epilogue, .. } => {
+            Self::Gemv { rows, layout, even, subtiles, prologue, epilogue, .. } => {
                 let (epilogue, activation) = epilogue.parameters();
                 let (bits, group) = layout.parameters();
-                format!("gemv_r{rows}_b{bits}_g{group}_p{}_e{epilogue}_a{activation}", prologue as u32)
+                format!(
+                    "gemv_r{rows}_b{bits}_g{group}_v{}_t{subtiles}_p{}_e{epilogue}_a{activation}",
+                    u32::from(even),
+                    prologue as u32
+                )
             }
             Self::Plain { layout, epilogue, .. } => {
                 let (epilogue, activation) = epilogue.parameters();
@@ -107,16 +135,16 @@ impl Instance {
     /// The type of its argument, its launch bounds, and the template.
     fn definition(&self) -> (&'static str, &'static str, String) {
         match *self {
-            Self::Gemv { rows, layout, prologue, epilogue, .. } => {
+            Self::Gemv { rows, layout, even, subtiles, prologue, epilogue, .. } => {
                 let (epilogue, activation) = epilogue.parameters();
                 let (bits, group) = layout.parameters();
                 let prologue = prologue as u32;
-                // Two blocks on a multiprocessor: that of a kernel and that of the next.
-                let bounds = if rows < 4 { "288, 2" } else { "288, 1" };
                 (
                     "GemvArgs",
-                    bounds,
-                    format!("gemv<{rows}, {bits}, {group}, {prologue}, {epilogue}, {activation}>"),
+                    "384, 1",
+                    format!(
+                        "gemv<{rows}, {bits}, {group}, {even}, {subtiles}, {prologue}, {epilogue}, {activation}>"
+                    ),
                 )
             }
             Self::Plain { layout, epilogue, .. } => {

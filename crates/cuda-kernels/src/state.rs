@@ -4,8 +4,8 @@ use crate::{Buffer, Device, DevicePtr, Error, Result, spec::DecoderSpec};
 
 /// Rows of the largest bucket.
 pub(crate) const MAX_ROWS: usize = 8;
-/// Blocks that share the positions of a head, at most.
-pub(crate) const MAX_SPLITS: usize = 64;
+/// Clusters that share the positions of a head, at most.
+pub(crate) const MAX_CLUSTERS: usize = 8;
 
 /// The buffers. Those of rows hold [`MAX_ROWS`].
 #[derive(Debug)]
@@ -74,8 +74,8 @@ impl State {
             normed: zeroed(spec.hidden, 2)?,
             logits: zeroed(spec.vocabulary(), 4)?,
             // A block of heads has at most twice as many as it needs.
-            part: zeroed(2 * width * MAX_SPLITS, 4)?,
-            part_state: zeroed(2 * spec.heads * MAX_SPLITS, 8)?,
+            part: zeroed(2 * width * MAX_CLUSTERS, 4)?,
+            part_state: zeroed(2 * spec.heads * MAX_CLUSTERS, 8)?,
             tickets: zeroed(spec.heads + 1, 4)?,
             best: zeroed(blocks, 4)?,
             best_index: zeroed(blocks, 4)?,

@@ -2,12 +2,19 @@
 
 use crate::{
     DevicePtr,
-    arguments::{ArgmaxArgs, Argument, AttentionArgs, EmbedArgs, GemvArgs, NormArgs, PlainArgs},
+    arguments::{ArgmaxArgs, Argument, AttentionArgs, EmbedArgs, GemvArgs, NormArgs, PlainArgs, RangeArg},
+    executor::Options,
     geometry::{Geometry, Limits},
     instance::{Epilogue, Instance, Prologue},
     spec::{AttentionSpec, DecoderSpec, Half, LayerSpec, NormWeight, Weight},
-    state::{MAX_ROWS, MAX_SPLITS, State},
+    state::{MAX_CLUSTERS, MAX_ROWS, State},
+    stream::Size,
 };
+
+/// Positions that a block of attention takes before another cluster helps, as the source says.
+const BLOCK_POSITIONS: usize = 256;
+/// Bytes of a later product that are fetched ahead, at most.
+const LOOK_AHEAD: usize = 12 << 20;
 
 /// What a launch is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -33,9 +40,7 @@ pub enum Part {
 pub(crate) struct Planned {
     pub(crate) part: Part,
     pub(crate) instance: Instance,
-    pub(crate) grid: [u32; 3],
-    pub(crate) block: u32,
-    pub(crate) shared: u32,
+    pub(crate) size: Size,
     pub(crate) argument: std::sync::Arc<[u64]>,
 }
 
@@ -67,9 +72,10 @@ pub(crate) struct Planner<'a> {
     state: &'a State,
     limits: Limits,
     rows: usize,
-    /// Whether logits are stored.
-    keep_logits: bool,
+    options: Options,
     launches: Vec<Planned>,
+    /// Products among them: which, with what arguments and matrices.
+    products: Vec<(usize, GemvArgs, &'a [Weight])>,
 }
 
 impl<'a> Planner<'a> {
@@ -79,9 +85,10 @@ impl<'a> Planner<'a> {
         state: &'a State,
         limits: Limits,
         rows: usize,
-        keep_logits: bool,
+        options: Options,
     ) -> Vec<Planned> {
-        let mut planner = Self { spec, state, limits, rows, keep_logits, launches: Vec::new() };
+        let mut planner =
+            Self { spec, state, limits, rows, options, launches: Vec::new(), products: Vec::new() };
         planner.embed();
         let [mut x, mut spare] = [state.x[0].ptr(), state.x[1].ptr()];
         let y = state.y.ptr();
@@ -131,20 +138,24 @@ impl<'a> Planner<'a> {
             out: state.logits.ptr(),
             out_stride: spec.vocabulary(),
         });
+        planner.look_ahead();
         planner.launches
     }
 
-    fn push(
-        &mut self,
-        part: Part,
-        instance: Instance,
-        grid: [usize; 3],
-        block: u32,
-        shared: u32,
-        argument: &impl Argument,
-    ) {
-        let grid = grid.map(|size| size as u32);
-        self.launches.push(Planned { part, instance, grid, block, shared, argument: argument.words() });
+    /// Lets each product fetch what the one after the next reads first.
+    fn look_ahead(&mut self) {
+        if !self.options.look_ahead {
+            return;
+        }
+        for (i, (launch, argument, _)) in self.products.iter().enumerate() {
+            let (_, _, weights) = self.products[(i + 2) % self.products.len()];
+            let argument = GemvArgs { later: first_read(weights), ..*argument };
+            self.launches[*launch].argument = argument.words();
+        }
+    }
+
+    fn push(&mut self, part: Part, instance: Instance, size: Size, argument: &impl Argument) {
+        self.launches.push(Planned { part, instance, size, argument: argument.words() });
     }
 
     fn half(&self) -> Half {
@@ -167,7 +178,12 @@ impl<'a> Planner<'a> {
             reserved: 0,
         };
         let instance = Instance::Embed { half: self.half(), layout: weight.layout };
-        self.push(Part::Embed, instance, [spec.hidden.div_ceil(256), self.rows, 1], 256, 0, &argument);
+        self.push(
+            Part::Embed,
+            instance,
+            Size::new([spec.hidden.div_ceil(256), self.rows, 1], 256, 0),
+            &argument,
+        );
     }
 
     fn attention(&mut self, layer: usize, spec: &'a LayerSpec, input: Input<'a>) {
@@ -198,16 +214,22 @@ impl<'a> Planner<'a> {
         let (spec, state) = (self.spec, self.state);
         let rope = attention.rope.map(|rope| (&spec.ropes[rope], state.ropes[rope].ptr()));
         let group = spec.heads / spec.kv_heads;
-        let parts = group.div_ceil(4);
+        // Heads of a block: several read keys and values once, few fill the GPU.
+        let units = |heads: usize| self.rows * spec.kv_heads * group.div_ceil(heads);
+        let heads = [4, 2].into_iter().find(|&heads| units(heads) * 8 >= self.limits.multiprocessors * 3 / 4);
+        let parts = group.div_ceil(heads.unwrap_or(1));
         let heads = group.div_ceil(parts);
-        let units = self.rows * spec.kv_heads * parts;
-        let splits = self.limits.multiprocessors.div_ceil(units).clamp(1, MAX_SPLITS);
-        // What eight warps read at once.
-        let min_chunk = match spec.head_dim {
-            ..=64 => 128,
-            65..=128 => 64,
-            _ => 32,
+        let units = units(heads);
+        // Blocks of a cluster, such that all units have at most two blocks on a multiprocessor.
+        let most = if units * 8 <= self.limits.multiprocessors / 2 {
+            16
+        } else {
+            2 * self.limits.multiprocessors / units
         };
+        let cluster =
+            if most == 16 { 16 } else { [8, 4, 2].into_iter().find(|&blocks| blocks <= most).unwrap_or(1) };
+        let positions = attention.window.unwrap_or(attention.cache.capacity);
+        let clusters = positions.div_ceil(cluster * BLOCK_POSITIONS).clamp(1, MAX_CLUSTERS);
         let table = 8 * MAX_ROWS * layer;
         let norm = |i: usize| attention.qk_norm.map(|norms| (&norms[i]).into()).unwrap_or_default();
         let argument = AttentionArgs {
@@ -230,7 +252,7 @@ impl<'a> Planner<'a> {
             rotated: rope.map_or(0, |(rope, _)| 2 * rope.frequencies.len() as u32),
             window: attention.window.unwrap_or(0) as u32,
             interleaved: rope.map_or(0, |(rope, _)| u32::from(rope.interleaved)),
-            min_chunk,
+            cluster: cluster as u32,
             scale: attention.scale,
             cap: attention.cap.unwrap_or(0.0),
             eps: spec.eps,
@@ -238,10 +260,11 @@ impl<'a> Planner<'a> {
         };
         let dim = spec.head_dim;
         // Queries, the new key and value, the rotation, and the sums of eight warps with their states.
-        let shared = 4 * (heads * dim + 2 * dim + dim + 16 * heads + 8 * heads * dim);
+        let shared = 4 * (heads * dim + 4 * dim + 18 * heads + 8 * heads * dim);
         let instance = Instance::Attention { half: self.half(), head_dim: dim as u32, heads: heads as u32 };
-        let grid = [splits, spec.kv_heads * parts, self.rows];
-        self.push(Part::Attention, instance, grid, 256, shared as u32, &argument);
+        let grid = [clusters * cluster, spec.kv_heads * parts, self.rows];
+        let size = Size { cluster: cluster as u32, ..Size::new(grid, 256, shared as u32) };
+        self.push(Part::Attention, instance, size, &argument);
     }
 
     /// A product that ends in the residual: added at once, or after a norm, which is then `pending`.
@@ -267,7 +290,7 @@ impl<'a> Planner<'a> {
         self.product(&Product { part, weights, input: Input::Halves(input), epilogue, out, out_stride });
     }
 
-    /// A product with the copy engine, of as many rows at once as shared memory holds, or a plain one.
+    /// A product by `gemv`, of as many rows at once as shared memory holds, or a plain one.
     fn product(&mut self, product: &Product<'a>) {
         let gated = matches!(product.epilogue, Epilogue::Gated(_));
         let mut at_once = self.rows;
@@ -304,6 +327,7 @@ impl<'a> Planner<'a> {
             eps: spec.eps,
             cap: spec.logit_cap.unwrap_or(0.0),
             scale: spec.logit_scale,
+            inverse_k: (k as f32).recip(),
             ..GemvArgs::default()
         };
         for (matrix, weight) in argument.matrices.iter_mut().zip(product.weights) {
@@ -329,7 +353,7 @@ impl<'a> Planner<'a> {
         let bytes = if matches!(product.epilogue, Epilogue::Gated(_)) { 2 } else { 4 };
         argument.out = row(product.out, bytes * product.out_stride);
         if product.epilogue == Epilogue::Logits {
-            if !self.keep_logits {
+            if !self.options.keep_logits {
                 argument.out = DevicePtr::NULL;
             }
             argument.best = row(state.best.ptr(), 4 * geometry.grid as usize);
@@ -344,10 +368,18 @@ impl<'a> Planner<'a> {
             half: self.half(),
             rows: rows as u32,
             layout,
+            even: geometry.even,
+            subtiles: geometry.subtiles,
             prologue,
             epilogue: product.epilogue,
         };
-        self.push(product.part, instance, [geometry.grid as usize, 1, 1], 288, geometry.shared, &argument);
+        self.products.push((self.launches.len(), argument, product.weights));
+        self.push(
+            product.part,
+            instance,
+            Size::new([geometry.grid as usize, 1, 1], 384, geometry.shared),
+            &argument,
+        );
     }
 
     fn plain(&mut self, product: &Product<'a>) {
@@ -383,7 +415,7 @@ impl<'a> Planner<'a> {
         }
         let layout = product.weights[0].layout;
         let instance = Instance::Plain { half: self.half(), layout, epilogue: product.epilogue };
-        self.push(product.part, instance, [outputs(product).div_ceil(8), 1, 1], 256, 0, &argument);
+        self.push(product.part, instance, Size::new([outputs(product).div_ceil(8), 1, 1], 256, 0), &argument);
         if product.epilogue == Epilogue::Logits {
             let argument = ArgmaxArgs {
                 logits: product.out,
@@ -395,7 +427,7 @@ impl<'a> Planner<'a> {
                 history_len: state.history_len as u32,
             };
             let instance = Instance::Argmax { half: self.half() };
-            self.push(product.part, instance, [self.rows, 1, 1], 1024, 0, &argument);
+            self.push(product.part, instance, Size::new([self.rows, 1, 1], 1024, 0), &argument);
         }
     }
 
@@ -403,7 +435,12 @@ impl<'a> Planner<'a> {
     fn norm(&mut self, part: Part, argument: NormArgs) -> DevicePtr {
         let out = self.state.normed.ptr();
         let argument = NormArgs { out, k: self.spec.hidden as u32, eps: self.spec.eps, ..argument };
-        self.push(part, Instance::Norm { half: self.half() }, [self.rows, 1, 1], 256, 0, &argument);
+        self.push(
+            part,
+            Instance::Norm { half: self.half() },
+            Size::new([self.rows, 1, 1], 256, 0),
+            &argument,
+        );
         out
     }
 }
@@ -413,4 +450,25 @@ fn outputs(product: &Product<'_>) -> usize {
         Epilogue::Gated(_) => product.weights[0].rows,
         _ => product.weights.iter().map(|weight| weight.rows).sum(),
     }
+}
+
+/// The parts of matrices that are read first, as much as the second cache can well hold.
+fn first_read(weights: &[Weight]) -> [RangeArg; 9] {
+    let bytes: usize =
+        weights.iter().map(|weight| weight.rows * weight.layout.row_bytes(weight.columns)).sum();
+    let share = (LOOK_AHEAD as f64 / bytes.max(1) as f64).min(1.0);
+    let mut ranges = [RangeArg::default(); 9];
+    for (weight, ranges) in weights.iter().zip(ranges.chunks_exact_mut(3)) {
+        let rows = (weight.rows as f64 * share) as usize;
+        let scales = 2 * rows * weight.layout.groups(weight.columns);
+        let parts = [
+            (weight.data, rows * weight.layout.row_bytes(weight.columns)),
+            (weight.scales, scales),
+            (weight.biases, scales),
+        ];
+        for (range, (data, bytes)) in ranges.iter_mut().zip(parts) {
+            *range = RangeArg { data, bytes: bytes as u64 };
+        }
+    }
+    ranges
 }

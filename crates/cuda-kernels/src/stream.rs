@@ -16,14 +16,29 @@ pub struct Stream {
 // SAFETY: handles of the driver may be used from any thread.
 unsafe impl Send for Stream {}
 
+/// How many threads a launch has.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Size {
+    pub(crate) grid: [u32; 3],
+    /// Threads of a block.
+    pub(crate) block: u32,
+    /// Blocks of a cluster, neighbours along the first side of the grid.
+    pub(crate) cluster: u32,
+    /// Bytes of dynamic shared memory of a block.
+    pub(crate) shared: u32,
+}
+
+impl Size {
+    pub(crate) fn new(grid: [usize; 3], block: u32, shared: u32) -> Self {
+        Self { grid: grid.map(|size| size as u32), block, cluster: 1, shared }
+    }
+}
+
 /// A launch of a kernel.
 #[derive(Debug, Clone)]
 pub(crate) struct Launch {
     pub(crate) kernel: Arc<Kernel>,
-    pub(crate) grid: [u32; 3],
-    pub(crate) block: u32,
-    /// Bytes of dynamic shared memory.
-    pub(crate) shared: u32,
+    pub(crate) size: Size,
     /// The one argument, a structure that is aligned to 8 bytes.
     pub(crate) argument: Arc<[u64]>,
     /// Whether the kernel may start while the one before it runs.
@@ -66,22 +81,34 @@ impl Stream {
     /// The argument is what the kernel reads, and its addresses are those of live memory.
     pub(crate) unsafe fn launch(&self, launch: &Launch) -> Result<()> {
         self.device.bind()?;
-        let mut early = sys::CUlaunchAttribute {
+        let cluster = sys::CUlaunchAttribute {
+            id: LaunchAttribute::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue {
+                clusterDim: sys::CUlaunchAttributeValue_union__bindgen_ty_1 {
+                    x: launch.size.cluster,
+                    y: 1,
+                    z: 1,
+                },
+            },
+        };
+        let early = sys::CUlaunchAttribute {
             id: LaunchAttribute::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
             pad: [0; 4],
             value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
         };
+        let mut attributes = [cluster, early];
         let config = sys::CUlaunchConfig {
-            gridDimX: launch.grid[0],
-            gridDimY: launch.grid[1],
-            gridDimZ: launch.grid[2],
-            blockDimX: launch.block,
+            gridDimX: launch.size.grid[0],
+            gridDimY: launch.size.grid[1],
+            gridDimZ: launch.size.grid[2],
+            blockDimX: launch.size.block,
             blockDimY: 1,
             blockDimZ: 1,
-            sharedMemBytes: launch.shared,
+            sharedMemBytes: launch.size.shared,
             hStream: self.raw,
-            attrs: &mut early,
-            numAttrs: u32::from(launch.early),
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: 1 + u32::from(launch.early),
         };
         let mut arguments = [launch.argument.as_ptr().cast::<c_void>().cast_mut()];
         // SAFETY: the driver copies the argument; the caller vouches for it.

@@ -44,8 +44,8 @@ fn run() -> Result<()> {
 fn bench(compiler: &Compiler, random: &Random, model: &Model, bandwidth: f64) -> Result<()> {
     let (spec, _buffers) = model.build(compiler.device(), random)?;
     let caches = model.caches(compiler.device(), random)?;
-    for early_start in [true, false] {
-        let options = Options { history: 16, keep_logits: false, early_start };
+    for (early_start, look_ahead) in [(true, false), (true, true), (false, false)] {
+        let options = Options { history: 16, keep_logits: false, early_start, look_ahead };
         // SAFETY: weights and caches live as long as this function.
         let mut executor = unsafe { Executor::new(compiler, spec.clone(), options)? };
         for (layer, rows) in caches.iter().enumerate() {
@@ -56,7 +56,9 @@ fn bench(compiler: &Compiler, random: &Random, model: &Model, bandwidth: f64) ->
         for rows in [1, 2, 4, 8] {
             executor.prepare(compiler, rows)?;
             for prompt in [32, 2048] {
-                if !early_start && (rows > 1 || prompt > 32) {
+                if (!early_start || look_ahead) && (rows > 1 || prompt > 32)
+                    || rows > 1 && env::var_os("ROWS").is_none()
+                {
                     continue;
                 }
                 let mut rates = Vec::new();
@@ -68,12 +70,17 @@ fn bench(compiler: &Compiler, random: &Random, model: &Model, bandwidth: f64) ->
                 println!(
                     "{} rows {rows} prompt {prompt}{}: {:.0} tok/s, {:.3} ms a step, {:.1} % of the bandwidth",
                     model.name,
-                    if early_start { "" } else { ", no early start" },
+                    match (early_start, look_ahead) {
+                        (true, true) => ", look-ahead",
+                        (true, false) => "",
+                        (false, true) => ", no early start, look-ahead",
+                        (false, false) => ", no early start",
+                    },
                     rates[1] * rows as f64,
                     1e3 / rates[1],
                     100.0 * bytes * rates[1] / bandwidth,
                 );
-                if early_start && (rows == 1 || (rows == 8 && prompt == 32)) {
+                if early_start && !look_ahead && (rows == 1 || (rows == 8 && prompt == 32)) {
                     let mut line = String::new();
                     for part in PARTS {
                         let milliseconds = executor.time(rows, 20, |p| p == part)?;

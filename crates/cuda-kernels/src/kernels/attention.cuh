@@ -1,6 +1,7 @@
 // Attention of one new token of each row: norms and rotates queries and the key, appends key and value to the cache, and attends, in
-// one kernel. Blocks share the positions of a head of keys (`gridDim.x` splits, of which only as many work as there are positions
-// for); the last of them to arrive sums up.
+// one kernel. The blocks of a cluster share the positions of a head of keys, and sum up through each other's shared memory. Long rows
+// are shared by several clusters (of `gridDim.x` blocks only as many work as there are positions for); the last block to arrive
+// sums up those.
 struct AttentionArgs {
   const float* qkv;           // [rows][(heads + 2 · kv_heads) · D], as projected
   void* out;                  // [rows][heads · D], halves
@@ -14,7 +15,7 @@ struct AttentionArgs {
   u32* ticket;                // [rows][kv_heads][blocks of heads]
   Vector q_norm, k_norm;      // null without
   u32 heads, kv_heads, capacity, head_stride;
-  u32 rotated, window, interleaved, min_chunk;
+  u32 rotated, window, interleaved, cluster;
   float scale, cap, eps, magnitude;
 };
 
@@ -34,27 +35,47 @@ DEVICE float exp2_fast(float x) {
   return y;
 }
 
+// tanh to single precision but for numbers near zero, where it is to 1e-7 of 1.
+DEVICE float tanh_fast(float x) { return 1.f - __fdividef(2.f, exp2_fast(2.f * LOG2E * x) + 1.f); }
+
 DEVICE void spread(uint4 v, float f[8]) {
   f[0] = low(v.x), f[1] = high(v.x), f[2] = low(v.y), f[3] = high(v.y);
   f[4] = low(v.z), f[5] = high(v.z), f[6] = low(v.w), f[7] = high(v.w);
 }
 
+// Whatever the blocks of a cluster did before it is seen by all after it.
+DEVICE void cluster_sync() {
+  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+// A number in the shared memory of a block of the cluster.
+DEVICE float remote(const float* p, u32 rank) {
+  float v;
+  asm volatile(
+      "{\n.reg .u32 at;\nmapa.shared::cluster.u32 at, %1, %2;\nld.shared::cluster.f32 %0, [at];\n}"
+      : "=f"(v)
+      : "r"(shared_address(p)), "r"(rank)
+      : "memory");
+  return v;
+}
+
+// Positions that a block takes before another cluster helps.
+#define BLOCK_POSITIONS 256
+#define NOTHING __int_as_float(0xff800000)
+
 // One head of one vector: norm, rotation and scale, from `from` (global) into `to` (shared), by one warp.
 template <int D>
-DEVICE void prepare(const AttentionArgs& a, const float* from, float* to, const Vector& norm, const float2* turns, float scale,
-                    bool rotate, u32 lane) {
+DEVICE void prepare(const AttentionArgs& a, const float* from, float* to, bool normed, const float* norm, const float2* turns,
+                    float scale, bool rotate, u32 lane) {
   constexpr int N = (D + 31) / 32;
   float v[N], s = 0.f;
 #pragma unroll
-  for (int i = 0; i < N; i++) {
-    v[i] = lane + 32 * i < D ? load1(from + lane + 32 * i) : 0.f;
-    s += v[i] * v[i];
-  }
-  if (norm.data) {
+  for (int i = 0; i < N; i++) v[i] = lane + 32 * i < D ? load1(from + lane + 32 * i) : 0.f;
+  if (normed) {
+#pragma unroll
+    for (int i = 0; i < N; i++) s += v[i] * v[i];
     const float root = rsqrtf(warp_sum(s) / D + a.eps);
 #pragma unroll
-    for (int i = 0; i < N; i++)
-      if (lane + 32 * i < D) v[i] *= root * element(norm, lane + 32 * i);
+    for (int i = 0; i < N; i++) v[i] *= root * norm[i];
   }
 #pragma unroll
   for (int i = 0; i < N; i++)
@@ -62,6 +83,7 @@ DEVICE void prepare(const AttentionArgs& a, const float* from, float* to, const 
   __syncwarp();
   if (!rotate) return;
   const u32 half = a.rotated / 2;
+#pragma unroll 1
   for (u32 i = lane; i < half; i += 32) {
     const u32 first = a.interleaved ? 2 * i : i, second = a.interleaved ? 2 * i + 1 : i + half;
     const float x = to[first], y = to[second];
@@ -74,104 +96,60 @@ DEVICE void prepare(const AttentionArgs& a, const float* from, float* to, const 
 // `HEADS` heads of queries at once, of the `heads / kv_heads` that share keys.
 template <int D, int HEADS>
 DEVICE void attention(const AttentionArgs& a) {
+  static_assert(HEADS + 2 <= ATTENTION_WARPS);
   typedef HeadShape<D> Shape;
-  constexpr int L = Shape::lanes, V = Shape::vectors, P = Shape::per_warp, UNROLL = V > 1 ? 2 : 4;
+  constexpr int L = Shape::lanes, V = Shape::vectors, P = Shape::per_warp, UNROLL = 2, N = (D + 31) / 32;
+  // Whether registers hold what comes after, too.
+  constexpr bool AHEAD = HEADS * V <= 2;
+  constexpr u32 STRIDE = ATTENTION_WARPS * P;
   extern __shared__ __align__(128) u8 smem[];
-  float* q = (float*)smem;                                  // [HEADS][D]
-  float* fresh = q + HEADS * D;                             // [2][D]: the new key and value
-  float2* turns = (float2*)(fresh + 2 * D);                 // [D / 2]
+  float* q = (float*)smem;                                  // [HEADS + 2][D]: queries, the new key and value
+  u32* fresh = (u32*)(q + (HEADS + 2) * D);                 // [2][D / 2]: the latter as halves
+  float2* turns = (float2*)(fresh + D);                     // [D / 2]
   float2* state = turns + D / 2;                            // [WARPS][HEADS]
-  float* sums = (float*)(state + ATTENTION_WARPS * HEADS);  // [WARPS][HEADS][D]
+  float2* total = state + ATTENTION_WARPS * HEADS;          // [HEADS]: maximum and sum of the block
+  float* sums = (float*)(total + HEADS);                    // [WARPS][HEADS][D]; then the block's in the first of WARPS
   const u32 tid = threadIdx.x, warp = tid / 32, lane = tid % 32, row = blockIdx.z;
   const u32 group = a.heads / a.kv_heads, parts = (group + HEADS - 1) / HEADS;
   const u32 kv = blockIdx.y / parts, first = kv * group + (blockIdx.y % parts) * HEADS;
   const u32 heads = min((u32)HEADS, group - (blockIdx.y % parts) * HEADS);
+  MARK(0);
+  const u64 key_base = loadp(a.keys + row), value_base = loadp(a.values + row);
   const int position = loadi(a.position + row);
-  const u32 splits = gridDim.x, split = blockIdx.x, width = a.heads * D;
+  const u32 clusters = gridDim.x / a.cluster, cluster = blockIdx.x / a.cluster, rank = blockIdx.x % a.cluster;
+  const u32 width = a.heads * D;
+  const Vector norm = warp < HEADS ? a.q_norm : a.k_norm;
+  const bool normed = norm.data && warp <= HEADS;
+  float norms[N] = {};
+#pragma unroll
+  for (int i = 0; i < N; i++)
+    if (normed && lane + 32 * i < D) norms[i] = element(norm, lane + 32 * i);
+  float frequency = 0.f;
+  if (a.frequencies && tid < a.rotated / 2) frequency = __ldg(a.frequencies + tid);
   if (position < 0) {
-    if (split > 0) return;
+    if (blockIdx.x > 0) return;
     wait_for_previous();
     let_next_start();
     for (u32 i = tid; i < heads * D; i += blockDim.x) ((u16*)a.out)[(u64)row * width + first * D + i] = 0;
     return;
   }
+  MARK(1);
   const u32 start = a.window && (u32)position + 1 > a.window ? position + 1 - a.window : 0;
-  const u32 total = position + 1 - start;
-  u32 chunk = (total + splits - 1) / splits;
-  chunk = max(a.min_chunk, (chunk + 15) / 16 * 16);
-  const u32 active = (total + chunk - 1) / chunk;
-  if (split >= active) return;
-  const u32 begin = start + split * chunk, end = min(begin + chunk, (u32)position + 1);
-  const bool newest = split == active - 1;
-  const u16* keys = (const u16*)loadp(a.keys + row) + (u64)kv * a.head_stride;
-  const u16* values = (const u16*)loadp(a.values + row) + (u64)kv * a.head_stride;
-  const u32 offset = begin % a.capacity;
-  // What earlier steps cached is there already: it can come nearer while the projection runs.
-  for (u32 i = tid; i < (end - begin) * (D / 32); i += blockDim.x) {
-    u32 slot = offset + i / (D / 32);
-    if (slot >= a.capacity) slot -= a.capacity;
-    const u64 at = (u64)slot * D + (i % (D / 32)) * 32;
-    if (i % 2 == 0 || D == 96) {
-      asm volatile("prefetch.global.L2 [%0];" ::"l"(keys + at));
-      asm volatile("prefetch.global.L2 [%0];" ::"l"(values + at));
-    }
-  }
-  if (a.frequencies) {
-    for (u32 i = tid; i < a.rotated / 2; i += blockDim.x) {
-      // In double precision: an angle grows with the position.
-      const double angle = (double)position * (double)__ldg(a.frequencies + i);
-      const double turns_of = angle * 0.15915494309189533576888376337251, turn = turns_of - rint(turns_of);
-      float sine, cosine;
-      sincospif((float)(2.0 * turn), &sine, &cosine);
-      turns[i] = make_float2(cosine * a.magnitude, sine * a.magnitude);
-    }
-  }
-  wait_for_previous();
-  if (tid == 0) let_next_start();
-  __syncthreads();
-  const u32 qkv_width = (a.heads + 2 * a.kv_heads) * D;
-  const float* mine = a.qkv + (u64)row * qkv_width;
-  const float q_scale = a.cap > 0.f ? a.scale : a.scale * LOG2E;
-  for (u32 v = warp; v < HEADS + (newest ? 2u : 0u); v += ATTENTION_WARPS) {
-    if (v < HEADS) {
-      if (v < heads)
-        prepare<D>(a, mine + (first + v) * D, q + v * D, a.q_norm, turns, q_scale, a.frequencies, lane);
-      else
-        for (u32 i = lane; i < D; i += 32) q[v * D + i] = 0.f;
-      continue;
-    }
-    const bool is_key = v == HEADS;
-    const Vector none = {};
-    float* to = fresh + (is_key ? 0 : D);
-    const float* from = mine + (a.heads + (is_key ? 0 : a.kv_heads) + kv) * D;
-    prepare<D>(a, from, to, is_key ? a.k_norm : none, turns, 1.f, is_key && a.frequencies, lane);
-    u16* cache = (u16*)(is_key ? keys : values) + (u64)((u32)position % a.capacity) * D;
-    const bool writes = blockIdx.y % parts == 0;
-    for (u32 i = lane; i < D; i += 32) {
-      const u16 half = narrow(to[i]);
-      if (writes) cache[i] = half;
-      to[i] = widen(half);
-    }
-  }
-  __syncthreads();
-
-  const u32 sub = lane % L, set = lane / L;
-  float query[HEADS][V * 8], acc[HEADS][V * 8], best[HEADS], sum[HEADS];
-#pragma unroll
-  for (int h = 0; h < HEADS; h++) {
-    best[h] = __int_as_float(0xff800000), sum[h] = 0.f;
-#pragma unroll
-    for (int i = 0; i < V * 8; i++) {
-      const u32 d = (i / 8) * L * 8 + sub * 8 + i % 8;
-      query[h][i] = d < D ? q[h * D + d] : 0.f;
-      acc[h][i] = 0.f;
-    }
-  }
-  for (u32 p0 = begin + warp * P + set; __any_sync(~0u, p0 < end); p0 += ATTENTION_WARPS * P * UNROLL) {
-    uint4 k[UNROLL][V], v[UNROLL][V];
+  const u32 count = position + 1 - start;
+  const u32 active = min(clusters, (count + a.cluster * BLOCK_POSITIONS - 1) / (a.cluster * BLOCK_POSITIONS));
+  if (cluster >= active) return;
+  const u32 chunk = max(16u, (count + active * a.cluster - 1) / (active * a.cluster));
+  const u32 stop = (u32)position + 1, begin = min(start + blockIdx.x * chunk, stop), end = min(begin + chunk, stop);
+  const bool newest = begin < end && end == stop;
+  const u16* keys = (const u16*)key_base + (u64)kv * a.head_stride;
+  const u16* values = (const u16*)value_base + (u64)kv * a.head_stride;
+  const u32 offset = begin % a.capacity, sub = lane % L, set = lane / L;
+  // What earlier steps cached is there already: the first of it comes while the projection runs, the rest comes nearer.
+  uint4 k[UNROLL][V], v[UNROLL][V];
+  auto fetch = [&](u32 p0, uint4 k[UNROLL][V], uint4 v[UNROLL][V]) {
 #pragma unroll
     for (int u = 0; u < UNROLL; u++) {
-      const u32 p = p0 + u * ATTENTION_WARPS * P;
+      const u32 p = p0 + u * STRIDE;
       u32 slot = offset + (p - begin);
       if (slot >= a.capacity) slot -= a.capacity;
 #pragma unroll
@@ -182,20 +160,85 @@ DEVICE void attention(const AttentionArgs& a) {
         v[u][j] = there ? load16(values + (u64)slot * D + d) : make_uint4(0, 0, 0, 0);
       }
     }
+  };
+  u32 p0 = begin + warp * P + set;
+  fetch(p0, k, v);
+  for (u32 p = begin + UNROLL * STRIDE + tid; p < end; p += blockDim.x) {
+    u32 slot = offset + (p - begin);
+    if (slot >= a.capacity) slot -= a.capacity;
+#pragma unroll 1
+    for (u32 d = 0; d < D; d += 64) {
+      asm volatile("prefetch.global.L2 [%0];" ::"l"(keys + (u64)slot * D + d));
+      asm volatile("prefetch.global.L2 [%0];" ::"l"(values + (u64)slot * D + d));
+    }
+  }
+  if (a.frequencies && tid < a.rotated / 2) {
+    // In double precision: an angle grows with the position.
+    const double revolutions = (double)position * (double)frequency * 0.15915494309189533576888376337251;
+    float sine, cosine;
+    sincospif((float)(2.0 * (revolutions - rint(revolutions))), &sine, &cosine);
+    turns[tid] = make_float2(cosine * a.magnitude, sine * a.magnitude);
+  }
+  __syncthreads();
+  MARK(2);
+  wait_for_previous();
+  if (tid == 0) let_next_start();
+  MARK(3);
+  const float* mine = a.qkv + (u64)row * (a.heads + 2 * a.kv_heads) * D;
+  const bool is_query = warp < HEADS, is_key = warp == HEADS;
+  if (is_query ? warp < heads : warp < HEADS + 2 && newest) {
+    const u32 from = is_query ? first + warp : a.heads + (is_key ? 0 : a.kv_heads) + kv;
+    const float scale = !is_query ? 1.f : a.cap > 0.f ? a.scale : a.scale * LOG2E;
+    float* to = q + warp * D;
+    prepare<D>(a, mine + from * D, to, normed, norms, turns, scale, warp <= HEADS && a.frequencies, lane);
+    if (!is_query) {
+      u16* cache = (u16*)(is_key ? keys : values) + (u64)((u32)position % a.capacity) * D;
+      const bool writes = blockIdx.y % parts == 0;
+#pragma unroll 1
+      for (u32 i = lane; i < D / 2; i += 32) {
+        const u32 pair = narrow2(to[2 * i], to[2 * i + 1]);
+        if (writes) ((u32*)cache)[i] = pair;
+        fresh[(is_key ? 0 : D / 2) + i] = pair;
+      }
+    }
+  } else if (is_query) {
+    for (u32 i = lane; i < D; i += 32) q[warp * D + i] = 0.f;
+  }
+  __syncthreads();
+  MARK(4);
+  float query[HEADS][V * 8], acc[HEADS][V * 8], best[HEADS], sum[HEADS];
+#pragma unroll
+  for (int h = 0; h < HEADS; h++) {
+    best[h] = NOTHING, sum[h] = 0.f;
+#pragma unroll
+    for (int i = 0; i < V * 8; i++) query[h][i] = 0.f, acc[h][i] = 0.f;
+#pragma unroll
+    for (int i = 0; i < V * 8; i += 4) {
+      const u32 d = (i / 8) * L * 8 + sub * 8 + i % 8;
+      if (d < D) {
+        const float4 four = *(const float4*)(q + h * D + d);
+        query[h][i] = four.x, query[h][i + 1] = four.y, query[h][i + 2] = four.z, query[h][i + 3] = four.w;
+      }
+    }
+  }
+  while (__any_sync(~0u, p0 < end)) {
+    uint4 next_k[UNROLL][V], next_v[UNROLL][V];
+    if constexpr (AHEAD) fetch(p0 + UNROLL * STRIDE, next_k, next_v);
     float score[UNROLL][HEADS];
 #pragma unroll
     for (int u = 0; u < UNROLL; u++) {
-      const u32 p = p0 + u * ATTENTION_WARPS * P;
+      const u32 p = p0 + u * STRIDE;
 #pragma unroll
       for (int h = 0; h < HEADS; h++) score[u][h] = 0.f;
 #pragma unroll
       for (int j = 0; j < V; j++) {
+        const u32 d = j * L * 8 + sub * 8;
+        if (newest && p == (u32)position && d < D) {
+          k[u][j] = *(const uint4*)(fresh + d / 2);
+          v[u][j] = *(const uint4*)(fresh + D / 2 + d / 2);
+        }
         float f[8];
         spread(k[u][j], f);
-        const u32 d = j * L * 8 + sub * 8;
-        if (p == (u32)position && d < D)
-#pragma unroll
-          for (int i = 0; i < 8; i++) f[i] = fresh[d + i];
 #pragma unroll
         for (int h = 0; h < HEADS; h++)
 #pragma unroll
@@ -205,8 +248,8 @@ DEVICE void attention(const AttentionArgs& a) {
       for (int h = 0; h < HEADS; h++) {
 #pragma unroll
         for (int o = L / 2; o > 0; o >>= 1) score[u][h] += __shfl_xor_sync(~0u, score[u][h], o);
-        if (a.cap > 0.f) score[u][h] = a.cap * LOG2E * tanhf(score[u][h] / a.cap);
-        if (p >= end) score[u][h] = __int_as_float(0xff800000);
+        if (a.cap > 0.f) score[u][h] = a.cap * LOG2E * tanh_fast(score[u][h] / a.cap);
+        if (p >= end) score[u][h] = NOTHING;
       }
     }
 #pragma unroll
@@ -215,7 +258,7 @@ DEVICE void attention(const AttentionArgs& a) {
 #pragma unroll
       for (int u = 0; u < UNROLL; u++) top = fmaxf(top, score[u][h]);
       // Nothing seen yet: any finite number will do.
-      const float base = top == __int_as_float(0xff800000) ? 0.f : top;
+      const float base = top == NOTHING ? 0.f : top;
       const float shrink = exp2_fast(best[h] - base);
       best[h] = top;
       sum[h] *= shrink;
@@ -229,34 +272,39 @@ DEVICE void attention(const AttentionArgs& a) {
     }
 #pragma unroll
     for (int u = 0; u < UNROLL; u++) {
-      const u32 p = p0 + u * ATTENTION_WARPS * P;
 #pragma unroll
       for (int j = 0; j < V; j++) {
         float f[8];
         spread(v[u][j], f);
-        const u32 d = j * L * 8 + sub * 8;
-        if (p == (u32)position && d < D)
-#pragma unroll
-          for (int i = 0; i < 8; i++) f[i] = fresh[D + d + i];
 #pragma unroll
         for (int h = 0; h < HEADS; h++)
 #pragma unroll
           for (int i = 0; i < 8; i++) acc[h][j * 8 + i] += score[u][h] * f[i];
       }
     }
+    p0 += UNROLL * STRIDE;
+    if constexpr (AHEAD) {
+#pragma unroll
+      for (int u = 0; u < UNROLL; u++)
+#pragma unroll
+        for (int j = 0; j < V; j++) k[u][j] = next_k[u][j], v[u][j] = next_v[u][j];
+    } else if (__any_sync(~0u, p0 < end)) {
+      fetch(p0, k, v);
+    }
   }
+  MARK(5);
   // The lanes of a warp that took other positions.
 #pragma unroll
   for (int o = L; o < 32; o <<= 1) {
 #pragma unroll
     for (int h = 0; h < HEADS; h++) {
       const float other = __shfl_xor_sync(~0u, best[h], o), top = fmaxf(best[h], other);
-      const float base = top == __int_as_float(0xff800000) ? 0.f : top;
-      const float mine = exp2_fast(best[h] - base), theirs = exp2_fast(other - base);
+      const float base = top == NOTHING ? 0.f : top;
+      const float ours = exp2_fast(best[h] - base), theirs = exp2_fast(other - base);
       best[h] = top;
-      sum[h] = sum[h] * mine + __shfl_xor_sync(~0u, sum[h], o) * theirs;
+      sum[h] = sum[h] * ours + __shfl_xor_sync(~0u, sum[h], o) * theirs;
 #pragma unroll
-      for (int i = 0; i < V * 8; i++) acc[h][i] = acc[h][i] * mine + __shfl_xor_sync(~0u, acc[h][i], o) * theirs;
+      for (int i = 0; i < V * 8; i++) acc[h][i] = acc[h][i] * ours + __shfl_xor_sync(~0u, acc[h][i], o) * theirs;
     }
   }
 #pragma unroll
@@ -270,59 +318,79 @@ DEVICE void attention(const AttentionArgs& a) {
       }
   }
   __syncthreads();
-  const u32 unit = row * gridDim.y + blockIdx.y;
-  for (u32 i = tid; i < heads * D; i += blockDim.x) {
-    const u32 h = i / D, d = i % D;
-    float top = __int_as_float(0xff800000);
+  // The block's: each thread sums what it then overwrites.
+  for (u32 i = tid; i < HEADS * D; i += blockDim.x) {
+    const u32 h = i / D;
+    float top = NOTHING, all = 0.f, value = 0.f;
 #pragma unroll
     for (int w = 0; w < ATTENTION_WARPS; w++) top = fmaxf(top, state[w * HEADS + h].x);
-    float all = 0.f, value = 0.f;
+    const float base = top == NOTHING ? 0.f : top;
 #pragma unroll
     for (int w = 0; w < ATTENTION_WARPS; w++) {
       const float2 s = state[w * HEADS + h];
-      const float weight = exp2_fast(s.x - top);
+      const float weight = exp2_fast(s.x - base);
       all += s.y * weight;
-      value += sums[(w * HEADS + h) * D + d] * weight;
+      value += sums[w * HEADS * D + i] * weight;
     }
+    sums[i] = value;
+    if (i % D == 0) total[h] = make_float2(top, all);
+  }
+  MARK(6);
+  cluster_sync();
+  MARK(7);
+  const u32 unit = row * gridDim.y + blockIdx.y;
+  // Each block sums its share, a warp for 32 neighbouring elements, all of one head.
+  const u32 share = (heads * D / 32 + a.cluster - 1) / a.cluster * 32;
+  for (u32 at = warp * 32; at < share && rank * share + at < heads * D; at += blockDim.x) {
+    const u32 i = rank * share + at + lane, h = i / D;
+    float part_top = NOTHING, all = 0.f, value = 0.f;
+    if (lane < a.cluster) part_top = remote(&total[h].x, lane), all = remote(&total[h].y, lane);
+    float top = part_top;
+#pragma unroll
+    for (int o = 8; o > 0; o >>= 1) top = fmaxf(top, __shfl_xor_sync(~0u, top, o));
+    top = __shfl_sync(~0u, top, 0);
+    const float weight = lane < a.cluster ? exp2_fast(part_top - top) : 0.f;
+    all = warp_sum(all * weight);
+#pragma unroll 8
+    for (u32 r = 0; r < a.cluster; r++) value += remote(&sums[i], r) * __shfl_sync(~0u, weight, r);
     if (active == 1) {
       if (a.sinks) {
         const float sink = __ldg(a.sinks + first + h) * LOG2E, peak = fmaxf(top, sink);
         all = all * exp2_fast(top - peak) + exp2_fast(sink - peak);
         value *= exp2_fast(top - peak);
       }
-      ((u16*)a.out)[(u64)row * width + (first + h) * D + d] = narrow(value / all);
+      ((u16*)a.out)[(u64)row * width + first * D + i] = narrow(value / all);
     } else {
-      const u64 at = ((u64)unit * splits + split) * HEADS + h;
-      a.part[at * D + d] = value;
-      if (d == 0) a.part_state[at] = make_float2(top, all);
+      const u64 to = ((u64)unit * clusters + cluster) * HEADS + h;
+      a.part[to * D + i % D] = value;
+      if (i % D == 0) a.part_state[to] = make_float2(top, all);
     }
   }
+  MARK(8);
+  // No block leaves while others read its memory.
+  if (active > 1) __threadfence();
+  cluster_sync();
+  MARK(9);
   if (active == 1) return;
-  __threadfence();
-  __syncthreads();
   __shared__ u32 arrived;
-  if (tid == 0) arrived = atomicInc(a.ticket + unit, active - 1);
+  if (tid == 0) arrived = rank == 0 ? atomicInc(a.ticket + unit, active - 1) : 0u;
   __syncthreads();
-  if (arrived != active - 1) return;
+  if (rank != 0 || arrived != active - 1) return;
   __threadfence();
-  for (u32 i = tid; i < active * HEADS; i += blockDim.x) {
-    const float* s = (const float*)(a.part_state + (u64)unit * splits * HEADS + i);
-    ((float2*)sums)[i] = make_float2(load1(s), load1(s + 1));
-  }
-  __syncthreads();
   for (u32 i = tid; i < heads * D; i += blockDim.x) {
     const u32 h = i / D, d = i % D;
-    float top = a.sinks ? __ldg(a.sinks + first + h) * LOG2E : __int_as_float(0xff800000);
-    const float sink = top;
-    for (u32 s = 0; s < active; s++) top = fmaxf(top, ((float2*)sums)[s * HEADS + h].x);
-    float all = a.sinks ? exp2_fast(sink - top) : 0.f, value = 0.f;
-#pragma unroll 8
-    for (u32 s = 0; s < active; s++) {
-      const float2 st = ((float2*)sums)[s * HEADS + h];
-      const float weight = exp2_fast(st.x - top);
-      all += st.y * weight;
-      value += load1(a.part + (((u64)unit * splits + s) * HEADS + h) * D + d) * weight;
+    const float sink = a.sinks ? __ldg(a.sinks + first + h) * LOG2E : NOTHING;
+    float top = sink, all = a.sinks ? 1.f : 0.f, value = 0.f;
+#pragma unroll 4
+    for (u32 c = 0; c < active; c++) {
+      const u64 at = ((u64)unit * clusters + c) * HEADS + h;
+      const float* s = (const float*)(a.part_state + at);
+      const float other = load1(s), peak = fmaxf(top, other);
+      const float ours = exp2_fast(top - peak), theirs = exp2_fast(other - peak);
+      all = all * ours + load1(s + 1) * theirs;
+      value = value * ours + load1(a.part + at * D + d) * theirs;
+      top = peak;
     }
-    ((u16*)a.out)[(u64)row * width + (first + h) * D + d] = narrow(value / all);
+    ((u16*)a.out)[(u64)row * width + first * D + i] = narrow(value / all);
   }
 }

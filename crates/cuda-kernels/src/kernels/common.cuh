@@ -7,6 +7,15 @@ typedef unsigned int u32;
 typedef unsigned long long u64;
 
 #define DEVICE __device__ __forceinline__
+
+// Where a kernel stands, in cycles, for whoever compiles it with TRACE.
+#ifdef TRACE
+__device__ long long marks[16];
+#define MARK(i) \
+  if (threadIdx.x == 0 && blockIdx.x == 0 && blockIdx.y == 0) marks[i] = clock64()
+#else
+#define MARK(i)
+#endif
 #define LOG2E 1.4426950408889634f
 
 DEVICE float widen(u16 v) {
@@ -102,16 +111,19 @@ DEVICE float warp_sum(float v) {
   return v;
 }
 
-// c += a · b, of a [16 × 16] whose rows 8 to 15 are zero, and b [16 × 8]. Lane l holds columns 4 of a's row l / 4 and of b's column
-// l / 4; c[0] and c[1] are c's row l / 4, columns 2 (l % 4) and the next.
-DEVICE void multiply(float c[4], u32 a0, u32 a2, u32 b0, u32 b1) {
+// c += a · b, of a [16 × 16] and b [16 × 8]. Lane l holds pairs of columns of a's rows l / 4 (x, z) and l / 4 + 8 (y, w), and of b's
+// column l / 4; c[0] and c[1] are c's row l / 4, columns 2 (l % 4) and the next, c[2] and c[3] those of row l / 4 + 8.
+//
+// A vector of four pairs (0, 2, 1, 3), as it comes from memory, is thus two rows: the first meets b's pairs 0 and 1 and gives c[0] and
+// c[1], the second meets 2 and 3 and gives c[2] and c[3]. The other halves are worth nothing; nothing has to be moved.
+DEVICE void multiply(float c[4], uint4 a, u32 b0, u32 b1) {
 #if HALF_KIND == 0
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%5}, {%7,%8}, {%0,%1,%2,%3};"
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
 #else
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%5}, {%7,%8}, {%0,%1,%2,%3};"
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
 #endif
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a0), "r"(0), "r"(a2), "r"(b0), "r"(b1));
+      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
 }
 
 // Programmatic dependent launch: a kernel starts while the one before it runs, and waits here for its memory.
@@ -126,9 +138,6 @@ DEVICE void barrier_init(u64* bar, u32 count) {
 DEVICE void barrier_arrive(u64* bar) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(bar)) : "memory");
 }
-DEVICE void barrier_expect(u64* bar, u32 bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(bar)), "r"(bytes) : "memory");
-}
 DEVICE void barrier_wait(u64* bar, u32 parity) {
   asm volatile(
       "{\n.reg .pred done;\nagain:\n"
@@ -137,13 +146,15 @@ DEVICE void barrier_wait(u64* bar, u32 parity) {
       "r"(parity)
       : "memory");
 }
-// A copy of bytes by the copy engine; all three are multiples of 16.
-DEVICE void bulk_copy(void* to, const void* from, u32 bytes, u64* bar) {
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-                   shared_address(to)),
-               "l"(from), "r"(bytes), "r"(shared_address(bar))
-               : "memory");
+// A copy of 16 bytes, both at multiples of 16, that goes on by itself.
+DEVICE void copy16(void* to, const void* from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from) : "memory");
 }
+// Arrives once the copies of this thread so far are there.
+DEVICE void barrier_arrive_after_copies(u64* bar) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(bar)) : "memory");
+}
+DEVICE void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 DEVICE float activate_silu(float x) { return x / (1.f + __expf(-x)); }
 DEVICE float activate_gelu_tanh(float x) {

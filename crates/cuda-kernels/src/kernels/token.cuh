@@ -1,4 +1,4 @@
-// The ends of a step: the embedding of a token, the best of all logits, and products whose shape the copy engine cannot take.
+// The ends of a step: the embedding of a token, the best of all logits, and products whose shape `gemv` cannot take.
 struct EmbedArgs {
   const void* w;
   const void* scales;

@@ -11,20 +11,25 @@ struct Unpacked {
 #endif
 };
 
-// How eight neighbours are ordered: 4-bit integers come out of their word as pairs (0, 4), (1, 5), (2, 6), (3, 7).
+// How eight neighbours of x are ordered: pairs 0, 2, 1, 3 (see `multiply`). 4-bit integers come out of their word as pairs of
+// elements (0, 4), (1, 5), (2, 6), (3, 7), and x follows them.
 template <int BITS>
 DEVICE uint4 in_order(u32 p01, u32 p23, u32 p45, u32 p67) {
-  if (BITS != 4) return make_uint4(p01, p23, p45, p67);
-  return make_uint4(__byte_perm(p01, p45, 0x5410), __byte_perm(p01, p45, 0x7632), __byte_perm(p23, p67, 0x5410),
+  if (BITS != 4) return make_uint4(p01, p45, p23, p67);
+  return make_uint4(__byte_perm(p01, p45, 0x5410), __byte_perm(p23, p67, 0x5410), __byte_perm(p01, p45, 0x7632),
                     __byte_perm(p23, p67, 0x7632));
 }
 
 // A pair of integers in the low bits of each half of `v`, below the magic exponent.
-DEVICE u32 magic(u32 v) {
+DEVICE u32 magic(u32 v, u32 mask) {
+  u32 w;
+  // (v & mask) | exponent, in one instruction.
 #if HALF_KIND == 0
-  return v | 0x43004300u;
+  asm("lop3.b32 %0, %1, %2, %3, 0xEA;" : "=r"(w) : "r"(v), "r"(mask), "r"(0x43004300u));
+  return w;
 #else
-  u32 d, w = v | 0x64006400u;
+  u32 d;
+  asm("lop3.b32 %0, %1, %2, %3, 0xEA;" : "=r"(w) : "r"(v), "r"(mask), "r"(0x64006400u));
   asm("sub.f16x2 %0, %1, %2;" : "=r"(d) : "r"(w), "r"(0x64006400u));
   return d;
 #endif
@@ -45,7 +50,7 @@ DEVICE void unpack(const u8* p, u32 out[N / 2]) {
 #pragma unroll
     for (int i = 0; i < N / 8; i++)
 #pragma unroll
-      for (int j = 0; j < 4; j++) out[4 * i + j] = magic((words[i] >> (4 * j)) & 0x000f000fu);
+      for (int j = 0; j < 4; j++) out[4 * i + j] = magic(words[i] >> (4 * j), 0x000f000fu);
   } else if constexpr (BITS == 8) {
     u32 words[N / 4];
     if constexpr (N == 16) {
@@ -82,7 +87,7 @@ DEVICE void unpack(const u8* p, u32 out[N / 2]) {
         const int at = (2 * i + j) * BITS;
         pair[j] = __funnelshift_r(words[at / 32], words[at / 32 + 1], at % 32) & ((1u << BITS) - 1);
       }
-      out[i] = magic(pair[0] | pair[1] << 16);
+      out[i] = magic(pair[0] | pair[1] << 16, ~0u);
     }
   }
 }
