@@ -185,7 +185,7 @@ mod tests {
         command.get_arguments().any(known)
     }
 
-    /// Fails unless each flag in the text is one of this command, or of a command that its line names.
+    /// Fails unless each flag in the text is one of this command or of a command that its line names; without a command, of any.
     fn check_flags(of: Option<&clap::Command>, text: &str, place: &str) {
         let root = Cli::command();
         let known = |command: &clap::Command, flag: &str| {
@@ -198,13 +198,11 @@ mod tests {
                 .skip(1)
                 .filter_map(|rest| rest.split([' ', '`', '\'']).next())
                 .collect();
-            let of_line = root.get_subcommands().filter(|command| named.contains(&command.get_name()));
-            let commands: Vec<&clap::Command> = of_line.chain(of).collect();
+            // A text that belongs to no command may name any command's flags.
+            let meant = |command: &clap::Command| of.is_none() || named.contains(&command.get_name());
             for flag in flags(line) {
-                let found = match commands.is_empty() {
-                    true => root.get_subcommands().any(|command| known(command, flag)),
-                    false => commands.iter().any(|command| known(command, flag)),
-                };
+                let mut commands = root.get_subcommands().filter(|command| meant(command)).chain(of);
+                let found = commands.any(|command| known(command, flag));
                 assert!(found, "{place} names --{flag}, which does not exist: {line}");
             }
         }
