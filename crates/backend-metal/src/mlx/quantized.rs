@@ -2,6 +2,7 @@
 
 use std::ffi::CStr;
 
+use inference_core::{QuantMode, Quantization};
 use mlx_rs::{
     Array, Dtype, Stream,
     error::{Exception, Result},
@@ -34,24 +35,9 @@ pub(crate) enum Mode {
 }
 
 impl Mode {
-    /// The mode with this name.
-    pub(crate) fn named(name: &str) -> Option<Self> {
-        [Self::Affine, Self::Mxfp4, Self::Nvfp4, Self::Mxfp8].into_iter().find(|mode| mode.name() == name)
-    }
-
     /// Whether groups have a bias.
     pub(crate) fn has_biases(self) -> bool {
         self == Self::Affine
-    }
-
-    /// Its name in config.json.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Affine => "affine",
-            Self::Mxfp4 => "mxfp4",
-            Self::Nvfp4 => "nvfp4",
-            Self::Mxfp8 => "mxfp8",
-        }
     }
 
     fn c_name(self) -> &'static CStr {
@@ -67,17 +53,41 @@ impl Mode {
 /// MXFP4 as gpt-oss checkpoints store it and MLX reads it.
 pub(crate) const MXFP4: Scheme = Scheme { mode: Mode::Mxfp4, bits: 4, group_size: 32 };
 
-impl Scheme {
-    /// Whether MLX has kernels for it.
-    pub(crate) fn is_supported(self) -> bool {
-        match self.mode {
-            Mode::Affine => matches!(self.bits, 2..=6 | 8) && matches!(self.group_size, 32 | 64 | 128),
-            Mode::Mxfp4 => (self.bits, self.group_size) == (4, 32),
-            Mode::Nvfp4 => (self.bits, self.group_size) == (4, 16),
-            Mode::Mxfp8 => (self.bits, self.group_size) == (8, 32),
-        }
-    }
+/// What MLX has kernels for. The error says what it lacks.
+impl TryFrom<Quantization> for Scheme {
+    type Error = String;
 
+    fn try_from(quantization: Quantization) -> std::result::Result<Self, String> {
+        let Quantization { mode, bits, group_size, .. } = quantization;
+        let (known, supported) = match mode {
+            QuantMode::Affine => {
+                (Mode::Affine, matches!(bits, 2..=6 | 8) && matches!(group_size, 32 | 64 | 128))
+            }
+            QuantMode::Mxfp4 => (Mode::Mxfp4, (bits, group_size) == (4, 32)),
+            QuantMode::Nvfp4 => (Mode::Nvfp4, (bits, group_size) == (4, 16)),
+            QuantMode::Mxfp8 => (Mode::Mxfp8, (bits, group_size) == (8, 32)),
+            _ => (Mode::Affine, false),
+        };
+        if supported {
+            return Ok(Self { mode: known, bits: bits as usize, group_size: group_size as usize });
+        }
+        Err(format!("MLX has no {mode} with {bits} bits in groups of {group_size}"))
+    }
+}
+
+impl From<Scheme> for Quantization {
+    fn from(Scheme { mode, bits, group_size }: Scheme) -> Self {
+        let mode = match mode {
+            Mode::Affine => QuantMode::Affine,
+            Mode::Mxfp4 => QuantMode::Mxfp4,
+            Mode::Nvfp4 => QuantMode::Nvfp4,
+            Mode::Mxfp8 => QuantMode::Mxfp8,
+        };
+        Self::new(bits as u32, group_size as u32, mode)
+    }
+}
+
+impl Scheme {
     fn bits(self) -> mlx_sys::mlx_optional_int {
         mlx_sys::mlx_optional_int { value: self.bits as i32, has_value: true }
     }

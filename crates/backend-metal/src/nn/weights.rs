@@ -4,14 +4,13 @@ use std::{cell::RefCell, collections::BTreeSet, fmt::Display, rc::Rc};
 
 use inference_core::{Dtype, Error, ModelManifest, Result, backend::TensorInfo};
 use mlx_rs::Array;
-use serde_json::Value;
 
 use super::{
     adapter::{AdapterSlot, SlotKind},
     parameter::{Weight, WeightTransform},
     registry::ParamRegistry,
 };
-use crate::mlx::{Mode, Reader, Scheme, mlx_dtype};
+use crate::mlx::{Reader, Scheme, mlx_dtype};
 
 /// The types of weights that are not quantised.
 pub(crate) const FLOATS: &[Dtype] = &[Dtype::F32, Dtype::F16, Dtype::Bf16];
@@ -245,49 +244,15 @@ impl<'a> Weights<'a> {
     }
 }
 
-/// How the matrix `path` is quantised: `quantization` of config.json, or its entry for this name.
+/// How the matrix `path` is quantised, by the manifest.
 ///
 /// # Errors
 /// [`Error::InvalidModel`] where it says nothing, or what MLX cannot do.
 pub(crate) fn scheme(manifest: &ModelManifest, path: &str) -> Result<Scheme> {
-    let config = manifest.config();
-    let invalid = |key: String, reason: String| Error::invalid_key(manifest.config_path(), key, reason);
-    let Some((section, settings)) = ["quantization", "quantization_config"]
-        .iter()
-        .find_map(|key| Some((*key, config.get(*key)?.as_object()?)))
-    else {
-        let reason = format!("is missing, yet {path} has scales");
-        return Err(invalid("quantization".to_owned(), reason));
-    };
-    let (key, own) = match settings.get(path) {
-        Some(Value::Object(own)) => (format!("{section}.{path}"), own),
-        _ => (section.to_owned(), settings),
-    };
-    let mode = own.get("mode").and_then(Value::as_str).unwrap_or("affine");
-    let mode = Mode::named(mode).ok_or_else(|| {
-        invalid(format!("{key}.mode"), format!("{mode:?}, expected affine, mxfp4, nvfp4 or mxfp8"))
-    })?;
-    let (group_size, bits) = match mode {
-        Mode::Affine => (64, 4),
-        Mode::Mxfp4 => (32, 4),
-        Mode::Nvfp4 => (16, 4),
-        Mode::Mxfp8 => (32, 8),
-    };
-    let number = |field: &str, default: usize| match own.get(field) {
-        None | Some(Value::Null) => Ok(default),
-        Some(value) => value
-            .as_u64()
-            .and_then(|n| usize::try_from(n).ok())
-            .ok_or_else(|| invalid(format!("{key}.{field}"), format!("{value}, expected a whole number"))),
-    };
-    let scheme = Scheme { mode, bits: number("bits", bits)?, group_size: number("group_size", group_size)? };
-    if !scheme.is_supported() {
-        let Scheme { mode, bits, group_size } = scheme;
-        let reason =
-            format!("{mode:?} with {bits} bits in groups of {group_size} is nothing that MLX can compute");
-        return Err(invalid(key, reason));
-    }
-    Ok(scheme)
+    let invalid = |reason: String| Error::invalid_key(manifest.config_path(), "quantization", reason);
+    let found = manifest.quantization_of(path)?;
+    let found = found.ok_or_else(|| invalid(format!("{path} has no scales, so it is not quantised")))?;
+    Scheme::try_from(found).map_err(|reason| invalid(format!("{reason}, as {path} is quantised")))
 }
 
 impl Weight {

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     arch,
-    mlx::{MXFP4, Mode, Scheme},
+    mlx::{MXFP4, Scheme},
     nn::FLOATS,
 };
 
@@ -372,16 +372,11 @@ pub(super) fn is_part_of_packed(source: &ModelManifest, name: &str) -> bool {
 }
 
 fn scheme(option: &'static str, quantization: &Quantization) -> Result<Scheme> {
-    let Quantization { bits, group_size, mode, .. } = quantization;
-    let unsupported =
-        || invalid_option(option, format!("MLX has no {mode} with {bits} bits in groups of {group_size}"));
-    let mode = Mode::named(mode.name()).ok_or_else(unsupported)?;
-    let scheme = Scheme { mode, bits: *bits as usize, group_size: *group_size as usize };
-    if scheme.is_supported() { Ok(scheme) } else { Err(unsupported()) }
+    Scheme::try_from(*quantization).map_err(|reason| invalid_option(option, reason))
 }
 
 fn describe(scheme: Scheme) -> Map<String, Value> {
-    let mode = scheme.mode.name();
+    let mode = Quantization::from(scheme).mode.name();
     let settings =
         [("group_size", json!(scheme.group_size)), ("bits", json!(scheme.bits)), ("mode", json!(mode))];
     settings.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()

@@ -1,9 +1,9 @@
 //! What all operations on the CPU's kernels share.
 
-use cpu_kernels::Kernels;
+use cpu_kernels::{Kernels, QuantMode};
 use mlx_rs::Dtype;
 
-use crate::mlx::primitive::KernelError;
+use crate::mlx::{Mode, Scheme, primitive::KernelError};
 
 /// What an operation comes to on the stream.
 pub(super) type KernelResult<T = ()> = Result<T, KernelError>;
@@ -14,6 +14,18 @@ pub(super) fn kernels() -> KernelResult<Kernels> {
 
 pub(super) fn kernel_result<T>(result: cpu_kernels::Result<T>) -> KernelResult<T> {
     result.map_err(|error| error.to_string().into())
+}
+
+impl From<Scheme> for cpu_kernels::Quantization {
+    fn from(Scheme { mode, bits, group_size }: Scheme) -> Self {
+        let mode = match mode {
+            Mode::Affine => QuantMode::Affine,
+            Mode::Mxfp4 => QuantMode::Mxfp4,
+            Mode::Nvfp4 => QuantMode::Nvfp4,
+            Mode::Mxfp8 => QuantMode::Mxfp8,
+        };
+        Self { mode, bits, group_size }
+    }
 }
 
 /// The type of a product of arrays of these types, where the kernels know them.

@@ -14,7 +14,7 @@ use super::{
     operand::{FloatView, floats_mut},
 };
 use crate::mlx::{
-    Mode, QuantizedMatrix, Scheme, differentiated,
+    QuantizedMatrix, differentiated,
     primitive::{Input, primitive_one},
 };
 
@@ -186,15 +186,9 @@ impl<'a> Stack<'a> {
             }
             Operand::Quantized(QuantizedMatrix { weight, scales, biases, scheme }) => {
                 let (count, outputs, words) = sizes(weight)?;
-                let Scheme { mode, bits, group_size } = *scheme;
-                let mode = match mode {
-                    Mode::Affine => cpu_kernels::QuantMode::Affine,
-                    Mode::Mxfp4 => cpu_kernels::QuantMode::Mxfp4,
-                    Mode::Nvfp4 => cpu_kernels::QuantMode::Nvfp4,
-                    Mode::Mxfp8 => cpu_kernels::QuantMode::Mxfp8,
-                };
-                let scheme = cpu_kernels::Quantization { mode, bits, group_size };
-                let layout = Layout { count, outputs, inputs: words * 32 / bits, scheme: Some(scheme) };
+                let quantization = cpu_kernels::Quantization::from(*scheme);
+                let layout =
+                    Layout { count, outputs, inputs: words * 32 / scheme.bits, scheme: Some(quantization) };
                 let dtype = biases.is_some().then(|| scales.dtype());
                 Some(Self { layout, arrays: [weight, scales].into_iter().chain(biases).collect(), dtype })
             }
@@ -247,7 +241,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        mlx::{dequantize, quantize},
+        mlx::{Mode, Scheme, dequantize, quantize},
         nn::{
             cpu::kernel::testing::{FLOATS, check, drawn, wide},
             exec::ExecMode,
