@@ -14,8 +14,9 @@ use inference_text::{TextAssembler, TextEvent};
 use crate::{
     ID,
     client::{Answers, Client},
-    model::{Totals, error_of},
+    failure::error_of,
     protocol::{Event, Finished, Reason, Request, or_minus_infinity},
+    totals::Totals,
 };
 
 /// How many tokens the child may be ahead of the reader, beyond those in the stream's channel.

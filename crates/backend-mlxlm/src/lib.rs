@@ -34,12 +34,14 @@
 mod backend;
 mod client;
 mod config;
+mod failure;
 mod generation;
 mod interpreter;
 mod model;
 mod options;
 mod process;
 mod protocol;
+mod totals;
 
 pub use backend::{DESCRIPTOR, MlxLmBackend};
 pub use interpreter::use_python;

@@ -3,7 +3,7 @@
 use std::{
     path::Path,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -12,9 +12,9 @@ use std::{
 use async_trait::async_trait;
 use futures::lock::Mutex as AsyncMutex;
 use inference_core::{
-    CancellationToken, Classification, ClassifyOptions, Error, FinishReason, GenerateOptions, LabelScore,
-    LoadOptions, Metrics, ModelInfo, ModelManifest, ModelStats, Prompt, Result, TemplateOptions, TextModel,
-    TokenStream, backend::spawn_blocking,
+    CancellationToken, Classification, ClassifyOptions, Error, GenerateOptions, LabelScore, LoadOptions,
+    ModelInfo, ModelManifest, ModelStats, Prompt, Result, TemplateOptions, TextModel, TokenStream,
+    backend::spawn_blocking,
 };
 use inference_text::{PromptLimits, TextPipeline};
 
@@ -22,10 +22,12 @@ use crate::{
     ID, MlxLmOptions,
     client::{Answers, Client},
     config,
+    failure::error_of,
     generation::{CREDIT, Generation},
     interpreter::REMEDY,
     process::Launch,
     protocol::{self, ErrorKind, Event, Memory, Request, decode_floats, or_minus_infinity},
+    totals::Totals,
 };
 
 /// Tokens that wait in the stream's channel for a slow reader.
@@ -57,10 +59,6 @@ struct ChildSource {
     current: AsyncMutex<Option<Arc<Client>>>,
     closed: AtomicBool,
 }
-
-/// Running totals.
-#[derive(Debug, Default)]
-pub(crate) struct Totals(Mutex<ModelStats>);
 
 /// What the child says of a model that it has loaded.
 #[derive(Debug, Clone, Default)]
@@ -394,44 +392,6 @@ impl Drop for CancelOnDrop<'_> {
     fn drop(&mut self) {
         if let Some(id) = self.id {
             self.client.send(&Request::Cancel { id });
-        }
-    }
-}
-
-impl Totals {
-    fn lock(&self) -> std::sync::MutexGuard<'_, ModelStats> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn began(&self) {
-        let mut stats = self.lock();
-        stats.requests += 1;
-        stats.active += 1;
-    }
-
-    pub(crate) fn ended(&self, metrics: &Metrics, reason: Result<&FinishReason, &Error>) {
-        let mut stats = self.lock();
-        stats.active -= 1;
-        stats.failed += u64::from(reason.is_err());
-        stats.cancelled += u64::from(matches!(reason, Ok(FinishReason::Cancelled)));
-        stats.prompt_tokens += metrics.prompt_tokens as u64;
-        stats.cached_tokens += metrics.cached_tokens as u64;
-        stats.generated_tokens += metrics.generated_tokens as u64;
-    }
-}
-
-/// The child's error as the contract's.
-pub(crate) fn error_of(kind: ErrorKind, message: String, needed: u64, action: &str) -> Error {
-    match kind {
-        ErrorKind::OutOfMemory => {
-            Error::OutOfMemory { what: format!("the attempt to {action} ({message})"), needed, available: 0 }
-        }
-        ErrorKind::Import => {
-            let reason = format!("mlx_lm cannot be imported ({message}); {REMEDY}");
-            Error::Unavailable { backend: ID.to_owned(), reason }
-        }
-        ErrorKind::Protocol | ErrorKind::InvalidModel | ErrorKind::InvalidAdapter | ErrorKind::Failed => {
-            Error::backend(ID, action, message)
         }
     }
 }

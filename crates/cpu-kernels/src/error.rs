@@ -1,6 +1,6 @@
 //! Why a kernel did not run.
 
-use crate::operand::Quantization;
+use crate::quantization::Quantization;
 
 /// Why a kernel did not run. Nothing was written.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

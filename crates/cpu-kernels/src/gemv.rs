@@ -4,7 +4,8 @@ use std::marker::PhantomData;
 
 use crate::{
     element::widen,
-    operand::{Floats, Matrices, QuantMode, Weights, with_slice},
+    operand::{Floats, Matrices, Weights, with_slice},
+    quantization::QuantMode,
     scales::{RowScales, element_bytes, padded_groups},
     simd::{Kernel, Simd},
     storage::{MAX_BLOCK_BYTES, Storage, block_bytes, padded_len, permute_row},

@@ -3,7 +3,8 @@
 #[cfg(target_arch = "x86_64")]
 use crate::{
     gemv::GEMV_ROWS,
-    operand::{Floats, QuantMode, Quantization},
+    operand::Floats,
+    quantization::{QuantMode, Quantization},
 };
 use crate::{
     isa::Isa,
@@ -174,7 +175,10 @@ impl SplitBf16 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::operand::{Floats, QuantMode, Quantization, Scales};
+    use crate::{
+        operand::{Floats, Scales},
+        quantization::{QuantMode, Quantization},
+    };
 
     const FLOATS: [FloatType; 3] = [FloatType::F32, FloatType::F16, FloatType::Bf16];
 

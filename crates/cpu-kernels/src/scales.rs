@@ -5,7 +5,8 @@ use std::{ops::Range, slice};
 use crate::{
     element::widen,
     minifloat::{e4m3, e8m0},
-    operand::{Floats, Matrices, QuantMode, Scales, Weights, with_slice},
+    operand::{Floats, Matrices, Scales, Weights, with_slice},
+    quantization::QuantMode,
     simd::Simd,
     storage::Storage,
 };

@@ -248,7 +248,7 @@ impl Storage for Fp8 {
 /// Runs `$body` with the type `$storage` bound to the storage of some `Weights`.
 macro_rules! with_storage {
     ($weights:expr, $storage:ident => $body:expr) => {{
-        use $crate::{operand::{Floats, QuantMode, Weights}, storage};
+        use $crate::{operand::{Floats, Weights}, quantization::QuantMode, storage};
         match $weights {
             Weights::Dense(Floats::F32(_)) => storage::with_storage!(@ $storage, storage::Dense<f32>, $body),
             Weights::Dense(Floats::F16(_)) => storage::with_storage!(@ $storage, storage::Dense<half::f16>, $body),

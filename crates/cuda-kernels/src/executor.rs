@@ -1,7 +1,7 @@
 //! Steps of a decoder, captured once for each number of rows and replayed.
 
 use crate::{
-    Compiler, DevicePtr, Error, Event, Graph, Part, Result, Stream,
+    Compiler, DevicePtr, Error, Event, Graph, Options, Part, Result, Stream,
     geometry::Limits,
     spec::DecoderSpec,
     state::{MAX_ROWS, State},
@@ -11,25 +11,6 @@ use crate::{
 
 /// Numbers of rows that steps are captured for. Fewer rows run in the next larger one, and the others are idle.
 pub const BUCKETS: [usize; 4] = [1, 2, 4, 8];
-
-/// What is fixed when steps are captured.
-#[derive(Debug, Clone, Copy)]
-pub struct Options {
-    /// How many of the last tokens of each row are remembered on the GPU.
-    pub history: usize,
-    /// Whether logits are stored, for [`Executor::logits`].
-    pub keep_logits: bool,
-    /// Whether a kernel may start while the one before it runs.
-    pub early_start: bool,
-    /// Whether products fetch into the second cache what later ones read first. Measured slower so far.
-    pub look_ahead: bool,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self { history: 256, keep_logits: true, early_start: true, look_ahead: false }
-    }
-}
 
 /// What a row reads next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -59,14 +59,7 @@ impl Geometry {
         let quantized = layout != Layout::Dense;
         // Columns that a warp multiplies at once.
         let sub = if quantized { group.min(64) } else { 32 };
-        let alike = weights.iter().all(|weight| {
-            let addresses = [weight.data, weight.scales, weight.biases];
-            weight.layout == layout
-                && weight.columns == k
-                && weight.rows % 8 == 0
-                && addresses.iter().all(|ptr| ptr.0 % 16 == 0)
-        });
-        if !alike || k % sub != 0 || layout.row_bytes(k) % 16 != 0 {
+        if !can_copy(weights) || k % sub != 0 || layout.row_bytes(k) % 16 != 0 {
             return None;
         }
         let all: usize = weights.iter().map(|weight| weight.rows).sum();
@@ -123,6 +116,17 @@ impl Geometry {
             shared: (fixed + stages * stage + slots.max(1) * slot) as u32,
         })
     }
+}
+
+/// Whether matrices of one layout and one number of columns lie where 16-byte copies can read them.
+fn can_copy(weights: &[Weight]) -> bool {
+    weights.iter().all(|weight| {
+        let addresses = [weight.data, weight.scales, weight.biases];
+        weight.layout == weights[0].layout
+            && weight.columns == weights[0].columns
+            && weight.rows % 8 == 0
+            && addresses.iter().all(|ptr| ptr.0 % 16 == 0)
+    })
 }
 
 #[cfg(test)]

@@ -26,6 +26,7 @@ mod executor;
 mod geometry;
 mod instance;
 mod memory;
+mod options;
 mod spec;
 mod state;
 mod step;
@@ -34,8 +35,9 @@ mod stream;
 pub use compile::Compiler;
 pub use device::Device;
 pub use error::{Error, Result};
-pub use executor::{BUCKETS, Executor, Options, Row};
+pub use executor::{BUCKETS, Executor, Row};
 pub use memory::{Buffer, DevicePtr, Plain};
+pub use options::Options;
 pub use spec::{
     Activation, AttentionSpec, CacheShape, DecoderSpec, Half, LayerSpec, Layout, MlpSpec, NormWeight,
     RopeSpec, Weight,

@@ -3,9 +3,9 @@
 use crate::{
     DevicePtr,
     arguments::{ArgmaxArgs, Argument, AttentionArgs, EmbedArgs, GemvArgs, NormArgs, PlainArgs, RangeArg},
-    executor::Options,
     geometry::{Geometry, Limits},
     instance::{Epilogue, Instance, Prologue},
+    options::Options,
     spec::{AttentionSpec, DecoderSpec, Half, LayerSpec, NormWeight, Weight},
     state::{MAX_CLUSTERS, MAX_ROWS, State},
     stream::Size,
@@ -334,22 +334,7 @@ impl<'a> Planner<'a> {
             *matrix = weight.into();
         }
         let row = |ptr: DevicePtr, bytes: usize| ptr.offset(first * bytes);
-        let prologue = match product.input {
-            Input::Halves(a) => {
-                argument.a = row(a, 2 * k);
-                Prologue::Copy
-            }
-            Input::Normed(x, norm) => {
-                argument.x = row(x, 4 * k);
-                argument.norm = norm.into();
-                Prologue::Norm
-            }
-            Input::Sandwich { x, y, post, norm, out } => {
-                (argument.x, argument.y, argument.x_out) = (row(x, 4 * k), row(y, 4 * k), row(out, 4 * k));
-                (argument.norm, argument.post) = (norm.into(), post.into());
-                Prologue::Sandwich
-            }
-        };
+        let prologue = argument.set_input(product.input, k, first);
         let bytes = if matches!(product.epilogue, Epilogue::Gated(_)) { 2 } else { 4 };
         argument.out = row(product.out, bytes * product.out_stride);
         if product.epilogue == Epilogue::Logits {
@@ -471,4 +456,27 @@ fn first_read(weights: &[Weight]) -> [RangeArg; 9] {
         }
     }
     ranges
+}
+
+impl GemvArgs {
+    /// Sets what the product reads, from row `first` of x `[rows, k]` on, and returns how it is read.
+    fn set_input(&mut self, input: Input<'_>, k: usize, first: usize) -> Prologue {
+        let row = |ptr: DevicePtr, bytes: usize| ptr.offset(first * bytes);
+        match input {
+            Input::Halves(a) => {
+                self.a = row(a, 2 * k);
+                Prologue::Copy
+            }
+            Input::Normed(x, norm) => {
+                self.x = row(x, 4 * k);
+                self.norm = norm.into();
+                Prologue::Norm
+            }
+            Input::Sandwich { x, y, post, norm, out } => {
+                (self.x, self.y, self.x_out) = (row(x, 4 * k), row(y, 4 * k), row(out, 4 * k));
+                (self.norm, self.post) = (norm.into(), post.into());
+                Prologue::Sandwich
+            }
+        }
+    }
 }

@@ -6,7 +6,7 @@ use inference::Error;
 use inference_core::backend::Printable;
 use serde_json::json;
 
-use crate::render::{self, Out};
+use crate::render::{self, Out, OutputClosed};
 
 /// The exit status after Ctrl-C, as shells have it: 128 + SIGINT. Also after SIGTERM and SIGHUP.
 pub(crate) const INTERRUPTED: u8 = 130;
@@ -25,18 +25,6 @@ const FLAGS: &[(&str, &[&str])] = &[
     ("truncation", &["too-long"]),
     ("template_variables", &["var"]),
 ];
-
-/// The reader of stdout has gone, as `head` does: nothing is wrong, and nobody is left to tell.
-#[derive(Debug)]
-pub(crate) struct OutputClosed;
-
-impl fmt::Display for OutputClosed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the reader of the output has gone")
-    }
-}
-
-impl std::error::Error for OutputClosed {}
 
 /// Wrong usage that was found after the command line was parsed.
 #[derive(Debug)]

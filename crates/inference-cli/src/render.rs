@@ -1,7 +1,7 @@
 //! What this program writes: stdout and stderr without a panic when the reader goes, tables, numbers with units, styles.
 
 use std::{
-    fmt::Write as _,
+    fmt::{self, Write as _},
     io::{self, IsTerminal as _, Write as _},
     path::Path,
     time::Duration,
@@ -11,7 +11,17 @@ use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, presets};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
-use crate::failure::OutputClosed;
+/// The reader of stdout has gone, as `head` does: nothing is wrong, and nobody is left to tell.
+#[derive(Debug)]
+pub(crate) struct OutputClosed;
+
+impl fmt::Display for OutputClosed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the reader of the output has gone")
+    }
+}
+
+impl std::error::Error for OutputClosed {}
 
 /// Stdout. Its errors are [`OutputClosed`] when the reader has gone.
 #[derive(Debug)]

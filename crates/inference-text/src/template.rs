@@ -4,15 +4,12 @@ mod files;
 
 use std::{path::Path, sync::Arc};
 
-use chat_template::{Environment, MAX_SOURCE_BYTES, Template};
+use chat_template::{Environment, Template};
 use inference_core::{Error, Message, Result, TemplateOptions};
 use serde_json::{Map, Value, json};
 
+use self::files::{DEFAULT, TOOL_USE};
 use crate::SpecialTokens;
-
-/// The name of the template that is used where tools are given.
-const TOOL_USE: &str = "tool_use";
-const DEFAULT: &str = "default";
 
 /// The chat template of a model folder, or several: one for conversations with tools.
 ///

@@ -8,15 +8,19 @@ mod experts;
 mod fuse;
 mod job;
 mod layout;
+mod options;
 mod plan;
 
 use std::{fs, io, path::Path};
 
-use inference_core::{Dtype, Error, ModelManifest, Quantization, Result};
+use inference_core::{Error, ModelManifest, Result};
 use serde_json::{Map, Value, json};
 
-pub use self::fuse::{FuseOptions, fuse};
-use self::{job::Job, plan::Plan};
+pub use self::{
+    fuse::{FuseOptions, fuse},
+    options::ConvertOptions,
+};
+use self::{job::Job, options::invalid_option, plan::Plan};
 use super::{
     Progress, Reader, check_free_memory,
     staging::Staging,
@@ -25,19 +29,6 @@ use super::{
 
 /// The size at which a new file of tensors is begun, in bytes.
 const SHARD_BYTES: u64 = 5 << 30;
-
-/// How a checkpoint is converted. Quantising leaves experts that were published packed, gpt-oss's, as they are.
-#[derive(Debug, Clone, Default)]
-#[non_exhaustive]
-pub struct ConvertOptions {
-    /// The quantisation of matrices; unset: none.
-    pub quantization: Option<Quantization>,
-    /// Exceptions: patterns of names, and the quantisation of the matrices whose name matches, `None` for none. The last rule that
-    /// matches counts. `*` in a pattern matches any characters.
-    pub rules: Vec<(String, Option<Quantization>)>,
-    /// The type of weights that are not quantised; unset: unchanged.
-    pub dtype: Option<Dtype>,
-}
 
 /// Writes the model of `source`, converted as `options` say, to the new folder `target`, which `mlx_lm` reads too. Blocks until it is
 /// done. `observe` is called as tensors are read; when it returns `false`, the conversion ends with [`Error::Cancelled`].
@@ -134,8 +125,4 @@ fn write_json(path: &Path, value: &Value) -> Result<()> {
     let text =
         serde_json::to_string_pretty(value).map_err(|error| Error::invalid_file(path, error.to_string()))?;
     fs::write(path, text + "\n").map_err(|source| Error::io("write", path, source))
-}
-
-fn invalid_option(option: &'static str, reason: String) -> Error {
-    Error::InvalidOption { option, reason }
 }

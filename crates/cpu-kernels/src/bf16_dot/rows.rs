@@ -5,7 +5,10 @@ use std::arch::x86_64::*;
 use half::bf16;
 
 use super::unpack::{BF16_BLOCK, Bf16Dot, dot};
-use crate::operand::{Matrices, QuantMode, Quantization, Weights};
+use crate::{
+    operand::{Matrices, Weights},
+    quantization::{QuantMode, Quantization},
+};
 
 /// Rows of `x`, reordered to match the unpacked blocks of a matrix.
 pub(crate) struct Bf16Rows {

@@ -2,11 +2,16 @@
 
 use std::path::Path;
 
+use chat_template::MAX_SOURCE_BYTES;
 use inference_core::{Error, Result, backend::read_regular};
 use serde_json::{Map, Value};
 
-use super::{DEFAULT, MAX_SOURCE_BYTES, TOOL_USE};
-use crate::tokenizer::config_of;
+use crate::tokenizer::read_config;
+
+/// The name of the template for conversations with tools.
+pub(super) const TOOL_USE: &str = "tool_use";
+/// The name of the template for all other conversations.
+pub(super) const DEFAULT: &str = "default";
 
 /// The templates of a folder by name; `default` is always among them where there is any.
 pub(super) fn sources(folder: &Path) -> Result<Vec<(String, String)>> {
@@ -21,7 +26,7 @@ pub(super) fn sources(folder: &Path) -> Result<Vec<(String, String)>> {
         return Ok(sources);
     }
     for name in ["tokenizer_config.json", "chat_template.json"] {
-        let config = config_of(folder, name)?;
+        let config = read_config(folder, name)?;
         sources = from_config(&config)
             .map_err(|reason| Error::invalid_key(folder.join(name), "chat_template", reason))?;
         if !sources.is_empty() {

@@ -7,6 +7,7 @@
 mod added;
 mod byte_level;
 mod charsmap;
+mod config;
 mod file;
 mod limits;
 mod model;
@@ -26,13 +27,7 @@ use std::{
     sync::Arc,
 };
 
-use inference_core::{
-    Error, Result,
-    backend::{read_json, read_regular},
-};
-use serde_json::{Map, Value};
-
-pub(crate) use self::limits::MAX_CONFIG_JSON;
+pub(crate) use self::config::read_config;
 use self::{
     added::{AddedToken, AddedTokens, Part},
     file::TokenizerFile,
@@ -47,6 +42,7 @@ use self::{
 };
 pub use self::{limits::EncodeLimits, special::SpecialTokens};
 use crate::{Detokenizer, MAX_TEXT_BYTES};
+use inference_core::{Error, Result, backend::read_regular};
 
 /// A model's tokenizer: text to ids and back, and which ids are special.
 #[derive(Clone)]
@@ -92,10 +88,10 @@ impl Tokenizer {
             };
             return Err(Error::invalid_file(path, hint));
         }
-        let config = config_of(folder, "tokenizer_config.json")?;
+        let config = read_config(folder, "tokenizer_config.json")?;
         let mut special = SpecialTokens::default();
         special.merge(&config);
-        special.merge(&config_of(folder, "special_tokens_map.json")?);
+        special.merge(&read_config(folder, "special_tokens_map.json")?);
 
         let bytes = read_regular(&path, MAX_TOKENIZER_JSON)?;
         let mut file = TokenizerFile::parse(&path, &bytes)?;
@@ -300,10 +296,4 @@ impl Pipeline {
         let added = self.added.iter().map(|(id, _)| (self.added.text(id).unwrap_or_default().to_owned(), id));
         model.chain(added).collect()
     }
-}
-
-/// A configuration file's object; empty where there is no such file.
-pub(crate) fn config_of(folder: &Path, name: &str) -> Result<Map<String, Value>> {
-    let path = folder.join(name);
-    if path.exists() { read_json(&path, MAX_CONFIG_JSON) } else { Ok(Map::new()) }
 }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::Path};
 use inference_core::{Error, Result};
 use serde_json::{Map, Value};
 
-use super::{added::AddedToken, config_of, limits::MAX_ADDED_TOKENS};
+use super::{added::AddedToken, config::read_config, limits::MAX_ADDED_TOKENS};
 
 /// The tokens that a model folder gives a name, as chat templates see them: `bos_token`, `eos_token`, `pad_token`, ….
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -135,8 +135,8 @@ pub(super) fn ends(
     special: &SpecialTokens,
     id_of: impl Fn(&str) -> Option<u32>,
 ) -> Result<(Option<u32>, Vec<u32>)> {
-    let generation = config_of(folder, "generation_config.json")?;
-    let config = config_of(folder, "config.json")?;
+    let generation = read_config(folder, "generation_config.json")?;
+    let config = read_config(folder, "config.json")?;
     let text_config = config.get("text_config").and_then(Value::as_object).cloned().unwrap_or_default();
     // The first of these that says anything is the model's own answer.
     let sources = [

@@ -81,37 +81,39 @@ impl<'de> Deserialize<'de> for Vocab {
     }
 }
 
-impl<'de> Deserialize<'de> for Merges {
+/// A pair, or a line of a merges.txt.
+enum Merge {
+    Pair(String, String),
+    Line(String),
+}
+
+impl<'de> Deserialize<'de> for Merge {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        /// A pair, or a line of a merges.txt.
-        enum Merge {
-            Pair(String, String),
-            Line(String),
-        }
-        impl<'de> Deserialize<'de> for Merge {
-            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                struct Forms;
-                impl<'de> Visitor<'de> for Forms {
-                    type Value = Merge;
+        struct Forms;
+        impl<'de> Visitor<'de> for Forms {
+            type Value = Merge;
 
-                    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                        f.write_str("two tokens, in a list or separated by a space")
-                    }
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("two tokens, in a list or separated by a space")
+            }
 
-                    fn visit_str<E: serde::de::Error>(self, line: &str) -> Result<Merge, E> {
-                        Ok(Merge::Line(line.to_owned()))
-                    }
+            fn visit_str<E: serde::de::Error>(self, line: &str) -> Result<Merge, E> {
+                Ok(Merge::Line(line.to_owned()))
+            }
 
-                    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Merge, A::Error> {
-                        match (seq.next_element()?, seq.next_element()?, seq.next_element::<IgnoredAny>()?) {
-                            (Some(left), Some(right), None) => Ok(Merge::Pair(left, right)),
-                            _ => Err(A::Error::custom("expected two tokens")),
-                        }
-                    }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Merge, A::Error> {
+                match (seq.next_element()?, seq.next_element()?, seq.next_element::<IgnoredAny>()?) {
+                    (Some(left), Some(right), None) => Ok(Merge::Pair(left, right)),
+                    _ => Err(A::Error::custom("expected two tokens")),
                 }
-                deserializer.deserialize_any(Forms)
             }
         }
+        deserializer.deserialize_any(Forms)
+    }
+}
+
+impl<'de> Deserialize<'de> for Merges {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Pairs;
         impl<'de> Visitor<'de> for Pairs {
             type Value = Merges;

@@ -8,7 +8,7 @@ use super::{
     fixtures::{Rule, Variant, device},
     golden::{distance, whole},
 };
-use crate::nn::Architecture;
+use crate::nn::{Architecture, Weight};
 
 const PROMPT: &[u32] = &[5, 17, 90, 33, 25, 7];
 
@@ -76,7 +76,7 @@ fn a_head_of_its_own_is_used_although_the_config_ties_it() {
         let (tied, apart) = (load(true), load(false));
         assert_same(&logits(&*tied), &logits(&*apart), name);
         let trainable = tied.registry().parameters();
-        let mut params = trainable.iter().flat_map(|weight| weight.params());
+        let mut params = trainable.iter().flat_map(Weight::params);
         let quantized = name.contains("+q");
         assert!(quantized || params.any(|param| param.name().ends_with("lm_head.weight")), "{name}");
     }
@@ -109,7 +109,7 @@ fn an_embedding_that_is_stored_twice_is_tied() {
         let model = twice.load();
         assert_same(&logits(&*model), &logits(&*once.load()), name);
         let trainable = model.registry().parameters();
-        let mut params = trainable.iter().flat_map(|weight| weight.params());
+        let mut params = trainable.iter().flat_map(Weight::params);
         assert!(!params.any(|param| param.name().ends_with("lm_head.weight")), "{name}");
     }
 }

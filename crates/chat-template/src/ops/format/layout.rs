@@ -29,25 +29,8 @@ pub(super) fn lay_out(value: &Value, spec: &Spec, out: &mut TextBuilder, heap: &
         's' => write_text(value, &mut body, heap)?,
         'c' => body.extend(value.as_int().and_then(|code| char::from_u32(u32::try_from(code).ok()?)))?,
         'd' | 'n' | 'b' | 'o' | 'x' | 'X' => {
-            let int = if matches!(value, Value::Float(_)) { None } else { to_big(value, heap)? };
-            let Some(int) = int else { return Err(wrong(kind, value)) };
-            let (radix, mark) = match kind {
-                'b' => (2, "0b"),
-                'o' => (8, "0o"),
-                'x' => (16, "0x"),
-                'X' => (16, "0X"),
-                _ => (10, ""),
-            };
+            let mark = write_radix(value, kind, &mut body, heap)?;
             prefix = if spec.alternate { mark } else { "" };
-            if radix == 10 {
-                write_integer(&int, &mut body, heap)?;
-            } else {
-                let bits = usize::try_from(int.bits()).unwrap_or(usize::MAX);
-                heap.charge(bits)?;
-                let _room = heap.hold(bits)?;
-                let digits = int.to_str_radix(radix);
-                body.push_str(&if kind == 'X' { digits.to_ascii_uppercase() } else { digits })?;
-            }
         }
         _ => {
             let Some(float) = value.as_float() else { return Err(wrong(kind, value)) };
@@ -76,6 +59,29 @@ pub(super) fn lay_out(value: &Value, spec: &Spec, out: &mut TextBuilder, heap: &
             aligned(grouped.as_str(), sign, prefix, spec, '>', out, heap)
         }
     }
+}
+
+/// Adds an integer in the radix of a format's kind, and returns the radix's prefix.
+fn write_radix(value: &Value, kind: char, body: &mut TextBuilder, heap: &Heap) -> Result<&'static str> {
+    let int = if matches!(value, Value::Float(_)) { None } else { to_big(value, heap)? };
+    let Some(int) = int else { return Err(wrong(kind, value)) };
+    let (radix, mark) = match kind {
+        'b' => (2, "0b"),
+        'o' => (8, "0o"),
+        'x' => (16, "0x"),
+        'X' => (16, "0X"),
+        _ => (10, ""),
+    };
+    if radix == 10 {
+        write_integer(&int, body, heap)?;
+    } else {
+        let bits = usize::try_from(int.bits()).unwrap_or(usize::MAX);
+        heap.charge(bits)?;
+        let _room = heap.hold(bits)?;
+        let digits = int.to_str_radix(radix);
+        body.push_str(&if kind == 'X' { digits.to_ascii_uppercase() } else { digits })?;
+    }
+    Ok(mark)
 }
 
 fn wrong(kind: char, value: &Value) -> crate::Error {

@@ -13,9 +13,10 @@ use rustyline::{Behavior, DefaultEditor, error::ReadlineError};
 
 use super::conversation::{Conversation, ToolResult};
 use crate::{
-    failure::{self, INTERRUPTED, OutputClosed},
+    failure::{self, INTERRUPTED},
     interrupt::Scope,
-    render, text_input,
+    render::{self, OutputClosed},
+    text_input,
 };
 
 const HELP: &str = "\
