@@ -61,7 +61,8 @@ fn a_bad_line_is_named_with_what_was_found_and_expected() {
         ("{\"messages\": [\"a\"]}", "`messages[0]` is a string, expected an object"),
         ("{\"messages\": [{\"content\": \"a\"}]}", "`messages[0]` has no `role`"),
         ("{\"messages\": [{\"role\": \"user\"}]}", "`messages[0]` has no `content`"),
-        ("{\"messages\": [{\"role\": \"user\", \"content\": [{}]}]}", "has a `content` of a list"),
+        ("{\"messages\": [{\"role\": \"user\", \"content\": [{}]}]}", "a content part has no type"),
+        ("{\"messages\": [{\"role\": \"user\", \"content\": 5}]}", "has a `content` of a number"),
         ("{\"messages\": [{\"role\": \"narrator\", \"content\": \"a\"}]}", "unknown variant `narrator`"),
         ("{\"text\": \"a\", \"text\": \"b\"}", "the key \"text\" occurs twice"),
         (
