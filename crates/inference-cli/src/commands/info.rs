@@ -72,7 +72,7 @@ impl Facts {
             files: manifest.files().len(),
             tensors: manifest.tensors().len(),
             dtypes,
-            quantization: manifest.quantization().cloned(),
+            quantization: manifest.quantization().copied(),
             layers: number("num_hidden_layers"),
             hidden_size: number("hidden_size"),
             vocab_size: number("vocab_size"),
