@@ -77,13 +77,7 @@ impl Geometry {
         let piece = if pieces == 1 { k } else { k.div_ceil(pieces).next_multiple_of(step) };
         let pieces = k.div_ceil(piece);
         let bytes = piece * bits / 8;
-        // Bytes that four lanes read of a row at once: rows that far apart (mod 128) meet no bank twice.
-        let wanted = match (bits, sub) {
-            (16, _) => 64,
-            (4 | 8, _) => sub * bits / 8,
-            _ => 16,
-        };
-        let stride = bytes + (wanted + 128 - bytes % 128) % 128;
+        let stride = row_stride(bytes, bits, sub);
         let stage = 8 * subtiles * stride;
         let scale_bytes = 16 * layout.groups(k);
         let slot = subtiles * 2 * scale_bytes;
@@ -127,6 +121,17 @@ fn can_copy(weights: &[Weight]) -> bool {
             && weight.rows % 8 == 0
             && addresses.iter().all(|ptr| ptr.0 % 16 == 0)
     })
+}
+
+/// Bytes from one row of a piece to the next in shared memory: four lanes that read rows at once meet no bank twice.
+fn row_stride(bytes: usize, bits: usize, sub: usize) -> usize {
+    // Bytes that four lanes read of a row at once. Rows that far apart (mod 128) share no bank.
+    let wanted = match (bits, sub) {
+        (16, _) => 64,
+        (4 | 8, _) => sub * bits / 8,
+        _ => 16,
+    };
+    bytes + (wanted + 128 - bytes % 128) % 128
 }
 
 #[cfg(test)]

@@ -89,7 +89,7 @@ impl Extend<ChatEvent> for AssistantMessage {
 }
 
 /// Tells the parts of one answer apart, token by token. A backend that knows how its model marks them gives one to each of
-/// its streams: [`TokenStream::with_parser`].
+/// its streams: [`TokenStream::with_parser`](crate::TokenStream::with_parser).
 pub trait OutputParser: Debug + Send {
     /// Takes the next token and appends the parts that are certain by it.
     fn push(&mut self, token: &Token, events: &mut Vec<ChatEvent>);

@@ -118,7 +118,8 @@ impl TextModel for CheckedModel {
         refuse_empty(std::slice::from_ref(&prompt))?;
         let request = request::next_request();
         let span = request::span(self.0.backend(), request, false);
-        let stream = self.0.model.generate(prompt, options).instrument(span).await?;
+        let called = self.0.model.generate(prompt, options).instrument(span).await;
+        let stream = TokenStream::from_call(called, self.0.backend())?;
         Ok(self.0.attach(stream, request, without_effect))
     }
 

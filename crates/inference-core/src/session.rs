@@ -120,7 +120,9 @@ impl Session {
         self.end_turn();
         let cancel = options.cancel.child_token();
         options.cancel = cancel.clone();
-        let stream = self.engine.generate(prompt, options).instrument(span).await?;
+        let called = self.engine.generate(prompt, options).instrument(span).await;
+        let backend = self.gate.as_ref().map_or("", |gate| gate.backend());
+        let stream = TokenStream::from_call(called, backend)?;
         self.turn = Some(cancel);
         let stream = stream.with_request(request).with_options_without_effect(without_effect);
         Ok(match &self.gate {

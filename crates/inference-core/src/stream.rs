@@ -18,7 +18,7 @@ use tokio::sync::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Error, Feature, Finish, Result, Token,
+    Error, Feature, Finish, FinishReason, Metrics, Result, Token,
     chat::{OutputParser, PlainTextParser},
 };
 
@@ -67,6 +67,17 @@ impl TokenStream {
         let (backend, parser) = (backend.to_owned(), Box::new(PlainTextParser));
         let (state, request, without_effect, owner) = (State::Running, 0, Vec::new(), None);
         (sink, Self { tokens, end, backend, parser, state, request, without_effect, owner })
+    }
+
+    /// The stream of a call that may have been cancelled before the backend took the request in: cancelling is a finish reason
+    /// and no error.
+    pub(crate) fn from_call(called: Result<Self>, backend: &str) -> Result<Self> {
+        if !matches!(called, Err(Error::Cancelled)) {
+            return called;
+        }
+        let (sink, stream) = Self::channel(backend, 1, CancellationToken::new());
+        sink.end(Ok(Finish::new(FinishReason::Cancelled, Metrics::default())));
+        Ok(stream)
     }
 
     /// The same stream with what tells the parts of its answer apart, from a backend that knows its model's marks.
