@@ -145,6 +145,10 @@ impl Kernels {
     }
 
     /// The products of batches with few rows, in parts of up to [`GEMV_ROWS`].
+    #[cfg_attr(
+        not(target_arch = "x86_64"),
+        allow(unused_variables, reason = "the kernels of AVX-512 alone differ")
+    )]
     fn gemv(
         &self,
         kernel: impl Fn(usize) -> MatmulKernel + Sync,

@@ -77,6 +77,7 @@ impl RowScales {
     }
 
     /// Prefetches those of a row, which may lie beyond the end, for a later [`fill`](Self::fill).
+    #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     pub(crate) fn prefetch<S: Simd>(w: &Matrices<'_>, row: usize) {
         let Weights::Quantized { quantization, scales, .. } = &w.weights else { return };
@@ -142,6 +143,7 @@ fn widen_rows<S: Simd>(
     });
 }
 
+#[cfg(target_arch = "x86_64")]
 #[inline(always)]
 fn prefetch<T, S: Simd>(slice: &[T], first: usize, count: usize) {
     let start = slice.as_ptr().wrapping_add(first).cast::<u8>();

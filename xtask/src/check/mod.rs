@@ -35,6 +35,7 @@ pub(crate) fn run() -> Result<()> {
         ],
     )?;
     sh::run(&cargo, ["clippy", "--package", "xtask", "--", "-D", "warnings"])?;
+    sh::run(&cargo, ["test", "--quiet", "--package", "xtask"])?;
     sh::run(&cargo, ["test", "--quiet", "--package", "tests", "--doc"])?;
     let deny = [("RUSTDOCFLAGS", "-D warnings".to_owned())];
     sh::run_with(

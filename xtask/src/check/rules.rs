@@ -196,9 +196,9 @@ mod tests {
 
     #[test]
     fn a_retired_name_is_found_in_code_and_not_in_comments() {
-        let retired = HashMap::from([("Shelf".to_owned(), "KvBuffer".to_owned())]);
-        let found = names("a.rs", "// a Shelf\nstruct Shelf;\nstruct Shelves;", &retired);
-        assert_eq!(found, ["a.rs:2: `Shelf` is a retired name; use `KvBuffer`"]);
+        let retired = HashMap::from([("OldName".to_owned(), "NewName".to_owned())]);
+        let found = names("a.rs", "// an OldName\nstruct OldName;\nstruct OldNames;", &retired);
+        assert_eq!(found, ["a.rs:2: `OldName` is a retired name; use `NewName`"]);
     }
 
     #[test]
