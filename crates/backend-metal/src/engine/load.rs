@@ -74,6 +74,10 @@ fn load_within_limits(
     if device == Device::Cpu {
         memory::heap::keep();
     }
+    if let Some(context_length) = options.context_length.filter(|tokens| *tokens > MOST_POSITIONS) {
+        let reason = format!("{context_length}, expected at most {MOST_POSITIONS}");
+        return Err(Error::InvalidOption { option: "context_length", reason });
+    }
     if let Some(free) = free_memory(device) {
         // The least that is of use: the weights and one request, of the context that was asked for.
         manifest.estimate(options.context_length.unwrap_or(1), 1, options.kv_bits)?.check(free)?;
@@ -90,12 +94,8 @@ fn load_within_limits(
         Ok::<_, Error>(model)
     })?;
     let mut config = model.config().clone();
-    let made_for = manifest.context_length()?.unwrap_or(config.context_length);
+    let made_for = manifest.context_length()?.unwrap_or(config.context_length).min(MOST_POSITIONS);
     let context_length = options.context_length.unwrap_or(made_for);
-    if context_length > MOST_POSITIONS {
-        let reason = format!("{context_length}, expected at most {MOST_POSITIONS}");
-        return Err(Error::InvalidOption { option: "context_length", reason });
-    }
     if context_length > made_for {
         tracing::warn!(context_length, made_for, "the context is longer than the model was made for");
     }
