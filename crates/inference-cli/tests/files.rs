@@ -146,12 +146,22 @@ fn long_conversion(model: &Path, target: &Path) -> (Child, PathBuf) {
     }
 }
 
+/// Whether this process was started with SIGHUP ignored, as by `nohup`, which its children inherit and respect.
+fn ignores_hangup() -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask & 1 != 0)
+}
+
 #[test]
 fn a_conversion_that_is_ended_leaves_nothing_and_one_that_is_killed_is_cleaned_up_after() {
     let (model, place) = (demo(), tempfile::tempdir().unwrap());
     add_sparse(model.path(), 64, 64 << 20);
     let target = place.path().join("out");
     for signal in ["-TERM", "-HUP", "-INT"] {
+        if signal == "-HUP" && ignores_hangup() {
+            continue;
+        }
         let (child, _) = long_conversion(model.path(), &target);
         send(signal, &child);
         let output = child.wait_with_output().unwrap();

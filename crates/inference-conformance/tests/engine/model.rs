@@ -158,7 +158,7 @@ impl Core {
             return Err(error);
         }
         if options.cancel.is_cancelled() && self.fault.is("before_the_start") {
-            return Err(Error::Cancelled);
+            return Err(Error::backend("syllables", "begin", "the request is cancelled"));
         }
         let chat = matches!(prompt, Prompt::Chat(_));
         let held = match &text {
