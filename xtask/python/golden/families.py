@@ -2,6 +2,8 @@
 
 import math
 
+import published
+
 VOCAB = 128
 TINY = dict(
     hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
@@ -148,17 +150,85 @@ VARIANTS |= {
 }
 
 
+DELTA = dict(
+    head_dim=32, linear_conv_kernel_dim=3, linear_key_head_dim=16, linear_value_head_dim=8, linear_num_key_heads=2,
+    linear_num_value_heads=4, full_attention_interval=3, tie_word_embeddings=False, hidden_act="silu",
+    rope_parameters=dict(
+        rope_type="default", rope_theta=10000.0, partial_rotary_factor=0.5, mrope_interleaved=True, mrope_section=[3, 3, 2],
+    ),
+)
+EXPERTS = dict(
+    num_experts=8, num_experts_per_tok=3, moe_intermediate_size=64, shared_expert_intermediate_size=32,
+)
+QWEN_VISION = dict(
+    depth=1, hidden_size=16, num_heads=2, intermediate_size=16, out_hidden_size=64, patch_size=4, num_position_embeddings=16,
+)
+
+
+def nested(model_type, **fields):
+    """A multimodal model around a language tower."""
+    text = config(model_type + "_text", **fields)
+    return dict(model_type=model_type, text_config=text, vision_config=QWEN_VISION, tie_word_embeddings=False)
+
+
+# Families whose tensors are those that transformers saves.
+PUBLISHED = {
+    "qwen2_moe": config(
+        "qwen2_moe", hidden_act="silu", rope_theta=1e5, **EXPERTS, norm_topk_prob=True, decoder_sparse_step=2, mlp_only_layers=[3],
+        use_sliding_window=True, sliding_window=8, max_window_layers=2, tie_word_embeddings=False,
+    ),
+    "qwen3_5": dict(nested("qwen3_5", **DELTA), extra_parts=["vision", "mtp"]),
+    "qwen3_5_moe": nested("qwen3_5_moe", **DELTA, **EXPERTS),
+    "qwen3_next": config(
+        "qwen3_next", **{k: v for k, v in DELTA.items() if k not in ("rope_parameters", "full_attention_interval")},
+        rope_theta=10000.0, partial_rotary_factor=0.5, **EXPERTS, decoder_sparse_step=1, norm_topk_prob=True,
+        layer_types=["linear_attention", "full_attention"] * 2, mlp_only_layers=[1], attention_bias=True,
+    ),
+}
+LATENT = dict(
+    q_lora_rank=32, kv_lora_rank=32, qk_nope_head_dim=24, qk_rope_head_dim=16, v_head_dim=20, num_key_value_heads=4,
+    hidden_act="silu", n_routed_experts=8, n_shared_experts=2, moe_intermediate_size=64, num_experts_per_tok=3,
+    routed_scaling_factor=1.7, n_group=4, topk_group=2, norm_topk_prob=True, tie_word_embeddings=False,
+)
+PUBLISHED |= {
+    "lfm2": config(
+        "lfm2", norm_eps=1e-5, conv_bias=True, conv_L_cache=4, block_ff_dim=192, block_multiple_of=32, block_ffn_dim_multiplier=0.9,
+        full_attn_idxs=[1, 3], rope_theta=10000.0, tie_embedding=True,
+    ),
+    "lfm2_moe": config(
+        "lfm2_moe", norm_eps=1e-5, conv_L_cache=3, num_experts=8, num_experts_per_tok=3, moe_intermediate_size=64, num_dense_layers=1,
+        use_expert_bias=True, routed_scaling_factor=1.5, norm_topk_prob=True, rope_theta=10000.0, tie_embedding=True,
+        layer_types=["conv", "full_attention", "conv", "full_attention"],
+    ),
+    "deepseek_v3": config(
+        "deepseek_v3", **LATENT, first_k_dense_replace=1, rope_theta=10000.0, attention_bias=True,
+        rope_scaling=dict({k: v for k, v in YARN.items() if k != "rope_type"}, type="yarn", mscale=1.0, mscale_all_dim=0.8), num_nextn_predict_layers=1,
+    ),
+    "glm4_moe_lite": config(
+        "glm4_moe_lite", **dict(LATENT, n_group=1, topk_group=1), rope_parameters=dict(rope_type="default", rope_theta=10000.0),
+        mlp_layer_types=["dense", "sparse", "dense", "sparse"],
+    ),
+    "glm4_moe": config(
+        "glm4_moe", head_dim=32, hidden_act="silu", rope_theta=10000.0, partial_rotary_factor=0.25, attention_bias=True, use_qk_norm=True,
+        n_routed_experts=8, n_shared_experts=1, moe_intermediate_size=64, num_experts_per_tok=3, routed_scaling_factor=1.7, n_group=2,
+        topk_group=1, first_k_dense_replace=2, norm_topk_prob=True, tie_word_embeddings=False,
+    ),
+}
+VARIANTS |= PUBLISHED
+
+
 def stored(base, storage):
     """The variant with its weights stored in another way."""
+    config = {k: v for k, v in VARIANTS[base].items() if k != "extra_parts"}
     if storage == "bf16":
-        return dict(VARIANTS[base], torch_dtype="bfloat16")
-    return dict(VARIANTS[base], quantization=dict(AFFINE, bits={"q4": 4, "q8": 8}[storage]))
+        return dict(config, torch_dtype="bfloat16")
+    return dict(config, quantization=dict(AFFINE, bits={"q4": 4, "q8": 8}[storage]))
 
 
 # Every family in every form, whatever else there is of it.
 for base in (
     "gemma", "gemma2-window", "gemma3_text", "gpt_oss", "granite", "llama", "mistral-window", "mixtral", "olmo2", "phi3",
-    "qwen2", "qwen3", "qwen3_moe", "smollm3",
+    "qwen2", "qwen3", "qwen3_moe", "smollm3", *PUBLISHED,
 ):
     for storage in ("bf16", "q4", "q8"):
         VARIANTS.setdefault(f"{base}+{storage}", stored(base, storage))
@@ -167,6 +237,9 @@ for base in (
 def shapes(config):
     """Published name, shape and kind of every tensor."""
     kind = config["model_type"]
+    if kind in {config["model_type"] for config in PUBLISHED.values()}:
+        yield from published.shapes(config)
+        return
     if kind == "gemma3":
         yield from vision(config["vision_config"], config["text_config"]["hidden_size"])
         for name, shape, role in shapes(config["text_config"]):
@@ -328,6 +401,8 @@ def tensors(config, storage):
             "embed": (0, 2 / fan**0.5 if "gemma" in text["model_type"] else 2.5 / fan**0.5 if tied else 1.0),
             "bias": (0, 0.3),
             "sinks": (0, 1.0),
+            "decay": (0, 0.6),
+            "conv": (0, 0.8),
             "norm1": (1, 0.2),
             "norm0": (0, 0.2),
             "headnorm1": (1.6, 0.2),
@@ -336,7 +411,7 @@ def tensors(config, storage):
         spread = std * 3**0.5
         stem = name.removesuffix(".weight")
         own = settings and settings.get(stem, settings)
-        if own and role in ("linear", "qk", "head", "embed"):
+        if own and role in ("linear", "qk", "head", "embed") and shape[-1] % own["group_size"] == 0:
             out += packed(stem, shape, std, own, kind)
         else:
             out.append([name, kind, shape, mean, spread])

@@ -20,6 +20,7 @@ def main(out, names):
         config, storage = VARIANTS[name], name.partition("+")[2]
         config.setdefault("torch_dtype", "float32")
         specs = tensors(config, storage)
+        config.pop("extra_parts", None)
         tokens = [int(t) for t in np.random.default_rng(len(name)).integers(3, VOCAB, PROMPT)]
         with tempfile.TemporaryDirectory() as folder:
             write(folder, config, specs)

@@ -7,20 +7,23 @@ use serde::{
 };
 use serde_json::Value;
 
-use crate::nn::Dimensions;
+use crate::nn::{Dimensions, Weights};
 
-/// Which positions the layers attend to, by their names in config.json.
+/// Which positions the layers attend to, by their names in config.json. Families with layers of other kinds name their own types.
 #[derive(Debug, Clone, Deserialize)]
-pub(crate) struct Layers {
+#[serde(bound = "T: Deserialize<'de>")]
+pub(crate) struct Layers<T = LayerType> {
     #[serde(default, deserialize_with = "layer_types")]
-    layer_types: Option<Vec<LayerType>>,
+    layer_types: Option<Vec<T>>,
     #[serde(default, deserialize_with = "sliding_window")]
     sliding_window: Option<usize>,
 }
 
 // A flattened field's error does not tell its name.
 
-fn layer_types<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<LayerType>>, D::Error> {
+fn layer_types<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Vec<T>>, D::Error> {
     Option::deserialize(deserializer).map_err(|error| D::Error::custom(format_args!("layer_types: {error}")))
 }
 
@@ -39,7 +42,7 @@ pub(crate) enum LayerType {
     SlidingAttention,
 }
 
-impl Layers {
+impl<T: Copy> Layers<T> {
     /// The type of each layer: as config.json lists them, or by the family's rule.
     ///
     /// # Errors
@@ -48,8 +51,8 @@ impl Layers {
         self,
         manifest: &ModelManifest,
         dims: &Dimensions,
-        rule: impl Fn(usize) -> LayerType,
-    ) -> Result<impl Iterator<Item = LayerType>> {
+        rule: impl Fn(usize) -> T,
+    ) -> Result<impl Iterator<Item = T>> {
         let invalid =
             |key: &str, reason: String| Err(Error::invalid_key(manifest.config_path(), key, reason));
         if let Some(types) = &self.layer_types
@@ -67,6 +70,9 @@ impl Layers {
             .map(move |i| self.layer_types.as_ref().map_or_else(|| rule(i), |types| types[i])))
     }
 
+}
+
+impl Layers {
     /// The window of a layer of this type, where it is a limit.
     pub(crate) fn window(&self, layer_type: LayerType) -> Option<usize> {
         // A window that no text fills is none.
@@ -92,6 +98,19 @@ impl<T: DeserializeOwned> Config<T> {
     /// # Errors
     /// [`Error::InvalidModel`] names the field that is missing, has another type or makes no sense.
     pub(crate) fn read(manifest: &ModelManifest, section: Option<&str>, defaults: Value) -> Result<Self> {
+        Self::read_renamed(manifest, section, defaults, &[])
+    }
+
+    /// The same of a family that calls fields otherwise: `renamed` has its names, and those that they have here.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub(crate) fn read_renamed(
+        manifest: &ModelManifest,
+        section: Option<&str>,
+        defaults: Value,
+        renamed: &[(&str, &str)],
+    ) -> Result<Self> {
         let path = manifest.config_path();
         let given = match section {
             None => manifest.config(),
@@ -103,30 +122,57 @@ impl<T: DeserializeOwned> Config<T> {
             return Err(Error::invalid_file(&path, "is no object"));
         };
         for (key, value) in given {
+            let key = renamed.iter().find(|(own, _)| own == key).map_or(key.as_str(), |(_, name)| name);
             // `null` says that there is none, whatever the default.
             match value {
                 Value::Null => drop(merged.remove(key)),
-                value => drop(merged.insert(key.clone(), value.clone())),
+                value => drop(merged.insert(key.to_owned(), value.clone())),
             }
         }
         if merged.contains_key("hidden_activation") {
             merged.remove("hidden_act");
         }
         let value = Value::Object(merged);
-        let invalid = |error: serde_path_to_error::Error<serde_json::Error>| {
-            let field = error.path().to_string();
-            let key =
-                section.into_iter().chain((field != ".").then_some(&*field)).collect::<Vec<_>>().join(".");
-            Error::InvalidModel {
-                path: path.clone(),
-                key: Some(key).filter(|key| !key.is_empty()),
-                reason: error.into_inner().to_string(),
-            }
-        };
-        let dims: Dimensions = serde_path_to_error::deserialize(&value).map_err(invalid)?;
-        let own = serde_path_to_error::deserialize(&value).map_err(invalid)?;
+        let dims: Dimensions = parse(manifest, section, &value)?;
+        let own = parse(manifest, section, &value)?;
         dims.check(manifest)?;
         Ok(Self { dims, own, value })
+    }
+}
+
+/// What `section` of config.json says, as a type.
+///
+/// # Errors
+/// [`Error::InvalidModel`] names the field.
+pub(crate) fn parse<T: DeserializeOwned>(
+    manifest: &ModelManifest,
+    section: Option<&str>,
+    value: &Value,
+) -> Result<T> {
+    serde_path_to_error::deserialize(value).map_err(|error: serde_path_to_error::Error<serde_json::Error>| {
+        let field = error.path().to_string();
+        let key = section.into_iter().chain((field != ".").then_some(&*field)).collect::<Vec<_>>().join(".");
+        Error::InvalidModel {
+            path: manifest.config_path(),
+            key: Some(key).filter(|key| !key.is_empty()),
+            reason: error.into_inner().to_string(),
+        }
+    })
+}
+
+/// The section of config.json that describes the language tower of a multimodal model, where there is one.
+pub(crate) fn text_section(manifest: &ModelManifest) -> Option<&'static str> {
+    manifest.config().get("text_config").map(|_| "text_config")
+}
+
+/// Where a checkpoint has the output layer and the rest of its language tower.
+pub(crate) fn tower<'a>(weights: &Weights<'a>) -> [Weights<'a>; 2] {
+    if weights.has_any("language_model") {
+        [weights.at("language_model"), weights.at("language_model.model")]
+    } else if weights.has_any("model.language_model") {
+        [weights.at("model"), weights.at("model.language_model")]
+    } else {
+        [weights.at(""), weights.at("model")]
     }
 }
 

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::config::{Config, LayerType, Layers, positive};
 use crate::nn::{
-    Architecture, Attention, AttentionParams, Block, Decoder, Dimensions, ForwardPass, GatedMlp, RmsNorm,
+    Architecture, Attention, AttentionParams, Block, Decoder, Dimensions, ForwardPass, GatedMlp, LayerState, RmsNorm,
     Rope, Weights,
 };
 
@@ -59,8 +59,8 @@ impl Block for SandwichNorm {
         self.post_feedforward_layernorm.add(&x, &self.mlp.forward(&normalised)?)
     }
 
-    fn window(&self) -> Option<usize> {
-        self.self_attn.window()
+    fn state(&self) -> LayerState {
+        self.self_attn.state()
     }
 }
 

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::{
-    config::{Config, LayerType, Layers, positive},
+    config::{Config, LayerType, Layers, positive, text_section, tower},
     gemma2::SandwichNorm,
 };
 use crate::nn::{Architecture, Attention, AttentionParams, Decoder, QkNorm, Rope, Weights};
@@ -37,7 +37,7 @@ pub(super) fn load(weights: &Weights<'_>) -> LoadResult<Box<dyn Architecture>> {
         "rms_norm_eps": 1e-6, "query_pre_attn_scalar": 256, "sliding_window": 4096,
     });
     let manifest = weights.manifest();
-    let section = manifest.config().get("text_config").map(|_| "text_config");
+    let section = text_section(manifest);
     let Config { mut dims, own, value } = Config::<Own>::read(manifest, section, defaults)?;
     dims.norm_offset = true;
     let invalid = |key: &str, reason: &str| Err(Error::invalid_key(manifest.config_path(), key, reason));
@@ -48,18 +48,7 @@ pub(super) fn load(weights: &Weights<'_>) -> LoadResult<Box<dyn Architecture>> {
     if pattern == 0 {
         return invalid("sliding_window_pattern", "0, expected a positive number");
     }
-    // What sees images is not loaded.
-    weights.skip(|name| {
-        let name = name.strip_prefix("model.").unwrap_or(name);
-        name.starts_with("vision_tower.") || name.starts_with("multi_modal_projector.")
-    });
-    let [root, model] = if weights.has_any("language_model") {
-        [weights.at("language_model"), weights.at("language_model.model")]
-    } else if weights.has_any("model.language_model") {
-        [weights.at("model"), weights.at("model.language_model")]
-    } else {
-        [weights.at(""), weights.at("model")]
-    };
+    let [root, model] = tower(weights);
     let scale = positive(manifest, "query_pre_attn_scalar", own.query_pre_attn_scalar)?.sqrt().recip();
     let settings = rope_settings(&value);
     let rope = |name| Rope::load(weights, &settings, Some(name), dims.rope(), 10_000.0).map(Rc::new);

@@ -11,7 +11,7 @@ use crate::{
     mlx::{MXFP4, QuantizedMatrix},
     nn::{
         Architecture, Attention, AttentionParams, Decoder, Dimensions, ExpertSizes, Experts, Gating, Linear,
-        Matrix, Moe, PreNorm, Rope, Weight, WeightTransform, Weights,
+        Matrix, Moe, PreNorm, Rope, Routing, Weight, WeightTransform, Weights,
     },
 };
 
@@ -59,8 +59,8 @@ pub(super) fn load(weights: &Weights<'_>) -> LoadResult<Box<dyn Architecture>> {
         let mlp = Moe {
             router: Linear::load(&mlp.at("router"), own.num_local_experts, dims.hidden_size, true)?,
             experts: experts(&mlp.at("experts"), &dims, own.num_local_experts, gating)?,
-            top_k,
-            normalise: true,
+            routing: Routing::softmax(top_k, true),
+            shared: None,
         };
         PreNorm::load(&layer, &dims, self_attn, mlp)
     });

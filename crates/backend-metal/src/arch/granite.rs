@@ -10,7 +10,7 @@ use serde_json::json;
 use super::config::{Config, positive};
 use crate::mlx::scalar;
 use crate::nn::{
-    Architecture, Attention, AttentionParams, Block, Decoder, ForwardPass, GatedMlp, RmsNorm, Rope, Weights,
+    Architecture, Attention, AttentionParams, Block, Decoder, ForwardPass, GatedMlp, LayerState, RmsNorm, Rope, Weights,
 };
 
 #[derive(Debug, Deserialize)]
@@ -42,8 +42,8 @@ impl Block for ScaledPreNorm {
         x.add(fed.multiply(&factor)?)
     }
 
-    fn window(&self) -> Option<usize> {
-        self.self_attn.window()
+    fn state(&self) -> LayerState {
+        self.self_attn.state()
     }
 }
 

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::config::{Config, LayerType, Layers, top_k};
 use crate::nn::{
-    Architecture, Attention, AttentionParams, Decoder, ExpertSizes, Experts, Gating, Linear, Moe, PreNorm,
+    Architecture, Attention, AttentionParams, Decoder, ExpertSizes, Experts, Gating, Linear, Moe, PreNorm, Routing,
     Rope, Weights,
 };
 
@@ -47,8 +47,8 @@ pub(super) fn load(weights: &Weights<'_>) -> LoadResult<Box<dyn Architecture>> {
         let moe = Moe {
             router: Linear::load(&moe.at("gate"), own.num_local_experts, dims.hidden_size, false)?,
             experts: Experts::load(&moe, ["w1", "w3", "w2"], sizes, Gating::Glu(dims.hidden_act))?,
-            top_k,
-            normalise: true,
+            routing: Routing::softmax(top_k, true),
+            shared: None,
         };
         PreNorm::load(&layer, &dims, self_attn, moe)
     });

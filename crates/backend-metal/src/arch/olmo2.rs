@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::config::Config;
 use crate::nn::{
-    Architecture, Attention, AttentionParams, Block, Decoder, ForwardPass, GatedMlp, QkNorm, RmsNorm, Rope,
+    Architecture, Attention, AttentionParams, Block, Decoder, ForwardPass, GatedMlp, LayerState, QkNorm, RmsNorm, Rope,
     Weights,
 };
 
@@ -34,8 +34,8 @@ impl Block for PostNorm {
         self.post_feedforward_layernorm.add(&x, &self.mlp.forward(&x)?)
     }
 
-    fn window(&self) -> Option<usize> {
-        self.self_attn.window()
+    fn state(&self) -> LayerState {
+        self.self_attn.state()
     }
 }
 

@@ -15,7 +15,7 @@ use crate::nn::{
 #[derive(Debug, Clone, Deserialize)]
 pub(super) struct Windows {
     use_sliding_window: bool,
-    max_window_layers: usize,
+    pub(super) max_window_layers: usize,
     #[serde(flatten)]
     layers: Layers,
 }
@@ -28,8 +28,18 @@ impl Windows {
         dims: &Dimensions,
     ) -> LoadResult<impl Iterator<Item = Option<usize>>> {
         let first = self.max_window_layers;
+        self.by_rule(manifest, dims, move |i| i >= first)
+    }
+
+    /// The same, where layers that `slides` names have one unless config.json lists them.
+    pub(super) fn by_rule(
+        &self,
+        manifest: &ModelManifest,
+        dims: &Dimensions,
+        slides: impl Fn(usize) -> bool,
+    ) -> LoadResult<impl Iterator<Item = Option<usize>>> {
         let types = self.layers.clone().types(manifest, dims, move |i| {
-            if i < first { LayerType::FullAttention } else { LayerType::SlidingAttention }
+            if slides(i) { LayerType::SlidingAttention } else { LayerType::FullAttention }
         })?;
         Ok(types.map(|layer_type| self.layers.window(layer_type).filter(|_| self.use_sliding_window)))
     }

@@ -9,7 +9,7 @@ use serde_json::json;
 use super::config::Config;
 use crate::nn::{
     Architecture, Attention, AttentionParams, Decoder, ExpertSizes, Experts, FeedForward, GatedMlp, Gating,
-    Linear, Moe, PreNorm, QkNorm, Rope, Weights,
+    Linear, Moe, PreNorm, QkNorm, Rope, Routing, Weights,
 };
 
 #[derive(Debug, Deserialize)]
@@ -67,8 +67,8 @@ pub(super) fn load(weights: &Weights<'_>) -> LoadResult<Box<dyn Architecture>> {
             Box::new(Moe {
                 router: Linear::load(&mlp.at("gate"), own.num_experts, dims.hidden_size, false)?,
                 experts: Experts::load(&mlp, names, sizes, Gating::Glu(dims.hidden_act))?,
-                top_k,
-                normalise: own.norm_topk_prob,
+                routing: Routing::softmax(top_k, own.norm_topk_prob),
+                shared: None,
             })
         };
         PreNorm::load(&layer, &dims, self_attn, mlp)

@@ -2,7 +2,7 @@
 
 use crate::{
     mlx::{Device, Scheme, memory},
-    nn::{KvCache, ModelConfig},
+    nn::{KvCache, ModelConfig, SNAPSHOTS},
 };
 
 /// Buffers of keys and values grow by this many positions.
@@ -16,10 +16,10 @@ const LOW: u64 = 256 << 20;
 
 /// The sizes of a model's requests, and who says how much memory is left.
 pub(super) struct Budget {
-    /// For each layer, the positions that it keeps: `None` is all.
-    windows: Vec<Option<usize>>,
-    /// Bytes of one position's keys and values in one layer.
-    position: u64,
+    /// For each layer with attention, the positions that it keeps, `None` is all, and the bytes of one.
+    positions: Vec<(Option<usize>, u64)>,
+    /// Bytes of all recurrent states of one text.
+    states: u64,
     /// Bytes of one token's activations.
     activations: u64,
     /// Bytes of the logits of one row.
@@ -35,17 +35,19 @@ impl Budget {
         free: impl Fn() -> Option<u64> + 'static,
     ) -> Self {
         let size = if config.dtype == "f32" { 4 } else { 2 };
-        let elements = 2 * config.kv_heads * config.head_dim;
-        let position = match scheme {
+        let position = |elements: usize| match scheme {
             None => elements * size,
             // A scale and a bias for each group.
             Some(Scheme { bits, group_size, .. }) => {
                 elements * bits / 8 + elements / group_size.max(1) * 2 * size
             }
         };
+        let layers = config.states.iter();
+        let positions = layers.clone().filter_map(|layer| layer.attention);
+        let recurrent = layers.filter_map(|layer| layer.recurrent);
         Self {
-            windows: config.windows.clone(),
-            position: position as u64,
+            positions: positions.map(|kept| (kept.window, position(kept.elements) as u64)).collect(),
+            states: recurrent.map(|state| (4 * state.floats + size * state.activations) as u64).sum(),
             // About what the widest block holds at once: the residual stream, and queries, keys, values, gates.
             activations: 16 * 4 * config.hidden_size as u64,
             logits: 2 * 4 * config.vocab_size as u64,
@@ -62,15 +64,19 @@ impl Budget {
     fn kv(&self, cache: &KvCache, tokens: usize) -> u64 {
         let rotation = cache.rotation().map_or(usize::MAX, |rotation| rotation.size);
         let tokens = tokens.next_multiple_of(KV_STEP);
-        let positions =
-            self.windows.iter().map(|window| tokens.min(window.unwrap_or(usize::MAX)).min(rotation));
-        positions.map(|positions| positions as u64).sum::<u64>().saturating_mul(self.position)
+        let bytes = self.positions.iter().map(|(window, position)| {
+            let positions = tokens.min(window.unwrap_or(usize::MAX)).min(rotation);
+            position.saturating_mul(positions as u64)
+        });
+        bytes.fold(0, u64::saturating_add)
     }
 
     /// Bytes that a text of so many tokens needs to begin, computed in chunks of `chunk`.
     pub(super) fn prefill(&self, cache: &KvCache, tokens: usize, chunk: usize) -> u64 {
         let activations = self.activations.saturating_mul(chunk as u64);
-        self.kv(cache, tokens + 1).saturating_add(activations).saturating_add(self.logits)
+        // The states, and a snapshot at the end of each chunk.
+        let states = self.states.saturating_mul(2 + tokens.div_ceil(chunk.max(1)).min(SNAPSHOTS) as u64);
+        self.kv(cache, tokens + 1).saturating_add(states).saturating_add(activations).saturating_add(self.logits)
     }
 
     /// Bytes that a cache's next token needs: larger buffers, or none.
@@ -100,7 +106,7 @@ pub(super) fn free_memory(device: Device) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nn::Rotation;
+    use crate::nn::{LayerState, Rotation};
 
     fn budget(scheme: Option<Scheme>) -> Budget {
         let config = ModelConfig {
@@ -109,7 +115,7 @@ mod tests {
             hidden_size: 8,
             kv_heads: 2,
             head_dim: 64,
-            windows: vec![None, Some(300)],
+            states: [None, Some(300)].map(|window| LayerState::attention(window, 2 * 2 * 64)).into(),
             dtype: "bf16".to_owned(),
             ..ModelConfig::default()
         };

@@ -80,7 +80,7 @@ impl PrefillRun {
         }
         let count = tokens.len();
         let tokens = Array::from_slice(&tokens, &[rows.len() as i32, width as i32]);
-        let mut prompts = SharedPrefix::default();
+        let mut prompts = SharedPrefix::of_lengths(rows.iter().map(|row| row.tokens.len()).collect());
         let prefixed = Rows::Prefixed { prefix: &SharedPrefix::default(), store: Some(&mut prompts) };
         let hidden = model.hidden(&tokens, prefixed)?;
         Ok(Graph { work: Work::Batch { hidden, prompts, width }, tokens: count })
@@ -152,9 +152,7 @@ impl PrefillRun {
         let (start, end) = (self.submitted, self.submitted + layers);
         let arrays: Vec<Array> = match &self.work {
             Work::Chunk { .. } => self.rows().flat_map(|row| row.cache.layer_arrays(start..end)).collect(),
-            Work::Batch { prompts, .. } => {
-                prompts.arrays().skip(2 * start).take(2 * layers).cloned().collect()
-            }
+            Work::Batch { prompts, .. } => prompts.arrays(start..end),
         };
         transforms::async_eval(&arrays)?;
         self.submitted = end;

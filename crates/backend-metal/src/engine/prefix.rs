@@ -64,9 +64,9 @@ impl PrefixCache {
         let usable = prompt.len().saturating_sub(1);
         (self.entries.iter().enumerate())
             .map(|(index, entry)| (index, common(&entry.tokens, prompt).min(usable)))
-            .filter(|(index, shared)| {
-                let cache = &self.entries[*index].cache;
-                *shared >= SHORTEST && cache.rotation() == rotation && cache.can_rewind_to(*shared)
+            .map(|(index, shared)| (index, self.entries[index].cache.reach(shared)))
+            .filter(|(index, reach)| {
+                *reach >= SHORTEST && self.entries[*index].cache.rotation() == rotation
             })
             .max_by_key(|(_, shared)| *shared)
     }

@@ -225,8 +225,10 @@ impl Row {
         tokens.extend(self.end);
         tokens.truncate(self.cache.len());
         // Of a row that was cancelled, tokens may be unread.
-        if self.cache.can_rewind_to(tokens.len()) {
-            self.cache.rewind(tokens.len());
+        let reach = self.cache.reach(tokens.len());
+        if reach > 0 {
+            self.cache.rewind(reach);
+            tokens.truncate(reach);
         }
         let mut cache = std::mem::replace(&mut self.cache, KvCache::new([]));
         // What cannot be copied is not kept: an empty cache holds none of the tokens.

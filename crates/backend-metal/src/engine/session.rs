@@ -70,8 +70,7 @@ impl Entry {
     /// How many tokens of the prompt its cache can serve.
     fn usable(&self, prompt: &[u32], rotation: Option<Rotation>) -> usize {
         let shared = common(&self.tokens, prompt).min(prompt.len().saturating_sub(1));
-        let serves = self.cache.rotation() == rotation && self.cache.can_rewind_to(shared);
-        if serves { shared } else { 0 }
+        if self.cache.rotation() == rotation { self.cache.reach(shared) } else { 0 }
     }
 }
 

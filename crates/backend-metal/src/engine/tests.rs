@@ -23,7 +23,7 @@ use super::{
     scheduler::{EngineConfig, Progress, Scheduler},
     stats::Stats,
 };
-use crate::nn::{Architecture, KvCache, ModelConfig, Rows, TrainMode, registry::ParamRegistry};
+use crate::nn::{Architecture, KvCache, LayerState, ModelConfig, Rows, TrainMode, registry::ParamRegistry};
 
 const VOCAB: u32 = 2048;
 
@@ -62,7 +62,7 @@ impl Fake {
             context_length: 1 << 20,
             kv_heads: 1,
             head_dim: 1,
-            windows: vec![None],
+            states: vec![LayerState::attention(None, 2)],
             dtype: "f32".to_owned(),
             ..ModelConfig::default()
         };
@@ -110,7 +110,7 @@ impl Architecture for Fake {
             }
             Rows::Prefixed { store: Some(store), .. } => {
                 let new = states.reshape(&[batch, 1, count, 1])?;
-                store.push([new.clone(), new]);
+                store.set_kept(0, [new.clone(), new]);
             }
             Rows::Prefixed { store: None, .. } | Rows::Uncached => {}
         }

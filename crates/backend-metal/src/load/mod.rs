@@ -40,6 +40,9 @@ pub(crate) fn load(
     let weights = source.weights();
     // Positions are computed, not loaded; old checkpoints carry them all the same.
     weights.skip(|name| name.ends_with(".rotary_emb.inv_freq"));
+    for part in family.skips {
+        weights.skip(|name| part.holds(name));
+    }
     let model = (family.load)(&weights)?;
     weights.finish()?;
     Ok(model)

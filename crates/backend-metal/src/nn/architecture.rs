@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use mlx_rs::{Array, error::Result};
 
-use super::{cache::KvCache, forward_pass::Rows, parameter::Param, registry::ParamRegistry};
+use super::{cache::{KvCache, LayerState}, forward_pass::Rows, parameter::Param, registry::ParamRegistry};
 
 /// A loaded model: builds the graphs that compute it. Everything runs on the thread that loaded it.
 pub(crate) trait Architecture {
@@ -62,8 +62,8 @@ pub(crate) struct ModelConfig {
     pub(crate) kv_heads: usize,
     /// The width of one head.
     pub(crate) head_dim: usize,
-    /// The sliding window of each layer, its own position included; `None` is all positions.
-    pub(crate) windows: Vec<Option<usize>>,
+    /// What each layer keeps of a text.
+    pub(crate) states: Vec<LayerState>,
     /// The number of weights before quantisation.
     pub(crate) parameters: u64,
     /// Whether position encoding depends on the length of the whole text. Then chunks of a text need

@@ -7,6 +7,7 @@ use mlx_rs::{Array, error::Result, ops};
 
 use super::{
     attention_params::AttentionParams,
+    cache::LayerState,
     cpu::{self, QkNormRope},
     dimensions::{Dimensions, Heads},
     exec::ExecMode,
@@ -32,9 +33,14 @@ pub(crate) enum QkNorm {
 impl QkNorm {
     /// `q_norm` and `k_norm` below `weights`, for each head.
     pub(crate) fn load_heads(weights: &Weights<'_>, dims: &Dimensions) -> LoadResult<Self> {
+        Self::load_named(weights, ["q_norm", "k_norm"], dims)
+    }
+
+    /// Norms of these names below `weights`, for each head.
+    pub(crate) fn load_named(weights: &Weights<'_>, names: [&str; 2], dims: &Dimensions) -> LoadResult<Self> {
         let norm =
             |name| RmsNorm::load(&weights.at(name), dims.head_dim(), dims.rms_norm_eps, dims.norm_offset);
-        Ok(Self::Heads(norm("q_norm")?, norm("k_norm")?))
+        Ok(Self::Heads(norm(names[0])?, norm(names[1])?))
     }
 
     /// `q_norm` and `k_norm` below `weights`, for all heads together.
@@ -45,6 +51,9 @@ impl QkNorm {
     }
 }
 
+/// The usual names of the projections.
+const NAMES: [&str; 4] = ["q_proj", "k_proj", "v_proj", "o_proj"];
+
 /// A self-attention block.
 #[derive(Debug)]
 pub(crate) struct Attention {
@@ -53,6 +62,10 @@ pub(crate) struct Attention {
     norm: QkNorm,
     rope: Option<Rc<Rope>>,
     attend: AttentionParams,
+    /// Whether the output of each head is multiplied by gates, which lie behind the head's queries.
+    gated: bool,
+    /// Whether positions are applied before the norms.
+    rope_first: bool,
     heads: i32,
     kv_heads: i32,
     head_dim: i32,
@@ -68,15 +81,52 @@ impl Attention {
         rope: Option<Rc<Rope>>,
         attend: AttentionParams,
     ) -> LoadResult<Self> {
+        Self::load_with(weights, NAMES, heads, [qkv_bias, o_bias], rope, attend, false)
+    }
+
+    /// The same with gates: `q_proj` has for each head its queries and then its gates.
+    pub(crate) fn load_gated(
+        weights: &Weights<'_>,
+        heads: Heads,
+        bias: bool,
+        rope: Rc<Rope>,
+        attend: AttentionParams,
+    ) -> LoadResult<Self> {
+        Self::load_with(weights, NAMES, heads, [bias; 2], Some(rope), attend, true)
+    }
+
+    /// The same with other names of the four projections, without biases.
+    pub(crate) fn load_named(
+        weights: &Weights<'_>,
+        names: [&str; 4],
+        heads: Heads,
+        bias: [bool; 2],
+        rope: Option<Rc<Rope>>,
+        attend: AttentionParams,
+    ) -> LoadResult<Self> {
+        Self::load_with(weights, names, heads, bias, rope, attend, false)
+    }
+
+    fn load_with(
+        weights: &Weights<'_>,
+        [q_proj, k_proj, v_proj, o_proj]: [&str; 4],
+        heads: Heads,
+        [qkv_bias, o_bias]: [bool; 2],
+        rope: Option<Rc<Rope>>,
+        attend: AttentionParams,
+        gated: bool,
+    ) -> LoadResult<Self> {
         let Heads { hidden_size, heads, kv_heads, head_dim } = heads;
         let (queries, keys) = (heads * head_dim, kv_heads * head_dim);
-        let names = [("q_proj", queries), ("k_proj", keys), ("v_proj", keys)];
+        let names = [(q_proj, queries * (1 + usize::from(gated))), (k_proj, keys), (v_proj, keys)];
         Ok(Self {
             qkv_proj: Projections::load(weights, "qkv_proj", names, hidden_size, qkv_bias)?,
-            o_proj: Linear::load(&weights.at("o_proj"), hidden_size, queries, o_bias)?,
+            o_proj: Linear::load(&weights.at(o_proj), hidden_size, queries, o_bias)?,
             norm: QkNorm::None,
             rope,
             attend,
+            gated,
+            rope_first: false,
             heads: heads as i32,
             kv_heads: kv_heads as i32,
             head_dim: head_dim as i32,
@@ -88,19 +138,46 @@ impl Attention {
         Self { norm, ..self }
     }
 
-    /// The sliding window, if it has one.
-    pub(crate) fn window(&self) -> Option<usize> {
-        self.attend.window
+    /// The same with positions applied before the norms.
+    pub(crate) fn with_rope_first(self) -> Self {
+        Self { rope_first: true, ..self }
+    }
+
+    /// What it keeps of a text.
+    pub(crate) fn state(&self) -> LayerState {
+        LayerState::attention(self.attend.window, 2 * (self.kv_heads * self.head_dim) as usize)
     }
 
     /// `[B, T, hidden]` → the same, as layer `layer` of the model.
     pub(crate) fn forward(&self, x: &Array, pass: &mut ForwardPass<'_>, layer: usize) -> Result<Array> {
+        if self.gated {
+            return self.forward_gated(x, pass, layer);
+        }
         let [queries, keys, values] = match ExecMode::current() {
             ExecMode::CpuKernels => self.fused_qk_norm_rope(x, pass)?,
             _ => self.rotate(x, pass)?,
         };
         let output = pass.attend(layer, [&queries, &keys, &values], &self.attend)?;
         self.o_proj.forward(&output)
+    }
+
+    fn forward_gated(&self, x: &Array, pass: &mut ForwardPass<'_>, layer: usize) -> Result<Array> {
+        let [queries, keys, values] = self.qkv_proj.forward(x)?;
+        let both = queries.reshape(&[x.dim(0), x.dim(1), self.heads, 2 * self.head_dim])?;
+        let flat = |start| slice(&both, 3, start, start + self.head_dim)?.reshape(&[x.dim(0), x.dim(1), -1]);
+        let (queries, gates) = (flat(0)?, flat(self.head_dim)?);
+        let [queries, keys, values] = match ExecMode::current() {
+            ExecMode::CpuKernels => {
+                let joined = ops::concatenate(&[&queries, &keys, &values], -1)?;
+                match self.fused(&joined, pass)? {
+                    Some(ready) => ready,
+                    None => self.rotate_apart([queries, keys, values], pass)?,
+                }
+            }
+            _ => self.rotate_apart([queries, keys, values], pass)?,
+        };
+        let output = pass.attend(layer, [&queries, &keys, &values], &self.attend)?;
+        self.o_proj.forward(&output.multiply(ops::sigmoid(gates)?)?)
     }
 
     /// Queries, keys and values with norms and rope applied, each `[B, heads, T, head_dim]`: one operation after the projection.
@@ -115,16 +192,24 @@ impl Attention {
                 ops::concatenate(&[queries, keys, values], -1)?
             }
         };
+        match self.fused(&joined, pass)? {
+            Some(ready) => Ok(ready),
+            None => self.rotate(x, pass),
+        }
+    }
+
+    /// The same from one array `[B, T, (heads + 2 kv_heads) · head_dim]`, where the CPU's kernels know its type.
+    fn fused(&self, joined: &Array, pass: &mut ForwardPass<'_>) -> Result<Option<[Array; 3]>> {
+        if self.rope_first || self.rope.as_ref().is_some_and(|rope| rope.is_interleaved()) {
+            return Ok(None);
+        }
         let norms = match &self.norm {
             QkNorm::Heads(q_norm, k_norm) => Some([q_norm.parts()?, k_norm.parts()?]),
             QkNorm::None | QkNorm::Whole(..) => None,
         };
         let table = self.rope.as_ref().map(|rope| pass.rotary_table(rope)).transpose()?;
         let heads = [self.heads, self.kv_heads, self.head_dim];
-        match cpu::qk_norm_rope(&joined, &QkNormRope { heads, norms, rotary: table.as_ref() }) {
-            Some(ready) => ready,
-            None => self.rotate(x, pass),
-        }
+        cpu::qk_norm_rope(joined, &QkNormRope { heads, norms, rotary: table.as_ref() }).transpose()
     }
 
     /// The same with MLX's operations.
@@ -163,7 +248,11 @@ impl Attention {
         }
         let split = |x: Array, heads: i32| x.reshape(&[x.dim(0), x.dim(1), heads, self.head_dim]);
         (queries, keys) = (split(queries, self.heads)?, split(keys, self.kv_heads)?);
-        if let QkNorm::Heads(q_norm, k_norm) = &self.norm {
+        let norms = match &self.norm {
+            QkNorm::Heads(q_norm, k_norm) => Some([q_norm, k_norm]),
+            QkNorm::None | QkNorm::Whole(..) => None,
+        };
+        if let (Some([q_norm, k_norm]), false) = (norms, self.rope_first) {
             (queries, keys) = (q_norm.forward(&queries)?, k_norm.forward(&keys)?);
         }
         let heads_first = |x: Array| x.swap_axes(1, 2);
@@ -172,6 +261,9 @@ impl Attention {
         if let Some(rope) = &self.rope {
             queries = rope.forward(&queries, pass.offsets(), pass.lengths())?;
             keys = rope.forward(&keys, pass.offsets(), pass.lengths())?;
+        }
+        if let (Some([q_norm, k_norm]), true) = (norms, self.rope_first) {
+            (queries, keys) = (q_norm.forward(&queries)?, k_norm.forward(&keys)?);
         }
         Ok([queries, keys, values])
     }

@@ -4,7 +4,7 @@ use inference_core::Result as LoadResult;
 use mlx_rs::{Array, error::Result};
 
 use super::{
-    attention::Attention, dimensions::Dimensions, forward_pass::ForwardPass, mlp::GatedMlp, norm::RmsNorm,
+    attention::Attention, cache::LayerState, dimensions::Dimensions, forward_pass::ForwardPass, mlp::GatedMlp, norm::RmsNorm,
     weights::Weights,
 };
 
@@ -13,8 +13,18 @@ pub(crate) trait Block {
     /// `[B, T, hidden]` → the same, as layer `layer` of the model.
     fn forward(&self, x: &Array, pass: &mut ForwardPass<'_>, layer: usize) -> Result<Array>;
 
-    /// The sliding window, if it has one.
-    fn window(&self) -> Option<usize>;
+    /// What it keeps of a text.
+    fn state(&self) -> LayerState;
+}
+
+impl Block for Box<dyn Block> {
+    fn forward(&self, x: &Array, pass: &mut ForwardPass<'_>, layer: usize) -> Result<Array> {
+        (**self).forward(x, pass, layer)
+    }
+
+    fn state(&self) -> LayerState {
+        (**self).state()
+    }
 }
 
 /// The feed-forward part of a block.
@@ -35,23 +45,47 @@ impl FeedForward for Box<dyn FeedForward> {
     }
 }
 
-/// The block of most families: x + attention(norm(x)), then x + mlp(norm(x)).
-#[derive(Debug)]
-pub(crate) struct PreNorm<F> {
-    input_layernorm: RmsNorm,
-    self_attn: Attention,
-    post_attention_layernorm: RmsNorm,
-    mlp: F,
+/// The part of a block that mixes tokens: attention, or something in its place.
+pub(crate) trait Mixer {
+    /// `[B, T, hidden]` → the same, as layer `layer` of the model.
+    fn forward(&self, x: &Array, pass: &mut ForwardPass<'_>, layer: usize) -> Result<Array>;
+
+    /// What it keeps of a text.
+    fn state(&self) -> LayerState;
 }
 
-impl<F: FeedForward> PreNorm<F> {
+impl Mixer for Attention {
+    fn forward(&self, x: &Array, pass: &mut ForwardPass<'_>, layer: usize) -> Result<Array> {
+        Self::forward(self, x, pass, layer)
+    }
+
+    fn state(&self) -> LayerState {
+        Self::state(self)
+    }
+}
+
+impl Mixer for Box<dyn Mixer> {
+    fn forward(&self, x: &Array, pass: &mut ForwardPass<'_>, layer: usize) -> Result<Array> {
+        (**self).forward(x, pass, layer)
+    }
+
+    fn state(&self) -> LayerState {
+        (**self).state()
+    }
+}
+
+/// The block of most families: x + mixer(norm(x)), then x + mlp(norm(x)).
+#[derive(Debug)]
+pub(crate) struct PreNorm<F, M = Attention> {
+    pub(crate) input_layernorm: RmsNorm,
+    pub(crate) self_attn: M,
+    pub(crate) post_attention_layernorm: RmsNorm,
+    pub(crate) mlp: F,
+}
+
+impl<F: FeedForward, M: Mixer> PreNorm<F, M> {
     /// The block at `weights`, around its attention and feed-forward parts.
-    pub(crate) fn load(
-        weights: &Weights<'_>,
-        dims: &Dimensions,
-        self_attn: Attention,
-        mlp: F,
-    ) -> LoadResult<Self> {
+    pub(crate) fn load(weights: &Weights<'_>, dims: &Dimensions, self_attn: M, mlp: F) -> LoadResult<Self> {
         Ok(Self {
             input_layernorm: dims.norm(&weights.at("input_layernorm"))?,
             self_attn,
@@ -61,14 +95,14 @@ impl<F: FeedForward> PreNorm<F> {
     }
 }
 
-impl<F: FeedForward> Block for PreNorm<F> {
+impl<F: FeedForward, M: Mixer> Block for PreNorm<F, M> {
     fn forward(&self, x: &Array, pass: &mut ForwardPass<'_>, layer: usize) -> Result<Array> {
         let mixed = self.self_attn.forward(&self.input_layernorm.forward(x)?, pass, layer)?;
         let [x, normalised] = self.post_attention_layernorm.of_sum(x, &mixed, None)?;
         x.add(self.mlp.forward(&normalised)?)
     }
 
-    fn window(&self) -> Option<usize> {
-        self.self_attn.window()
+    fn state(&self) -> LayerState {
+        self.self_attn.state()
     }
 }

@@ -12,7 +12,7 @@ use super::{
     dimensions::Dimensions,
     forward_pass::{ForwardPass, Rows},
     linear::{Embedding, Linear},
-    norm::RmsNorm,
+    norm::Norm,
     parameter::{ParamOverride, drop_out},
     registry::ParamRegistry,
     rope::Rope,
@@ -34,7 +34,7 @@ pub(crate) struct Decoder<B> {
     /// `layers`
     pub(crate) layers: Vec<Rc<B>>,
     /// `norm`
-    pub(crate) norm: RmsNorm,
+    pub(crate) norm: Norm,
     /// `lm_head`, or the embedding if they are tied.
     pub(crate) lm_head: Linear,
     /// Factor of the logits.
@@ -54,13 +54,27 @@ impl<B: Block> Decoder<B> {
         layers: Vec<B>,
         ropes: &[&Rope],
     ) -> LoadResult<Self> {
-        let embed_tokens = Embedding::load(&model.at("embed_tokens"), dims.vocab_size, dims.hidden_size)?;
-        let lm_head = output_layer(weights, &model.at("embed_tokens"), dims, &embed_tokens)?;
-        let windows = layers.iter().map(Block::window).collect();
+        let norm = Norm::Rms(dims.norm(&model.at("norm"))?);
+        Self::load_named(weights, model, "embed_tokens", dims, layers, ropes, norm)
+    }
+
+    /// The same with another name of the embedding and another final norm.
+    pub(crate) fn load_named(
+        weights: &Weights<'_>,
+        model: &Weights<'_>,
+        embedding: &str,
+        dims: &Dimensions,
+        layers: Vec<B>,
+        ropes: &[&Rope],
+        norm: Norm,
+    ) -> LoadResult<Self> {
+        let embed_tokens = Embedding::load(&model.at(embedding), dims.vocab_size, dims.hidden_size)?;
+        let lm_head = output_layer(weights, &model.at(embedding), dims, &embed_tokens)?;
+        let states = layers.iter().map(Block::state).collect();
         Ok(Self {
-            config: dims.model_config(weights, windows, ropes.iter().any(|rope| rope.depends_on_length())),
+            config: dims.model_config(weights, states, ropes.iter().any(|rope| rope.depends_on_length())),
             recompute_at: ropes.iter().find_map(|rope| rope.switch()),
-            norm: dims.norm(&model.at("norm"))?,
+            norm,
             embed_tokens,
             embed_scale: None,
             layers: layers.into_iter().map(Rc::new).collect(),
@@ -150,7 +164,7 @@ impl<B: Block + 'static> Architecture for Decoder<B> {
     }
 
     fn new_cache(&self) -> KvCache {
-        KvCache::new(self.config.windows.iter().copied())
+        KvCache::for_layers(&self.config.states)
     }
 
     fn hidden(&self, tokens: &Array, mut rows: Rows<'_>) -> Result<Array> {

@@ -6,7 +6,7 @@ use inference_core::{Error, ModelManifest, Result};
 use serde::Deserialize;
 
 use super::{
-    activation::Activation, architecture::ModelConfig, norm::RmsNorm, rope::RopeShape, weights::Weights,
+    activation::Activation, cache::LayerState, architecture::ModelConfig, norm::RmsNorm, rope::RopeShape, weights::Weights,
 };
 
 /// The sizes that every family's config.json has, by their names there.
@@ -79,11 +79,11 @@ impl Dimensions {
         self.num_key_value_heads.unwrap_or(self.num_attention_heads)
     }
 
-    /// The model's config for the engine. The layers have these windows.
+    /// The model's config for the engine. The layers keep these states.
     pub(crate) fn model_config(
         &self,
         weights: &Weights<'_>,
-        windows: Vec<Option<usize>>,
+        states: Vec<LayerState>,
         length_dependent: bool,
     ) -> ModelConfig {
         let manifest = weights.manifest();
@@ -94,7 +94,7 @@ impl Dimensions {
             context_length: self.max_position_embeddings,
             kv_heads: self.kv_heads(),
             head_dim: self.head_dim(),
-            windows,
+            states,
             length_dependent,
             parameters: manifest.parameters(),
             dtype: weights.float_name().to_owned(),

@@ -1,6 +1,8 @@
 //! One forward pass: which rows it computes, at which positions, and how they attend.
 //!
-//! [`ForwardPass::attend`] chooses the attention of a layer:
+//! [`ForwardPass::attend`] chooses the attention of a layer. [`ForwardPass::extend`] does the same for layers that compute their
+//! attention themselves: of these the column "attention" says what they are given. [`ForwardPass::recur`] steps a recurrent state, of all
+//! rows at once.
 //!
 //! | rows | tokens | mode | cache write | attention |
 //! |---|---|---|---|---|
@@ -14,6 +16,7 @@
 
 use std::{
     collections::{HashMap, hash_map::Entry},
+    ops::Range,
     ptr,
     rc::Rc,
 };
@@ -44,11 +47,12 @@ pub(crate) enum Rows<'a> {
     /// Every row begins at position 0 and no cache is kept. Shorter rows are padded on the right: padding cannot affect earlier
     /// positions.
     Uncached,
-    /// Every row continues a prefix that all rows share. What is stored does not tell padding from tokens.
+    /// Every row continues a prefix that all rows share. Rows may be padded on the right, as in `Uncached`.
     Prefixed {
         /// The prefix: of one row, or of as many rows as there are.
         prefix: &'a SharedPrefix,
-        /// Takes the keys and values of prefix and tokens.
+        /// Takes what the layers keep of prefix and tokens. It knows the lengths of rows with padding: see
+        /// [`SharedPrefix::of_lengths`].
         store: Option<&'a mut SharedPrefix>,
     },
 }
@@ -105,7 +109,12 @@ impl<'a> ForwardPass<'a> {
         };
         let mode = ExecMode::current();
         let groups = match &mut rows {
-            Rows::Cached(caches) => cache::regroup(caches, mode != ExecMode::CpuKernels)?,
+            Rows::Cached(caches) => {
+                if count > 1 {
+                    caches.iter_mut().for_each(|cache| cache.snapshot());
+                }
+                cache::regroup(caches, mode != ExecMode::CpuKernels)?
+            }
             Rows::Uncached | Rows::Prefixed { .. } => Vec::new(),
         };
         Ok(Self {
@@ -150,54 +159,67 @@ impl<'a> ForwardPass<'a> {
         params: &AttentionParams,
     ) -> Result<Array> {
         let tokens = self.tokens;
-        let caches = match &mut self.rows {
-            Rows::Cached(caches) => caches,
-            Rows::Uncached => return attention(&mut self.masks, [queries, keys, values], params),
-            Rows::Prefixed { prefix, store } => {
-                let seen = prefix.followed_by(layer, [keys, values])?;
-                let output = attention(&mut self.masks, [queries, &seen[0], &seen[1]], params);
-                store.iter_mut().for_each(|store| store.push(seen.clone()));
-                return output;
-            }
-        };
-        if self.mode == ExecMode::CpuKernels
+        if let Rows::Cached(caches) = &mut self.rows
+            && self.mode == ExecMode::CpuKernels
             && caches.iter().all(|cache| cache.fits_contiguously(layer, tokens))
             && let Some(output) = attend_in_place(caches, layer, [queries, keys, values], params)?
         {
             return Ok(output);
         }
+        self.extend(layer, [keys, values], |masks, Seen { rows, kept: [keys, values], visible }| {
+            let queries = of_rows(queries, rows)?;
+            match visible {
+                Visible::Causal => attention(masks, [&queries, keys, values], params),
+                Visible::Masked(mask) => flatten_heads(&masked(&queries, keys, values, params, mask)?),
+            }
+        })
+    }
+
+    /// Adds to the rows' caches what a layer keeps of the new tokens: two arrays `[B, heads, T, ..]`, keys and values or what
+    /// stands for them. `attend` computes the attention of some of the rows, and is called until all have theirs.
+    pub(crate) fn extend(
+        &mut self,
+        layer: usize,
+        new: [&Array; 2],
+        mut attend: impl FnMut(&mut Masks, Seen<'_>) -> Result<Array>,
+    ) -> Result<Array> {
+        let tokens = self.tokens;
+        let all = 0..new[0].dim(0);
+        let caches = match &mut self.rows {
+            Rows::Cached(caches) => caches,
+            Rows::Uncached => {
+                let kept = new.map(Array::clone);
+                return attend(&mut self.masks, Seen { rows: all, kept: &kept, visible: Visible::Causal });
+            }
+            Rows::Prefixed { prefix, store } => {
+                let kept = prefix.followed_by(layer, new)?;
+                let output = attend(&mut self.masks, Seen { rows: all, kept: &kept, visible: Visible::Causal });
+                store.iter_mut().for_each(|store| store.set_kept(layer, kept.clone()));
+                return output;
+            }
+        };
         let mut outputs = Vec::with_capacity(self.groups.len());
         let (mut start, mut rest) = (0, &mut caches[..]);
         for size in &self.groups {
             let (group, others) = rest.split_at_mut(*size);
             let end = start + group.len();
-            let of_group = |x: &Array| match others {
-                [] if start == 0 => Ok(x.clone()),
-                _ => slice(x, 0, start as i32, end as i32),
-            };
-            let (queries, keys, values) = (of_group(queries)?, of_group(keys)?, of_group(values)?);
+            let rows = start as i32..end as i32;
+            let new = [of_rows(new[0], rows.clone())?, of_rows(new[1], rows.clone())?];
             outputs.push(match group {
                 [row] => {
-                    let sink_mask = row.sink_mask(layer, tokens);
-                    let [keys, values] = row.update(layer, [&keys, &values])?;
-                    match sink_mask {
-                        None => attention(&mut self.masks, [&queries, &keys, &values], params)?,
-                        Some(sink_mask) => flatten_heads(&masked(
-                            &queries,
-                            &keys,
-                            &values,
-                            params,
-                            Some(&sink_mask.mask(tokens)),
-                        )?)?,
-                    }
+                    let sink_mask = row.sink_mask(layer, tokens).map(|sink_mask| sink_mask.mask(tokens));
+                    let kept = row.update(layer, [&new[0], &new[1]])?;
+                    let visible = sink_mask.as_ref().map_or(Visible::Causal, |mask| Visible::Masked(Some(mask)));
+                    attend(&mut self.masks, Seen { rows, kept: &kept, visible })?
                 }
-                rows => {
-                    let slots = match self.slots.entry((start, rows[0].window(layer))) {
+                group => {
+                    let slots = match self.slots.entry((start, group[0].window(layer))) {
                         Entry::Occupied(known) => known.into_mut(),
-                        Entry::Vacant(unknown) => unknown.insert(BatchSlots::new(rows, layer)?),
+                        Entry::Vacant(unknown) => unknown.insert(BatchSlots::new(group, layer)?),
                     };
-                    let [keys, values] = cache::update_batch(rows, layer, slots, [&keys, &values])?;
-                    flatten_heads(&masked(&queries, &keys, &values, params, slots.mask.as_ref())?)?
+                    let kept = cache::update_batch(group, layer, slots, [&new[0], &new[1]])?;
+                    let visible = Visible::Masked(slots.mask.as_ref());
+                    attend(&mut self.masks, Seen { rows, kept: &kept, visible })?
                 }
             });
             (start, rest) = (end, others);
@@ -205,14 +227,82 @@ impl<'a> ForwardPass<'a> {
         if let [whole] = &outputs[..] { Ok(whole.clone()) } else { ops::concatenate(&outputs, 0) }
     }
 
-    /// Counts the tokens in the rows' caches, once every layer has taken them.
-    pub(crate) fn finish(self) {
-        if let Rows::Cached(caches) = self.rows {
-            for cache in caches {
-                cache.advance(self.tokens);
+    /// One step of a recurrent layer. `step` gets the state before the tokens, `[B, ..]` each or `None` before the first token, and
+    /// gives its output and the state after the tokens.
+    pub(crate) fn recur(
+        &mut self,
+        layer: usize,
+        step: impl FnOnce(RecurrentInput) -> Result<(Array, Vec<Array>)>,
+    ) -> Result<Array> {
+        match &mut self.rows {
+            Rows::Uncached => Ok(step(RecurrentInput { states: None, lengths: None })?.0),
+            Rows::Cached(caches) => {
+                let states = KvCache::states(caches, layer)?;
+                let (output, states) = step(RecurrentInput { states, lengths: None })?;
+                KvCache::set_states(caches, layer, states);
+                Ok(output)
+            }
+            Rows::Prefixed { prefix, store } => {
+                let states = prefix.states(layer, self.lengths.len() as i32)?;
+                let own = |len: &usize| len.saturating_sub(prefix.len()) as i32;
+                let lengths = store.as_ref().and_then(|store| store.lengths());
+                let lengths: Option<Vec<i32>> = lengths.map(|lengths| lengths.iter().map(own).collect());
+                let lengths = lengths.map(|lengths| Array::from_slice(&lengths, &[lengths.len() as i32]));
+                let (output, states) = step(RecurrentInput { states, lengths })?;
+                store.iter_mut().for_each(|store| store.set_states(layer, states.clone()));
+                Ok(output)
             }
         }
     }
+
+    /// Counts the tokens in the rows' caches, once every layer has taken them.
+    pub(crate) fn finish(self) {
+        match self.rows {
+            Rows::Cached(caches) => {
+                for cache in caches {
+                    cache.advance(self.tokens);
+                    if self.tokens > 1 {
+                        cache.snapshot();
+                    }
+                }
+            }
+            Rows::Prefixed { prefix, store: Some(store) } => store.set_len(prefix.len() + self.tokens),
+            Rows::Prefixed { .. } | Rows::Uncached => {}
+        }
+    }
+}
+
+/// What some rows of a pass see in a layer that keeps something of every position.
+pub(crate) struct Seen<'a> {
+    /// Which rows.
+    pub(crate) rows: Range<i32>,
+    /// What the layer keeps of the positions seen, `[rows, heads, S, ..]` each.
+    pub(crate) kept: &'a [Array; 2],
+    /// Which of them a token sees.
+    pub(crate) visible: Visible<'a>,
+}
+
+/// Which of the positions that a layer shows a token sees.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Visible<'a> {
+    /// The tokens are the last ones; each sees itself and those before it, in the layer's window.
+    Causal,
+    /// Where the mask is true, `[T, S]` or `[rows, 1, 1, S]`; without one, all.
+    Masked(Option<&'a Array>),
+}
+
+/// What a recurrent layer computes a step from.
+#[derive(Debug)]
+pub(crate) struct RecurrentInput {
+    /// The state before the tokens.
+    pub(crate) states: Option<Vec<Array>>,
+    /// How many tokens of each row are not padding, `[B]` (i32); `None` is all. Padding must not change the state.
+    pub(crate) lengths: Option<Array>,
+}
+
+/// Some rows of an array `[B, ..]`.
+pub(crate) fn of_rows(x: &Array, rows: Range<i32>) -> Result<Array> {
+    if rows == (0..x.dim(0)) { Ok(x.clone()) } else { slice(x, 0, rows.start, rows.end) }
 }
 
 /// Attention of the last T positions to all of them, `[B, kv_heads, S, head_dim]` → `[B, T, heads · head_dim]`.

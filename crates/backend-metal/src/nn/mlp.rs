@@ -76,6 +76,26 @@ impl GatedMlp {
         })
     }
 
+    /// The same with other names of gate, up and down.
+    pub(crate) fn load_named(
+        weights: &Weights<'_>,
+        [gate, up, down]: [&str; 3],
+        dims: &Dimensions,
+    ) -> LoadResult<Self> {
+        let (hidden, intermediate) = (dims.hidden_size, dims.intermediate_size);
+        let names = [(gate, intermediate), (up, intermediate)];
+        Ok(Self {
+            gate_up_proj: Projections::load(weights, "gate_up_proj", names, hidden, false)?,
+            down_proj: Linear::load(&weights.at(down), hidden, intermediate, false)?,
+            gating: Gating::Glu(dims.hidden_act),
+        })
+    }
+
+    /// The same of another width.
+    pub(crate) fn load_sized(weights: &Weights<'_>, dims: &Dimensions, intermediate_size: usize) -> LoadResult<Self> {
+        Self::load(weights, &Dimensions { intermediate_size, ..dims.clone() }, false)
+    }
+
     /// `[B, T, hidden]` → the same
     pub(crate) fn forward(&self, x: &Array) -> Result<Array> {
         if let (Some(joined), ExecMode::CpuKernels) = (self.gate_up_proj.joined(), ExecMode::current()) {

@@ -13,10 +13,12 @@ use super::{
     adapter::{AdapterSlots, SlotKind},
     block::FeedForward,
     linear::Linear,
+    mlp::GatedMlp,
     matrix::{Matrix, alike},
     parameter::Weight,
     weights::Weights,
 };
+use crate::mlx::{scalar, slice};
 
 /// From this many picks on, they are sorted by expert, so that each expert's weights are read once.
 const SORTED_FROM: usize = 64;
@@ -26,28 +28,121 @@ const SORTED_FROM: usize = 64;
 pub(crate) struct Moe {
     /// `[.., hidden]` → a score for each expert.
     pub(crate) router: Linear,
+    /// How experts are picked by their scores.
+    pub(crate) routing: Routing,
     /// The experts.
     pub(crate) experts: Experts,
+    /// What every token goes through besides.
+    pub(crate) shared: Option<SharedExpert>,
+}
+
+/// How experts are picked by the router's scores, and weighted.
+#[derive(Debug)]
+pub(crate) struct Routing {
+    /// What is made of the scores.
+    pub(crate) scoring: Scoring,
+    /// What is added to them for the choice, not for the weights: `[experts]`, f32.
+    pub(crate) bias: Option<Array>,
+    /// Experts are picked from the best groups: how many groups there are, and how many are the best. A group is as good as its two
+    /// best experts together.
+    pub(crate) groups: Option<[usize; 2]>,
     /// Experts for each token.
     pub(crate) top_k: usize,
     /// Whether the weights of the picked experts are made to sum to one.
     pub(crate) normalise: bool,
+    /// What is added to that sum before weights are divided by it.
+    pub(crate) epsilon: f32,
+    /// Factor of the weights.
+    pub(crate) scale: f32,
+}
+
+/// What is made of a router's scores.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Scoring {
+    /// Probabilities of all experts.
+    Softmax,
+    /// Each expert's own probability.
+    Sigmoid,
+}
+
+/// An expert that every token goes through.
+#[derive(Debug)]
+pub(crate) struct SharedExpert {
+    /// The expert.
+    pub(crate) mlp: GatedMlp,
+    /// `[.., hidden]` → one score, whose sigmoid the output is multiplied by.
+    pub(crate) gate: Option<Linear>,
+}
+
+impl Routing {
+    /// Probabilities of all experts.
+    pub(crate) fn softmax(top_k: usize, normalise: bool) -> Self {
+        Self { scoring: Scoring::Softmax, bias: None, groups: None, top_k, normalise, epsilon: 0.0, scale: 1.0 }
+    }
+
+    /// Each expert's own probability.
+    pub(crate) fn sigmoid(top_k: usize, normalise: bool) -> Self {
+        Self { scoring: Scoring::Sigmoid, epsilon: 1e-20, ..Self::softmax(top_k, normalise) }
+    }
+
+    /// Scores `[.., experts]` → the picked experts and their weights, `[.., top_k]` each.
+    fn pick(&self, scores: &Array) -> Result<[Array; 2]> {
+        let scores = scores.as_dtype(Dtype::Float32)?;
+        let scores = match self.scoring {
+            Scoring::Softmax => ops::softmax_axis(&scores, -1, true)?,
+            Scoring::Sigmoid => ops::sigmoid(&scores)?,
+        };
+        let mut choice = match &self.bias {
+            Some(bias) => scores.add(bias)?,
+            None => scores.clone(),
+        };
+        if let Some(groups) = self.groups {
+            choice = best_groups(&choice, groups)?;
+        }
+        let picks = stop_gradient(largest(&choice, self.top_k)?)?;
+        let mut weights = take_along_axis(&scores, &picks, -1)?;
+        if self.normalise {
+            let sum = weights.sum_axis(-1, true)?;
+            let sum = if self.epsilon > 0.0 { sum.add(Array::from_f32(self.epsilon))? } else { sum };
+            weights = weights.divide(sum)?;
+        }
+        if self.scale.to_bits() != 1.0_f32.to_bits() {
+            weights = weights.multiply(Array::from_f32(self.scale))?;
+        }
+        Ok([picks, weights])
+    }
+}
+
+/// The places of the largest elements of the last axis, in any order.
+fn largest(x: &Array, count: usize) -> Result<Array> {
+    let first = x.dim(-1) - count as i32;
+    let order = ops::argpartition_axis(x, first, -1)?;
+    slice(&order, order.ndim() - 1, first, x.dim(-1))
+}
+
+/// The scores of the experts in the best groups; those of others are less than any.
+fn best_groups(scores: &Array, [groups, best]: [usize; 2]) -> Result<Array> {
+    let rows = &scores.shape()[..scores.ndim() - 1];
+    let grouped = scores.reshape(&[rows, &[groups as i32, -1]].concat())?;
+    let two = largest(&grouped, 2.min(grouped.dim(-1) as usize))?;
+    let of_groups = take_along_axis(&grouped, &two, -1)?.sum_axis(-1, false)?;
+    let picked = largest(&of_groups, best)?.expand_dims(-1)?;
+    let is_best = ops::arange::<_, u32>(0, groups as i32, None)?.eq(&picked)?.any_axis(-2, false)?;
+    let worst = ops::select(&is_best.expand_dims(-1)?, &grouped, scalar(f32::NEG_INFINITY, Dtype::Float32)?)?;
+    worst.reshape(scores.shape())
 }
 
 impl FeedForward for Moe {
     fn forward(&self, x: &Array) -> Result<Array> {
-        let top_k = self.top_k as i32;
-        let scores = ops::softmax_axis(self.router.forward(x)?.as_dtype(Dtype::Float32)?, -1, true)?;
-        let experts = scores.dim(-1);
-        let order = ops::argpartition_axis(&scores, experts - top_k, -1)?;
-        let picks = ops::split_at_indices(order, &[experts - top_k], -1)?.pop();
-        let picks = stop_gradient(picks.ok_or_else(|| Exception::custom("no experts were picked"))?)?;
-        let mut weights = take_along_axis(&scores, &picks, -1)?;
-        if self.normalise {
-            weights = weights.divide(weights.sum_axis(-1, true)?)?;
-        }
+        let [picks, weights] = self.routing.pick(&self.router.forward(x)?)?;
         let outputs = self.experts.forward(x, &picks)?;
-        outputs.multiply(weights.as_dtype(x.dtype())?.expand_dims(-1)?)?.sum_axis(-2, false)
+        let mixed = outputs.multiply(weights.as_dtype(x.dtype())?.expand_dims(-1)?)?.sum_axis(-2, false)?;
+        let Some(SharedExpert { mlp, gate }) = &self.shared else { return Ok(mixed) };
+        let shared = mlp.forward(x)?;
+        match gate {
+            Some(gate) => mixed.add(shared.multiply(ops::sigmoid(gate.forward(x)?)?)?),
+            None => mixed.add(shared),
+        }
     }
 }
 

@@ -63,6 +63,57 @@ impl RmsNorm {
     }
 }
 
+/// A norm of the residual stream.
+#[derive(Debug, Clone)]
+pub(crate) enum Norm {
+    /// Root mean square.
+    Rms(RmsNorm),
+    /// Mean and variance.
+    Layer(LayerNorm),
+}
+
+impl Norm {
+    /// `[.., size]` → the same
+    pub(crate) fn forward(&self, x: &Array) -> Result<Array> {
+        match self {
+            Self::Rms(norm) => norm.forward(x),
+            Self::Layer(norm) => norm.forward(x),
+        }
+    }
+}
+
+/// Normalisation by mean and variance of the last axis.
+#[derive(Debug, Clone)]
+pub(crate) struct LayerNorm {
+    weight: Option<Weight>,
+    bias: Option<Weight>,
+    eps: f32,
+}
+
+impl LayerNorm {
+    /// The norm at `weights`, of vectors of `size` elements, with a bias or without. `offset`: the checkpoint stores the weights minus
+    /// one.
+    pub(crate) fn load(
+        weights: &Weights<'_>,
+        size: usize,
+        eps: f32,
+        bias: bool,
+        offset: bool,
+    ) -> LoadResult<Self> {
+        let form = if offset { WeightTransform::PlusOne } else { WeightTransform::Stored };
+        let weight = Weight::load(&[weights], None, "weight", &[vec![size]], form)?;
+        let bias = bias.then(|| weights.take("bias", &[size])).transpose()?;
+        Ok(Self { weight: Some(weight), bias, eps })
+    }
+
+    /// `[.., size]` → the same
+    pub(crate) fn forward(&self, x: &Array) -> Result<Array> {
+        let weight = self.weight.as_ref().map(Weight::get).transpose()?;
+        let bias = self.bias.as_ref().map(Weight::get).transpose()?;
+        fast::layer_norm(x, weight.as_ref(), bias.as_ref(), self.eps)
+    }
+}
+
 /// Whether sum and norm are faster as one operation: for many vectors, MLX's sum in place is faster.
 fn is_small(x: &Array) -> bool {
     x.size() <= 1 << 16

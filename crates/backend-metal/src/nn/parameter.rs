@@ -91,6 +91,8 @@ impl Drop for ParamOverride<'_> {
 pub(crate) enum WeightTransform {
     /// Not at all.
     Stored,
+    /// Not at all, and it keeps its type.
+    Exact,
     /// The last two axes are swapped.
     Transposed,
     /// One is added to each element.
@@ -100,7 +102,7 @@ pub(crate) enum WeightTransform {
 impl WeightTransform {
     fn bind(self, stored: &Array) -> Result<Array> {
         match self {
-            Self::Stored => Ok(stored.clone()),
+            Self::Stored | Self::Exact => Ok(stored.clone()),
             Self::Transposed => stored.swap_axes(-1, -2),
             Self::PlusOne => stored.add(scalar(1.0, stored.dtype())?),
         }

@@ -38,6 +38,8 @@ pub(crate) struct Rope {
     /// Leading elements of a head that are rotated; the others stay as they are.
     dims: i32,
     freqs: RopeFreqs,
+    /// Whether the pairs that are rotated are neighbours, and not halves of the head.
+    interleaved: bool,
     /// Factor of the positions.
     scale: f32,
     /// Factor of queries and keys, `[head_dim]`.
@@ -73,6 +75,16 @@ impl Rope {
         let settings = Settings::find(weights, config, layer_type);
         let theta = settings.number("rope_theta")?.unwrap_or(theta);
         Self::build(&settings, shape, theta)
+    }
+
+    /// The same, of pairs that are neighbours.
+    pub(crate) fn interleaved(self) -> Self {
+        Self { interleaved: true, ..self }
+    }
+
+    /// Whether the pairs that are rotated are neighbours.
+    pub(crate) fn is_interleaved(&self) -> bool {
+        self.interleaved
     }
 
     /// Whether positions are rotated by the length of their text.
@@ -185,8 +197,8 @@ impl Rope {
         freqs: Option<&Array>,
     ) -> Result<Array> {
         match offsets {
-            Offsets::Same(offset) => fast::rope(x, self.dims, false, base, self.scale, *offset as i32, freqs),
-            Offsets::Each(each) => fast::rope_dynamic(x, self.dims, false, base, self.scale, each, freqs),
+            Offsets::Same(offset) => fast::rope(x, self.dims, self.interleaved, base, self.scale, *offset as i32, freqs),
+            Offsets::Each(each) => fast::rope_dynamic(x, self.dims, self.interleaved, base, self.scale, each, freqs),
         }
     }
 
@@ -228,7 +240,7 @@ impl Rope {
                 return Err(settings.invalid("rope_type", format!("{other:?}, expected one of {known}")));
             }
         }
-        Ok(Self { dims: dims as i32, freqs, scale, attention_factor: leading(factor, dims, head_dim) })
+        Ok(Self { dims: dims as i32, freqs, interleaved: false, scale, attention_factor: leading(factor, dims, head_dim) })
     }
 }
 
@@ -282,6 +294,7 @@ mod tests {
         let rope = |freqs, scale, attention_factor| Rope {
             dims: 16,
             freqs,
+            interleaved: false,
             scale,
             attention_factor: leading(attention_factor, 16, HEADS[2] as usize),
         };

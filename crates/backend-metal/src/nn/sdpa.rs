@@ -14,7 +14,7 @@ use crate::mlx::{scalar, slice};
 
 /// Causal masks, shared by all layers that show as many positions.
 #[derive(Debug, Default)]
-pub(super) struct Masks {
+pub(crate) struct Masks {
     /// By the number of queries, the number of keys and the window.
     known: HashMap<(i32, i32, Option<usize>), Array>,
 }

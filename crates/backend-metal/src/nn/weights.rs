@@ -146,6 +146,24 @@ impl<'a> Weights<'a> {
         Weight::load(&[self], None, name, &[shape.to_vec()], WeightTransform::Stored)
     }
 
+    /// As [`take`](Self::take), in the type that the files hold it in.
+    ///
+    /// # Errors
+    /// As [`take`](Self::take).
+    pub(crate) fn take_exact(&self, name: &str, shape: &[usize]) -> Result<Weight> {
+        Weight::load(&[self], None, name, &[shape.to_vec()], WeightTransform::Exact)
+    }
+
+    /// The tensor `name` in single precision: one that is not trained.
+    ///
+    /// # Errors
+    /// As [`take`](Self::take), and MLX's own.
+    pub(crate) fn take_wide(&self, name: &str, shape: &[usize]) -> Result<Array> {
+        let wide = self.take_as(name, shape, FLOATS)?.as_dtype(mlx_rs::Dtype::Float32);
+        let wide = wide.and_then(|wide| wide.eval().map(|()| wide));
+        wide.map_err(|error| Error::backend("mlx", "bind the weights", error))
+    }
+
     /// The tensor `name`, of one of these types.
     ///
     /// # Errors
@@ -271,7 +289,8 @@ impl Weight {
         let mut stored = take_joined(parts, stack, name, shapes, FLOATS)?;
         let failed = |error| Error::backend("mlx", "bind the weights", error);
         let dtype = parts[0].float_dtype();
-        if form != WeightTransform::Transposed && stored.dtype() != dtype {
+        let converts = matches!(form, WeightTransform::Stored | WeightTransform::PlusOne);
+        if converts && stored.dtype() != dtype {
             stored = stored.as_dtype(dtype).and_then(|cast| cast.eval().map(|()| cast)).map_err(failed)?;
         }
         let rows = parts.iter().zip(shapes).map(|(part, shape)| (part.name(name), shape[0]));

@@ -5,7 +5,7 @@ use mlx_rs::{Array, Dtype, ops::indexing::TryIndexOp as _};
 use super::fixtures::{Variant, device, tokens};
 use crate::{
     mlx::primitive::built,
-    nn::{Architecture, ExecMode, KvCache, Rows},
+    nn::{Architecture, ExecMode, KvCache, Rows, SharedPrefix},
 };
 
 /// The agreement that the fixtures' float32 logits must show, in the same unit.
@@ -204,7 +204,8 @@ fn chunks_cache_and_batch_are_the_whole(variant: &Variant, model: &dyn Architect
         let d = distance(&rows(&model.logits(&second).unwrap())[8], &reference[8]);
         assert!(d <= tolerance, "{name}: a padded row differs by {d}");
         // The same behind tokens that both rows begin with, and then as a cache that goes on.
-        let (nothing, mut beginning, mut kept) = Default::default();
+        let (nothing, mut beginning) = Default::default();
+        let mut kept = SharedPrefix::of_lengths(vec![32, 9]);
         let fresh = Rows::Prefixed { prefix: &nothing, store: Some(&mut beginning) };
         let _ = model.hidden(&tokens(&text[..5]), fresh).unwrap();
         let mut padded = text[5..32].to_vec();

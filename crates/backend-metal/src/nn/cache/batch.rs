@@ -96,8 +96,8 @@ impl BatchSlots {
     /// The slots in this layer.
     pub(crate) fn new(rows: &[&mut KvCache], layer: usize) -> Result<Self> {
         let column = |numbers: &[i32]| Array::from_slice(numbers, &[numbers.len() as i32, 1, 1, 1]);
-        let slots: Vec<_> = rows.iter().map(|row| row.windows[layer].slot(row.len) as i32).collect();
-        let held: Vec<_> = rows.iter().map(|row| row.windows[layer].held(row.len + 1) as i32).collect();
+        let slots: Vec<_> = rows.iter().map(|row| row.window(layer).slot(row.len) as i32).collect();
+        let held: Vec<_> = rows.iter().map(|row| row.window(layer).held(row.len + 1) as i32).collect();
         let most = held.iter().copied().max().unwrap_or(0);
         let mask = if held.iter().all(|held| *held == most) {
             None
@@ -117,7 +117,7 @@ pub(crate) fn update_batch(
     new: [&Array; 2],
 ) -> Result<[Array; 2]> {
     let mut buffer = rows[0].buffer.borrow_mut();
-    let buffers = &mut buffer.layers[layer];
+    let buffers = &mut buffer.layers[rows[0].attention(layer)];
     buffers.scatter(&slots.slots, &quantize_kv(new, rows[0].scheme)?)?;
     dequantize_kv(&buffers.read(0, slots.held)?, rows[0].scheme)
 }
@@ -140,7 +140,7 @@ impl KvCache {
 
     /// Gives the row a buffer that no other cache shares. What a clone still refers to is copied before it is written.
     fn make_unique(&mut self) -> Result<()> {
-        self.detach()?;
+        self.detach_buffer()?;
         if Rc::strong_count(&self.buffer) > 1 {
             let shared = self.buffer.borrow_mut().share();
             self.buffer = Rc::new(RefCell::new(shared));

@@ -1,4 +1,4 @@
-//! One row's KV cache.
+//! One row's cache: keys and values, and recurrent states.
 
 use std::{
     cell::{RefCell, RefMut},
@@ -10,6 +10,8 @@ use mlx_rs::{Array, Dtype, error::Result, ops, transforms};
 
 use super::{
     buffers::{KvBuffer, Layer, LayerBuffers, STEP},
+    layer_state::LayerState,
+    recurrent::{self, RecurrentStates},
     window::{SinkMask, Window},
 };
 use crate::{
@@ -17,11 +19,13 @@ use crate::{
     nn::cpu::KvSlot,
 };
 
-/// The KV cache of one row: keys and values of the tokens that it has seen. A clone is cheap: both share the memory until one
+/// The cache of one row: what each layer keeps of the tokens that it has seen. A clone is cheap: both share the memory until one
 /// of them continues.
 #[derive(Debug, Clone)]
 pub(crate) struct KvCache {
-    /// One for each layer.
+    /// Where each layer's part is.
+    parts: Rc<[LayerParts]>,
+    /// One for each layer with attention.
     pub(super) windows: Vec<Window>,
     /// How keys and values are quantised.
     pub(super) scheme: Option<Scheme>,
@@ -32,10 +36,18 @@ pub(crate) struct KvCache {
     /// The tokens held, if they were pushed.
     tokens: Vec<Array>,
     rotation: Option<Rotation>,
+    recurrent: RecurrentStates,
     /// The memory of keys and values. Rows of one batch share it, and so do clones.
     pub(super) buffer: Rc<RefCell<KvBuffer>>,
     /// This row's index in the buffer.
     pub(super) row: usize,
+}
+
+/// Where a layer's keys and values are among those of all layers, and its recurrent state.
+#[derive(Debug, Clone, Copy)]
+struct LayerParts {
+    attention: Option<usize>,
+    recurrent: Option<usize>,
 }
 
 /// A rotating cache: it keeps the first `keep` positions and the most recent ones, `size` in total.
@@ -48,11 +60,29 @@ pub(crate) struct Rotation {
 }
 
 impl KvCache {
-    /// An empty cache with one layer for each of `windows`: `None` keeps every position, `Some(w)` the last `w`.
+    /// An empty cache of layers with attention, one for each of `windows`: `None` keeps every position, `Some(w)` the last `w`.
     #[must_use]
     pub(crate) fn new(windows: impl IntoIterator<Item = Option<usize>>) -> Self {
-        let windows: Vec<_> = windows.into_iter().map(|size| Window { size, keep: 0 }).collect();
+        let layers: Vec<_> = windows.into_iter().map(|window| LayerState::attention(window, 0)).collect();
+        Self::for_layers(&layers)
+    }
+
+    /// An empty cache of these layers.
+    #[must_use]
+    pub(crate) fn for_layers(layers: &[LayerState]) -> Self {
+        let (mut windows, mut recurrent) = (Vec::new(), 0);
+        let parts = layers.iter().map(|layer| LayerParts {
+            attention: layer.attention.map(|attention| {
+                windows.push(Window { size: attention.window, keep: 0 });
+                windows.len() - 1
+            }),
+            recurrent: layer.recurrent.map(|_| {
+                recurrent += 1;
+                recurrent - 1
+            }),
+        });
         Self {
+            parts: parts.collect(),
             buffer: Rc::new(RefCell::new(KvBuffer::new(windows.len()))),
             row: 0,
             windows,
@@ -61,6 +91,7 @@ impl KvCache {
             expected_len: 0,
             tokens: Vec::new(),
             rotation: None,
+            recurrent: RecurrentStates::new(recurrent),
         }
     }
 
@@ -86,7 +117,8 @@ impl KvCache {
     /// An empty cache of the same kind.
     pub(crate) fn empty_like(&self) -> Self {
         let buffer = Rc::new(RefCell::new(KvBuffer::new(self.windows.len())));
-        Self { buffer, row: 0, len: 0, expected_len: 0, tokens: Vec::new(), ..self.clone() }
+        let recurrent = self.recurrent.empty_like();
+        Self { buffer, row: 0, len: 0, expected_len: 0, tokens: Vec::new(), recurrent, ..self.clone() }
     }
 
     /// How the cache rotates. Caches that differ in it cannot replace each other.
@@ -101,26 +133,43 @@ impl KvCache {
         self.len
     }
 
-    /// Bytes of the buffers.
+    /// Bytes of the buffers and states.
     #[must_use]
     pub(crate) fn bytes(&self) -> u64 {
         let buffer = self.buffer.borrow();
         let arrays = buffer.layers.iter().flat_map(|layer| &layer.arrays);
-        arrays.map(|array| array.nbytes() as u64).sum::<u64>() / buffer.rows as u64
+        arrays.map(|array| array.nbytes() as u64).sum::<u64>() / buffer.rows as u64 + self.recurrent.bytes()
     }
 
     /// Whether the cache can be rewound to its first `len` tokens. It cannot once a window has dropped positions, or if positions
-    /// depend on the length of the whole text.
+    /// depend on the length of the whole text. Recurrent states go back to their [snapshots](Self::snapshot) alone.
     #[must_use]
     pub(crate) fn can_rewind_to(&self, len: usize) -> bool {
         let whole = |window: &Window| window.size.is_none_or(|size| self.len <= size);
-        self.tokens.is_empty() && (len == self.len || (len < self.len && self.windows.iter().all(whole)))
+        self.tokens.is_empty()
+            && (len == self.len || (len < self.len && self.windows.iter().all(whole)))
+            && self.recurrent.reach(self.len, len) == len
+    }
+
+    /// The greatest length up to `len` that the cache [can be rewound to](Self::can_rewind_to); 0 where there is none.
+    #[must_use]
+    pub(crate) fn reach(&self, len: usize) -> usize {
+        let reach = self.recurrent.reach(self.len, len);
+        if self.can_rewind_to(reach) { reach } else { 0 }
     }
 
     /// Drops the tokens from position `len` on: see [`can_rewind_to`](Self::can_rewind_to).
     pub(crate) fn rewind(&mut self, len: usize) {
         debug_assert!(self.can_rewind_to(len), "cannot rewind {} tokens to {len}", self.len);
+        if len < self.len {
+            self.recurrent.rewind(len);
+        }
         self.len = len;
+    }
+
+    /// Keeps the recurrent states as they are now, so that the cache can be rewound to here.
+    pub(crate) fn snapshot(&mut self) {
+        self.recurrent.snapshot(self.len);
     }
 
     /// Announces the length of a text that is computed in chunks. Models whose positions depend on it
@@ -154,56 +203,91 @@ impl KvCache {
     pub(crate) fn format_id(&self) -> String {
         let windows =
             self.windows.iter().map(|window| window.size.map_or("all".to_owned(), |w| w.to_string()));
-        let windows = windows.collect::<Vec<_>>().join(" ");
-        match self.scheme {
-            None => windows,
-            Some(Scheme { bits, group_size, .. }) => format!("{windows}, {bits} bits by {group_size}"),
+        let mut format = windows.collect::<Vec<_>>().join(" ");
+        if let Some(Scheme { bits, group_size, .. }) = self.scheme {
+            format += &format!(", {bits} bits by {group_size}");
+        }
+        match self.recurrent.layers() {
+            0 => format,
+            layers => format!("{format}, {layers} recurrent"),
         }
     }
 
-    /// For each layer its keys and values as they are kept, without spare room: `[1, kv_heads, S, ..]`. Positions in a window are
-    /// in the order of its slots.
+    /// For each layer its keys and values as they are kept, without spare room, `[1, kv_heads, S, ..]`, and its recurrent state,
+    /// `[1, ..]`. Positions in a window are in the order of its slots.
     pub(crate) fn export(&self) -> Result<Vec<Vec<Array>>> {
         let buffer = self.buffer.borrow();
         let row = |array: &Array| slice(array, 0, self.row as i32, self.row as i32 + 1);
-        let layer = |(layer, window): (&LayerBuffers, &Window)| {
-            layer.read(0, window.held(self.len))?.iter().map(row).collect()
+        let layer = |parts: &LayerParts| {
+            let mut arrays = Vec::new();
+            if let Some(attention) = parts.attention {
+                let kept = buffer.layers[attention].read(0, self.windows[attention].held(self.len))?;
+                arrays = kept.iter().map(row).collect::<Result<_>>()?;
+            }
+            if let Some(recurrent) = parts.recurrent {
+                arrays.extend(self.recurrent.export(recurrent)?);
+            }
+            Ok(arrays)
         };
-        buffer.layers.iter().zip(&self.windows).map(layer).collect()
+        self.parts.iter().map(layer).collect()
     }
 
     /// The type and shape of each array that a cache like this one would [`export`](Self::export) for `len` tokens. This one
     /// must not be empty.
     pub(crate) fn export_like(&self, len: usize) -> Vec<Vec<(Dtype, Vec<i32>)>> {
         let buffer = self.buffer.borrow();
-        let like = |window: &Window, array: &Array| {
-            (array.dtype(), vec![1, array.dim(1), window.held(len) as i32, array.dim(3)])
+        let layer = |parts: &LayerParts| {
+            let kept = parts.attention.iter().flat_map(|attention| {
+                let held = self.windows[*attention].held(len) as i32;
+                let like = move |array: &Array| (array.dtype(), vec![1, array.dim(1), held, array.dim(3)]);
+                buffer.layers[*attention].arrays.iter().map(like)
+            });
+            let states = parts.recurrent.iter().flat_map(|recurrent| self.recurrent.layer_arrays(*recurrent));
+            let like = |array: &Array| (array.dtype(), [&[1], &array.shape()[1..]].concat());
+            kept.chain(states.map(like)).collect()
         };
-        let layers = buffer.layers.iter().zip(&self.windows);
-        layers.map(|(layer, window)| layer.arrays.iter().map(|array| like(window, array)).collect()).collect()
+        self.parts.iter().map(layer).collect()
     }
 
-    /// Takes over the exported keys and values of `len` tokens.
+    /// Takes over what was exported of `len` tokens.
     pub(crate) fn import(&mut self, layers: Vec<Vec<Array>>, len: usize) {
-        let layers = layers.into_iter().map(LayerBuffers::from_views).collect();
-        (self.buffer, self.row) = (Rc::new(RefCell::new(KvBuffer { rows: 1, layers })), 0);
+        // Keys and values, or of each elements, scales and biases.
+        let kept = if self.scheme.is_some() { 6 } else { 2 };
+        let mut buffers = Vec::with_capacity(self.windows.len());
+        self.recurrent = self.recurrent.empty_like();
+        for (parts, mut arrays) in self.parts.iter().zip(layers) {
+            let states = arrays.split_off(if parts.attention.is_some() { kept.min(arrays.len()) } else { 0 });
+            if parts.attention.is_some() {
+                buffers.push(LayerBuffers::from_views(arrays));
+            }
+            if let Some(recurrent) = parts.recurrent {
+                self.recurrent.set(recurrent, states);
+            }
+        }
+        (self.buffer, self.row) = (Rc::new(RefCell::new(KvBuffer { rows: 1, layers: buffers })), 0);
         self.len = len;
     }
 
     /// All arrays that it holds, to evaluate them.
     pub(crate) fn arrays(&self) -> Vec<Array> {
-        let buffer = self.buffer.borrow();
-        let written = buffer.layers.iter().filter_map(|layer| layer.written.as_deref());
-        buffer.layers.iter().flat_map(|layer| &layer.arrays).chain(written).cloned().collect()
+        self.layer_arrays(0..self.parts.len())
     }
 
     /// The arrays of these layers, to evaluate them.
     pub(crate) fn layer_arrays(&self, layers: Range<usize>) -> Vec<Array> {
         let buffer = self.buffer.borrow();
-        let last = buffer.layers.len();
-        let layers = &buffer.layers[layers.start.min(last)..layers.end.min(last)];
-        let written = layers.iter().filter_map(|layer| layer.written.as_deref());
-        layers.iter().flat_map(|layer| &layer.arrays).chain(written).cloned().collect()
+        let last = self.parts.len();
+        let mut arrays = Vec::new();
+        for parts in &self.parts[layers.start.min(last)..layers.end.min(last)] {
+            if let Some(attention) = parts.attention {
+                let layer = &buffer.layers[attention];
+                arrays.extend(layer.arrays.iter().chain(layer.written.as_deref()).cloned());
+            }
+            if let Some(recurrent) = parts.recurrent {
+                arrays.extend(self.recurrent.layer_arrays(recurrent).iter().cloned());
+            }
+        }
+        arrays
     }
 
     /// Waits until all that it holds is computed.
@@ -223,8 +307,14 @@ impl KvCache {
         held.next_power_of_two().max(STEP)
     }
 
-    /// Copies this row's keys and values out of a batch into a buffer of its own.
+    /// Copies what this row has out of a batch into memory of its own.
     pub(crate) fn detach(&mut self) -> Result<()> {
+        transforms::async_eval(&self.recurrent.detach()?)?;
+        self.detach_buffer()
+    }
+
+    /// Copies this row's keys and values out of a batch into a buffer of its own.
+    pub(super) fn detach_buffer(&mut self) -> Result<()> {
         if self.buffer.borrow().rows == 1 {
             return Ok(());
         }
@@ -244,17 +334,17 @@ impl KvCache {
 
     /// The window of a layer.
     pub(crate) fn window(&self, layer: usize) -> Window {
-        self.windows[layer]
+        self.windows[self.attention(layer)]
     }
 
     /// The mask of several new tokens of this row in a layer, where sinks and window do not adjoin.
     pub(crate) fn sink_mask(&self, layer: usize, tokens: usize) -> Option<SinkMask> {
-        self.windows[layer].sink_mask(self.len, tokens)
+        self.window(layer).sink_mask(self.len, tokens)
     }
 
     /// Whether writing `tokens` more tokens does not wrap around a layer's window.
     pub(crate) fn fits_contiguously(&self, layer: usize, tokens: usize) -> bool {
-        self.windows[layer].fits_contiguously(self.len, tokens)
+        self.window(layer).fits_contiguously(self.len, tokens)
     }
 
     /// Adds keys and values `[1, kv_heads, T, head_dim]` to a layer and returns what their queries attend to, the new ones last:
@@ -288,11 +378,33 @@ impl KvCache {
 
     /// Records that `written` is computed after the write to the layer's [`slot`](Self::slot).
     pub(crate) fn mark_written(&mut self, layer: usize, written: Rc<Array>) {
-        self.buffer.borrow_mut().layers[layer].written = Some(written);
+        self.buffer.borrow_mut().layers[self.attention(layer)].written = Some(written);
     }
 
     fn layer<'a>(&self, buffer: &'a mut RefMut<'_, KvBuffer>, layer: usize) -> Layer<'a> {
+        let layer = self.attention(layer);
         Layer { window: self.windows[layer], scheme: self.scheme, buffers: &mut buffer.layers[layer] }
+    }
+
+    /// The place of a layer's keys and values among those of all layers.
+    pub(super) fn attention(&self, layer: usize) -> usize {
+        self.parts[layer].attention.expect("a layer that attends says so by its state")
+    }
+
+    /// The states of a recurrent layer for these rows: `[rows, ..]` each. `None` before the first token.
+    pub(crate) fn states(rows: &[&mut Self], layer: usize) -> Result<Option<Vec<Array>>> {
+        let place = rows[0].recurrent_place(layer);
+        recurrent::gather(&rows.iter().map(|row| &row.recurrent).collect::<Vec<_>>(), place)
+    }
+
+    /// Gives these rows their new states of a recurrent layer: `[rows, ..]` each.
+    pub(crate) fn set_states(rows: &mut [&mut Self], layer: usize, states: Vec<Array>) {
+        let place = rows[0].recurrent_place(layer);
+        recurrent::scatter(rows.iter_mut().map(|row| &mut row.recurrent), place, states);
+    }
+
+    fn recurrent_place(&self, layer: usize) -> usize {
+        self.parts[layer].recurrent.expect("a layer that is recurrent says so by its state")
     }
 
     /// Counts `tokens` more, after every layer has taken them.

@@ -1,4 +1,11 @@
-//! The KV cache: keys and values of the tokens that each row has seen.
+//! What each row's layers keep of the tokens that it has seen: [`LayerState`] says what. A [`KvCache`] is one row's, and the one
+//! interface to all of it: how far it can be rewound, rewind, fork by cloning, bytes, export and import, capacity bucket.
+//!
+//! | state | written | rewound |
+//! |---|---|---|
+//! | keys and values, all positions | as below | to any length |
+//! | keys and values in a window | as below | until the window has dropped positions |
+//! | recurrent | new arrays at each step | to snapshots, which are taken where a chunk begins and ends |
 //!
 //! A row's keys and values lie in a [`KvBuffer`](buffers::KvBuffer): its own on the CPU, one per batch of rows elsewhere. Three
 //! operations write to it:
@@ -15,11 +22,15 @@
 mod batch;
 mod buffers;
 mod kv_cache;
+mod layer_state;
+mod recurrent;
 mod window;
 
 pub(crate) use self::{
     batch::{BatchSlots, regroup, update_batch},
     buffers::quantize_kv,
     kv_cache::{KvCache, Rotation},
+    layer_state::LayerState,
+    recurrent::SNAPSHOTS,
     window::Window,
 };

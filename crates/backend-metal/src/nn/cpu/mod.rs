@@ -6,9 +6,11 @@ mod in_place;
 mod kernel;
 mod operand;
 mod product;
+mod recurrence;
 mod vectors;
 
 pub(super) use attention::{QkNormRope, RotaryTable, attention, qk_norm_rope};
 pub(super) use in_place::{KvSlot, attend_in_place};
 pub(super) use product::{Operand, gather_matmul, matmul, matmul_differentiable};
+pub(super) use recurrence::{causal_conv, linear_attention};
 pub(super) use vectors::{Halves, add_rms_norm, argmax, glu, rms_norm};
