@@ -47,11 +47,14 @@ impl MlxModel {
         info.hidden_size = config.hidden_size;
         info.context_length = config.context_length;
         let length_dependent = config.length_dependent;
+        let (position_bytes, state_bytes) = config.cache_bytes();
         let shared = SharedModel {
             info,
             text,
             handle,
             layout,
+            position_bytes,
+            state_bytes,
             length_dependent,
             manifest,
             adapter,

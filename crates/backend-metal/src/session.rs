@@ -32,11 +32,10 @@ impl MlxSession {
     pub(crate) async fn load(model: Arc<SharedModel>, path: &Path) -> Result<(Self, String)> {
         let (file, fingerprint, layout) =
             (path.to_owned(), model.fingerprint().await?.to_owned(), model.layout.clone());
-        let limits = model.manifest.clone();
-        // Keys and values are at most twice as wide as the weights that make them, and as many words count their places.
+        // Words count the places of a cache, and quantised ones take fewer.
+        let (position, states) = (model.position_bytes, model.state_bytes);
         let limit = move |tokens: usize| {
-            let estimate = limits.estimate(tokens.max(1), 1, None);
-            estimate.map_or(u64::MAX, |estimate| estimate.kv_bytes.saturating_mul(4).saturating_add(1 << 20))
+            position.saturating_mul(tokens as u64).saturating_add(states).saturating_add(1 << 20)
         };
         let file = spawn_blocking(move || SessionFile::read(&file, &fingerprint, &layout, limit)).await?;
         let info = &model.info;

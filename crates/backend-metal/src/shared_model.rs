@@ -29,6 +29,9 @@ pub(crate) struct SharedModel {
     pub(crate) handle: Handle,
     /// How keys and values are kept.
     pub(crate) layout: String,
+    /// The most bytes that a cache keeps of one position, and of its recurrent states.
+    pub(crate) position_bytes: u64,
+    pub(crate) state_bytes: u64,
     /// Whether positions are encoded by the length of their text.
     pub(crate) length_dependent: bool,
     pub(crate) manifest: ModelManifest,

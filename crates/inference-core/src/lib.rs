@@ -72,7 +72,9 @@ pub use completion::Completion;
 pub use discover::{Discovered, discover};
 pub use error::{Error, Result};
 pub use finish::{Finish, FinishReason, StopCause};
-pub use manifest::{GenerationConfig, LayerKind, MemoryEstimate, ModelManifest, QuantMode, Quantization};
+pub use manifest::{
+    GenerationConfig, LayerKind, MemoryEstimate, ModelManifest, QuantMode, Quantization, SidePart,
+};
 pub use metrics::{MemoryUsage, Metrics, ModelStats, Percentiles};
 pub use model::{TextModel, TextModelExt};
 pub use model_info::ModelInfo;

@@ -8,6 +8,7 @@ mod generation;
 mod layers;
 mod quantization;
 mod shards;
+mod side_parts;
 
 use std::{
     collections::BTreeMap,
@@ -25,6 +26,7 @@ pub use self::{
     generation::GenerationConfig,
     layers::LayerKind,
     quantization::{QuantMode, Quantization},
+    side_parts::SidePart,
 };
 use crate::{
     Dtype, Error, Result,

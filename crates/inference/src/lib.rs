@@ -75,6 +75,6 @@ pub use inference_core::{
     GenerationConfig, KvBits, LabelScore, LayerKind, Load, LoadOptions, LoadProgress, LogitsProcessor,
     MemoryEstimate, MemoryUsage, Message, Metrics, ModelInfo, ModelManifest, ModelStats, Outcome,
     Percentiles, Prompt, QuantMode, Quantization, Registry, Result, Role, SamplingOptions, Session,
-    StopCause, TemplateOptions, TextModel, TextModelExt, Token, TokenStream, ToolCall, Verdict, Xtc,
+    SidePart, StopCause, TemplateOptions, TextModel, TextModelExt, Token, TokenStream, ToolCall, Verdict, Xtc,
     discover, explain, load_model, train,
 };

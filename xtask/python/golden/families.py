@@ -214,6 +214,52 @@ PUBLISHED |= {
         topk_group=1, first_k_dense_replace=2, norm_topk_prob=True, tie_word_embeddings=False,
     ),
 }
+PUBLISHED |= {
+    "granitemoehybrid": config(
+        "granitemoehybrid", hidden_act="silu", rope_theta=1e4, embedding_multiplier=3.0, attention_multiplier=0.2, residual_multiplier=0.4,
+        logits_scaling=2.5, num_local_experts=8, num_experts_per_tok=3, shared_intermediate_size=96, position_embedding_type="rope",
+        mamba_n_heads=8, mamba_n_groups=2, mamba_d_state=16, mamba_d_head=16, mamba_d_conv=4, mamba_expand=2, mamba_conv_bias=True,
+        mamba_proj_bias=True, layer_types=["mamba", "attention", "mamba", "mamba"], tie_word_embeddings=True, attention_bias=True,
+    ),
+    "granitemoehybrid-dense": config(
+        "granitemoehybrid", hidden_act="silu", embedding_multiplier=3.0, attention_multiplier=0.2, residual_multiplier=0.4,
+        logits_scaling=2.5, num_local_experts=0, num_experts_per_tok=0, shared_intermediate_size=96, position_embedding_type="nope",
+        mamba_n_heads=4, mamba_n_groups=1, mamba_d_state=16, mamba_d_conv=3, mamba_expand=2, mamba_conv_bias=False,
+        layer_types=["mamba", "attention"] * 2, tie_word_embeddings=False,
+    ),
+    "seed_oss": config("seed_oss", head_dim=32, hidden_act="silu", rope_theta=1e5, attention_bias=True, attention_out_bias=True, mlp_bias=True, tie_word_embeddings=False),
+    "ernie4_5": config("ernie4_5", head_dim=32, hidden_act="silu", rope_theta=1e4, use_bias=True, tie_word_embeddings=False),
+    "hunyuan_v1_dense": config(
+        "hunyuan_v1_dense", head_dim=32, hidden_act="silu", attention_bias=True, tie_word_embeddings=True,
+        rope_theta=1e4, rope_scaling=dict(type="dynamic", alpha=20.0, factor=1.0, beta_fast=32, beta_slow=1, mscale=1.0, mscale_all_dim=0.0),
+    ),
+    "exaone4": config("exaone4", hidden_act="silu", rope_theta=1e4, sliding_window=8, sliding_window_pattern="LLG", tie_word_embeddings=False, layer_types=["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"]),
+    "olmo3": config("olmo3", hidden_act="silu", sliding_window=8, attention_bias=True, tie_word_embeddings=False, rope_parameters=dict(full_attention=dict(YARN, rope_theta=1e4), sliding_attention=dict(rope_type="default", rope_theta=1e3)), layer_types=["sliding_attention", "full_attention"] * 2),
+    "ministral3": config(
+        "ministral3", head_dim=32, hidden_act="silu", tie_word_embeddings=False,
+        rope_parameters=dict(YARN, rope_theta=1e4, mscale=1.0, mscale_all_dim=1.0, llama_4_scaling_beta=0.4),
+    ),
+    "mistral3": dict(
+        model_type="mistral3", image_token_index=VOCAB - 1, spatial_merge_size=2, vision_feature_layer=-1, tie_word_embeddings=False,
+        text_config=config("mistral", head_dim=32, hidden_act="silu", rope_theta=1e4, sliding_window=None, tie_word_embeddings=False),
+        vision_config=dict(
+            hidden_size=16, image_size=16, intermediate_size=16, model_type="pixtral", num_attention_heads=2, num_hidden_layers=1, patch_size=8, head_dim=8,
+        ),
+    ),
+    "apertus": config(
+        "apertus", hidden_act="xielu", tie_word_embeddings=False, attention_bias=True,
+        rope_parameters=llama3_rope(rope_theta=1e4),
+    ),
+    "cohere2": config("cohere2", hidden_act="silu", rope_theta=1e4, layer_norm_eps=1e-5, logit_scale=0.7, sliding_window=8, sliding_window_pattern=3, attention_bias=True, tie_word_embeddings=True),
+    "glm4": config("glm4", head_dim=32, hidden_act="silu", rope_theta=1e4, partial_rotary_factor=0.25, attention_bias=True, tie_word_embeddings=False),
+    "nemotron": config("nemotron", head_dim=32, hidden_act="relu2", rope_theta=1e4, partial_rotary_factor=0.25, norm_eps=1e-5, attention_bias=True, mlp_bias=True, tie_word_embeddings=False),
+    "starcoder2": config("starcoder2", hidden_act="gelu_pytorch_tanh", rope_theta=1e4, norm_epsilon=1e-5, use_bias=True, sliding_window=8, tie_word_embeddings=False),
+    "stablelm": config("stablelm", hidden_act="silu", rope_theta=1e4, partial_rotary_factor=0.5, layer_norm_eps=1e-5, use_qkv_bias=True, use_parallel_residual=False, qk_layernorm=False, tie_word_embeddings=False),
+    "stablelm-parallel": config("stablelm", hidden_act="silu", rope_theta=1e4, partial_rotary_factor=0.25, layer_norm_eps=1e-5, use_qkv_bias=False, use_parallel_residual=True, qk_layernorm=True, tie_word_embeddings=False),
+    "olmoe": config("olmoe", hidden_act="silu", rope_theta=1e4, clip_qkv=1.2, num_experts=8, num_experts_per_tok=3, norm_topk_prob=True, attention_bias=True, tie_word_embeddings=False),
+    "qwen2_5_vl": nested("qwen2_5_vl", hidden_act="silu", rope_theta=1e5, rope_scaling=dict(type="mrope", mrope_section=[2, 3, 3]), tie_word_embeddings=False, use_sliding_window=False),
+    "qwen3_vl": nested("qwen3_vl", head_dim=32, hidden_act="silu", attention_bias=True, rope_theta=1e5, rope_scaling=dict(rope_type="default", mrope_interleaved=True, mrope_section=[6, 5, 5]), tie_word_embeddings=False),
+}
 VARIANTS |= PUBLISHED
 
 
@@ -228,9 +274,9 @@ def stored(base, storage):
 # Every family in every form, whatever else there is of it.
 for base in (
     "gemma", "gemma2-window", "gemma3_text", "gpt_oss", "granite", "llama", "mistral-window", "mixtral", "olmo2", "phi3",
-    "qwen2", "qwen3", "qwen3_moe", "smollm3", *PUBLISHED,
+    "qwen2", "qwen3", "qwen3_moe", "smollm3", *(name for name in PUBLISHED if "-" not in name),
 ):
-    for storage in ("bf16", "q4", "q8"):
+    for storage in ("bf16", "q4") if base in PUBLISHED else ("bf16", "q4", "q8"):
         VARIANTS.setdefault(f"{base}+{storage}", stored(base, storage))
 
 
@@ -382,7 +428,7 @@ def vision(config, hidden):
 def tensors(config, storage):
     """[name, type, shape, mean, spread] of every tensor, scaled so that every part of the network matters."""
     text = config.get("text_config", config)
-    tied = text.get("tie_word_embeddings", text["model_type"].startswith("gemma"))
+    tied = text.get("tie_word_embeddings", text.get("tie_embedding", text["model_type"].startswith("gemma")))
     kind = {"bf16": "BF16", "f16": "F16"}.get(storage, "F32")
     settings = config.get("quantization")
     out = []
@@ -391,7 +437,7 @@ def tensors(config, storage):
             code = round(127 + math.log2(1.2 / 8 / 2.92)) - 1
             out.append([name, "U8", shape, 0, 256] if role == "codes" else [name, "U8", shape, code, 2])
             continue
-        fan = shape[1] if role == "experts" else shape[-1]
+        fan = shape[1] if role == "experts" else shape[-1] if shape else 1
         mean, std = {
             "linear": (0, 1.2 / fan**0.5),
             "experts": (0, 1.2 / fan**0.5),
@@ -402,6 +448,9 @@ def tensors(config, storage):
             "bias": (0, 0.3),
             "sinks": (0, 1.0),
             "decay": (0, 0.6),
+            "half": (0.5, 0.05),
+            "tiny": (-1e-6, 0),
+            "alpha": (0.3, 0.2),
             "conv": (0, 0.8),
             "norm1": (1, 0.2),
             "norm0": (0, 0.2),

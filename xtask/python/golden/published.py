@@ -6,7 +6,9 @@ import tempfile
 from pathlib import Path
 
 from safetensors import safe_open
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
+
+from oracles import model_class
 
 # Families whose norms are stored minus one, and those of their norms that are not.
 OFFSET = ("gemma", "qwen3_5", "qwen3_next")
@@ -23,7 +25,8 @@ def shapes(config):
     text = config.get("text_config", config)
     clean = {k: v for k, v in config.items() if k not in ("quantization", "torch_dtype", "dtype", "extra")}
     with tempfile.TemporaryDirectory() as folder:
-        AutoModelForCausalLM.from_config(AutoConfig.for_model(**json.loads(json.dumps(clean)))).save_pretrained(folder)
+        settings = AutoConfig.for_model(**json.loads(json.dumps(clean)))
+        model_class(settings).from_config(settings).save_pretrained(folder)
         found = {}
         for file in sorted(Path(folder).glob("*.safetensors")):
             with safe_open(file, "np") as tensors:
@@ -32,6 +35,8 @@ def shapes(config):
         found = stacked(found)
     offset = text["model_type"].startswith(OFFSET)
     for name, shape in sorted(found.items()):
+        if any(part in name for part in ("visual", "vision", "multi_modal_projector")):
+            continue
         if "text_config" in config:
             name = re.sub(r"^model\.(?!language_model)", "model.language_model.", name)
         yield name, shape, role(name, shape, offset)
@@ -47,6 +52,8 @@ def role(name, shape, offset):
     one = "1" if not offset or PLAIN.search(name) else "0"
     if last == "A_log":
         return "decay"
+    if layer == "act_fn":  # of learnt activations
+        return {"beta": "half", "eps": "tiny"}.get(last, "alpha")
     if last.endswith("bias"):
         return "bias"
     if last == "D" or "norm" in layer and len(shape) == 1:

@@ -5,7 +5,7 @@ use serde::{
     Deserialize, Deserializer,
     de::{DeserializeOwned, Error as _},
 };
-use serde_json::Value;
+use serde_json::{Map, Value, json};
 
 use crate::nn::{Dimensions, Weights};
 
@@ -121,8 +121,10 @@ impl<T: DeserializeOwned> Config<T> {
         let (Value::Object(given), Value::Object(mut merged)) = (given, defaults) else {
             return Err(Error::invalid_file(&path, "is no object"));
         };
-        for (key, value) in given {
-            let key = renamed.iter().find(|(own, _)| own == key).map_or(key.as_str(), |(_, name)| name);
+        let plain = given.iter().map(|(key, value)| (key.as_str(), value));
+        // What the family calls otherwise is meant where both are there.
+        let renamed = renamed.iter().filter_map(|(own, name)| Some((*name, given.get(*own)?)));
+        for (key, value) in plain.chain(renamed) {
             // `null` says that there is none, whatever the default.
             match value {
                 Value::Null => drop(merged.remove(key)),
@@ -197,4 +199,21 @@ pub(crate) fn positive(manifest: &ModelManifest, key: &str, value: f32) -> Resul
         return Ok(value);
     }
     Err(Error::invalid_key(manifest.config_path(), key, format!("{value}, expected a positive number")))
+}
+
+/// The settings of rope for layers that see all and for those with a window, whichever style the config has: the key and the default
+/// of their bases. `rope_scaling` is meant for the layers that see all.
+pub(crate) fn rope_by_type(config: &Value, [full, sliding]: [(&str, f64); 2]) -> Value {
+    let section = |name: &str, (theta, default): (&str, f64), scaling: Option<&Map<String, Value>>| {
+        let given = config.pointer(&format!("/rope_parameters/{name}")).and_then(Value::as_object);
+        let mut settings = given.cloned().unwrap_or_default();
+        settings.extend(scaling.into_iter().flatten().map(|(key, value)| (key.clone(), value.clone())));
+        settings.entry("rope_theta").or_insert_with(|| config.get(theta).cloned().unwrap_or(json!(default)));
+        settings
+    };
+    let scaling = config.get("rope_scaling").and_then(Value::as_object);
+    json!({"rope_parameters": {
+        "full_attention": section("full_attention", full, scaling),
+        "sliding_attention": section("sliding_attention", sliding, None),
+    }})
 }

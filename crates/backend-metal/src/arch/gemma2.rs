@@ -39,14 +39,26 @@ pub(super) struct SandwichNorm {
 impl SandwichNorm {
     /// The block of the layer at `weights`, around its attention.
     pub(super) fn load(weights: &Weights<'_>, dims: &Dimensions, self_attn: Attention) -> LoadResult<Self> {
-        let norm = |name| dims.norm(&weights.at(name));
+        let (attention, feed_forward) = ("post_attention_layernorm", "post_feedforward_layernorm");
+        let names = ["input_layernorm", attention, "pre_feedforward_layernorm", feed_forward];
+        Self::load_named(weights, names, dims, self_attn)
+    }
+
+    /// The same with other names of the norms, in the order in which they are applied.
+    pub(super) fn load_named(
+        weights: &Weights<'_>,
+        names: [&str; 4],
+        dims: &Dimensions,
+        self_attn: Attention,
+    ) -> LoadResult<Self> {
+        let norm = |index: usize| dims.norm(&weights.at(names[index]));
         Ok(Self {
-            input_layernorm: norm("input_layernorm")?,
+            input_layernorm: norm(0)?,
             self_attn,
-            post_attention_layernorm: norm("post_attention_layernorm")?,
-            pre_feedforward_layernorm: norm("pre_feedforward_layernorm")?,
+            post_attention_layernorm: norm(1)?,
+            pre_feedforward_layernorm: norm(2)?,
             mlp: GatedMlp::load(&weights.at("mlp"), dims, false)?,
-            post_feedforward_layernorm: norm("post_feedforward_layernorm")?,
+            post_feedforward_layernorm: norm(3)?,
         })
     }
 }

@@ -4,10 +4,10 @@ use std::rc::Rc;
 
 use inference_core::{Error, Result as LoadResult};
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::json;
 
 use super::{
-    config::{Config, LayerType, Layers, positive, text_section, tower},
+    config::{Config, LayerType, Layers, positive, rope_by_type, text_section, tower},
     gemma2::SandwichNorm,
 };
 use crate::nn::{Architecture, Attention, AttentionParams, Decoder, QkNorm, Rope, Weights};
@@ -50,7 +50,7 @@ pub(super) fn load(weights: &Weights<'_>) -> LoadResult<Box<dyn Architecture>> {
     }
     let [root, model] = tower(weights);
     let scale = positive(manifest, "query_pre_attn_scalar", own.query_pre_attn_scalar)?.sqrt().recip();
-    let settings = rope_settings(&value);
+    let settings = rope_by_type(&value, [("rope_theta", 1_000_000.0), ("rope_local_base_freq", 10_000.0)]);
     let rope = |name| Rope::load(weights, &settings, Some(name), dims.rope(), 10_000.0).map(Rc::new);
     let (global, local) = (rope("full_attention")?, rope("sliding_attention")?);
     let types = own.layers.clone().types(manifest, &dims, |i| {
@@ -76,21 +76,4 @@ pub(super) fn load(weights: &Weights<'_>) -> LoadResult<Box<dyn Architecture>> {
         logit_cap: cap.map(|cap| positive(manifest, "final_logit_softcapping", cap)).transpose()?,
         ..decoder
     }))
-}
-
-/// The settings of rope for both types of layers, whichever style the config has. `rope_scaling` is meant for the layers that
-/// see all.
-fn rope_settings(config: &Value) -> Value {
-    let section = |name: &str, theta: &str, default: f64, scaling: Option<&Map<String, Value>>| {
-        let given = config.pointer(&format!("/rope_parameters/{name}")).and_then(Value::as_object);
-        let mut settings = given.cloned().unwrap_or_default();
-        settings.extend(scaling.into_iter().flatten().map(|(key, value)| (key.clone(), value.clone())));
-        settings.entry("rope_theta").or_insert_with(|| config.get(theta).cloned().unwrap_or(json!(default)));
-        settings
-    };
-    let scaling = config.get("rope_scaling").and_then(Value::as_object);
-    json!({"rope_parameters": {
-        "full_attention": section("full_attention", "rope_theta", 1_000_000.0, scaling),
-        "sliding_attention": section("sliding_attention", "rope_local_base_freq", 10_000.0, None),
-    }})
 }

@@ -10,7 +10,7 @@ use serde_json::json;
 use super::config::{Config, positive};
 use crate::mlx::scalar;
 use crate::nn::{
-    Architecture, Attention, AttentionParams, Block, Decoder, ForwardPass, GatedMlp, LayerState, RmsNorm, Rope, Weights,
+    Architecture, Attention, AttentionParams, Block, Decoder, Dimensions, FeedForward, ForwardPass, GatedMlp, LayerState, Mixer, RmsNorm, Rope, Weights,
 };
 
 #[derive(Debug, Deserialize)]
@@ -23,17 +23,36 @@ struct Own {
     logits_scaling: f32,
 }
 
-/// x + r · attention(norm(x)), then the same with the feed-forward block.
+/// x + r · mixer(norm(x)), then the same with the feed-forward block.
 #[derive(Debug)]
-struct ScaledPreNorm {
+pub(super) struct ScaledPreNorm<F, M> {
     input_layernorm: RmsNorm,
-    self_attn: Attention,
+    self_attn: M,
     post_attention_layernorm: RmsNorm,
-    mlp: GatedMlp,
+    mlp: F,
     residual_multiplier: f32,
 }
 
-impl Block for ScaledPreNorm {
+impl<F: FeedForward, M: Mixer> ScaledPreNorm<F, M> {
+    /// The block of the layer at `weights`, around its parts.
+    pub(super) fn load(
+        weights: &Weights<'_>,
+        dims: &Dimensions,
+        self_attn: M,
+        mlp: F,
+        residual_multiplier: f32,
+    ) -> LoadResult<Self> {
+        Ok(Self {
+            input_layernorm: dims.norm(&weights.at("input_layernorm"))?,
+            self_attn,
+            post_attention_layernorm: dims.norm(&weights.at("post_attention_layernorm"))?,
+            mlp,
+            residual_multiplier,
+        })
+    }
+}
+
+impl<F: FeedForward, M: Mixer> Block for ScaledPreNorm<F, M> {
     fn forward(&self, x: &Array, pass: &mut ForwardPass<'_>, layer: usize) -> Result<Array> {
         let factor = scalar(self.residual_multiplier, x.dtype())?;
         let mixed = self.self_attn.forward(&self.input_layernorm.forward(x)?, pass, layer)?;
@@ -62,13 +81,9 @@ pub(super) fn load(weights: &Weights<'_>) -> LoadResult<Box<dyn Architecture>> {
     let layers = dims.layers(&model)?.map(|layer| {
         let (attention, bias) = (layer.at("self_attn"), [own.attention_bias; 2]);
         let rope = Some(rope.clone());
-        LoadResult::Ok(ScaledPreNorm {
-            input_layernorm: dims.norm(&layer.at("input_layernorm"))?,
-            self_attn: Attention::load(&attention, dims.heads(), bias, rope, AttentionParams::full(scale))?,
-            post_attention_layernorm: dims.norm(&layer.at("post_attention_layernorm"))?,
-            mlp: GatedMlp::load(&layer.at("mlp"), &dims, own.mlp_bias)?,
-            residual_multiplier: own.residual_multiplier,
-        })
+        let self_attn = Attention::load(&attention, dims.heads(), bias, rope, AttentionParams::full(scale))?;
+        let mlp = GatedMlp::load(&layer.at("mlp"), &dims, own.mlp_bias)?;
+        ScaledPreNorm::load(&layer, &dims, self_attn, mlp, own.residual_multiplier)
     });
     let layers = layers.collect::<LoadResult<Vec<_>>>()?;
     let decoder = Decoder::load(weights, &model, &dims, layers, &[&rope])?;

@@ -1,13 +1,16 @@
-//! Mistral: a Llama with a sliding window over all layers, in its first versions.
+//! Mistral, Ministral 3, and the language towers of Mistral Small: a Llama with a sliding window over all layers in its first
+//! versions, and queries that are scaled by their positions in its last.
 
 use std::rc::Rc;
 
-use inference_core::Result as LoadResult;
+use inference_core::{Error, Result as LoadResult};
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::config::{Config, LayerType, Layers};
-use crate::nn::{Architecture, Attention, AttentionParams, Decoder, GatedMlp, PreNorm, Rope, Weights};
+use super::config::{Config, LayerType, Layers, text_section, tower};
+use crate::nn::{
+    Architecture, Attention, AttentionParams, Decoder, GatedMlp, PreNorm, QueryScale, Rope, Weights,
+};
 
 #[derive(Debug, Deserialize)]
 struct Own {
@@ -21,17 +24,82 @@ pub(super) fn load(weights: &Weights<'_>) -> LoadResult<Box<dyn Architecture>> {
         "num_key_value_heads": 8, "tie_word_embeddings": false, "hidden_act": "silu", "sliding_window": 4096,
         "max_position_embeddings": 131_072, "rms_norm_eps": 1e-6,
     });
-    let Config { dims, own, value } = Config::<Own>::read(weights.manifest(), None, defaults)?;
-    let model = weights.at("model");
+    load_with(weights, None, defaults)
+}
+
+/// Binds a checkpoint of Ministral 3.
+pub(super) fn load_ministral(weights: &Weights<'_>) -> LoadResult<Box<dyn Architecture>> {
+    load_with(weights, None, ministral())
+}
+
+/// Binds the language tower of a multimodal checkpoint.
+pub(super) fn load_tower(weights: &Weights<'_>) -> LoadResult<Box<dyn Architecture>> {
+    let manifest = weights.manifest();
+    let kind = manifest.config().pointer("/text_config/model_type").and_then(Value::as_str);
+    let defaults = match kind {
+        Some("ministral3") => ministral(),
+        None | Some("mistral") => json!({
+            "num_key_value_heads": 8, "tie_word_embeddings": false, "hidden_act": "silu", "head_dim": 128,
+            "max_position_embeddings": 131_072, "rms_norm_eps": 1e-6,
+        }),
+        Some(other) => {
+            let reason = format!("{other:?}, expected mistral or ministral3");
+            return Err(Error::invalid_key(manifest.config_path(), "text_config.model_type", reason));
+        }
+    };
+    load_with(weights, text_section(manifest), defaults)
+}
+
+fn ministral() -> Value {
+    json!({
+        "num_key_value_heads": 8, "tie_word_embeddings": false, "hidden_act": "silu", "head_dim": 128,
+        "max_position_embeddings": 262_144, "rms_norm_eps": 1e-5,
+        "rope_parameters": {
+            "rope_type": "yarn", "rope_theta": 1_000_000.0, "factor": 16.0, "original_max_position_embeddings": 16384,
+            "beta_fast": 32.0, "beta_slow": 1.0, "mscale_all_dim": 1.0, "mscale": 1.0, "llama_4_scaling_beta": 0.1,
+        },
+    })
+}
+
+fn load_with(
+    weights: &Weights<'_>,
+    section: Option<&str>,
+    defaults: Value,
+) -> LoadResult<Box<dyn Architecture>> {
+    let manifest = weights.manifest();
+    let Config { dims, own, value } = Config::<Own>::read(manifest, section, defaults)?;
+    let [root, model] = tower(weights);
     let rope = Rc::new(Rope::load(weights, &value, None, dims.rope(), 10_000.0)?);
-    let types = own.layers.clone().types(weights.manifest(), &dims, |_| LayerType::SlidingAttention)?;
+    let query_scale = query_scale(weights, &value)?;
+    let types = own.layers.clone().types(manifest, &dims, |_| LayerType::SlidingAttention)?;
     let layers = dims.layers(&model)?.zip(types).map(|(layer, layer_type)| {
         let attend =
             AttentionParams { window: own.layers.window(layer_type), ..AttentionParams::full(dims.scale()) };
         let attention = layer.at("self_attn");
-        let self_attn = Attention::load(&attention, dims.heads(), [false; 2], Some(rope.clone()), attend)?;
+        let self_attn = Attention::load(&attention, dims.heads(), [false; 2], Some(rope.clone()), attend)?
+            .with_query_scale(query_scale);
         PreNorm::load(&layer, &dims, self_attn, GatedMlp::load(&layer.at("mlp"), &dims, false)?)
     });
     let layers = layers.collect::<LoadResult<Vec<_>>>()?;
-    Ok(Box::new(Decoder::load(weights, &model, &dims, layers, &[&rope])?))
+    Ok(Box::new(Decoder::load(&root, &model, &dims, layers, &[&rope])?))
+}
+
+/// How queries are scaled by their positions, where the config says so.
+fn query_scale(weights: &Weights<'_>, config: &Value) -> LoadResult<Option<QueryScale>> {
+    let Some(settings) = config.get("rope_parameters") else { return Ok(None) };
+    let Some(beta) = settings.get("llama_4_scaling_beta").filter(|beta| !beta.is_null()) else {
+        return Ok(None);
+    };
+    let original = settings.get("original_max_position_embeddings").and_then(Value::as_u64);
+    let original = original.and_then(|original| i32::try_from(original).ok()).filter(|original| *original > 0);
+    match (beta.as_f64().filter(|beta| beta.is_finite()), original) {
+        (Some(beta), Some(original)) => {
+            Ok(Some(QueryScale { beta: beta as f32, original: original as usize, shift: 0 }))
+        }
+        _ => {
+            let reason = "needs a number, and original_max_position_embeddings";
+            let key = "rope_parameters.llama_4_scaling_beta";
+            Err(Error::invalid_key(weights.manifest().config_path(), key, reason))
+        }
+    }
 }

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::config::Config;
 use crate::nn::{
-    Architecture, Attention, AttentionParams, Block, Decoder, ForwardPass, GatedMlp, LayerState, QkNorm, RmsNorm, Rope,
+    Architecture, Attention, AttentionParams, Block, Decoder, Dimensions, ForwardPass, GatedMlp, LayerState, QkNorm, RmsNorm, Rope,
     Weights,
 };
 
@@ -20,11 +20,23 @@ struct Own {
 
 /// x + norm(attention(x)), then the same with the feed-forward block.
 #[derive(Debug)]
-struct PostNorm {
+pub(super) struct PostNorm {
     self_attn: Attention,
     post_attention_layernorm: RmsNorm,
     mlp: GatedMlp,
     post_feedforward_layernorm: RmsNorm,
+}
+
+impl PostNorm {
+    /// The block of the layer at `weights`, around its attention.
+    pub(super) fn load(weights: &Weights<'_>, dims: &Dimensions, self_attn: Attention) -> LoadResult<Self> {
+        Ok(Self {
+            self_attn,
+            post_attention_layernorm: dims.norm(&weights.at("post_attention_layernorm"))?,
+            mlp: GatedMlp::load(&weights.at("mlp"), dims, false)?,
+            post_feedforward_layernorm: dims.norm(&weights.at("post_feedforward_layernorm"))?,
+        })
+    }
 }
 
 impl Block for PostNorm {
@@ -51,13 +63,9 @@ pub(super) fn load(weights: &Weights<'_>) -> LoadResult<Box<dyn Architecture>> {
     let layers = dims.layers(&model)?.map(|layer| {
         let (attention, bias) = (layer.at("self_attn"), [own.attention_bias; 2]);
         let attend = AttentionParams::full(dims.scale());
-        LoadResult::Ok(PostNorm {
-            self_attn: Attention::load(&attention, dims.heads(), bias, Some(rope.clone()), attend)?
-                .with_norm(QkNorm::load_whole(&attention, &dims)?),
-            post_attention_layernorm: dims.norm(&layer.at("post_attention_layernorm"))?,
-            mlp: GatedMlp::load(&layer.at("mlp"), &dims, false)?,
-            post_feedforward_layernorm: dims.norm(&layer.at("post_feedforward_layernorm"))?,
-        })
+        let self_attn = Attention::load(&attention, dims.heads(), bias, Some(rope.clone()), attend)?
+            .with_norm(QkNorm::load_whole(&attention, &dims)?);
+        PostNorm::load(&layer, &dims, self_attn)
     });
     let layers = layers.collect::<LoadResult<Vec<_>>>()?;
     Ok(Box::new(Decoder::load(weights, &model, &dims, layers, &[&rope])?))

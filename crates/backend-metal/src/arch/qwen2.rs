@@ -6,7 +6,7 @@ use inference_core::{ModelManifest, Result as LoadResult};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::config::{Config, LayerType, Layers};
+use super::config::{Config, LayerType, Layers, text_section, tower};
 use crate::nn::{
     Architecture, Attention, AttentionParams, Decoder, Dimensions, GatedMlp, PreNorm, Rope, Weights,
 };
@@ -51,8 +51,8 @@ pub(super) fn load(weights: &Weights<'_>) -> LoadResult<Box<dyn Architecture>> {
         "tie_word_embeddings": false, "hidden_act": "silu", "max_position_embeddings": 32768, "rms_norm_eps": 1e-6,
         "use_sliding_window": false, "sliding_window": 4096, "max_window_layers": 28,
     });
-    let Config { dims, own, value } = Config::<Windows>::read(weights.manifest(), None, defaults)?;
-    let model = weights.at("model");
+    let Config { dims, own, value } = Config::<Windows>::read(weights.manifest(), text_section(weights.manifest()), defaults)?;
+    let [root, model] = tower(weights);
     let rope = Rc::new(Rope::load(weights, &value, None, dims.rope(), 10_000.0)?);
     let windows = own.of_layers(weights.manifest(), &dims)?;
     let layers = dims.layers(&model)?.zip(windows).map(|(layer, window)| {
@@ -62,5 +62,5 @@ pub(super) fn load(weights: &Weights<'_>) -> LoadResult<Box<dyn Architecture>> {
         PreNorm::load(&layer, &dims, self_attn, GatedMlp::load(&layer.at("mlp"), &dims, false)?)
     });
     let layers = layers.collect::<LoadResult<Vec<_>>>()?;
-    Ok(Box::new(Decoder::load(weights, &model, &dims, layers, &[&rope])?))
+    Ok(Box::new(Decoder::load(&root, &model, &dims, layers, &[&rope])?))
 }

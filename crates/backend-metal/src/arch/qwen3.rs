@@ -6,7 +6,10 @@ use inference_core::Result as LoadResult;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{config::Config, qwen2::Windows};
+use super::{
+    config::{Config, text_section, tower},
+    qwen2::Windows,
+};
 use crate::nn::{
     Architecture, Attention, AttentionParams, Decoder, GatedMlp, PreNorm, QkNorm, Rope, Weights,
 };
@@ -25,8 +28,8 @@ pub(super) fn load(weights: &Weights<'_>) -> LoadResult<Box<dyn Architecture>> {
         "max_position_embeddings": 32768, "rms_norm_eps": 1e-6, "use_sliding_window": false,
         "sliding_window": 4096, "max_window_layers": 28,
     });
-    let Config { dims, own, value } = Config::<Own>::read(weights.manifest(), None, defaults)?;
-    let model = weights.at("model");
+    let Config { dims, own, value } = Config::<Own>::read(weights.manifest(), text_section(weights.manifest()), defaults)?;
+    let [root, model] = tower(weights);
     let rope = Rc::new(Rope::load(weights, &value, None, dims.rope(), 10_000.0)?);
     let windows = own.windows.of_layers(weights.manifest(), &dims)?;
     let layers = dims.layers(&model)?.zip(windows).map(|(layer, window)| {
@@ -38,5 +41,5 @@ pub(super) fn load(weights: &Weights<'_>) -> LoadResult<Box<dyn Architecture>> {
         PreNorm::load(&layer, &dims, self_attn, GatedMlp::load(&layer.at("mlp"), &dims, false)?)
     });
     let layers = layers.collect::<LoadResult<Vec<_>>>()?;
-    Ok(Box::new(Decoder::load(weights, &model, &dims, layers, &[&rope])?))
+    Ok(Box::new(Decoder::load(&root, &model, &dims, layers, &[&rope])?))
 }

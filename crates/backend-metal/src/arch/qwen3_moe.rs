@@ -6,7 +6,7 @@ use inference_core::{Error, Result as LoadResult};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::config::Config;
+use super::config::{Config, text_section, tower};
 use crate::nn::{
     Architecture, Attention, AttentionParams, Decoder, ExpertSizes, Experts, FeedForward, GatedMlp, Gating,
     Linear, Moe, PreNorm, QkNorm, Rope, Routing, Weights,
@@ -36,7 +36,7 @@ pub(super) fn load(weights: &Weights<'_>) -> LoadResult<Box<dyn Architecture>> {
         "decoder_sparse_step": 1, "norm_topk_prob": false,
     });
     let manifest = weights.manifest();
-    let Config { dims, own, value } = Config::<Own>::read(manifest, None, defaults)?;
+    let Config { dims, own, value } = Config::<Own>::read(manifest, text_section(manifest), defaults)?;
     let invalid = |key: &str, reason: String| Error::invalid_key(manifest.config_path(), key, reason);
     if own.decoder_sparse_step == 0 {
         return Err(invalid("decoder_sparse_step", "0, expected a positive number".to_owned()));
@@ -51,7 +51,7 @@ pub(super) fn load(weights: &Weights<'_>) -> LoadResult<Box<dyn Architecture>> {
         hidden_size: dims.hidden_size,
         intermediate_size: own.moe_intermediate_size,
     };
-    let model = weights.at("model");
+    let [root, model] = tower(weights);
     let rope = Rc::new(Rope::load(weights, &value, None, dims.rope(), 10_000.0)?);
     let layers = dims.layers(&model)?.enumerate().map(|(i, layer)| {
         let (attention, mlp) = (layer.at("self_attn"), layer.at("mlp"));
@@ -74,5 +74,5 @@ pub(super) fn load(weights: &Weights<'_>) -> LoadResult<Box<dyn Architecture>> {
         PreNorm::load(&layer, &dims, self_attn, mlp)
     });
     let layers = layers.collect::<LoadResult<Vec<_>>>()?;
-    Ok(Box::new(Decoder::load(weights, &model, &dims, layers, &[&rope])?))
+    Ok(Box::new(Decoder::load(&root, &model, &dims, layers, &[&rope])?))
 }

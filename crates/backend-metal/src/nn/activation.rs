@@ -3,7 +3,7 @@
 use mlx_rs::{
     Array,
     error::Result,
-    ops::{erf, sigmoid},
+    ops::{erf, maximum, sigmoid},
 };
 use serde::Deserialize;
 
@@ -21,6 +21,9 @@ pub(crate) enum Activation {
     /// x · Φ(x), with tanh instead of the error function.
     #[serde(rename = "gelu_pytorch_tanh", alias = "gelu_new")]
     GeluTanh,
+    /// max(x, 0)²
+    #[serde(rename = "relu2")]
+    Relu2,
 }
 
 impl Activation {
@@ -32,6 +35,10 @@ impl Activation {
             Self::Gelu => {
                 let phi = erf(x.multiply(number(std::f32::consts::FRAC_1_SQRT_2)?)?)?.add(number(1.0)?)?;
                 x.multiply(phi)?.multiply(number(0.5)?)
+            }
+            Self::Relu2 => {
+                let positive = maximum(x, number(0.0)?)?;
+                positive.multiply(&positive)
             }
             // (1 + tanh(z)) / 2 = σ(2z), which needs fewer operations.
             Self::GeluTanh => {

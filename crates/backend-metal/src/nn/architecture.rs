@@ -72,3 +72,14 @@ pub(crate) struct ModelConfig {
     /// The element type of weights that are not quantised: `bf16`, ….
     pub(crate) dtype: String,
 }
+
+impl ModelConfig {
+    /// The most bytes that a cache keeps of one position, and of its recurrent states.
+    pub(crate) fn cache_bytes(&self) -> (u64, u64) {
+        let positions = self.states.iter().filter_map(|state| state.attention);
+        let recurrent = self.states.iter().filter_map(|state| state.recurrent);
+        let position = positions.map(|kept| 4 * kept.elements as u64).fold(0, u64::saturating_add);
+        let states = recurrent.map(|state| 4 * (state.floats + state.activations) as u64);
+        (position, states.fold(0, u64::saturating_add))
+    }
+}

@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use inference_core::Result as LoadResult;
-use mlx_rs::{Array, error::Result, ops};
+use mlx_rs::{Array, Dtype, error::Result, fast, ops};
 
 use super::{
     attention_params::AttentionParams,
@@ -14,10 +14,11 @@ use super::{
     forward_pass::ForwardPass,
     linear::{Linear, Projections},
     norm::RmsNorm,
-    rope::Rope,
+    parameter::Weight,
+    rope::{Offsets, Rope},
     weights::Weights,
 };
-use crate::mlx::slice;
+use crate::mlx::{scalar, slice};
 
 /// The norms of queries and keys.
 #[derive(Debug, Clone)]
@@ -28,6 +29,16 @@ pub(crate) enum QkNorm {
     Heads(RmsNorm, RmsNorm),
     /// All heads together.
     Whole(RmsNorm, RmsNorm),
+    /// Each head by mean and variance, with weights of its own: `[heads · head_dim]` of queries and of keys, and epsilon.
+    Own([Weight; 2], f32),
+}
+
+/// A factor of queries that grows with their positions: `1 + beta · ln(1 + ⌊(position + shift) / original⌋)`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct QueryScale {
+    pub(crate) beta: f32,
+    pub(crate) original: usize,
+    pub(crate) shift: usize,
 }
 
 impl QkNorm {
@@ -66,6 +77,9 @@ pub(crate) struct Attention {
     gated: bool,
     /// Whether positions are applied before the norms.
     rope_first: bool,
+    query_scale: Option<QueryScale>,
+    /// Queries, keys and values are cut to ± this.
+    clip: Option<f32>,
     heads: i32,
     kv_heads: i32,
     head_dim: i32,
@@ -127,6 +141,8 @@ impl Attention {
             attend,
             gated,
             rope_first: false,
+            query_scale: None,
+            clip: None,
             heads: heads as i32,
             kv_heads: kv_heads as i32,
             head_dim: head_dim as i32,
@@ -136,6 +152,16 @@ impl Attention {
     /// The same with norms of queries and keys.
     pub(crate) fn with_norm(self, norm: QkNorm) -> Self {
         Self { norm, ..self }
+    }
+
+    /// The same with queries scaled by their positions.
+    pub(crate) fn with_query_scale(self, query_scale: Option<QueryScale>) -> Self {
+        Self { query_scale, ..self }
+    }
+
+    /// The same with queries, keys and values cut to ± `clip`.
+    pub(crate) fn with_clip(self, clip: Option<f32>) -> Self {
+        Self { clip, ..self }
     }
 
     /// The same with positions applied before the norms.
@@ -153,10 +179,13 @@ impl Attention {
         if self.gated {
             return self.forward_gated(x, pass, layer);
         }
-        let [queries, keys, values] = match ExecMode::current() {
+        let [mut queries, keys, values] = match ExecMode::current() {
             ExecMode::CpuKernels => self.fused_qk_norm_rope(x, pass)?,
             _ => self.rotate(x, pass)?,
         };
+        if let Some(scale) = self.query_scale {
+            queries = scale.apply(queries, pass)?;
+        }
         let output = pass.attend(layer, [&queries, &keys, &values], &self.attend)?;
         self.o_proj.forward(&output)
     }
@@ -200,12 +229,13 @@ impl Attention {
 
     /// The same from one array `[B, T, (heads + 2 kv_heads) · head_dim]`, where the CPU's kernels know its type.
     fn fused(&self, joined: &Array, pass: &mut ForwardPass<'_>) -> Result<Option<[Array; 3]>> {
-        if self.rope_first || self.rope.as_ref().is_some_and(|rope| rope.is_interleaved()) {
+        if self.rope_first || self.clip.is_some() || self.rope.as_ref().is_some_and(|rope| rope.is_interleaved()) {
             return Ok(None);
         }
         let norms = match &self.norm {
             QkNorm::Heads(q_norm, k_norm) => Some([q_norm.parts()?, k_norm.parts()?]),
             QkNorm::None | QkNorm::Whole(..) => None,
+            QkNorm::Own(..) => return Ok(None),
         };
         let table = self.rope.as_ref().map(|rope| pass.rotary_table(rope)).transpose()?;
         let heads = [self.heads, self.kv_heads, self.head_dim];
@@ -215,7 +245,7 @@ impl Attention {
     /// The same with MLX's operations.
     fn rotate(&self, x: &Array, pass: &ForwardPass<'_>) -> Result<[Array; 3]> {
         match (self.qkv_proj.joined(), &self.norm) {
-            (Some(projection), QkNorm::None) => self.rotate_joined(&projection.forward(x)?, pass),
+            (Some(projection), QkNorm::None) if self.clip.is_none() => self.rotate_joined(&projection.forward(x)?, pass),
             _ => self.rotate_apart(self.qkv_proj.forward(x)?, pass),
         }
     }
@@ -240,23 +270,35 @@ impl Attention {
     /// The same from three arrays `[B, T, heads · head_dim]`, with norms.
     fn rotate_apart(
         &self,
-        [mut queries, mut keys, values]: [Array; 3],
+        [mut queries, mut keys, mut values]: [Array; 3],
         pass: &ForwardPass<'_>,
     ) -> Result<[Array; 3]> {
         if let QkNorm::Whole(q_norm, k_norm) = &self.norm {
             (queries, keys) = (q_norm.forward(&queries)?, k_norm.forward(&keys)?);
         }
+        if let Some(limit) = self.clip {
+            let number = |value| scalar(value, queries.dtype());
+            let (low, high) = (number(-limit)?, number(limit)?);
+            let cut = |x: &Array| ops::minimum(ops::maximum(x, &low)?, &high);
+            (queries, keys, values) = (cut(&queries)?, cut(&keys)?, cut(&values)?);
+        }
         let split = |x: Array, heads: i32| x.reshape(&[x.dim(0), x.dim(1), heads, self.head_dim]);
         (queries, keys) = (split(queries, self.heads)?, split(keys, self.kv_heads)?);
         let norms = match &self.norm {
             QkNorm::Heads(q_norm, k_norm) => Some([q_norm, k_norm]),
-            QkNorm::None | QkNorm::Whole(..) => None,
+            QkNorm::None | QkNorm::Whole(..) | QkNorm::Own(..) => None,
         };
+        if let QkNorm::Own([q_weight, k_weight], eps) = &self.norm {
+            let norm = |x: &Array, weight: &Weight| {
+                fast::layer_norm(x, None, None, *eps)?.multiply(weight.get()?.reshape(&[-1, self.head_dim])?)
+            };
+            (queries, keys) = (norm(&queries, q_weight)?, norm(&keys, k_weight)?);
+        }
         if let (Some([q_norm, k_norm]), false) = (norms, self.rope_first) {
             (queries, keys) = (q_norm.forward(&queries)?, k_norm.forward(&keys)?);
         }
         let heads_first = |x: Array| x.swap_axes(1, 2);
-        let values = heads_first(split(values, self.kv_heads)?)?;
+        values = heads_first(split(values, self.kv_heads)?)?;
         (queries, keys) = (heads_first(queries)?, heads_first(keys)?);
         if let Some(rope) = &self.rope {
             queries = rope.forward(&queries, pass.offsets(), pass.lengths())?;
@@ -266,5 +308,23 @@ impl Attention {
             (queries, keys) = (q_norm.forward(&queries)?, k_norm.forward(&keys)?);
         }
         Ok([queries, keys, values])
+    }
+}
+
+impl QueryScale {
+    /// Scales queries `[B, heads, T, head_dim]`.
+    fn apply(self, queries: Array, pass: &ForwardPass<'_>) -> Result<Array> {
+        if pass.lengths().iter().all(|length| length + self.shift <= self.original) {
+            return Ok(queries);
+        }
+        let tokens = ops::arange::<_, i32>(0, queries.dim(2), None)?;
+        let positions = match pass.offsets() {
+            Offsets::Same(start) => tokens.add(Array::from_int(*start as i32))?.expand_dims(0)?,
+            Offsets::Each(starts) => starts.expand_dims(1)?.add(tokens.expand_dims(0)?)?,
+        };
+        let shifted = positions.add(Array::from_int(self.shift as i32))?;
+        let rounds = shifted.floor_divide(Array::from_int(self.original as i32))?.as_dtype(Dtype::Float32)?;
+        let factor = rounds.log1p()?.multiply(Array::from_f32(self.beta))?.add(Array::from_f32(1.0))?;
+        queries.multiply(factor.expand_dims_axes(&[1, 3])?.as_dtype(queries.dtype())?)
     }
 }

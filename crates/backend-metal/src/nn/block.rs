@@ -4,7 +4,7 @@ use inference_core::Result as LoadResult;
 use mlx_rs::{Array, error::Result};
 
 use super::{
-    attention::Attention, cache::LayerState, dimensions::Dimensions, forward_pass::ForwardPass, mlp::GatedMlp, norm::RmsNorm,
+    attention::Attention, cache::LayerState, dimensions::Dimensions, forward_pass::ForwardPass, mlp::GatedMlp, norm::{LayerNorm, RmsNorm},
     weights::Weights,
 };
 
@@ -100,6 +100,32 @@ impl<F: FeedForward, M: Mixer> Block for PreNorm<F, M> {
         let mixed = self.self_attn.forward(&self.input_layernorm.forward(x)?, pass, layer)?;
         let [x, normalised] = self.post_attention_layernorm.of_sum(x, &mixed, None)?;
         x.add(self.mlp.forward(&normalised)?)
+    }
+
+    fn state(&self) -> LayerState {
+        self.self_attn.state()
+    }
+}
+
+/// A block whose norms are of mean and variance: as [`PreNorm`], or with attention and feed-forward part side by side.
+#[derive(Debug)]
+pub(crate) struct LayerNormBlock<F> {
+    pub(crate) input_layernorm: LayerNorm,
+    pub(crate) self_attn: Attention,
+    /// `None`: x + attention(norm(x)) + mlp(norm(x)).
+    pub(crate) post_attention_layernorm: Option<LayerNorm>,
+    pub(crate) mlp: F,
+}
+
+impl<F: FeedForward> Block for LayerNormBlock<F> {
+    fn forward(&self, x: &Array, pass: &mut ForwardPass<'_>, layer: usize) -> Result<Array> {
+        let normalised = self.input_layernorm.forward(x)?;
+        let mixed = x.add(self.self_attn.forward(&normalised, pass, layer)?)?;
+        let normalised = match &self.post_attention_layernorm {
+            Some(norm) => norm.forward(&mixed)?,
+            None => normalised,
+        };
+        mixed.add(self.mlp.forward(&normalised)?)
     }
 
     fn state(&self) -> LayerState {

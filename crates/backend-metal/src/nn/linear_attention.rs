@@ -13,7 +13,7 @@
 use mlx_rs::{Array, Dtype, error::Result, ops};
 
 use super::{cpu, forward_pass::RecurrentInput};
-use crate::mlx::{scalar, slice};
+use crate::mlx::slice;
 
 /// Tokens of a chunk, a power of two.
 const CHUNK: i32 = 64;
@@ -112,19 +112,20 @@ impl Heads {
         let size = (tokens as u32).next_power_of_two().min(CHUNK as u32) as i32;
         let Self { queries, keys, values, decay, beta } = self.in_chunks(size)?;
         let sums = ops::cumsum(&decay, 3, None, None)?;
-        let last = slice(&sums, 3, size - 1, size)?;
         let at_place = |x: &Array| x.expand_dims(4);
         let row = ops::arange::<_, i32>(0, size, None)?.expand_dims(1)?;
         let column = ops::arange::<_, i32>(0, size, None)?.expand_dims(0)?;
-        let between = at_place(&sums)?.subtract(sums.expand_dims(3)?)?;
-        let never = scalar(f32::NEG_INFINITY, Dtype::Float32)?;
-        let between = ops::exp(ops::select(&column.le(&row)?, &between, never)?)?;
+        let mask = |places: Array| places.as_dtype(Dtype::Float32);
+        let below = mask(column.lt(&row)?)?;
+        // Gᵢ - Gⱼ, summed up: the difference of two sums is less exact.
+        let between = ops::exp(ops::cumsum(at_place(&decay)?.multiply(&below)?, 3, None, None)?)?;
+        let to_end = slice(&between, 3, size - 1, size)?.swap_axes(3, 4)?;
+        let between = between.multiply(mask(column.le(&row)?)?)?;
         let (added, removed) = match &beta {
             None => (values, None),
             Some(beta) => {
                 let scaled = keys.multiply(at_place(beta)?)?;
-                let below = column.lt(&row)?.as_dtype(Dtype::Float32)?;
-                let n = scaled.matmul(keys.swap_axes(3, 4)?)?.multiply(&between)?.multiply(below)?;
+                let n = scaled.matmul(keys.swap_axes(3, 4)?)?.multiply(&between)?.multiply(&below)?;
                 let solved = unit_lower_inverse(&n, size)?;
                 let removed = solved.matmul(scaled.multiply(at_place(&ops::exp(&sums)?)?)?)?;
                 (solved.matmul(values.multiply(at_place(beta)?)?)?, Some(removed))
@@ -132,8 +133,8 @@ impl Heads {
         };
         let weights = queries.matmul(keys.swap_axes(3, 4)?)?.multiply(&between)?;
         let from_state = queries.multiply(at_place(&ops::exp(&sums)?)?)?;
-        let to_state = keys.multiply(at_place(&ops::exp(last.subtract(&sums)?)?)?)?.swap_axes(3, 4)?;
-        let kept = ops::exp(&last)?;
+        let to_state = keys.multiply(to_end)?.swap_axes(3, 4)?;
+        let kept = ops::exp(slice(&sums, 3, size - 1, size)?)?;
         let mut outputs = Vec::new();
         for n in 0..weights.dim(2) {
             let chunk = |x: &Array| slice(x, 2, n, n + 1)?.squeeze_axes(&[2]);

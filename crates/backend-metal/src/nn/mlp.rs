@@ -8,7 +8,8 @@ use mlx_rs::{
 };
 
 use super::{
-    activation::Gating,
+    activation::{Activation, Gating},
+    block::FeedForward,
     cpu::{self, Halves},
     dimensions::Dimensions,
     exec::ExecMode,
@@ -56,6 +57,37 @@ impl Gating {
     }
 }
 
+/// down(act(up(x)))
+#[derive(Debug, Clone)]
+pub(crate) struct PlainMlp {
+    up_proj: Linear,
+    down_proj: Linear,
+    activation: Activation,
+}
+
+impl PlainMlp {
+    /// The MLP at `weights`, whose projections have these names.
+    pub(crate) fn load(
+        weights: &Weights<'_>,
+        [up, down]: [&str; 2],
+        dims: &Dimensions,
+        bias: bool,
+    ) -> LoadResult<Self> {
+        let (hidden, intermediate) = (dims.hidden_size, dims.intermediate_size);
+        Ok(Self {
+            up_proj: Linear::load(&weights.at(up), intermediate, hidden, bias)?,
+            down_proj: Linear::load(&weights.at(down), hidden, intermediate, bias)?,
+            activation: dims.hidden_act,
+        })
+    }
+}
+
+impl FeedForward for PlainMlp {
+    fn forward(&self, x: &Array) -> Result<Array> {
+        self.down_proj.forward(&self.activation.apply(&self.up_proj.forward(x)?)?)
+    }
+}
+
 /// down(act(gate(x)) · up(x))
 #[derive(Debug, Clone)]
 pub(crate) struct GatedMlp {
@@ -86,6 +118,21 @@ impl GatedMlp {
         let names = [(gate, intermediate), (up, intermediate)];
         Ok(Self {
             gate_up_proj: Projections::load(weights, "gate_up_proj", names, hidden, false)?,
+            down_proj: Linear::load(&weights.at(down), hidden, intermediate, false)?,
+            gating: Gating::Glu(dims.hidden_act),
+        })
+    }
+
+    /// The same with gate and up in one projection: the names of that and of down.
+    pub(crate) fn load_fused(
+        weights: &Weights<'_>,
+        [gate_up, down]: [&str; 2],
+        dims: &Dimensions,
+    ) -> LoadResult<Self> {
+        let (hidden, intermediate) = (dims.hidden_size, dims.intermediate_size);
+        let names = [("gate_proj", intermediate), ("up_proj", intermediate)];
+        Ok(Self {
+            gate_up_proj: Projections::load(weights, gate_up, names, hidden, false)?,
             down_proj: Linear::load(&weights.at(down), hidden, intermediate, false)?,
             gating: Gating::Glu(dims.hidden_act),
         })

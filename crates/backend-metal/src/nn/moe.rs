@@ -227,6 +227,24 @@ impl Experts {
         Ok(Self::new(&weights.at("switch_mlp"), sizes, gate_up_proj, down_proj, Vec::new(), gating))
     }
 
+    /// The experts of two stacks below `weights`, gate and up in one and down, or stacked under `switch_mlp`.
+    pub(crate) fn load_fused(
+        weights: &Weights<'_>,
+        [gate_up, down]: [&str; 2],
+        sizes: ExpertSizes,
+        gating: Gating,
+    ) -> LoadResult<Self> {
+        let ExpertSizes { experts, hidden_size, intermediate_size } = sizes;
+        if !weights.has_any(gate_up) {
+            return Self::load(weights, ["gate_proj", "up_proj", "down_proj"], sizes, gating);
+        }
+        let both = intermediate_size.saturating_mul(2);
+        let gate_up = Matrix::load_stack(&weights.at(gate_up), experts, both, hidden_size)?;
+        let down = Matrix::load_stack(&weights.at(down), experts, hidden_size, intermediate_size)?;
+        let gate_up = GateUp::Joined(gate_up);
+        Ok(Self::new(&weights.at("switch_mlp"), sizes, gate_up, down, Vec::new(), gating))
+    }
+
     /// The experts at `weights`, stacked: `gate_proj`, `up_proj` and `down_proj`, with biases or without.
     pub(crate) fn load_stacked(
         weights: &Weights<'_>,

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, path::PathBuf, process::ExitCode};
 
-use inference::{Dtype, ModelManifest};
+use inference::{Dtype, ModelManifest, SidePart};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -34,6 +34,8 @@ pub(crate) struct Facts {
     /// Bytes of tensors by element type.
     dtypes: BTreeMap<String, u64>,
     pub(crate) quantization: Option<inference::Quantization>,
+    /// Bytes of the parts that text from text does without.
+    side_parts: BTreeMap<SidePart, u64>,
     layers: Option<u64>,
     hidden_size: Option<u64>,
     vocab_size: Option<u64>,
@@ -73,6 +75,7 @@ impl Facts {
             tensors: manifest.tensors().len(),
             dtypes,
             quantization: manifest.quantization().copied(),
+            side_parts: manifest.side_parts(),
             layers: number("num_hidden_layers"),
             hidden_size: number("hidden_size"),
             vocab_size: number("vocab_size"),
@@ -91,6 +94,9 @@ impl Facts {
             || "none".to_owned(),
             |q| format!("{} bits in groups of {}, {}", q.bits, q.group_size, q.mode),
         );
+        let parts = self.side_parts.iter().map(|(part, size)| format!("{} {}", part.name(), render::bytes(*size)));
+        let parts: Vec<_> = parts.collect();
+        let parts = if parts.is_empty() { "none".to_owned() } else { format!("{}: not used", parts.join(", ")) };
         let present = |present| if present { "yes" } else { "missing" }.to_owned();
         vec![
             ("path", render::path(&self.path)),
@@ -107,6 +113,7 @@ impl Facts {
             ),
             ("element types", dtypes.join(", ")),
             ("quantisation", quantization),
+            ("beside the language model", parts),
             ("layers", number(self.layers)),
             ("hidden size", number(self.hidden_size)),
             ("vocabulary", number(self.vocab_size)),

@@ -13,7 +13,8 @@ use crate::{Dtype, Error, KvBits, Result};
 ///
 /// - **Weights**: the tensors as stored.
 /// - **Keys and values**: for each layer, 2 × batch × positions × key-value heads × head dimension × bytes of the type
-///   that most of its floating-point tensors have. `positions` is the context; in a layer with a sliding window, the
+///   that most of its floating-point tensors have; with latent attention, `kv_lora_rank` and `qk_rope_head_dim` instead of 2 × heads ×
+///   head dimension. `positions` is the context; in a layer with a sliding window, the
 ///   smaller of context and window; in a layer with a recurrent state none. [`ModelManifest::layer_kinds`] says which layer
 ///   is of which kind. Quantised keys and values take their bits, and a scale and a bias of that type for each
 ///   [group](KvBits::group_size).
@@ -81,13 +82,13 @@ fn estimate(
         let reason = format!("is {layers}, but the files hold {} tensors", manifest.tensors.len());
         return Err(config.invalid("num_hidden_layers", reason));
     }
-    let (width, head) = key_width(manifest, &config)?;
+    let (elements, head) = kept_elements(manifest, &config)?;
     let size = manifest.float_dtype().map_or(2, Dtype::size);
     let position = match kv_bits {
-        None => width.checked_mul(size),
+        None => elements.checked_mul(size),
         Some(bits) => {
             let group = bits.group_size(head).ok_or_else(|| bits.unsupported_error(head))?;
-            (bits.get() * group / 8 + 2 * size).checked_mul(width / group)
+            (bits.get() * group / 8 + 2 * size).checked_mul(elements / group)
         }
     };
 
@@ -99,7 +100,7 @@ fn estimate(
     };
     let bytes = || {
         let positions = kinds.iter().map(positions).try_fold(0_u64, u64::checked_add)?;
-        [2, batch, position?].iter().try_fold(positions, |bytes, n| bytes.checked_mul(*n as u64))
+        [batch, position?].iter().try_fold(positions, |bytes, n| bytes.checked_mul(*n as u64))
     };
     let Some(kv_bytes) = bytes() else {
         let reason = format!("{context} tokens in {batch} texts need more bytes than 64 bits count");
@@ -111,6 +112,16 @@ fn estimate(
 fn required(config: &Config<'_>, name: &str) -> Result<usize> {
     let missing = || config.invalid(name, "is missing, expected a whole number from 1");
     config.count(&[name])?.ok_or_else(missing)
+}
+
+/// The elements of one position's keys and values in one layer, and of one head: of all where the config does not say.
+fn kept_elements(manifest: &ModelManifest, config: &Config<'_>) -> Result<(usize, usize)> {
+    if let (Some(rank), Some(rotated)) = (config.count(&["kv_lora_rank"])?, config.count(&["qk_rope_head_dim"])?) {
+        return Ok((rank + rotated, rotated));
+    }
+    let (width, head) = key_width(manifest, config)?;
+    let overflow = || config.invalid("head_dim", format!("is {head}, of keys {width} wide"));
+    Ok((width.checked_mul(2).ok_or_else(overflow)?, head))
 }
 
 /// The width of one layer's keys, heads × head dimension, and of one head: of all where the config does not say.

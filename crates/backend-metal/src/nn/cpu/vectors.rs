@@ -104,7 +104,7 @@ pub(in crate::nn) fn glu(halves: Halves<'_>, gating: Gating) -> Option<Result<Ar
     let gating = match gating {
         Gating::Glu(Activation::Silu) => cpu_kernels::Glu::Silu,
         Gating::Glu(Activation::GeluTanh) => cpu_kernels::Glu::GeluTanh,
-        Gating::Glu(Activation::Gelu) => return None,
+        Gating::Glu(Activation::Gelu | Activation::Relu2) => return None,
         Gating::Clamped { alpha, limit } => cpu_kernels::Glu::Clamped { alpha, limit },
     };
     let (arrays, share) = match halves {
