@@ -74,7 +74,7 @@ pub use inference_core::{
     Completion, ContextOverflow, Discovered, Dtype, Error, Feature, Finish, FinishReason, GenerateOptions,
     GenerationConfig, KvBits, LabelScore, LayerKind, Load, LoadOptions, LoadProgress, LogitsProcessor,
     MemoryEstimate, MemoryUsage, Message, Metrics, ModelInfo, ModelManifest, ModelStats, Outcome,
-    Percentiles, Prompt, QuantMode, Quantization, Registry, Result, Role, SamplingOptions, Session,
-    SidePart, StopCause, TemplateOptions, TextModel, TextModelExt, Token, TokenStream, ToolCall, Verdict, Xtc,
+    Percentiles, Prompt, QuantMode, Quantization, Registry, Result, Role, SamplingOptions, Session, SidePart,
+    StopCause, TemplateOptions, TextModel, TextModelExt, Token, TokenStream, ToolCall, Verdict, Xtc,
     discover, explain, load_model, train,
 };

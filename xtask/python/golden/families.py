@@ -185,6 +185,13 @@ PUBLISHED = {
         layer_types=["linear_attention", "full_attention"] * 2, mlp_only_layers=[1], attention_bias=True,
     ),
 }
+GEMMA4 = dict(
+    head_dim=16, global_head_dim=32, hidden_activation="gelu_pytorch_tanh", sliding_window=8, final_logit_softcapping=10.0,
+    tie_word_embeddings=True, rope_parameters=dict(
+        sliding_attention=dict(rope_type="default", rope_theta=1e3),
+        full_attention=dict(rope_type="proportional", rope_theta=1e4, partial_rotary_factor=0.25),
+    ),
+)
 LATENT = dict(
     q_lora_rank=32, kv_lora_rank=32, qk_nope_head_dim=24, qk_rope_head_dim=16, v_head_dim=20, num_key_value_heads=4,
     hidden_act="silu", n_routed_experts=8, n_shared_experts=2, moe_intermediate_size=64, num_experts_per_tok=3,
@@ -226,6 +233,15 @@ PUBLISHED |= {
         logits_scaling=2.5, num_local_experts=0, num_experts_per_tok=0, shared_intermediate_size=96, position_embedding_type="nope",
         mamba_n_heads=4, mamba_n_groups=1, mamba_d_state=16, mamba_d_conv=3, mamba_expand=2, mamba_conv_bias=False,
         layer_types=["mamba", "attention"] * 2, tie_word_embeddings=False,
+    ),
+    "gemma4_text": config(
+        "gemma4_text", **GEMMA4, num_hidden_layers=6, num_kv_shared_layers=2, use_double_wide_mlp=True, hidden_size_per_layer_input=32,
+        vocab_size_per_layer_input=VOCAB, layer_types=["sliding_attention", "full_attention"] * 3,
+    ),
+    "gemma4_text-moe": config(
+        "gemma4_text", **GEMMA4, num_hidden_layers=4, num_kv_shared_layers=0, attention_k_eq_v=True, num_global_key_value_heads=1,
+        hidden_size_per_layer_input=0, enable_moe_block=True, num_experts=8, top_k_experts=3, moe_intermediate_size=64,
+        layer_types=["sliding_attention", "full_attention"] * 2,
     ),
     "seed_oss": config("seed_oss", head_dim=32, hidden_act="silu", rope_theta=1e5, attention_bias=True, attention_out_bias=True, mlp_bias=True, tie_word_embeddings=False),
     "ernie4_5": config("ernie4_5", head_dim=32, hidden_act="silu", rope_theta=1e4, use_bias=True, tie_word_embeddings=False),

@@ -95,7 +95,7 @@ def widen(folder, config, scratch):
         if ".switch_mlp." in name:
             prefix, rest = name.split(".switch_mlp.")
             mixtral = {"gate_proj.weight": "w1.weight", "up_proj.weight": "w3.weight", "down_proj.weight": "w2.weight"}
-            rest = mixtral[rest] if "block_sparse_moe" in prefix else rest
+            rest = mixtral[rest] if "block_sparse_moe" in prefix or "feed_forward" in prefix else rest
             tensors |= {f"{prefix}.experts.{e}.{rest}": np.ascontiguousarray(w) for e, w in enumerate(tensor)}
         else:
             tensors[name] = np.ascontiguousarray(tensor)

@@ -11,7 +11,7 @@ from transformers import AutoConfig
 from oracles import model_class
 
 # Families whose norms are stored minus one, and those of their norms that are not.
-OFFSET = ("gemma", "qwen3_5", "qwen3_next")
+OFFSET = ("gemma3n", "qwen3_5", "qwen3_next")
 PLAIN = re.compile(r"linear_attn\.norm")
 # Parts of a checkpoint that nothing needs: a tensor of each.
 EXTRA = {
@@ -60,7 +60,9 @@ def role(name, shape, offset):
         return ("headnorm" if layer.startswith(("q_norm", "k_norm", "q_layernorm", "k_layernorm")) else "norm") + one
     if "conv" in layer and len(shape) == 3:
         return "conv"
-    if layer == "embed_tokens":
+    if last in ("scale", "per_expert_scale", "layer_scalar"):
+        return "norm1"
+    if layer in ("embed_tokens", "embed_tokens_per_layer"):
         return "embed"
     if layer == "lm_head":
         return "head"

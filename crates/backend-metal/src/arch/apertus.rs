@@ -9,8 +9,8 @@ use serde_json::json;
 
 use super::config::Config;
 use crate::nn::{
-    Architecture, Attention, AttentionParams, Decoder, Dimensions, FeedForward, Linear, PreNorm, QkNorm, Rope,
-    Weight, Weights,
+    Architecture, Attention, AttentionParams, Decoder, Dimensions, FeedForward, Linear, PreNorm, QkNorm,
+    Rope, Weight, Weights,
 };
 
 #[derive(Debug, Deserialize)]
@@ -51,11 +51,13 @@ impl FeedForward for Mlp {
     fn forward(&self, x: &Array) -> Result<Array> {
         let up = self.up_proj.forward(x)?;
         let x = up.as_dtype(Dtype::Float32)?;
-        let softplus = |of: &Weight| ops::logaddexp(of.get()?.as_dtype(Dtype::Float32)?, Array::from_f32(0.0));
+        let softplus =
+            |of: &Weight| ops::logaddexp(of.get()?.as_dtype(Dtype::Float32)?, Array::from_f32(0.0));
         let (positive, negative) = (softplus(&self.alpha_p)?, softplus(&self.alpha_n)?.add(&self.beta)?);
         let linear = x.multiply(&self.beta)?;
         let above = x.multiply(&x)?.multiply(positive)?.add(&linear)?;
-        let below = ops::expm1(ops::minimum(&x, &self.eps)?)?.subtract(&x)?.multiply(negative)?.add(&linear)?;
+        let below =
+            ops::expm1(ops::minimum(&x, &self.eps)?)?.subtract(&x)?.multiply(negative)?.add(&linear)?;
         let activated = ops::select(&x.gt(Array::from_f32(0.0))?, &above, &below)?;
         self.down_proj.forward(&activated.as_dtype(up.dtype())?)
     }

@@ -8,7 +8,8 @@ use serde_json::json;
 
 use super::config::{Config, LayerType, Layers, positive};
 use crate::nn::{
-    Architecture, Attention, AttentionParams, Decoder, GatedMlp, LayerNorm, LayerNormBlock, Norm, Rope, Weights,
+    Architecture, Attention, AttentionParams, Decoder, GatedMlp, LayerNorm, LayerNormBlock, Norm, Rope,
+    Weights,
 };
 
 #[derive(Debug, Deserialize)]
@@ -39,9 +40,8 @@ pub(super) fn load(weights: &Weights<'_>) -> LoadResult<Box<dyn Architecture>> {
     })?;
     let model = weights.at("model");
     let rope = Rc::new(Rope::load(weights, &value, None, dims.rope(), 10_000.0)?.interleaved());
-    let norm = |weights: &Weights<'_>| {
-        LayerNorm::load(weights, dims.hidden_size, dims.rms_norm_eps, false, false)
-    };
+    let norm =
+        |weights: &Weights<'_>| LayerNorm::load(weights, dims.hidden_size, dims.rms_norm_eps, false, false);
     let layers = dims.layers(&model)?.zip(types).map(|(layer, layer_type)| {
         let (attention, bias) = (layer.at("self_attn"), [own.attention_bias; 2]);
         let window = own.layers.window(layer_type);

@@ -69,7 +69,6 @@ impl<T: Copy> Layers<T> {
         Ok((0..dims.num_hidden_layers)
             .map(move |i| self.layer_types.as_ref().map_or_else(|| rule(i), |types| types[i])))
     }
-
 }
 
 impl Layers {

@@ -55,7 +55,8 @@ impl GroupedExperts {
     /// Checks that the sizes make sense.
     pub(super) fn check(&self, manifest: &ModelManifest, dims: &Dimensions) -> LoadResult<()> {
         const LARGEST: usize = 1 << 20;
-        let invalid = |key: &str, reason: String| Err(Error::invalid_key(manifest.config_path(), key, reason));
+        let invalid =
+            |key: &str, reason: String| Err(Error::invalid_key(manifest.config_path(), key, reason));
         top_k(manifest, self.num_experts_per_tok, self.n_routed_experts)?;
         positive(manifest, "routed_scaling_factor", self.routed_scaling_factor)?;
         let shared = self.n_shared_experts.unwrap_or(0).max(1);
@@ -71,7 +72,10 @@ impl GroupedExperts {
             }
         }
         if !self.n_routed_experts.is_multiple_of(self.n_group) {
-            return invalid("n_group", format!("{} do not divide {} experts", self.n_group, self.n_routed_experts));
+            return invalid(
+                "n_group",
+                format!("{} do not divide {} experts", self.n_group, self.n_routed_experts),
+            );
         }
         if self.topk_group == 0 || self.topk_group > self.n_group {
             return invalid("topk_group", format!("{}, expected from 1 to n_group", self.topk_group));
@@ -134,27 +138,33 @@ impl GroupedExperts {
 
 /// Binds a checkpoint of DeepSeek V3.
 pub(super) fn load(weights: &Weights<'_>) -> LoadResult<Box<dyn Architecture>> {
-    load_with(weights, json!({
-        "max_position_embeddings": 4096, "rms_norm_eps": 1e-6, "q_lora_rank": 1536, "qk_nope_head_dim": 128,
-        "v_head_dim": 128, "moe_intermediate_size": 2048, "n_routed_experts": 256, "routed_scaling_factor": 2.5,
-        "n_group": 8, "topk_group": 4, "num_experts_per_tok": 8, "first_k_dense_replace": 3,
-    }))
+    load_with(
+        weights,
+        json!({
+            "max_position_embeddings": 4096, "rms_norm_eps": 1e-6, "q_lora_rank": 1536, "qk_nope_head_dim": 128,
+            "v_head_dim": 128, "moe_intermediate_size": 2048, "n_routed_experts": 256, "routed_scaling_factor": 2.5,
+            "n_group": 8, "topk_group": 4, "num_experts_per_tok": 8, "first_k_dense_replace": 3,
+        }),
+    )
 }
 
 /// Binds a checkpoint of GLM 4.7 Flash.
 pub(super) fn load_glm(weights: &Weights<'_>) -> LoadResult<Box<dyn Architecture>> {
-    load_with(weights, json!({
-        "max_position_embeddings": 202_752, "rms_norm_eps": 1e-5, "q_lora_rank": 768, "qk_nope_head_dim": 192,
-        "v_head_dim": 256, "moe_intermediate_size": 1536, "n_routed_experts": 64, "routed_scaling_factor": 1.8,
-        "n_group": 1, "topk_group": 1, "num_experts_per_tok": 4, "first_k_dense_replace": 1,
-    }))
+    load_with(
+        weights,
+        json!({
+            "max_position_embeddings": 202_752, "rms_norm_eps": 1e-5, "q_lora_rank": 768, "qk_nope_head_dim": 192,
+            "v_head_dim": 256, "moe_intermediate_size": 1536, "n_routed_experts": 64, "routed_scaling_factor": 1.8,
+            "n_group": 1, "topk_group": 1, "num_experts_per_tok": 4, "first_k_dense_replace": 1,
+        }),
+    )
 }
 
 /// `family`: the defaults of the family.
 fn load_with(weights: &Weights<'_>, family: Value) -> LoadResult<Box<dyn Architecture>> {
     let mut defaults = json!({
         "attention_bias": false, "tie_word_embeddings": false, "hidden_act": "silu", "kv_lora_rank": 512,
-        "head_dim": 64, "rope_interleave": true, "n_shared_experts": 1, "norm_topk_prob": true,
+        "head_dim": 64, "qk_rope_head_dim": 64, "rope_interleave": true, "n_shared_experts": 1, "norm_topk_prob": true,
     });
     if let (Value::Object(all), Value::Object(family)) = (&mut defaults, family) {
         all.extend(family);
@@ -197,7 +207,8 @@ pub(super) fn skip_mtp_layers(weights: &Weights<'_>, dims: &Dimensions) {
 /// What YaRN multiplies the scale of scores by.
 fn yarn_factor(config: &Value) -> f32 {
     let sections = ["rope_parameters", "rope_scaling"].iter().filter_map(|key| config.get(*key));
-    let number = |section: &Value, key: &str| section.get(key).and_then(Value::as_f64).filter(|n| n.is_finite());
+    let number =
+        |section: &Value, key: &str| section.get(key).and_then(Value::as_f64).filter(|n| n.is_finite());
     for section in sections {
         let kind = section.get("rope_type").or_else(|| section.get("type")).and_then(Value::as_str);
         if let (Some(factor), Some(all)) = (number(section, "factor"), number(section, "mscale_all_dim"))

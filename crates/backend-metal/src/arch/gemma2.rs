@@ -9,8 +9,8 @@ use serde_json::json;
 
 use super::config::{Config, LayerType, Layers, positive};
 use crate::nn::{
-    Architecture, Attention, AttentionParams, Block, Decoder, Dimensions, ForwardPass, GatedMlp, LayerState, RmsNorm,
-    Rope, Weights,
+    Architecture, Attention, AttentionParams, Block, Decoder, Dimensions, ForwardPass, GatedMlp, LayerState,
+    RmsNorm, Rope, Weights,
 };
 
 #[derive(Debug, Deserialize)]

@@ -10,7 +10,8 @@ use serde_json::json;
 use super::config::{Config, positive};
 use crate::mlx::scalar;
 use crate::nn::{
-    Architecture, Attention, AttentionParams, Block, Decoder, Dimensions, FeedForward, ForwardPass, GatedMlp, LayerState, Mixer, RmsNorm, Rope, Weights,
+    Architecture, Attention, AttentionParams, Block, Decoder, Dimensions, FeedForward, ForwardPass, GatedMlp,
+    LayerState, Mixer, RmsNorm, Rope, Weights,
 };
 
 #[derive(Debug, Deserialize)]

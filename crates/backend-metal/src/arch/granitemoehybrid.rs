@@ -11,8 +11,8 @@ use super::{
     granite::ScaledPreNorm,
 };
 use crate::nn::{
-    Architecture, Attention, AttentionParams, Decoder, Dimensions, ExpertSizes, Experts, FeedForward, GatedMlp,
-    Gating, Linear, Mamba2, Mixer, Moe, Rope, Routing, SharedExpert, SsmSizes, Weights,
+    Architecture, Attention, AttentionParams, Decoder, Dimensions, ExpertSizes, Experts, FeedForward,
+    GatedMlp, Gating, Linear, Mamba2, Mixer, Moe, Rope, Routing, SharedExpert, SsmSizes, Weights,
 };
 
 #[derive(Debug, Deserialize)]
@@ -147,7 +147,12 @@ fn feed_forward(weights: &Weights<'_>, dims: &Dimensions, own: &Own) -> LoadResu
     Ok(Box::new(Moe {
         router: Linear::load(&router, own.num_local_experts, dims.hidden_size, false)?,
         routing: Routing::softmax(own.num_experts_per_tok, true),
-        experts: Experts::load_fused(&moe, ["input_linear", "output_linear"], sizes, Gating::Glu(dims.hidden_act))?,
+        experts: Experts::load_fused(
+            &moe,
+            ["input_linear", "output_linear"],
+            sizes,
+            Gating::Glu(dims.hidden_act),
+        )?,
         shared: Some(SharedExpert { mlp: shared, gate: None }),
     }))
 }

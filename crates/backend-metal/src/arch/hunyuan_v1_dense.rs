@@ -54,7 +54,11 @@ fn stretch_base(weights: &Weights<'_>, config: &mut Value, head_dim: usize) -> L
         let alpha = alpha.as_f64().filter(|alpha| alpha.is_finite() && *alpha > 0.0);
         let Some(alpha) = alpha.filter(|_| head_dim > 2) else {
             let (path, key) = (weights.manifest().config_path(), format!("{section}.alpha"));
-            return Err(Error::invalid_key(path, key, "expected a positive number, and heads of more than 2"));
+            return Err(Error::invalid_key(
+                path,
+                key,
+                "expected a positive number, and heads of more than 2",
+            ));
         };
         let theta = settings.get("rope_theta").and_then(Value::as_f64).or(top).unwrap_or(10_000.0);
         let dims = head_dim as f64;

@@ -12,8 +12,8 @@ use crate::{
     mlx::slice,
     nn::{
         Architecture, Attention, AttentionParams, CausalConv, Decoder, Dimensions, ExpertSizes, Experts,
-        FeedForward, ForwardPass, GatedMlp, Gating, LayerState, Linear, Mixer, Moe, Norm, PreNorm, QkNorm, Rope,
-        Routing, Weights,
+        FeedForward, ForwardPass, GatedMlp, Gating, LayerState, Linear, Mixer, Moe, Norm, PreNorm, QkNorm,
+        Rope, Routing, Weights,
     },
 };
 
@@ -138,7 +138,8 @@ pub(super) fn load_moe(weights: &Weights<'_>) -> LoadResult<Box<dyn Architecture
 
 /// The feed-forward part at `weights`, by its publisher's names or by mlx_lm's.
 fn mlp(weights: &Weights<'_>, dims: &Dimensions) -> LoadResult<Box<dyn FeedForward>> {
-    let names = if weights.has_any("w1") { ["w1", "w3", "w2"] } else { ["gate_proj", "up_proj", "down_proj"] };
+    let names =
+        if weights.has_any("w1") { ["w1", "w3", "w2"] } else { ["gate_proj", "up_proj", "down_proj"] };
     Ok(Box::new(GatedMlp::load_named(weights, names, dims)?))
 }
 
@@ -192,7 +193,8 @@ fn load(
 
 fn attention(weights: &Weights<'_>, dims: &Dimensions, rope: &Rc<Rope>) -> LoadResult<Box<dyn Mixer>> {
     let (names, params) = (["q_proj", "k_proj", "v_proj", "out_proj"], AttentionParams::full(dims.scale()));
-    let attention = Attention::load_named(weights, names, dims.heads(), [false; 2], Some(rope.clone()), params)?;
+    let attention =
+        Attention::load_named(weights, names, dims.heads(), [false; 2], Some(rope.clone()), params)?;
     let norms = QkNorm::load_named(weights, ["q_layernorm", "k_layernorm"], dims)?;
     Ok(Box::new(attention.with_norm(norms)))
 }

@@ -91,7 +91,8 @@ fn query_scale(weights: &Weights<'_>, config: &Value) -> LoadResult<Option<Query
         return Ok(None);
     };
     let original = settings.get("original_max_position_embeddings").and_then(Value::as_u64);
-    let original = original.and_then(|original| i32::try_from(original).ok()).filter(|original| *original > 0);
+    let original =
+        original.and_then(|original| i32::try_from(original).ok()).filter(|original| *original > 0);
     match (beta.as_f64().filter(|beta| beta.is_finite()), original) {
         (Some(beta), Some(original)) => {
             Ok(Some(QueryScale { beta: beta as f32, original: original as usize, shift: 0 }))

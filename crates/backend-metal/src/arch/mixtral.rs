@@ -8,8 +8,8 @@ use serde_json::json;
 
 use super::config::{Config, LayerType, Layers, top_k};
 use crate::nn::{
-    Architecture, Attention, AttentionParams, Decoder, ExpertSizes, Experts, Gating, Linear, Moe, PreNorm, Routing,
-    Rope, Weights,
+    Architecture, Attention, AttentionParams, Decoder, ExpertSizes, Experts, Gating, Linear, Moe, PreNorm,
+    Rope, Routing, Weights,
 };
 
 #[derive(Debug, Deserialize)]

@@ -9,6 +9,7 @@ mod exaone4;
 mod gemma;
 mod gemma2;
 mod gemma3;
+mod gemma4;
 mod glm4;
 mod glm4_moe;
 mod gpt_oss;
@@ -38,7 +39,7 @@ mod tests;
 
 use inference_core::{
     Result as LoadResult, SidePart,
-    SidePart::{MultiTokenPrediction as Mtp, Vision},
+    SidePart::{Audio, MultiTokenPrediction as Mtp, Vision},
 };
 
 use crate::nn::{Architecture, Weights};
@@ -61,25 +62,51 @@ pub(crate) struct Family {
 pub(crate) const ARCHITECTURES: &[Family] = &[
     Family { name: "Apertus", model_types: &["apertus"], load: apertus::load, skips: &[] },
     Family { name: "Command R7B, A", model_types: &["cohere2"], load: cohere2::load, skips: &[] },
-    Family { name: "DeepSeek V3, Kimi K2", model_types: &["deepseek_v3", "kimi_k2"], load: deepseek_v3::load, skips: &[] },
+    Family {
+        name: "DeepSeek V3, Kimi K2",
+        model_types: &["deepseek_v3", "kimi_k2"],
+        load: deepseek_v3::load,
+        skips: &[],
+    },
     Family { name: "ERNIE 4.5", model_types: &["ernie4_5"], load: ernie4_5::load, skips: &[] },
     Family { name: "EXAONE 4", model_types: &["exaone4"], load: exaone4::load, skips: &[] },
     Family { name: "Gemma", model_types: &["gemma"], load: gemma::load, skips: &[] },
     Family { name: "Gemma 2", model_types: &["gemma2"], load: gemma2::load, skips: &[] },
     Family { name: "Gemma 3", model_types: &["gemma3", "gemma3_text"], load: gemma3::load, skips: &[Vision] },
+    Family {
+        name: "Gemma 4",
+        model_types: &["gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text"],
+        load: gemma4::load,
+        skips: &[Vision, Audio],
+    },
     Family { name: "GLM 4", model_types: &["glm4"], load: glm4::load, skips: &[] },
     Family { name: "GLM 4.5 to 4.7", model_types: &["glm4_moe"], load: glm4_moe::load, skips: &[] },
-    Family { name: "GLM 4.7 Flash", model_types: &["glm4_moe_lite"], load: deepseek_v3::load_glm, skips: &[] },
+    Family {
+        name: "GLM 4.7 Flash",
+        model_types: &["glm4_moe_lite"],
+        load: deepseek_v3::load_glm,
+        skips: &[],
+    },
     Family { name: "gpt-oss", model_types: &["gpt_oss"], load: gpt_oss::load, skips: &[] },
     Family { name: "Granite 3", model_types: &["granite"], load: granite::load, skips: &[] },
-    Family { name: "Granite 4", model_types: &["granitemoehybrid"], load: granitemoehybrid::load, skips: &[] },
+    Family {
+        name: "Granite 4",
+        model_types: &["granitemoehybrid"],
+        load: granitemoehybrid::load,
+        skips: &[],
+    },
     Family { name: "Hunyuan", model_types: &["hunyuan_v1_dense"], load: hunyuan_v1_dense::load, skips: &[] },
     Family { name: "LFM 2", model_types: &["lfm2"], load: lfm2::load_dense, skips: &[] },
     Family { name: "LFM 2 MoE", model_types: &["lfm2_moe"], load: lfm2::load_moe, skips: &[] },
     Family { name: "Llama 2, 3", model_types: &["llama"], load: llama::load, skips: &[] },
     Family { name: "Ministral 3", model_types: &["ministral3"], load: mistral::load_ministral, skips: &[] },
     Family { name: "Mistral", model_types: &["mistral"], load: mistral::load, skips: &[] },
-    Family { name: "Mistral Small 3", model_types: &["mistral3"], load: mistral::load_tower, skips: &[Vision] },
+    Family {
+        name: "Mistral Small 3",
+        model_types: &["mistral3"],
+        load: mistral::load_tower,
+        skips: &[Vision],
+    },
     Family { name: "Mixtral", model_types: &["mixtral"], load: mixtral::load, skips: &[] },
     Family { name: "Nemotron", model_types: &["nemotron"], load: nemotron::load, skips: &[] },
     Family { name: "OLMo 2", model_types: &["olmo2"], load: olmo2::load, skips: &[] },
@@ -87,11 +114,36 @@ pub(crate) const ARCHITECTURES: &[Family] = &[
     Family { name: "OLMoE", model_types: &["olmoe"], load: olmoe::load, skips: &[] },
     Family { name: "Phi 3, 4", model_types: &["phi3"], load: phi3::load, skips: &[] },
     Family { name: "Qwen 2 MoE", model_types: &["qwen2_moe"], load: qwen2_moe::load, skips: &[] },
-    Family { name: "Qwen 2, 2.5", model_types: &["qwen2", "qwen2_5_vl", "qwen2_vl"], load: qwen2::load, skips: &[Vision] },
-    Family { name: "Qwen 3", model_types: &["qwen3", "qwen3_vl", "qwen3_vl_text"], load: qwen3::load, skips: &[Vision] },
-    Family { name: "Qwen 3 MoE", model_types: &["qwen3_moe", "qwen3_vl_moe"], load: qwen3_moe::load, skips: &[Vision] },
-    Family { name: "Qwen 3.5", model_types: &["qwen3_5", "qwen3_5_text"], load: qwen3_5::load_dense, skips: &[Vision, Mtp] },
-    Family { name: "Qwen 3.5 MoE", model_types: &["qwen3_5_moe", "qwen3_5_moe_text"], load: qwen3_5::load_moe, skips: &[Vision, Mtp] },
+    Family {
+        name: "Qwen 2, 2.5",
+        model_types: &["qwen2", "qwen2_5_vl", "qwen2_vl"],
+        load: qwen2::load,
+        skips: &[Vision],
+    },
+    Family {
+        name: "Qwen 3",
+        model_types: &["qwen3", "qwen3_vl", "qwen3_vl_text"],
+        load: qwen3::load,
+        skips: &[Vision],
+    },
+    Family {
+        name: "Qwen 3 MoE",
+        model_types: &["qwen3_moe", "qwen3_vl_moe"],
+        load: qwen3_moe::load,
+        skips: &[Vision],
+    },
+    Family {
+        name: "Qwen 3.5",
+        model_types: &["qwen3_5", "qwen3_5_text"],
+        load: qwen3_5::load_dense,
+        skips: &[Vision, Mtp],
+    },
+    Family {
+        name: "Qwen 3.5 MoE",
+        model_types: &["qwen3_5_moe", "qwen3_5_moe_text"],
+        load: qwen3_5::load_moe,
+        skips: &[Vision, Mtp],
+    },
     Family { name: "Qwen3-Next", model_types: &["qwen3_next"], load: qwen3_5::load_next, skips: &[Mtp] },
     Family { name: "Seed-OSS", model_types: &["seed_oss"], load: seed_oss::load, skips: &[] },
     Family { name: "SmolLM 3", model_types: &["smollm3"], load: smollm3::load, skips: &[] },

@@ -8,7 +8,8 @@ use serde_json::json;
 
 use super::config::Config;
 use crate::nn::{
-    Architecture, Attention, AttentionParams, Decoder, LayerNorm, LayerNormBlock, Norm, PlainMlp, Rope, Weights,
+    Architecture, Attention, AttentionParams, Decoder, LayerNorm, LayerNormBlock, Norm, PlainMlp, Rope,
+    Weights,
 };
 
 #[derive(Debug, Deserialize)]

@@ -9,8 +9,8 @@ use serde_json::json;
 
 use super::config::Config;
 use crate::nn::{
-    Architecture, Attention, AttentionParams, Block, Decoder, Dimensions, ForwardPass, GatedMlp, LayerState, QkNorm, RmsNorm, Rope,
-    Weights,
+    Architecture, Attention, AttentionParams, Block, Decoder, Dimensions, ForwardPass, GatedMlp, LayerState,
+    QkNorm, RmsNorm, Rope, Weights,
 };
 
 #[derive(Debug, Deserialize)]

@@ -8,8 +8,8 @@ use serde_json::json;
 
 use super::config::{Config, positive, top_k};
 use crate::nn::{
-    Architecture, Attention, AttentionParams, Decoder, ExpertSizes, Experts, Gating, Linear, Moe, PreNorm, QkNorm,
-    Rope, Routing, Weights,
+    Architecture, Attention, AttentionParams, Decoder, ExpertSizes, Experts, Gating, Linear, Moe, PreNorm,
+    QkNorm, Rope, Routing, Weights,
 };
 
 #[derive(Debug, Deserialize)]

@@ -51,7 +51,8 @@ pub(super) fn load(weights: &Weights<'_>) -> LoadResult<Box<dyn Architecture>> {
         "tie_word_embeddings": false, "hidden_act": "silu", "max_position_embeddings": 32768, "rms_norm_eps": 1e-6,
         "use_sliding_window": false, "sliding_window": 4096, "max_window_layers": 28,
     });
-    let Config { dims, own, value } = Config::<Windows>::read(weights.manifest(), text_section(weights.manifest()), defaults)?;
+    let Config { dims, own, value } =
+        Config::<Windows>::read(weights.manifest(), text_section(weights.manifest()), defaults)?;
     let [root, model] = tower(weights);
     let rope = Rc::new(Rope::load(weights, &value, None, dims.rope(), 10_000.0)?);
     let windows = own.of_layers(weights.manifest(), &dims)?;

@@ -11,8 +11,8 @@ use super::{
     qwen2::Windows,
 };
 use crate::nn::{
-    Architecture, Attention, AttentionParams, Decoder, Dimensions, ExpertSizes, Experts, FeedForward, GatedMlp,
-    Gating, Linear, Moe, PreNorm, Rope, Routing, SharedExpert, Weights,
+    Architecture, Attention, AttentionParams, Decoder, Dimensions, ExpertSizes, Experts, FeedForward,
+    GatedMlp, Gating, Linear, Moe, PreNorm, Rope, Routing, SharedExpert, Weights,
 };
 
 #[derive(Debug, Deserialize)]
@@ -102,7 +102,8 @@ pub(super) fn load(weights: &Weights<'_>) -> LoadResult<Box<dyn Architecture>> {
     own.moe.check(manifest)?;
     let model = weights.at("model");
     let rope = Rc::new(Rope::load(weights, &value, None, dims.rope(), 10_000.0)?);
-    let windows = own.windows.by_rule(manifest, &dims, |i| i % 2 == 0 && i < own.windows.max_window_layers)?;
+    let windows =
+        own.windows.by_rule(manifest, &dims, |i| i % 2 == 0 && i < own.windows.max_window_layers)?;
     let layers = dims.layers(&model)?.zip(windows).enumerate().map(|(i, (layer, window))| {
         let attend = AttentionParams { window, ..AttentionParams::full(dims.scale()) };
         let (attention, bias) = (layer.at("self_attn"), [own.qkv_bias, false]);

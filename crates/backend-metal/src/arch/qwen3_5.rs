@@ -37,20 +37,26 @@ pub(super) fn load_dense(weights: &Weights<'_>) -> LoadResult<Box<dyn Architectu
 
 /// Binds a checkpoint with experts.
 pub(super) fn load_moe(weights: &Weights<'_>) -> LoadResult<Box<dyn Architecture>> {
-    load(weights, json!({
-        "intermediate_size": 512, "num_key_value_heads": 2, "moe_intermediate_size": 512,
-        "shared_expert_intermediate_size": 512, "num_experts": 256, "num_experts_per_tok": 8, "norm_topk_prob": true,
-        "decoder_sparse_step": 1,
-    }))
+    load(
+        weights,
+        json!({
+            "intermediate_size": 512, "num_key_value_heads": 2, "moe_intermediate_size": 512,
+            "shared_expert_intermediate_size": 512, "num_experts": 256, "num_experts_per_tok": 8, "norm_topk_prob": true,
+            "decoder_sparse_step": 1,
+        }),
+    )
 }
 
 /// Binds a checkpoint of Qwen3-Next.
 pub(super) fn load_next(weights: &Weights<'_>) -> LoadResult<Box<dyn Architecture>> {
-    load(weights, json!({
-        "intermediate_size": 5632, "num_key_value_heads": 2, "moe_intermediate_size": 512,
-        "shared_expert_intermediate_size": 512, "num_experts": 512, "num_experts_per_tok": 10,
-        "norm_topk_prob": true, "decoder_sparse_step": 1,
-    }))
+    load(
+        weights,
+        json!({
+            "intermediate_size": 5632, "num_key_value_heads": 2, "moe_intermediate_size": 512,
+            "shared_expert_intermediate_size": 512, "num_experts": 512, "num_experts_per_tok": 10,
+            "norm_topk_prob": true, "decoder_sparse_step": 1,
+        }),
+    )
 }
 
 /// `family`: the defaults of the family, with those of experts where it has any.
@@ -71,8 +77,7 @@ fn load(weights: &Weights<'_>, family: Value) -> LoadResult<Box<dyn Architecture
     let Config { mut dims, own, value } = Config::<Own>::read(manifest, section, defaults)?;
     let sizes: DeltaSizes = parse(manifest, section, &value)?;
     sizes.check(manifest)?;
-    let moe: Option<SparseMlp> =
-        has_experts.then(|| parse(manifest, section, &value)).transpose()?;
+    let moe: Option<SparseMlp> = has_experts.then(|| parse(manifest, section, &value)).transpose()?;
     moe.iter().try_for_each(|moe| moe.check(manifest))?;
     if own.full_attention_interval == 0 {
         let reason = "0, expected a positive number";
@@ -80,7 +85,8 @@ fn load(weights: &Weights<'_>, family: Value) -> LoadResult<Box<dyn Architecture
     }
     let [root, model] = tower(weights);
     // The publisher stores norms minus one; mlx_lm adds it, and swaps the axes of convolutions.
-    let convolution = dims.layers(&model)?.map(|layer| layer.at("linear_attn.conv1d")).find(|conv| conv.has("weight"));
+    let convolution =
+        dims.layers(&model)?.map(|layer| layer.at("linear_attn.conv1d")).find(|conv| conv.has("weight"));
     dims.norm_offset = !convolution.map_or(Ok(false), |conv| is_converted(&conv))?;
     let rope = Rc::new(Rope::load(weights, &value, None, dims.rope(), 10_000_000.0)?);
     let types = own.layers.clone().types(manifest, &dims, |i| {
@@ -109,7 +115,6 @@ fn load(weights: &Weights<'_>, family: Value) -> LoadResult<Box<dyn Architecture
 
 fn attention(weights: &Weights<'_>, dims: &Dimensions, own: &Own, rope: &Rc<Rope>) -> LoadResult<Attention> {
     let params = AttentionParams::full(dims.scale());
-    let attention =
-        Attention::load_gated(weights, dims.heads(), own.attention_bias, rope.clone(), params)?;
+    let attention = Attention::load_gated(weights, dims.heads(), own.attention_bias, rope.clone(), params)?;
     Ok(attention.with_norm(QkNorm::load_heads(weights, dims)?))
 }

@@ -76,7 +76,10 @@ impl Budget {
         let activations = self.activations.saturating_mul(chunk as u64);
         // The states, and a snapshot at the end of each chunk.
         let states = self.states.saturating_mul(2 + tokens.div_ceil(chunk.max(1)).min(SNAPSHOTS) as u64);
-        self.kv(cache, tokens + 1).saturating_add(states).saturating_add(activations).saturating_add(self.logits)
+        self.kv(cache, tokens + 1)
+            .saturating_add(states)
+            .saturating_add(activations)
+            .saturating_add(self.logits)
     }
 
     /// Bytes that a cache's next token needs: larger buffers, or none.

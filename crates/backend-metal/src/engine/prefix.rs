@@ -65,9 +65,7 @@ impl PrefixCache {
         (self.entries.iter().enumerate())
             .map(|(index, entry)| (index, common(&entry.tokens, prompt).min(usable)))
             .map(|(index, shared)| (index, self.entries[index].cache.reach(shared)))
-            .filter(|(index, reach)| {
-                *reach >= SHORTEST && self.entries[*index].cache.rotation() == rotation
-            })
+            .filter(|(index, reach)| *reach >= SHORTEST && self.entries[*index].cache.rotation() == rotation)
             .max_by_key(|(_, shared)| *shared)
     }
 
@@ -101,6 +99,7 @@ mod tests {
     use mlx_rs::{Array, Device, with_device};
 
     use super::*;
+    use crate::nn::LayerState;
 
     /// The cache of a text: 256 positions of one float for keys and one for values, however many of them are in use.
     fn cache(tokens: usize) -> KvCache {
@@ -139,6 +138,31 @@ mod tests {
             assert_eq!([100, 102, 103].map(|first| cached(&prefixes, first, 20)), [20, 0, 20]);
             prefixes.evict(BYTES + 1);
             assert_eq!(prefixes.bytes(), 0);
+        });
+    }
+
+    /// Recurrent states go back to where a chunk ended.
+    #[test]
+    fn a_recurrent_text_serves_as_far_as_its_last_chunk() {
+        with_device(Device::cpu(), || {
+            let mut cache = KvCache::for_layers(&[LayerState::recurrent(4, 0)]);
+            for chunk in [20, 20, 1, 1] {
+                let state = Array::from_slice(&[chunk as f32; 4], &[1, 4]);
+                KvCache::set_states(&mut [&mut cache], 0, vec![state]);
+                cache.advance(chunk);
+                if chunk > 1 {
+                    cache.snapshot();
+                }
+            }
+            let mut prefixes = PrefixCache::new(1 << 20);
+            prefixes.keep(text(100, 42), cache);
+            // Three states of four floats: two snapshots and the last.
+            assert_eq!(prefixes.bytes(), 3 * 16);
+            assert_eq!(
+                [42, 41, 40, 39, 21, 19].map(|len| cached(&prefixes, 100, len)),
+                [42, 40, 40, 20, 20, 0]
+            );
+            assert_eq!(prefixes.find(&[text(100, 30), vec![9]].concat(), None).unwrap().len(), 20);
         });
     }
 

@@ -4,7 +4,12 @@ use std::rc::Rc;
 
 use mlx_rs::{Array, error::Result};
 
-use super::{cache::{KvCache, LayerState}, forward_pass::Rows, parameter::Param, registry::ParamRegistry};
+use super::{
+    cache::{KvCache, LayerState},
+    forward_pass::Rows,
+    parameter::Param,
+    registry::ParamRegistry,
+};
 
 /// A loaded model: builds the graphs that compute it. Everything runs on the thread that loaded it.
 pub(crate) trait Architecture {

@@ -229,7 +229,10 @@ impl Attention {
 
     /// The same from one array `[B, T, (heads + 2 kv_heads) · head_dim]`, where the CPU's kernels know its type.
     fn fused(&self, joined: &Array, pass: &mut ForwardPass<'_>) -> Result<Option<[Array; 3]>> {
-        if self.rope_first || self.clip.is_some() || self.rope.as_ref().is_some_and(|rope| rope.is_interleaved()) {
+        if self.rope_first
+            || self.clip.is_some()
+            || self.rope.as_ref().is_some_and(|rope| rope.is_interleaved())
+        {
             return Ok(None);
         }
         let norms = match &self.norm {
@@ -245,7 +248,9 @@ impl Attention {
     /// The same with MLX's operations.
     fn rotate(&self, x: &Array, pass: &ForwardPass<'_>) -> Result<[Array; 3]> {
         match (self.qkv_proj.joined(), &self.norm) {
-            (Some(projection), QkNorm::None) if self.clip.is_none() => self.rotate_joined(&projection.forward(x)?, pass),
+            (Some(projection), QkNorm::None) if self.clip.is_none() => {
+                self.rotate_joined(&projection.forward(x)?, pass)
+            }
             _ => self.rotate_apart(self.qkv_proj.forward(x)?, pass),
         }
     }

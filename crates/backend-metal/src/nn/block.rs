@@ -4,7 +4,12 @@ use inference_core::Result as LoadResult;
 use mlx_rs::{Array, error::Result};
 
 use super::{
-    attention::Attention, cache::LayerState, dimensions::Dimensions, forward_pass::ForwardPass, mlp::GatedMlp, norm::{LayerNorm, RmsNorm},
+    attention::Attention,
+    cache::LayerState,
+    dimensions::Dimensions,
+    forward_pass::ForwardPass,
+    mlp::GatedMlp,
+    norm::{LayerNorm, RmsNorm},
     weights::Weights,
 };
 

@@ -33,7 +33,8 @@ impl CausalConv {
         bias: bool,
         activation: Option<Activation>,
     ) -> LoadResult<Self> {
-        let shape = if is_converted(weights)? { vec![channels, kernel, 1] } else { vec![channels, 1, kernel] };
+        let shape =
+            if is_converted(weights)? { vec![channels, kernel, 1] } else { vec![channels, 1, kernel] };
         Ok(Self {
             weight: Weight::load(&[weights], None, "weight", &[shape], WeightTransform::Stored)?,
             bias: bias.then(|| weights.take("bias", &[channels])).transpose()?,
@@ -44,7 +45,12 @@ impl CausalConv {
     }
 
     /// `[B, T, channels]` → the same, and the state after the tokens.
-    pub(crate) fn forward(&self, x: &Array, input: &RecurrentInput, state: Option<&Array>) -> Result<[Array; 2]> {
+    pub(crate) fn forward(
+        &self,
+        x: &Array,
+        input: &RecurrentInput,
+        state: Option<&Array>,
+    ) -> Result<[Array; 2]> {
         let (batch, tokens, before) = (x.dim(0), x.dim(1), self.kernel - 1);
         let weight = self.weight.get()?.reshape(&[self.channels, self.kernel])?;
         let bias = self.bias.as_ref().map(Weight::get).transpose()?;
@@ -66,7 +72,8 @@ impl CausalConv {
                 all.take_along_axis(ops::broadcast_to(&places, &[batch, before, self.channels])?, 1)?
             }
         };
-        let (wide, weight) = (all.as_dtype(Dtype::Float32)?, weight.as_dtype(Dtype::Float32)?.swap_axes(0, 1)?);
+        let (wide, weight) =
+            (all.as_dtype(Dtype::Float32)?, weight.as_dtype(Dtype::Float32)?.swap_axes(0, 1)?);
         let tap = |at: i32| slice(&wide, 1, at, at + tokens)?.multiply(slice(&weight, 0, at, at + 1)?);
         let mut sum = tap(0)?;
         for at in 1..self.kernel {

@@ -8,11 +8,11 @@ use mlx_rs::{Array, error::Result, ops};
 use super::{
     architecture::{Architecture, ModelConfig, TrainMode},
     block::Block,
-    cache::KvCache,
+    cache::{KvCache, LayerState},
     dimensions::Dimensions,
     forward_pass::{ForwardPass, Rows},
     linear::{Embedding, Linear},
-    norm::Norm,
+    norm::{Norm, RmsNorm},
     parameter::{ParamOverride, drop_out},
     registry::ParamRegistry,
     rope::Rope,
@@ -41,8 +41,63 @@ pub(crate) struct Decoder<B> {
     pub(crate) logit_scale: Option<f32>,
     /// Soft cap: logits `l` become `cap · tanh(l / cap)`.
     pub(crate) logit_cap: Option<f32>,
+    /// What layers get besides the residual stream.
+    pub(crate) layer_inputs: Option<LayerInputs>,
     /// The trainable parameters.
     pub(crate) registry: Rc<ParamRegistry>,
+}
+
+/// Embeddings for each layer: of the token, and made of its embedding.
+#[derive(Debug)]
+pub(crate) struct LayerInputs {
+    /// Token ids → `[.., layers · width]`
+    embedding: Embedding,
+    /// `[.., hidden_size]` → `[.., layers · width]`
+    projection: Linear,
+    norm: RmsNorm,
+    layers: i32,
+    width: i32,
+    hidden_size: usize,
+}
+
+impl LayerInputs {
+    /// Those of the model at `weights`: `embed_tokens_per_layer`, `per_layer_model_projection` and `per_layer_projection_norm`.
+    pub(crate) fn load(
+        weights: &Weights<'_>,
+        dims: &Dimensions,
+        [vocab, width]: [usize; 2],
+    ) -> LoadResult<Self> {
+        let all = dims.num_hidden_layers.saturating_mul(width);
+        Ok(Self {
+            embedding: Embedding::load(&weights.at("embed_tokens_per_layer"), vocab, all)?,
+            projection: Linear::load(
+                &weights.at("per_layer_model_projection"),
+                all,
+                dims.hidden_size,
+                false,
+            )?,
+            norm: RmsNorm::load(
+                &weights.at("per_layer_projection_norm"),
+                width,
+                dims.rms_norm_eps,
+                dims.norm_offset,
+            )?,
+            layers: dims.num_hidden_layers as i32,
+            width: width as i32,
+            hidden_size: dims.hidden_size,
+        })
+    }
+
+    /// Tokens `[B, T]` and their embeddings `[B, T, hidden_size]` → `[B, T, layers, width]`.
+    fn forward(&self, tokens: &Array, x: &Array) -> Result<Array> {
+        let number = |value: f32| scalar(value, x.dtype());
+        let shape = [x.dim(0), x.dim(1), self.layers, self.width];
+        let own = self.embedding.forward(tokens)?.reshape(&shape)?;
+        let own = own.multiply(number((self.width as f32).sqrt())?)?;
+        let made = self.projection.forward(x)?.multiply(number((self.hidden_size as f32).sqrt().recip())?)?;
+        let made = self.norm.forward(&made.reshape(&shape)?)?;
+        made.add(own)?.multiply(number(std::f32::consts::FRAC_1_SQRT_2)?)
+    }
 }
 
 impl<B: Block> Decoder<B> {
@@ -81,6 +136,7 @@ impl<B: Block> Decoder<B> {
             lm_head,
             logit_scale: None,
             logit_cap: None,
+            layer_inputs: None,
             registry: weights.registry().clone(),
         })
     }
@@ -124,9 +180,32 @@ impl<B: Block + 'static> Decoder<B> {
         }
     }
 
+    /// The embeddings of the tokens, and what layers get besides.
+    fn begin(&self, tokens: &Array, pass: &mut ForwardPass<'_>) -> Result<Array> {
+        let x = self.embed(tokens)?;
+        if let Some(inputs) = &self.layer_inputs {
+            pass.set_layer_inputs(inputs.forward(tokens, &x)?);
+        }
+        Ok(x)
+    }
+
+    /// A training step of blocks that need more of each other than the residual stream: none is recomputed.
+    fn connected_for_training(&self, tokens: &Array, mode: &TrainMode<'_>) -> Result<Array> {
+        let mut pass = ForwardPass::new(tokens, Rows::Uncached)?;
+        let mut x = self.begin(tokens, &mut pass)?;
+        for (layer, block) in self.layers.iter().enumerate() {
+            let y = block.forward(&x, &mut pass, layer)?;
+            x = match &mode.dropout {
+                Some((rate, keys)) => x.add(drop_out(&y.subtract(&x)?, *rate, &keys[layer])?)?,
+                None => y,
+            };
+        }
+        self.norm.forward(&x)
+    }
+
     fn pass(&self, tokens: &Array, rows: Rows<'_>) -> Result<Array> {
         let mut pass = ForwardPass::new(tokens, rows)?;
-        let mut x = self.embed(tokens)?;
+        let mut x = self.begin(tokens, &mut pass)?;
         for (layer, block) in self.layers.iter().enumerate() {
             x = block.forward(&x, &mut pass, layer)?;
         }
@@ -175,6 +254,11 @@ impl<B: Block + 'static> Architecture for Decoder<B> {
     }
 
     fn hidden_for_training(&self, tokens: &Array, mode: &TrainMode<'_>) -> Result<Array> {
+        if self.layer_inputs.is_some()
+            || self.layers.iter().any(|block| block.state() == LayerState::default())
+        {
+            return self.connected_for_training(tokens, mode);
+        }
         let mut x = self.embed(tokens)?;
         for (layer, block) in self.layers.iter().enumerate() {
             let dropout = mode.dropout.as_ref().map(|(rate, keys)| (*rate, keys[layer].clone()));

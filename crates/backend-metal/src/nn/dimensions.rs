@@ -6,7 +6,8 @@ use inference_core::{Error, ModelManifest, Result};
 use serde::Deserialize;
 
 use super::{
-    activation::Activation, cache::LayerState, architecture::ModelConfig, norm::RmsNorm, rope::RopeShape, weights::Weights,
+    activation::Activation, architecture::ModelConfig, cache::LayerState, norm::RmsNorm, rope::RopeShape,
+    weights::Weights,
 };
 
 /// The sizes that every family's config.json has, by their names there.

@@ -69,6 +69,12 @@ pub(crate) struct ForwardPass<'a> {
     masks: Masks,
     /// By a group's first row and the layer's window.
     slots: HashMap<(usize, Window), BatchSlots>,
+    /// By layer, the new keys and values of those that later layers share.
+    shared: HashMap<usize, [Array; 2]>,
+    /// By layer and a group's first row, what those show.
+    shown: HashMap<(usize, usize), Shown>,
+    /// What each layer gets besides the residual stream: `[B, T, layers, width]`.
+    layer_inputs: Option<Array>,
     /// By the address of their rope, which outlives the pass.
     rotary_tables: Vec<(*const Rope, RotaryTable)>,
 }
@@ -126,6 +132,9 @@ impl<'a> ForwardPass<'a> {
             groups,
             masks: Masks::default(),
             slots: HashMap::new(),
+            shared: HashMap::new(),
+            shown: HashMap::new(),
+            layer_inputs: None,
             rotary_tables: Vec::new(),
         })
     }
@@ -175,6 +184,43 @@ impl<'a> ForwardPass<'a> {
         })
     }
 
+    /// As [`attend`](Self::attend), and later layers may share the keys and values.
+    pub(crate) fn attend_and_share(
+        &mut self,
+        layer: usize,
+        [queries, keys, values]: [&Array; 3],
+        params: &AttentionParams,
+    ) -> Result<Array> {
+        self.shared.insert(layer, [keys.clone(), values.clone()]);
+        self.attend(layer, [queries, keys, values], params)
+    }
+
+    /// Attention to the keys and values of an earlier layer.
+    pub(crate) fn attend_shared(
+        &mut self,
+        layer: usize,
+        queries: &Array,
+        params: &AttentionParams,
+    ) -> Result<Array> {
+        let Some([keys, values]) = self.shared.get(&layer).cloned() else {
+            return Err(Exception::custom(format!("layer {layer} shares no keys and values in this pass")));
+        };
+        // They are written once more, to where they are.
+        self.attend(layer, [queries, &keys, &values], params)
+    }
+
+    /// Sets what each layer gets besides the residual stream: `[B, T, layers, width]`.
+    pub(crate) fn set_layer_inputs(&mut self, inputs: Array) {
+        self.layer_inputs = Some(inputs);
+    }
+
+    /// What this layer gets besides the residual stream: `[B, T, width]`.
+    pub(crate) fn layer_input(&self, layer: usize) -> Result<Option<Array>> {
+        let layer = layer as i32;
+        let own = |inputs: &Array| slice(inputs, 2, layer, layer + 1)?.squeeze_axes(&[2]);
+        self.layer_inputs.as_ref().map(own).transpose()
+    }
+
     /// Adds to the rows' caches what a layer keeps of the new tokens: two arrays `[B, heads, T, ..]`, keys and values or what
     /// stands for them. `attend` computes the attention of some of the rows, and is called until all have theirs.
     pub(crate) fn extend(
@@ -193,7 +239,8 @@ impl<'a> ForwardPass<'a> {
             }
             Rows::Prefixed { prefix, store } => {
                 let kept = prefix.followed_by(layer, new)?;
-                let output = attend(&mut self.masks, Seen { rows: all, kept: &kept, visible: Visible::Causal });
+                let output =
+                    attend(&mut self.masks, Seen { rows: all, kept: &kept, visible: Visible::Causal });
                 store.iter_mut().for_each(|store| store.set_kept(layer, kept.clone()));
                 return output;
             }
@@ -205,23 +252,15 @@ impl<'a> ForwardPass<'a> {
             let end = start + group.len();
             let rows = start as i32..end as i32;
             let new = [of_rows(new[0], rows.clone())?, of_rows(new[1], rows.clone())?];
-            outputs.push(match group {
-                [row] => {
-                    let sink_mask = row.sink_mask(layer, tokens).map(|sink_mask| sink_mask.mask(tokens));
-                    let kept = row.update(layer, [&new[0], &new[1]])?;
-                    let visible = sink_mask.as_ref().map_or(Visible::Causal, |mask| Visible::Masked(Some(mask)));
-                    attend(&mut self.masks, Seen { rows, kept: &kept, visible })?
-                }
-                group => {
-                    let slots = match self.slots.entry((start, group[0].window(layer))) {
-                        Entry::Occupied(known) => known.into_mut(),
-                        Entry::Vacant(unknown) => unknown.insert(BatchSlots::new(group, layer)?),
-                    };
-                    let kept = cache::update_batch(group, layer, slots, [&new[0], &new[1]])?;
-                    let visible = Visible::Masked(slots.mask.as_ref());
-                    attend(&mut self.masks, Seen { rows, kept: &kept, visible })?
-                }
-            });
+            let shown = match self.shown.get(&(layer, start)) {
+                Some(shown) => shown.clone(),
+                None => show(&mut self.slots, group, (start, layer), &new, tokens)?,
+            };
+            outputs
+                .push(attend(&mut self.masks, Seen { rows, kept: &shown.kept, visible: shown.visible() })?);
+            if self.shared.contains_key(&layer) {
+                self.shown.insert((layer, start), shown);
+            }
             (start, rest) = (end, others);
         }
         if let [whole] = &outputs[..] { Ok(whole.clone()) } else { ops::concatenate(&outputs, 0) }
@@ -270,6 +309,42 @@ impl<'a> ForwardPass<'a> {
             Rows::Prefixed { .. } | Rows::Uncached => {}
         }
     }
+}
+
+/// What a layer shows to the rows of a group.
+#[derive(Debug, Clone)]
+struct Shown {
+    kept: [Array; 2],
+    /// Several rows, or sinks before a window: which of it they see.
+    mask: Option<Array>,
+    causal: bool,
+}
+
+impl Shown {
+    fn visible(&self) -> Visible<'_> {
+        if self.causal { Visible::Causal } else { Visible::Masked(self.mask.as_ref()) }
+    }
+}
+
+/// Adds the new tokens of a group, which begins with row `start`, to a layer: what it shows then.
+fn show(
+    slots: &mut HashMap<(usize, Window), BatchSlots>,
+    group: &mut [&mut KvCache],
+    (start, layer): (usize, usize),
+    new: &[Array; 2],
+    tokens: usize,
+) -> Result<Shown> {
+    if let [row] = group {
+        let mask = row.sink_mask(layer, tokens).map(|sink_mask| sink_mask.mask(tokens));
+        let kept = row.update(layer, [&new[0], &new[1]])?;
+        return Ok(Shown { kept, causal: mask.is_none(), mask });
+    }
+    let slots = match slots.entry((start, group[0].window(layer))) {
+        Entry::Occupied(known) => known.into_mut(),
+        Entry::Vacant(unknown) => unknown.insert(BatchSlots::new(group, layer)?),
+    };
+    let kept = cache::update_batch(group, layer, slots, [&new[0], &new[1]])?;
+    Ok(Shown { kept, mask: slots.mask.clone(), causal: false })
 }
 
 /// What some rows of a pass see in a layer that keeps something of every position.

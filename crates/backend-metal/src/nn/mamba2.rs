@@ -8,14 +8,8 @@ use mlx_rs::{
 };
 
 use super::{
-    activation::Activation,
-    block::Mixer,
-    cache::LayerState,
-    causal_conv::CausalConv,
-    forward_pass::ForwardPass,
-    linear::Linear,
-    linear_attention::LinearAttention,
-    parameter::Weight,
+    activation::Activation, block::Mixer, cache::LayerState, causal_conv::CausalConv,
+    forward_pass::ForwardPass, linear::Linear, linear_attention::LinearAttention, parameter::Weight,
     weights::Weights,
 };
 

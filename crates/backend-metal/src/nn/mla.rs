@@ -35,7 +35,6 @@ pub(crate) struct LatentSizes {
     pub(crate) q_lora_rank: Option<usize>,
     pub(crate) kv_lora_rank: usize,
     pub(crate) qk_nope_head_dim: usize,
-    #[serde(alias = "head_dim")]
     pub(crate) qk_rope_head_dim: usize,
     pub(crate) v_head_dim: usize,
 }
@@ -117,13 +116,16 @@ impl LatentAttention {
         };
         let (kv_b_proj, up) = if weights.has_any("embed_q") {
             // mlx_lm stores what queries are multiplied by, and what is made of the output.
-            let [keys, values] = [
-                ("embed_q", kv_lora_rank, qk_nope_head_dim),
-                ("unembed_out", v_head_dim, kv_lora_rank),
-            ]
-            .map(|(name, outputs, inputs)| {
-                stack(weights, &Matrix::load_stack(&weights.at(name), heads, outputs, inputs)?, [heads, outputs])
-            });
+            let [keys, values] =
+                [("embed_q", kv_lora_rank, qk_nope_head_dim), ("unembed_out", v_head_dim, kv_lora_rank)].map(
+                    |(name, outputs, inputs)| {
+                        stack(
+                            weights,
+                            &Matrix::load_stack(&weights.at(name), heads, outputs, inputs)?,
+                            [heads, outputs],
+                        )
+                    },
+                );
             let keys = keys?.swap_axes(-1, -2).map_err(failed)?;
             (None, [keys, values?])
         } else {
@@ -234,8 +236,8 @@ impl Mixer for LatentAttention {
         let latent = self.kv_a_layernorm.forward(&slice(&kept, 2, 0, rank)?)?.expand_dims(1)?;
         let rotated = rotate(&slice(&kept, 2, rank, kept.dim(2))?.expand_dims(1)?.contiguous()?)?;
         let nope = slice(&queries, 3, 0, nope)?;
-        let output =
-            pass.extend(layer, [&latent, &rotated], |masks, seen| self.attend(masks, [&nope, &turned], &seen))?;
+        let output = pass
+            .extend(layer, [&latent, &rotated], |masks, seen| self.attend(masks, [&nope, &turned], &seen))?;
         self.o_proj.forward(&output)
     }
 

@@ -139,7 +139,11 @@ impl GatedMlp {
     }
 
     /// The same of another width.
-    pub(crate) fn load_sized(weights: &Weights<'_>, dims: &Dimensions, intermediate_size: usize) -> LoadResult<Self> {
+    pub(crate) fn load_sized(
+        weights: &Weights<'_>,
+        dims: &Dimensions,
+        intermediate_size: usize,
+    ) -> LoadResult<Self> {
         Self::load(weights, &Dimensions { intermediate_size, ..dims.clone() }, false)
     }
 

@@ -13,8 +13,8 @@ use super::{
     adapter::{AdapterSlots, SlotKind},
     block::FeedForward,
     linear::Linear,
-    mlp::GatedMlp,
     matrix::{Matrix, alike},
+    mlp::GatedMlp,
     parameter::Weight,
     weights::Weights,
 };
@@ -77,7 +77,15 @@ pub(crate) struct SharedExpert {
 impl Routing {
     /// Probabilities of all experts.
     pub(crate) fn softmax(top_k: usize, normalise: bool) -> Self {
-        Self { scoring: Scoring::Softmax, bias: None, groups: None, top_k, normalise, epsilon: 0.0, scale: 1.0 }
+        Self {
+            scoring: Scoring::Softmax,
+            bias: None,
+            groups: None,
+            top_k,
+            normalise,
+            epsilon: 0.0,
+            scale: 1.0,
+        }
     }
 
     /// Each expert's own probability.
@@ -86,7 +94,7 @@ impl Routing {
     }
 
     /// Scores `[.., experts]` → the picked experts and their weights, `[.., top_k]` each.
-    fn pick(&self, scores: &Array) -> Result<[Array; 2]> {
+    pub(crate) fn pick(&self, scores: &Array) -> Result<[Array; 2]> {
         let scores = scores.as_dtype(Dtype::Float32)?;
         let scores = match self.scoring {
             Scoring::Softmax => ops::softmax_axis(&scores, -1, true)?,
@@ -299,7 +307,7 @@ impl Experts {
     }
 
     /// `[B, T, hidden]` and the picks `[B, T, K]` → what each pick gives, `[B, T, K, hidden]`.
-    fn forward(&self, x: &Array, picks: &Array) -> Result<Array> {
+    pub(crate) fn forward(&self, x: &Array, picks: &Array) -> Result<Array> {
         let &[batch, tokens, hidden] = x.shape() else {
             return Err(Exception::custom("hidden states must be [B, T, hidden]"));
         };

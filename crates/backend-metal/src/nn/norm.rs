@@ -32,6 +32,11 @@ impl RmsNorm {
         }
     }
 
+    /// Normalisation without weights: `[.., size]` → the same.
+    pub(crate) fn without_weight(x: &Array, eps: f32) -> Result<Array> {
+        fast::rms_norm(x, None, eps)
+    }
+
     /// x + norm(y): `[.., size]` each.
     pub(crate) fn add(&self, x: &Array, y: &Array) -> Result<Array> {
         let parts = Some(self.parts()?);

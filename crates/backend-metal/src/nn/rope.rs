@@ -197,8 +197,12 @@ impl Rope {
         freqs: Option<&Array>,
     ) -> Result<Array> {
         match offsets {
-            Offsets::Same(offset) => fast::rope(x, self.dims, self.interleaved, base, self.scale, *offset as i32, freqs),
-            Offsets::Each(each) => fast::rope_dynamic(x, self.dims, self.interleaved, base, self.scale, each, freqs),
+            Offsets::Same(offset) => {
+                fast::rope(x, self.dims, self.interleaved, base, self.scale, *offset as i32, freqs)
+            }
+            Offsets::Each(each) => {
+                fast::rope_dynamic(x, self.dims, self.interleaved, base, self.scale, each, freqs)
+            }
         }
     }
 
@@ -207,12 +211,22 @@ impl Rope {
         if !(theta.is_finite() && theta > 1.0) {
             return Err(settings.invalid("rope_theta", format!("{theta}, expected a number above 1")));
         }
-        let dims = rotated_dims(settings, head_dim)?;
+        let kind = settings.text("rope_type").or_else(|| settings.text("type")).unwrap_or("default");
+        let rotated = rotated_dims(settings, head_dim)?;
+        let dims = if kind == "proportional" { head_dim } else { rotated };
         let powers: Vec<f64> = (0..dims / 2).map(|i| theta.powf(2.0 * i as f64 / dims as f64)).collect();
         let (mut freqs, mut scale, mut factor) = (RopeFreqs::Base(theta as f32), 1.0, 1.0);
-        match settings.text("rope_type").or_else(|| settings.text("type")).unwrap_or("default") {
+        match kind {
             // For text alone, mrope's separate positions for image and text are the same.
             "default" | "mrope" => {}
+            // A part of the pairs, as if all were rotated: the others turn infinitely slowly.
+            "proportional" => {
+                let factor = settings.number("factor")?.unwrap_or(1.0);
+                let pairs = powers.iter().enumerate();
+                let slow =
+                    pairs.map(|(i, power)| if 2 * i < rotated { power * factor } else { f64::INFINITY });
+                freqs = RopeFreqs::Listed(listed(&slow.collect::<Vec<_>>()));
+            }
             "linear" => scale = (1.0 / settings.positive("factor")?) as f32,
             "dynamic" => {
                 let factor = settings.positive("factor")?;
@@ -236,11 +250,17 @@ impl Rope {
                 );
             }
             other => {
-                let known = "default, linear, dynamic, llama3, yarn, longrope";
+                let known = "default, linear, proportional, dynamic, llama3, yarn, longrope";
                 return Err(settings.invalid("rope_type", format!("{other:?}, expected one of {known}")));
             }
         }
-        Ok(Self { dims: dims as i32, freqs, interleaved: false, scale, attention_factor: leading(factor, dims, head_dim) })
+        Ok(Self {
+            dims: dims as i32,
+            freqs,
+            interleaved: false,
+            scale,
+            attention_factor: leading(factor, dims, head_dim),
+        })
     }
 }
 

@@ -336,8 +336,10 @@ pub(crate) fn take_joined(
     let (Some(weights), Some(shape)) = (parts.first(), shapes.first()) else {
         return Err(Error::backend("mlx", "bind the weights", "no parts to join"));
     };
-    let rows: usize = shapes.iter().map(|shape| shape[0]).sum();
+    let rows: usize = shapes.iter().map(|shape| shape.first().copied().unwrap_or(1)).sum();
     let whole: Vec<_> = match stack {
+        // A single number.
+        None if shape.is_empty() => Vec::new(),
         None => [rows].into_iter().chain(shape[1..].iter().copied()).collect(),
         Some(n) => [n, rows / n.max(1)].into_iter().chain(shape[1..].iter().copied()).collect(),
     };

@@ -94,9 +94,11 @@ impl Facts {
             || "none".to_owned(),
             |q| format!("{} bits in groups of {}, {}", q.bits, q.group_size, q.mode),
         );
-        let parts = self.side_parts.iter().map(|(part, size)| format!("{} {}", part.name(), render::bytes(*size)));
+        let parts =
+            self.side_parts.iter().map(|(part, size)| format!("{} {}", part.name(), render::bytes(*size)));
         let parts: Vec<_> = parts.collect();
-        let parts = if parts.is_empty() { "none".to_owned() } else { format!("{}: not used", parts.join(", ")) };
+        let parts =
+            if parts.is_empty() { "none".to_owned() } else { format!("{}: not used", parts.join(", ")) };
         let present = |present| if present { "yes" } else { "missing" }.to_owned();
         vec![
             ("path", render::path(&self.path)),

@@ -116,7 +116,9 @@ fn required(config: &Config<'_>, name: &str) -> Result<usize> {
 
 /// The elements of one position's keys and values in one layer, and of one head: of all where the config does not say.
 fn kept_elements(manifest: &ModelManifest, config: &Config<'_>) -> Result<(usize, usize)> {
-    if let (Some(rank), Some(rotated)) = (config.count(&["kv_lora_rank"])?, config.count(&["qk_rope_head_dim"])?) {
+    if let (Some(rank), Some(rotated)) =
+        (config.count(&["kv_lora_rank"])?, config.count(&["qk_rope_head_dim"])?)
+    {
         return Ok((rank + rotated, rotated));
     }
     let (width, head) = key_width(manifest, config)?;

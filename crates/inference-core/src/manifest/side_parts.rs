@@ -28,9 +28,14 @@ impl SidePart {
         let name = tensor.strip_prefix("model.").unwrap_or(tensor);
         let name = name.strip_prefix("language_model.").unwrap_or(name);
         let prefixes: &[&str] = match self {
-            Self::Vision => {
-                &["vision_tower.", "vision_model.", "visual.", "multi_modal_projector.", "embed_vision."]
-            }
+            Self::Vision => &[
+                "vision_tower.",
+                "vision_model.",
+                "visual.",
+                "multi_modal_projector.",
+                "embed_vision.",
+                "vision_embedder.",
+            ],
             Self::Audio => &["audio_tower.", "embed_audio."],
             Self::MultiTokenPrediction => &["mtp."],
         };
@@ -73,6 +78,8 @@ mod tests {
         }
         assert!(SidePart::MultiTokenPrediction.holds("mtp.fc.weight"));
         assert!(SidePart::MultiTokenPrediction.holds("language_model.mtp.fc.weight"));
-        assert!(!SidePart::ALL.iter().any(|part| part.holds("model.language_model.layers.0.mlp.up_proj.weight")));
+        assert!(
+            !SidePart::ALL.iter().any(|part| part.holds("model.language_model.layers.0.mlp.up_proj.weight"))
+        );
     }
 }

@@ -116,11 +116,11 @@ fn are_as_alone(check: &Check<'_>, empty: &KvCache, lengths: &[usize], together:
     check.step("a row waits", &mut all, 5);
     all.insert(0, paused);
     check.step("a row goes on", &mut all, 6);
-    // Rows are rewound where they can be, one of them while a fork still needs what it had.
+    // Rows are rewound where they can be, or as far, one of them while a fork still needs what it had.
     let forked = all[0].clone();
     for row in &mut all {
-        let len = row.ids.len().saturating_sub(3);
-        if row.cache.can_rewind_to(len) {
+        let len = row.cache.reach(row.ids.len().saturating_sub(3));
+        if len > 0 {
             row.cache.rewind(len);
             row.ids.truncate(len);
         }
@@ -170,6 +170,56 @@ fn rows_around_a_window_are_as_alone() {
                 let check = Check { model: &*model, tolerance: TOLERANCE, what };
                 mode.scope(|| are_as_alone(&check, &model.new_cache(), &lengths, true));
             }
+        }
+    }
+}
+
+/// Layers whose states are recurrent, or latent: of every kind of mixer one.
+#[test]
+fn rows_of_other_states_are_as_alone() {
+    device();
+    for name in ["qwen3_5", "qwen3_next", "lfm2_moe", "granitemoehybrid", "deepseek_v3"] {
+        let variant = Variant::named(name);
+        let model = variant.load();
+        for (m, mode) in modes().into_iter().enumerate() {
+            for together in [true, false] {
+                let what = format!("{name}, together {together}, {mode:?}");
+                let check = Check { model: &*model, tolerance: TOLERANCE, what };
+                let lengths: &[usize] = if m == 0 { &[9, 1, 17] } else { &[2, 3, 33] };
+                mode.scope(|| are_as_alone(&check, &model.new_cache(), lengths, together));
+            }
+        }
+    }
+}
+
+/// A text that went on after its prompt is rewound to the end of a chunk, and goes another way from there.
+#[test]
+fn recurrent_states_go_back_to_chunks() {
+    device();
+    for name in ["qwen3_5", "lfm2", "granitemoehybrid"] {
+        let model = Variant::named(name).load();
+        let (first, second) = (text(1, 40), text(2, 9));
+        let mut cache = model.new_cache();
+        for chunk in first.chunks(12) {
+            let _ = cached(&*model, chunk, &mut cache);
+        }
+        for id in text(3, 5) {
+            let _ = cached(&*model, &[id], &mut cache);
+        }
+        assert_eq!(
+            (cache.len(), cache.reach(44), cache.reach(39), cache.reach(11)),
+            (45, 40, 36, 0),
+            "{name}"
+        );
+        for (wanted, reached) in [(43, 40), (30, 24)] {
+            let mut back = cache.clone();
+            assert_eq!(back.reach(wanted), reached, "{name}");
+            back.rewind(reached);
+            let logits = cached(&*model, &second, &mut back).pop().unwrap();
+            let whole = [&first[..reached], &second].concat();
+            let fresh = cached(&*model, &whole, &mut model.new_cache()).pop().unwrap();
+            let far = distance(&logits, &fresh);
+            assert!(far <= TOLERANCE, "{name}: after {reached} of {wanted} tokens {far} apart");
         }
     }
 }

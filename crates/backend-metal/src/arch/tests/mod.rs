@@ -7,4 +7,5 @@ mod fixtures;
 mod golden;
 mod heads;
 mod hostile;
+mod readme;
 mod training;

@@ -43,7 +43,8 @@ impl RowState {
     /// The arrays of this row: `[1, ..]`.
     fn own(&self) -> Result<Vec<Array>> {
         let row = self.row as i32;
-        let own = |array: &Array| if array.dim(0) == 1 { Ok(array.clone()) } else { slice(array, 0, row, row + 1) };
+        let own =
+            |array: &Array| if array.dim(0) == 1 { Ok(array.clone()) } else { slice(array, 0, row, row + 1) };
         self.arrays.iter().map(own).collect()
     }
 
@@ -159,7 +160,11 @@ pub(super) fn gather(rows: &[&RecurrentStates], layer: usize) -> Result<Option<V
 }
 
 /// Gives each row its part of a layer's new states: `[rows, ..]` each.
-pub(super) fn scatter<'a>(rows: impl Iterator<Item = &'a mut RecurrentStates>, layer: usize, arrays: Vec<Array>) {
+pub(super) fn scatter<'a>(
+    rows: impl Iterator<Item = &'a mut RecurrentStates>,
+    layer: usize,
+    arrays: Vec<Array>,
+) {
     let arrays: Rc<[Array]> = arrays.into();
     for (row, states) in rows.enumerate() {
         states.states[layer] = Some(RowState { arrays: arrays.clone(), row });

@@ -59,7 +59,8 @@ pub(in crate::nn) fn causal_conv(
         Some(Activation::Silu) => true,
         Some(_) => return None,
     };
-    if ExecMode::current() != ExecMode::CpuKernels || !known || bias.is_some_and(|bias| bias.dtype() != dtype) {
+    if ExecMode::current() != ExecMode::CpuKernels || !known || bias.is_some_and(|bias| bias.dtype() != dtype)
+    {
         return None;
     }
     let arrays: Vec<_> = [x, state, weight].into_iter().chain(bias).collect();
@@ -80,7 +81,8 @@ fn convolve<T: Float>(inputs: &[Input<'_>], outputs: &mut [Output<'_>], silu: bo
     let weight = inputs[2].transposed::<T>()?;
     let weight: Vec<f32> = weight.iter().map(|weight| weight.wide()).collect();
     let bias = inputs.get(3).map(|bias| bias.elements::<T>()).transpose()?;
-    let bias: Vec<f32> = bias.map_or_else(|| vec![0.0; channels], |bias| bias.iter().map(|b| b.wide()).collect());
+    let bias: Vec<f32> =
+        bias.map_or_else(|| vec![0.0; channels], |bias| bias.iter().map(|b| b.wide()).collect());
     let before = kernel - 1;
     let [output, after] = outputs else { return Err("two outputs were expected".into()) };
     let rows = x.chunks_exact(tokens * channels).zip(state.chunks_exact(before * channels));
@@ -157,7 +159,8 @@ struct Scan<'a> {
 }
 
 fn scan(inputs: &[Input<'_>], outputs: &mut [Output<'_>]) -> KernelResult {
-    let (&[_, tokens, key_heads, key_dim], &[_, _, heads, value_dim]) = (inputs[1].shape(), inputs[2].shape())
+    let (&[_, tokens, key_heads, key_dim], &[_, _, heads, value_dim]) =
+        (inputs[1].shape(), inputs[2].shape())
     else {
         return Err("linear attention of [B, T, heads, head_dim]".into());
     };
@@ -209,7 +212,9 @@ fn scan(inputs: &[Input<'_>], outputs: &mut [Output<'_>]) -> KernelResult {
             threads.into_iter().map(std::thread::ScopedJoinHandle::join).collect::<Vec<_>>()
         });
         for part in computed {
-            let Ok((first, own, part)) = part else { return Err("a thread of linear attention failed".into()) };
+            let Ok((first, own, part)) = part else {
+                return Err("a thread of linear attention failed".into());
+            };
             for (token, part) in part.chunks_exact(own * value_dim).enumerate() {
                 let at = (token * heads + first) * value_dim;
                 output[at..at + own * value_dim].copy_from_slice(part);
@@ -336,8 +341,7 @@ mod tests {
                 let state = float(6, &[2, heads, 16, 8]);
                 let whole = RecurrentInput { states: None, lengths: None };
                 let ours = inputs.clone().forward(&whole, Some(&state)).unwrap();
-                let mlx =
-                    ExecMode::Mlx.scope(|| inputs.clone().forward(&whole, Some(&state))).unwrap();
+                let mlx = ExecMode::Mlx.scope(|| inputs.clone().forward(&whole, Some(&state))).unwrap();
                 for (ours, mlx) in ours.iter().zip(&mlx) {
                     let far = ours.subtract(mlx).unwrap().abs().unwrap().max(false).unwrap();
                     assert!(far.item_exact::<f32>() < 1e-5, "{tokens} tokens, delta {delta}: {far:?}");
@@ -349,7 +353,9 @@ mod tests {
                 if half == 0 {
                     continue;
                 }
-                let cut = |x: &Array| crate::mlx::slice(&crate::mlx::slice(x, 0, 1, 2).unwrap(), 1, 0, half).unwrap();
+                let cut = |x: &Array| {
+                    crate::mlx::slice(&crate::mlx::slice(x, 0, 1, 2).unwrap(), 1, 0, half).unwrap()
+                };
                 let short = LinearAttention {
                     queries: cut(&inputs.queries),
                     keys: cut(&inputs.keys),
