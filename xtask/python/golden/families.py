@@ -211,6 +211,9 @@ PUBLISHED |= {
         "deepseek_v3", **LATENT, first_k_dense_replace=1, rope_theta=10000.0, attention_bias=True,
         rope_scaling=dict({k: v for k, v in YARN.items() if k != "rope_type"}, type="yarn", mscale=1.0, mscale_all_dim=0.8), num_nextn_predict_layers=1,
     ),
+    "deepseek_v3-dense": config(
+        "deepseek_v3", **dict(LATENT, q_lora_rank=None), first_k_dense_replace=4, rope_theta=10000.0, rope_interleave=False,
+    ),
     "glm4_moe_lite": config(
         "glm4_moe_lite", **dict(LATENT, n_group=1, topk_group=1), rope_parameters=dict(rope_type="default", rope_theta=10000.0),
         mlp_layer_types=["dense", "sparse", "dense", "sparse"],
@@ -287,12 +290,15 @@ def stored(base, storage):
     return dict(config, quantization=dict(AFFINE, bits={"q4": 4, "q8": 8}[storage]))
 
 
+VARIANTS["deepseek_v3-dense+bf16"] = stored("deepseek_v3-dense", "bf16")
 # Every family in every form, whatever else there is of it.
 for base in (
     "gemma", "gemma2-window", "gemma3_text", "gpt_oss", "granite", "llama", "mistral-window", "mixtral", "olmo2", "phi3",
     "qwen2", "qwen3", "qwen3_moe", "smollm3", *(name for name in PUBLISHED if "-" not in name),
 ):
     for storage in ("bf16", "q4") if base in PUBLISHED else ("bf16", "q4", "q8"):
+        if storage == "bf16" and VARIANTS[base].get("topk_group"):
+            continue  # rounding picks other groups of experts, and the logits are others
         VARIANTS.setdefault(f"{base}+{storage}", stored(base, storage))
 
 

@@ -26,8 +26,6 @@ def main(out, names):
             write(folder, config, specs)
             logits, greedy, margins = transformers_logits(folder, tokens, STEPS, cached="dynamic" in name)
             try:
-                if storage in ("bf16", "f16") and ("experts" in str(specs) or "block_sparse_moe" in str(specs)):
-                    raise NotImplementedError("MLX's CPU aborts the process")
                 distance = (mlx_logits(folder, tokens) - logits)[POSITIONS]
                 mlx = dict(max=float(np.abs(distance).max()), rms=float(np.sqrt((distance**2).mean())))
             except Exception as error:  # mlx_lm lacks the variant

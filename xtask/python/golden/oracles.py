@@ -64,6 +64,13 @@ gather_qmm = mx.gather_qmm
 mx.gather_qmm = lambda *args, global_scale=None, **kwargs: gather_qmm(*args, **kwargs)
 
 
+# MLX's CPU multiplies stacks of matrices in float32 only, and aborts the process for others.
+gather_mm = mx.gather_mm
+mx.gather_mm = lambda a, b, *args, **kwargs: gather_mm(
+    a.astype(mx.float32), b.astype(mx.float32), *args, **kwargs
+).astype(a.dtype)
+
+
 def mlx_logits(folder, tokens):
     """Logits [T, V] in the checkpoint's own type."""
     model, _ = load_model(Path(folder))
@@ -98,7 +105,7 @@ def widen(folder, config, scratch):
             rest = mixtral[rest] if "block_sparse_moe" in prefix or "feed_forward" in prefix else rest
             tensors |= {f"{prefix}.experts.{e}.{rest}": np.ascontiguousarray(w) for e, w in enumerate(tensor)}
         else:
-            tensors[name] = np.ascontiguousarray(tensor)
+            tensors[name] = np.array(tensor, order="C")
     for name in [name for name in tensors if ".experts.gate_proj." in name]:
         join_experts(tensors, name)
     config["torch_dtype"] = "float32"

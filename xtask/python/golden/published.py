@@ -13,6 +13,8 @@ from oracles import model_class
 # Families whose norms are stored minus one, and those of their norms that are not.
 OFFSET = ("gemma3n", "qwen3_5", "qwen3_next")
 PLAIN = re.compile(r"linear_attn\.norm")
+# Families whose publishers hold experts as transformers 5 does.
+JOINED = ("qwen3_5_moe",)
 # Parts of a checkpoint that nothing needs: a tensor of each.
 EXTRA = {
     "vision": ("model.visual.patch_embed.proj.weight", [16, 3, 2, 4, 4]),
@@ -33,6 +35,8 @@ def shapes(config):
                 found |= {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}
     if "quantization" in config:
         found = stacked(found)
+    elif text["model_type"].startswith(JOINED):
+        found = joined(found)
     offset = text["model_type"].startswith(OFFSET)
     for name, shape in sorted(found.items()):
         if any(part in name for part in ("visual", "vision", "multi_modal_projector")):
@@ -92,3 +96,17 @@ def stacked(found):
         else:
             out[name] = shape
     return out | experts
+
+
+def joined(found):
+    """Experts in two stacks, gate and up in one."""
+    out = {}
+    for name, shape in stacked(found).items():
+        prefix, _, part = name.partition(".switch_mlp.")
+        if not part:
+            out[name] = shape
+        elif part == "down_proj.weight":
+            out[f"{prefix}.experts.down_proj"] = shape
+        else:
+            out[f"{prefix}.experts.gate_up_proj"] = [shape[0], 2 * shape[1], shape[2]]
+    return out

@@ -40,6 +40,7 @@ pub(crate) fn load(
     let weights = source.weights();
     // Positions are computed, not loaded; old checkpoints carry them all the same.
     weights.skip(|name| name.ends_with(".rotary_emb.inv_freq"));
+    tracing::debug!(family = family.name, model = %manifest.path().display(), "bind the weights");
     for part in family.skips {
         weights.skip(|name| part.holds(name));
     }

@@ -178,8 +178,9 @@ impl Mixer for GatedDeltaNet {
             Ok((mixed, vec![window, state]))
         })?;
         let z = z.reshape(&[batch, tokens, heads, -1])?;
-        let normalised = self.norm.forward(&mixed)?;
-        let gated = normalised.multiply(Activation::Silu.apply(&wide(&z)?)?)?;
+        // Rounded where the reference rounds.
+        let normalised = self.norm.forward(&mixed.as_dtype(x.dtype())?)?;
+        let gated = wide(&normalised)?.multiply(Activation::Silu.apply(&wide(&z)?)?)?;
         self.out_proj.forward(&gated.as_dtype(x.dtype())?.reshape(&[batch, tokens, -1])?)
     }
 
