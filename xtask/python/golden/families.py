@@ -192,6 +192,12 @@ GEMMA4 = dict(
         full_attention=dict(rope_type="proportional", rope_theta=1e4, partial_rotary_factor=0.25),
     ),
 )
+FALCON = dict(
+    hidden_act="silu", rope_theta=1e4, head_dim=32, mamba_d_ssm=96, mamba_n_heads=6, mamba_d_head=16, mamba_d_state=16, mamba_d_conv=4,
+    mamba_conv_bias=True, lm_head_multiplier=0.7, embedding_multiplier=1.5, mlp_multipliers=[0.8, 0.6], key_multiplier=0.7,
+    attention_out_multiplier=0.9, attention_in_multiplier=1.2, ssm_multipliers=[0.9, 0.8, 1.1, 1.2, 0.7], ssm_in_multiplier=1.1,
+    ssm_out_multiplier=0.8,
+)
 LATENT = dict(
     q_lora_rank=32, kv_lora_rank=32, qk_nope_head_dim=24, qk_rope_head_dim=16, v_head_dim=20, num_key_value_heads=4,
     hidden_act="silu", n_routed_experts=8, n_shared_experts=2, moe_intermediate_size=64, num_experts_per_tok=3,
@@ -241,11 +247,29 @@ PUBLISHED |= {
         "gemma4_text", **GEMMA4, num_hidden_layers=6, num_kv_shared_layers=2, use_double_wide_mlp=True, hidden_size_per_layer_input=32,
         vocab_size_per_layer_input=VOCAB, layer_types=["sliding_attention", "full_attention"] * 3,
     ),
+    "gemma4_text-kv": config(
+        "gemma4_text", **GEMMA4, num_hidden_layers=6, num_kv_shared_layers=3, attention_k_eq_v=True, num_global_key_value_heads=1,
+        hidden_size_per_layer_input=16, vocab_size_per_layer_input=VOCAB, use_double_wide_mlp=True,
+        layer_types=["sliding_attention", "sliding_attention", "full_attention"] * 2,
+    ),
     "gemma4_text-moe": config(
         "gemma4_text", **GEMMA4, num_hidden_layers=4, num_kv_shared_layers=0, attention_k_eq_v=True, num_global_key_value_heads=1,
         hidden_size_per_layer_input=0, enable_moe_block=True, num_experts=8, top_k_experts=3, moe_intermediate_size=64,
         layer_types=["sliding_attention", "full_attention"] * 2,
     ),
+    "minimax_m2": config(
+        "minimax_m2", head_dim=32, rotary_dim=16, hidden_act="silu", rope_theta=1e4, num_local_experts=8, num_experts_per_tok=3, use_qk_norm=True,
+        tie_word_embeddings=False,
+    ),
+    "ernie4_5_moe": config(
+        "ernie4_5_moe", hidden_act="silu", rope_theta=1e4, moe_intermediate_size=64, moe_k=3, moe_num_experts=8, moe_num_shared_experts=2,
+        moe_layer_start_index=1, moe_layer_end_index=2, moe_layer_interval=1, use_bias=False, tie_word_embeddings=False,
+    ),
+    "falcon_h1": config(
+        "falcon_h1", **FALCON, mamba_n_groups=2, mamba_rms_norm=True, mamba_norm_before_gate=False, attention_bias=True, projectors_bias=True,
+        mamba_proj_bias=True, mlp_bias=True, tie_word_embeddings=False,
+    ),
+    "falcon_h1-plain": config("falcon_h1", **FALCON, mamba_n_groups=1, mamba_rms_norm=False, tie_word_embeddings=True),
     "seed_oss": config("seed_oss", head_dim=32, hidden_act="silu", rope_theta=1e5, attention_bias=True, attention_out_bias=True, mlp_bias=True, tie_word_embeddings=False),
     "ernie4_5": config("ernie4_5", head_dim=32, hidden_act="silu", rope_theta=1e4, use_bias=True, tie_word_embeddings=False),
     "hunyuan_v1_dense": config(
@@ -290,7 +314,8 @@ def stored(base, storage):
     return dict(config, quantization=dict(AFFINE, bits={"q4": 4, "q8": 8}[storage]))
 
 
-VARIANTS["deepseek_v3-dense+bf16"] = stored("deepseek_v3-dense", "bf16")
+for base in ("deepseek_v3-dense", "gemma4_text-kv"):
+    VARIANTS[base + "+bf16"] = stored(base, "bf16")
 # Every family in every form, whatever else there is of it.
 for base in (
     "gemma", "gemma2-window", "gemma3_text", "gpt_oss", "granite", "llama", "mistral-window", "mixtral", "olmo2", "phi3",
@@ -299,6 +324,8 @@ for base in (
     for storage in ("bf16", "q4") if base in PUBLISHED else ("bf16", "q4", "q8"):
         if storage == "bf16" and VARIANTS[base].get("topk_group"):
             continue  # rounding picks other groups of experts, and the logits are others
+        if storage == "bf16" and base in ("minimax_m2", "qwen3_5_moe", "gemma4_text"):
+            continue  # the same, without groups; another variant of gemma4 has that form
         VARIANTS.setdefault(f"{base}+{storage}", stored(base, storage))
 
 

@@ -15,9 +15,9 @@ use super::config::{Config, LayerType, Layers, positive, text_section, top_k, to
 use crate::{
     mlx::scalar,
     nn::{
-        Activation, Architecture, AttentionParams, Block, Decoder, Dimensions, ExpertSizes, Experts,
-        ForwardPass, GatedMlp, Gating, LayerInputs, LayerState, Linear, RmsNorm, Rope, RopeShape, Routing,
-        Weight, Weights,
+        Architecture, AttentionParams, Block, Decoder, Dimensions, ExpertSizes, Experts, ForwardPass,
+        GatedMlp, Gating, LayerInputs, LayerState, Linear, RmsNorm, Rope, RopeShape, Routing, Weight,
+        Weights,
     },
 };
 
@@ -215,7 +215,7 @@ struct OwnInput {
     per_layer_input_gate: Linear,
     per_layer_projection: Linear,
     post_per_layer_input_norm: RmsNorm,
-    activation: Activation,
+    gating: Gating,
 }
 
 /// A block of Gemma 4.
@@ -243,7 +243,8 @@ impl Block for Gemma4Block {
         if let Some(own) = &self.own_input {
             let input =
                 pass.layer_input(layer)?.ok_or_else(|| Exception::custom("a layer without its input"))?;
-            let gated = own.activation.apply(&own.per_layer_input_gate.forward(&x)?)?.multiply(input)?;
+            let gate = own.per_layer_input_gate.forward(&x)?;
+            let gated = own.gating.apply(&gate, &input)?;
             x = own.post_per_layer_input_norm.add(&x, &own.per_layer_projection.forward(&gated)?)?;
         }
         x.multiply(self.layer_scalar.get()?)
@@ -324,7 +325,7 @@ fn load_block(
             per_layer_input_gate: Linear::load(&gate, width, dims.hidden_size, false)?,
             per_layer_projection: Linear::load(&projection, dims.hidden_size, width, false)?,
             post_per_layer_input_norm: norm("post_per_layer_input_norm")?,
-            activation: dims.hidden_act,
+            gating: Gating::Glu(dims.hidden_act),
         })
     });
     Ok(Gemma4Block {

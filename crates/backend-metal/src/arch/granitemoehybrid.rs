@@ -12,7 +12,7 @@ use super::{
 };
 use crate::nn::{
     Architecture, Attention, AttentionParams, Decoder, Dimensions, ExpertSizes, Experts, FeedForward,
-    GatedMlp, Gating, Linear, Mamba2, Mixer, Moe, Rope, Routing, SharedExpert, SsmSizes, Weights,
+    GatedMlp, Gating, Linear, Mamba2, Mixer, Moe, Rope, Routing, SharedExpert, SsmNorm, SsmSizes, Weights,
 };
 
 #[derive(Debug, Deserialize)]
@@ -66,8 +66,10 @@ impl Own {
             state: self.mamba_d_state,
             kernel: self.mamba_d_conv,
             conv_bias: self.mamba_conv_bias,
-            proj_bias: self.mamba_proj_bias,
+            proj_bias: [self.mamba_proj_bias; 2],
             time_step_limit: self.time_step_limit.unwrap_or([0.0, f32::INFINITY]),
+            norm: SsmNorm::AfterGate,
+            multipliers: None,
             eps: dims.rms_norm_eps,
         };
         let keys = ["mamba_n_heads", "mamba_d_head", "mamba_n_groups", "mamba_d_state", "mamba_d_conv"];

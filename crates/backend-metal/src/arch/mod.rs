@@ -5,7 +5,9 @@ mod cohere2;
 mod config;
 mod deepseek_v3;
 mod ernie4_5;
+mod ernie4_5_moe;
 mod exaone4;
+mod falcon_h1;
 mod gemma;
 mod gemma2;
 mod gemma3;
@@ -18,6 +20,7 @@ mod granitemoehybrid;
 mod hunyuan_v1_dense;
 mod lfm2;
 mod llama;
+mod minimax_m2;
 mod mistral;
 mod mixtral;
 mod nemotron;
@@ -69,7 +72,9 @@ pub(crate) const ARCHITECTURES: &[Family] = &[
         skips: &[],
     },
     Family { name: "ERNIE 4.5", model_types: &["ernie4_5"], load: ernie4_5::load, skips: &[] },
+    Family { name: "ERNIE 4.5 MoE", model_types: &["ernie4_5_moe"], load: ernie4_5_moe::load, skips: &[] },
     Family { name: "EXAONE 4", model_types: &["exaone4"], load: exaone4::load, skips: &[] },
+    Family { name: "Falcon-H1", model_types: &["falcon_h1"], load: falcon_h1::load, skips: &[] },
     Family { name: "Gemma", model_types: &["gemma"], load: gemma::load, skips: &[] },
     Family { name: "Gemma 2", model_types: &["gemma2"], load: gemma2::load, skips: &[] },
     Family { name: "Gemma 3", model_types: &["gemma3", "gemma3_text"], load: gemma3::load, skips: &[Vision] },
@@ -99,6 +104,7 @@ pub(crate) const ARCHITECTURES: &[Family] = &[
     Family { name: "LFM 2", model_types: &["lfm2"], load: lfm2::load_dense, skips: &[] },
     Family { name: "LFM 2 MoE", model_types: &["lfm2_moe"], load: lfm2::load_moe, skips: &[] },
     Family { name: "Llama 2, 3", model_types: &["llama"], load: llama::load, skips: &[] },
+    Family { name: "MiniMax M2", model_types: &["minimax_m2"], load: minimax_m2::load, skips: &[] },
     Family { name: "Ministral 3", model_types: &["ministral3"], load: mistral::load_ministral, skips: &[] },
     Family { name: "Mistral", model_types: &["mistral"], load: mistral::load, skips: &[] },
     Family {

@@ -48,6 +48,16 @@ impl Linear {
         Ok(Self { matrix, bias, slots })
     }
 
+    /// Its matrix, without adapters.
+    pub(super) fn matrix(&self) -> &Matrix {
+        &self.matrix
+    }
+
+    /// Whether it has no adapter.
+    pub(super) fn is_plain(&self) -> bool {
+        self.slots.is_plain()
+    }
+
     /// `[.., in]` → `[.., out]`
     pub(crate) fn forward(&self, x: &Array) -> Result<Array> {
         if self.slots.is_plain() {

@@ -27,11 +27,26 @@ pub(crate) struct SsmSizes {
     /// Taps of the convolution.
     pub(crate) kernel: usize,
     pub(crate) conv_bias: bool,
-    pub(crate) proj_bias: bool,
+    /// Of the projection into the block and of that out of it.
+    pub(crate) proj_bias: [bool; 2],
     /// Limits of the time step.
     pub(crate) time_step_limit: [f32; 2],
+    pub(crate) norm: SsmNorm,
+    /// Factors of what the input projection gives: gates, values, B, C and time steps.
+    pub(crate) multipliers: Option<[f32; 5]>,
     /// Epsilon of the norm.
     pub(crate) eps: f32,
+}
+
+/// What is done to the output of a state space model with its gate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SsmNorm {
+    /// The gate, and then a norm of each group.
+    AfterGate,
+    /// A norm of each group, and then the gate.
+    BeforeGate,
+    /// The gate alone.
+    None,
 }
 
 impl SsmSizes {
@@ -56,6 +71,15 @@ impl SsmSizes {
         Ok(())
     }
 
+    fn factors(&self) -> Option<Array> {
+        let shared = self.groups * self.state;
+        let widths = [self.inner(), self.inner(), shared, shared, self.heads];
+        let factors = self.multipliers?.into_iter().zip(widths);
+        let factors: Vec<f32> =
+            factors.flat_map(|(factor, width)| std::iter::repeat_n(factor, width)).collect();
+        Some(Array::from_slice(&factors, &[factors.len() as i32]))
+    }
+
     fn inner(&self) -> usize {
         self.heads * self.head_dim
     }
@@ -74,7 +98,9 @@ pub(crate) struct Mamba2 {
     a_log: Weight,
     d: Weight,
     /// `[heads · head_dim]`
-    norm: Weight,
+    norm: Option<Weight>,
+    /// Of what `in_proj` gives.
+    factors: Option<Array>,
     out_proj: Linear,
     sizes: SsmSizes,
 }
@@ -86,25 +112,34 @@ impl Mamba2 {
         let outputs = sizes.inner() + sizes.channels() + heads;
         let channels = [sizes.channels(), kernel];
         Ok(Self {
-            in_proj: Linear::load(&weights.at("in_proj"), outputs, hidden_size, proj_bias)?,
+            in_proj: Linear::load(&weights.at("in_proj"), outputs, hidden_size, proj_bias[0])?,
             conv: CausalConv::load(&weights.at("conv1d"), channels, conv_bias, Some(Activation::Silu))?,
             dt_bias: weights.take_exact("dt_bias", &[heads])?,
             a_log: weights.take_exact("A_log", &[heads])?,
             d: weights.take_exact("D", &[heads])?,
-            norm: weights.at("norm").take("weight", &[sizes.inner()])?,
-            out_proj: Linear::load(&weights.at("out_proj"), hidden_size, sizes.inner(), proj_bias)?,
+            norm: (sizes.norm != SsmNorm::None)
+                .then(|| weights.at("norm").take("weight", &[sizes.inner()]))
+                .transpose()?,
+            factors: sizes.factors(),
+            out_proj: Linear::load(&weights.at("out_proj"), hidden_size, sizes.inner(), proj_bias[1])?,
             sizes,
         })
     }
 
-    /// The norm of each group after the gate: `[B, T, inner]` each, in single precision.
-    fn gated_norm(&self, x: &Array, gate: &Array) -> Result<Array> {
-        let gated = x.multiply(gate.multiply(sigmoid(gate)?)?)?;
-        let shape = [gated.dim(0), gated.dim(1), self.sizes.groups as i32, -1];
-        let grouped = gated.reshape(&shape)?;
-        let mean = grouped.multiply(&grouped)?.mean_axis(-1, true)?;
-        let scale = ops::rsqrt(mean.add(Array::from_f32(self.sizes.eps))?)?;
-        grouped.multiply(scale)?.reshape(gated.shape())
+    /// The output with its gate and norm: `[B, T, inner]` each, in single precision → the same in the type of activations.
+    fn gated(&self, x: &Array, gate: &Array, dtype: Dtype) -> Result<Array> {
+        let opened = gate.multiply(sigmoid(gate)?)?;
+        let Some(weight) = &self.norm else { return x.multiply(opened)?.as_dtype(dtype) };
+        let grouped = |x: &Array| x.reshape(&[x.dim(0), x.dim(1), self.sizes.groups as i32, -1]);
+        let normalised = |x: &Array| {
+            let mean = x.multiply(x)?.mean_axis(-1, true)?;
+            x.multiply(ops::rsqrt(mean.add(Array::from_f32(self.sizes.eps))?)?)?.reshape(gate.shape())
+        };
+        if self.sizes.norm == SsmNorm::BeforeGate {
+            let normalised = normalised(&grouped(x)?)?.multiply(weight.get()?.as_dtype(Dtype::Float32)?)?;
+            return normalised.multiply(opened)?.as_dtype(dtype);
+        }
+        normalised(&grouped(&x.multiply(opened)?)?)?.as_dtype(dtype)?.multiply(weight.get()?)
     }
 }
 
@@ -114,7 +149,11 @@ impl Mixer for Mamba2 {
         let (inner, channels) = (self.sizes.inner() as i32, self.sizes.channels() as i32);
         let [groups, state] = [self.sizes.groups, self.sizes.state].map(|size| size as i32);
         let wide = |x: &Array| x.as_dtype(Dtype::Float32);
-        let parts = self.in_proj.forward(x)?.split_at_indices(&[inner, inner + channels], -1)?;
+        let mut projected = self.in_proj.forward(x)?;
+        if let Some(factors) = &self.factors {
+            projected = projected.multiply(factors.as_dtype(projected.dtype())?)?;
+        }
+        let parts = projected.split_at_indices(&[inner, inner + channels], -1)?;
         let (gate, mixed, step) = (&parts[0], &parts[1], &parts[2]);
         let step = ops::logaddexp(wide(step)?.add(wide(&self.dt_bias.get()?)?)?, Array::from_f32(0.0))?;
         let [low, high] = self.sizes.time_step_limit.map(Array::from_f32);
@@ -140,8 +179,8 @@ impl Mixer for Mamba2 {
             let skipped = values.multiply(wide(&self.d.get()?)?.expand_dims(1)?)?;
             Ok((output.add(skipped)?, vec![window, after]))
         })?;
-        let normalised = self.gated_norm(&mixed.reshape(&[batch, tokens, -1])?, &wide(gate)?)?;
-        self.out_proj.forward(&normalised.as_dtype(x.dtype())?.multiply(self.norm.get()?)?)
+        let gated = self.gated(&mixed.reshape(&[batch, tokens, -1])?, &wide(gate)?, x.dtype())?;
+        self.out_proj.forward(&gated)
     }
 
     fn state(&self) -> LayerState {

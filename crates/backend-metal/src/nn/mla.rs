@@ -3,7 +3,7 @@
 //!
 //! | tokens | attention |
 //! |---|---|
-//! | 1 | absorbed: queries are brought into the space of the vectors, and the output is brought out of it |
+//! | 1, no adapter | absorbed: queries are brought into the space of the vectors, and the output is brought out of it |
 //! | T | expanded: keys and values of every position are made first |
 
 use std::rc::Rc;
@@ -130,12 +130,12 @@ impl LatentAttention {
             (None, [keys, values?])
         } else {
             let outputs = heads * (qk_nope_head_dim + v_head_dim);
-            let matrix = Matrix::load(&weights.at("kv_b_proj"), outputs, kv_lora_rank)?;
-            let all = stack(weights, &matrix, [heads, qk_nope_head_dim + v_head_dim])?;
+            let kv_b_proj = Linear::load(&weights.at("kv_b_proj"), outputs, kv_lora_rank, false)?;
+            let all = stack(weights, kv_b_proj.matrix(), [heads, qk_nope_head_dim + v_head_dim])?;
             let middle = qk_nope_head_dim as i32;
             let up = [(0, middle), (middle, middle + v_head_dim as i32)];
             let [keys, values] = up.map(|(start, end)| slice(&all, 1, start, end).map_err(failed));
-            (Some(Linear::load(&weights.at("kv_b_proj"), outputs, kv_lora_rank, false)?), [keys?, values?])
+            (Some(kv_b_proj), [keys?, values?])
         };
         let latent = kv_lora_rank + qk_rope_head_dim;
         Ok(Self {
@@ -189,7 +189,8 @@ impl LatentAttention {
 
     fn attend(&self, masks: &mut Masks, [nope, turned]: [&Array; 2], seen: &Seen<'_>) -> Result<Array> {
         let (nope, turned) = (of_rows(nope, seen.rows.clone())?, of_rows(turned, seen.rows.clone())?);
-        let output = if nope.dim(2) == 1 {
+        let is_plain = self.kv_b_proj.as_ref().is_none_or(Linear::is_plain);
+        let output = if nope.dim(2) == 1 && is_plain {
             self.absorbed([&nope, &turned], seen)?
         } else {
             let queries = ops::concatenate(&[nope, turned], 3)?;

@@ -47,7 +47,7 @@ pub(crate) use exec::ExecMode;
 pub(crate) use forward_pass::{ForwardPass, Rows};
 pub(crate) use gated_delta_net::{DeltaSizes, GatedDeltaNet};
 pub(crate) use linear::Linear;
-pub(crate) use mamba2::{Mamba2, SsmSizes};
+pub(crate) use mamba2::{Mamba2, SsmNorm, SsmSizes};
 pub(crate) use matrix::Matrix;
 pub(crate) use mla::{LatentAttention, LatentSizes};
 pub(crate) use mlp::{GatedMlp, PlainMlp};

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use inference_core::{Dtype, Error, ModelManifest, Quantization, Result, backend::TensorInfo};
+use inference_core::{Dtype, Error, ModelManifest, Quantization, Result, SidePart, backend::TensorInfo};
 use serde_json::{Map, Value, json};
 
 use super::{
@@ -333,13 +333,13 @@ impl Plan {
 /// Whether it is a matrix that tokens are multiplied with, or a stack of experts'. Routers stay as they are: they are small, and
 /// a wrong pick costs more than it saves.
 fn is_matrix(stem: &str, shape: &[usize], dtype: Dtype) -> bool {
-    let foreign = ["vision_tower", "vision_model", "multi_modal_projector"];
+    let foreign = [SidePart::Vision, SidePart::Audio, SidePart::MultiTokenPrediction];
     let router = stem.ends_with(".gate") || stem.ends_with(".router");
-    let stack = stem.contains(".experts.") || stem.contains(".switch_mlp.");
+    let stack = [".experts.", ".switch_mlp.", ".block_sparse_moe."].iter().any(|part| stem.contains(part));
     shape.len() == if stack { 3 } else { 2 }
         && FLOATS.contains(&dtype)
         && !router
-        && !stem.split('.').any(|part| foreign.contains(&part))
+        && !foreign.iter().any(|part| part.holds(&format!("{stem}.")))
 }
 
 /// Whether the name matches the pattern, in which `*` stands for any characters. Takes at most as many steps as the product of both

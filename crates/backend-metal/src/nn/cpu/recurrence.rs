@@ -184,15 +184,13 @@ fn scan(inputs: &[Input<'_>], outputs: &mut [Output<'_>]) -> KernelResult {
             beta: beta.as_deref().map(|beta| &beta[row * tokens * heads..]),
             sizes,
         };
-        let parts = state.chunks_mut(share * key_dim * value_dim).enumerate();
         if threads == 1 {
-            for (_, state) in parts {
-                scan.run(0, state, |token, head, head_output| {
-                    output[(token * heads + head) * value_dim..][..value_dim].copy_from_slice(head_output);
-                });
-            }
+            scan.run(0, state, |token, head, head_output| {
+                output[(token * heads + head) * value_dim..][..value_dim].copy_from_slice(head_output);
+            });
             continue;
         }
+        let parts = state.chunks_mut(share * key_dim * value_dim).enumerate();
         // Each thread fills its own heads, which lie apart in the output.
         let computed = std::thread::scope(|scope| {
             let threads = parts.map(|(part, state)| {
