@@ -24,6 +24,7 @@ mod text_input;
   inference chat                                    talk to the demo model
   inference chat --model ~/models/Qwen3-0.6B        talk to another
   inference generate --model ~/models/Qwen3-0.6B 'Once upon a time' --max-tokens 50
+  inference serve                                   OpenAI's and Anthropic's APIs, and a page to chat
   inference backends                                which engines run here, and why others do not
 
 Exit status: 0 success, 1 failure, 2 wrong usage, 130 after Ctrl-C, SIGTERM or SIGHUP.")]
@@ -61,6 +62,7 @@ enum Command {
     Train(Box<commands::train::Args>),
     Bench(commands::bench::Args),
     Parity(commands::parity::Args),
+    Serve(Box<commands::serve::Args>),
     Soak(commands::soak::Args),
 }
 
@@ -111,6 +113,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             Command::Train(args) => commands::train::run(*args).await,
             Command::Bench(args) => commands::bench::run(args).await,
             Command::Parity(args) => commands::parity::run(args).await,
+            Command::Serve(args) => commands::serve::run(*args).await,
             Command::Soak(args) => commands::soak::run(args).await,
         }
     })
@@ -138,6 +141,7 @@ impl Command {
             Self::Train(args) => args.json,
             Self::Bench(args) => args.json,
             Self::Parity(args) => args.json,
+            Self::Serve(_) => false,
             Self::Soak(args) => args.json,
         }
     }

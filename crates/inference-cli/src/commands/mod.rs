@@ -17,6 +17,7 @@ pub(crate) mod fuse;
 pub(crate) mod generate;
 pub(crate) mod info;
 pub(crate) mod parity;
+pub(crate) mod serve;
 pub(crate) mod soak;
 pub(crate) mod train;
 
