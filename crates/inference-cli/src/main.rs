@@ -63,6 +63,9 @@ enum Command {
     Bench(commands::bench::Args),
     Parity(commands::parity::Args),
     Serve(Box<commands::serve::Args>),
+    Pull(commands::hub::PullArgs),
+    List(commands::hub::ListArgs),
+    Rm(commands::hub::RmArgs),
     Soak(commands::soak::Args),
 }
 
@@ -114,6 +117,9 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             Command::Bench(args) => commands::bench::run(args).await,
             Command::Parity(args) => commands::parity::run(args).await,
             Command::Serve(args) => commands::serve::run(*args).await,
+            Command::Pull(args) => commands::hub::pull(args).await,
+            Command::List(args) => commands::hub::list(&args),
+            Command::Rm(args) => commands::hub::remove(&args),
             Command::Soak(args) => commands::soak::run(args).await,
         }
     })
@@ -142,6 +148,9 @@ impl Command {
             Self::Bench(args) => args.json,
             Self::Parity(args) => args.json,
             Self::Serve(_) => false,
+            Self::Pull(args) => args.json,
+            Self::List(args) => args.json,
+            Self::Rm(args) => args.json,
             Self::Soak(args) => args.json,
         }
     }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use inference::CancellationToken;
+use inference::{CancellationToken, hub::ModelName};
 use inference_server::{ModelEntry, ModelLimits, Models, ServeOptions, Server, Settings, serve};
 
 use crate::{
@@ -31,7 +31,7 @@ use crate::{
 The first model is loaded at once and answers requests that name none; further ones are loaded by the first request that names them. \
 Clients see a model by its folder's name, or by NAME in NAME=PATH.")]
 pub(crate) struct Args {
-    /// A model's folder, or NAME=PATH; may be repeated [default: the demo model]
+    /// A model's folder or its name on the Hugging Face Hub, or NAME=PATH; may be repeated [default: the demo model]
     #[arg(long, short, value_name = "[NAME=]PATH")]
     model: Vec<String>,
 
@@ -135,6 +135,9 @@ impl Args {
         if folders.is_empty() {
             folders.push(("demo".to_owned(), model::or_demo(None)?));
         }
+        for (_, path) in &mut folders {
+            *path = model::find(path)?;
+        }
         let known = |name: &str| folders.iter().any(|(folder, _)| folder == name);
         let mut aliases = Vec::new();
         for alias in &self.alias {
@@ -190,6 +193,9 @@ fn named(model: &str) -> anyhow::Result<(String, PathBuf)> {
         }
         return Ok((name.to_owned(), path.into()));
     }
+    if !Path::new(model).exists() && model.parse::<ModelName>().is_ok() {
+        return Ok((model.to_owned(), model.into()));
+    }
     let path = PathBuf::from(model);
     // The folder's own name, also where the path is `.`.
     let real = path.canonicalize().unwrap_or_else(|_| path.clone());
@@ -205,6 +211,7 @@ mod tests {
     fn a_model_is_called_as_its_folder_or_as_one_says() {
         let name = |text: &str| named(text).unwrap();
         assert_eq!(name("/nowhere/Qwen3"), ("Qwen3".to_owned(), "/nowhere/Qwen3".into()));
+        assert_eq!(name("org/Qwen3"), ("org/Qwen3".to_owned(), "org/Qwen3".into()));
         assert_eq!(name("fast=/m/Qwen3"), ("fast".to_owned(), "/m/Qwen3".into()));
         assert_eq!(name("/a=b/c").0, "c");
         assert!(named("=x").is_err() && named("x=").is_err());
