@@ -136,7 +136,11 @@ impl ModelFolder {
         fs::create_dir_all(folder).map_err(io_error("write", folder))?;
         let mut hidden = tempfile::NamedTempFile::new_in(folder).map_err(io_error("write", folder))?;
         hidden.write_all(commit.as_bytes()).map_err(io_error("write", &file))?;
-        hidden.persist(&file).map_err(|error| HubError::Io { action: "write", path: file, source: error.error })?;
+        hidden.persist(&file).map_err(|error| HubError::Io {
+            action: "write",
+            path: file,
+            source: error.error,
+        })?;
         Ok(())
     }
 }

@@ -50,7 +50,8 @@ impl Client {
     /// The files of a model.
     pub(crate) fn list(&self, name: &ModelName) -> Result<Listing> {
         let revision = name.revision().replace('/', "%2F");
-        let url = format!("{}/api/models/{}/revision/{revision}?blobs=true", self.endpoint, name.repository());
+        let url =
+            format!("{}/api/models/{}/revision/{revision}?blobs=true", self.endpoint, name.repository());
         let what = name.to_string();
         let mut response = self.get(&url, &what, None)?;
         let text = response.body_mut().with_config().limit(LISTING_BYTES).read_to_string();

@@ -10,7 +10,9 @@ pub type Result<T, E = HubError> = std::result::Result<T, E>;
 #[non_exhaustive]
 pub enum HubError {
     /// A name is none that the Hub could have.
-    #[error("{name:?} is no model's name: {reason}; expected ORGANISATION/NAME or ORGANISATION/NAME@REVISION")]
+    #[error(
+        "{name:?} is no model's name: {reason}; expected ORGANISATION/NAME or ORGANISATION/NAME@REVISION"
+    )]
     InvalidName {
         /// What was given.
         name: String,
@@ -26,13 +28,17 @@ pub enum HubError {
         cache: PathBuf,
     },
     /// The Hub has no such model, revision or file; it says the same of private ones to strangers.
-    #[error("{what} does not exist, or is private: check the name, and that HF_TOKEN is set if it is private")]
+    #[error(
+        "{what} does not exist, or is private: check the name, and that HF_TOKEN is set if it is private"
+    )]
     NotFound {
         /// What was asked for.
         what: String,
     },
     /// The Hub wants a token, or another one.
-    #[error("{what} needs permission ({status}): accept its terms on its page, and set HF_TOKEN to a token that may read it")]
+    #[error(
+        "{what} needs permission ({status}): accept its terms on its page, and set HF_TOKEN to a token that may read it"
+    )]
     Unauthorized {
         /// What was asked for.
         what: String,

@@ -76,14 +76,15 @@ impl Listing {
     /// # Errors
     /// The list is malformed, or has no model that could be loaded.
     pub(crate) fn files(&self, what: &str) -> Result<Vec<RemoteFile>> {
-        let invalid =
-            |reason: String| HubError::InvalidAnswer { what: what.to_owned(), reason };
+        let invalid = |reason: String| HubError::InvalidAnswer { what: what.to_owned(), reason };
         if !is_hex(&self.sha, 40) {
             return Err(invalid(format!("its commit is {:?}, expected 40 hexadecimal digits", self.sha)));
         }
         let named = |name: &str| self.siblings.iter().any(|sibling| sibling.rfilename == name);
         if !named("config.json") {
-            return Err(invalid("it has no config.json: it is no model in the layout of transformers".to_owned()));
+            return Err(invalid(
+                "it has no config.json: it is no model in the layout of transformers".to_owned(),
+            ));
         }
         let is_text = |name: &str| TEXTS.contains(&name);
         // Some repositories hold the same weights twice, in another layout.
@@ -94,7 +95,9 @@ impl Listing {
         let texts = self.siblings.iter().filter(|sibling| is_text(&sibling.rfilename));
         let files: Vec<_> = texts.chain(weights).map(|sibling| sibling.file(what)).collect::<Result<_>>()?;
         if !files.iter().any(|file| is_weight(&file.name)) {
-            return Err(invalid("it has no weights in safetensors: look for a converted copy of it".to_owned()));
+            return Err(invalid(
+                "it has no weights in safetensors: look for a converted copy of it".to_owned(),
+            ));
         }
         Ok(files)
     }

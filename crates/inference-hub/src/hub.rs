@@ -109,9 +109,8 @@ impl Hub {
         };
         let token = set("HF_TOKEN").or_else(kept).map(|token| token.trim().to_owned());
         let hub = Self::new(set("HF_ENDPOINT").as_deref().unwrap_or(ENDPOINT), cache);
-        let offline = set("HF_HUB_OFFLINE").is_some_and(|value| {
-            ["1", "true", "yes", "on"].contains(&value.to_ascii_lowercase().as_str())
-        });
+        let offline = set("HF_HUB_OFFLINE")
+            .is_some_and(|value| ["1", "true", "yes", "on"].contains(&value.to_ascii_lowercase().as_str()));
         Ok(hub.token(token.filter(|token| !token.is_empty())).offline(offline))
     }
 

@@ -45,7 +45,8 @@ impl FromStr for ModelName {
     type Err = HubError;
 
     fn from_str(text: &str) -> Result<Self, HubError> {
-        let invalid = |reason: &str| HubError::InvalidName { name: text.to_owned(), reason: reason.to_owned() };
+        let invalid =
+            |reason: &str| HubError::InvalidName { name: text.to_owned(), reason: reason.to_owned() };
         let (path, revision) = text.split_once('@').map_or((text, None), |(path, rev)| (path, Some(rev)));
         let Some((organisation, name)) = path.split_once('/') else {
             return Err(invalid("it has no organisation"));
@@ -79,10 +80,14 @@ mod tests {
     #[test]
     fn names_are_told_from_paths() {
         let name: ModelName = "mlx-community/Qwen3-0.6B-4bit".parse().unwrap();
-        assert_eq!((name.folder().as_str(), name.revision()), ("models--mlx-community--Qwen3-0.6B-4bit", "main"));
+        assert_eq!(
+            (name.folder().as_str(), name.revision()),
+            ("models--mlx-community--Qwen3-0.6B-4bit", "main")
+        );
         let name: ModelName = "a/b@refs/pr/1".parse().unwrap();
         assert_eq!((name.revision(), name.to_string().as_str()), ("refs/pr/1", "a/b@refs/pr/1"));
-        for wrong in ["a", "a/b/c", "../b", "a/..", "/b", "a/", "a/b@", "a/b@../x", "a/b c", "~/b", "a--b/c"] {
+        for wrong in ["a", "a/b/c", "../b", "a/..", "/b", "a/", "a/b@", "a/b@../x", "a/b c", "~/b", "a--b/c"]
+        {
             assert!(wrong.parse::<ModelName>().is_err(), "{wrong}");
         }
     }

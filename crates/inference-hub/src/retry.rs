@@ -22,7 +22,12 @@ pub(crate) struct Tries(u32);
 
 impl Tries {
     /// Waits before the next try; the error, where there is no use in one.
-    pub(crate) fn again(&mut self, error: HubError, progress: bool, cancel: &CancellationToken) -> Result<()> {
+    pub(crate) fn again(
+        &mut self,
+        error: HubError,
+        progress: bool,
+        cancel: &CancellationToken,
+    ) -> Result<()> {
         self.0 = if progress { 1 } else { self.0 + 1 };
         if !error.is_temporary() || self.0 >= TRIES {
             return Err(error);

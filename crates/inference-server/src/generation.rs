@@ -7,8 +7,8 @@ use std::{
 
 use futures::{FutureExt as _, Stream, StreamExt as _, stream};
 use inference_core::{
-    CancellationToken, ChatEvent, Error, FinishReason, GenerateOptions, Metrics, Prompt, StopCause, TextModel,
-    Token, TokenStream, ToolCall, backend::OutputParser,
+    CancellationToken, ChatEvent, Error, FinishReason, GenerateOptions, Metrics, Prompt, StopCause,
+    TextModel, Token, TokenStream, ToolCall, backend::OutputParser,
 };
 
 use crate::{
@@ -377,9 +377,9 @@ impl Drop for Generation {
 async fn within<T>(deadline: Option<Instant>, work: impl Future<Output = ApiResult<T>>) -> ApiResult<T> {
     match deadline {
         None => work.await,
-        Some(deadline) => {
-            tokio::time::timeout_at(deadline.into(), work).await.unwrap_or_else(|_| Err(ApiError::timed_out()))
-        }
+        Some(deadline) => tokio::time::timeout_at(deadline.into(), work)
+            .await
+            .unwrap_or_else(|_| Err(ApiError::timed_out())),
     }
 }
 

@@ -22,11 +22,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
         // A page of another site can send plain text to a local server, but no JSON unless CORS allows it.
         if !kind.eq_ignore_ascii_case("application/json") {
             let message = format!("the content type is {kind:?}, expected \"application/json\"");
-            return Err(ApiError::new(
-                StatusCode::UNSUPPORTED_MEDIA_TYPE,
-                "unsupported_media_type",
-                message,
-            ));
+            return Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", message));
         }
         let body = Bytes::from_request(request, state).await.map_err(|rejection| {
             let code =
@@ -55,9 +51,7 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> ApiResult<T> {
                 let message = format!("`{field}` is no field that this server knows");
                 ApiError::unsupported(format!("{prefix}.{field}"), message)
             }
-            None if prefix.is_empty() => {
-                ApiError::new(StatusCode::BAD_REQUEST, "invalid_json", message)
-            }
+            None if prefix.is_empty() => ApiError::new(StatusCode::BAD_REQUEST, "invalid_json", message),
             None => ApiError::invalid(prefix, message),
         }
     })?;

@@ -87,8 +87,7 @@ impl Queue {
         match self.waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more) {
             Ok(_) => Ok(Waiting(self.waiting.clone())),
             Err(waiting) => {
-                let message =
-                    format!("{waiting} requests wait already, which is the limit; try again later");
+                let message = format!("{waiting} requests wait already, which is the limit; try again later");
                 let typical = *self.typical.lock().unwrap_or_else(PoisonError::into_inner);
                 let rounds = (waiting / self.capacity + 1) as f64;
                 let seconds = (typical * rounds).clamp(1.0, LONGEST_ADVICE).ceil() as u64;

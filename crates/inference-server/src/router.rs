@@ -44,9 +44,8 @@ pub fn router(server: Server) -> Router {
         .route("/apply-template", post(tokens::apply_template))
         .route("/metrics", get(operations::metrics))
         .layer(middleware::from_fn_with_state(server.clone(), access::require_key));
-    let open = Router::new()
-        .route("/health", get(operations::health))
-        .route("/openapi.json", get(openapi::openapi));
+    let open =
+        Router::new().route("/health", get(operations::health)).route("/openapi.json", get(openapi::openapi));
     let open = if server.settings().page { open.merge(page::routes()) } else { open };
     let limit = server.settings().body_limit;
     let router = keyed
@@ -134,7 +133,9 @@ fn message(status: StatusCode) -> String {
     let reason = status.canonical_reason().unwrap_or("failed").to_lowercase();
     match status {
         StatusCode::METHOD_NOT_ALLOWED => format!("{reason} at this path; see /openapi.json"),
-        StatusCode::INTERNAL_SERVER_ERROR => "the server failed at its own work; its log says more".to_owned(),
+        StatusCode::INTERNAL_SERVER_ERROR => {
+            "the server failed at its own work; its log says more".to_owned()
+        }
         _ => reason,
     }
 }

@@ -52,9 +52,7 @@ where
     let keep_alive = KeepAlive::new().interval(every).event(keep_alive);
     let mut response = Sse::new(events).keep_alive(keep_alive).into_response();
     // A proxy that collects the answer before it passes it on would undo the stream.
-    response
-        .headers_mut()
-        .insert("x-accel-buffering", axum::http::HeaderValue::from_static("no"));
+    response.headers_mut().insert("x-accel-buffering", axum::http::HeaderValue::from_static("no"));
     response
 }
 

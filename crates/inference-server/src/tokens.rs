@@ -99,7 +99,8 @@ pub(crate) async fn apply_template(
     let messages = conversation(request.messages, "messages")?;
     let lease = server.models().lease(server.models().find(request.model.as_deref())?).await?;
     let options = options(request.tools, request.chat_template_kwargs);
-    let text = async { lease.model.decode(lease.model.tokenize(Prompt::Chat(messages), options).await?).await };
+    let text =
+        async { lease.model.decode(lease.model.tokenize(Prompt::Chat(messages), options).await?).await };
     let prompt = text.await.map_err(|error| ApiError::of_request(&error, "messages"))?;
     Ok(Body(json!({ "prompt": prompt })))
 }

@@ -46,11 +46,7 @@ impl Tools {
     ///
     /// # Errors
     /// The choice names a tool that there is not, or needs what is not supported.
-    pub(crate) fn apply(
-        self,
-        options: GenerateOptions,
-        field: &str,
-    ) -> ApiResult<(GenerateOptions, Shape)> {
+    pub(crate) fn apply(self, options: GenerateOptions, field: &str) -> ApiResult<(GenerateOptions, Shape)> {
         let names: Vec<String> = self.definitions.iter().filter_map(|tool| name_of(tool)).collect();
         if let ToolChoice::Named(name) = &self.choice
             && !names.contains(name)
@@ -91,7 +87,10 @@ pub(crate) fn constrain(
             format!("an answer that has to follow a JSON schema ({title})")
         }
     };
-    Err(ApiError::unsupported(field, format!("{what} is not supported: no engine here constrains its output")))
+    Err(ApiError::unsupported(
+        field,
+        format!("{what} is not supported: no engine here constrains its output"),
+    ))
 }
 
 /// OpenAI's `response_format`, and `text.format` of its Responses API, which has the schema one level higher.
@@ -172,9 +171,8 @@ pub(crate) fn tool_choice(choice: Option<&Value>) -> ApiResult<ToolChoice> {
         Some(choice) if choice.get("type").is_some_and(|kind| kind == "function") => {
             let name = choice.get("name").or_else(|| choice.get("function")?.get("name"));
             let name = name.and_then(Value::as_str);
-            name.map(|name| ToolChoice::Named(name.to_owned())).ok_or_else(|| {
-                ApiError::invalid(format!("{field}.name"), "expected the name of a function")
-            })
+            name.map(|name| ToolChoice::Named(name.to_owned()))
+                .ok_or_else(|| ApiError::invalid(format!("{field}.name"), "expected the name of a function"))
         }
         Some(_) => Err(ApiError::unsupported(
             field,

@@ -20,7 +20,10 @@ async fn thinking_calls_and_results_make_a_loop() {
         assert_eq!(answer["stop_reason"], "tool_use");
         let blocks = answer["content"].as_array().unwrap();
         let call = blocks.last().unwrap();
-        assert_eq!((&call["type"], &call["name"]), (&json!("tool_use"), &json!(["weather", "convert"][turn])));
+        assert_eq!(
+            (&call["type"], &call["name"]),
+            (&json!("tool_use"), &json!(["weather", "convert"][turn]))
+        );
         if turn == 0 {
             assert_eq!(blocks[0]["thinking"], "I need the weather.");
         }
@@ -69,10 +72,9 @@ async fn tokens_are_counted_as_they_are_used() {
 #[tokio::test]
 async fn stop_sequences_and_beginnings_are_honoured() {
     let server = scripted_server();
-    let ask = |messages: Value, stop: Value| {
-        json!({"model": "scripted", "max_tokens": 99, "messages": messages, "stop_sequences": stop})
-    };
-    let answer = server.ok("/v1/messages", ask(json!([{"role": "user", "content": "x"}]), json!(["from"]))).await;
+    let ask = |messages: Value, stop: Value| json!({"model": "scripted", "max_tokens": 99, "messages": messages, "stop_sequences": stop});
+    let answer =
+        server.ok("/v1/messages", ask(json!([{"role": "user", "content": "x"}]), json!(["from"]))).await;
     assert_eq!((&answer["stop_reason"], &answer["stop_sequence"]), (&json!("stop_sequence"), &json!("from")));
     let begun = json!([{"role": "user", "content": "How?"}, {"role": "assistant", "content": "It is"}]);
     let answer = server.ok("/v1/messages", ask(begun, json!([]))).await;

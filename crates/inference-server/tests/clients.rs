@@ -47,7 +47,9 @@ async fn pythons_anthropic() {
 }
 
 fn client(server: &Running) -> Client<OpenAIConfig> {
-    Client::with_config(OpenAIConfig::new().with_api_base(format!("{}/v1", server.url)).with_api_key("unused"))
+    Client::with_config(
+        OpenAIConfig::new().with_api_base(format!("{}/v1", server.url)).with_api_key("unused"),
+    )
 }
 
 fn user(text: &str) -> ChatCompletionRequestMessage {
@@ -58,7 +60,8 @@ fn user(text: &str) -> ChatCompletionRequestMessage {
 async fn rusts_async_openai() {
     let server = scripted_server();
     let client = client(&server);
-    let request = CreateChatCompletionRequestArgs::default().model("scripted").messages([user("Hi")]).build().unwrap();
+    let request =
+        CreateChatCompletionRequestArgs::default().model("scripted").messages([user("Hi")]).build().unwrap();
     let answer = client.chat().create(request.clone()).await.unwrap();
     assert_eq!(answer.choices[0].message.content.as_deref(), Some("Hello from the script!"));
     let mut stream = client.chat().create_stream(request).await.unwrap();
@@ -97,8 +100,8 @@ async fn rusts_async_openai_in_a_loop_with_tools() {
             let ChatCompletionMessageToolCalls::Function(call) = call else { panic!("a function") };
             let result = if call.function.name == "weather" { "20" } else { "68" };
             called.push(call.function.name);
-            let result = ChatCompletionRequestToolMessageArgs::default().tool_call_id(call.id).content(result);
-            messages.push(result.build().unwrap().into());
+            let mut message = ChatCompletionRequestToolMessageArgs::default();
+            messages.push(message.tool_call_id(call.id).content(result).build().unwrap().into());
         }
     };
     assert_eq!(called, ["weather", "convert"]);

@@ -17,9 +17,7 @@ fn with(mut body: Value, fields: Value) -> Value {
 }
 
 fn tools() -> Value {
-    let function = |name: &str| {
-        json!({"type": "function", "function": {"name": name, "parameters": {"type": "object", "properties": {}}}})
-    };
+    let function = |name: &str| json!({"type": "function", "function": {"name": name, "parameters": {"type": "object", "properties": {}}}});
     json!([function("weather"), function("convert")])
 }
 
@@ -31,9 +29,15 @@ async fn a_chat_is_answered_whole() {
     assert_eq!(answer["model"], "mock");
     let choice = &answer["choices"][0];
     assert_eq!(choice["message"]["content"], " b c a b");
-    assert_eq!((choice["finish_reason"].as_str(), answer["choices"].as_array().unwrap().len()), (Some("length"), 1));
+    assert_eq!(
+        (choice["finish_reason"].as_str(), answer["choices"].as_array().unwrap().len()),
+        (Some("length"), 1)
+    );
     let usage = &answer["usage"];
-    assert_eq!((&usage["prompt_tokens"], &usage["completion_tokens"], &usage["total_tokens"]), (&json!(3), &json!(4), &json!(7)));
+    assert_eq!(
+        (&usage["prompt_tokens"], &usage["completion_tokens"], &usage["total_tokens"]),
+        (&json!(3), &json!(4), &json!(7))
+    );
     assert_eq!(usage["prompt_tokens_details"]["cached_tokens"], 0);
     let stopped = server.ok("/v1/chat/completions", with(ask("a b c d"), json!({"stop": "c d"}))).await;
     assert_eq!(stopped["choices"][0]["finish_reason"], "stop");
@@ -111,10 +115,12 @@ async fn calls_stream_and_one_at_a_time_where_that_is_asked_for() {
 #[tokio::test]
 async fn without_tools_the_marks_are_text_and_an_assistants_turn_goes_on() {
     let server = scripted_server();
-    let messages = json!([{"role": "user", "content": "How is it?"}, {"role": "assistant", "content": "It is"}]);
+    let messages =
+        json!([{"role": "user", "content": "How is it?"}, {"role": "assistant", "content": "It is"}]);
     let answer = server.ok("/v1/chat/completions", json!({ "messages": messages })).await;
     assert_eq!(answer["choices"][0]["message"]["content"], " warm today.");
-    let body = json!({"messages": [{"role": "user", "content": "x"}], "tools": tools(), "tool_choice": "none"});
+    let body =
+        json!({"messages": [{"role": "user", "content": "x"}], "tools": tools(), "tool_choice": "none"});
     let answer = server.ok("/v1/chat/completions", body).await;
     assert_eq!(answer["choices"][0]["message"]["content"], "Hello from the script!");
 }
@@ -127,7 +133,10 @@ async fn log_probabilities_come_with_each_token() {
     let content = whole["choices"][0]["logprobs"]["content"].as_array().unwrap().clone();
     assert_eq!(content.len() as u64, whole["usage"]["completion_tokens"].as_u64().unwrap());
     assert_eq!(content[0]["top_logprobs"].as_array().unwrap().len(), 2);
-    assert_eq!(content.last().unwrap()["bytes"], json!(content.last().unwrap()["token"].as_str().unwrap().as_bytes()));
+    assert_eq!(
+        content.last().unwrap()["bytes"],
+        json!(content.last().unwrap()["token"].as_str().unwrap().as_bytes())
+    );
     let streamed = chunks(&server.stream("/v1/chat/completions", with(body, json!({"stream": true}))).await);
     let parts = streamed.iter().filter_map(|chunk| chunk["choices"][0]["logprobs"]["content"].as_array());
     assert_eq!(parts.flatten().count(), content.len());
@@ -140,10 +149,14 @@ async fn texts_are_continued() {
     let answer = server.ok("/v1/completions", body).await;
     let texts: Vec<_> = answer["choices"].as_array().unwrap().iter().map(|c| c["text"].clone()).collect();
     assert_eq!(texts, ["a b b a", "a b b a", "c d d c", "c d d c"]);
-    assert_eq!((&answer["usage"]["prompt_tokens"], &answer["usage"]["completion_tokens"]), (&json!(4), &json!(8)));
+    assert_eq!(
+        (&answer["usage"]["prompt_tokens"], &answer["usage"]["completion_tokens"]),
+        (&json!(4), &json!(8))
+    );
     let body = json!({"prompt": [5, 6], "max_tokens": 1, "stream": true});
     let events = server.stream("/v1/completions", body).await;
-    let text: String = chunks(&events).iter().filter_map(|c| c["choices"][0]["text"].as_str().map(str::to_owned)).collect();
+    let text: String =
+        chunks(&events).iter().filter_map(|c| c["choices"][0]["text"].as_str().map(str::to_owned)).collect();
     assert_eq!(text, " #6");
     let scripted = scripted_server();
     let answer = scripted.ok("/v1/completions", json!({"prompt": "x", "logprobs": 1, "max_tokens": 3})).await;
@@ -173,17 +186,23 @@ async fn responses_go_on_from_one_another() {
     assert_eq!(server.get(&format!("/v1/responses/{id}")).await.json::<Value>().await.unwrap(), third);
     let deleted = server.client.delete(format!("{}/v1/responses/{id}", server.url)).send().await.unwrap();
     assert_eq!(deleted.status(), 200);
-    let (status, error) = server.refused("/v1/responses", json!({"previous_response_id": id, "input": "x"})).await;
+    let (status, error) =
+        server.refused("/v1/responses", json!({"previous_response_id": id, "input": "x"})).await;
     assert_eq!((status, &error["error"]["param"]), (404, &json!("previous_response_id")));
 }
 
 #[tokio::test]
 async fn a_responses_stream_numbers_its_events() {
     let server = scripted_server();
-    let events = server.stream("/v1/responses", json!({"input": "Hi", "stream": true, "max_output_tokens": 200})).await;
+    let events = server
+        .stream("/v1/responses", json!({"input": "Hi", "stream": true, "max_output_tokens": 200}))
+        .await;
     let contents = chunks(&events);
     for (number, ((name, _), content)) in events.iter().zip(&contents).enumerate() {
-        assert_eq!((content["sequence_number"].as_u64(), content["type"].as_str()), (Some(number as u64), Some(name.as_str())));
+        assert_eq!(
+            (content["sequence_number"].as_u64(), content["type"].as_str()),
+            (Some(number as u64), Some(name.as_str()))
+        );
     }
     let names: Vec<&str> = events.iter().map(|(name, _)| name.as_str()).collect();
     assert_eq!(names[..3], ["response.created", "response.in_progress", "response.output_item.added"]);

@@ -46,7 +46,8 @@ async fn keys_are_asked_for() {
 #[tokio::test]
 async fn what_is_no_request_is_told_so_in_json() {
     let server = mock_server(Settings::new().body_limit(1000)).await;
-    let (status, error) = server.refused(CHAT, json!({"messages": [{"role": "user", "content": "x".repeat(2000)}]})).await;
+    let (status, error) =
+        server.refused(CHAT, json!({"messages": [{"role": "user", "content": "x".repeat(2000)}]})).await;
     assert_eq!((status, error["error"]["code"].as_str()), (413, Some("too_large")));
     let wrong = server.client.post(format!("{}{CHAT}", server.url)).body("{}").send().await.unwrap();
     assert_eq!((wrong.status().as_u16(), wrong.headers().contains_key("x-request-id")), (415, true));
@@ -85,7 +86,8 @@ async fn a_client_that_leaves_cancels_its_work() {
     // The same where the answer is to come whole.
     let mut whole = endless("mock");
     whole["stream"] = json!(false);
-    let request = server.client.post(format!("{}{CHAT}", server.url)).json(&whole).timeout(Duration::from_millis(300));
+    let request =
+        server.client.post(format!("{}{CHAT}", server.url)).json(&whole).timeout(Duration::from_millis(300));
     assert!(request.send().await.unwrap_err().is_timeout());
     server.until(|| model.stats().active == 0).await;
     let metrics = server.get("/metrics").await.text().await.unwrap();
@@ -101,7 +103,8 @@ async fn a_full_queue_sends_requests_away() {
     let server = Running::start(models, Settings::new());
     let mut running = server.post(CHAT, endless("mock")).await.bytes_stream();
     running.next().await.unwrap().unwrap();
-    let waiting = tokio::spawn(server.client.post(format!("{}{CHAT}", server.url)).json(&ask("mock", 2)).send());
+    let waiting =
+        tokio::spawn(server.client.post(format!("{}{CHAT}", server.url)).json(&ask("mock", 2)).send());
     loop {
         let metrics = server.get("/metrics").await.text().await.unwrap();
         if metrics.contains("inference_waiting{model=\"mock\"} 1") {
@@ -199,7 +202,8 @@ async fn models_are_loaded_by_name_and_unloaded_for_one_another() {
     // One in use is waited for.
     let mut stream = server.post(CHAT, endless("b")).await.bytes_stream();
     stream.next().await.unwrap().unwrap();
-    let waiting = tokio::spawn(server.client.post(format!("{}{CHAT}", server.url)).json(&ask("org/a", 1)).send());
+    let waiting =
+        tokio::spawn(server.client.post(format!("{}{CHAT}", server.url)).json(&ask("org/a", 1)).send());
     assert!(loaded("b").await);
     drop(stream);
     assert_eq!(waiting.await.unwrap().unwrap().status(), 200);
@@ -213,7 +217,10 @@ async fn a_model_that_cannot_be_loaded_harms_no_other() {
     let models = Models::new([broken.preload(true), fine.preload(true)], ModelLimits::default()).unwrap();
     let server = Running::start(models.clone(), Settings::new());
     let starting = server.get("/health").await;
-    assert_eq!((starting.status().as_u16(), starting.json::<Value>().await.unwrap()), (503, json!({"status": "loading"})));
+    assert_eq!(
+        (starting.status().as_u16(), starting.json::<Value>().await.unwrap()),
+        (503, json!({"status": "loading"}))
+    );
     let results = models.preload().await;
     assert!(results[0].1.is_err() && results[1].1.is_ok());
     assert_eq!(server.get("/health").await.status(), 200);

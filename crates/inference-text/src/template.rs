@@ -141,7 +141,9 @@ fn up_to_final_message(mut text: String, messages: &[Message]) -> Result<String>
         .into_iter()
         .find_map(|content| text.rfind(content).map(|at| at + content.len()));
     let Some(end) = found else {
-        return Err(failure(&"the last message is to be continued, but the template does not write it as it is"));
+        return Err(failure(
+            &"the last message is to be continued, but the template does not write it as it is",
+        ));
     };
     text.truncate(end);
     Ok(text)

@@ -42,9 +42,8 @@ fn the_last_message_may_be_continued() {
     )
     .unwrap();
     let options = TemplateOptions::new().continue_final_message(true);
-    let render = |last: &str| {
-        template.render(&[Message::user("2+2?"), Message::assistant(last)], &options, true)
-    };
+    let render =
+        |last: &str| template.render(&[Message::user("2+2?"), Message::assistant(last)], &options, true);
     assert_eq!(render("It is").unwrap(), "<user>2+2?<end><assistant>It is");
     assert_eq!(render("It is ").unwrap(), "<user>2+2?<end><assistant>It is");
     assert!(matches!(render(" "), Err(Error::Template { reason }) if reason.contains("no content")));

@@ -86,9 +86,7 @@ pub(crate) fn list(args: &ListArgs) -> anyhow::Result<ExitCode> {
     let models = hub.list()?;
     let mut out = Out::new();
     if args.json {
-        let model = |model: &inference::hub::CachedModel| {
-            json!({"name": model.name, "commits": model.commits, "bytes": model.bytes, "path": model.path})
-        };
+        let model = |model: &inference::hub::CachedModel| json!({"name": model.name, "commits": model.commits, "bytes": model.bytes, "path": model.path});
         out.json(&models.iter().map(model).collect::<Vec<_>>())?;
         return Ok(ExitCode::SUCCESS);
     }

@@ -56,8 +56,14 @@ pub(crate) struct Args {
     port: u16,
 
     /// A key that requests have to give; may be repeated, or be a list with commas in the variable
-    #[arg(long, value_name = "KEY", env = "INFERENCE_API_KEY", hide_env_values = true, value_delimiter = ',',
-        help_heading = "Server")]
+    #[arg(
+        long,
+        value_name = "KEY",
+        env = "INFERENCE_API_KEY",
+        hide_env_values = true,
+        value_delimiter = ',',
+        help_heading = "Server"
+    )]
     api_key: Vec<String>,
 
     /// A site whose pages may call the server, such as https://example.org, or *; may be repeated [default: none]
@@ -178,9 +184,8 @@ impl Args {
     fn serve_options(&self) -> anyhow::Result<ServeOptions> {
         let options = ServeOptions::new().grace(Duration::from_secs(self.grace));
         let (Some(certificate), Some(key)) = (&self.tls_cert, &self.tls_key) else { return Ok(options) };
-        let read = |path: &Path| {
-            std::fs::read(path).with_context(|| format!("cannot read {}", render::path(path)))
-        };
+        let read =
+            |path: &Path| std::fs::read(path).with_context(|| format!("cannot read {}", render::path(path)));
         Ok(options.tls(read(certificate)?, read(key)?))
     }
 }

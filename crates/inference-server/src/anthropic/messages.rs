@@ -39,9 +39,10 @@ impl Reader {
     fn message(&mut self, message: &Value, at: &str) -> ApiResult<()> {
         let content = message.get("content").unwrap_or(&Value::Null);
         let at_content = format!("{at}.content");
-        if let Some(other) = message.as_object().and_then(|fields| {
-            fields.keys().find(|field| !["role", "content"].contains(&field.as_str()))
-        }) {
+        if let Some(other) = message
+            .as_object()
+            .and_then(|fields| fields.keys().find(|field| !["role", "content"].contains(&field.as_str())))
+        {
             let message = format!("`{other}` is no field of a message that this server knows");
             return Err(ApiError::unsupported(format!("{at}.{other}"), message));
         }

@@ -100,9 +100,8 @@ pub(super) fn blocks(parts: Vec<Part>) -> Vec<Value> {
         match part {
             Part::Text(text) => grow("text", "text", text),
             Part::Reasoning(text) => grow("thinking", "thinking", text),
-            Part::Call(call) => calls.push(
-                json!({"type": "tool_use", "id": call.id, "name": call.name, "input": call.arguments}),
-            ),
+            Part::Call(call) => calls
+                .push(json!({"type": "tool_use", "id": call.id, "name": call.name, "input": call.arguments})),
         }
     }
     blocks.extend(calls);

@@ -28,6 +28,7 @@ use crate::{
 const TOP_LOGPROBS: usize = 20;
 
 /// A request of `POST /v1/chat/completions`. Fields that are not listed are refused.
+#[allow(dead_code, reason = "fields without effect are read to be known")]
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ChatRequest {
@@ -95,7 +96,7 @@ pub(crate) struct StreamOptions {
     /// A last chunk with the usage.
     pub(super) include_usage: Option<bool>,
     /// Has no effect: nothing is padded here.
-    #[allow(dead_code, reason = "read from requests to be known")]
+    #[allow(dead_code, reason = "read to be known")]
     include_obfuscation: Option<bool>,
 }
 
@@ -110,7 +111,10 @@ struct Plan {
 /// Answers a conversation.
 #[utoipa::path(post, path = "/v1/chat/completions", tag = "OpenAI", request_body = ChatRequest,
     responses((status = 200, description = "A chat completion, or a stream of its chunks", body = Object)))]
-pub(crate) async fn chat(State(server): State<Server>, Json(request): Json<ChatRequest>) -> ApiResult<Response> {
+pub(crate) async fn chat(
+    State(server): State<Server>,
+    Json(request): Json<ChatRequest>,
+) -> ApiResult<Response> {
     let entry = server.models().find(request.model.as_deref())?.clone();
     let stream = request.stream.unwrap_or(false);
     if request.stream_options.is_some() && !stream {
@@ -203,7 +207,8 @@ impl ChatRequest {
         let tools = self.tools.iter().flatten().enumerate();
         let read = |(number, tool): (usize, &Value)| {
             let at = format!("tools[{number}]");
-            match (tool.get("type").and_then(Value::as_str), tool.get("function").and_then(Value::as_object)) {
+            match (tool.get("type").and_then(Value::as_str), tool.get("function").and_then(Value::as_object))
+            {
                 (Some("function"), Some(function)) => {
                     tools::definition(function, "parameters", &format!("{at}.function"))
                 }
@@ -275,9 +280,8 @@ async fn completion(ticket: &Ticket, answers: Vec<Answer>, logprobs: bool) -> Ap
             message["tool_calls"] = answer.calls.iter().map(call_json).collect();
         }
         let finish = finish_reason(&answer.ended.end);
-        choices.push(
-            json!({"index": index, "message": message, "logprobs": logprobs, "finish_reason": finish}),
-        );
+        choices
+            .push(json!({"index": index, "message": message, "logprobs": logprobs, "finish_reason": finish}));
     }
     Ok(json!({
         "id": new_id("chatcmpl-"), "object": "chat.completion", "created": now(), "model": ticket.model_name(),

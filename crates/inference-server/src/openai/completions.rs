@@ -224,7 +224,8 @@ impl Writer {
             let logprobs = self.logprobs(&answer.tokens, &mut 0).await?;
             let text = echoes.get(index).map_or("", String::as_str).to_owned() + &answer.text;
             let finish = finish_reason(&answer.ended.end);
-            choices.push(json!({"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}));
+            choices
+                .push(json!({"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}));
         }
         let mut whole = self.chunk(choices);
         whole["usage"] = json!(self.usage);

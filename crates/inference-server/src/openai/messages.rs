@@ -55,9 +55,7 @@ pub(crate) fn is_prefill(messages: &[Message]) -> bool {
 }
 
 fn check_fields(message: &mut Message, at: &str) -> ApiResult<()> {
-    let is_empty = |value: &Value| {
-        value.is_null() || value.as_array().is_some_and(Vec::is_empty)
-    };
+    let is_empty = |value: &Value| value.is_null() || value.as_array().is_some_and(Vec::is_empty);
     message.extra.retain(|name, value| !is_empty(value) && !WITHOUT_MEANING.contains(&name.as_str()));
     match message.extra.keys().find(|name| !READ.contains(&name.as_str())) {
         None => Ok(()),
@@ -86,7 +84,8 @@ mod tests {
 
     #[test]
     fn an_answer_may_come_back_as_it_was_given() {
-        let call = json!({"id": "c1", "type": "function", "function": {"name": "add", "arguments": "{\"a\":1}"}});
+        let call =
+            json!({"id": "c1", "type": "function", "function": {"name": "add", "arguments": "{\"a\":1}"}});
         let messages = read(json!([
             {"role": "developer", "content": "Be brief."},
             {"role": "user", "content": [{"type": "text", "text": "1+1?"}]},
@@ -105,7 +104,10 @@ mod tests {
     fn what_would_be_ignored_is_named() {
         let param = |messages| read(messages).unwrap_err().param.unwrap();
         assert_eq!(param(json!([])), "messages");
-        assert_eq!(param(json!([{"role": "user", "content": "a", "audio": {"id": "x"}}])), "messages[0].audio");
+        assert_eq!(
+            param(json!([{"role": "user", "content": "a", "audio": {"id": "x"}}])),
+            "messages[0].audio"
+        );
         let call = json!({"id": "c", "function": {"name": "f", "arguments": "{"}});
         assert_eq!(param(json!([{"role": "assistant", "tool_calls": [call]}])), "messages[0].tool_calls");
     }

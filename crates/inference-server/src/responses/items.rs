@@ -62,7 +62,8 @@ impl Reader {
             "function_call_output" => self.output(item, at),
             "reasoning" => {
                 let parts = |field: &str| item.get(field).and_then(Value::as_array).cloned();
-                let texts = [parts("content"), parts("summary")].into_iter().flatten().find(|p| !p.is_empty());
+                let texts =
+                    [parts("content"), parts("summary")].into_iter().flatten().find(|p| !p.is_empty());
                 let texts = texts.into_iter().flatten();
                 self.reasoning.extend(texts.filter_map(|part| Some(part.get("text")?.as_str()?.to_owned())));
                 Ok(())
@@ -97,8 +98,9 @@ impl Reader {
         };
         let (id, name, arguments) = (field("call_id")?, field("name")?, field("arguments")?);
         let arguments = if arguments.trim().is_empty() { "{}" } else { arguments };
-        let arguments = serde_json::from_str(arguments)
-            .map_err(|error| ApiError::invalid(format!("{at}.arguments"), format!("no JSON object: {error}")))?;
+        let arguments = serde_json::from_str(arguments).map_err(|error| {
+            ApiError::invalid(format!("{at}.arguments"), format!("no JSON object: {error}"))
+        })?;
         self.names.insert(id.to_owned(), name.to_owned());
         let call = ToolCall::new(id, name, arguments);
         // Calls belong to what the model said just before.

@@ -117,8 +117,7 @@ impl Output {
             open
         });
         open.text.push_str(text);
-        let mut delta =
-            json!({"item_id": open.id, "output_index": index, "content_index": 0, "delta": text});
+        let mut delta = json!({"item_id": open.id, "output_index": index, "content_index": 0, "delta": text});
         if is_text {
             delta["logprobs"] = json!([]);
         }
@@ -139,8 +138,7 @@ impl Output {
         events.push(("response.output_item.added", added));
         let delta = json!({"item_id": id, "output_index": index, "delta": arguments});
         events.push(("response.function_call_arguments.delta", delta));
-        let done =
-            json!({"item_id": id, "output_index": index, "name": call.name, "arguments": arguments});
+        let done = json!({"item_id": id, "output_index": index, "name": call.name, "arguments": arguments});
         events.push(("response.function_call_arguments.done", done));
         let item = item("completed", &arguments);
         events.push(("response.output_item.done", json!({"output_index": index, "item": item})));

@@ -15,6 +15,7 @@ use crate::{
 };
 
 /// A request of `POST /v1/responses`. Fields that are not listed are refused.
+#[allow(dead_code, reason = "fields without effect are read to be known")]
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ResponsesRequest {
@@ -108,7 +109,10 @@ impl ResponsesRequest {
             Some(id) => {
                 let stored = store.get(id).ok_or_else(|| {
                     let message = format!("there is no response {id:?}: it was not stored, or is no longer");
-                    ApiError { param: Some("previous_response_id".to_owned()), ..ApiError::not_found(message) }
+                    ApiError {
+                        param: Some("previous_response_id".to_owned()),
+                        ..ApiError::not_found(message)
+                    }
                 })?;
                 stored.conversation
             }

@@ -54,7 +54,7 @@ def agent():
 
 
 def errors():
-    for fields, kind in [({"model": "claude-9"}, NotFoundError), ({"top_p": 2}, BadRequestError)]:
+    for fields, kind in [({"model": "claude-9"}, NotFoundError), ({"extra_body": {"top_p": 2}}, BadRequestError)]:
         try:
             client.messages.create(**{**HELLO, **fields})
         except kind as error:

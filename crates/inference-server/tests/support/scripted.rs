@@ -73,7 +73,8 @@ fn script(prompt: &str) -> String {
                 + &call("convert", "{\"celsius\": 20}")
         }
         (true, None, _) => {
-            "<think>\nI need the weather.\n</think>\n\n".to_owned() + &call("weather", "{\"city\": \"Zürich\"}")
+            "<think>\nI need the weather.\n</think>\n\n".to_owned()
+                + &call("weather", "{\"city\": \"Zürich\"}")
         }
         (true, Some(celsius), None) => call("convert", &format!("{{\"celsius\": {celsius}}}")),
         (true, Some(_), Some(fahrenheit)) => format!("It is {fahrenheit} °F in Zürich."),
