@@ -22,6 +22,14 @@ pub(crate) fn clients() -> Result<PathBuf> {
     environment("clients-venv", Path::new("crates/inference-server/tests/python/requirements.txt"))
 }
 
+/// The environment of the page's test in a browser; returns its interpreter.
+///
+/// # Errors
+/// As [`mlx_lm`].
+pub(crate) fn page() -> Result<PathBuf> {
+    environment("page-venv", Path::new("xtask/python/page/requirements.txt"))
+}
+
 /// Makes the golden fixtures anew.
 ///
 /// # Errors

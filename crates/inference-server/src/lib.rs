@@ -30,6 +30,7 @@ mod openai;
 mod openapi;
 mod operations;
 mod page;
+mod prefill;
 mod queue;
 mod responses;
 mod router;

@@ -1,6 +1,6 @@
 //! What a request of Anthropic's API asks for.
 
-use inference_core::{GenerateOptions, Message, Role, TemplateOptions};
+use inference_core::{GenerateOptions, Message, TemplateOptions};
 use serde::Deserialize;
 use serde_json::Value;
 use utoipa::ToSchema;
@@ -9,6 +9,7 @@ use super::messages::conversation;
 use crate::{
     error::{ApiError, ApiResult},
     generation::Shape,
+    prefill::is_prefill,
     sampling::{OneOrMany, Sampling},
     tools::{self, ToolChoice, Tools},
 };
@@ -125,14 +126,6 @@ impl CountRequest {
         options.template.continue_final_message = is_prefill(&messages);
         Ok((messages, options.template))
     }
-}
-
-fn is_prefill(messages: &[Message]) -> bool {
-    messages.last().is_some_and(|message| {
-        message.role == Role::Assistant
-            && !message.content.trim().is_empty()
-            && !message.extra.contains_key("tool_calls")
-    })
 }
 
 fn with_thinking(options: GenerateOptions, thinking: Option<&Thinking>) -> ApiResult<GenerateOptions> {

@@ -13,12 +13,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
 
-use super::{Usage, chat_stream, conversation, messages::is_prefill};
+use super::{Usage, chat_stream, conversation};
 use crate::{
     error::{ApiError, ApiResult},
     generation::{Answer, End, Generation, Shape, Ticket, new_id, now},
     json::Json,
     logprobs::{TokenLogprob, TokenNames},
+    prefill::is_prefill,
     sampling::{OneOrMany, Sampling, of_answer},
     server::Server,
     tools::{self, Tools},

@@ -45,15 +45,6 @@ pub(crate) fn conversation(messages: Vec<Message>, field: &str) -> ApiResult<Vec
     Ok(checked)
 }
 
-/// Whether the answer goes on with the last message.
-pub(crate) fn is_prefill(messages: &[Message]) -> bool {
-    messages.last().is_some_and(|message| {
-        message.role == Role::Assistant
-            && !message.content.trim().is_empty()
-            && !message.extra.contains_key("tool_calls")
-    })
-}
-
 fn check_fields(message: &mut Message, at: &str) -> ApiResult<()> {
     let is_empty = |value: &Value| value.is_null() || value.as_array().is_some_and(Vec::is_empty);
     message.extra.retain(|name, value| !is_empty(value) && !WITHOUT_MEANING.contains(&name.as_str()));
@@ -97,7 +88,6 @@ mod tests {
         assert_eq!(messages[0], Message::system("Be brief."));
         assert_eq!(messages[2].extra["tool_calls"][0]["function"]["arguments"], json!({"a": 1}));
         assert_eq!(messages[3].extra["name"], "add");
-        assert!(!is_prefill(&messages) && !is_prefill(&messages[..3]));
     }
 
     #[test]
