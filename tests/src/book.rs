@@ -6,5 +6,8 @@ mod readme {}
 #[doc = include_str!("../../docs/src/using.md")]
 mod using {}
 
+#[doc = include_str!("../../docs/src/serving.md")]
+mod serving {}
+
 #[doc = include_str!("../../docs/src/training.md")]
 mod training {}

@@ -5,6 +5,7 @@ mod bindings;
 mod check;
 mod demo;
 mod dist;
+mod page;
 mod python;
 mod sh;
 mod test;
@@ -36,6 +37,12 @@ enum Chore {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// The server's page in Chromium, with the demo model. Needs Debian's `chromium`, and is no part of CI.
+    Page {
+        /// The folder for screenshots.
+        #[arg(long, default_value = "target/page")]
+        out: PathBuf,
+    },
     /// Makes the golden fixtures anew, from mlx_lm and transformers.
     Golden,
     /// Makes the demo model anew: data, training, quantisation, scores.
@@ -61,6 +68,7 @@ fn main() -> Result<()> {
         Chore::Check => check::run(),
         Chore::Structure => check::structure(),
         Chore::Test { args } => test::run(&args),
+        Chore::Page { out } => page::run(&out),
         Chore::Golden => python::golden(),
         Chore::DemoModel(args) => demo::run(&args),
         Chore::Dist { out } => dist::run(&out),

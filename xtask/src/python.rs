@@ -14,6 +14,22 @@ pub(crate) fn mlx_lm() -> Result<PathBuf> {
     environment("mlx_lm-venv", Path::new("crates/backend-mlxlm/python/requirements.txt"))
 }
 
+/// The environment of the server's tests with the clients that programs use; returns its interpreter.
+///
+/// # Errors
+/// As [`mlx_lm`].
+pub(crate) fn clients() -> Result<PathBuf> {
+    environment("clients-venv", Path::new("crates/inference-server/tests/python/requirements.txt"))
+}
+
+/// The environment of the page's test in a browser; returns its interpreter.
+///
+/// # Errors
+/// As [`mlx_lm`].
+pub(crate) fn page() -> Result<PathBuf> {
+    environment("page-venv", Path::new("xtask/python/page/requirements.txt"))
+}
+
 /// Makes the golden fixtures anew.
 ///
 /// # Errors

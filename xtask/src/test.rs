@@ -11,9 +11,15 @@ use crate::{python, sh};
 /// A test fails, or what it needs cannot be had.
 pub(crate) fn run(args: &[String]) -> Result<()> {
     let python = python::mlx_lm()?;
+    let clients = python::clients()?;
     let seed = std::env::var("PROPTEST_RNG_SEED").unwrap_or_else(|_| "1".to_owned());
-    let variables =
-        || [("INFERENCE_PYTHON", python.display().to_string()), ("PROPTEST_RNG_SEED", seed.clone())];
+    let variables = || {
+        [
+            ("INFERENCE_PYTHON", python.display().to_string()),
+            ("INFERENCE_CLIENTS_PYTHON", clients.display().to_string()),
+            ("PROPTEST_RNG_SEED", seed.clone()),
+        ]
+    };
     let cargo = sh::cargo();
     if !args.is_empty() {
         return sh::run_with(&cargo, std::iter::once(&"test".to_owned()).chain(args), variables());

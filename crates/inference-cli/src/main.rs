@@ -24,6 +24,7 @@ mod text_input;
   inference chat                                    talk to the demo model
   inference chat --model ~/models/Qwen3-0.6B        talk to another
   inference generate --model ~/models/Qwen3-0.6B 'Once upon a time' --max-tokens 50
+  inference serve                                   OpenAI's and Anthropic's APIs, and a page to chat
   inference backends                                which engines run here, and why others do not
 
 Exit status: 0 success, 1 failure, 2 wrong usage, 130 after Ctrl-C, SIGTERM or SIGHUP.")]
@@ -61,6 +62,10 @@ enum Command {
     Train(Box<commands::train::Args>),
     Bench(commands::bench::Args),
     Parity(commands::parity::Args),
+    Serve(Box<commands::serve::Args>),
+    Pull(commands::hub::PullArgs),
+    List(commands::hub::ListArgs),
+    Rm(commands::hub::RmArgs),
     Soak(commands::soak::Args),
 }
 
@@ -111,6 +116,10 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             Command::Train(args) => commands::train::run(*args).await,
             Command::Bench(args) => commands::bench::run(args).await,
             Command::Parity(args) => commands::parity::run(args).await,
+            Command::Serve(args) => commands::serve::run(*args).await,
+            Command::Pull(args) => commands::hub::pull(args).await,
+            Command::List(args) => commands::hub::list(&args),
+            Command::Rm(args) => commands::hub::remove(&args),
             Command::Soak(args) => commands::soak::run(args).await,
         }
     })
@@ -138,6 +147,10 @@ impl Command {
             Self::Train(args) => args.json,
             Self::Bench(args) => args.json,
             Self::Parity(args) => args.json,
+            Self::Serve(_) => false,
+            Self::Pull(args) => args.json,
+            Self::List(args) => args.json,
+            Self::Rm(args) => args.json,
             Self::Soak(args) => args.json,
         }
     }

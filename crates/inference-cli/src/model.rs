@@ -60,7 +60,12 @@ pub(crate) async fn using<T>(
 
 /// The folder that was named, or the demo model's.
 pub(crate) fn or_demo(named: Option<&PathBuf>) -> anyhow::Result<PathBuf> {
-    named.cloned().map_or_else(demo, Ok)
+    named.map_or_else(demo, |path| find(path))
+}
+
+/// The folder that was named, or that of the model of this name in the Hugging Face cache.
+pub(crate) fn find(named: &Path) -> anyhow::Result<PathBuf> {
+    Ok(inference::find_model(named, None)?)
 }
 
 /// The folder of the demo model that ships with the program.

@@ -48,11 +48,12 @@ impl ChatTemplate {
         Self::from_sources(vec![(DEFAULT.to_owned(), source.into())], special)
     }
 
-    /// The text of a conversation, up to where the assistant begins to speak if `add_generation_prompt`. Encode it without
-    /// special tokens: the template has put them in.
+    /// The text of a conversation, up to where the assistant begins to speak if `add_generation_prompt`; up to the end of the
+    /// last message's content if the options continue it. Encode it without special tokens: the template has put them in.
     ///
     /// # Errors
-    /// [`Error::Template`]: the template refuses the conversation, fails, or exceeds its limits.
+    /// [`Error::Template`]: the template refuses the conversation, fails, exceeds its limits, or does not write the message that
+    /// is to be continued as it stands.
     pub fn render(
         &self,
         messages: &[Message],
@@ -64,9 +65,11 @@ impl ChatTemplate {
         variables
             .insert("tools".to_owned(), options.tools.as_ref().map_or(Value::Null, |tools| json!(**tools)));
         variables.insert("documents".to_owned(), Value::Null);
-        variables.insert("add_generation_prompt".to_owned(), json!(add_generation_prompt));
+        let continues = options.continue_final_message;
+        variables.insert("add_generation_prompt".to_owned(), json!(add_generation_prompt && !continues));
         variables.extend(options.variables.iter().flat_map(|given| given.as_ref().clone()));
-        self.render_variables(&variables)
+        let text = self.render_variables(&variables)?;
+        if continues { up_to_final_message(text, messages) } else { Ok(text) }
     }
 
     /// Renders with these variables, on top of the special tokens; `tools` chooses the template for tools.
@@ -124,6 +127,26 @@ fn with_reasoning(message: &Message) -> Value {
         fields.insert("reasoning_content".to_owned(), reasoning);
     }
     message
+}
+
+/// The rendered text up to the end of the last message's content, as transformers' `continue_final_message` has it: without
+/// what the template writes behind it, an end of turn say. White space at the end of the content counts unless the template
+/// leaves it out.
+fn up_to_final_message(mut text: String, messages: &[Message]) -> Result<String> {
+    let content = messages.last().map_or("", |message| message.content.as_str());
+    if content.trim().is_empty() {
+        return Err(failure(&"the last message is to be continued, but it has no content"));
+    }
+    let found = [content, content.trim_end(), content.trim()]
+        .into_iter()
+        .find_map(|content| text.rfind(content).map(|at| at + content.len()));
+    let Some(end) = found else {
+        return Err(failure(
+            &"the last message is to be continued, but the template does not write it as it is",
+        ));
+    };
+    text.truncate(end);
+    Ok(text)
 }
 
 fn failure(reason: &dyn std::fmt::Display) -> Error {

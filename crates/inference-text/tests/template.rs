@@ -35,6 +35,21 @@ fn a_conversation_with_tools_and_variables() {
 }
 
 #[test]
+fn the_last_message_may_be_continued() {
+    let template = template(
+        "{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}<end>{% endfor %}\
+         {% if add_generation_prompt %}<assistant>{% endif %}",
+    )
+    .unwrap();
+    let options = TemplateOptions::new().continue_final_message(true);
+    let render =
+        |last: &str| template.render(&[Message::user("2+2?"), Message::assistant(last)], &options, true);
+    assert_eq!(render("It is").unwrap(), "<user>2+2?<end><assistant>It is");
+    assert_eq!(render("It is ").unwrap(), "<user>2+2?<end><assistant>It is");
+    assert!(matches!(render(" "), Err(Error::Template { reason }) if reason.contains("no content")));
+}
+
+#[test]
 fn reasoning_goes_by_all_the_names_that_templates_know() {
     let template =
         template("{% for m in messages %}{{ m.reasoning_content }}/{{ m.thinking }};{% endfor %}").unwrap();

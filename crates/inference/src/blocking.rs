@@ -31,13 +31,13 @@ use inference_core::{
 
 /// Loads the model in a folder with the best of the linked backends: set options, then [`load`](Load::load).
 pub fn load_model(path: impl Into<PathBuf>) -> Load {
-    Load(inference_core::load_model(path))
+    Load(crate::load_model(path))
 }
 
 /// A load that is being set up.
 #[derive(Debug, Clone)]
 #[must_use = "nothing is loaded before `load` is called"]
-pub struct Load(inference_core::Load);
+pub struct Load(crate::Load);
 
 impl Load {
     /// Uses this backend instead of the first that is available and supports the model.
@@ -50,10 +50,16 @@ impl Load {
         Self(self.0.options(options))
     }
 
+    /// Whether a model of the Hub is downloaded if it is not in the cache.
+    #[cfg(feature = "hub")]
+    pub fn download(self, download: bool) -> Self {
+        Self(self.0.download(download))
+    }
+
     /// Loads the model.
     ///
     /// # Errors
-    /// As [`inference_core::load_model`].
+    /// As [`crate::load_model`].
     pub fn load(self) -> Result<Model> {
         block_on(self.0.into_future()).map(Model)
     }

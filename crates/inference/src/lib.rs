@@ -50,6 +50,9 @@
 //! | `mlxlm` (default) | `mlx_lm` | Python's mlx_lm in a child process |
 //! | `mock` | `mock` | no model: repeats the prompt's words, for the tests of a program |
 //!
+//! With the feature `hub`, [`load_model`] takes names of models on the Hugging Face Hub as well, and `.download(true)` fetches
+//! what is not in the cache.
+//!
 //! Options that only one engine has are in its module, `inference::metal` or `inference::mlxlm`.
 //!
 //! An engine of your own is a crate that depends on `inference-core` alone and calls its `register_backend!`; a program that
@@ -59,6 +62,8 @@
 #![forbid(unsafe_code)]
 
 pub mod blocking;
+#[cfg(feature = "hub")]
+mod load;
 
 // A crate that no code names is not linked, and would register nothing.
 #[cfg(feature = "metal")]
@@ -72,9 +77,20 @@ pub use inference_core::mock;
 pub use inference_core::{
     Alternative, AssistantMessage, CancellationToken, ChatEvent, ChatStream, Classification, ClassifyOptions,
     Completion, ContextOverflow, Discovered, Dtype, Error, Feature, Finish, FinishReason, GenerateOptions,
-    GenerationConfig, KvBits, LabelScore, LayerKind, Load, LoadOptions, LoadProgress, LogitsProcessor,
+    GenerationConfig, KvBits, LabelScore, LayerKind, LoadOptions, LoadProgress, LogitsProcessor,
     MemoryEstimate, MemoryUsage, Message, Metrics, ModelInfo, ModelManifest, ModelStats, Outcome,
     Percentiles, Prompt, QuantMode, Quantization, Registry, Result, Role, SamplingOptions, Session, SidePart,
     StopCause, TemplateOptions, TextModel, TextModelExt, Token, TokenStream, ToolCall, Verdict, Xtc,
-    discover, explain, load_model, train,
+    discover, explain, train,
 };
+#[doc(inline)]
+#[cfg(not(feature = "hub"))]
+pub use inference_core::{Load, load_model};
+#[cfg(feature = "hub")]
+pub use load::{Load, find_model, load_model};
+
+/// Models of the Hugging Face Hub: found in its cache, or downloaded into it.
+#[cfg(feature = "hub")]
+pub mod hub {
+    pub use inference_hub::*;
+}

@@ -11,6 +11,7 @@ use serde_json::json;
 
 use crate::{
     interrupt::Scope,
+    model,
     render::{self, Out},
 };
 
@@ -100,7 +101,7 @@ struct Rule {
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let scope = Scope::enter();
     let cancel = scope.token();
-    let source = ModelManifest::read(&args.source)?;
+    let source = ModelManifest::read(model::find(&args.source)?)?;
     let bar = render::progress(source.weight_bytes(), "converting {wide_bar:.cyan} {bytes}/{total_bytes}");
     if args.quiet {
         bar.set_draw_target(indicatif::ProgressDrawTarget::hidden());

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::{
     failure::Usage,
+    model,
     options::{ByteSize, kv_bits},
     render::{self, Out},
 };
@@ -59,7 +60,7 @@ struct Report {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let manifest = ModelManifest::read(&args.path)?;
+    let manifest = ModelManifest::read(model::find(&args.path)?)?;
     let Some(context) = args.context_length.map_or_else(|| manifest.context_length(), |n| Ok(Some(n)))?
     else {
         let message = "config.json does not say how long the model's context is: give --context-length";

@@ -4,7 +4,10 @@ use std::{path::PathBuf, process::ExitCode};
 
 use inference::Outcome;
 
-use crate::render::{self, Out};
+use crate::{
+    model,
+    render::{self, Out},
+};
 
 /// Say what each engine makes of a model, and which one would load it
 #[derive(Debug, clap::Args)]
@@ -20,7 +23,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let verdicts = inference::explain(&args.path)?;
+    let verdicts = inference::explain(model::find(&args.path)?)?;
     let mut out = Out::new();
     if args.json {
         out.json(&verdicts)?;

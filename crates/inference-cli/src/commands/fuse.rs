@@ -11,6 +11,7 @@ use serde_json::json;
 
 use crate::{
     interrupt::Scope,
+    model,
     render::{self, Out},
 };
 
@@ -52,7 +53,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let scope = Scope::enter();
     let cancel = scope.token();
-    let source = ModelManifest::read(&args.model)?;
+    let source = ModelManifest::read(model::find(&args.model)?)?;
     let adapter = AdapterManifest::read(&args.adapter, &source)?;
     let bar = render::progress(source.weight_bytes(), "fusing {wide_bar:.cyan} {bytes}/{total_bytes}");
     if args.quiet {

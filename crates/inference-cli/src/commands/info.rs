@@ -6,7 +6,10 @@ use inference::{Dtype, ModelManifest, SidePart};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::render::{self, Out};
+use crate::{
+    model,
+    render::{self, Out},
+};
 
 /// Show what a model is: architecture, size, quantisation, context; no weights are read
 #[derive(Debug, clap::Args)]
@@ -45,7 +48,7 @@ pub(crate) struct Facts {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let facts = Facts::of(&ModelManifest::read(&args.path)?)?;
+    let facts = Facts::of(&ModelManifest::read(model::find(&args.path)?)?)?;
     let mut out = Out::new();
     if args.json {
         out.json(&facts)?;

@@ -15,8 +15,10 @@ pub(crate) mod explain;
 #[cfg(feature = "metal")]
 pub(crate) mod fuse;
 pub(crate) mod generate;
+pub(crate) mod hub;
 pub(crate) mod info;
 pub(crate) mod parity;
+pub(crate) mod serve;
 pub(crate) mod soak;
 pub(crate) mod train;
 

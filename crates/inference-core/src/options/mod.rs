@@ -41,6 +41,8 @@ pub struct TemplateOptions {
     pub tools: Option<Arc<[Value]>>,
     /// Further variables: `enable_thinking`, say.
     pub variables: Option<Arc<Map<String, Value>>>,
+    /// Whether the answer goes on with the last message, in place of a new one.
+    pub continue_final_message: bool,
 }
 
 impl TemplateOptions {
@@ -64,8 +66,18 @@ impl TemplateOptions {
         self
     }
 
+    /// Goes on with the last message, of which the answer then has only what is new: a beginning that is put into the
+    /// model's mouth.
+    #[must_use]
+    pub fn continue_final_message(mut self, continues: bool) -> Self {
+        self.continue_final_message = continues;
+        self
+    }
+
     pub(crate) fn required_features(&self) -> impl Iterator<Item = Feature> {
-        (self.tools.is_some() || self.variables.is_some()).then_some(Feature::ChatTemplateOptions).into_iter()
+        (self.tools.is_some() || self.variables.is_some() || self.continue_final_message)
+            .then_some(Feature::ChatTemplateOptions)
+            .into_iter()
     }
 
     fn set_variable(&mut self, name: impl Into<String>, value: impl Into<Value>) {

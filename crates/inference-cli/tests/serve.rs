@@ -1,0 +1,105 @@
+//! `inference serve` with the demo model, over real HTTP, and `inference list` of an empty cache.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod support;
+
+use std::{
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::TcpStream,
+    process::{Child, Stdio},
+};
+
+use serde_json::{Value, json};
+use support::*;
+
+/// A server that ends with the test.
+struct Serving {
+    child: Child,
+    address: String,
+}
+
+impl Serving {
+    fn start(arguments: &[&str]) -> Self {
+        let mut command = inference(&["serve", "--port", "0", "--grace", "0"]);
+        let mut child = command.args(arguments).stderr(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let line = lines.by_ref().map(Result::unwrap).find(|line| line.contains("listening on ")).unwrap();
+        let address = line.rsplit("//").next().unwrap().to_owned();
+        // Nobody reads further, but a full pipe would hold the server up.
+        std::thread::spawn(move || lines.for_each(drop));
+        Self { child, address }
+    }
+
+    /// The answer's status and body.
+    fn post(&self, path: &str, body: &Value) -> (u16, String) {
+        let mut stream = TcpStream::connect(&self.address).unwrap();
+        let body = body.to_string();
+        let length = body.len();
+        write!(
+            stream,
+            "POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\n\
+             content-length: {length}\r\n\r\n{body}"
+        )
+        .unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let status = answer[9..12].parse().unwrap();
+        (status, answer.split_once("\r\n\r\n").unwrap().1.to_owned())
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn the_demo_model_answers() {
+    let mut server = Serving::start(&[]);
+    let question = json!({"messages": [{"role": "user", "content": "What is 2+2?"}], "logprobs": true, "top_logprobs": 3});
+    let (status, body) = server.post("/v1/chat/completions", &question);
+    let answer: Value = serde_json::from_str(&body).unwrap();
+    assert_eq!((status, &answer["choices"][0]["message"]["content"]), (200, &json!("2 + 2 = 4.")));
+    let logprobs = answer["choices"][0]["logprobs"]["content"].as_array().unwrap();
+    let text: String = logprobs.iter().filter_map(|token| token["token"].as_str()).collect();
+    assert_eq!(text, "2 + 2 = 4.");
+    assert!(logprobs.iter().all(|token| token["top_logprobs"].as_array().unwrap().len() == 3));
+    let question = json!({"model": "demo", "max_tokens": 50, "stream": true,
+        "messages": [{"role": "user", "content": "What is 2+2?"}, {"role": "assistant", "content": "2 + 2 ="}]});
+    let (status, body) = server.post("/v1/messages", &question);
+    let texts = body.split("\"text\":\"").skip(1).filter_map(|rest| rest.split('"').next());
+    assert_eq!((status, texts.collect::<String>().as_str()), (200, " 4."), "{body}");
+    assert!(body.contains("message_stop"), "{body}");
+    let (status, body) = server.post("/v1/chat/completions", &json!({"messages": [], "tools": []}));
+    assert!(status == 400 && body.contains("messages"), "{body}");
+    interrupt(&server.child);
+    assert!(server.child.wait().unwrap().success());
+}
+
+#[test]
+fn what_cannot_be_served_is_said() {
+    let output = run(&["serve", "--model", "/nowhere/model", "--port", "0"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(errors(&output).contains("/nowhere/model"), "{}", errors(&output));
+    let output = run(&["serve", "--alias", "x=y"]);
+    assert_eq!(output.status.code(), Some(2), "{}", errors(&output));
+}
+
+#[test]
+fn a_name_that_is_not_in_the_cache_is_said_to_be_so() {
+    let cache = tempfile::tempdir().unwrap();
+    let run = |arguments: &[&str]| {
+        let mut command = inference(arguments);
+        command.env("HF_HUB_CACHE", cache.path()).env("HF_HUB_OFFLINE", "1").output().unwrap()
+    };
+    let output = run(&["list", "--json"]);
+    assert_eq!(text(&output).trim(), "[]");
+    let output = run(&["chat", "--model", "org/name", "Hi"]);
+    assert!(errors(&output).contains("no model in the cache"), "{}", errors(&output));
+    let output = run(&["pull", "org/name"]);
+    assert!(errors(&output).contains("HF_HUB_OFFLINE"), "{}", errors(&output));
+    assert_eq!(run(&["rm", "org/name"]).status.code(), Some(2));
+    assert_eq!(run(&["pull", "name"]).status.code(), Some(2));
+}

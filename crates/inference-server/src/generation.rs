@@ -1,0 +1,395 @@
+//! One answer in the making, whichever API asked for it.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures::{FutureExt as _, Stream, StreamExt as _, stream};
+use inference_core::{
+    CancellationToken, ChatEvent, Error, FinishReason, GenerateOptions, Metrics, Prompt, StopCause,
+    TextModel, Token, TokenStream, ToolCall, backend::OutputParser,
+};
+
+use crate::{
+    error::{ApiError, ApiResult},
+    models::{Entry, Lease},
+    queue::Slot,
+    server::Server,
+};
+
+/// Tokens that one step takes at most, of those that are ready.
+const STEP: usize = 64;
+
+/// A request that was let in: it has a loaded model and a place among the running until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Ticket {
+    server: Server,
+    lease: Lease,
+    model: String,
+    _slot: Slot,
+    received: Instant,
+    deadline: Option<Instant>,
+}
+
+/// What becomes of the marks in an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Shape {
+    /// The text as it is, marks included.
+    Raw,
+    /// Text and reasoning; what looks like a call is text.
+    NoTools,
+    /// Text, reasoning and calls of tools.
+    Tools {
+        /// Whether the answer ends after its first call.
+        single: bool,
+    },
+}
+
+/// A piece of an answer.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Part {
+    Text(String),
+    Reasoning(String),
+    Call(ToolCall),
+}
+
+/// What came next.
+#[derive(Debug, Default)]
+pub(crate) struct Step {
+    pub(crate) parts: Vec<Part>,
+    pub(crate) tokens: Vec<Token>,
+}
+
+/// Why an answer ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum End {
+    /// The model ended it.
+    Stop,
+    /// One of the request's stop strings ended it.
+    StopString(String),
+    /// The limit on tokens, or the context.
+    Length,
+    /// The model waits for the results of its calls.
+    Calls,
+}
+
+/// How an answer ended.
+#[derive(Debug, Clone)]
+pub(crate) struct Ended {
+    pub(crate) end: End,
+    pub(crate) metrics: Metrics,
+    pub(crate) reasoning_tokens: usize,
+}
+
+/// A whole answer.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) text: String,
+    pub(crate) reasoning: String,
+    pub(crate) calls: Vec<ToolCall>,
+    pub(crate) tokens: Vec<Token>,
+    pub(crate) ended: Ended,
+}
+
+impl Ticket {
+    /// Waits for a place, and for the model to be loaded.
+    ///
+    /// # Errors
+    /// The server is ending, the line is full, the model cannot be loaded, or the deadline has passed.
+    pub(crate) async fn take(server: &Server, entry: &Arc<Entry>, answers: usize) -> ApiResult<Arc<Self>> {
+        if server.is_draining() {
+            return Err(ApiError::shutting_down());
+        }
+        let received = Instant::now();
+        let deadline = server.settings().request_timeout.and_then(|timeout| received.checked_add(timeout));
+        let admitted = async {
+            let slot = entry.queue.enter(answers).await?;
+            Ok((slot, server.models().lease(entry).await?))
+        };
+        let cancel = server.cancellation();
+        let (slot, lease) = tokio::select! {
+            admitted = within(deadline, admitted) => admitted?,
+            () = cancel.cancelled() => return Err(ApiError::shutting_down()),
+        };
+        server.metrics().waited(entry.name(), received.elapsed());
+        let (server, model) = (server.clone(), entry.name().to_owned());
+        Ok(Arc::new(Self { server, lease, model, _slot: slot, received, deadline }))
+    }
+
+    pub(crate) fn model(&self) -> &dyn TextModel {
+        &*self.lease.model
+    }
+
+    /// The name of the model, not an alias.
+    pub(crate) fn model_name(&self) -> &str {
+        &self.model
+    }
+
+    /// Begins to answer. `field` is what the API calls the prompt.
+    ///
+    /// # Errors
+    /// The prompt or the options are wrong, or the engine is gone.
+    pub(crate) async fn start(
+        self: &Arc<Self>,
+        prompt: Prompt,
+        mut options: GenerateOptions,
+        shape: Shape,
+        field: &str,
+    ) -> ApiResult<Generation> {
+        let cancel = self.server.cancellation().child_token();
+        options = options.cancel(cancel.clone());
+        if options.max_tokens.is_none() {
+            let context = self.model().info().context_length;
+            options.max_tokens = Some(self.server.settings().default_max_tokens.unwrap_or(context));
+        }
+        let call = async {
+            self.model().generate(prompt, options).await.map_err(|error| self.failure(&error, field))
+        };
+        let mut tokens = within(self.deadline, call).await?;
+        let parser = (shape != Shape::Raw).then(|| tokens.take_parser());
+        Ok(Generation {
+            ticket: self.clone(),
+            tokens,
+            parser,
+            shape,
+            cancel,
+            last: None,
+            count: 0,
+            undecided: 0,
+            reasoning: 0,
+            called: false,
+            ended: false,
+            finished: false,
+        })
+    }
+
+    /// An error of the engine. One that is gone is forgotten, so that the next request loads the model again.
+    fn failure(&self, error: &Error, field: &str) -> ApiError {
+        if matches!(error, Error::Closed | Error::Stopped { .. }) {
+            self.lease.discard();
+        }
+        ApiError::of_request(error, field)
+    }
+}
+
+/// An answer that streams in. Dropping it cancels the work.
+#[derive(Debug)]
+pub(crate) struct Generation {
+    ticket: Arc<Ticket>,
+    tokens: TokenStream,
+    parser: Option<Box<dyn OutputParser>>,
+    shape: Shape,
+    cancel: CancellationToken,
+    /// When the last token came.
+    last: Option<Instant>,
+    count: usize,
+    /// Tokens that no part was made of yet.
+    undecided: usize,
+    reasoning: usize,
+    called: bool,
+    ended: bool,
+    finished: bool,
+}
+
+impl Generation {
+    /// What comes next; `None` at the end. Tokens that are ready already come together.
+    ///
+    /// # Errors
+    /// The engine failed, or the deadline has passed.
+    pub(crate) async fn next(&mut self) -> ApiResult<Option<Step>> {
+        while !self.ended {
+            let step = self.step().await?;
+            if !step.parts.is_empty() || !step.tokens.is_empty() {
+                return Ok(Some(step));
+            }
+        }
+        Ok(None)
+    }
+
+    async fn step(&mut self) -> ApiResult<Step> {
+        let mut step = Step::default();
+        let mut events = Vec::new();
+        let first = within(self.ticket.deadline, async { Ok(self.tokens.next().await) }).await;
+        let mut next = first.inspect_err(|_| self.cancel.cancel())?;
+        loop {
+            match next {
+                Some(Ok(token)) => {
+                    self.read(&token, &mut events);
+                    step.tokens.push(token);
+                }
+                Some(Err(error)) => return Err(self.ticket.failure(&error, "prompt")),
+                None => {
+                    self.ended = true;
+                    if let Some(parser) = &mut self.parser {
+                        parser.finish(&mut events);
+                    }
+                    break;
+                }
+            }
+            if step.tokens.len() >= STEP {
+                break;
+            }
+            match self.tokens.next().now_or_never() {
+                Some(ready) => next = ready,
+                None => break,
+            }
+        }
+        self.measure(step.tokens.len());
+        self.sort(events, step.tokens.len(), &mut step.parts);
+        Ok(step)
+    }
+
+    fn read(&mut self, token: &Token, events: &mut Vec<ChatEvent>) {
+        match &mut self.parser {
+            Some(parser) => parser.push(token, events),
+            None if token.text.is_empty() => {}
+            None => events.push(ChatEvent::Text(token.text.clone())),
+        }
+    }
+
+    fn measure(&mut self, tokens: usize) {
+        if tokens == 0 {
+            return;
+        }
+        let now = Instant::now();
+        let metrics = self.ticket.server.metrics();
+        match self.last {
+            Some(last) => metrics.tokens(&self.ticket.model, tokens, now - last),
+            None => metrics.first_token(&self.ticket.model, now - self.ticket.received),
+        }
+        self.last = Some(now);
+        self.count += tokens;
+    }
+
+    /// Makes parts of the parser's events, adjacent pieces in one.
+    fn sort(&mut self, events: Vec<ChatEvent>, tokens: usize, parts: &mut Vec<Part>) {
+        self.undecided += tokens;
+        for event in events {
+            if self.cancel.is_cancelled() && self.called {
+                return;
+            }
+            match (event, self.shape) {
+                (ChatEvent::ToolCall { call, .. }, Shape::Tools { single }) => {
+                    self.called = true;
+                    parts.push(Part::Call(call));
+                    if single {
+                        // A model that may call one tool at a time has had its turn.
+                        self.cancel.cancel();
+                    }
+                }
+                (ChatEvent::Thinking(text), _) => {
+                    self.reasoning += std::mem::take(&mut self.undecided);
+                    match parts.last_mut() {
+                        Some(Part::Reasoning(last)) => last.push_str(&text),
+                        _ => parts.push(Part::Reasoning(text)),
+                    }
+                }
+                (ChatEvent::Mark(_), _) => {}
+                (event, _) => match parts.last_mut() {
+                    Some(Part::Text(last)) => last.push_str(event.raw()),
+                    _ if event.raw().is_empty() => {}
+                    _ => parts.push(Part::Text(event.raw().to_owned())),
+                },
+            }
+            self.undecided = 0;
+        }
+    }
+
+    /// How it ended. What was not read is lost.
+    ///
+    /// # Errors
+    /// The engine failed, or the answer was cut by the end of the server or of the model.
+    pub(crate) async fn finish(&mut self) -> ApiResult<Ended> {
+        let finish = within(self.ticket.deadline, async {
+            self.tokens.finish().await.map_err(|error| self.ticket.failure(&error, "prompt"))
+        });
+        let finish = finish.await?;
+        let end = match finish.reason {
+            _ if self.called => End::Calls,
+            FinishReason::Stop(StopCause::StopString(text)) => End::StopString(text),
+            FinishReason::Stop(_) => End::Stop,
+            FinishReason::Length => End::Length,
+            _ if self.ticket.server.is_draining() => return Err(ApiError::shutting_down()),
+            _ => return Err(ApiError::from(&Error::Closed)),
+        };
+        self.finished = true;
+        let ticket = &self.ticket;
+        ticket.server.metrics().finished(&ticket.model, &finish.metrics, ticket.received.elapsed());
+        Ok(Ended { end, metrics: finish.metrics, reasoning_tokens: self.reasoning })
+    }
+
+    /// Reads it to its end.
+    ///
+    /// # Errors
+    /// As [`next`](Self::next) and [`finish`](Self::finish).
+    pub(crate) async fn collect(mut self) -> ApiResult<Answer> {
+        let (mut text, mut reasoning) = (String::new(), String::new());
+        let (mut calls, mut tokens) = (Vec::new(), Vec::new());
+        while let Some(step) = self.next().await? {
+            tokens.extend(step.tokens);
+            for part in step.parts {
+                match part {
+                    Part::Text(piece) => text.push_str(&piece),
+                    Part::Reasoning(piece) => reasoning.push_str(&piece),
+                    Part::Call(call) => calls.push(call),
+                }
+            }
+        }
+        let ended = self.finish().await?;
+        Ok(Answer { text, reasoning, calls, tokens, ended })
+    }
+}
+
+/// What one of several answers did.
+#[derive(Debug)]
+pub(crate) enum Progress {
+    Went(Step),
+    Ended(Ended),
+}
+
+/// Several answers as they come, each with its number. One that fails ends with its error.
+pub(crate) fn interleave(generations: Vec<Generation>) -> impl Stream<Item = (usize, ApiResult<Progress>)> {
+    let each = generations.into_iter().enumerate().map(|(number, generation)| {
+        stream::unfold(Some(generation), move |generation| async move {
+            let mut generation = generation?;
+            let (progress, rest) = match generation.next().await {
+                Ok(Some(step)) => (Ok(Progress::Went(step)), Some(generation)),
+                Ok(None) => (generation.finish().await.map(Progress::Ended), None),
+                Err(error) => (Err(error), None),
+            };
+            Some(((number, progress), rest))
+        })
+        .boxed()
+    });
+    stream::select_all(each)
+}
+
+impl Drop for Generation {
+    fn drop(&mut self) {
+        if !self.finished {
+            self.ticket.server.metrics().cancelled(&self.ticket.model, self.count);
+        }
+    }
+}
+
+/// Runs this until the deadline.
+async fn within<T>(deadline: Option<Instant>, work: impl Future<Output = ApiResult<T>>) -> ApiResult<T> {
+    match deadline {
+        None => work.await,
+        Some(deadline) => tokio::time::timeout_at(deadline.into(), work)
+            .await
+            .unwrap_or_else(|_| Err(ApiError::timed_out())),
+    }
+}
+
+/// Seconds since 1970.
+pub(crate) fn now() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.unwrap_or(Duration::ZERO).as_secs()
+}
+
+/// A new id with this prefix.
+pub(crate) fn new_id(prefix: &str) -> String {
+    format!("{prefix}{}", uuid::Uuid::new_v4().simple())
+}

@@ -1,0 +1,99 @@
+//! A listening server: connections, their limits, and the end.
+
+use std::{io, net::TcpListener, time::Duration};
+
+use axum_server::Handle;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+
+use crate::{router::router, server::Server};
+
+/// How long a client may take over its request's headers.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+/// Bytes of a request's headers at most.
+const HEADER_BYTES: usize = 64 << 10;
+/// After the work was cancelled, this long until connections are cut.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
+/// How a server listens and how it ends.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct ServeOptions {
+    /// After the signal to end, running requests go on for so long; what is left is cancelled.
+    pub grace: Duration,
+    /// The certificate and the key, in PEM.
+    #[cfg(feature = "tls")]
+    pub tls: Option<(Vec<u8>, Vec<u8>)>,
+}
+
+impl ServeOptions {
+    /// Ends at once, without TLS.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Lets running requests go on for so long after the signal to end.
+    #[must_use]
+    pub fn grace(mut self, grace: Duration) -> Self {
+        self.grace = grace;
+        self
+    }
+
+    /// Speaks HTTPS with this certificate and key, in PEM.
+    #[cfg(feature = "tls")]
+    #[must_use]
+    pub fn tls(mut self, certificate: impl Into<Vec<u8>>, key: impl Into<Vec<u8>>) -> Self {
+        self.tls = Some((certificate.into(), key.into()));
+        self
+    }
+}
+
+/// Serves until `shutdown` is ready: then new work is refused, what runs may end within the grace period, what is left is
+/// cancelled, and the models are closed.
+///
+/// # Errors
+/// The listener or the certificate cannot be used.
+pub async fn serve(
+    server: Server,
+    listener: TcpListener,
+    options: ServeOptions,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> io::Result<()> {
+    listener.set_nonblocking(true)?;
+    let handle = Handle::new();
+    let ending = tokio::spawn(end(server.clone(), handle.clone(), options.grace, shutdown));
+    let app = router(server.clone()).into_make_service();
+    #[cfg(feature = "tls")]
+    if let Some((certificate, key)) = options.tls {
+        let config = axum_server::tls_rustls::RustlsConfig::from_pem(certificate, key).await?;
+        let mut bound = axum_server::from_tcp_rustls(listener, config)?.handle(handle);
+        limit(bound.http_builder());
+        bound.serve(app).await?;
+        ending.abort();
+        server.models().close().await;
+        return Ok(());
+    }
+    let mut bound = axum_server::from_tcp(listener)?.handle(handle);
+    limit(bound.http_builder());
+    let served = bound.serve(app).await;
+    ending.abort();
+    server.models().close().await;
+    served
+}
+
+fn limit(http: &mut hyper_util::server::conn::auto::Builder<TokioExecutor>) {
+    http.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).max_buf_size(HEADER_BYTES);
+}
+
+async fn end(
+    server: Server,
+    handle: Handle<std::net::SocketAddr>,
+    grace: Duration,
+    shutdown: impl Future<Output = ()> + Send,
+) {
+    shutdown.await;
+    server.drain();
+    handle.graceful_shutdown(Some(grace.saturating_add(LAST_WORDS)));
+    tokio::time::sleep(grace).await;
+    server.cancel();
+}
