@@ -35,19 +35,19 @@ pub(crate) fn scalar(value: f32, dtype: Dtype) -> Result<Array> {
 }
 
 /// A new array whose bytes `fill` writes, in MLX's memory: nothing is copied. `shape` must have elements.
-pub(crate) fn filled<E: From<Exception>>(
+pub(crate) fn filled<E: FillError>(
     shape: &[i32],
     dtype: Dtype,
     fill: impl FnOnce(&mut [u8]) -> std::result::Result<(), E>,
 ) -> std::result::Result<Array, E> {
     // On the CPU, whatever the default device: the memory must be reachable from here.
-    let array = mlx_rs::with_stream(&Stream::cpu(), || ops::zeros_dtype(shape, dtype))?;
-    has_memory(array.nbytes() as u64)?;
-    array.eval()?;
+    let array = mlx_rs::with_stream(&Stream::cpu(), || ops::zeros_dtype(shape, dtype)).map_err(E::mlx)?;
+    check_memory(array.nbytes() as u64)?;
+    array.eval().map_err(E::mlx)?;
     // SAFETY: the handle is valid, and the array was evaluated.
     let data = unsafe { mlx_sys::mlx_array_data_uint8(array.as_ptr()) }.cast_mut();
     if data.is_null() {
-        return Err(Exception::custom("MLX gave an array without memory").into());
+        return Err(E::mlx(Exception::custom("MLX gave an array without memory")));
     }
     // SAFETY: a fresh evaluated array of zeros is contiguous, `nbytes` long and owned by this handle alone, and nothing
     // reads it before this function returns.
@@ -59,14 +59,40 @@ pub(crate) fn filled<E: From<Exception>>(
     Ok(array)
 }
 
+/// What says that there is no memory for an array.
+pub(crate) trait FillError {
+    /// MLX failed.
+    fn mlx(error: Exception) -> Self;
+    /// Memory cannot hold the array.
+    fn no_memory(needed: u64, available: u64) -> Self;
+}
+
+impl FillError for Exception {
+    fn mlx(error: Exception) -> Self {
+        error
+    }
+
+    fn no_memory(needed: u64, available: u64) -> Self {
+        Self::custom(format!("an array needs {needed} bytes, {available} are available"))
+    }
+}
+
+impl FillError for inference_core::Error {
+    fn mlx(error: Exception) -> Self {
+        Self::backend("mlx", "allocate memory", error)
+    }
+
+    fn no_memory(needed: u64, available: u64) -> Self {
+        Self::OutOfMemory { what: "a tensor".to_owned(), needed, available }
+    }
+}
+
 /// Whether there is memory for an array of so many bytes: MLX writes to the null pointer of an allocation that failed.
-fn has_memory(bytes: u64) -> Result<()> {
+fn check_memory<E: FillError>(needed: u64) -> std::result::Result<(), E> {
     // Smaller ones are not worth the question.
     const LARGE: u64 = 4 << 20;
     match free_memory() {
-        Some(free) if bytes >= LARGE && bytes > free => {
-            Err(Exception::custom(format!("an array needs {bytes} bytes, {free} are available")))
-        }
+        Some(available) if needed >= LARGE && needed > available => Err(E::no_memory(needed, available)),
         _ => Ok(()),
     }
 }

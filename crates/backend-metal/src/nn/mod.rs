@@ -35,6 +35,7 @@ pub(crate) use attention::{Attention, QkNorm};
 pub(crate) use attention_params::AttentionParams;
 pub(crate) use block::{Block, FeedForward, PreNorm};
 pub(crate) use cache::{KvCache, Rotation};
+pub(crate) use cpu::start_kernels;
 pub(crate) use decoder::Decoder;
 pub(crate) use dimensions::Dimensions;
 pub(crate) use exec::ExecMode;
