@@ -163,7 +163,9 @@ fn charsmap() -> String {
 /// Both ways from text to ids; `None` where one of them does not take the file.
 fn compare(file: &Value, text: &str) {
     let folder = folder(&[("tokenizer.json", file)]);
-    let Ok(theirs) = tokenizers::Tokenizer::from_file(folder.path().join("tokenizer.json")) else { return };
+    // The library loses count of positions after some patterns that match between characters, and panics.
+    let path = folder.path().join("tokenizer.json");
+    let Ok(Ok(theirs)) = catch_unwind(|| tokenizers::Tokenizer::from_file(path)) else { return };
     let ours = match Tokenizer::load(folder.path()) {
         Ok(ours) => ours,
         Err(error) => {
@@ -181,7 +183,6 @@ fn compare(file: &Value, text: &str) {
     theirs.with_padding(None);
     theirs.with_truncation(None).unwrap();
     for special in [false, true] {
-        // It loses count of positions after some patterns that match between characters, and panics.
         let encoded = catch_unwind(AssertUnwindSafe(|| theirs.encode_fast(text, special)));
         let Ok(encoded) = encoded else { return };
         let expected = encoded.ok().map(|encoding| encoding.get_ids().to_vec());

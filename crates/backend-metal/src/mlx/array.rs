@@ -9,7 +9,7 @@ use mlx_rs::{
     ops,
 };
 
-use super::device::{on_cpu, on_cuda};
+use super::device::on_cuda;
 
 /// Evaluates an array and reads its bytes in row-major order.
 pub(crate) fn with_bytes<T>(x: &Array, read: impl FnOnce(&[u8]) -> T) -> Result<T> {
@@ -51,11 +51,7 @@ pub(crate) fn filled<E: FillError>(
     }
     // SAFETY: a fresh evaluated array of zeros is contiguous, `nbytes` long and owned by this handle alone, and nothing
     // reads it before this function returns.
-    let memory = unsafe { std::slice::from_raw_parts_mut(data, array.nbytes()) };
-    if on_cpu() {
-        use_large_pages(memory);
-    }
-    fill(memory)?;
+    fill(unsafe { std::slice::from_raw_parts_mut(data, array.nbytes()) })?;
     Ok(array)
 }
 
@@ -119,8 +115,8 @@ pub(crate) fn random_bits(shape: &[i32], key: &Array) -> Result<Array> {
 }
 
 /// Asks Linux for huge pages of 2 MiB: two cores of an EPYC (Zen 4, in a virtual machine) read 22 GB/s from pages of 4 KiB, and
-/// 35 GB/s from these. Neighbouring memory may get into the same pages.
-fn use_large_pages(memory: &[u8]) {
+/// 35 GB/s from these. It takes time. Neighbouring memory may get into the same pages.
+pub(super) fn use_large_pages(memory: &[u8]) {
     #[cfg(target_os = "linux")]
     {
         const PAGE: usize = 2 << 20;

@@ -14,7 +14,10 @@ use std::{
 use inference_core::{Dtype, Error, ModelManifest, Result, backend::TensorInfo};
 use mlx_rs::Array;
 
-use super::array::filled;
+use super::{
+    array::{filled, use_large_pages},
+    device::on_cpu,
+};
 
 /// Bytes read in one call, between two looks at whether the load was cancelled.
 const PIECE: usize = 8 << 20;
@@ -123,10 +126,14 @@ impl<'a> Reader<'a> {
             read(file, path, memory, start)?;
             return self.count(memory.len());
         }
-        // The disk is waited for on another thread: this one has other models to serve.
+        // The disk and the system's memory are waited for on another thread: this one has other models to serve.
+        let on_cpu = on_cpu();
         thread::scope(|scope| {
             let (done, pieces) = channel();
             let work = move || {
+                if on_cpu {
+                    use_large_pages(memory);
+                }
                 for (piece, start) in memory.chunks_mut(PIECE).zip((start..).step_by(PIECE)) {
                     let result = read(file, path, piece, start).map(|()| piece.len());
                     let failed = result.is_err();

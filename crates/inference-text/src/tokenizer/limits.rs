@@ -33,7 +33,7 @@ pub(super) const MAX_TOKEN_BYTES: usize = 4 << 10;
 /// Bytes of all tokens: Gemma 3 has 2.3 MB.
 pub(super) const MAX_VOCAB_BYTES: usize = 16 << 20;
 /// Merges of a BPE vocabulary: Gemini has 580,604.
-pub(super) const MAX_MERGES: usize = 1 << 21;
+pub(super) const MAX_MERGES: usize = 1 << 20;
 /// Bytes of one token of a Unigram vocabulary, which is a path of nodes in its trie.
 pub(super) const MAX_UNIGRAM_TOKEN_BYTES: usize = 256;
 /// Nodes of a Unigram vocabulary's trie: each takes some 300 bytes.
