@@ -1,7 +1,7 @@
 //! Safetensors files: the first byte says whether the rest is a whole file or a header to be framed.
 #![no_main]
 
-use inference_core::read_tensors;
+use inference_core::backend::read_tensors;
 use libfuzzer_sys::{Corpus, fuzz_target};
 use tempfile::TempDir;
 

@@ -83,9 +83,10 @@ impl TextModel for MlxModel {
         let model = &*self.0;
         model.check_open()?;
         let labels = options.labels.as_deref().unwrap_or_default();
-        let label_tokens = model.text.encode_labels(&options)?;
+        let limits = PromptLimits::new(&model.info, 0).with_cancel(options.cancel.clone());
+        let label_tokens = model.text.encode_labels(&options, limits.clone()).await?;
         let longest = label_tokens.iter().map(Vec::len).max().unwrap_or(1) - 1;
-        let limits = PromptLimits::new(&model.info, longest).with_cancel(options.cancel.clone());
+        let limits = limits.with_reserved(longest);
         let prompts = model.text.prepare_all(prompts, &options.template, limits).await?;
         let prompts: Vec<Vec<u32>> = prompts.into_iter().map(|prompt| prompt.ids).collect();
         let lengths: Vec<usize> = prompts.iter().map(Vec::len).collect();
@@ -148,8 +149,11 @@ impl Trainable for MlxModel {
         let model = &self.0;
         model.check_open()?;
         let (encode, info) = (options.clone(), model.info.clone());
-        let limits = PromptLimits::new(&info, 0);
-        let data = model.text.run(limits, move |text, _| text.encode_training(data, &encode, &info)).await?;
+        let limits = PromptLimits::new(&info, 0).with_cancel(options.cancel.clone());
+        let data = model
+            .text
+            .run(limits, move |text, limits| text.encode_training(data, &encode, &info, &limits.cancel));
+        let data = data.await?;
         let (events, mut stream) = mpsc::unbounded();
         let weight_bytes = model.info.weight_bytes;
         let free_bytes = model.handle.device().free_memory();
@@ -157,5 +161,67 @@ impl Trainable for MlxModel {
         // What makes no sense for this model is found before the first step, and is the call's own error.
         let first = stream.next().await.ok_or_else(|| model.handle.stopped())??;
         Ok(TrainStream::new(futures::stream::iter([Ok(first)]).chain(stream)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use inference_core::{
+        Error, Message, TextModelExt as _,
+        train::{Example, TrainingData},
+    };
+
+    use super::*;
+
+    /// The demo model on a thread that ends with the first thing that is asked of it.
+    fn doomed() -> MlxModel {
+        let demo = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/demo"));
+        let manifest = ModelManifest::read(demo).unwrap();
+        let mut info = ModelInfo::from_manifest("cpu", &manifest).unwrap();
+        (info.vocab_size, info.context_length) = (2048, 1024);
+        MlxModel(Arc::new(SharedModel {
+            info,
+            text: TextPipeline::load(demo).unwrap(),
+            handle: Handle::of_a_thread_that_ends(Device::Cpu),
+            layout: String::new(),
+            length_dependent: false,
+            manifest,
+            adapter: None,
+            fingerprint: OnceCell::new(),
+            stats: Arc::default(),
+            closed: AtomicBool::new(false),
+        }))
+    }
+
+    fn question() -> Prompt {
+        Prompt::Chat(vec![Message::user("What is 2+2?")])
+    }
+
+    #[tokio::test]
+    async fn all_requests_say_that_the_thread_has_ended() {
+        let folder = tempfile::tempdir().unwrap();
+        let options = || GenerateOptions::new().max_tokens(4);
+        let data = || TrainingData::new(vec![Example::text("a text to learn")], vec![]);
+        // Which request is under way when the thread ends; the others come later, and closing last.
+        for under_way in 0..6 {
+            let model = doomed();
+            let mut session = model.session().await.unwrap();
+            for request in (under_way..5).chain(0..under_way.min(5)).chain([5]) {
+                let result = match request {
+                    0 => model.complete(question(), options()).await.map(drop),
+                    1 => model.classify(vec![question()], ClassifyOptions::new()).await.map(drop),
+                    2 => session.complete(question(), options()).await.map(drop),
+                    3 => session.save(folder.path().join("session")).await,
+                    4 => match model.train(data(), TrainOptions::new(folder.path().join("adapter"))).await {
+                        Ok(mut run) => run.finish().await.map(drop),
+                        Err(error) => Err(error),
+                    },
+                    _ => model.close().await,
+                };
+                let error = result.unwrap_err();
+                assert!(matches!(error, Error::Stopped { .. }), "{request} after {under_way}: {error:?}");
+            }
+            assert_eq!(model.stats().active, 0);
+        }
     }
 }

@@ -7,7 +7,7 @@ use inference_core::{
     Error, GenerateOptions, Prompt, Result, TokenStream,
     backend::{SessionEngine, SessionFile, spawn_blocking},
 };
-use inference_text::{PromptLimits, TextPipeline};
+use inference_text::PromptLimits;
 use tokio::sync::{Mutex, oneshot};
 
 use crate::{
@@ -67,8 +67,7 @@ impl SessionEngine for MlxSession {
         let prompt = match prompt {
             Prompt::Text(more) if !text.is_empty() => {
                 let limits = PromptLimits::new(&self.model.info, 0).with_cancel(options.cancel.clone());
-                let encode = move |text: &TextPipeline, _| text.tokenizer().encode(&more, false);
-                Prompt::Tokens([&text[..], &self.model.text.run(limits, encode).await?].concat())
+                Prompt::Tokens([&text[..], &self.model.text.encode_more(more, limits).await?].concat())
             }
             Prompt::Tokens(more) => Prompt::Tokens([&text[..], &more].concat()),
             first_or_whole => first_or_whole,

@@ -300,6 +300,51 @@ async fn cancelling_a_long_prompt_frees_the_engine() {
     assert_eq!(model.stats().cancelled, 1);
 }
 
+/// What was computed of a prompt before it was cancelled serves the next one that begins alike, of a session too.
+#[tokio::test]
+async fn a_cancelled_prompt_leaves_the_chunks_that_were_computed() {
+    let folder = long_demo();
+    let load = async |options: LoadOptions| {
+        load_model(folder.path()).backend("cpu").options(options.prefill_chunk(64)).await.unwrap()
+    };
+    let (model, plain) = (load(LoadOptions::new()).await, load(LoadOptions::new().prefix_cache(0)).await);
+    let long: Vec<u32> = (0..4000).map(|i| 5 + i * 37 % 1500).collect();
+    let known = 200;
+    let options = GenerateOptions::new().max_tokens(4).ignore_eos(true).log_probabilities(0);
+    let mut session = model.session().await.unwrap();
+    session.append(long[..known].to_vec()).await.unwrap();
+    for in_session in [false, true] {
+        let cancel = CancellationToken::new();
+        let cancelling = options.clone().cancel(cancel.clone());
+        let mut cancelled = if in_session {
+            session.generate(long[known..].to_vec(), cancelling).await.unwrap()
+        } else {
+            model.generate(long.clone().into(), cancelling).await.unwrap()
+        };
+        // The neighbour's token says that the engine is at work on both.
+        let mut neighbour = model.generate(question(3), GenerateOptions::new()).await.unwrap();
+        neighbour.next().await.unwrap().unwrap();
+        cancel.cancel();
+        assert_eq!(cancelled.finish().await.unwrap().reason, FinishReason::Cancelled);
+        neighbour.finish().await.unwrap();
+
+        let end = if in_session { 4000 } else { 600 };
+        let prompt = [&long[..end], &[7, 8, 9]].concat();
+        let again = if in_session {
+            session.complete(vec![7, 8, 9], options.clone()).await.unwrap()
+        } else {
+            model.complete(prompt.clone(), options.clone()).await.unwrap()
+        };
+        let cached = again.finish.metrics.cached_tokens;
+        assert!(cached >= if in_session { known } else { 64 }, "{cached} tokens were cached");
+        let expected = plain.complete(prompt, options.clone()).await.unwrap();
+        for (a, b) in again.tokens.iter().zip(&expected.tokens) {
+            let apart = (a.log_probability.unwrap() - b.log_probability.unwrap()).abs();
+            assert!(a.id == b.id && apart < 1e-4, "{a:?} and {b:?}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn what_was_produced_before_a_cancellation_is_delivered() {
     let model = model(LoadOptions::new()).await;

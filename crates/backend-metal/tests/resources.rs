@@ -10,7 +10,10 @@ use std::{
 };
 
 use backend_metal as _;
-use futures::future::{Either, select};
+use futures::{
+    StreamExt as _,
+    future::{Either, select},
+};
 use inference_core::{
     ClassifyOptions, Error, GenerateOptions, LoadOptions, Message, Prompt, Registry, TextModel,
     TextModelExt as _, backend::MemoryLimits, load_model,
@@ -199,4 +202,87 @@ async fn as_many_unread_streams_as_a_batch_has_places_hold_up_nobody() {
         assert_eq!(stream.finish().await.unwrap().metrics.generated_tokens, 150);
     }
     assert_eq!(model.stats().active, 0);
+}
+
+/// Two models share one limit of memory: each request of theirs is answered or refused, and the limit holds.
+#[tokio::test]
+async fn two_models_compete_for_one_memory_limit() {
+    let _alone = alone().await;
+    let backend = Registry::linked().open("cpu").unwrap();
+    let memory = backend.memory().unwrap();
+    let options = || LoadOptions::new().prefix_cache(0);
+    let first = model(options()).await;
+    let second = model(options()).await;
+    let room = first.info().weight_bytes - (1 << 18);
+    let limit = memory.usage().unwrap().active_bytes + room;
+    memory.set_limits(MemoryLimits::new().memory(limit)).unwrap();
+    memory.reset_peak().unwrap();
+    // One more does not fit.
+    let error = load_model(demo()).backend("cpu").await.unwrap_err();
+    assert!(matches!(error, Error::OutOfMemory { .. }), "{error}");
+
+    let generate = GenerateOptions::new().max_tokens(60).ignore_eos(true);
+    let expected = first.complete(question(), generate.clone()).await.unwrap().text;
+    let long = |n: u32| Prompt::Tokens((0..700).map(|i| 5 + (i + n) % 1000).collect());
+    let mut requests = Vec::new();
+    for n in 0..6 {
+        for model in [&first, &second] {
+            requests.push(model.complete(long(n), generate.clone()));
+            requests.push(model.complete(question(), generate.clone()));
+        }
+    }
+    let mut answered = 0;
+    for (n, answer) in futures::future::join_all(requests).await.into_iter().enumerate() {
+        match answer {
+            Ok(answer) if n % 2 == 1 => assert_eq!(answer.text, expected),
+            Ok(answer) => assert_eq!(answer.tokens.len(), 60),
+            Err(Error::OutOfMemory { needed, available, .. }) => assert!(needed > available),
+            Err(error) => panic!("request {n}: {error}"),
+        }
+        answered += 1;
+    }
+    assert_eq!(answered, 24);
+    let peak = memory.usage().unwrap().peak_bytes;
+    assert!(peak <= limit, "{peak} bytes at the most, the limit is {limit}");
+    for model in [first, second] {
+        assert_eq!(model.complete(question(), generate.clone()).await.unwrap().text, expected);
+        assert_eq!(model.stats().active, 0);
+        model.close().await.unwrap();
+    }
+    memory.set_limits(MemoryLimits::new().memory(u64::MAX)).unwrap();
+}
+
+#[tokio::test]
+async fn a_model_goes_on_while_another_is_loaded() {
+    let _alone = alone().await;
+    let busy = model(LoadOptions::new()).await;
+    let options = GenerateOptions::new().max_tokens(100).ignore_eos(true);
+    let expected = busy.complete(question(), options.clone()).await.unwrap().text;
+    let mut load = Box::pin(model(LoadOptions::new()));
+    let (mut loaded, mut between) = (None, 0);
+    // One answer after the other, as long as the load takes; the last one goes on beyond it.
+    while loaded.is_none() {
+        let mut stream = busy.generate(question(), options.clone()).await.unwrap();
+        let mut text = String::new();
+        loop {
+            let token = match &loaded {
+                Some(_) => stream.next().await,
+                None => match select(&mut load, stream.next()).await {
+                    Either::Left((model, _)) => {
+                        loaded = Some(model);
+                        continue;
+                    }
+                    Either::Right((token, _)) => {
+                        between += usize::from(token.is_some());
+                        token
+                    }
+                },
+            };
+            let Some(token) = token else { break };
+            text += &token.unwrap().text;
+        }
+        assert_eq!(text, expected);
+    }
+    assert!(between > 0, "no token came while the other model was loaded");
+    assert_eq!(loaded.unwrap().complete(question(), options).await.unwrap().text, expected);
 }

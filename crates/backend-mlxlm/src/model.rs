@@ -249,9 +249,10 @@ impl TextModel for MlxLmModel {
     async fn classify(&self, prompts: Vec<Prompt>, options: ClassifyOptions) -> Result<Vec<Classification>> {
         self.child.check_open()?;
         let labels = options.labels.as_deref().unwrap_or_default();
-        let label_tokens = self.text.encode_labels(&options)?;
+        let limits = PromptLimits::new(&self.info, 0).with_cancel(options.cancel.clone());
+        let label_tokens = self.text.encode_labels(&options, limits.clone()).await?;
         let longest = label_tokens.iter().map(Vec::len).max().unwrap_or(1) - 1;
-        let limits = PromptLimits::new(&self.info, longest).with_cancel(options.cancel.clone());
+        let limits = limits.with_reserved(longest);
         let prompts = self.text.prepare_all(prompts, &options.template, limits).await?;
         let prompts: Vec<Vec<u32>> = prompts.into_iter().map(|prompt| prompt.ids).collect();
         let lengths: Vec<usize> = prompts.iter().map(Vec::len).collect();

@@ -1,8 +1,9 @@
 //! How much work, memory and time a rendering may take.
 
-use std::{cell::Cell, fmt, rc::Rc, time::Instant};
+use std::{cell::Cell, fmt, rc::Rc};
 
 use crate::{
+    clock::WorkClock,
     environment::{Cancelled, Limits},
     error::{Error, ErrorKind, Result},
 };
@@ -26,7 +27,7 @@ pub(crate) struct Budget {
     /// The clock is looked at when less work than this is left.
     look: Cell<u64>,
     held: Cell<usize>,
-    begun: Instant,
+    clock: WorkClock,
     cancelled: Option<Cancelled>,
 }
 
@@ -37,7 +38,7 @@ impl Budget {
             work: Cell::new(limits.work),
             look: Cell::new(u64::MAX),
             held: Cell::new(0),
-            begun: Instant::now(),
+            clock: WorkClock::start(),
             cancelled,
         })
     }
@@ -80,7 +81,7 @@ impl Budget {
         if self.cancelled.as_ref().is_some_and(|cancelled| cancelled()) {
             return Err(Error::new(ErrorKind::Cancelled, format_args!("the rendering was cancelled")));
         }
-        if self.begun.elapsed() > self.limits.time {
+        if self.clock.exceeds(self.limits.time) {
             return Err(Error::limit(format_args!(
                 "the template exceeded its limit of time, {:?}",
                 self.limits.time

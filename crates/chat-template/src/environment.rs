@@ -21,7 +21,8 @@ pub struct Limits {
     pub memory: usize,
     /// Bytes of one text: the result, and any text on the way to it.
     pub text: usize,
-    /// Wall-clock time, for machines on which a unit of work takes longer than usual.
+    /// Time that the thread works, for machines on which a unit of work takes longer than usual; after ten times as long it ends
+    /// in any case.
     pub time: Duration,
 }
 

@@ -44,6 +44,7 @@
 
 mod args;
 mod budget;
+mod clock;
 mod context;
 mod environment;
 mod error;
@@ -61,6 +62,7 @@ mod value;
 #[doc = include_str!("../README.md")]
 mod readme {}
 
+pub use clock::WorkClock;
 pub use environment::{Environment, Limits};
 pub use error::{Error, ErrorKind, Result};
 pub use template::{MAX_SOURCE_BYTES, Template};

@@ -6,7 +6,7 @@
 //! - **Registration**: [`BackendDescriptor`], [`register_backend!`](crate::register_backend).
 //! - **Streams**: [`TokenSink`] is the engine's end of a [`TokenStream`](crate::TokenStream); [`OutputParser`] splits an
 //!   answer into its parts.
-//! - **Files**: [`TensorInfo`], [`read_tensors`], [`read_json`], [`read_regular`] and [`open_regular`] trust nothing in a folder;
+//! - **Files**: [`TensorInfo`], [`read_tensors`], [`read_json`], [`read_value`], [`read_regular`] and [`open_regular`] trust nothing in a folder;
 //!   [`AdapterManifest`] and [`SessionFile`] are the formats of adapters and saved sessions.
 //! - **Training**: [`Batches`], [`TrainState`].
 //! - **Work that blocks**: [`spawn_blocking`].
@@ -21,7 +21,7 @@ pub use crate::{
     discover::Discover,
     engine::{Backend, BackendInfo, MemoryControl, MemoryLimits, Support},
     error::BoxError,
-    files::{open_regular, read_json, read_regular},
+    files::{open_regular, read_json, read_regular, read_value},
     options::{DEFAULT_MAX_TOKENS, DEFAULT_PENALTY_WINDOW, Extensions, Processor, Progress},
     printable::Printable,
     register_backend,

@@ -1,17 +1,20 @@
 //! Reading files of a folder that nobody vouches for.
 
 use std::{
+    cell::Cell,
     fmt,
     fs::{self, File, Metadata},
     io::{self, Read as _},
+    marker::PhantomData,
     path::Path,
 };
 
 use serde::{
-    Deserialize, Deserializer,
-    de::{DeserializeOwned, Error as _, MapAccess, SeqAccess, Visitor},
+    Deserializer,
+    de::{DeserializeOwned, DeserializeSeed, Error as _, MapAccess, SeqAccess, Visitor},
 };
-use serde_json::{Map, Number, Value};
+use serde_json::{Map, Number, Value, de::StrRead};
+use serde_path_to_error::Track;
 
 use crate::{Error, Result};
 
@@ -53,9 +56,16 @@ pub fn read_regular(path: &Path, limit: u64) -> Result<Vec<u8>> {
 /// As [`read_regular`]; [`Error::InvalidModel`] if the file is not UTF-8, not JSON, nested deeper than 127 levels or not what
 /// `T` expects, with the key at fault.
 pub fn read_json<T: DeserializeOwned>(path: &Path, limit: u64) -> Result<T> {
+    from_value(path, &read_value(path, limit)?)
+}
+
+/// Reads a JSON file of at most `limit` bytes, whatever is in it.
+///
+/// # Errors
+/// As [`read_json`], and [`Error::InvalidModel`] for values that take many times as much memory as the file has bytes.
+pub fn read_value(path: &Path, limit: u64) -> Result<Value> {
     let text = read_text(path, limit)?;
-    let Strict(value) = parse_json(path, &text)?;
-    from_value(path, &value)
+    parse_with(path, &text, |deserializer| Strict::read(deserializer, limit))
 }
 
 /// A file's text, with what stands in its place named.
@@ -80,10 +90,22 @@ pub(crate) fn read_text(path: &Path, limit: u64) -> Result<String> {
 
 /// `text` as `T`; `path` is for the error.
 pub(crate) fn parse_json<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T> {
+    parse_with(path, text, |deserializer| T::deserialize(deserializer))
+}
+
+/// What reads JSON, and remembers where in it.
+type Tracking<'a, 'b, 't> =
+    serde_path_to_error::Deserializer<'a, 'b, &'a mut serde_json::Deserializer<StrRead<'t>>>;
+
+fn parse_with<'t, T>(
+    path: &Path,
+    text: &'t str,
+    read: impl FnOnce(Tracking<'_, '_, 't>) -> Result<T, serde_json::Error>,
+) -> Result<T> {
     let mut deserializer = serde_json::Deserializer::from_str(text);
-    let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
-        let key = key_of(error.path());
-        let error = error.into_inner();
+    let mut track = Track::new();
+    let value = read(Tracking::new(&mut deserializer, &mut track)).map_err(|error| {
+        let key = key_of(&track.path());
         let advice = advice(text, &error);
         Error::InvalidModel { path: path.into(), key, reason: format!("{error}{advice}") }
     })?;
@@ -92,9 +114,11 @@ pub(crate) fn parse_json<T: DeserializeOwned>(path: &Path, text: &str) -> Result
     Ok(value)
 }
 
-/// `text` as JSON none of whose objects names a key twice.
-pub(crate) fn parse_strict(text: &str) -> Result<Value, serde_json::Error> {
-    serde_json::from_str(text).map(|Strict(value)| value)
+/// `text` of at most `limit` bytes as JSON none of whose objects names a key twice.
+pub(crate) fn parse_strict(text: &str, limit: u64) -> Result<Value, serde_json::Error> {
+    let mut deserializer = serde_json::Deserializer::from_str(text);
+    let value = Strict::read(&mut deserializer, limit)?;
+    deserializer.end().map(|()| value)
 }
 
 /// `value` as `T`; `path` is for the error, which names the key.
@@ -177,68 +201,93 @@ fn advice(text: &str, error: &serde_json::Error) -> &'static str {
     ""
 }
 
-/// A JSON value none of whose objects names a key twice.
-struct Strict(Value);
+/// Reads JSON none of whose objects names a key twice, and no more of it than there is room for.
+#[derive(Clone, Copy)]
+struct Strict<'l> {
+    left: &'l Cell<u64>,
+}
 
-impl<'de> Deserialize<'de> for Strict {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct AnyValue;
+/// What parts of a JSON value take, in units of some 80 bytes of memory: a list or an object, an entry of an object, an item or
+/// a string.
+const CONTAINER: u64 = 4;
+const ENTRY: u64 = 2;
+const ITEM: u64 = 1;
 
-        impl<'de> Visitor<'de> for AnyValue {
-            type Value = Value;
+impl Strict<'_> {
+    /// Reads a file's JSON. Values take many times as much memory as their text: of `[0,0,0]` 36 times as much. They may take
+    /// some six times a file's `limit`, which files of people stay far below.
+    fn read<'de, D: Deserializer<'de>>(deserializer: D, limit: u64) -> Result<Value, D::Error> {
+        let left = Cell::new(limit / 64 * 5);
+        Strict { left: &left }.deserialize(deserializer)
+    }
 
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("JSON")
-            }
+    fn take<E: serde::de::Error>(self, units: u64) -> Result<(), E> {
+        let left = self.left.get().checked_sub(units);
+        self.left.set(left.ok_or_else(|| E::custom("has too many values"))?);
+        Ok(())
+    }
+}
 
-            fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
-                Ok(Value::Bool(value))
-            }
+impl<'de> DeserializeSeed<'de> for Strict<'_> {
+    type Value = Value;
 
-            fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
-                Ok(Value::from(value))
-            }
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
 
-            fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
-                Ok(Value::from(value))
-            }
+impl<'de> Visitor<'de> for Strict<'_> {
+    type Value = Value;
 
-            fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
-                Ok(Number::from_f64(value).map_or(Value::Null, Value::Number))
-            }
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON")
+    }
 
-            fn visit_str<E>(self, value: &str) -> Result<Value, E> {
-                Ok(Value::String(value.to_owned()))
-            }
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(Value::Bool(value))
+    }
 
-            fn visit_string<E>(self, value: String) -> Result<Value, E> {
-                Ok(Value::String(value))
-            }
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(Value::from(value))
+    }
 
-            fn visit_unit<E>(self) -> Result<Value, E> {
-                Ok(Value::Null)
-            }
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(Value::from(value))
+    }
 
-            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
-                let mut values = Vec::new();
-                while let Some(Strict(value)) = items.next_element()? {
-                    values.push(value);
-                }
-                Ok(Value::Array(values))
-            }
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        Ok(Number::from_f64(value).map_or(Value::Null, Value::Number))
+    }
 
-            fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
-                let mut object = Map::new();
-                while let Some((key, Strict(value))) = entries.next_entry::<String, Strict>()? {
-                    if object.contains_key(&key) {
-                        return Err(A::Error::custom(format_args!("the key {key:?} occurs twice")));
-                    }
-                    object.insert(key, value);
-                }
-                Ok(Value::Object(object))
-            }
+    fn visit_str<E: serde::de::Error>(self, value: &str) -> Result<Value, E> {
+        self.take(ITEM)?;
+        Ok(Value::String(value.to_owned()))
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
+        self.take(CONTAINER)?;
+        let mut values = Vec::new();
+        while let Some(value) = items.next_element_seed(self)? {
+            self.take(ITEM)?;
+            values.push(value);
         }
+        Ok(Value::Array(values))
+    }
 
-        deserializer.deserialize_any(AnyValue).map(Strict)
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
+        self.take(CONTAINER)?;
+        let mut object = Map::new();
+        while let Some((key, value)) = entries.next_entry_seed(PhantomData::<String>, self)? {
+            self.take(ENTRY)?;
+            if object.contains_key(&key) {
+                return Err(A::Error::custom(format_args!("the key {key:?} occurs twice")));
+            }
+            object.insert(key, value);
+        }
+        Ok(Value::Object(object))
     }
 }

@@ -30,7 +30,7 @@ pub use self::{
 };
 use crate::{
     Dtype, Error, Result,
-    files::{from_value, read_json},
+    files::{from_value, read_value},
     safetensors::TensorInfo,
 };
 
@@ -100,7 +100,7 @@ impl ModelManifest {
         if fs::symlink_metadata(&path).is_err() {
             return Ok(());
         }
-        let config: Value = read_json(&path, LONGEST_CONFIG)?;
+        let config = read_value(&path, LONGEST_CONFIG)?;
         if !config.is_object() {
             return Err(Error::invalid_file(path, "is no JSON object, expected a model's configuration"));
         }

@@ -83,6 +83,12 @@ impl PromptLimits {
         Self { cancel, ..self }
     }
 
+    /// The same limits, with room for so many tokens behind the prompt.
+    #[must_use]
+    pub fn with_reserved(self, reserved: usize) -> Self {
+        Self { reserved, ..self }
+    }
+
     fn encode_limits(&self) -> EncodeLimits {
         let counted = self.context_length.saturating_mul(COUNTED_CONTEXTS).saturating_add(COUNTED_TOKENS);
         EncodeLimits { max_tokens: counted, cancel: self.cancel.clone() }
@@ -217,26 +223,19 @@ impl TextPipeline {
         template: &TemplateOptions,
         limits: &PromptLimits,
     ) -> Result<Prepared> {
-        let tokenizer = self.tokenizer();
-        let exceeded = |error| match error {
-            Error::ContextExceeded { tokens, .. } => {
-                Error::ContextExceeded { tokens, limit: limits.context_length }
-            }
-            other => other,
-        };
         let (ids, starts_in_reasoning) = match prompt {
             Prompt::Tokens(ids) => {
-                let end = tokenizer.decode(&ids[ids.len().saturating_sub(PROMPT_END)..], false);
+                let end = self.tokenizer().decode(&ids[ids.len().saturating_sub(PROMPT_END)..], false);
                 (ids, self.0.format.opens_reasoning(&end))
             }
             Prompt::Text(text) => {
-                let ids = tokenizer.encode_within(&text, true, &limits.encode_limits()).map_err(exceeded)?;
+                let ids = self.encode(&text, true, limits)?;
                 (ids, self.0.format.opens_reasoning(&text))
             }
             Prompt::Chat(messages) => {
                 self.check_template_options(template)?;
-                let text = self.render(&messages, template, true)?;
-                let ids = tokenizer.encode_within(&text, false, &limits.encode_limits()).map_err(exceeded)?;
+                let text = self.render(&messages, template, true, &limits.cancel)?;
+                let ids = self.encode(&text, false, limits)?;
                 (ids, self.0.format.opens_reasoning(&text))
             }
             other => {
@@ -284,12 +283,13 @@ impl TextPipeline {
         messages: &[Message],
         template: &TemplateOptions,
         add_generation_prompt: bool,
+        cancel: &CancellationToken,
     ) -> Result<String> {
         let Some(chat) = &self.0.template else {
             let reason = "the model's folder has no chat template; use a text prompt".to_owned();
             return Err(Error::Template { reason });
         };
-        chat.render(messages, template, add_generation_prompt)
+        chat.with_cancel(cancel.clone()).render(messages, template, add_generation_prompt)
     }
 
     /// The ids of a conversation, of any length.
@@ -298,25 +298,54 @@ impl TextPipeline {
         messages: &[Message],
         template: &TemplateOptions,
         add_generation_prompt: bool,
+        limits: &EncodeLimits,
     ) -> Result<Vec<u32>> {
-        self.tokenizer().encode(&self.render(messages, template, add_generation_prompt)?, false)
+        let text = self.render(messages, template, add_generation_prompt, &limits.cancel)?;
+        self.tokenizer().encode_within(&text, false, limits)
+    }
+
+    /// The ids of a text that another goes on with: without the special tokens that begin one.
+    ///
+    /// # Errors
+    /// As [`prepare`](Self::prepare).
+    pub async fn encode_more(&self, text: String, limits: PromptLimits) -> Result<Vec<u32>> {
+        self.run(limits, move |pipeline, limits| pipeline.encode(&text, false, &limits)).await
     }
 
     /// The labels' ids, none of them empty.
     ///
     /// # Errors
-    /// [`Error::InvalidOption`] names a label without tokens.
-    pub fn encode_labels(&self, options: &ClassifyOptions) -> Result<Vec<Vec<u32>>> {
-        let labels = options.labels.as_deref().unwrap_or_default();
-        let encode = |label: &String| {
-            let tokens = self.tokenizer().encode(label, false)?;
+    /// [`Error::InvalidOption`] names a label without tokens; else as [`prepare`](Self::prepare).
+    pub async fn encode_labels(
+        &self,
+        options: &ClassifyOptions,
+        limits: PromptLimits,
+    ) -> Result<Vec<Vec<u32>>> {
+        let Some(labels) = options.labels.clone() else { return Ok(Vec::new()) };
+        let encode = |text: &Self, label: &String, limits: &PromptLimits| {
+            let tokens = text.encode(label, false, limits)?;
             if tokens.is_empty() {
                 let reason = format!("{label:?} has no tokens");
                 return Err(Error::InvalidOption { option: "labels", reason });
             }
             Ok(tokens)
         };
-        labels.iter().map(encode).collect()
+        let each = move |text: &Self, limits: PromptLimits| {
+            labels.iter().map(|label| encode(text, label, &limits)).collect()
+        };
+        self.run(limits, each).await
+    }
+
+    /// The ids of a text; an error names the model's context, not the count at which we gave up.
+    fn encode(&self, text: &str, add_special: bool, limits: &PromptLimits) -> Result<Vec<u32>> {
+        self.tokenizer().encode_within(text, add_special, &limits.encode_limits()).map_err(
+            |error| match error {
+                Error::ContextExceeded { tokens, .. } => {
+                    Error::ContextExceeded { tokens, limit: limits.context_length }
+                }
+                other => other,
+            },
+        )
     }
 
     /// What turns a generation's ids into tokens with text, up to the caller's stop strings.

@@ -4,8 +4,8 @@ mod files;
 
 use std::{path::Path, sync::Arc};
 
-use chat_template::{Environment, Template};
-use inference_core::{Error, Message, Result, TemplateOptions};
+use chat_template::{Environment, ErrorKind, Template};
+use inference_core::{CancellationToken, Error, Message, Result, TemplateOptions};
 use serde_json::{Map, Value, json};
 
 use self::files::{DEFAULT, TOOL_USE};
@@ -18,7 +18,7 @@ use crate::SpecialTokens;
 #[derive(Debug, Clone)]
 pub struct ChatTemplate {
     variants: Arc<[Variant]>,
-    /// The special tokens, and the clock.
+    /// The special tokens, the clock, and the caller's wish to stop.
     environment: Environment,
 }
 
@@ -53,7 +53,7 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// [`Error::Template`]: the template refuses the conversation, fails, exceeds its limits, or does not write the message that
-    /// is to be continued as it stands.
+    /// is to be continued as it stands. [`Error::Cancelled`] with a token [of the caller's](Self::with_cancel).
     pub fn render(
         &self,
         messages: &[Message],
@@ -83,7 +83,10 @@ impl ChatTemplate {
         let Some(variant) = variant else {
             return Err(failure(&"there is no default template"));
         };
-        variant.template.render_in(&self.environment, variables).map_err(|error| failure(&error))
+        variant.template.render_in(&self.environment, variables).map_err(|error| match error.kind() {
+            ErrorKind::Cancelled => Error::Cancelled,
+            _ => failure(&error),
+        })
     }
 
     /// The sources of all its variants.
@@ -98,6 +101,13 @@ impl ChatTemplate {
     pub fn at(mut self, now: &str) -> Result<Self> {
         self.environment = self.environment.at(now).map_err(|error| failure(&error))?;
         Ok(self)
+    }
+
+    /// The same template, whose renderings end with [`Error::Cancelled`] soon after this token is cancelled.
+    #[must_use]
+    pub fn with_cancel(&self, cancel: CancellationToken) -> Self {
+        let environment = self.environment.clone().cancelled(move || cancel.is_cancelled());
+        Self { variants: self.variants.clone(), environment }
     }
 
     fn from_sources(sources: Vec<(String, String)>, special: &SpecialTokens) -> Result<Self> {

@@ -1,11 +1,11 @@
 //! From examples to tokens with a mask of what is learnt.
 
 use inference_core::{
-    Error, Message, ModelInfo, Result, Role, TemplateOptions,
+    CancellationToken, Error, Message, ModelInfo, Result, Role, TemplateOptions,
     train::{Example, ExampleKind, LossOn, TokenExample, TrainOptions, TrainingData, Truncation},
 };
 
-use crate::{TextPipeline, Tokenizer};
+use crate::{EncodeLimits, TextPipeline, Tokenizer};
 
 /// [`TrainingData`], tokenised, checked and within the longest length.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -23,21 +23,24 @@ impl TextPipeline {
     /// and the model's context allow.
     ///
     /// # Errors
-    /// [`Error::InvalidData`] names the first example that cannot be learnt from.
+    /// [`Error::InvalidData`] names the first example that cannot be learnt from; [`Error::Cancelled`].
     pub fn encode_training(
         &self,
         data: TrainingData,
         options: &TrainOptions,
         model: &ModelInfo,
+        cancel: &CancellationToken,
     ) -> Result<TokenData> {
         let mut truncated = 0;
         let longest = options.max_length.min(model.context_length);
         let mut encode = |examples: Vec<Example>| -> Result<Vec<TokenExample>> {
             let numbered = (1..).zip(examples);
             let encoded = numbered.map(|(number, example)| {
-                let mut tokens = self
-                    .encode_example(&example, options.loss_on)
-                    .map_err(|error| example.invalid(number, error.to_string()))?;
+                let tokens = self.encode_example(&example, options.loss_on, cancel);
+                let mut tokens = tokens.map_err(|error| match error {
+                    Error::Cancelled => error,
+                    error => example.invalid(number, error.to_string()),
+                })?;
                 let invalid = |reason: String| Err(example.invalid(number, reason));
                 if let Some(id) = tokens.tokens.iter().find(|id| **id as usize >= model.vocab_size) {
                     return invalid(format!("token {id} is outside the vocabulary of {}", model.vocab_size));
@@ -71,22 +74,32 @@ impl TextPipeline {
     /// answer, up to where the assistant begins to speak.
     ///
     /// # Errors
-    /// [`Error::Template`], [`Error::InvalidPrompt`]: the conversation cannot be rendered, the text not tokenised.
-    pub fn encode_example(&self, example: &Example, learn: LossOn) -> Result<TokenExample> {
+    /// [`Error::Template`], [`Error::InvalidPrompt`]: the conversation cannot be rendered, the text not tokenised;
+    /// [`Error::Cancelled`].
+    pub fn encode_example(
+        &self,
+        example: &Example,
+        learn: LossOn,
+        cancel: &CancellationToken,
+    ) -> Result<TokenExample> {
+        if cancel.is_cancelled() {
+            return Err(Error::Cancelled);
+        }
+        let limits = EncodeLimits { cancel: cancel.clone(), ..EncodeLimits::default() };
         match &example.kind {
             ExampleKind::Tokens(tokens) => Ok(tokens.clone()),
             ExampleKind::Text(text) => {
-                let mut tokens = self.tokenizer().encode(text, true)?;
+                let mut tokens = self.tokenizer().encode_within(text, true, &limits)?;
                 let end = end_of_text(self.tokenizer());
                 tokens.extend(end.filter(|end| tokens.last() != Some(end)));
                 Ok(TokenExample::from_answer(tokens, 0))
             }
             ExampleKind::Completion { prompt, completion, tools } => {
                 let messages = [Message::user(prompt), Message::assistant(completion)];
-                self.encode_conversation(&messages, &template_options(tools.clone()), learn)
+                self.encode_conversation(&messages, &template_options(tools.clone()), learn, &limits)
             }
             ExampleKind::Chat { messages, tools } => {
-                self.encode_conversation(messages, &template_options(tools.clone()), learn)
+                self.encode_conversation(messages, &template_options(tools.clone()), learn, &limits)
             }
             other => {
                 let reason = format!("{other:?} is of a kind that this backend does not know");
@@ -100,11 +113,12 @@ impl TextPipeline {
         messages: &[Message],
         template: &TemplateOptions,
         learn: LossOn,
+        limits: &EncodeLimits,
     ) -> Result<TokenExample> {
         let Some((last, given)) = messages.split_last() else {
             return Err(Error::InvalidPrompt { reason: "the conversation has no messages".to_owned() });
         };
-        let tokens = self.encode_chat(messages, template, false)?;
+        let tokens = self.encode_chat(messages, template, false, limits)?;
         if learn == LossOn::Everything {
             return Ok(TokenExample::from_answer(tokens, 0));
         }
@@ -117,7 +131,7 @@ impl TextPipeline {
         if given.is_empty() {
             return Ok(TokenExample::from_answer(tokens, 0));
         }
-        let prompt = self.encode_chat(given, template, true)?;
+        let prompt = self.encode_chat(given, template, true, limits)?;
         let common = prompt.iter().zip(&tokens).take_while(|(one, other)| one == other).count();
         Ok(TokenExample::from_answer(tokens, common))
     }

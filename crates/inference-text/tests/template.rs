@@ -1,9 +1,9 @@
-//! Chat templates: of model folders: which files hold them, and what they are given.
+//! Chat templates of model folders: which files hold them, and what they are given.
 #![allow(clippy::unwrap_used, reason = "a test that cannot begin has failed")]
 
 mod support;
 
-use inference_core::{Error, GenerateOptions, Message, Result, TemplateOptions};
+use inference_core::{CancellationToken, Error, GenerateOptions, Message, Result, TemplateOptions};
 use inference_text::{ChatTemplate, SpecialTokens, Tokenizer};
 use serde_json::{Map, Value, json};
 use support::*;
@@ -119,4 +119,14 @@ fn a_template_that_does_not_end_is_an_error() {
     let error =
         render("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}").unwrap_err();
     assert!(matches!(&error, Error::Template { reason } if reason.contains("limit")), "{error}");
+}
+
+#[test]
+fn a_cancelled_rendering_ends() {
+    let endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}";
+    let cancel = CancellationToken::new();
+    let template = template(endless).unwrap().with_cancel(cancel.clone());
+    cancel.cancel();
+    let error = template.render(&[Message::user("Hi")], &TemplateOptions::default(), true).unwrap_err();
+    assert!(matches!(error, Error::Cancelled), "{error}");
 }

@@ -3,6 +3,8 @@
 
 mod support;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use inference_text::Tokenizer;
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -21,20 +23,21 @@ fn text() -> impl Strategy<Value = String> {
         .prop_map(|(pieces, times)| pieces.concat().repeat(times))
 }
 
-/// `matches_nothing` includes patterns that match between characters.
-fn pattern(matches_nothing: bool) -> impl Strategy<Value = Value> {
-    let mut patterns = vec![
+/// Some patterns match between characters.
+fn pattern() -> impl Strategy<Value = Value> {
+    prop::sample::select(vec![
         json!({"String": " "}),
         json!({"String": "lo"}),
         json!({"String": "e"}),
         json!({"Regex": "\\s+"}),
         json!({"Regex": "[0-9]"}),
         json!({"Regex": WORDS}),
-    ];
-    if matches_nothing {
-        patterns.extend([json!({"Regex": "l*"}), json!({"Regex": "(?=l)"})]);
-    }
-    prop::sample::select(patterns)
+        json!({"Regex": "l*"}),
+        json!({"Regex": "(?=l)"}),
+        json!({"Regex": "^"}),
+        json!({"Regex": "$|(?<=o)"}),
+        json!({"String": ""}),
+    ])
 }
 
 fn normalizer() -> impl Strategy<Value = Value> {
@@ -54,7 +57,7 @@ fn normalizer() -> impl Strategy<Value = Value> {
         (any::<bool>(), any::<bool>())
             .prop_map(|(left, right)| json!({"type": "Strip", "strip_left": left, "strip_right": right})),
         prop::sample::select(vec!["▁", " x"]).prop_map(|text| json!({"type": "Prepend", "prepend": text})),
-        (pattern(false), content).prop_map(|(pattern, content)| json!({"type": "Replace", "pattern": pattern, "content": content})),
+        (pattern(), content).prop_map(|(pattern, content)| json!({"type": "Replace", "pattern": pattern, "content": content})),
         (any::<bool>(), any::<bool>(), any::<bool>()).prop_map(|(clean, chinese, lower)| json!({
             "type": "BertNormalizer", "clean_text": clean, "handle_chinese_chars": chinese, "strip_accents": null,
             "lowercase": lower
@@ -76,7 +79,7 @@ fn pre_tokenizer() -> impl Strategy<Value = Value> {
     let plain = prop::sample::select(vec!["BertPreTokenizer", "Whitespace", "WhitespaceSplit"]);
     prop_oneof![
         plain.prop_map(|kind| json!({"type": kind})),
-        (pattern(true), behavior(), any::<bool>()).prop_map(|(pattern, behavior, invert)| json!({
+        (pattern(), behavior(), any::<bool>()).prop_map(|(pattern, behavior, invert)| json!({
             "type": "Split", "pattern": pattern, "behavior": behavior, "invert": invert
         })),
         (any::<bool>(), any::<bool>()).prop_map(|(space, regex)| json!({
@@ -160,7 +163,9 @@ fn charsmap() -> String {
 /// Both ways from text to ids; `None` where one of them does not take the file.
 fn compare(file: &Value, text: &str) {
     let folder = folder(&[("tokenizer.json", file)]);
-    let Ok(theirs) = tokenizers::Tokenizer::from_file(folder.path().join("tokenizer.json")) else { return };
+    // The library loses count of positions after some patterns that match between characters, and panics.
+    let path = folder.path().join("tokenizer.json");
+    let Ok(Ok(theirs)) = catch_unwind(|| tokenizers::Tokenizer::from_file(path)) else { return };
     let ours = match Tokenizer::load(folder.path()) {
         Ok(ours) => ours,
         Err(error) => {
@@ -178,7 +183,9 @@ fn compare(file: &Value, text: &str) {
     theirs.with_padding(None);
     theirs.with_truncation(None).unwrap();
     for special in [false, true] {
-        let expected = theirs.encode_fast(text, special).ok().map(|encoding| encoding.get_ids().to_vec());
+        let encoded = catch_unwind(AssertUnwindSafe(|| theirs.encode_fast(text, special)));
+        let Ok(encoded) = encoded else { return };
+        let expected = encoded.ok().map(|encoding| encoding.get_ids().to_vec());
         let found = ours.encode(text, special).ok();
         assert_eq!(found, expected, "{special} {text:?}");
     }

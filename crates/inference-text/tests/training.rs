@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use inference_core::{
-    Error, Message, ModelInfo,
+    CancellationToken, Error, Message, ModelInfo,
     train::{Example, ExampleKind, LossOn, TokenExample, TrainOptions, TrainingData, Truncation},
 };
 use inference_text::{TextPipeline, TokenData};
@@ -45,6 +45,7 @@ fn encode(examples: Vec<Example>, options: &TrainOptions) -> Result<TokenData, E
         TrainingData::new(examples, vec![]),
         options,
         &info(),
+        &CancellationToken::new(),
     )
 }
 
@@ -64,7 +65,7 @@ fn tokens_and_masks_are_those_of_mlx_lm() {
             template.map_or_else(|| TextPipeline::load(&demo()).unwrap(), |source| with_template(&source));
         let example = TrainingData::read(&path, None, 0).unwrap().train.remove(0);
         let learn = if mask { LossOn::Answer } else { LossOn::Everything };
-        let encoded = text.encode_example(&example, learn).unwrap();
+        let encoded = text.encode_example(&example, learn, &CancellationToken::new()).unwrap();
         assert_eq!(encoded, TokenExample::from_answer(tokens, offset), "{line}");
         masked += usize::from(offset > 0);
     }
@@ -80,7 +81,8 @@ fn what_is_learnt_of_a_conversation_is_its_last_answer() {
         Message::assistant("2 + 2 = 4"),
     ];
     let text = TextPipeline::load(&demo()).unwrap();
-    let encoded = text.encode_example(&Example::chat(conversation), LossOn::Answer).unwrap();
+    let cancel = CancellationToken::new();
+    let encoded = text.encode_example(&Example::chat(conversation), LossOn::Answer, &cancel).unwrap();
     let learnt: Vec<u32> = encoded
         .tokens
         .iter()
@@ -124,4 +126,14 @@ fn examples_that_cannot_be_learnt_from_are_named() {
     refused(Example::chat(vec![]), "no messages");
     refused(Example::chat(vec![Message::user("Hi")]), "of role User, expected the assistant's");
     refused(Example::new(ExampleKind::Tokens(TokenExample::default())), "nothing to learn");
+}
+
+#[test]
+fn a_cancellation_ends_the_encoding() {
+    let text = TextPipeline::load(&demo()).unwrap();
+    let cancel = CancellationToken::new();
+    cancel.cancel();
+    let data = TrainingData::new(vec![Example::text("word"); 3], vec![]);
+    let error = text.encode_training(data, &options(), &info(), &cancel).unwrap_err();
+    assert!(matches!(error, Error::Cancelled), "{error}");
 }

@@ -1,7 +1,9 @@
 //! What requests take of memory, and what is left for them.
 
+use std::cell::Cell;
+
 use crate::{
-    mlx::{Device, Scheme, memory},
+    mlx::{self, Device, Scheme, memory},
     nn::{KvCache, ModelConfig, SNAPSHOTS},
 };
 
@@ -10,6 +12,9 @@ const KV_STEP: usize = 256;
 
 /// Bytes that are left alone, for what is not counted: stacks, tokens, what the allocator loses.
 const MARGIN: u64 = 16 << 20;
+
+/// One part in so many of a memory limit that is left stays free: what requests need is known that well.
+const MISJUDGED: u64 = 32;
 
 /// Where less is left, the allocator's cache is cleared before memory counts as used up.
 const LOW: u64 = 256 << 20;
@@ -48,16 +53,18 @@ impl Budget {
         Self {
             positions: positions.map(|kept| (kept.window, position(kept.elements) as u64)).collect(),
             states: recurrent.map(|state| (4 * state.floats + size * state.activations) as u64).sum(),
-            // About what the widest block holds at once: the residual stream, and queries, keys, values, gates.
-            activations: 16 * 4 * config.hidden_size as u64,
-            logits: 2 * 4 * config.vocab_size as u64,
+            // The residual stream, queries, keys, values and gates of the layers that MLX has begun: measured on the CPU, up to
+            // 38 numbers for each of the hidden size where all layers are submitted at once.
+            activations: 40 * 4 * config.hidden_size as u64,
+            // Logits, and what penalties and sampling make of them.
+            logits: 8 * 4 * config.vocab_size as u64,
             free: Box::new(free),
         }
     }
 
-    /// Bytes that requests may still take, where that is known.
+    /// Bytes that requests may still take, where that is known: what is reserved for others aside.
     pub(super) fn free(&self) -> Option<u64> {
-        (self.free)()
+        (self.free)().map(|free| free.saturating_sub(RESERVED.get()))
     }
 
     /// Bytes of the keys and values of so many tokens in a cache like this one.
@@ -71,22 +78,65 @@ impl Budget {
         bytes.fold(0, u64::saturating_add)
     }
 
+    /// Bytes that it takes to make buffers for so many tokens: in each layer they are put together of what there is and of zeros.
+    fn buffers(&self, cache: &KvCache, tokens: usize) -> u64 {
+        let widest = self.positions.iter().map(|(_, position)| *position).max().unwrap_or(0);
+        let zeros = widest.saturating_mul(tokens.next_multiple_of(KV_STEP) as u64);
+        self.kv(cache, tokens).saturating_add(zeros)
+    }
+
     /// Bytes that a text of so many tokens needs to begin, computed in chunks of `chunk`.
     pub(super) fn prefill(&self, cache: &KvCache, tokens: usize, chunk: usize) -> u64 {
         let activations = self.activations.saturating_mul(chunk as u64);
         // The states, and a snapshot at the end of each chunk.
         let states = self.states.saturating_mul(2 + tokens.div_ceil(chunk.max(1)).min(SNAPSHOTS) as u64);
-        self.kv(cache, tokens + 1)
+        self.buffers(cache, tokens + 1)
             .saturating_add(states)
             .saturating_add(activations)
             .saturating_add(self.logits)
+    }
+
+    /// Bytes that a text of so many tokens takes besides where it is computed beside others: keys and values in their common
+    /// arrays, from which they are copied.
+    pub(super) fn beside_others(&self, tokens: usize) -> u64 {
+        let position: u64 = self.positions.iter().map(|(_, position)| position).sum();
+        position.saturating_mul(tokens as u64)
+    }
+
+    /// Bytes that a decode step takes for a row while it is computed.
+    pub(super) fn step(&self) -> u64 {
+        self.activations.saturating_add(self.logits)
     }
 
     /// Bytes that a cache's next token needs: larger buffers, or none.
     pub(super) fn growth(&self, cache: &KvCache) -> u64 {
         let len = cache.len();
         let fits = !len.is_multiple_of(KV_STEP) || len == 0;
-        if fits { 0 } else { self.kv(cache, len + 1) }
+        if fits { 0 } else { self.buffers(cache, len + 1) }
+    }
+}
+
+thread_local! {
+    /// What all models of the thread have reserved. They share its memory.
+    static RESERVED: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Bytes that a request was promised and has not allocated all the time: of its prompt while that is computed, then of its
+/// decode steps. Nobody else may take them.
+#[derive(Debug, Default)]
+pub(super) struct Reservation(u64);
+
+impl Reservation {
+    /// Reserves so many bytes, and no more those of before.
+    pub(super) fn set(&mut self, bytes: u64) {
+        RESERVED.set(RESERVED.get().saturating_sub(self.0).saturating_add(bytes));
+        self.0 = bytes;
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.set(0);
     }
 }
 
@@ -94,6 +144,7 @@ impl Budget {
 pub(super) fn free_memory(device: Device) -> Option<u64> {
     let ask = || {
         let limit = memory::limit().map(|limit| limit.saturating_sub(memory::usage().active_bytes));
+        let limit = limit.map(|left| left - left / MISJUDGED);
         let system = device.free_memory().map(|free| free.saturating_sub(MARGIN));
         limit.into_iter().chain(system).min()
     };
@@ -101,7 +152,9 @@ pub(super) fn free_memory(device: Device) -> Option<u64> {
     if free.is_none_or(|free| free >= LOW) {
         return free;
     }
-    // What the allocator keeps of freed arrays counts as used, and can be given back.
+    // What was submitted allocates later: now, so that it counts. And what the allocator keeps of freed arrays counts as used,
+    // and can be given back. A failure of either leaves the number too high or too low, and no worse.
+    let _ = mlx::synchronize(&device.stream());
     let _ = memory::clear_cache();
     ask()
 }
@@ -136,7 +189,22 @@ mod tests {
         assert_eq!(budget.kv(&cache, 257), (512 + 300) * position);
         let rotating = cache.clone().rotating(Rotation { keep: 2, size: 280 });
         assert_eq!(budget.kv(&rotating, 5000), (280 + 280) * position);
-        assert_eq!(budget.prefill(&cache, 256, 10), (512 + 300) * position + 10 * 16 * 4 * 8 + 800);
+        assert_eq!(budget.prefill(&cache, 256, 10), (512 + 300 + 512) * position + 10 * 40 * 4 * 8 + 3200);
+        assert_eq!(budget.free(), Some(7));
+    }
+
+    #[test]
+    fn what_is_reserved_is_not_free() {
+        let budget = budget(None);
+        let mut reservations = [Reservation::default(), Reservation::default()];
+        reservations[0].set(3);
+        reservations[1].set(2);
+        assert_eq!(budget.free(), Some(2));
+        reservations[0].set(2);
+        assert_eq!(budget.free(), Some(3));
+        reservations[1].set(9);
+        assert_eq!(budget.free(), Some(0));
+        drop(reservations);
         assert_eq!(budget.free(), Some(7));
     }
 
@@ -148,7 +216,7 @@ mod tests {
         cache.advance(255);
         assert_eq!(budget.growth(&cache), 0);
         cache.advance(1);
-        assert_eq!(budget.growth(&cache), budget.kv(&cache, 257));
+        assert_eq!(budget.growth(&cache), budget.buffers(&cache, 257));
         cache.advance(1);
         assert_eq!(budget.growth(&cache), 0);
     }

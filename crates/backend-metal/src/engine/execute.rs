@@ -180,10 +180,15 @@ impl Scheduler {
         for mut row in rows {
             match row.constraints.failure() {
                 Some(error) => row.finish(Err(error)),
-                None if row.prefilled < row.tokens.len() => self.chunked.push_back(row),
+                None if row.prefilled < row.tokens.len() => {
+                    let needed = self.budget.prefill(&row.cache, row.tokens.len(), self.config.prefill_chunk);
+                    row.reservation.set(needed.saturating_sub(row.cache.bytes()));
+                    self.chunked.push_back(row);
+                }
                 None if row.in_flight.is_empty() => self.end(row, FinishReason::Length),
                 None => {
                     joined.push(row.id);
+                    row.reservation.set(self.budget.step());
                     self.running.push(row);
                 }
             }
@@ -199,6 +204,7 @@ impl Scheduler {
             let own = row.session().and_then(|session| self.sessions.take(session, tokens, rotation));
             let cached = own.or_else(|| if row.solo { None } else { self.prefixes.find(tokens, rotation) });
             row.begin(cached);
+            row.reservation.set(self.budget.prefill(&row.cache, row.tokens.len(), end - row.prefilled));
         }
         let (model, backend) = (self.model.as_ref(), self.config.backend);
         let work = guard(backend, "compute the prompt", || PrefillRun::build_chunk(model, &mut row, end));
@@ -210,7 +216,10 @@ impl Scheduler {
 
     fn begin_batch(&mut self, ids: &[RowId]) -> Option<Result<PrefillRun, (Vec<Row>, Error)>> {
         let mut rows: Vec<Row> = ids.iter().filter_map(|id| self.take(*id)).collect();
-        rows.iter_mut().for_each(|row| row.begin(None));
+        for row in &mut rows {
+            row.begin(None);
+            row.reservation.set(self.budget.prefill(&row.cache, row.tokens.len(), row.tokens.len()));
+        }
         let (model, backend) = (self.model.as_ref(), self.config.backend);
         let work = guard(backend, "compute the prompts", || PrefillRun::build_batch(model, &rows));
         Some(match work {

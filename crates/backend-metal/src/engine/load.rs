@@ -13,7 +13,7 @@ use super::{
 use crate::{
     load,
     mlx::{Device, Memory, Mode, Scheme, memory},
-    nn::ModelConfig,
+    nn::{self, ModelConfig},
 };
 
 /// Requests decoded at once where the caller sets no limit.
@@ -73,6 +73,9 @@ fn load_within_limits(
 ) -> Result<(Scheduler, Loaded)> {
     if device == Device::Cpu {
         memory::heap::keep();
+        if options.extensions.get::<DisableCpuKernels>().is_none() {
+            nn::start_kernels().map_err(|error| Error::backend(device.id(), "start its kernels", error))?;
+        }
     }
     if let Some(context_length) = options.context_length.filter(|tokens| *tokens > MOST_POSITIONS) {
         let reason = format!("{context_length}, expected at most {MOST_POSITIONS}");

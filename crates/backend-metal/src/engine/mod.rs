@@ -77,6 +77,14 @@ impl Handle {
         Self { model: ModelId(NEXT.fetch_add(1, Ordering::Relaxed)), device, commands }
     }
 
+    /// A handle whose thread takes one command, and ends with it.
+    #[cfg(test)]
+    pub(crate) fn of_a_thread_that_ends(device: Device) -> Self {
+        let (commands, mut received) = mpsc::unbounded_channel();
+        std::thread::spawn(move || drop(received.blocking_recv()));
+        Self::new(device, commands)
+    }
+
     /// Hands over a generation; its stream tells the rest.
     pub(crate) fn generate(&self, request: Request) -> Result<()> {
         self.send(Command::Generate { model: self.model, request: Box::new(request) })

@@ -50,6 +50,8 @@ pub(super) struct WaitingPrompt {
     pub(super) batchable: bool,
     /// Bytes that its prefill takes.
     pub(super) bytes: u64,
+    /// Bytes that it takes besides where it is computed beside others.
+    pub(super) bytes_beside_others: u64,
 }
 
 /// A prompt of which some chunks are computed.
@@ -193,7 +195,10 @@ impl Planner<'_> {
             };
             let begun: Vec<_> = group
                 .iter()
-                .map_while(|one| self.memory.take(one.bytes, &mut self.plan).then_some(one))
+                .map_while(|one| {
+                    let beside = if group.len() > 1 { one.bytes_beside_others } else { 0 };
+                    self.memory.take(one.bytes.saturating_add(beside), &mut self.plan).then_some(one)
+                })
                 .collect();
             match (begun[..].first(), group.first()) {
                 (Some(first), _) if begun.len() == 1 => {
@@ -299,7 +304,8 @@ mod tests {
     }
 
     fn prompt(id: u64, tokens: usize) -> WaitingPrompt {
-        WaitingPrompt { id: RowId(id), tokens, cached: 0, batchable: true, bytes: tokens as u64 }
+        let bytes = tokens as u64;
+        WaitingPrompt { id: RowId(id), tokens, cached: 0, batchable: true, bytes, bytes_beside_others: 0 }
     }
 
     fn row(id: u64) -> DecodingRow {

@@ -106,11 +106,16 @@ impl PrefillRun {
         self.rows.iter_mut().flatten()
     }
 
-    /// Takes a row out whose caller wants no more. What is computed of its tokens goes with it.
+    /// Takes a row out whose caller wants no more. It keeps the keys and values of the chunks before, where they can be told
+    /// apart from those of this one, and of this one where all layers were submitted.
     pub(super) fn take(&mut self, id: RowId) -> Option<Row> {
         let slot = self.rows.iter_mut().find(|row| row.as_ref().is_some_and(|row| row.id == id))?;
         let mut row = slot.take()?;
-        row.forget_cache();
+        match self.work {
+            Work::Chunk { end, .. } if self.submitted == self.layers => row.prefilled = end,
+            Work::Chunk { .. } if row.cache.abandon_pass(row.prefilled, self.submitted) => {}
+            Work::Chunk { .. } | Work::Batch { .. } => row.forget_cache(),
+        }
         Some(row)
     }
 

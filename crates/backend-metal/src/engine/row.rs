@@ -14,7 +14,7 @@ use inference_text::{TextAssembler, TextEvent, ThinkingBudget};
 use mlx_rs::{Array, error::Result as MlxResult, ops};
 
 use super::{
-    budget::Budget,
+    budget::{Budget, Reservation},
     constraints::Constraints,
     plan::{DecodingRow, RowId},
     sampler::{Choice, LogprobArrays, NOT_FINITE, Sampler},
@@ -123,6 +123,8 @@ pub(super) struct ChosenToken {
 pub(super) struct Row {
     pub(super) id: RowId,
     pub(super) cache: KvCache,
+    /// Memory that it takes now and then.
+    pub(super) reservation: Reservation,
     sampler: Sampler,
     pub(super) constraints: Constraints,
     /// The prompt and every token that was read.
@@ -162,6 +164,7 @@ impl Row {
         Self {
             id,
             cache,
+            reservation: Reservation::default(),
             solo: false,
             active,
             sampler: Sampler::new(&options, &eos, vocab_size),
@@ -206,6 +209,7 @@ impl Row {
     /// Releases keys and values.
     pub(super) fn forget_cache(&mut self) {
         self.cache = self.cache.empty_like();
+        self.reservation.set(0);
         self.prefilled = 0;
     }
 

@@ -227,8 +227,8 @@ impl Scheduler {
         let waiting =
             if places < self.config.max_batch { self.waiting_prompts(prefill_chunk) } else { Vec::new() };
         let grows = self.running.iter().chain(&self.paused).any(|row| self.budget.growth(&row.cache) > 0);
-        let free_bytes = if grows || !waiting.is_empty() { self.budget.free() } else { None };
         let budget = &self.budget;
+        let free_bytes = if grows || !waiting.is_empty() { budget.free() } else { None };
         let decoding = |rows: &mut Vec<Row>| -> Vec<_> {
             rows.iter_mut().map(|row| row.plan_view(free_bytes.and(Some(budget)))).collect()
         };
@@ -268,6 +268,7 @@ impl Scheduler {
                 cached,
                 batchable: any_length && row.is_batchable(),
                 bytes: budget.prefill(&row.cache, tokens.len(), prefill_chunk.min(tokens.len() - cached)),
+                bytes_beside_others: budget.beside_others(tokens.len()),
             }
         });
         prompts.collect()

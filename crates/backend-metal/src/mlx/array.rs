@@ -9,7 +9,7 @@ use mlx_rs::{
     ops,
 };
 
-use super::device::{on_cpu, on_cuda};
+use super::device::on_cuda;
 
 /// Evaluates an array and reads its bytes in row-major order.
 pub(crate) fn with_bytes<T>(x: &Array, read: impl FnOnce(&[u8]) -> T) -> Result<T> {
@@ -35,38 +35,60 @@ pub(crate) fn scalar(value: f32, dtype: Dtype) -> Result<Array> {
 }
 
 /// A new array whose bytes `fill` writes, in MLX's memory: nothing is copied. `shape` must have elements.
-pub(crate) fn filled<E: From<Exception>>(
+pub(crate) fn filled<E: FillError>(
     shape: &[i32],
     dtype: Dtype,
     fill: impl FnOnce(&mut [u8]) -> std::result::Result<(), E>,
 ) -> std::result::Result<Array, E> {
     // On the CPU, whatever the default device: the memory must be reachable from here.
-    let array = mlx_rs::with_stream(&Stream::cpu(), || ops::zeros_dtype(shape, dtype))?;
-    has_memory(array.nbytes() as u64)?;
-    array.eval()?;
+    let array = mlx_rs::with_stream(&Stream::cpu(), || ops::zeros_dtype(shape, dtype)).map_err(E::mlx)?;
+    check_memory(array.nbytes() as u64)?;
+    array.eval().map_err(E::mlx)?;
     // SAFETY: the handle is valid, and the array was evaluated.
     let data = unsafe { mlx_sys::mlx_array_data_uint8(array.as_ptr()) }.cast_mut();
     if data.is_null() {
-        return Err(Exception::custom("MLX gave an array without memory").into());
+        return Err(E::mlx(Exception::custom("MLX gave an array without memory")));
     }
     // SAFETY: a fresh evaluated array of zeros is contiguous, `nbytes` long and owned by this handle alone, and nothing
     // reads it before this function returns.
-    let memory = unsafe { std::slice::from_raw_parts_mut(data, array.nbytes()) };
-    if on_cpu() {
-        use_large_pages(memory);
-    }
-    fill(memory)?;
+    fill(unsafe { std::slice::from_raw_parts_mut(data, array.nbytes()) })?;
     Ok(array)
 }
 
+/// What says that there is no memory for an array.
+pub(crate) trait FillError {
+    /// MLX failed.
+    fn mlx(error: Exception) -> Self;
+    /// Memory cannot hold the array.
+    fn no_memory(needed: u64, available: u64) -> Self;
+}
+
+impl FillError for Exception {
+    fn mlx(error: Exception) -> Self {
+        error
+    }
+
+    fn no_memory(needed: u64, available: u64) -> Self {
+        Self::custom(format!("an array needs {needed} bytes, {available} are available"))
+    }
+}
+
+impl FillError for inference_core::Error {
+    fn mlx(error: Exception) -> Self {
+        Self::backend("mlx", "allocate memory", error)
+    }
+
+    fn no_memory(needed: u64, available: u64) -> Self {
+        Self::OutOfMemory { what: "a tensor".to_owned(), needed, available }
+    }
+}
+
 /// Whether there is memory for an array of so many bytes: MLX writes to the null pointer of an allocation that failed.
-fn has_memory(bytes: u64) -> Result<()> {
+fn check_memory<E: FillError>(needed: u64) -> std::result::Result<(), E> {
     // Smaller ones are not worth the question.
     const LARGE: u64 = 4 << 20;
     match free_memory() {
-        Some(free) if bytes >= LARGE && bytes > free => {
-            Err(Exception::custom(format!("an array needs {bytes} bytes, {free} are available")))
-        }
+        Some(available) if needed >= LARGE && needed > available => Err(E::no_memory(needed, available)),
         _ => Ok(()),
     }
 }
@@ -93,8 +115,8 @@ pub(crate) fn random_bits(shape: &[i32], key: &Array) -> Result<Array> {
 }
 
 /// Asks Linux for huge pages of 2 MiB: two cores of an EPYC (Zen 4, in a virtual machine) read 22 GB/s from pages of 4 KiB, and
-/// 35 GB/s from these. Neighbouring memory may get into the same pages.
-fn use_large_pages(memory: &[u8]) {
+/// 35 GB/s from these. It takes time. Neighbouring memory may get into the same pages.
+pub(super) fn use_large_pages(memory: &[u8]) {
     #[cfg(target_os = "linux")]
     {
         const PAGE: usize = 2 << 20;

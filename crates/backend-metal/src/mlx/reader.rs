@@ -12,9 +12,12 @@ use std::{
 };
 
 use inference_core::{Dtype, Error, ModelManifest, Result, backend::TensorInfo};
-use mlx_rs::{Array, error::Exception};
+use mlx_rs::Array;
 
-use super::array::filled;
+use super::{
+    array::{filled, use_large_pages},
+    device::on_cpu,
+};
 
 /// Bytes read in one call, between two looks at whether the load was cancelled.
 const PIECE: usize = 8 << 20;
@@ -68,21 +71,13 @@ impl<'a> Reader<'a> {
             for tensor in tensors {
                 let bytes = (tensor.range.end - tensor.range.start) as usize;
                 if bytes > memory.len() {
-                    return Err(Failed::Inference(Error::backend(
-                        "mlx",
-                        "read a tensor",
-                        "it outgrew its shape",
-                    )));
+                    return Err(Error::backend("mlx", "read a tensor", "it outgrew its shape"));
                 }
                 let (part, rest) = memory.split_at_mut(bytes);
                 self.fill(tensor, part)?;
                 memory = rest;
             }
             Ok(())
-        })
-        .map_err(|failed| match failed {
-            Failed::Inference(error) => error,
-            Failed::Mlx(error) => Error::backend("mlx", "allocate memory for the weights", error),
         })
     }
 
@@ -131,10 +126,14 @@ impl<'a> Reader<'a> {
             read(file, path, memory, start)?;
             return self.count(memory.len());
         }
-        // The disk is waited for on another thread: this one has other models to serve.
+        // The disk and the system's memory are waited for on another thread: this one has other models to serve.
+        let on_cpu = on_cpu();
         thread::scope(|scope| {
             let (done, pieces) = channel();
             let work = move || {
+                if on_cpu {
+                    use_large_pages(memory);
+                }
                 for (piece, start) in memory.chunks_mut(PIECE).zip((start..).step_by(PIECE)) {
                     let result = read(file, path, piece, start).map(|()| piece.len());
                     let failed = result.is_err();
@@ -198,12 +197,9 @@ impl<'a> Tensors<'a> {
         })?;
         let read = |memory: &mut [u8]| {
             let read = self.file.read_exact_at(memory, info.range.start);
-            read.map_err(|source| Failed::Inference(Error::io("read", self.path, source)))
+            read.map_err(|source| Error::io("read", self.path, source))
         };
-        filled(&shape, dtype, read).map_err(|failed| match failed {
-            Failed::Inference(error) => error,
-            Failed::Mlx(error) => Error::backend("mlx", "allocate memory for tensors", error),
-        })
+        filled(&shape, dtype, read)
     }
 }
 
@@ -224,21 +220,4 @@ pub(crate) fn mlx_dtype(dtype: Dtype) -> Option<mlx_rs::Dtype> {
         Dtype::F32 => mlx_rs::Dtype::Float32,
         _ => return None,
     })
-}
-
-enum Failed {
-    Inference(Error),
-    Mlx(Exception),
-}
-
-impl From<Exception> for Failed {
-    fn from(error: Exception) -> Self {
-        Self::Mlx(error)
-    }
-}
-
-impl From<Error> for Failed {
-    fn from(error: Error) -> Self {
-        Self::Inference(error)
-    }
 }

@@ -41,6 +41,7 @@ pub(crate) use attention_params::AttentionParams;
 pub(crate) use block::{Block, FeedForward, LayerNormBlock, Mixer, PreNorm};
 pub(crate) use cache::{KvCache, LayerState, Rotation, SNAPSHOTS};
 pub(crate) use causal_conv::{CausalConv, is_converted};
+pub(crate) use cpu::start_kernels;
 pub(crate) use decoder::{Decoder, LayerInputs};
 pub(crate) use dimensions::Dimensions;
 pub(crate) use exec::ExecMode;

@@ -4,7 +4,6 @@ use std::{collections::BTreeMap, path::PathBuf, process::ExitCode};
 
 use inference::{Dtype, ModelManifest, SidePart};
 use serde::Serialize;
-use serde_json::Value;
 
 use crate::{
     model,
@@ -134,9 +133,9 @@ fn has_chat_template(manifest: &ModelManifest) -> bool {
         return true;
     }
     // A broken tokenizer_config.json is told by whoever loads the model.
-    let config: Option<Value> =
-        inference_core::backend::read_json(&manifest.path().join("tokenizer_config.json"), 16 << 20).ok();
-    config.is_some_and(|config| config.get("chat_template").is_some_and(|template| !template.is_null()))
+    let config =
+        inference_core::backend::read_value(&manifest.path().join("tokenizer_config.json"), 16 << 20);
+    config.is_ok_and(|config| config.get("chat_template").is_some_and(|template| !template.is_null()))
 }
 
 /// The name that safetensors files use.

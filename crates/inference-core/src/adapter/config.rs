@@ -3,11 +3,10 @@
 use std::{fs, path::Path};
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 use crate::{
     Error, Result,
-    files::{from_value, read_json},
+    files::{from_value, read_value},
     train::{AdapterOptions, FullOptions, Method},
 };
 
@@ -79,7 +78,7 @@ impl AdapterConfig {
     /// [`Error::InvalidModel`] names the key that is missing or makes no sense; [`Error::Io`] if the file is unreadable.
     pub fn read(folder: &Path) -> Result<Self> {
         let path = folder.join(CONFIG);
-        let value: Value = read_json(&path, LONGEST_CONFIG)?;
+        let value = read_value(&path, LONGEST_CONFIG)?;
         if value.get("peft_type").is_some() {
             return Err(Error::invalid_key(path, "peft_type", PEFT));
         }

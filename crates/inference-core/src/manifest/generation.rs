@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::config::{Config, shown};
-use crate::{Feature, GenerateOptions, Result, capabilities::Capabilities, files::read_json};
+use crate::{Feature, GenerateOptions, Result, capabilities::Capabilities, files::read_value};
 
 /// The file's name in a model's folder.
 const FILE: &str = "generation_config.json";
@@ -52,7 +52,7 @@ impl GenerationConfig {
         if std::fs::symlink_metadata(&path).is_err() {
             return Ok(Self::default());
         }
-        let value: Value = read_json(&path, LONGEST)?;
+        let value = read_value(&path, LONGEST)?;
         let config = Config::new(&path, &value);
         if !value.is_object() {
             return Err(crate::Error::invalid_file(

@@ -118,7 +118,7 @@ fn read_lines(path: &Path) -> Result<Vec<Example>> {
 
 /// What a line says; `prompt` and `completion` go before `messages`, and that before `text`, as in mlx_lm.
 fn parse(line: &str) -> Result<ExampleKind, String> {
-    let value = parse_strict(line).map_err(|error| {
+    let value = parse_strict(line, LONGEST_LINE).map_err(|error| {
         // serde_json counts lines within the one that it was given.
         let reason = error.to_string();
         let column = error.column();

@@ -141,6 +141,11 @@ impl AddedTokens {
         Ok(())
     }
 
+    /// Whether some are searched in the normalized text.
+    pub(super) fn has_normalized(&self) -> bool {
+        self.normalized_matcher.is_some()
+    }
+
     /// Parts of a text that was not normalized.
     ///
     /// # Errors

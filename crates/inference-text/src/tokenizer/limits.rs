@@ -1,7 +1,8 @@
 //! Bounds on what a tokenizer's files may hold, and on the work that one text may cause.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use chat_template::WorkClock;
 use inference_core::{CancellationToken, Error, Result};
 
 /// tokenizer.json: twice the largest published one (Gemma 3's, 33 MB).
@@ -32,7 +33,7 @@ pub(super) const MAX_TOKEN_BYTES: usize = 4 << 10;
 /// Bytes of all tokens: Gemma 3 has 2.3 MB.
 pub(super) const MAX_VOCAB_BYTES: usize = 16 << 20;
 /// Merges of a BPE vocabulary: Gemini has 580,604.
-pub(super) const MAX_MERGES: usize = 1 << 21;
+pub(super) const MAX_MERGES: usize = 1 << 20;
 /// Bytes of one token of a Unigram vocabulary, which is a path of nodes in its trie.
 pub(super) const MAX_UNIGRAM_TOKEN_BYTES: usize = 256;
 /// Nodes of a Unigram vocabulary's trie: each takes some 300 bytes.
@@ -82,13 +83,13 @@ impl Default for EncodeLimits {
 #[derive(Debug)]
 pub(super) struct Work<'a> {
     limits: &'a EncodeLimits,
-    started: Instant,
+    clock: WorkClock,
     done: usize,
 }
 
 impl<'a> Work<'a> {
     pub(super) fn new(limits: &'a EncodeLimits) -> Self {
-        Self { limits, started: Instant::now(), done: 0 }
+        Self { limits, clock: WorkClock::start(), done: 0 }
     }
 
     /// Notes that this many bytes of text need no further work of one kind.
@@ -105,7 +106,7 @@ impl<'a> Work<'a> {
             return Err(Error::Cancelled);
         }
         let earned = Duration::from_millis((self.done as u64 * 1000) / MIN_BYTES_PER_SECOND as u64);
-        if self.started.elapsed() > GRACE + earned {
+        if self.clock.exceeds(GRACE + earned) {
             let reason = "takes too long to tokenize: the tokenizer's patterns or vocabulary are too slow for this text";
             return Err(Error::InvalidPrompt { reason: reason.to_owned() });
         }

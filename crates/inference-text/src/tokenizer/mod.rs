@@ -231,6 +231,12 @@ impl Pipeline {
             added.add(tokens, &model).map_err(invalid)?;
         }
         added.build(path, &normalizer)?;
+        // What lies behind a token that is part of the first character's normalized form is the text's beginning again.
+        if pre_tokenizer.knows_first() && normalizer.lengthens_start() && added.has_normalized() {
+            let reason = "is \"first\", while the normalizer may make several characters of a text's first one and added \
+                          tokens are searched in what it makes: expected \"always\" or \"never\"";
+            return Err(Error::invalid_key(path, "pre_tokenizer.prepend_scheme", reason));
+        }
         let mut pipeline =
             Self { normalizer, added, pre_tokenizer, model, template, max_bytes_per_token: None };
         pipeline.max_bytes_per_token = pipeline.bytes_per_token();

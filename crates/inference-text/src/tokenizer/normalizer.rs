@@ -86,6 +86,15 @@ impl Normalizer {
         })
     }
 
+    /// Whether a text's first character may become several.
+    pub(super) fn lengthens_start(&self) -> bool {
+        self.0.iter().any(|step| match step {
+            Step::Prepend(_) | Step::Replace { .. } | Step::Precompiled(_) => true,
+            Step::Local { factor, .. } => *factor > 1,
+            Step::Strip { .. } => false,
+        })
+    }
+
     /// By how much the steps may shorten a text at most; `None` where there is no bound.
     pub(super) fn shrink(&self) -> Option<usize> {
         self.0.iter().try_fold(1, |total: usize, step| Some(total.saturating_mul(step.shrink()?)))

@@ -81,6 +81,10 @@ impl Pattern {
         work: &mut Work<'_>,
         mut each: impl FnMut(&mut Work<'_>, usize, usize, bool) -> Result<()>,
     ) -> Result<()> {
+        // The crate finds nothing in an empty text, not even a pattern that matches nothing.
+        if text.is_empty() {
+            return Ok(());
+        }
         let mut end = 0;
         for found in self.regex.find_iter(text) {
             work.check()?;

@@ -80,6 +80,12 @@ impl PreTokenizer {
         run(&self.0, Piece { text, first }, work, sink)
     }
 
+    /// Whether it treats a text's beginning differently from what lies behind a token.
+    pub(super) fn knows_first(&self) -> bool {
+        let is_first = |step: &Step| matches!(step, Step::Metaspace { scheme: PrependScheme::First, .. });
+        self.0.iter().any(is_first)
+    }
+
     /// Whether words may be as long as the text.
     pub(super) fn has_no_pattern(&self) -> bool {
         !self.0.iter().any(|step| match step {

@@ -32,7 +32,7 @@ pub(super) struct LayerBuffers {
     /// Whether the arrays may be written in place: they are row-major and nothing else refers to their memory. Only
     /// [`fresh`](Self::fresh) sets it. Any other array may be a view: MLX returns the update itself from a `slice_update`
     /// of a whole array, and a single part from a `concatenate`.
-    writable: bool,
+    pub(super) writable: bool,
     /// An array that is computed after the last write in place.
     pub(super) written: Option<Rc<Array>>,
 }

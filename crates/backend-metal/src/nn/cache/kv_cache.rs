@@ -172,6 +172,22 @@ impl KvCache {
         self.recurrent.snapshot(self.len);
     }
 
+    /// Goes back to the first `len` tokens from a forward pass of which only the first `layers` layers were asked for. `false`,
+    /// and nothing changed, where the other layers cannot go back: a window has dropped positions, or MLX's operations have
+    /// made new arrays, which compute the whole pass.
+    pub(crate) fn abandon_pass(&mut self, len: usize, layers: usize) -> bool {
+        let mut buffer = self.buffer.borrow_mut();
+        let left = &mut buffer.layers[layers..];
+        if !self.can_rewind_to(len) || left.iter().any(|layer| !layer.writable) {
+            return false;
+        }
+        // What is written in place and not asked for is never written.
+        left.iter_mut().for_each(|layer| layer.written = None);
+        drop(buffer);
+        self.rewind(len);
+        true
+    }
+
     /// Announces the length of a text that is computed in chunks. Models whose positions depend on it
     /// (`ModelConfig::length_dependent`) need it: without it, chunks could differ from the whole.
     pub(crate) fn set_expected_len(&mut self, len: usize) {

@@ -176,13 +176,59 @@ fn write_as<T: Element>(new: Input<'_>, row: usize, kept: Input<'_>, slot: usize
 
 #[cfg(test)]
 mod tests {
-    use mlx_rs::{Device, ops, with_device};
+    use mlx_rs::{Device, ops, transforms, with_device};
 
     use super::*;
     use crate::{
         mlx::slice,
         nn::cpu::kernel::testing::{FLOATS, check, drawn, wide},
     };
+
+    #[test]
+    fn a_pass_that_is_given_up_halfway_leaves_what_was_before_it() {
+        use crate::nn::KvCache;
+
+        let pass = |cache: &mut KvCache, seed: u64, tokens: i32| {
+            for layer in 0..2 {
+                let drawn =
+                    |part: u64, heads| drawn(seed + 10 * part, &[1, heads, tokens, 16], Dtype::Float32);
+                let new = [drawn(layer as u64, 2), drawn(2 + layer as u64, 2)];
+                let slots = [cache.slot(layer, tokens as usize, &new).unwrap()];
+                let params = AttentionParams::full(0.25);
+                let computed = attend_in_place(&drawn(4, 6), &new, None, &slots, &params).unwrap();
+                cache.mark_written(layer, Rc::new(computed.unwrap()[1].clone()));
+            }
+            cache.advance(tokens as usize);
+        };
+        with_device(Device::cpu(), || {
+            // The pass fits the buffers, or they grow with it.
+            for tokens in [7, 300] {
+                let [mut cache, mut expected] = [(); 2].map(|()| KvCache::new([None, None]));
+                for cache in [&mut cache, &mut expected] {
+                    pass(cache, 1, 5);
+                    cache.evaluate().unwrap();
+                }
+                pass(&mut cache, 2, tokens);
+                transforms::eval(&cache.layer_arrays(0..1)).unwrap();
+                assert!(cache.abandon_pass(5, 1));
+                for cache in [&mut cache, &mut expected] {
+                    pass(cache, 3, 4);
+                    cache.evaluate().unwrap();
+                }
+                assert_eq!(cache.len(), 9);
+                let exported = [&cache, &expected].map(|cache| cache.export().unwrap().concat());
+                for (found, expected) in exported[0].iter().zip(&exported[1]) {
+                    assert!(found.eq_values(expected).unwrap(), "a pass of {tokens} tokens");
+                }
+            }
+            // MLX's operations make new arrays: they cannot go back without the whole pass.
+            let mut cache = KvCache::new([None]);
+            let new = drawn(1, &[1, 2, 3, 16], Dtype::Float32);
+            cache.update(0, [&new, &new]).unwrap();
+            cache.advance(3);
+            assert!(!cache.abandon_pass(0, 0) && cache.len() == 3);
+        });
+    }
 
     #[test]
     fn rows_attend_each_to_its_own_and_keep_what_is_new() {

@@ -12,6 +12,14 @@ pub(super) fn kernels() -> KernelResult<Kernels> {
     kernel_result(Kernels::new())
 }
 
+/// Starts the kernels' threads, which the first operation does otherwise.
+///
+/// # Errors
+/// The environment asks for a number of threads that makes no sense.
+pub(crate) fn start_kernels() -> cpu_kernels::Result<()> {
+    Kernels::new().map(drop)
+}
+
 pub(super) fn kernel_result<T>(result: cpu_kernels::Result<T>) -> KernelResult<T> {
     result.map_err(|error| error.to_string().into())
 }
