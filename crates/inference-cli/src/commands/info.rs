@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, path::PathBuf, process::ExitCode};
 
 use inference::{Dtype, ModelManifest};
+use inference_core::backend::ModelFiles;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -13,7 +14,7 @@ use crate::render::{self, Out};
 #[command(after_help = "Example:
   inference info ~/models/Qwen3-0.6B")]
 pub(crate) struct Args {
-    /// The model's folder
+    /// The model's folder or GGUF file
     path: PathBuf,
 
     /// Print a JSON object
@@ -40,6 +41,9 @@ pub(crate) struct Facts {
     pub(crate) context_length: Option<usize>,
     tokenizer: bool,
     chat_template: bool,
+    /// Why the tensors are not shown.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unread: Option<String>,
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
@@ -60,9 +64,10 @@ impl Facts {
         let number = |key: &str| {
             [config.get("text_config"), Some(config)].into_iter().flatten().find_map(|c| c.get(key)?.as_u64())
         };
+        let files = ModelFiles::open(manifest.path())?;
         let mut dtypes = BTreeMap::new();
         for tensor in manifest.tensors().values() {
-            *dtypes.entry(dtype_name(tensor.dtype)).or_default() += tensor.range.end - tensor.range.start;
+            *dtypes.entry(dtype_name(tensor.dtype)).or_default() += tensor.bytes();
         }
         Ok(Self {
             path: manifest.path().to_owned(),
@@ -77,8 +82,9 @@ impl Facts {
             hidden_size: number("hidden_size"),
             vocab_size: number("vocab_size"),
             context_length: manifest.context_length()?,
-            tokenizer: manifest.path().join("tokenizer.json").is_file(),
-            chat_template: has_chat_template(manifest),
+            tokenizer: files.has("tokenizer.json"),
+            chat_template: has_chat_template(&files),
+            unread: manifest.unread().map(str::to_owned),
         })
     }
 
@@ -92,7 +98,7 @@ impl Facts {
             |q| format!("{} bits in groups of {}, {}", q.bits, q.group_size, q.mode),
         );
         let present = |present| if present { "yes" } else { "missing" }.to_owned();
-        vec![
+        let mut rows = vec![
             ("path", render::path(&self.path)),
             ("architecture", self.architecture.clone()),
             ("parameters", render::count(self.parameters)),
@@ -113,17 +119,18 @@ impl Facts {
             ("context", number(self.context_length.map(|n| n as u64))),
             ("tokenizer", present(self.tokenizer)),
             ("chat template", present(self.chat_template)),
-        ]
+        ];
+        rows.extend(self.unread.clone().map(|reason| ("weights not read", reason)));
+        rows
     }
 }
 
-fn has_chat_template(manifest: &ModelManifest) -> bool {
-    if manifest.path().join("chat_template.jinja").is_file() {
+fn has_chat_template(files: &ModelFiles) -> bool {
+    if files.has("chat_template.jinja") {
         return true;
     }
     // A broken tokenizer_config.json is told by whoever loads the model.
-    let config: Option<Value> =
-        inference_core::backend::read_json(&manifest.path().join("tokenizer_config.json"), 16 << 20).ok();
+    let config: Option<Value> = files.read_json("tokenizer_config.json", 16 << 20).ok();
     config.is_some_and(|config| config.get("chat_template").is_some_and(|template| !template.is_null()))
 }
 

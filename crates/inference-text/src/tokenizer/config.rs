@@ -1,14 +1,11 @@
 //! The JSON files beside tokenizer.json.
 
-use std::path::Path;
-
-use inference_core::{Result, backend::read_json};
+use inference_core::{Result, backend::ModelFiles};
 use serde_json::{Map, Value};
 
 use super::limits::MAX_CONFIG_JSON;
 
 /// Reads a file that holds one JSON object; empty where there is no such file.
-pub(crate) fn read_config(folder: &Path, name: &str) -> Result<Map<String, Value>> {
-    let path = folder.join(name);
-    if path.exists() { read_json(&path, MAX_CONFIG_JSON) } else { Ok(Map::new()) }
+pub(crate) fn read_config(files: &ModelFiles, name: &str) -> Result<Map<String, Value>> {
+    if files.has(name) { files.read_json(name, MAX_CONFIG_JSON) } else { Ok(Map::new()) }
 }
