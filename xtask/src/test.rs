@@ -10,10 +10,16 @@ use crate::{python, sh};
 /// # Errors
 /// A test fails, or what it needs cannot be had.
 pub(crate) fn run(args: &[String]) -> Result<()> {
-    let python = python::mlx_lm()?;
+    let (python, gguf, smollm2) = (python::mlx_lm()?, python::gguf()?, python::smollm2()?);
     let seed = std::env::var("PROPTEST_RNG_SEED").unwrap_or_else(|_| "1".to_owned());
-    let variables =
-        || [("INFERENCE_PYTHON", python.display().to_string()), ("PROPTEST_RNG_SEED", seed.clone())];
+    let variables = || {
+        [
+            ("INFERENCE_PYTHON", python.display().to_string()),
+            ("GGUF_PYTHON", gguf.display().to_string()),
+            ("SMOLLM2_GGUF", smollm2.display().to_string()),
+            ("PROPTEST_RNG_SEED", seed.clone()),
+        ]
+    };
     let cargo = sh::cargo();
     if !args.is_empty() {
         return sh::run_with(&cargo, std::iter::once(&"test".to_owned()).chain(args), variables());

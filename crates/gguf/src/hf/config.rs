@@ -156,6 +156,11 @@ impl<'a> Fields<'a> {
             put("moe_intermediate_size", json!(self.needed("expert_feed_forward_length")?));
             // The files do not say; llama.cpp takes it for granted, and every published model has it.
             put("norm_topk_prob", json!(true));
+            let dense = |tensor: &Tensor| {
+                let layer = tensor.name.strip_prefix("blk.")?.strip_suffix(".ffn_gate.weight")?;
+                layer.parse::<u64>().ok()
+            };
+            put("mlp_only_layers", self.tensors.iter().filter_map(dense).collect());
         } else {
             put("num_local_experts", json!(experts));
             let width = self.count("expert_feed_forward_length")?;
