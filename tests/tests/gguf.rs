@@ -27,7 +27,8 @@ fn files() -> &'static Path {
     static FILES: OnceLock<TempDir> = OnceLock::new();
     let files = FILES.get_or_init(|| {
         let folder = tempfile::tempdir().unwrap();
-        let python = std::env::var("GGUF_PYTHON").unwrap_or_else(|_| format!("{ROOT}/target/gguf-venv/bin/python"));
+        let python =
+            std::env::var("GGUF_PYTHON").unwrap_or_else(|_| format!("{ROOT}/target/gguf-venv/bin/python"));
         let mut make = Command::new(&python);
         make.arg(format!("{ROOT}/xtask/python/gguf/make.py"));
         make.arg(format!("{ROOT}/crates/backend-metal/tests/fixtures")).arg(folder.path());
@@ -69,8 +70,22 @@ fn numbers<T: serde::de::DeserializeOwned>(golden: &Value, key: &str) -> Vec<T> 
 #[test]
 fn every_architecture_gives_what_transformers_gives() {
     let variants = [
-        "llama", "llama-tied-llama3", "llama-yarn", "llama-bias-linear", "mixtral", "qwen2", "qwen3", "qwen3_moe",
-        "gemma", "gemma2-window", "gemma3_text", "phi3", "phi3-partial", "phi3-longrope", "olmo2", "granite",
+        "llama",
+        "llama-tied-llama3",
+        "llama-yarn",
+        "llama-bias-linear",
+        "mixtral",
+        "qwen2",
+        "qwen3",
+        "qwen3_moe",
+        "gemma",
+        "gemma2-window",
+        "gemma3_text",
+        "phi3",
+        "phi3-partial",
+        "phi3-longrope",
+        "olmo2",
+        "granite",
     ];
     let mut failures = Vec::new();
     for name in variants {
@@ -88,7 +103,8 @@ fn every_architecture_gives_what_transformers_gives() {
         let options = GenerateOptions::new().max_tokens(16).temperature(0.0).ignore_eos(true);
         let said = block_on(model.complete(Prompt::Tokens(prompt), options)).unwrap();
         let said: Vec<u32> = said.tokens.iter().map(|token| token.id).collect();
-        let (greedy, margins): (Vec<u32>, Vec<f32>) = (numbers(&golden, "greedy"), numbers(&golden, "margins"));
+        let (greedy, margins): (Vec<u32>, Vec<f32>) =
+            (numbers(&golden, "greedy"), numbers(&golden, "margins"));
         // Up to where the reference's own choice is a matter of rounding.
         let sure = margins.iter().take_while(|margin| **margin > 2.0 * TOLERANCE).count();
         println!("{name}: max Δ {worst:.1e}, {sure} greedy tokens");
@@ -123,8 +139,7 @@ fn families_with_fixed_settings_give_what_their_folders_give() {
             std::fs::write(folder.path().join(name), bytes).unwrap();
         }
         let lengths = [1, 9, 32];
-        let [one, other] =
-            [&file(name), folder.path()].map(|path| logits(&*load(path), &prompt, &lengths));
+        let [one, other] = [&file(name), folder.path()].map(|path| logits(&*load(path), &prompt, &lengths));
         let worst = apart(&one, &other);
         println!("{name}: max Δ {worst:.1e}");
         assert!(worst <= TOLERANCE, "{name}: {worst} apart");
@@ -137,8 +152,18 @@ fn block_types_lose_nothing() {
     let prompt: Vec<u32> = (0..24).map(|i| 3 + i * 5 % 120).collect();
     let mut failures = Vec::new();
     for (name, bits) in [
-        ("Q4_0", Some(4)), ("Q4_1", Some(4)), ("Q5_0", Some(5)), ("Q5_1", Some(5)), ("Q8_0", Some(8)), ("Q4_K", Some(4)),
-        ("Q5_K", Some(5)), ("MXFP4", Some(4)), ("Q4_K_M", Some(4)), ("Q4_K_M-moe", Some(4)), ("Q2_K", None), ("Q3_K", None),
+        ("Q4_0", Some(4)),
+        ("Q4_1", Some(4)),
+        ("Q5_0", Some(5)),
+        ("Q5_1", Some(5)),
+        ("Q8_0", Some(8)),
+        ("Q4_K", Some(4)),
+        ("Q5_K", Some(5)),
+        ("MXFP4", Some(4)),
+        ("Q4_K_M", Some(4)),
+        ("Q4_K_M-moe", Some(4)),
+        ("Q2_K", None),
+        ("Q3_K", None),
         ("Q6_K", None),
     ] {
         let (packed, full) = (file(name), file(&format!("{name}-full")));
@@ -186,5 +211,6 @@ fn conversion_keeps_what_loads() {
     assert_eq!(folder.quantization().unwrap().bits, 8);
     assert_eq!(folder.parameters(), source.parameters());
     let worst = apart(&logits(&*load(&eight), &prompt, &[24]), &expected);
-    assert!(worst > 0.0 && worst < 0.1, "{worst}");
+    let largest = expected[0].iter().fold(0.0_f32, |most, logit| most.max(logit.abs()));
+    assert!(worst > 0.0 && worst < 0.02 * largest, "{worst} of {largest}");
 }

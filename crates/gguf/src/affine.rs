@@ -182,7 +182,8 @@ fn write_groups(
     write: impl Fn(&Group, &mut [u8]) -> bool,
 ) -> Option<()> {
     let (block_bytes, per_block) = (kind.block_bytes(), kind.block_len() / 32 * bytes);
-    let fits = blocks.len().is_multiple_of(block_bytes) && out.len() == blocks.len() / block_bytes * per_block;
+    let fits =
+        blocks.len().is_multiple_of(block_bytes) && out.len() == blocks.len() / block_bytes * per_block;
     if !fits {
         return None;
     }

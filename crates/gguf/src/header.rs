@@ -148,7 +148,10 @@ fn read_tensor<R: Read>(source: &mut Source<R>) -> Result<Tensor> {
     };
     if !shape[0].is_multiple_of(kind.block_len() as u64) {
         let block = kind.block_len();
-        return invalid(format!("has rows of {} elements, expected whole blocks of {block} in {kind}", shape[0]));
+        return invalid(format!(
+            "has rows of {} elements, expected whole blocks of {block} in {kind}",
+            shape[0]
+        ));
     }
     let bytes = (elements / kind.block_len() as u64).checked_mul(kind.block_bytes() as u64);
     let end = bytes.and_then(|bytes| offset.checked_add(bytes));
@@ -171,7 +174,9 @@ fn place_tensors(mut tensors: Vec<Tensor>, start: u64, alignment: u64, length: u
             return invalid(format!("begins at {begin}, which is no multiple of the alignment {alignment}"));
         }
         if begin < covered {
-            return invalid(format!("begins at {begin}, within the tensor before it, which ends at {covered}"));
+            return invalid(format!(
+                "begins at {begin}, within the tensor before it, which ends at {covered}"
+            ));
         }
         if begin - covered >= alignment {
             return invalid(format!("begins at {begin}: bytes {covered} to {begin} belong to no tensor"));
@@ -179,7 +184,8 @@ fn place_tensors(mut tensors: Vec<Tensor>, start: u64, alignment: u64, length: u
         covered = end;
         let placed = start.checked_add(begin).zip(start.checked_add(end)).filter(|(_, end)| *end <= length);
         let Some((begin, end)) = placed else {
-            let reason = format!("ends {end} bytes after the header, at {start}; the file has {length} bytes");
+            let reason =
+                format!("ends {end} bytes after the header, at {start}; the file has {length} bytes");
             return invalid(format!("{reason}: it was cut short, download it again"));
         };
         tensor.range = begin..end;

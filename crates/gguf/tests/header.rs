@@ -48,9 +48,18 @@ impl File {
 
 fn small() -> File {
     File::new(3, 2, 3)
-        .text("general.architecture").u32(8).text("llama")
-        .text("list").u32(9).u32(8).u64(2).text("one").text("")
-        .text("count").u32(4).u32(7)
+        .text("general.architecture")
+        .u32(8)
+        .text("llama")
+        .text("list")
+        .u32(9)
+        .u32(8)
+        .u64(2)
+        .text("one")
+        .text("")
+        .text("count")
+        .u32(4)
+        .u32(7)
         .tensor("b", &[32, 3], TensorType::Q4_0, 32)
         .tensor("a", &[5], TensorType::F32, 0)
         .padded(32 + 54)
@@ -73,7 +82,8 @@ fn metadata_and_places_are_read() {
 
 #[test]
 fn what_is_wrong_is_named() {
-    let one = |kind, shape: &[u64], offset, data| File::new(3, 1, 0).tensor("t", shape, kind, offset).padded(data);
+    let one =
+        |kind, shape: &[u64], offset, data| File::new(3, 1, 0).tensor("t", shape, kind, offset).padded(data);
     for (file, says) in [
         (File(b"GGUG".to_vec()), "no GGUF file"),
         (File::new(1, 0, 0), "version 1 of GGUF"),

@@ -7,6 +7,7 @@ mod fingerprint;
 mod generation;
 mod gguf;
 mod layers;
+mod packed;
 mod quantization;
 mod shards;
 
@@ -17,18 +18,18 @@ use std::{
 };
 
 use serde::de::DeserializeOwned;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
-pub(crate) use self::{
-    gguf::{TEXT_FILES, metadata, models, text_file},
-    shards::INDEX,
-};
 use self::{config::Config, gguf::Form, quantization::Settings};
 pub use self::{
     estimate::MemoryEstimate,
     generation::GenerationConfig,
     layers::LayerKind,
     quantization::{QuantMode, Quantization},
+};
+pub(crate) use self::{
+    gguf::{TEXT_FILES, metadata, models, text_file},
+    shards::INDEX,
 };
 use crate::{
     Dtype, Error, Result,
@@ -43,7 +44,7 @@ const LONGEST_CONFIG: u64 = 4 << 20;
 /// A folder in the published layout, config.json and safetensors files, or a GGUF file. Nothing of the weights is read. What they
 /// say is parsed and checked here once, for backends and programs alike.
 ///
-/// A GGUF file is shown as the folder that it was made of: config.json and the tensors have the form that transformers and MLX
+/// Matrices of GPTQ, AWQ and block-scaled FP8 are shown in the form that MLX computes with. A GGUF file is shown as the folder that it was made of: config.json and the tensors have the form that transformers and MLX
 /// know. A folder that holds one GGUF model and no safetensors is that model.
 ///
 /// The tensors are those of the files that `model.safetensors.index.json` names; without an index those of
@@ -103,13 +104,40 @@ impl ModelManifest {
             manifest.read_config()?;
         }
         match other {
-            None => (manifest.files, manifest.tensors) = shards::read(&manifest.path)?,
+            None => {
+                (manifest.files, manifest.tensors) = shards::read(&manifest.path)?;
+                manifest.unpack()?;
+            }
             Some((reason, files)) => {
                 (manifest.no_safetensors, manifest.files) = (Some(reason), files);
                 manifest.unread = Some(reason.to_owned());
             }
         }
         Ok(manifest)
+    }
+
+    /// Puts what other programs quantised into MLX's form, where it has one; else says why not.
+    fn unpack(&mut self) -> Result<()> {
+        let Some(settings) = &self.quantization else { return Ok(()) };
+        let path = self.config_path();
+        let unpacked = match packed::unpack(&path, &self.config, &self.files, &self.tensors, settings) {
+            Ok(None) => return Ok(()),
+            Ok(Some(unpacked)) => unpacked,
+            Err(error) => {
+                self.unread = Some(error.to_string());
+                return Ok(());
+            }
+        };
+        if let Value::Object(config) = &mut self.config {
+            config.remove(&settings.key);
+            if let Some(Quantization { bits, group_size, mode }) = unpacked.quantization {
+                let quantization = json!({"bits": bits, "group_size": group_size, "mode": mode.name()});
+                config.insert("quantization".to_owned(), quantization);
+            }
+        }
+        (self.tensors, self.float) = (unpacked.tensors, unpacked.float);
+        self.quantization = quantization::read(&Config::new(&path, &self.config))?;
+        Ok(())
     }
 
     fn of_gguf(path: PathBuf, file: &Path, form: Form) -> Result<Self> {
@@ -121,7 +149,9 @@ impl ModelManifest {
             generation: model.generation,
             files: model.files,
             tensors: model.tensors,
-            no_safetensors: Some("has its weights in GGUF: `inference convert --keep` writes them as safetensors"),
+            no_safetensors: Some(
+                "has its weights in GGUF: `inference convert --keep` writes them as safetensors",
+            ),
             unread: model.unread,
             gguf: Some(file.to_owned()),
             float: model.float,
@@ -166,8 +196,8 @@ impl ModelManifest {
         self.no_safetensors
     }
 
-    /// Why there are no [`tensors`](Self::tensors), where the files are of a format, or a GGUF file of a family, that is not known
-    /// here: a reason for [`Support::No`](crate::backend::Support::No) of a backend that reads tensors by this manifest.
+    /// Why the [`tensors`](Self::tensors) are none, or not in a form of MLX's: the files are of a format, a GGUF file of a family, or
+    /// quantised in a way that is not known here. It is a reason for [`Support::No`](crate::backend::Support::No) of a backend that reads tensors by this manifest.
     #[must_use]
     pub fn unread(&self) -> Option<&str> {
         self.unread.as_deref()

@@ -103,8 +103,7 @@ fn only_gguf(folder: &Path) -> Option<PathBuf> {
         return None;
     }
     let entries = fs::read_dir(folder).ok()?;
-    let names: Vec<String> =
-        entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
+    let names: Vec<String> = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
     if names.iter().any(|name| name.ends_with(".safetensors")) {
         return None;
     }

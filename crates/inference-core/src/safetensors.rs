@@ -65,7 +65,9 @@ impl TensorInfo {
         match self.source {
             None => self.range.end - self.range.start,
             // Checked against the file: no product is beyond 64 bits.
-            Some(_) => self.shape.iter().fold(self.dtype.size() as u64, |bytes, n| bytes.saturating_mul(*n as u64)),
+            Some(_) => {
+                self.shape.iter().fold(self.dtype.size() as u64, |bytes, n| bytes.saturating_mul(*n as u64))
+            }
         }
     }
 

@@ -63,7 +63,16 @@ fn keys(architecture: &str) -> Vec<(&'static str, u32, Vec<u8>)> {
         ("tokenizer.ggml.model", 8, text("gpt2")),
         ("tokenizer.ggml.pre", 8, text("qwen2")),
         ("tokenizer.ggml.tokens", 9, texts(&["a", "b", "ab", "<|im_end|>"])),
-        ("tokenizer.ggml.token_type", 9, [&5_u32.to_le_bytes()[..], &4_u64.to_le_bytes(), &[1, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 3, 0, 0, 0]].concat()),
+        (
+            "tokenizer.ggml.token_type",
+            9,
+            [
+                &5_u32.to_le_bytes()[..],
+                &4_u64.to_le_bytes(),
+                &[1, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 3, 0, 0, 0],
+            ]
+            .concat(),
+        ),
         ("tokenizer.ggml.merges", 9, texts(&["a b"])),
         ("tokenizer.ggml.eos_token_id", 4, number(3)),
         ("tokenizer.chat_template", 8, text("{{ messages }}")),
@@ -145,7 +154,8 @@ fn numbered_files_are_one_model() {
     let folder = Folder::new();
     let tensors = [("token_embd.weight", &[32, 4][..], Q4_0, rows(4))];
     let others = [("blk.0.attn_q.weight", &[32, 8][..], Q4_0, rows(8))];
-    let split = |number: u16| vec![("split.no", 2, number.to_le_bytes().to_vec()), ("split.count", 2, vec![2, 0])];
+    let split =
+        |number: u16| vec![("split.no", 2, number.to_le_bytes().to_vec()), ("split.count", 2, vec![2, 0])];
     let first = [keys("llama"), split(0)].concat();
     folder.write("m-00001-of-00002.gguf", gguf(&first, &tensors));
     let missing = ModelManifest::read(folder.path()).unwrap_err();
@@ -174,10 +184,20 @@ fn what_is_not_known_is_named_and_what_is_broken_refused() {
     for (file, says) in [
         (gguf(&keys("mamba9"), &[]), "general.architecture is \"mamba9\", which cannot be read"),
         (gguf(&keys("llama"), &[embedding(IQ4_XS, 136)]), "is in IQ4_XS, which is not supported: use a file"),
-        (gguf(&keys("llama"), &[embedding(F32, 1024), ("blk.0.odd.weight", &[1], F32, vec![0; 4])]), "blk.0.odd.weight is no tensor"),
+        (
+            gguf(&keys("llama"), &[embedding(F32, 1024), ("blk.0.odd.weight", &[1], F32, vec![0; 4])]),
+            "blk.0.odd.weight is no tensor",
+        ),
         (with(&|keys| keys.retain(|key| key.0 != "llama.block_count")), "llama.block_count is missing"),
         (with(&|keys| keys.retain(|key| key.0 != "tokenizer.ggml.pre")), "tokenizer.ggml.pre is missing"),
-        (with(&|keys| keys.iter_mut().filter(|key| key.0 == "tokenizer.ggml.pre").for_each(|key| key.2 = text("new"))), "is \"new\", a way to cut words"),
+        (
+            with(&|keys| {
+                keys.iter_mut()
+                    .filter(|key| key.0 == "tokenizer.ggml.pre")
+                    .for_each(|key| key.2 = text("new"))
+            }),
+            "is \"new\", a way to cut words",
+        ),
     ] {
         let path = folder.write("model.gguf", file);
         let manifest = ModelManifest::read(&path).unwrap();

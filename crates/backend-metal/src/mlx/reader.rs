@@ -58,7 +58,10 @@ impl<'a> Reader<'a> {
     /// A reader that tells `observe` how far it has come, every few milliseconds while it reads, and stops once that returns
     /// `false`.
     pub(crate) fn new(manifest: &'a ModelManifest, observe: &'a mut dyn FnMut(Progress) -> bool) -> Self {
-        let files = Files { paths: manifest.files(), open: manifest.files().iter().map(|_| OnceLock::new()).collect() };
+        let files = Files {
+            paths: manifest.files(),
+            open: manifest.files().iter().map(|_| OnceLock::new()).collect(),
+        };
         Self { manifest, files, read: Cell::new(0), observe: RefCell::new(observe) }
     }
 
@@ -151,7 +154,8 @@ impl<'a> Reader<'a> {
                 let (done, bytes, pieces) = (done.clone(), &bytes, &pieces);
                 let work = move || {
                     loop {
-                        let Some((start, piece)) = pieces.lock().ok().and_then(|mut pieces| pieces.next()) else {
+                        let Some((start, piece)) = pieces.lock().ok().and_then(|mut pieces| pieces.next())
+                        else {
                             return;
                         };
                         let result = bytes.read(start, piece).map(|()| piece.len());

@@ -128,9 +128,10 @@ impl<'a> Weights<'a> {
     /// [`Error::InvalidModel`]: there is no such tensor.
     pub(crate) fn info(&self, name: impl Display) -> Result<&'a TensorInfo> {
         let name = self.name(name);
-        self.manifest().tensors().get(&name).ok_or_else(|| {
-            Error::invalid_key(self.manifest().path(), name, "is missing from the files")
-        })
+        self.manifest()
+            .tensors()
+            .get(&name)
+            .ok_or_else(|| Error::invalid_key(self.manifest().path(), name, "is missing from the files"))
     }
 
     /// The vector or stack of vectors `name`, of any of the types of [`FLOATS`].

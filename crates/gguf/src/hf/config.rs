@@ -25,7 +25,11 @@ pub(super) struct Fields<'a> {
 }
 
 impl<'a> Fields<'a> {
-    pub(super) fn new(metadata: &'a Metadata, tensors: &'a [Tensor], family: &'static Family) -> Result<Self> {
+    pub(super) fn new(
+        metadata: &'a Metadata,
+        tensors: &'a [Tensor],
+        family: &'static Family,
+    ) -> Result<Self> {
         let mut fields = Self {
             metadata,
             tensors,
@@ -104,7 +108,8 @@ impl<'a> Fields<'a> {
         let epsilon = "attention.layer_norm_rms_epsilon";
         put("rms_norm_eps", single(self.number(epsilon)?.ok_or_else(|| self.missing(epsilon))?));
         let embedding = self.tensor("token_embd.weight");
-        let Some(rows) = embedding.filter(|tensor| tensor.shape.len() == 2).map(|tensor| tensor.shape[0]) else {
+        let Some(rows) = embedding.filter(|tensor| tensor.shape.len() == 2).map(|tensor| tensor.shape[0])
+        else {
             return Err(Error::at("token_embd.weight", "is missing, or no matrix"));
         };
         put("vocab_size", json!(rows));

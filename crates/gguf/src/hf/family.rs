@@ -205,7 +205,9 @@ mod tests {
         ] {
             assert_eq!(named(architecture, name), Some(expected), "{architecture} {name}");
         }
-        for name in ["blk.7.ssm_a", "blk.x.attn_q.weight", "blk.7.unknown.weight", "token_embd", "v.patch.weight"] {
+        for name in
+            ["blk.7.ssm_a", "blk.x.attn_q.weight", "blk.7.unknown.weight", "token_embd", "v.patch.weight"]
+        {
             assert_eq!(named("llama", name), None, "{name}");
         }
     }

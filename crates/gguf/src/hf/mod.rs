@@ -115,7 +115,8 @@ impl Model {
 fn paired_rows(tensor: &Tensor, heads: usize) -> Result<Rows> {
     let rows = if tensor.shape.len() == 1 { tensor.shape[0] } else { tensor.shape[tensor.shape.len() - 2] };
     if tensor.shape.len() > 2 || heads == 0 || !rows.is_multiple_of(2 * heads) {
-        let reason = format!("has the extents {:?}, expected rows that divide into {heads} heads", tensor.shape);
+        let reason =
+            format!("has the extents {:?}, expected rows that divide into {heads} heads", tensor.shape);
         return Err(Error::at(&tensor.name, reason));
     }
     Ok(Rows::Paired { heads })

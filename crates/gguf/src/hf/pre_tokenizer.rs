@@ -16,8 +16,7 @@ pub(super) struct PreTokenizer {
     pub(super) composes: bool,
 }
 
-const GPT2: &str =
-    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN35: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
@@ -39,19 +38,13 @@ const KNOWN: &[(&[&str], PreTokenizer)] = &[
         PreTokenizer { patterns: &[LLAMA3], ignore_merges: true, adds_bos: true, composes: false },
     ),
     (&["dbrx", "smaug-bpe", "glm4", "chatglm-bpe"], PreTokenizer { patterns: &[LLAMA3], ..PLAIN }),
-    (
-        &["qwen2", "deepseek-r1-qwen", "megrez"],
-        PreTokenizer { patterns: &[QWEN2], composes: true, ..PLAIN },
-    ),
+    (&["qwen2", "deepseek-r1-qwen", "megrez"], PreTokenizer { patterns: &[QWEN2], composes: true, ..PLAIN }),
     (
         &["stablelm2", "hunyuan", "kormo", "solar-open", "grok-2"],
         PreTokenizer { patterns: &[QWEN2], ..PLAIN },
     ),
     (&["qwen35"], PreTokenizer { patterns: &[QWEN35], composes: true, ..PLAIN }),
-    (
-        &["tekken"],
-        PreTokenizer { patterns: &[TEKKEN], ignore_merges: true, adds_bos: true, composes: false },
-    ),
+    (&["tekken"], PreTokenizer { patterns: &[TEKKEN], ignore_merges: true, adds_bos: true, composes: false }),
     (&["gpt-4o", "llama4", "kanana2", "minimax-m2"], PreTokenizer { patterns: &[GPT4O], ..PLAIN }),
     (&["seed-coder"], PreTokenizer { patterns: &[SEED], ..PLAIN }),
     (
@@ -59,7 +52,18 @@ const KNOWN: &[(&[&str], PreTokenizer)] = &[
         PreTokenizer { patterns: DIGITS, ..PLAIN },
     ),
     (
-        &["gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "granite-docling", "gigachat", "mellum", "exaone4"],
+        &[
+            "gpt-2",
+            "phi-2",
+            "mpt",
+            "olmo",
+            "jais",
+            "trillion",
+            "granite-docling",
+            "gigachat",
+            "mellum",
+            "exaone4",
+        ],
         PLAIN,
     ),
     (&["falcon"], PreTokenizer { patterns: FALCON, ..PLAIN }),

@@ -61,7 +61,8 @@ impl Model {
         match metadata.text(MODEL)? {
             Some("gpt2") => {
                 let Some(name) = metadata.text(PRE)? else {
-                    let reason = "is missing, so how words are cut is not known: use a file made after May 2024";
+                    let reason =
+                        "is missing, so how words are cut is not known: use a file made after May 2024";
                     return Err(Error::at(PRE, reason));
                 };
                 let unknown = || Error::at(PRE, format!("is {name:?}, a way to cut words that is not known"));
@@ -128,10 +129,13 @@ impl<'a> TextFiles<'a> {
         put("padding", Value::Null);
         put("added_tokens", self.added_tokens());
         put("normalizer", self.normalizer());
-        put("pre_tokenizer", match self.model {
-            Model::ByteLevel(pre) => pre.json(),
-            Model::SentencePiece { .. } => Value::Null,
-        });
+        put(
+            "pre_tokenizer",
+            match self.model {
+                Model::ByteLevel(pre) => pre.json(),
+                Model::SentencePiece { .. } => Value::Null,
+            },
+        );
         put("post_processor", self.post_processor()?);
         put("decoder", self.decoder());
         put("model", self.bpe()?);
@@ -181,7 +185,9 @@ impl<'a> TextFiles<'a> {
     /// What is put around a text that is no conversation.
     fn post_processor(&self) -> Result<Value> {
         let adds = |name: &str, default: bool| {
-            self.metadata.flag(&format!("tokenizer.ggml.add_{name}_token")).map(|flag| flag.unwrap_or(default))
+            self.metadata
+                .flag(&format!("tokenizer.ggml.add_{name}_token"))
+                .map(|flag| flag.unwrap_or(default))
         };
         let default = match self.model {
             Model::ByteLevel(pre) => pre.adds_bos,

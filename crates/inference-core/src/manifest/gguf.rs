@@ -191,7 +191,8 @@ fn files(path: &Path) -> Result<Vec<PathBuf>> {
     for number in 1..=count {
         let sibling = path.with_file_name(format!("{stem}-{number:05}-of-{count:05}.gguf"));
         if fs::symlink_metadata(&sibling).is_err() {
-            let reason = format!("is missing, but {name:?} is one of {count} files: download the model again");
+            let reason =
+                format!("is missing, but {name:?} is one of {count} files: download the model again");
             return Err(Error::invalid_file(sibling, reason));
         }
         files.push(sibling);
@@ -204,14 +205,17 @@ fn split(name: &str) -> Option<(&str, u32, u32)> {
     let (rest, count) = name.strip_suffix(".gguf")?.rsplit_once("-of-")?;
     let (stem, number) = rest.rsplit_once('-')?;
     let digits = |text: &str| {
-        (text.len() == 5 && text.bytes().all(|byte| byte.is_ascii_digit())).then(|| text.parse().ok()).flatten()
+        (text.len() == 5 && text.bytes().all(|byte| byte.is_ascii_digit()))
+            .then(|| text.parse().ok())
+            .flatten()
     };
     let (number, count) = (digits(number)?, digits(count)?);
     (number >= 1 && number <= count).then_some((stem, number, count))
 }
 
 /// The JSON files that stand for what a GGUF file says of text, by name.
-pub(crate) const TEXT_FILES: [&str; 3] = ["tokenizer.json", "tokenizer_config.json", "generation_config.json"];
+pub(crate) const TEXT_FILES: [&str; 3] =
+    ["tokenizer.json", "tokenizer_config.json", "generation_config.json"];
 
 /// One of [`TEXT_FILES`]; `None` for any other name.
 pub(crate) fn text_file(path: &Path, metadata: &Metadata, name: &str) -> Result<Option<Vec<u8>>> {

@@ -102,8 +102,7 @@ impl Tokenizer {
         let mut file = TokenizerFile::parse(&path, &bytes)?;
         drop(bytes);
         let decoder = file.decoder.take();
-        let configured =
-            special::configured_tokens(&config, &special, &files.path("tokenizer_config.json"))?;
+        let configured = special::configured_tokens(&config, &special, &files.path("tokenizer_config.json"))?;
         let pipeline = Pipeline::build(&path, file, &configured)?;
         special::check_ids(
             &configured,

@@ -57,7 +57,14 @@ impl Plan {
         if default.is_some() && packed {
             return Err(Error::invalid_file(source.path(), "is quantised already: make it dense first"));
         }
-        let mut plan = Self { jobs: Vec::new(), settings: Map::new(), default, rules, dtype: options.dtype, keep: options.keep };
+        let mut plan = Self {
+            jobs: Vec::new(),
+            settings: Map::new(),
+            default,
+            rules,
+            dtype: options.dtype,
+            keep: options.keep,
+        };
         if options.keep {
             if default.is_some() {
                 return Err(invalid_option("keep", "is set together with a quantisation".to_owned()));

@@ -233,7 +233,8 @@ impl RowsOf {
         };
         // The lengths are those of whole rows; what is left is a scale that is no number.
         done.ok_or_else(|| {
-            let reason = format!("has a scale that is not finite, or too large, in its blocks of {}", self.kind);
+            let reason =
+                format!("has a scale that is not finite, or too large, in its blocks of {}", self.kind);
             Error::invalid_key(&self.path, &self.name, reason)
         })
     }
