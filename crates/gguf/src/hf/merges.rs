@@ -7,6 +7,9 @@ use std::collections::HashMap;
 
 use crate::{Error, Result};
 
+/// The most merges; Gemini has 580,604.
+pub(super) const MOST_MERGES: usize = 1 << 21;
+
 /// The longest token that merges are found for, in bytes: SentencePiece's own limit is 16 characters, Gemma has one of 93 bytes.
 const LONGEST_TOKEN: usize = 512;
 
@@ -36,6 +39,10 @@ pub(super) fn merges<'a>(tokens: &[(&'a str, f32)]) -> Result<Vec<(&'a str, &'a 
         let mut pairs: Vec<_> = cuts.filter_map(known).collect();
         pairs.sort_unstable_by_key(|pair| (pair.0, pair.1));
         merges.extend(pairs.into_iter().map(|pair| (pair.2, pair.3)));
+        if merges.len() > MOST_MERGES {
+            let reason = format!("can be made of each other in more than {MOST_MERGES} ways");
+            return Err(Error::at("tokenizer.ggml.tokens", reason));
+        }
     }
     Ok(merges)
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashSet};
 use serde_json::{Map, Value, json};
 
 use super::{
-    merges::merges,
+    merges::{MOST_MERGES, merges},
     pre_tokenizer::{PreTokenizer, byte_level},
 };
 use crate::{Error, Metadata, Result, Strings};
@@ -13,6 +13,9 @@ use crate::{Error, Metadata, Result, Strings};
 const TOKENS: &str = "tokenizer.ggml.tokens";
 const PRE: &str = "tokenizer.ggml.pre";
 const MODEL: &str = "tokenizer.ggml.model";
+
+/// The most tokens of a vocabulary.
+const MOST_TOKENS: usize = 1 << 20;
 
 /// Control tokens that end an answer in some family, whatever the file names as its end: llama.cpp knows them by their texts, too.
 const ENDS: [&str; 9] = [
@@ -95,6 +98,9 @@ impl<'a> TextFiles<'a> {
     pub fn read(metadata: &'a Metadata) -> Result<Self> {
         let model = Model::read(metadata)?;
         let listed = metadata.texts(TOKENS)?.ok_or_else(|| Error::at(TOKENS, "is missing"))?;
+        if listed.len() > MOST_TOKENS {
+            return Err(Error::at(TOKENS, format!("has {} tokens, expected at most {MOST_TOKENS}", listed.len())));
+        }
         let name = |(id, token): (usize, &str)| match token {
             "" => format!("[EMPTY_{id}]"),
             token => token.to_owned(),
@@ -344,6 +350,10 @@ fn kind(number: i64) -> Result<Kind> {
 
 /// Merges are two tokens with a space between, of which the first may begin with one.
 fn byte_level_merges(merges: &Strings) -> Result<Value> {
+    if merges.len() > MOST_MERGES {
+        let reason = format!("has {} merges, expected at most {MOST_MERGES}", merges.len());
+        return Err(Error::at("tokenizer.ggml.merges", reason));
+    }
     let pair = |merge: &str| {
         let at = merge.char_indices().skip(1).find(|(_, c)| *c == ' ').map(|(at, _)| at);
         let at = at.ok_or_else(|| Error::at("tokenizer.ggml.merges", format!("has {merge:?}, no pair")))?;
