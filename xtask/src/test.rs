@@ -10,13 +10,15 @@ use crate::{python, sh};
 /// # Errors
 /// A test fails, or what it needs cannot be had.
 pub(crate) fn run(args: &[String]) -> Result<()> {
-    let python = python::mlx_lm()?;
-    let clients = python::clients()?;
+    let (python, clients) = (python::mlx_lm()?, python::clients()?);
+    let (gguf, smollm2) = (python::gguf()?, python::smollm2()?);
     let seed = std::env::var("PROPTEST_RNG_SEED").unwrap_or_else(|_| "1".to_owned());
     let variables = || {
         [
             ("INFERENCE_PYTHON", python.display().to_string()),
             ("INFERENCE_CLIENTS_PYTHON", clients.display().to_string()),
+            ("GGUF_PYTHON", gguf.display().to_string()),
+            ("SMOLLM2_GGUF", smollm2.display().to_string()),
             ("PROPTEST_RNG_SEED", seed.clone()),
         ]
     };

@@ -119,7 +119,7 @@ impl Backend for MlxBackend {
     }
 
     fn supports(&self, model: &ModelManifest) -> Support {
-        if let Some(reason) = model.no_safetensors() {
+        if let Some(reason) = model.unread() {
             return Support::No(reason.to_owned());
         }
         if let Some(method) = model.quant_method()

@@ -99,6 +99,10 @@ impl Backend for MlxLmBackend {
         if let Some(reason) = model.no_safetensors() {
             return Support::No(reason.to_owned());
         }
+        if model.tensors().values().any(|tensor| tensor.source.is_some()) {
+            let reason = "its matrices are packed in a way that is not MLX's: `inference convert --keep` writes them anew";
+            return Support::No(reason.to_owned());
+        }
         if let Some(method) = model.quant_method()
             && !model.quantization().is_some_and(|quantization| quantization.mode.is_mlx())
         {

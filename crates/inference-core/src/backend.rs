@@ -6,8 +6,9 @@
 //! - **Registration**: [`BackendDescriptor`], [`register_backend!`](crate::register_backend).
 //! - **Streams**: [`TokenSink`] is the engine's end of a [`TokenStream`](crate::TokenStream); [`OutputParser`] splits an
 //!   answer into its parts.
-//! - **Files**: [`TensorInfo`], [`read_tensors`], [`read_json`], [`read_value`], [`read_regular`] and [`open_regular`] trust nothing in a folder;
-//!   [`AdapterManifest`] and [`SessionFile`] are the formats of adapters and saved sessions.
+//! - **Files**: [`TensorInfo`], [`read_tensors`], [`read_json`], [`read_value`], [`read_regular`] and [`open_regular`] trust nothing in a
+//!   folder; [`TensorSource`] computes tensors that are stored in another form; [`ModelFiles`] has a model's text files, also those
+//!   that a GGUF file stands for; [`AdapterManifest`] and [`SessionFile`] are the formats of adapters and saved sessions.
 //! - **Training**: [`Batches`], [`TrainState`].
 //! - **Work that blocks**: [`spawn_blocking`].
 
@@ -22,6 +23,7 @@ pub use crate::{
     engine::{Backend, BackendInfo, MemoryControl, MemoryLimits, Support},
     error::BoxError,
     files::{open_regular, read_json, read_regular, read_value},
+    model_files::ModelFiles,
     options::{DEFAULT_MAX_TOKENS, DEFAULT_PENALTY_WINDOW, Extensions, Processor, Progress},
     printable::Printable,
     register_backend,
@@ -32,5 +34,6 @@ pub use crate::{
     spawn_blocking::spawn_blocking,
     stream::TokenSink,
     system::free_memory,
+    tensor_source::{ReadAt, TensorSource},
     train::{batches::Batches, checkpoint::TrainState},
 };

@@ -1,12 +1,15 @@
 //! Finding models in a folder.
 
 use std::{
-    collections::HashSet,
+    collections::{HashSet, VecDeque},
     fs, io,
     path::{Component, Path, PathBuf},
 };
 
-use crate::{Error, ModelManifest, Result, manifest::INDEX};
+use crate::{
+    Error, ModelManifest, Result,
+    manifest::{INDEX, models},
+};
 
 /// How many folders below the root are searched; deeper ones are left alone.
 const DEEPEST: usize = 32;
@@ -19,16 +22,18 @@ const SKIPPED: [&str; 3] = [".git", "target", "node_modules"];
 #[non_exhaustive]
 pub struct Discovered {
     /// Its path below the root, with `/` on every system; the root's own name if it is the root. In a Hugging Face cache
-    /// `organisation/name` for the revision that `refs/main` names and `organisation/name@revision` for any other.
+    /// `organisation/name` for the revision that `refs/main` names and `organisation/name@revision` for any other. The name of a
+    /// GGUF file is without `.gguf`.
     pub name: String,
-    /// What the folder says about itself.
+    /// What the folder or file says about itself.
     pub manifest: ModelManifest,
 }
 
 /// The models at and below `root`, found lazily: a folder is read when the iterator gets to it, its headers only.
 ///
-/// A folder that has a config.json beside any `*.safetensors` or an index is a model, and is not searched further. Folders
-/// come in the order of their names. What cannot be read and models that are broken are an `Err` item, and the search goes
+/// A folder that has a config.json beside any `*.safetensors` or an index is a model, and is not searched further. In other folders
+/// each `*.gguf` is a model, of several numbered files the first, but not encoders of images (`mmproj*`). Folders and files come in
+/// the order of their names. What cannot be read and models that are broken are an `Err` item, and the search goes
 /// on. Links are followed; a folder is visited once, by whichever path comes first. `.git`, `target` and `node_modules` below
 /// the root are left out, and so is what lies more than 32 folders deep.
 ///
@@ -45,7 +50,7 @@ pub struct Discovered {
 pub fn discover(root: impl AsRef<Path>) -> Discover {
     let root = root.as_ref().to_owned();
     let pending = vec![Pending { path: root.clone(), depth: 0, link: true, parent: PathBuf::new() }];
-    Discover { root, pending, visited: HashSet::new() }
+    Discover { root, pending, found: VecDeque::new(), visited: HashSet::new() }
 }
 
 /// The iterator of [`discover`].
@@ -54,6 +59,8 @@ pub struct Discover {
     root: PathBuf,
     /// A stack: the next folder is the last.
     pending: Vec<Pending>,
+    /// GGUF files of the folder that was visited last.
+    found: VecDeque<PathBuf>,
     /// Folders by their real paths.
     visited: HashSet<PathBuf>,
 }
@@ -71,9 +78,14 @@ impl Iterator for Discover {
     type Item = Result<Discovered>;
 
     fn next(&mut self) -> Option<Self::Item> {
+        if let Some(file) = self.found.pop_front() {
+            let named = |manifest| Discovered { name: self.file_name(&file), manifest };
+            return Some(ModelManifest::read(&file).map(named));
+        }
         while let Some(folder) = self.pending.pop() {
             match self.visit(&folder) {
-                Ok(false) => {}
+                Ok(false) if self.found.is_empty() => {}
+                Ok(false) => return self.next(),
                 Ok(true) => {
                     let named = |manifest| Discovered { name: self.name(&folder.path), manifest };
                     return Some(ModelManifest::read(&folder.path).map(named));
@@ -107,13 +119,17 @@ impl Discover {
         }
 
         let (mut config, mut weights) = (false, false);
-        let mut folders = Vec::new();
+        let (mut folders, mut names) = (Vec::new(), Vec::new());
         let entries = fs::read_dir(path).map_err(io)?;
         for entry in entries.collect::<io::Result<Vec<_>>>().map_err(io)? {
             let name = entry.file_name();
             config |= name == "config.json";
             weights |= name == INDEX || Path::new(&name).extension().is_some_and(|e| e == "safetensors");
             let kind = entry.file_type().map_err(io)?;
+            // A file, or a link to one, as in a Hugging Face cache.
+            if !kind.is_dir() {
+                names.extend(name.to_str().map(str::to_owned));
+            }
             let skipped = SKIPPED.iter().any(|skipped| name == *skipped);
             if (kind.is_dir() || kind.is_symlink()) && !skipped && folder.depth < DEEPEST {
                 folders.push(Pending {
@@ -127,9 +143,19 @@ impl Discover {
         if config && weights {
             return Ok(true);
         }
+        self.found = models(path, names.into_iter()).into();
         folders.sort_unstable_by(|a, b| b.path.cmp(&a.path));
         self.pending.append(&mut folders);
         Ok(false)
+    }
+
+    /// The name of a GGUF file.
+    fn file_name(&self, file: &Path) -> String {
+        let stem = file.file_stem().unwrap_or_default().to_string_lossy();
+        match file.parent().filter(|folder| *folder != self.root || cached_name(folder).is_some()) {
+            Some(folder) => format!("{}/{stem}", self.name(folder)),
+            None => stem.into_owned(),
+        }
     }
 
     fn name(&self, folder: &Path) -> String {

@@ -47,6 +47,7 @@ mod metrics;
 #[cfg(feature = "mock")]
 pub mod mock;
 mod model;
+mod model_files;
 mod model_info;
 mod options;
 mod printable;
@@ -59,6 +60,7 @@ mod session_file;
 mod spawn_blocking;
 mod stream;
 mod system;
+mod tensor_source;
 mod token;
 mod tool_call;
 pub mod train;

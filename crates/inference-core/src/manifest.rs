@@ -5,7 +5,9 @@ mod context;
 mod estimate;
 mod fingerprint;
 mod generation;
+mod gguf;
 mod layers;
+mod packed;
 mod quantization;
 mod shards;
 mod side_parts;
@@ -17,16 +19,19 @@ use std::{
 };
 
 use serde::de::DeserializeOwned;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
-pub(crate) use self::shards::INDEX;
-use self::{config::Config, quantization::Settings};
+use self::{config::Config, gguf::Form, quantization::Settings};
 pub use self::{
     estimate::MemoryEstimate,
     generation::GenerationConfig,
     layers::LayerKind,
     quantization::{QuantMode, Quantization},
     side_parts::SidePart,
+};
+pub(crate) use self::{
+    gguf::{TEXT_FILES, metadata, models, text_file},
+    shards::INDEX,
 };
 use crate::{
     Dtype, Error, Result,
@@ -38,8 +43,11 @@ use crate::{
 /// length.
 const LONGEST_CONFIG: u64 = 4 << 20;
 
-/// A folder in the published layout: config.json and safetensors files. Nothing of the weights is read. What it says is
-/// parsed and checked here once, for backends and programs alike.
+/// A folder in the published layout, config.json and safetensors files, or a GGUF file. Nothing of the weights is read. What they
+/// say is parsed and checked here once, for backends and programs alike.
+///
+/// Matrices of GPTQ, AWQ and block-scaled FP8 are shown in the form that MLX computes with. A GGUF file is shown as the folder that it was made of: config.json and the tensors have the form that transformers and MLX
+/// know. A folder that holds one GGUF model and no safetensors is that model.
 ///
 /// The tensors are those of the files that `model.safetensors.index.json` names; without an index those of
 /// `model.safetensors`; without that those of every `model*.safetensors`.
@@ -53,14 +61,20 @@ pub struct ModelManifest {
     files: Vec<PathBuf>,
     tensors: BTreeMap<String, TensorInfo>,
     no_safetensors: Option<&'static str>,
+    /// Why there are no tensors here, though the files may have some.
+    unread: Option<String>,
+    /// The GGUF file, or the first of several.
+    gguf: Option<PathBuf>,
+    /// The type of the activations, where the tensors do not decide it.
+    float: Option<Dtype>,
 }
 
 impl ModelManifest {
     /// Reads the folder's config and tensor headers.
     ///
-    /// A folder without safetensors files, or a single file such as `model.gguf`, is read as far as it goes: without tensors,
-    /// without config where there is none. [`no_safetensors`](Self::no_safetensors) then says why, and a backend that reads
-    /// that format can say that it [supports](crate::backend::Backend::supports) it.
+    /// A folder without safetensors files, and a GGUF file of a family that is not known here, are read as far as they go: without
+    /// tensors, without config where there is none. [`unread`](Self::unread) then says why, and a backend that reads that format
+    /// can say that it [supports](crate::backend::Backend::supports) it.
     ///
     /// A config that asks for code from the folder to be run is refused. `auto_map` is allowed where it names the modules of
     /// the architecture itself (`modeling_phi3` for `phi3`): that is code which a backend that knows the `model_type`
@@ -72,6 +86,7 @@ impl ModelManifest {
         let path = path.as_ref().to_owned();
         let other = match look(&path)? {
             Layout::Published => None,
+            Layout::Gguf(file) => return Self::of_gguf(path, &file, Form::Packed),
             Layout::Other { reason, files } => Some((reason, files)),
         };
         let mut manifest = Self {
@@ -82,16 +97,79 @@ impl ModelManifest {
             files: Vec::new(),
             tensors: BTreeMap::new(),
             no_safetensors: None,
+            unread: None,
+            gguf: None,
+            float: None,
             path,
         };
         if manifest.path.is_dir() {
             manifest.read_config()?;
         }
         match other {
-            None => (manifest.files, manifest.tensors) = shards::read(&manifest.path)?,
-            Some((reason, files)) => (manifest.no_safetensors, manifest.files) = (Some(reason), files),
+            None => {
+                (manifest.files, manifest.tensors) = shards::read(&manifest.path)?;
+                manifest.unpack()?;
+            }
+            Some((reason, files)) => {
+                (manifest.no_safetensors, manifest.files) = (Some(reason), files);
+                manifest.unread = Some(reason.to_owned());
+            }
         }
         Ok(manifest)
+    }
+
+    /// Puts what other programs quantised into MLX's form, where it has one; else says why not.
+    fn unpack(&mut self) -> Result<()> {
+        let Some(settings) = &self.quantization else { return Ok(()) };
+        let path = self.config_path();
+        let unpacked = match packed::unpack(&path, &self.config, &self.files, &self.tensors, settings) {
+            Ok(None) => return Ok(()),
+            Ok(Some(unpacked)) => unpacked,
+            Err(error) => {
+                self.unread = Some(error.to_string());
+                return Ok(());
+            }
+        };
+        if let Value::Object(config) = &mut self.config {
+            config.remove(&settings.key);
+            if let Some(Quantization { bits, group_size, mode }) = unpacked.quantization {
+                let quantization = json!({"bits": bits, "group_size": group_size, "mode": mode.name()});
+                config.insert("quantization".to_owned(), quantization);
+            }
+        }
+        (self.tensors, self.float) = (unpacked.tensors, unpacked.float);
+        self.quantization = quantization::read(&Config::new(&path, &self.config))?;
+        Ok(())
+    }
+
+    fn of_gguf(path: PathBuf, file: &Path, form: Form) -> Result<Self> {
+        let model = gguf::read(file, form)?;
+        Ok(Self {
+            config: model.config,
+            model_type: model.model_type,
+            quantization: model.quantization,
+            generation: model.generation,
+            files: model.files,
+            tensors: model.tensors,
+            no_safetensors: Some(
+                "has its weights in GGUF: `inference convert --keep` writes them as safetensors",
+            ),
+            unread: model.unread,
+            gguf: Some(file.to_owned()),
+            float: model.float,
+            path,
+        })
+    }
+
+    /// The same model with every matrix in full, in single precision, where a GGUF file has it quantised; any other as it is.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn in_full(&self) -> Result<Self> {
+        match &self.gguf {
+            Some(file) => Self::of_gguf(self.path.clone(), file, Form::Full),
+            None => Ok(self.clone()),
+        }
     }
 
     /// Reads config.json and generation_config.json, where there are any.
@@ -120,6 +198,19 @@ impl ModelManifest {
         self.no_safetensors
     }
 
+    /// Why the [`tensors`](Self::tensors) are none, or not in a form of MLX's: the files are of a format, a GGUF file of a family, or
+    /// quantised in a way that is not known here. It is a reason for [`Support::No`](crate::backend::Support::No) of a backend that reads tensors by this manifest.
+    #[must_use]
+    pub fn unread(&self) -> Option<&str> {
+        self.unread.as_deref()
+    }
+
+    /// Whether the weights lie in GGUF files.
+    #[must_use]
+    pub fn is_gguf(&self) -> bool {
+        self.gguf.is_some()
+    }
+
     /// The model with these tensors of a safetensors file, such as a full training's, in place of its own.
     ///
     /// # Errors
@@ -141,7 +232,7 @@ impl ModelManifest {
         Ok(self)
     }
 
-    /// The folder.
+    /// The folder, or the GGUF file.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
@@ -161,10 +252,10 @@ impl ModelManifest {
         from_value(&self.config_path(), &self.config)
     }
 
-    /// The path of config.json, for errors about it.
+    /// The path of config.json, for errors about it; of a GGUF file its own.
     #[must_use]
     pub fn config_path(&self) -> PathBuf {
-        self.path.join("config.json")
+        self.gguf.clone().unwrap_or_else(|| self.path.join("config.json"))
     }
 
     /// The architecture's name: `model_type` of config.json.
@@ -236,15 +327,11 @@ impl ModelManifest {
         }
     }
 
-    /// The floating-point type that most bytes of the tensors have, which is the one that activations take. `None` where there
-    /// is none.
+    /// The floating-point type that activations take: the one that most bytes of the tensors have, and single precision for what
+    /// is quantised in GGUF. `None` where there is none.
     #[must_use]
     pub fn float_dtype(&self) -> Option<Dtype> {
-        let mut bytes = BTreeMap::new();
-        for tensor in self.tensors.values().filter(|tensor| tensor.dtype.is_float()) {
-            *bytes.entry(tensor.dtype).or_insert(0) += tensor.bytes();
-        }
-        bytes.into_iter().max_by_key(|(_, bytes)| *bytes).map(|(dtype, _)| dtype)
+        self.float.or_else(|| most_floats(&self.tensors))
     }
 
     /// The tokens that the model was made for, prompt and answer together: `max_position_embeddings` of config.json or of
@@ -319,7 +406,7 @@ impl ModelManifest {
         parameters.fold(0, u64::saturating_add)
     }
 
-    /// The safetensors files, in order.
+    /// The files of the weights, in order.
     #[must_use]
     pub fn files(&self) -> &[PathBuf] {
         &self.files
@@ -331,7 +418,7 @@ impl ModelManifest {
         &self.tensors
     }
 
-    /// Bytes of all tensors as stored.
+    /// Bytes of all tensors in memory.
     #[must_use]
     pub fn weight_bytes(&self) -> u64 {
         self.tensors.values().map(TensorInfo::bytes).fold(0, u64::saturating_add)
@@ -369,10 +456,21 @@ impl ModelManifest {
     }
 }
 
+/// The floating-point type that most bytes of the tensors have.
+fn most_floats(tensors: &BTreeMap<String, TensorInfo>) -> Option<Dtype> {
+    let mut bytes = BTreeMap::new();
+    for tensor in tensors.values().filter(|tensor| tensor.dtype.is_float()) {
+        *bytes.entry(tensor.dtype).or_insert(0) += tensor.bytes();
+    }
+    bytes.into_iter().max_by_key(|(_, bytes)| *bytes).map(|(dtype, _)| dtype)
+}
+
 /// What a path leads to.
 enum Layout {
     /// A folder with config.json and perhaps safetensors files.
     Published,
+    /// A GGUF file, or a folder that holds one model in GGUF.
+    Gguf(PathBuf),
     /// Weights in another format: why they are no safetensors, and the files.
     Other { reason: &'static str, files: Vec<PathBuf> },
 }
@@ -387,6 +485,9 @@ fn look(path: &Path) -> Result<Layout> {
         }
         _ => Error::io("read", path, source),
     })?;
+    if metadata.is_file() && gguf::is_gguf(path) {
+        return Ok(Layout::Gguf(path.to_owned()));
+    }
     if metadata.is_file() {
         let reason = "is a file: give the folder that holds config.json and the safetensors files";
         return Ok(Layout::Other { reason, files: vec![path.to_owned()] });
@@ -396,7 +497,11 @@ fn look(path: &Path) -> Result<Layout> {
         return Err(Error::invalid_file(path, reason));
     }
     if let Some((reason, files)) = shards::other_formats(path)? {
-        return Ok(Layout::Other { reason, files });
+        let names = files.iter().filter_map(|file| Some(file.file_name()?.to_str()?.to_owned()));
+        return Ok(match models(path, names).as_slice() {
+            [file] if gguf::is_gguf(file) => Layout::Gguf(file.clone()),
+            _ => Layout::Other { reason, files },
+        });
     }
     let config = fs::symlink_metadata(path.join("config.json"));
     if config.is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound) {

@@ -11,6 +11,7 @@ use std::{
     io::{Read as _, Seek as _},
     ops::Range,
     path::Path,
+    sync::Arc,
 };
 
 use serde::{
@@ -21,6 +22,7 @@ use serde::{
 use crate::{
     Error, Result,
     files::{LFS_ADVICE, LFS_POINTER, key_of, open_regular},
+    tensor_source::TensorSource,
 };
 
 /// The longest header that the format allows, in bytes.
@@ -36,7 +38,7 @@ const LONGEST_NAME: usize = 1024;
 const MOST_DIMENSIONS: usize = 64;
 
 /// Where one tensor lies and what it is.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct TensorInfo {
     /// The index of its file in [`ModelManifest::files`](crate::ModelManifest::files).
@@ -45,18 +47,31 @@ pub struct TensorInfo {
     pub dtype: Dtype,
     /// Its extent in each dimension, outermost first.
     pub shape: Vec<usize>,
-    /// Its bytes in the file, from the file's start.
+    /// Its bytes in the file, from the file's start. Where it has a [`source`](Self::source), those that it is computed from.
     pub range: Range<u64>,
+    /// What computes its bytes, where they do not lie in the file as they are.
+    pub source: Option<Arc<dyn TensorSource>>,
 }
 
 impl TensorInfo {
-    /// Its bytes as stored.
-    #[must_use]
-    pub fn bytes(&self) -> u64 {
-        self.range.end - self.range.start
+    /// A tensor that lies in a file as it is.
+    pub(crate) fn in_file(file: usize, dtype: Dtype, shape: Vec<usize>, range: Range<u64>) -> Self {
+        Self { file, dtype, shape, range, source: None }
     }
 
-    /// Its elements as stored: packed weights count as the words that they are packed into.
+    /// Its bytes in memory.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        match self.source {
+            None => self.range.end - self.range.start,
+            // Checked against the file: no product is beyond 64 bits.
+            Some(_) => {
+                self.shape.iter().fold(self.dtype.size() as u64, |bytes, n| bytes.saturating_mul(*n as u64))
+            }
+        }
+    }
+
+    /// Its elements: packed weights count as the words that they are packed into.
     #[must_use]
     pub fn elements(&self) -> u64 {
         self.bytes() / self.dtype.size() as u64
@@ -201,7 +216,7 @@ pub(crate) fn open(path: &Path, file: usize) -> Result<Opened> {
     let Header { entries, metadata } = parse(path, header)?;
     check_layout(path, &entries, file_length - start)?;
     let place = |(name, Entry { dtype, shape, data_offsets: (begin, end) })| {
-        (name, TensorInfo { file, dtype, shape: shape.0, range: start + begin..start + end })
+        (name, TensorInfo::in_file(file, dtype, shape.0, start + begin..start + end))
     };
     let tensors = entries.into_iter().map(place).collect();
     Ok(Opened { file: reader, tensors, metadata })

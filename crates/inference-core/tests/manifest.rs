@@ -452,8 +452,8 @@ fn a_folder_that_is_no_model_is_told_what_to_do() {
 fn other_formats_are_read_as_far_as_they_go() {
     let config = ("config.json", r#"{"model_type":"llama"}"#);
     for (files, weights, says) in [
-        (vec![("m.gguf", "GGUF")], "m.gguf", "GGUF weights only"),
-        (vec![config, ("m.gguf", "GGUF")], "m.gguf", "GGUF weights only"),
+        (vec![("m.gguf", "GGUG")], "m.gguf", "none that is whole"),
+        (vec![config, ("m.gguf", "GGUG")], "m.gguf", "none that is whole"),
         (vec![config, ("pytorch_model.bin", "x")], "pytorch_model.bin", "PyTorch weights only"),
         (vec![config, ("consolidated.00.pth", "x")], "consolidated.00.pth", "PyTorch weights only"),
         (vec![config, ("weights.npz", "x")], "weights.npz", "NumPy weights only"),
@@ -468,12 +468,12 @@ fn other_formats_are_read_as_far_as_they_go() {
         assert_eq!((manifest.tensors().len(), manifest.parameters()), (0, 0));
     }
     let folder = Folder::new();
-    let file = folder.write("m.gguf", "GGUF");
+    let file = folder.write("m.gguf", "GGUG");
     let manifest = ModelManifest::read(&file).unwrap();
     assert_eq!((manifest.files(), manifest.path()), (&[file.clone()][..], &*file));
     assert!(manifest.no_safetensors().unwrap().contains("is a file"));
     let one = manifest.fingerprint().unwrap();
-    folder.write("m.gguf", "GGUG");
+    folder.write("m.gguf", "GGUH");
     assert_ne!(ModelManifest::read(&file).unwrap().fingerprint().unwrap(), one);
     assert_eq!(Folder::with_model().manifest().unwrap().no_safetensors(), None);
 }

@@ -5,7 +5,8 @@ use std::{path::Path, sync::Arc, thread};
 use futures::future::{Either, select};
 use inference_core::{
     CancellationToken, ClassifyOptions, Error, GenerateOptions, Message, ModelInfo, Prompt, Result,
-    TemplateOptions, backend::spawn_blocking,
+    TemplateOptions,
+    backend::{ModelFiles, spawn_blocking},
 };
 
 use crate::{
@@ -96,13 +97,14 @@ impl PromptLimits {
 }
 
 impl TextPipeline {
-    /// Reads the folder's tokenizer and chat template.
+    /// Reads the tokenizer and chat template of a model's folder or GGUF file.
     ///
     /// # Errors
     /// As [`Tokenizer::load`] and [`ChatTemplate::load`].
-    pub fn load(folder: &Path) -> Result<Self> {
-        let tokenizer = Tokenizer::load(folder)?;
-        let template = ChatTemplate::load(folder, tokenizer.special_tokens())?;
+    pub fn load(path: &Path) -> Result<Self> {
+        let files = ModelFiles::open(path)?;
+        let tokenizer = Tokenizer::from_files(&files)?;
+        let template = ChatTemplate::from_files(&files, tokenizer.special_tokens())?;
         let sources: Vec<&str> = template.iter().flat_map(ChatTemplate::sources).collect();
         let sources = sources.concat();
         let format = AnswerFormat::from_template(&sources)?;

@@ -5,7 +5,7 @@ mod files;
 use std::{path::Path, sync::Arc};
 
 use chat_template::{Environment, ErrorKind, Template};
-use inference_core::{CancellationToken, Error, Message, Result, TemplateOptions};
+use inference_core::{CancellationToken, Error, Message, Result, TemplateOptions, backend::ModelFiles};
 use serde_json::{Map, Value, json};
 
 use self::files::{DEFAULT, TOOL_USE};
@@ -31,12 +31,17 @@ struct Variant {
 
 impl ChatTemplate {
     /// Reads the template of a model folder: chat_template.jinja, tokenizer_config.json's `chat_template` (a text, or a list of
-    /// named ones), or chat_template.json. `None` where the folder has none.
+    /// named ones), or chat_template.json; or that of a GGUF file. `None` where there is none.
     ///
     /// # Errors
     /// [`Error::InvalidModel`] names the file that cannot be read; [`Error::Template`]: it is no Jinja2 template.
-    pub fn load(folder: &Path, special: &SpecialTokens) -> Result<Option<Self>> {
-        let sources = files::sources(folder)?;
+    pub fn load(path: &Path, special: &SpecialTokens) -> Result<Option<Self>> {
+        Self::from_files(&ModelFiles::open(path)?, special)
+    }
+
+    /// [`load`](Self::load) of these files.
+    pub(crate) fn from_files(files: &ModelFiles, special: &SpecialTokens) -> Result<Option<Self>> {
+        let sources = files::sources(files)?;
         if sources.is_empty() { Ok(None) } else { Self::from_sources(sources, special).map(Some) }
     }
 

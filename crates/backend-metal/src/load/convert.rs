@@ -45,6 +45,17 @@ pub fn convert(
     options: &ConvertOptions,
     observe: &mut dyn FnMut(Progress) -> bool,
 ) -> Result<()> {
+    let full;
+    // What is to be quantised anew comes from the values in full.
+    let source = if source.is_gguf() && options.quantization.is_some() {
+        full = source.in_full()?;
+        &full
+    } else {
+        source
+    };
+    if let Some(reason) = source.unread() {
+        return Err(Error::invalid_file(source.path(), reason));
+    }
     let plan = Plan::new(source, options)?;
     publish(&plan, &Reader::new(source, observe), &plan.config(source), target)
 }
@@ -54,6 +65,9 @@ fn publish(plan: &Plan, reader: &Reader<'_>, config: &Value, target: &Path) -> R
     let (source, staging) = (reader.manifest().path(), Staging::new(target)?);
     check_resources(&plan.jobs, source, staging.path())?;
     companions::copy(source, staging.path())?;
+    if reader.manifest().is_gguf() {
+        companions::make(source, staging.path())?;
+    }
     write_json(&staging.path().join("config.json"), config)?;
     write_tensors(&plan.jobs, reader, staging.path())?;
     staging.publish()

@@ -156,6 +156,16 @@ pub(crate) fn gather_qmm(x: &Array, w: &QuantizedMatrix, indices: &Array, sorted
 /// Dequantises to `[.., out, in]` of type `dtype`.
 pub(crate) fn dequantize(w: &QuantizedMatrix, dtype: Dtype) -> Result<Array> {
     let stream = Stream::thread_local_or_default();
+    // MLX multiplies in the type of the scales: in half precision it would round what the caller wants in full.
+    let widened;
+    let w = match &w.biases {
+        Some(biases) if dtype == Dtype::Float32 && w.scales.dtype() != dtype => {
+            let (scales, biases) = (w.scales.as_dtype(dtype)?, Some(biases.as_dtype(dtype)?));
+            widened = QuantizedMatrix { weight: w.weight.clone(), scales, biases, scheme: w.scheme };
+            &widened
+        }
+        _ => w,
+    };
     // SAFETY: as in `quantized_matmul`.
     call("dequantize", |result| unsafe {
         mlx_sys::mlx_dequantize(

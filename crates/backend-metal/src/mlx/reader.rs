@@ -1,18 +1,24 @@
-//! Tensors from safetensors files into MLX's memory, each byte read once and held once.
+//! Tensors from files into MLX's memory, each byte of it written once.
 
 use std::{
-    cell::{Cell, OnceCell, RefCell},
+    cell::{Cell, RefCell},
     fs::File,
     io,
     os::unix::fs::FileExt as _,
-    path::Path,
-    sync::mpsc::{RecvTimeoutError, channel},
+    path::{Path, PathBuf},
+    sync::{
+        Mutex, OnceLock,
+        mpsc::{RecvTimeoutError, channel},
+    },
     thread,
     time::Duration,
 };
 
-use inference_core::{Dtype, Error, ModelManifest, Result, backend::TensorInfo};
-use mlx_rs::Array;
+use inference_core::{
+    Dtype, Error, ModelManifest, Result,
+    backend::{ReadAt, TensorInfo, TensorSource},
+};
+use mlx_rs::{Array, error::Exception};
 
 use super::{
     array::{filled, use_large_pages},
@@ -40,10 +46,13 @@ pub struct Progress {
     pub total: u64,
 }
 
+/// Threads that compute one tensor from what is stored.
+const MOST_THREADS: usize = 8;
+
 /// Reads the tensors of a model's files. The manifest has checked their headers: every range lies within its file.
 pub(crate) struct Reader<'a> {
     manifest: &'a ModelManifest,
-    files: Vec<OnceCell<File>>,
+    files: Files<'a>,
     read: Cell<u64>,
     observe: RefCell<&'a mut dyn FnMut(Progress) -> bool>,
 }
@@ -52,7 +61,10 @@ impl<'a> Reader<'a> {
     /// A reader that tells `observe` how far it has come, every few milliseconds while it reads, and stops once that returns
     /// `false`.
     pub(crate) fn new(manifest: &'a ModelManifest, observe: &'a mut dyn FnMut(Progress) -> bool) -> Self {
-        let files = manifest.files().iter().map(|_| OnceCell::new()).collect();
+        let files = Files {
+            paths: manifest.files(),
+            open: manifest.files().iter().map(|_| OnceLock::new()).collect(),
+        };
         Self { manifest, files, read: Cell::new(0), observe: RefCell::new(observe) }
     }
 
@@ -69,7 +81,7 @@ impl<'a> Reader<'a> {
         })?;
         filled(shape, dtype, |mut memory| {
             for tensor in tensors {
-                let bytes = (tensor.range.end - tensor.range.start) as usize;
+                let bytes = tensor.bytes() as usize;
                 if bytes > memory.len() {
                     return Err(Error::backend("mlx", "read a tensor", "it outgrew its shape"));
                 }
@@ -86,16 +98,22 @@ impl<'a> Reader<'a> {
     /// # Errors
     /// [`Error::Io`], and [`Error::InvalidModel`] where a file became shorter.
     pub(crate) fn has_same_bytes(&self, a: &TensorInfo, b: &TensorInfo) -> Result<bool> {
-        let len = a.range.end - a.range.start;
-        if len != b.range.end - b.range.start {
+        let len = a.bytes();
+        if len != b.bytes() {
             return Ok(false);
         }
-        let mut pieces = [vec![0; COMPARED], vec![0; COMPARED]];
-        for start in (0..len).step_by(COMPARED) {
-            let count = usize::try_from(len - start).map_or(COMPARED, |left| left.min(COMPARED));
-            for (tensor, piece) in [a, b].into_iter().zip(&mut pieces) {
-                let (file, path) = self.file(tensor)?;
-                read(file, path, &mut piece[..count], tensor.range.start + start)?;
+        let [one, other] = [self.bytes_of(a), self.bytes_of(b)];
+        // A piece is as many whole units of either as it can hold.
+        let unit = if one.unit() == 1 { other.unit() } else { one.unit() };
+        if !unit.is_multiple_of(one.unit()) || !unit.is_multiple_of(other.unit()) {
+            return Ok(false);
+        }
+        let compared = (COMPARED / unit).max(1) * unit;
+        let mut pieces = [vec![0; compared], vec![0; compared]];
+        for start in (0..len).step_by(compared) {
+            let count = usize::try_from(len - start).map_or(compared, |left| left.min(compared));
+            for (bytes, piece) in [&one, &other].into_iter().zip(&mut pieces) {
+                bytes.read(start, &mut piece[..count])?;
             }
             if pieces[0][..count] != pieces[1][..count] {
                 return Ok(false);
@@ -106,48 +124,55 @@ impl<'a> Reader<'a> {
         Ok(true)
     }
 
-    /// The open file of a tensor, and its path.
-    fn file(&self, tensor: &TensorInfo) -> Result<(&File, &Path)> {
-        let path = &self.manifest.files()[tensor.file];
-        let file = match self.files[tensor.file].get() {
-            Some(file) => file,
-            None => {
-                let file = File::open(path).map_err(|source| Error::io("open", path, source))?;
-                self.files[tensor.file].get_or_init(|| file)
-            }
-        };
-        Ok((file, path))
+    fn bytes_of<'b>(&'b self, tensor: &'b TensorInfo) -> Bytes<'b> {
+        Bytes { files: &self.files, tensor }
     }
 
     fn fill(&self, tensor: &TensorInfo, memory: &mut [u8]) -> Result<()> {
-        let (file, path) = self.file(tensor)?;
-        let start = tensor.range.start;
+        let bytes = self.bytes_of(tensor);
         if memory.len() < SMALL {
-            read(file, path, memory, start)?;
+            bytes.read(0, memory)?;
             return self.count(memory.len());
         }
-        // The disk and the system's memory are waited for on another thread: this one has other models to serve.
+        let piece = (PIECE / bytes.unit()).max(1) * bytes.unit();
+        // One thread waits for the disk. Computing takes as many as there are.
+        let threads = match tensor.source {
+            None => 1,
+            Some(_) => thread::available_parallelism().map_or(1, |n| n.get().min(MOST_THREADS)),
+        };
+        let starts = (0..).step_by(piece);
+        let pieces = Mutex::new(starts.zip(memory.chunks_mut(piece)));
         let on_cpu = on_cpu();
+        // The disk and the system's memory are waited for on other threads: this one has other models to serve, and looks whether
+        // the load is cancelled.
         thread::scope(|scope| {
-            let (done, pieces) = channel();
-            let work = move || {
-                if on_cpu {
-                    use_large_pages(memory);
-                }
-                for (piece, start) in memory.chunks_mut(PIECE).zip((start..).step_by(PIECE)) {
-                    let result = read(file, path, piece, start).map(|()| piece.len());
-                    let failed = result.is_err();
-                    // Nobody listens where the load was cancelled.
-                    if done.send(result).is_err() || failed {
-                        return;
+            let (done, counts) = channel();
+            for _ in 0..threads {
+                let (done, bytes, pieces) = (done.clone(), &bytes, &pieces);
+                let work = move || {
+                    loop {
+                        let Some((start, piece)) = pieces.lock().ok().and_then(|mut pieces| pieces.next())
+                        else {
+                            return;
+                        };
+                        if on_cpu {
+                            use_large_pages(piece);
+                        }
+                        let result = bytes.read(start, piece).map(|()| piece.len());
+                        let failed = result.is_err();
+                        // Nobody listens where the load was cancelled.
+                        if done.send(result).is_err() || failed {
+                            return;
+                        }
                     }
-                }
-            };
-            let spawned = thread::Builder::new().name("mlx-read".to_owned()).spawn_scoped(scope, work);
-            spawned.map_err(|error| Error::backend("mlx", "start a thread", error))?;
+                };
+                let spawned = thread::Builder::new().name("mlx-read".to_owned()).spawn_scoped(scope, work);
+                spawned.map_err(|error| Error::backend("mlx", "start a thread", error))?;
+            }
+            drop(done);
             loop {
-                match pieces.recv_timeout(WAIT) {
-                    Ok(piece) => self.count(piece?)?,
+                match counts.recv_timeout(WAIT) {
+                    Ok(count) => self.count(count?)?,
                     Err(RecvTimeoutError::Timeout) => self.count(0)?,
                     Err(RecvTimeoutError::Disconnected) => return Ok(()),
                 }
@@ -160,6 +185,46 @@ impl<'a> Reader<'a> {
         self.read.set(self.read.get() + bytes as u64);
         let progress = Progress { bytes: self.read.get(), total: self.manifest.weight_bytes() };
         if (self.observe.borrow_mut())(progress) { Ok(()) } else { Err(Error::Cancelled) }
+    }
+}
+
+/// A model's files, each opened when it is first read.
+struct Files<'a> {
+    paths: &'a [PathBuf],
+    open: Vec<OnceLock<File>>,
+}
+
+impl ReadAt for Files<'_> {
+    fn read_at(&self, file: usize, position: u64, memory: &mut [u8]) -> Result<()> {
+        let path = &self.paths[file];
+        let file = match self.open[file].get() {
+            Some(open) => open,
+            None => {
+                let opened = File::open(path).map_err(|source| Error::io("open", path, source))?;
+                self.open[file].get_or_init(|| opened)
+            }
+        };
+        read(file, path, memory, position)
+    }
+}
+
+/// The bytes of a tensor, wherever they come from.
+struct Bytes<'a> {
+    files: &'a Files<'a>,
+    tensor: &'a TensorInfo,
+}
+
+impl Bytes<'_> {
+    /// Positions and lengths of reads are multiples of so many bytes.
+    fn unit(&self) -> usize {
+        self.tensor.source.as_ref().map_or(1, |source| source.unit().max(1))
+    }
+
+    fn read(&self, position: u64, memory: &mut [u8]) -> Result<()> {
+        match &self.tensor.source {
+            Some(source) => TensorSource::read(&**source, self.files, position, memory),
+            None => self.files.read_at(self.tensor.file, self.tensor.range.start + position, memory),
+        }
     }
 }
 

@@ -32,14 +32,9 @@ pub(crate) struct Source<'a> {
 impl<'a> Source<'a> {
     /// The tensors that this reader reads.
     pub(crate) fn new(reader: Reader<'a>) -> Self {
-        let mut elements = [0; FLOATS.len()];
-        for tensor in reader.manifest().tensors().values() {
-            if let Some(index) = FLOATS.iter().position(|dtype| *dtype == tensor.dtype) {
-                elements[index] += tensor.range.end - tensor.range.start;
-            }
-        }
-        let most = (0..FLOATS.len()).max_by_key(|index| elements[*index]).unwrap_or_default();
-        Self { reader, taken: RefCell::default(), float: FLOATS[most], registry: Rc::default() }
+        let float = reader.manifest().float_dtype().filter(|dtype| FLOATS.contains(dtype));
+        let float = float.unwrap_or(Dtype::F32);
+        Self { reader, taken: RefCell::default(), float, registry: Rc::default() }
     }
 
     /// The whole checkpoint.
@@ -76,7 +71,7 @@ impl<'a> Weights<'a> {
         self.source.reader.manifest()
     }
 
-    /// The type of the activations: the one that most of the checkpoint's floats have.
+    /// The type of the activations.
     pub(crate) fn float_dtype(&self) -> mlx_rs::Dtype {
         mlx_dtype(self.source.float).unwrap_or(mlx_rs::Dtype::Float32)
     }
@@ -133,9 +128,10 @@ impl<'a> Weights<'a> {
     /// [`Error::InvalidModel`]: there is no such tensor.
     pub(crate) fn info(&self, name: impl Display) -> Result<&'a TensorInfo> {
         let name = self.name(name);
-        self.manifest().tensors().get(&name).ok_or_else(|| {
-            Error::invalid_key(self.manifest().path(), name, "is missing from the safetensors files")
-        })
+        self.manifest()
+            .tensors()
+            .get(&name)
+            .ok_or_else(|| Error::invalid_key(self.manifest().path(), name, "is missing from the files"))
     }
 
     /// The vector or stack of vectors `name`, of any of the types of [`FLOATS`].

@@ -28,11 +28,12 @@ Examples:
   inference convert ~/models/Qwen3-0.6B ~/models/Qwen3-0.6B-4bit --bits 4
   inference convert ~/models/Qwen3-0.6B ./mixed --bits 4 --rule '*.down_proj=6' --rule 'lm_head=none'
   inference convert ~/models/Qwen3-0.6B ./mxfp4 --mode mxfp4
-  inference convert ~/models/Qwen3-0.6B-4bit ./dense --dense --dtype bf16"
+  inference convert ~/models/Qwen3-0.6B-4bit ./dense --dense --dtype bf16
+  inference convert Qwen3-0.6B-Q4_K_M.gguf ./qwen3 --keep --dtype bf16"
 )]
-#[command(group(clap::ArgGroup::new("form").required(true).multiple(true).args(["bits", "mode", "dense", "dtype"])))]
+#[command(group(clap::ArgGroup::new("form").required(true).multiple(true).args(["bits", "mode", "dense", "dtype", "keep"])))]
 pub(crate) struct Args {
-    /// The folder of the model to convert
+    /// The folder of the model to convert, or a GGUF file
     source: PathBuf,
 
     /// The new folder
@@ -58,7 +59,11 @@ pub(crate) struct Args {
     #[arg(long, conflicts_with_all = ["bits", "group_size", "mode", "rules"])]
     dense: bool,
 
-    /// The type of weights that are not quantised [default: as they are]
+    /// Leave what is quantised as it is, such as the matrices of a GGUF file
+    #[arg(long, conflicts_with_all = ["bits", "group_size", "mode", "rules", "dense"])]
+    keep: bool,
+
+    /// The type of weights that are not quantised, and of scales [default: as they are]
     #[arg(long, value_enum)]
     dtype: Option<Float>,
 
@@ -131,6 +136,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 impl Args {
     fn options(&self) -> ConvertOptions {
         let mut options = ConvertOptions::default();
+        options.keep = self.keep;
         if self.bits.is_some() || self.mode.is_some() {
             options.quantization = Some(self.quantization(self.bits, self.group_size));
         }

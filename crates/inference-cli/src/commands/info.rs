@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, path::PathBuf, process::ExitCode};
 
 use inference::{Dtype, ModelManifest, SidePart};
+use inference_core::backend::ModelFiles;
 use serde::Serialize;
 
 use crate::{
@@ -15,7 +16,7 @@ use crate::{
 #[command(after_help = "Example:
   inference info ~/models/Qwen3-0.6B")]
 pub(crate) struct Args {
-    /// The model's folder
+    /// The model's folder or GGUF file
     path: PathBuf,
 
     /// Print a JSON object
@@ -44,6 +45,9 @@ pub(crate) struct Facts {
     pub(crate) context_length: Option<usize>,
     tokenizer: bool,
     chat_template: bool,
+    /// Why the tensors are not shown.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unread: Option<String>,
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
@@ -64,9 +68,10 @@ impl Facts {
         let number = |key: &str| {
             [config.get("text_config"), Some(config)].into_iter().flatten().find_map(|c| c.get(key)?.as_u64())
         };
+        let files = ModelFiles::open(manifest.path())?;
         let mut dtypes = BTreeMap::new();
         for tensor in manifest.tensors().values() {
-            *dtypes.entry(dtype_name(tensor.dtype)).or_default() += tensor.range.end - tensor.range.start;
+            *dtypes.entry(dtype_name(tensor.dtype)).or_default() += tensor.bytes();
         }
         Ok(Self {
             path: manifest.path().to_owned(),
@@ -82,8 +87,9 @@ impl Facts {
             hidden_size: number("hidden_size"),
             vocab_size: number("vocab_size"),
             context_length: manifest.context_length()?,
-            tokenizer: manifest.path().join("tokenizer.json").is_file(),
-            chat_template: has_chat_template(manifest),
+            tokenizer: files.has("tokenizer.json"),
+            chat_template: has_chat_template(&files),
+            unread: manifest.unread().map(str::to_owned),
         })
     }
 
@@ -102,7 +108,7 @@ impl Facts {
         let parts =
             if parts.is_empty() { "none".to_owned() } else { format!("{}: not used", parts.join(", ")) };
         let present = |present| if present { "yes" } else { "missing" }.to_owned();
-        vec![
+        let mut rows = vec![
             ("path", render::path(&self.path)),
             ("architecture", self.architecture.clone()),
             ("parameters", render::count(self.parameters)),
@@ -124,18 +130,19 @@ impl Facts {
             ("context", number(self.context_length.map(|n| n as u64))),
             ("tokenizer", present(self.tokenizer)),
             ("chat template", present(self.chat_template)),
-        ]
+        ];
+        rows.extend(self.unread.clone().map(|reason| ("weights not read", reason)));
+        rows
     }
 }
 
-fn has_chat_template(manifest: &ModelManifest) -> bool {
-    if manifest.path().join("chat_template.jinja").is_file() {
+fn has_chat_template(files: &ModelFiles) -> bool {
+    if files.has("chat_template.jinja") {
         return true;
     }
     // A broken tokenizer_config.json is told by whoever loads the model.
-    let config =
-        inference_core::backend::read_value(&manifest.path().join("tokenizer_config.json"), 16 << 20);
-    config.is_ok_and(|config| config.get("chat_template").is_some_and(|template| !template.is_null()))
+    let config: Option<Value> = files.read_json("tokenizer_config.json", 16 << 20).ok();
+    config.is_some_and(|config| config.get("chat_template").is_some_and(|template| !template.is_null()))
 }
 
 /// The name that safetensors files use.

@@ -36,13 +36,14 @@ impl ModelManifest {
                 Some(file) => file,
                 none => none.insert(open_regular(path)?.0),
             };
-            let (blocks, block) = match tensor.bytes() {
+            let stored = tensor.range.end - tensor.range.start;
+            let (blocks, block) = match stored {
                 short if short <= BLOCK * PLACES => (1, short),
                 _ => (PLACES, BLOCK),
             };
             for place in 0..blocks {
                 // The first block is the tensor's beginning and the last one its end.
-                let start = tensor.range.start + (tensor.bytes() - block) * place / (PLACES - 1);
+                let start = tensor.range.start + (stored - block) * place / (PLACES - 1);
                 let mut bytes = vec![0; block as usize];
                 let read = file.seek(SeekFrom::Start(start)).and_then(|_| file.read_exact(&mut bytes));
                 read.map_err(|source| Error::io("read", path, source))?;

@@ -52,13 +52,14 @@ impl GenerationConfig {
         if std::fs::symlink_metadata(&path).is_err() {
             return Ok(Self::default());
         }
-        let value = read_value(&path, LONGEST)?;
-        let config = Config::new(&path, &value);
+        Self::from_value(&path, &read_value(&path, LONGEST)?)
+    }
+
+    /// What the file at `path` says, parsed.
+    pub(super) fn from_value(path: &Path, value: &Value) -> Result<Self> {
+        let config = Config::new(path, value);
         if !value.is_object() {
-            return Err(crate::Error::invalid_file(
-                &path,
-                format!("is {}, expected an object", shown(&value)),
-            ));
+            return Err(crate::Error::invalid_file(path, format!("is {}, expected an object", shown(value))));
         }
         let number = |name: &str, expected: &str, ok: fn(f64) -> bool| {
             let Some(value) = value.get(name).filter(|value| !value.is_null()) else { return Ok(None) };

@@ -78,7 +78,7 @@ pub(super) fn other_formats(folder: &Path) -> Result<Option<(&'static str, Vec<P
             "has PyTorch weights only, which can run code when they are opened: use a safetensors version of the \
              model, or save it with transformers' save_pretrained",
         ),
-        (&["gguf"], "has GGUF weights only: use the safetensors version of the model"),
+        (&["gguf"], "has several models in GGUF, or none that is whole: give the path of one file"),
         (&["npz"], "has NumPy weights only: convert the model again, to safetensors"),
     ];
     let mut names = names(folder)?;

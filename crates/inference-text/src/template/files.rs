@@ -1,9 +1,7 @@
 //! Where a model folder keeps its chat templates.
 
-use std::path::Path;
-
 use chat_template::MAX_SOURCE_BYTES;
-use inference_core::{Error, Result, backend::read_regular};
+use inference_core::{Error, Result, backend::ModelFiles};
 use serde_json::{Map, Value};
 
 use crate::tokenizer::read_config;
@@ -14,21 +12,20 @@ pub(super) const TOOL_USE: &str = "tool_use";
 pub(super) const DEFAULT: &str = "default";
 
 /// The templates of a folder by name; `default` is always among them where there is any.
-pub(super) fn sources(folder: &Path) -> Result<Vec<(String, String)>> {
+pub(super) fn sources(files: &ModelFiles) -> Result<Vec<(String, String)>> {
     let mut sources = Vec::new();
-    let file = folder.join("chat_template.jinja");
-    if file.exists() {
-        sources.push((DEFAULT.to_owned(), text(&file)?));
-        let tools = folder.join("additional_chat_templates").join(format!("{TOOL_USE}.jinja"));
-        if tools.exists() {
-            sources.push((TOOL_USE.to_owned(), text(&tools)?));
+    if files.has("chat_template.jinja") {
+        sources.push((DEFAULT.to_owned(), text(files, "chat_template.jinja")?));
+        let tools = format!("additional_chat_templates/{TOOL_USE}.jinja");
+        if files.has(&tools) {
+            sources.push((TOOL_USE.to_owned(), text(files, &tools)?));
         }
         return Ok(sources);
     }
     for name in ["tokenizer_config.json", "chat_template.json"] {
-        let config = read_config(folder, name)?;
+        let config = read_config(files, name)?;
         sources = from_config(&config)
-            .map_err(|reason| Error::invalid_key(folder.join(name), "chat_template", reason))?;
+            .map_err(|reason| Error::invalid_key(files.path(name), "chat_template", reason))?;
         if !sources.is_empty() {
             break;
         }
@@ -36,9 +33,10 @@ pub(super) fn sources(folder: &Path) -> Result<Vec<(String, String)>> {
     Ok(sources)
 }
 
-fn text(path: &Path) -> Result<String> {
-    let bytes = read_regular(path, MAX_SOURCE_BYTES as u64)?;
-    String::from_utf8(bytes).map_err(|error| Error::invalid_file(path, format!("is no UTF-8 text: {error}")))
+fn text(files: &ModelFiles, name: &str) -> Result<String> {
+    let bytes = files.read(name, MAX_SOURCE_BYTES as u64)?;
+    String::from_utf8(bytes)
+        .map_err(|error| Error::invalid_file(files.path(name), format!("is no UTF-8 text: {error}")))
 }
 
 /// `chat_template`: a text, or a list of `{"name": …, "template": …}`.

@@ -42,7 +42,7 @@ use self::{
 };
 pub use self::{limits::EncodeLimits, special::SpecialTokens};
 use crate::{Detokenizer, MAX_TEXT_BYTES};
-use inference_core::{Error, Result, backend::read_regular};
+use inference_core::{Error, Result, backend::ModelFiles};
 
 /// A model's tokenizer: text to ids and back, and which ids are special.
 #[derive(Clone)]
@@ -74,41 +74,45 @@ impl fmt::Debug for Tokenizer {
 
 impl Tokenizer {
     /// Reads the tokenizer of a model folder: tokenizer.json; tokenizer_config.json and special_tokens_map.json for special
-    /// tokens; generation_config.json and config.json for the ids that begin and end a text.
+    /// tokens; generation_config.json and config.json for the ids that begin and end a text. Or that of a GGUF file.
     ///
     /// # Errors
     /// [`Error::InvalidModel`] names the file that is missing, too large, or not what a tokenizer needs.
-    pub fn load(folder: &Path) -> Result<Self> {
-        let path = folder.join("tokenizer.json");
-        if !path.exists() {
-            let hint = if folder.join("tokenizer.model").exists() {
+    pub fn load(path: &Path) -> Result<Self> {
+        Self::from_files(&ModelFiles::open(path)?)
+    }
+
+    /// [`load`](Self::load) of these files.
+    pub(crate) fn from_files(files: &ModelFiles) -> Result<Self> {
+        let path = files.path("tokenizer.json");
+        if !files.has("tokenizer.json") {
+            let hint = if files.has("tokenizer.model") {
                 "is missing; tokenizer.model alone is not read: save the tokenizer with transformers, which writes tokenizer.json"
             } else {
                 "is missing; a model needs its tokenizer beside the weights"
             };
             return Err(Error::invalid_file(path, hint));
         }
-        let config = read_config(folder, "tokenizer_config.json")?;
+        let config = read_config(files, "tokenizer_config.json")?;
         let mut special = SpecialTokens::default();
         special.merge(&config);
-        special.merge(&read_config(folder, "special_tokens_map.json")?);
+        special.merge(&read_config(files, "special_tokens_map.json")?);
 
-        let bytes = read_regular(&path, MAX_TOKENIZER_JSON)?;
+        let bytes = files.read("tokenizer.json", MAX_TOKENIZER_JSON)?;
         let mut file = TokenizerFile::parse(&path, &bytes)?;
         drop(bytes);
         let decoder = file.decoder.take();
-        let configured =
-            special::configured_tokens(&config, &special, &folder.join("tokenizer_config.json"))?;
+        let configured = special::configured_tokens(&config, &special, &files.path("tokenizer_config.json"))?;
         let pipeline = Pipeline::build(&path, file, &configured)?;
         special::check_ids(
             &configured,
             |token| pipeline.token_to_id(token),
-            &folder.join("tokenizer_config.json"),
+            &files.path("tokenizer_config.json"),
         )?;
         let tokens = pipeline.tokens();
         let pieces = Pieces::new(&tokens, |text| pipeline.added.is_special(text), decoder);
         let pieces = pieces.map_err(|reason| Error::invalid_key(&path, "decoder", reason))?;
-        let (bos, eos) = ends(folder, &special, |token| pipeline.token_to_id(token))?;
+        let (bos, eos) = ends(files, &special, |token| pipeline.token_to_id(token))?;
         Ok(Self { pipeline: Arc::new(pipeline), pieces: Arc::new(pieces), special, bos, eos, path })
     }
 

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use inference_core::{Error, Result};
+use inference_core::{Error, Result, backend::ModelFiles};
 use serde_json::{Map, Value};
 
 use super::{added::AddedToken, config::read_config, limits::MAX_ADDED_TOKENS};
@@ -131,12 +131,12 @@ pub(super) fn check_ids(
 
 /// The ids that begin and end a text.
 pub(super) fn ends(
-    folder: &Path,
+    files: &ModelFiles,
     special: &SpecialTokens,
     id_of: impl Fn(&str) -> Option<u32>,
 ) -> Result<(Option<u32>, Vec<u32>)> {
-    let generation = read_config(folder, "generation_config.json")?;
-    let config = read_config(folder, "config.json")?;
+    let generation = read_config(files, "generation_config.json")?;
+    let config = read_config(files, "config.json")?;
     let text_config = config.get("text_config").and_then(Value::as_object).cloned().unwrap_or_default();
     // The first of these that says anything is the model's own answer.
     let sources = [
@@ -152,7 +152,7 @@ pub(super) fn ends(
                 Some(id) => token_id(id).map(|id| vec![id]),
             };
             let reason = "expected a token id, or a list of them";
-            return ids.ok_or_else(|| Error::invalid_key(folder.join(file), format!("{at}{key}"), reason));
+            return ids.ok_or_else(|| Error::invalid_key(files.path(file), format!("{at}{key}"), reason));
         }
         Ok(vec![])
     };

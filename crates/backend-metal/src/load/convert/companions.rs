@@ -11,7 +11,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use inference_core::{Error, Result};
+use inference_core::{Error, Result, backend::ModelFiles};
 
 /// The longest file that is copied, in bytes. The longest tokenizer.json published is about 35 MB.
 const LONGEST_FILE: u64 = 256 << 20;
@@ -45,6 +45,9 @@ const NEEDED: &[&str] = &[
 /// [`Error::InvalidModel`] names a needed file that leads out of the model's folder, is no regular file or is too long;
 /// [`Error::Io`].
 pub(super) fn copy(source: &Path, target: &Path) -> Result<()> {
+    if !source.is_dir() {
+        return Ok(());
+    }
     let roots = repository(source)?;
     let entries = fs::read_dir(source).map_err(|error| Error::io("read", source, error))?;
     let mut left = MOST_BYTES;
@@ -65,6 +68,18 @@ pub(super) fn copy(source: &Path, target: &Path) -> Result<()> {
             Err(reason) if NEEDED.contains(&name) => return Err(Error::invalid_file(path, reason)),
             Err(reason) => tracing::warn!(file = ?path, "not copied: {reason}"),
         }
+    }
+    Ok(())
+}
+
+/// Writes the files that a GGUF model stands for to `target`, in place of any of the same name that were copied.
+///
+/// # Errors
+/// [`Error::InvalidModel`] names the key that makes no sense; [`Error::Io`].
+pub(super) fn make(source: &Path, target: &Path) -> Result<()> {
+    for (name, bytes) in ModelFiles::open(source)?.made()? {
+        let path = target.join(name);
+        fs::write(&path, bytes).map_err(|error| Error::io("write", path, error))?;
     }
     Ok(())
 }

@@ -11,8 +11,10 @@ pub struct ConvertOptions {
     /// Exceptions: patterns of names, and the quantisation of the matrices whose name matches, `None` for none. The last rule that
     /// matches counts. `*` in a pattern matches any characters.
     pub rules: Vec<(String, Option<Quantization>)>,
-    /// The type of weights that are not quantised; unset: unchanged.
+    /// The type of weights that are not quantised, and of the scales of those that are; unset: unchanged.
     pub dtype: Option<Dtype>,
+    /// What is quantised stays as it is, and nothing else is quantised.
+    pub keep: bool,
 }
 
 /// The error of an option.

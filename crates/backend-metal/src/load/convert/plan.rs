@@ -29,6 +29,8 @@ pub(super) struct Plan {
     rules: Vec<(String, Option<Scheme>)>,
     /// The type of weights that are not quantised.
     dtype: Option<Dtype>,
+    /// Whether the config's quantisation stands.
+    keep: bool,
 }
 
 /// Matrices of one shape that lie in the same tensors.
@@ -55,7 +57,21 @@ impl Plan {
         if default.is_some() && packed {
             return Err(Error::invalid_file(source.path(), "is quantised already: make it dense first"));
         }
-        let mut plan = Self { jobs: Vec::new(), settings: Map::new(), default, rules, dtype: options.dtype };
+        let mut plan = Self {
+            jobs: Vec::new(),
+            settings: Map::new(),
+            default,
+            rules,
+            dtype: options.dtype,
+            keep: options.keep,
+        };
+        if options.keep {
+            if default.is_some() {
+                return Err(invalid_option("keep", "is set together with a quantisation".to_owned()));
+            }
+            source.tensors().iter().for_each(|(name, tensor)| plan.keep(name, tensor));
+            return Ok(plan);
+        }
         let mut stacks: BTreeMap<String, Vec<(usize, &TensorInfo)>> = BTreeMap::new();
         for (name, tensor) in source.tensors() {
             if let Some(fused) = plan.fused(source, name, tensor) {
@@ -118,8 +134,8 @@ impl Plan {
     pub(super) fn config(&self, source: &ModelManifest) -> Value {
         let mut config = source.config().clone();
         let Value::Object(fields) = &mut config else { return config };
-        for key in ["quantization", "quantization_config"] {
-            fields.remove(key);
+        for key in ["quantization", "quantization_config"].iter().filter(|_| !self.keep) {
+            fields.remove(*key);
         }
         if let Some(default) = self.default {
             let mut settings = describe(default);

@@ -1,0 +1,238 @@
+//! config.json from metadata.
+
+use serde_json::{Map, Value, json};
+
+use super::{family::Family, rope};
+use crate::{Error, Metadata, Result, Tensor};
+
+/// Layers of the variants of Gemma that divide attention scores by the root of `hidden_size / heads`, not of `head_dim`. The files do
+/// not say; llama.cpp goes by the layers, too.
+const GEMMA2_27B_LAYERS: u64 = 46;
+const GEMMA3_27B_LAYERS: u64 = 62;
+
+/// The values of one model, read by the architecture's own keys.
+pub(super) struct Fields<'a> {
+    pub(super) metadata: &'a Metadata,
+    pub(super) tensors: &'a [Tensor],
+    pub(super) family: &'static Family,
+    pub(super) model_type: &'static str,
+    pub(super) heads: usize,
+    pub(super) kv_heads: usize,
+    hidden_size: u64,
+    layers: u64,
+    pub(super) head_dim: u64,
+    experts: Option<u64>,
+}
+
+impl<'a> Fields<'a> {
+    pub(super) fn new(
+        metadata: &'a Metadata,
+        tensors: &'a [Tensor],
+        family: &'static Family,
+    ) -> Result<Self> {
+        let mut fields = Self {
+            metadata,
+            tensors,
+            family,
+            model_type: family.model_type,
+            heads: 0,
+            kv_heads: 0,
+            hidden_size: 0,
+            layers: 0,
+            head_dim: 0,
+            experts: None,
+        };
+        fields.hidden_size = fields.needed("embedding_length")?;
+        fields.layers = fields.needed("block_count")?;
+        let heads = fields.same_in_layers("attention.head_count")?;
+        let heads = heads.ok_or_else(|| fields.missing("attention.head_count"))?;
+        let kv_heads = fields.same_in_layers("attention.head_count_kv")?.unwrap_or(heads);
+        (fields.heads, fields.kv_heads) = (size(heads), size(kv_heads));
+        fields.head_dim = match fields.count("attention.key_length")? {
+            Some(width) => width,
+            None => fields.hidden_size.checked_div(heads).unwrap_or(0),
+        };
+        let value = fields.count("attention.value_length")?.unwrap_or(fields.head_dim);
+        if value != fields.head_dim {
+            let reason = format!("is {value}, expected {} as of keys", fields.head_dim);
+            return Err(Error::at(fields.key("attention.value_length"), reason));
+        }
+        fields.experts = fields.count("expert_count")?.filter(|count| *count > 0);
+        // Mixtral goes by the name of Llama.
+        if fields.experts.is_some() && family.architecture == "llama" {
+            fields.model_type = "mixtral";
+        }
+        Ok(fields)
+    }
+
+    /// config.json.
+    pub(super) fn config(
+        &self,
+        read: &mut dyn FnMut(&Tensor) -> Result<Vec<f32>>,
+    ) -> Result<Map<String, Value>> {
+        let mut config = self.shared()?;
+        match self.family.architecture {
+            "gemma2" => self.gemma2(&mut config)?,
+            "gemma3" => self.gemma3(&mut config)?,
+            "granite" => {
+                self.set(&mut config, "embedding_multiplier", "embedding_scale")?;
+                self.set(&mut config, "attention_multiplier", "attention.scale")?;
+                self.set(&mut config, "residual_multiplier", "residual_scale")?;
+                self.set(&mut config, "logits_scaling", "logit_scale")?;
+            }
+            "phi3" | "gpt-oss" => self.window(&mut config)?,
+            _ => {}
+        }
+        self.experts(&mut config)?;
+        rope::add(self, &mut config, read)?;
+        Ok(config)
+    }
+
+    /// What all families have.
+    fn shared(&self) -> Result<Map<String, Value>> {
+        let mut config = Map::new();
+        let mut put = |key: &str, value: Value| config.insert(key.to_owned(), value);
+        put("model_type", json!(self.model_type));
+        put("hidden_size", json!(self.hidden_size));
+        put("num_hidden_layers", json!(self.layers));
+        put("num_attention_heads", json!(self.heads));
+        put("num_key_value_heads", json!(self.kv_heads));
+        put("head_dim", json!(self.head_dim));
+        let dense = self.same_in_layers("feed_forward_length")?.filter(|width| *width > 0);
+        let width = match dense {
+            Some(width) => width,
+            None => self.needed("expert_feed_forward_length")?,
+        };
+        put("intermediate_size", json!(width));
+        put("max_position_embeddings", json!(self.needed("context_length")?));
+        let epsilon = "attention.layer_norm_rms_epsilon";
+        put("rms_norm_eps", single(self.number(epsilon)?.ok_or_else(|| self.missing(epsilon))?));
+        let embedding = self.tensor("token_embd.weight");
+        let Some(rows) = embedding.filter(|tensor| tensor.shape.len() == 2).map(|tensor| tensor.shape[0])
+        else {
+            return Err(Error::at("token_embd.weight", "is missing, or no matrix"));
+        };
+        put("vocab_size", json!(rows));
+        put("tie_word_embeddings", json!(self.tensor("output.weight").is_none()));
+        put("attention_bias", json!(self.tensor("blk.0.attn_q.bias").is_some()));
+        if self.tensor("blk.0.ffn_up.bias").is_some() {
+            put("mlp_bias", json!(true));
+        }
+        Ok(config)
+    }
+
+    fn gemma2(&self, config: &mut Map<String, Value>) -> Result<()> {
+        self.set(config, "attn_logit_softcapping", "attn_logit_softcapping")?;
+        self.set(config, "final_logit_softcapping", "final_logit_softcapping")?;
+        self.window(config)?;
+        self.query_scale(config, GEMMA2_27B_LAYERS);
+        Ok(())
+    }
+
+    fn gemma3(&self, config: &mut Map<String, Value>) -> Result<()> {
+        self.set(config, "final_logit_softcapping", "final_logit_softcapping")?;
+        self.window(config)?;
+        self.query_scale(config, GEMMA3_27B_LAYERS);
+        let local = self.number("rope.freq_base_swa")?;
+        config.insert("rope_local_base_freq".to_owned(), single(local.unwrap_or(10_000.0)));
+        let key = self.key("attention.sliding_window_pattern");
+        if let Some(flags) = self.metadata.flags(&key).ok().flatten() {
+            let name = |slides: &bool| json!(if *slides { "sliding_attention" } else { "full_attention" });
+            config.insert("layer_types".to_owned(), flags.iter().map(name).collect());
+        } else {
+            let pattern = self.count("attention.sliding_window_pattern")?.unwrap_or(6);
+            config.insert("sliding_window_pattern".to_owned(), json!(pattern));
+        }
+        Ok(())
+    }
+
+    fn query_scale(&self, config: &mut Map<String, Value>, wide: u64) {
+        let by_width = self.layers == wide && self.heads > 0;
+        let scalar = if by_width { self.hidden_size / self.heads as u64 } else { self.head_dim };
+        config.insert("query_pre_attn_scalar".to_owned(), json!(scalar));
+    }
+
+    fn experts(&self, config: &mut Map<String, Value>) -> Result<()> {
+        let Some(experts) = self.experts else { return Ok(()) };
+        let mut put = |key: &str, value: Value| config.insert(key.to_owned(), value);
+        put("num_experts_per_tok", json!(self.needed("expert_used_count")?));
+        if self.family.architecture == "qwen3moe" {
+            put("num_experts", json!(experts));
+            put("moe_intermediate_size", json!(self.needed("expert_feed_forward_length")?));
+            // The files do not say; llama.cpp takes it for granted, and every published model has it.
+            put("norm_topk_prob", json!(true));
+            let dense = |tensor: &Tensor| {
+                let layer = tensor.name.strip_prefix("blk.")?.strip_suffix(".ffn_gate.weight")?;
+                layer.parse::<u64>().ok()
+            };
+            put("mlp_only_layers", self.tensors.iter().filter_map(dense).collect());
+        } else {
+            put("num_local_experts", json!(experts));
+            let width = self.count("expert_feed_forward_length")?;
+            if let Some(width) = width {
+                put("intermediate_size", json!(width));
+            }
+        }
+        Ok(())
+    }
+
+    /// The window of attention, where it is one.
+    fn window(&self, config: &mut Map<String, Value>) -> Result<()> {
+        let window = self.count("attention.sliding_window")?.filter(|window| *window > 0);
+        config.insert("sliding_window".to_owned(), window.map_or(Value::Null, Value::from));
+        Ok(())
+    }
+
+    /// Sets a key of config.json to the number of a key of the file, where it has one.
+    pub(super) fn set(&self, config: &mut Map<String, Value>, name: &str, key: &str) -> Result<()> {
+        if let Some(number) = self.number(key)? {
+            config.insert(name.to_owned(), single(number));
+        }
+        Ok(())
+    }
+
+    pub(super) fn key(&self, name: &str) -> String {
+        format!("{}.{name}", self.family.architecture)
+    }
+
+    pub(super) fn count(&self, name: &str) -> Result<Option<u64>> {
+        self.metadata.unsigned(&self.key(name))
+    }
+
+    pub(super) fn number(&self, name: &str) -> Result<Option<f64>> {
+        self.metadata.number(&self.key(name))
+    }
+
+    pub(super) fn needed(&self, name: &str) -> Result<u64> {
+        let found = self.count(name)?.filter(|count| *count > 0 && *count <= i32::MAX as u64);
+        found.ok_or_else(|| self.missing(name))
+    }
+
+    pub(super) fn tensor(&self, name: &str) -> Option<&'a Tensor> {
+        self.tensors.iter().find(|tensor| tensor.name == name)
+    }
+
+    fn missing(&self, name: &str) -> Error {
+        Error::at(self.key(name), "is missing or no size, expected a whole number from 1")
+    }
+
+    /// A number that may be listed for each layer, but has to be the same in all.
+    fn same_in_layers(&self, name: &str) -> Result<Option<u64>> {
+        let key = self.key(name);
+        let Ok(Some(listed)) = self.metadata.integers(&key) else { return self.count(name) };
+        match listed.first().filter(|first| listed.iter().all(|n| n == *first)) {
+            Some(first) => Ok(u64::try_from(*first).ok()),
+            None => Err(Error::at(key, "differs between layers, which is not supported")),
+        }
+    }
+}
+
+/// A number that the file has in single precision, as the shortest decimal that means it: 1e-6 and not 9.99999997475243e-7.
+pub(super) fn single(number: f64) -> Value {
+    let short: f64 = (number as f32).to_string().parse().unwrap_or(number);
+    json!(short)
+}
+
+fn size(count: u64) -> usize {
+    usize::try_from(count).unwrap_or(usize::MAX)
+}

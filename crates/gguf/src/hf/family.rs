@@ -1,0 +1,214 @@
+//! The families that are known, and what their tensors are called.
+
+use crate::{Error, Metadata, Result};
+
+/// What llama.cpp's converter does to the models of one architecture.
+#[derive(Debug)]
+pub(super) struct Family {
+    /// `general.architecture`.
+    pub(super) architecture: &'static str,
+    /// `model_type` of config.json.
+    pub(super) model_type: &'static str,
+    /// Whether the rows of queries and keys were put side by side in pairs.
+    pub(super) paired: bool,
+    /// What was added to the weights of norms.
+    pub(super) norm_added: f32,
+    /// Names of a layer's tensors that differ from [`LAYER`].
+    names: &'static [(&'static str, &'static str)],
+    /// Whether activations leave the range of half precision.
+    pub(super) needs_wide_activations: bool,
+}
+
+const PLAIN: Family = Family {
+    architecture: "llama",
+    model_type: "llama",
+    paired: false,
+    norm_added: 0.0,
+    names: &[],
+    needs_wide_activations: false,
+};
+
+const SANDWICH: &[(&str, &str)] = &[("ffn_norm", "pre_feedforward_layernorm")];
+
+/// One line for each architecture. What its config needs beyond the sizes that all have is in `config.rs`.
+const FAMILIES: &[Family] = &[
+    Family { paired: true, ..PLAIN },
+    Family { architecture: "qwen2", model_type: "qwen2", ..PLAIN },
+    Family { architecture: "qwen3", model_type: "qwen3", ..PLAIN },
+    Family { architecture: "qwen3moe", model_type: "qwen3_moe", ..PLAIN },
+    Family {
+        architecture: "gemma",
+        model_type: "gemma",
+        norm_added: 1.0,
+        needs_wide_activations: true,
+        ..PLAIN
+    },
+    Family {
+        architecture: "gemma2",
+        model_type: "gemma2",
+        norm_added: 1.0,
+        names: SANDWICH,
+        needs_wide_activations: true,
+        ..PLAIN
+    },
+    Family {
+        architecture: "gemma3",
+        model_type: "gemma3_text",
+        norm_added: 1.0,
+        names: SANDWICH,
+        needs_wide_activations: true,
+        ..PLAIN
+    },
+    Family { architecture: "phi3", model_type: "phi3", names: &[("ffn_up", "mlp.gate_up_proj")], ..PLAIN },
+    Family { architecture: "granite", model_type: "granite", paired: true, ..PLAIN },
+    Family { architecture: "smollm3", model_type: "smollm3", paired: true, ..PLAIN },
+    Family { architecture: "olmo2", model_type: "olmo2", ..PLAIN },
+    Family {
+        architecture: "gpt-oss",
+        model_type: "gpt_oss",
+        names: &[
+            ("ffn_gate_inp", "mlp.router"),
+            ("ffn_gate_exps", "mlp.experts.gate_proj"),
+            ("ffn_up_exps", "mlp.experts.up_proj"),
+            ("ffn_down_exps", "mlp.experts.down_proj"),
+        ],
+        ..PLAIN
+    },
+];
+
+/// The tensors of a layer.
+const LAYER: &[(&str, &str)] = &[
+    ("attn_norm", "input_layernorm"),
+    ("attn_q", "self_attn.q_proj"),
+    ("attn_k", "self_attn.k_proj"),
+    ("attn_v", "self_attn.v_proj"),
+    ("attn_qkv", "self_attn.qkv_proj"),
+    ("attn_output", "self_attn.o_proj"),
+    ("attn_q_norm", "self_attn.q_norm"),
+    ("attn_k_norm", "self_attn.k_norm"),
+    ("ffn_norm", "post_attention_layernorm"),
+    ("post_attention_norm", "post_attention_layernorm"),
+    ("post_ffw_norm", "post_feedforward_layernorm"),
+    ("ffn_gate", "mlp.gate_proj"),
+    ("ffn_up", "mlp.up_proj"),
+    ("ffn_down", "mlp.down_proj"),
+    ("ffn_gate_inp", "mlp.gate"),
+    ("ffn_gate_exps", "mlp.switch_mlp.gate_proj"),
+    ("ffn_up_exps", "mlp.switch_mlp.up_proj"),
+    ("ffn_down_exps", "mlp.switch_mlp.down_proj"),
+];
+
+/// The tensors outside of layers.
+const ROOT: &[(&str, &str)] =
+    &[("token_embd", "model.embed_tokens"), ("output_norm", "model.norm"), ("output", "lm_head")];
+
+/// What becomes of a tensor.
+pub(super) enum Target {
+    /// It is one of the model's.
+    Tensor {
+        name: String,
+        /// Whether its rows are paired by heads: 0 of queries, 1 of keys.
+        paired: Option<usize>,
+        added: f32,
+    },
+    /// config.json has what it says, or it can be computed.
+    Ignored,
+}
+
+impl Family {
+    /// The family of a file.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] names the architecture that is not known.
+    pub(super) fn of(metadata: &Metadata) -> Result<&'static Self> {
+        const KEY: &str = "general.architecture";
+        let Some(name) = metadata.text(KEY)? else {
+            return Err(Error::at(KEY, "is missing, expected the architecture's name"));
+        };
+        FAMILIES.iter().find(|family| family.architecture == name).ok_or_else(|| {
+            let known: Vec<_> = FAMILIES.iter().map(|family| family.architecture).collect();
+            let known = known.join(", ");
+            Error::at(KEY, format!("is {name:?}, which cannot be read from GGUF, only {known} can"))
+        })
+    }
+
+    /// What becomes of the tensor of this name; `None` where it is not known.
+    pub(super) fn target(&self, name: &str) -> Option<Target> {
+        let (stem, end) = name.rsplit_once('.')?;
+        if !matches!(end, "weight" | "bias") {
+            return None;
+        }
+        if matches!(stem, "rope_freqs" | "rope_factors_long" | "rope_factors_short") {
+            return Some(Target::Ignored);
+        }
+        let Some(rest) = stem.strip_prefix("blk.") else {
+            let known = ROOT.iter().find(|known| known.0 == stem)?.1;
+            return Some(self.tensor(format!("{known}.{end}"), stem, end));
+        };
+        let (layer, part) = rest.split_once('.')?;
+        let layer: u32 = layer.parse().ok()?;
+        let prefix = format!("model.layers.{layer}");
+        if part == "attn_sinks" {
+            return Some(self.tensor(format!("{prefix}.self_attn.sinks"), part, end));
+        }
+        if part == "attn_rot_embd" {
+            return Some(Target::Ignored);
+        }
+        // Files of the first mixtures of experts have one tensor for each expert: ffn_gate.3.
+        if let Some((part, expert)) = part.split_once('.') {
+            let names = [("ffn_gate", "w1"), ("ffn_down", "w2"), ("ffn_up", "w3")];
+            let known = names.iter().find(|known| known.0 == part)?.1;
+            let expert: u32 = expert.parse().ok()?;
+            return Some(self.tensor(format!("{prefix}.mlp.experts.{expert}.{known}.{end}"), part, end));
+        }
+        let known = self.names.iter().chain(LAYER).find(|known| known.0 == part)?.1;
+        Some(self.tensor(format!("{prefix}.{known}.{end}"), part, end))
+    }
+
+    fn tensor(&self, name: String, part: &str, end: &str) -> Target {
+        let paired = ["attn_q", "attn_k"].iter().position(|paired| self.paired && *paired == part);
+        let is_norm = end == "weight" && part.ends_with("_norm");
+        Target::Tensor { name, paired, added: if is_norm { self.norm_added } else { 0.0 } }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn family(name: &str) -> &'static Family {
+        FAMILIES.iter().find(|family| family.architecture == name).unwrap()
+    }
+
+    fn named(architecture: &str, name: &str) -> Option<(String, Option<usize>, f32)> {
+        match family(architecture).target(name)? {
+            Target::Tensor { name, paired, added } => Some((name, paired, added)),
+            Target::Ignored => Some((String::new(), None, 0.0)),
+        }
+    }
+
+    #[test]
+    fn tensors_get_the_names_of_transformers() {
+        let layer = |part: &str| format!("model.layers.7.{part}");
+        for (architecture, name, expected) in [
+            ("llama", "token_embd.weight", ("model.embed_tokens.weight".to_owned(), None, 0.0)),
+            ("llama", "blk.7.attn_q.weight", (layer("self_attn.q_proj.weight"), Some(0), 0.0)),
+            ("llama", "blk.7.attn_k.bias", (layer("self_attn.k_proj.bias"), Some(1), 0.0)),
+            ("llama", "blk.7.ffn_up.3.weight", (layer("mlp.experts.3.w3.weight"), None, 0.0)),
+            ("qwen3", "blk.7.attn_q.weight", (layer("self_attn.q_proj.weight"), None, 0.0)),
+            ("gemma3", "blk.7.ffn_norm.weight", (layer("pre_feedforward_layernorm.weight"), None, 1.0)),
+            ("gemma3", "blk.7.attn_k_norm.weight", (layer("self_attn.k_norm.weight"), None, 1.0)),
+            ("gemma3", "output_norm.weight", ("model.norm.weight".to_owned(), None, 1.0)),
+            ("gpt-oss", "blk.7.attn_sinks.weight", (layer("self_attn.sinks"), None, 0.0)),
+            ("gpt-oss", "blk.7.ffn_up_exps.bias", (layer("mlp.experts.up_proj.bias"), None, 0.0)),
+            ("llama", "rope_freqs.weight", (String::new(), None, 0.0)),
+        ] {
+            assert_eq!(named(architecture, name), Some(expected), "{architecture} {name}");
+        }
+        for name in
+            ["blk.7.ssm_a", "blk.x.attn_q.weight", "blk.7.unknown.weight", "token_embd", "v.patch.weight"]
+        {
+            assert_eq!(named("llama", name), None, "{name}");
+        }
+    }
+}

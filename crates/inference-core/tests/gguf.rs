@@ -1,0 +1,211 @@
+//! GGUF files as models: where they are found, what is read of them, and what is wrong with them.
+
+mod common;
+
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+use std::path::PathBuf;
+
+use common::{Folder, message};
+use inference_core::{
+    Dtype, ModelManifest, QuantMode, Quantization, Result,
+    backend::{ModelFiles, ReadAt},
+    discover,
+};
+
+const Q4_0: u32 = 2;
+const F32: u32 = 0;
+const IQ4_XS: u32 = 23;
+
+/// A tensor's name, extents with the innermost first, type and bytes.
+type Tensor<'a> = (&'a str, &'a [u64], u32, Vec<u8>);
+
+fn text(text: &str) -> Vec<u8> {
+    [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat()
+}
+
+fn texts(list: &[&str]) -> Vec<u8> {
+    let head = [&8_u32.to_le_bytes()[..], &(list.len() as u64).to_le_bytes()].concat();
+    list.iter().fold(head, |bytes, one| [bytes, text(one)].concat())
+}
+
+/// A file of these keys with their types and values, and of these tensors.
+fn gguf(keys: &[(&str, u32, Vec<u8>)], tensors: &[Tensor<'_>]) -> Vec<u8> {
+    let mut file = b"GGUF\x03\0\0\0".to_vec();
+    file.extend((tensors.len() as u64).to_le_bytes());
+    file.extend((keys.len() as u64).to_le_bytes());
+    for (key, kind, value) in keys {
+        file.extend([text(key), kind.to_le_bytes().to_vec(), value.clone()].concat());
+    }
+    let mut data = Vec::new();
+    for (name, extents, kind, bytes) in tensors {
+        file.extend([text(name), (extents.len() as u32).to_le_bytes().to_vec()].concat());
+        extents.iter().for_each(|extent| file.extend(extent.to_le_bytes()));
+        file.extend(kind.to_le_bytes());
+        file.extend((data.len() as u64).to_le_bytes());
+        data.extend(bytes);
+        data.resize(data.len().next_multiple_of(32), 0);
+    }
+    file.resize(file.len().next_multiple_of(32), 0);
+    [file, data].concat()
+}
+
+fn keys(architecture: &str) -> Vec<(&'static str, u32, Vec<u8>)> {
+    let number = |n: u32| n.to_le_bytes().to_vec();
+    vec![
+        ("general.architecture", 8, text(architecture)),
+        ("llama.embedding_length", 4, number(32)),
+        ("llama.block_count", 4, number(1)),
+        ("llama.attention.head_count", 4, number(2)),
+        ("llama.feed_forward_length", 4, number(64)),
+        ("llama.context_length", 4, number(128)),
+        ("llama.attention.layer_norm_rms_epsilon", 6, 1e-6_f32.to_le_bytes().to_vec()),
+        ("tokenizer.ggml.model", 8, text("gpt2")),
+        ("tokenizer.ggml.pre", 8, text("qwen2")),
+        ("tokenizer.ggml.tokens", 9, texts(&["a", "b", "ab", "<|im_end|>"])),
+        (
+            "tokenizer.ggml.token_type",
+            9,
+            [
+                &5_u32.to_le_bytes()[..],
+                &4_u64.to_le_bytes(),
+                &[1, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 3, 0, 0, 0],
+            ]
+            .concat(),
+        ),
+        ("tokenizer.ggml.merges", 9, texts(&["a b"])),
+        ("tokenizer.ggml.eos_token_id", 4, number(3)),
+        ("tokenizer.chat_template", 8, text("{{ messages }}")),
+    ]
+}
+
+/// Rows of one block each: its scale is 1, and its elements are `row` − 8.
+fn rows(count: u8) -> Vec<u8> {
+    (0..count).flat_map(|row| [&[0x00, 0x3c][..], &[(row % 16) * 0x11; 16]].concat()).collect()
+}
+
+fn model() -> Vec<u8> {
+    let embedding = ("token_embd.weight", &[32, 4][..], Q4_0, rows(4));
+    let queries = ("blk.0.attn_q.weight", &[32, 8][..], Q4_0, rows(8));
+    let norm = ("output_norm.weight", &[32][..], F32, 1.0_f32.to_le_bytes().repeat(32));
+    gguf(&keys("llama"), &[embedding, queries, norm])
+}
+
+struct Files(PathBuf);
+
+impl ReadAt for Files {
+    fn read_at(&self, _: usize, position: u64, memory: &mut [u8]) -> Result<()> {
+        File::open(&self.0).unwrap().read_exact_at(memory, position).unwrap();
+        Ok(())
+    }
+}
+
+#[test]
+fn a_file_is_shown_as_a_folder() {
+    let folder = Folder::new();
+    let path = folder.write("model.gguf", model());
+    let manifest = ModelManifest::read(&path).unwrap();
+    assert!(manifest.is_gguf() && manifest.unread().is_none());
+    assert_eq!(manifest.model_type(), "llama");
+    assert_eq!(manifest.quantization(), Some(&Quantization::new(4, 32, QuantMode::Affine)));
+    assert_eq!(manifest.float_dtype(), Some(Dtype::F32));
+    assert_eq!(manifest.eos_token_ids().unwrap(), [3]);
+    assert_eq!(manifest.parameters(), 32 * 4 + 32 * 8 + 32);
+    assert_eq!(manifest.config()["rms_norm_eps"], 1e-6);
+    let queries = &manifest.tensors()["model.layers.0.self_attn.q_proj.weight"];
+    assert_eq!((queries.dtype, &queries.shape[..], queries.bytes()), (Dtype::U32, &[8, 4][..], 128));
+    let source = queries.source.as_ref().unwrap();
+    let mut words = vec![0; 128];
+    source.read(&Files(path.clone()), 0, &mut words).unwrap();
+    // Two heads of four rows each: the pairs that llama.cpp put together are apart again.
+    let order: Vec<u8> = words.chunks(16).map(|row| row[0] & 15).collect();
+    assert_eq!(order, [0, 2, 1, 3, 4, 6, 5, 7]);
+    let biases = manifest.tensors()["model.embed_tokens.biases"].source.as_ref().unwrap();
+    let mut bias = [0; 2];
+    biases.read(&Files(path.clone()), 2, &mut bias).unwrap();
+    assert_eq!(bias, [0x00, 0xc8], "-8 in half precision");
+    let full = manifest.in_full().unwrap();
+    assert_eq!((full.quantization(), full.parameters()), (None, manifest.parameters()));
+    let files = ModelFiles::open(&path).unwrap();
+    assert!(files.has("tokenizer.json") && !files.has("config.json"));
+    let config: serde_json::Value = files.read_json("tokenizer_config.json", 1 << 20).unwrap();
+    assert_eq!(config["chat_template"], "{{ messages }}");
+    assert_eq!(config["eos_token"], "<|im_end|>");
+}
+
+#[test]
+fn a_folder_with_one_model_is_that_model() {
+    let folder = Folder::new();
+    folder.write("m/mmproj-model.gguf", "GGUF");
+    folder.write("m/model.gguf", model());
+    let manifest = ModelManifest::read(folder.join("m")).unwrap();
+    assert!(manifest.is_gguf());
+    assert_eq!(manifest.files(), [folder.join("m/model.gguf")]);
+    assert!(ModelFiles::open(&folder.join("m")).unwrap().has("tokenizer.json"));
+    folder.write("m/other.gguf", model());
+    let manifest = ModelManifest::read(folder.join("m")).unwrap();
+    assert!(manifest.unread().unwrap().contains("several models"), "{:?}", manifest.unread());
+    let found: Vec<_> = discover(folder.path()).map(|found| found.unwrap().name).collect();
+    assert_eq!(found, ["m/model", "m/other"]);
+}
+
+#[test]
+fn numbered_files_are_one_model() {
+    let folder = Folder::new();
+    let tensors = [("token_embd.weight", &[32, 4][..], Q4_0, rows(4))];
+    let others = [("blk.0.attn_q.weight", &[32, 8][..], Q4_0, rows(8))];
+    let split =
+        |number: u16| vec![("split.no", 2, number.to_le_bytes().to_vec()), ("split.count", 2, vec![2, 0])];
+    let first = [keys("llama"), split(0)].concat();
+    folder.write("m-00001-of-00002.gguf", gguf(&first, &tensors));
+    let missing = ModelManifest::read(folder.path()).unwrap_err();
+    assert!(message(&missing).contains("m-00002-of-00002.gguf: is missing"), "{missing}");
+    let second = folder.write("m-00002-of-00002.gguf", gguf(&split(1), &others));
+    for path in [folder.path().to_owned(), second.clone()] {
+        let manifest = ModelManifest::read(path).unwrap();
+        assert_eq!((manifest.files().len(), manifest.tensors().len()), (2, 6));
+        assert_eq!(manifest.tensors()["model.layers.0.self_attn.q_proj.weight"].file, 1);
+    }
+    assert_eq!(discover(folder.path()).count(), 1);
+    folder.write("m-00002-of-00002.gguf", gguf(&split(1), &tensors));
+    let twice = ModelManifest::read(&second).unwrap_err();
+    assert!(message(&twice).contains("token_embd.weight") && message(&twice).contains("too"), "{twice}");
+}
+
+#[test]
+fn what_is_not_known_is_named_and_what_is_broken_refused() {
+    let folder = Folder::new();
+    let embedding = |kind: u32, bytes: usize| ("token_embd.weight", &[256, 1][..], kind, vec![0; bytes]);
+    let with = |change: &dyn Fn(&mut Vec<(&'static str, u32, Vec<u8>)>)| {
+        let mut keys = keys("llama");
+        change(&mut keys);
+        gguf(&keys, &[embedding(F32, 1024)])
+    };
+    for (file, says) in [
+        (gguf(&keys("mamba9"), &[]), "general.architecture is \"mamba9\", which cannot be read"),
+        (gguf(&keys("llama"), &[embedding(IQ4_XS, 136)]), "is in IQ4_XS, which is not supported: use a file"),
+        (
+            gguf(&keys("llama"), &[embedding(F32, 1024), ("blk.0.odd.weight", &[1], F32, vec![0; 4])]),
+            "blk.0.odd.weight is no tensor",
+        ),
+        (with(&|keys| keys.retain(|key| key.0 != "llama.block_count")), "llama.block_count is missing"),
+        (with(&|keys| keys.retain(|key| key.0 != "tokenizer.ggml.pre")), "tokenizer.ggml.pre is missing"),
+        (
+            with(&|keys| {
+                keys.iter_mut()
+                    .filter(|key| key.0 == "tokenizer.ggml.pre")
+                    .for_each(|key| key.2 = text("new"))
+            }),
+            "is \"new\", a way to cut words",
+        ),
+    ] {
+        let path = folder.write("model.gguf", file);
+        let manifest = ModelManifest::read(&path).unwrap();
+        assert!(manifest.is_gguf() && manifest.tensors().is_empty());
+        assert!(manifest.unread().unwrap().contains(says), "{:?} does not say {says:?}", manifest.unread());
+    }
+    let whole = model();
+    let path = folder.write("model.gguf", &whole[..whole.len() - 40]);
+    let error = ModelManifest::read(&path).unwrap_err();
+    assert!(message(&error).contains("model.gguf") && message(&error).contains("cut short"), "{error}");
+}

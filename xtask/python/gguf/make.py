@@ -1,0 +1,265 @@
+"""Writes small GGUF files of the golden fixtures' weights, as llama.cpp's converter would: python make.py FIXTURES OUT
+
+OUT/<variant>.gguf has the weights of a fixture in float32, so that the fixture's logits are to come out. OUT/<type>.gguf has random
+weights in that type, and OUT/<type>-full.gguf their elements in float32, so that both are to give the same logits.
+"""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+from gguf import GGMLQuantizationType as Type, GGUFWriter, RopeScalingType, dequantize, quantize
+from gguf.constants import GGML_QUANT_SIZES
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "golden"))
+from weights import make  # noqa: E402
+
+ARCHITECTURES = dict(
+    llama="llama", mixtral="llama", qwen2="qwen2", qwen3="qwen3", qwen3_moe="qwen3moe", gemma="gemma", gemma2="gemma2",
+    gemma3_text="gemma3", phi3="phi3", olmo2="olmo2", granite="granite", smollm3="smollm3", gpt_oss="gpt-oss",
+)
+FIXTURES = [
+    "llama", "llama-tied-llama3", "llama-yarn", "llama-bias-linear", "mixtral", "qwen2", "qwen3", "qwen3_moe", "gemma",
+    "gemma2-window", "gemma3_text", "phi3", "phi3-partial", "phi3-longrope", "olmo2", "granite", "smollm3", "gpt_oss",
+    "gpt_oss+mxfp4",
+]
+LAYER = {
+    "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+    "self_attn.qkv_proj": "attn_qkv", "self_attn.o_proj": "attn_output", "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm", "post_attention_layernorm": "ffn_norm", "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up", "mlp.gate_up_proj": "ffn_up", "mlp.down_proj": "ffn_down", "mlp.gate": "ffn_gate_inp",
+    "block_sparse_moe.gate": "ffn_gate_inp", "mlp.router": "ffn_gate_inp", "post_feedforward_layernorm": "post_ffw_norm",
+}
+SANDWICH = {"post_attention_layernorm": "post_attention_norm", "pre_feedforward_layernorm": "ffn_norm"}
+
+
+def paired(weight, heads):
+    """Rows that rope rotates together side by side."""
+    half = weight.shape[0] // heads // 2
+    return weight.reshape(heads, 2, half, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
+
+
+def translated(config, tensors):
+    """The tensors by llama.cpp's names."""
+    kind = config["model_type"]
+    names = LAYER | (SANDWICH if kind in ("gemma2", "gemma3_text") else {})
+    if kind in ("olmo2", "gpt_oss"):
+        names = names | {"post_attention_layernorm": "post_attention_norm"}
+    heads = dict(attn_q=config["num_attention_heads"], attn_k=config["num_key_value_heads"])
+    scale = math.sqrt(head_dim(config) / config.get("query_pre_attn_scalar", head_dim(config)))
+    out, experts = {}, {}
+    for name, value in tensors.items():
+        root = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+        stem, _, end = name.rpartition(".")
+        if stem in root:
+            out[f"{root[stem]}.{end}"] = value + 1 if kind.startswith("gemma") and "norm" in stem else value
+            continue
+        _, _, layer, rest = name.split(".", 3)
+        if ".experts." in rest and kind != "gpt_oss":
+            _, _, number, part, _ = rest.split(".")
+            part = {"w1": "gate", "w2": "down", "w3": "up"}.get(part, part.removesuffix("_proj"))
+            experts.setdefault(f"blk.{layer}.ffn_{part}_exps.weight", {})[int(number)] = value
+            continue
+        if rest == "self_attn.sinks":
+            out[f"blk.{layer}.attn_sinks.weight"] = value
+            continue
+        if ".experts." in rest:
+            gpt_oss_experts(out, f"blk.{layer}.", rest.split(".")[-1], tensors, name)
+            continue
+        part = names[rest.rpartition(".")[0]]
+        if kind in ("llama", "mixtral", "granite", "smollm3") and part in heads:
+            value = paired(value, heads[part])
+        if kind.startswith("gemma") and part.endswith("norm"):
+            value = value + 1
+        # The files have no scale of queries: one that is not of the head's width goes into the weights.
+        if scale != 1 and part == ("attn_q_norm" if kind == "gemma3_text" else "attn_q"):
+            value = value * np.float32(scale)
+        out[f"blk.{layer}.{part}.{end}"] = value
+    for name, each in experts.items():
+        out[name] = np.stack([each[i] for i in range(len(each))])
+    return out
+
+
+def gpt_oss_experts(out, prefix, part, tensors, name):
+    value = tensors[name]
+    base = part.removesuffix("_blocks").removesuffix("_scales").removesuffix("_bias")
+    names = ["ffn_gate_exps", "ffn_up_exps"] if base == "gate_up_proj" else ["ffn_down_exps"]
+    if part.endswith("_scales"):
+        return
+    if part.endswith("_blocks"):
+        codes = np.stack([value & 15, value >> 4], axis=-1).reshape(*value.shape[:-1], 32)
+        scales = tensors[name.replace("_blocks", "_scales")][..., None]
+        packed = codes[..., :16] | (codes[..., 16:] << 4)
+        value = np.concatenate([scales, packed], axis=-1).reshape(*value.shape[:2], -1)
+    elif not part.endswith("_bias"):
+        value = value.swapaxes(1, 2)
+    end = "bias" if part.endswith("_bias") else "weight"
+    for i, name in enumerate(names):
+        out[f"{prefix}{name}.{end}"] = np.ascontiguousarray(value[:, i :: len(names)])
+
+
+def head_dim(config):
+    return config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+
+
+def metadata(writer, config):
+    kind, size = config["model_type"], head_dim(config)
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_key_length(size)
+    writer.add_value_length(size)
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_freq_base(config.get("rope_theta", 1e4))
+    writer.add_rope_dimension_count(int(size * config.get("partial_rotary_factor", 1.0)))
+    if config.get("sliding_window") and kind in ("gemma2", "gemma3_text", "phi3", "gpt_oss"):
+        writer.add_sliding_window(config["sliding_window"])
+    if kind == "gemma3_text":
+        writer.add_uint32("gemma3.attention.sliding_window_pattern", config["sliding_window_pattern"])
+        writer.add_float32("gemma3.rope.freq_base_swa", config["rope_local_base_freq"])
+    if kind == "gemma2":
+        writer.add_attn_logit_softcapping(config["attn_logit_softcapping"])
+        writer.add_final_logit_softcapping(config["final_logit_softcapping"])
+    if kind == "granite":
+        writer.add_embedding_scale(config["embedding_multiplier"])
+        writer.add_attention_scale(config["attention_multiplier"])
+        writer.add_residual_scale(config["residual_multiplier"])
+        writer.add_logit_scale(config["logits_scaling"])
+    if count := config.get("num_local_experts") or config.get("num_experts"):
+        writer.add_expert_count(count)
+        writer.add_expert_used_count(config["num_experts_per_tok"])
+        if kind != "mixtral":
+            writer.add_expert_feed_forward_length(config.get("moe_intermediate_size", config["intermediate_size"]))
+    rope(writer, config)
+    vocabulary(writer, config["vocab_size"])
+
+
+def rope(writer, config):
+    scaling = config.get("rope_scaling") or {}
+    half = head_dim(config) // 2
+    match scaling.get("rope_type") or scaling.get("type"):
+        case "linear":
+            writer.add_rope_scaling_type(RopeScalingType.LINEAR)
+            writer.add_rope_scaling_factor(scaling["factor"])
+        case "yarn":
+            writer.add_rope_scaling_type(RopeScalingType.YARN)
+            writer.add_rope_scaling_factor(scaling["factor"])
+            writer.add_rope_scaling_orig_ctx_len(scaling["original_max_position_embeddings"])
+            writer.add_rope_scaling_yarn_beta_fast(scaling["beta_fast"])
+            writer.add_rope_scaling_yarn_beta_slow(scaling["beta_slow"])
+        case "llama3":
+            original, factor = scaling["original_max_position_embeddings"], scaling["factor"]
+            low, high = original / scaling["low_freq_factor"], original / scaling["high_freq_factor"]
+            factors = []
+            for i in range(half):
+                wave = 2 * math.pi * config["rope_theta"] ** (i / half)
+                smooth = (original / wave - scaling["low_freq_factor"]) / (
+                    scaling["high_freq_factor"] - scaling["low_freq_factor"]
+                )
+                between = 1 / ((1 - smooth) / factor + smooth)
+                factors.append(1 if wave < high else factor if wave > low else between)
+            writer.add_tensor("rope_freqs.weight", np.array(factors, dtype=np.float32))
+        case "longrope":
+            original, most = config["original_max_position_embeddings"], config["max_position_embeddings"]
+            writer.add_rope_scaling_orig_ctx_len(original)
+            writer.add_rope_scaling_attn_factors(math.sqrt(1 + math.log(most / original) / math.log(original)))
+            for name in ("long", "short"):
+                factors = np.array(scaling[f"{name}_factor"], dtype=np.float32)
+                writer.add_tensor(f"rope_factors_{name}.weight", factors)
+
+
+def vocabulary(writer, size):
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    tokens = ["<unk>", "<s>", "</s>", "a", "b", "ab"] + [f"[{i}]" for i in range(size - 6)]
+    writer.add_token_list(tokens)
+    writer.add_token_types([3, 3, 3] + [1] * (size - 3))
+    writer.add_token_merges(["a b"])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+
+
+def write(path, config, tensors, types={}):
+    writer = GGUFWriter(path, ARCHITECTURES[config["model_type"]])
+    metadata(writer, config)
+    for name, value in tensors.items():
+        kind = types.get(name) or (Type.MXFP4 if value.dtype == np.uint8 else None)
+        writer.add_tensor(name, value, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def fixture(folder, out):
+    config = json.loads((folder / "config.json").read_text())
+    specs = json.loads((folder / "tensors.json").read_text())
+    write(out / f"{folder.name}.gguf", config, translated(config, {spec[0]: make(*spec) for spec in specs}))
+
+
+def blocks(random, kind, shape, spread):
+    """Random weights in a type: quantised where the package can, else bits with small scales."""
+    try:
+        return quantize(random.normal(0, spread, shape).astype(np.float32), kind)
+    except NotImplementedError:
+        length, size = GGML_QUANT_SIZES[kind]
+        count = int(np.prod(shape)) // length
+        data = random.integers(0, 256, (count, size), dtype=np.uint8)
+        # The scale such that elements have the spread; minima are taken away, as quantisers choose them.
+        d = {Type.Q4_K: spread / 140, Type.Q5_K: spread / 280, Type.Q6_K: spread / 1400, Type.Q3_K: spread / 40, Type.Q2_K: spread / 8}[kind]
+        places = {Type.Q4_K: (0, 2), Type.Q5_K: (0, 2), Type.Q6_K: (208,), Type.Q3_K: (108,), Type.Q2_K: (80, 82)}[kind]
+        for place, factor in zip(places, (1, {Type.Q4_K: 7.5, Type.Q5_K: 15.5}.get(kind, 1.5))):
+            halves = (d * factor * random.uniform(0.8, 1.2, (count, 1))).astype(np.float16)
+            data[:, place : place + 2] = halves.view(np.uint8)
+        return data.reshape(*shape[:-1], -1)
+
+
+def quantised(name, out, kinds):
+    """A model with 256 inputs everywhere; `kinds` are the type of most matrices, and of the others."""
+    config = dict(
+        model_type="qwen3_moe" if "moe" in name else "llama", hidden_size=256, intermediate_size=256, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=64, max_position_embeddings=256, rms_norm_eps=1e-5,
+        vocab_size=128, rope_theta=1e4,
+    )
+    shapes = dict(attn_q=(256, 256), attn_k=(128, 256), attn_v=(128, 256), attn_output=(256, 256))
+    if "moe" in name:
+        config |= dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=256)
+        shapes |= {f"ffn_{part}_exps": (4, 256, 256) for part in ("gate", "up", "down")}
+    else:
+        shapes |= {f"ffn_{part}": (256, 256) for part in ("gate", "up", "down")}
+    random = np.random.default_rng(7)
+    packed, types = {}, {}
+    named = {"token_embd.weight": (128, 256)}
+    for layer in range(2):
+        named |= {f"blk.{layer}.{part}.weight": shape for part, shape in shapes.items()}
+    for key, shape in named.items():
+        types[key] = kinds[1] if "attn_v" in key or "down" in key or "token" in key else kinds[0]
+        packed[key] = blocks(random, types[key], shape, 0.2 if "token" in key else 0.1)
+    full = {key: dequantize(value, types[key]).astype(np.float32) for key, value in packed.items()}
+    norms = {"output_norm.weight": (256,)}
+    for layer in range(2):
+        norms |= {f"blk.{layer}.{part}.weight": (256,) for part in ("attn_norm", "ffn_norm")}
+        if "moe" in name:
+            norms |= {f"blk.{layer}.{part}.weight": (64,) for part in ("attn_q_norm", "attn_k_norm")}
+            norms[f"blk.{layer}.ffn_gate_inp.weight"] = (4, 256)
+    rest = {key: random.normal(1, 0.1, shape).astype(np.float32) for key, shape in norms.items()}
+    write(out / f"{name}.gguf", config, packed | rest, types)
+    write(out / f"{name}-full.gguf", config, full | rest)
+
+
+def main(fixtures, out):
+    for name in FIXTURES:
+        fixture(Path(fixtures) / name, out)
+    for kind in ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "MXFP4"):
+        quantised(kind, out, (Type[kind], Type[kind]))
+    quantised("Q4_K_M", out, (Type.Q4_K, Type.Q6_K))
+    quantised("Q4_K_M-moe", out, (Type.Q4_K, Type.Q6_K))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))
