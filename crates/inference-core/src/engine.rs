@@ -81,6 +81,7 @@ impl BackendInfo {
 
 /// Whether a backend can run a model.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Support {
     /// It can.
     Yes,

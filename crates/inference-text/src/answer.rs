@@ -12,7 +12,10 @@ mod xml;
 
 use std::sync::Arc;
 
-use inference_core::{ChatEvent, ToolCall};
+use inference_core::{
+    ChatEvent, ToolCall,
+    backend::{StopPosition, StopStrings},
+};
 use serde_json::Value;
 
 pub use self::format::AnswerFormat;
@@ -22,7 +25,6 @@ use self::{
     scanner::{Quoting, StringScanner},
     xml::Notation,
 };
-use crate::{StopStrings, stop::Position};
 
 /// Splits an answer into its parts as it comes.
 ///
@@ -53,7 +55,7 @@ pub struct AnswerParser {
     within: Option<(Kind, String)>,
     /// What ends it.
     end: StopStrings,
-    position: Position,
+    position: StopPosition,
     /// Whether it stands within a string, where no delimiter counts.
     strings: StringScanner,
     /// What was read of it and not given out.
@@ -76,7 +78,7 @@ impl AnswerParser {
             within: None,
             end: format.begin.clone(),
             format,
-            position: Position::START,
+            position: StopPosition::START,
             strings: StringScanner::new(Quoting::None),
             held: String::new(),
             after_mark: false,
@@ -148,14 +150,14 @@ impl AnswerParser {
             return self.push(token, events);
         }
         let held = std::mem::take(&mut self.held);
-        self.position = Position::START;
+        self.position = StopPosition::START;
         self.say(event, &held, events);
         mark(events, &[token]);
     }
 
     /// Appends what is still held. A call that was not ended is read as far as it came.
     pub fn finish(&mut self, events: &mut Vec<ChatEvent>) {
-        self.position = Position::START;
+        self.position = StopPosition::START;
         let body = std::mem::take(&mut self.held);
         match self.within.take() {
             None => self.say(ChatEvent::Text, &body, events),
@@ -213,7 +215,7 @@ impl AnswerParser {
                 continue;
             }
             self.held.truncate(body);
-            self.position = Position::START;
+            self.position = StopPosition::START;
             let body = std::mem::take(&mut self.held);
             match self.within.take() {
                 None => {
@@ -267,7 +269,7 @@ impl AnswerParser {
         self.after_mark = true;
         // The ends are constants, none of them empty or long.
         self.end = StopStrings::new(ends.iter().copied()).unwrap_or_else(|_| self.format.begin.clone());
-        self.position = Position::START;
+        self.position = StopPosition::START;
         self.strings = StringScanner::new(kind.quoting());
     }
 

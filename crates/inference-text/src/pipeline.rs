@@ -1,16 +1,16 @@
 //! From prompts to ids and back: what every backend does with the text files of a model's folder.
 
-use std::{path::Path, sync::Arc, thread};
+use std::{path::Path, sync::Arc, thread, time::Instant};
 
 use futures::future::{Either, select};
 use inference_core::{
     CancellationToken, ClassifyOptions, Error, GenerateOptions, Message, ModelInfo, Prompt, Result,
-    TemplateOptions, backend::spawn_blocking,
+    TemplateOptions, TokenStream,
+    backend::{ResponseWriter, SharedStats, spawn_blocking},
 };
 
 use crate::{
-    AnswerFormat, AnswerParser, ChatOutputParser, ChatTemplate, EncodeLimits, StopStrings, TextAssembler,
-    ThinkingBudget, Tokenizer,
+    AnswerFormat, AnswerParser, ChatOutputParser, ChatTemplate, EncodeLimits, ThinkingBudget, Tokenizer,
 };
 
 /// Tokens of a prompt's end that tell whether its answer begins within reasoning: a delimiter and white space.
@@ -319,13 +319,22 @@ impl TextPipeline {
         labels.iter().map(encode).collect()
     }
 
-    /// What turns a generation's ids into tokens with text, up to the caller's stop strings.
+    /// The writer of the answer to this prompt, and the caller's stream, which tells reasoning and tool calls apart.
     ///
     /// # Errors
-    /// As [`StopStrings::new`].
-    pub fn assembler<T>(&self, options: &GenerateOptions) -> Result<TextAssembler<T>> {
-        let stops = options.stop.as_ref().map(|stops| StopStrings::new(stops.iter().cloned())).transpose()?;
-        Ok(TextAssembler::new(self.tokenizer().detokenizer(true), stops.map(Arc::new)))
+    /// As [`ResponseWriter::channel`].
+    pub fn response(
+        &self,
+        model: &ModelInfo,
+        stats: &SharedStats,
+        prompt: &Prepared,
+        options: &GenerateOptions,
+        called: Instant,
+    ) -> Result<(ResponseWriter, TokenStream)> {
+        let detokenizer = self.tokenizer().detokenizer(true);
+        let (writer, stream) =
+            ResponseWriter::channel(model, stats, detokenizer, options, prompt.ids.len(), called)?;
+        Ok((writer, stream.with_parser(self.output_parser(prompt, options))))
     }
 
     /// The parser that separates reasoning and tool calls from the text of the answer to this prompt.

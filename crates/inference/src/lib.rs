@@ -71,10 +71,28 @@ pub use inference_core::mock;
 #[doc(inline)]
 pub use inference_core::{
     Alternative, AssistantMessage, CancellationToken, ChatEvent, ChatStream, Classification, ClassifyOptions,
-    Completion, ContextOverflow, Discovered, Dtype, Error, Feature, Finish, FinishReason, GenerateOptions,
-    GenerationConfig, KvBits, LabelScore, LayerKind, Load, LoadOptions, LoadProgress, LogitsProcessor,
-    MemoryEstimate, MemoryUsage, Message, Metrics, ModelInfo, ModelManifest, ModelStats, Outcome,
-    Percentiles, Prompt, QuantMode, Quantization, Registry, Result, Role, SamplingOptions, Session,
-    StopCause, TemplateOptions, TextModel, TextModelExt, Token, TokenStream, ToolCall, Verdict, Xtc,
-    discover, explain, load_model, train,
+    Completion, ContextOverflow, Error, Feature, Finish, FinishReason, GenerateOptions, KvBits, LabelScore,
+    Load, LoadOptions, LoadProgress, LogitsProcessor, Message, Metrics, ModelInfo, ModelStats, Prompt,
+    Result, Role, SamplingOptions, Session, StopCause, TemplateOptions, TextModel, TextModelExt, Token,
+    TokenStream, ToolCall, Xtc, discover, explain, load_model, train,
 };
+
+/// What a model's folder says, before anything is loaded: architecture, tensors, quantisation, sampling values, memory.
+pub mod manifest {
+    #[doc(inline)]
+    pub use inference_core::{
+        Dtype, GenerationConfig, LayerKind, MemoryEstimate, ModelManifest, QuantMode, Quantization,
+    };
+}
+
+/// Parts of [`Metrics`] and [`ModelStats`].
+pub mod metrics {
+    #[doc(inline)]
+    pub use inference_core::{MemoryUsage, Percentiles};
+}
+
+/// Which engines there are, what each makes of a model, and where models were found.
+pub mod registry {
+    #[doc(inline)]
+    pub use inference_core::{Discovered, Outcome, Registry, Verdict};
+}

@@ -6,7 +6,7 @@ mod sentences;
 
 use std::{path::PathBuf, process::ExitCode};
 
-use inference::Registry;
+use inference::registry::Registry;
 use rand::{SeedableRng as _, rngs::StdRng};
 
 use self::requests::Shape;

@@ -2,7 +2,10 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
-use inference::{KvBits, MemoryEstimate, ModelManifest};
+use inference::{
+    KvBits,
+    manifest::{MemoryEstimate, ModelManifest},
+};
 use inference_core::backend::free_memory;
 use serde::Serialize;
 

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, path::PathBuf, process::ExitCode};
 
-use inference::{Dtype, ModelManifest};
+use inference::manifest::{Dtype, ModelManifest};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -33,7 +33,7 @@ pub(crate) struct Facts {
     tensors: usize,
     /// Bytes of tensors by element type.
     dtypes: BTreeMap<String, u64>,
-    pub(crate) quantization: Option<inference::Quantization>,
+    pub(crate) quantization: Option<inference::manifest::Quantization>,
     layers: Option<u64>,
     hidden_size: Option<u64>,
     vocab_size: Option<u64>,

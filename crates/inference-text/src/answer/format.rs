@@ -1,7 +1,8 @@
 //! How families of models mark what is not text.
 
+use inference_core::backend::StopStrings;
+
 use super::scanner::Quoting;
-use crate::StopStrings;
 
 /// What a mark begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
