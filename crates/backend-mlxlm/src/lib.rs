@@ -22,8 +22,8 @@
 //!
 //! The child sends at most 128 tokens that were not asked for: a generation whose reader is behind stops there, and costs
 //! nothing until it goes on. While other rows are decoded it runs along with them, because a row of a batch cannot stand
-//! still; its tokens, of which there are no more than `max_tokens`, then wait on this side. So an unread stream holds up
-//! nobody.
+//! still; its tokens, `max_tokens` at most, then wait on this side. So an unread stream blocks no other
+//! request.
 //!
 //! # Requirements
 //!

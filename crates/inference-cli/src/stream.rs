@@ -24,7 +24,7 @@ pub(crate) struct Style {
 pub(crate) enum Show {
     /// The text as it stands.
     Text,
-    /// Its parts: text, calls of tools as blocks, and reasoning on stderr.
+    /// Its parts: text, tool calls as blocks, and reasoning on stderr.
     Parts,
     /// JSON Lines: a line a token, then one with the parts and the finish.
     Json,

@@ -8,7 +8,7 @@ use std::{
 
 use crate::{Error, ModelManifest, Result, manifest::INDEX};
 
-/// How many folders below the root are searched; deeper ones are left alone.
+/// The depth of folders below the root that is searched.
 const DEEPEST: usize = 32;
 
 /// Folders that hold no models but many files.
@@ -27,8 +27,8 @@ pub struct Discovered {
 
 /// The models at and below `root`, found lazily: a folder is read when the iterator gets to it, its headers only.
 ///
-/// A folder that has a config.json beside any `*.safetensors` or an index is a model, and is not searched further. Folders
-/// come in the order of their names. What cannot be read and models that are broken are an `Err` item, and the search goes
+/// A folder that has a config.json and any `*.safetensors` or an index is a model, and is not searched further. Folders
+/// come in the order of their names. Unreadable folders and broken models are `Err` items, and the search goes
 /// on. Links are followed; a folder is visited once, by whichever path comes first. `.git`, `target` and `node_modules` below
 /// the root are left out, and so is what lies more than 32 folders deep.
 ///
@@ -62,7 +62,7 @@ pub struct Discover {
 struct Pending {
     path: PathBuf,
     depth: usize,
-    /// Whether its real path is still to be asked for; else it is its name in `parent`.
+    /// Whether its real path is not known yet; then this is its name in `parent`.
     link: bool,
     parent: PathBuf,
 }

@@ -35,7 +35,7 @@ struct Inner {
     template: Option<ChatTemplate>,
     supports_tools: bool,
     format: Arc<AnswerFormat>,
-    /// The ids that end reasoning, where the family marks it.
+    /// The ids of the delimiter that ends reasoning, where the family has one.
     thinking_end: Option<Arc<[u32]>>,
 }
 
@@ -122,7 +122,7 @@ impl TextPipeline {
         self.0.supports_tools
     }
 
-    /// Whether the model's family marks reasoning.
+    /// Whether the model's family has delimiters for reasoning.
     #[must_use]
     pub fn has_reasoning(&self) -> bool {
         self.0.format.has_reasoning()

@@ -37,7 +37,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "REQUESTS", default_value_t = 1)]
     batch: usize,
 
-    /// Keys and values in so many bits: 8 or 4 [default: as they are computed]
+    /// Quantise the KV cache to 8 or 4 bits [default: not quantised]
     #[arg(long, value_name = "BITS", value_parser = kv_bits)]
     kv_bits: Option<KvBits>,
 
@@ -110,7 +110,7 @@ impl Report {
     }
 }
 
-/// What this machine can still give, where it tells: Linux says what is free, other systems what there is in all.
+/// The memory available on this machine, if it can be read: free memory on Linux, all memory on other systems.
 fn memory() -> Option<u64> {
     free_memory().or_else(all_memory)
 }

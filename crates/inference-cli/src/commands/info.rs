@@ -121,7 +121,7 @@ fn has_chat_template(manifest: &ModelManifest) -> bool {
     if manifest.path().join("chat_template.jinja").is_file() {
         return true;
     }
-    // A broken tokenizer_config.json is told by whoever loads the model.
+    // A broken tokenizer_config.json is reported when the model is loaded.
     let config: Option<Value> =
         inference_core::backend::read_json(&manifest.path().join("tokenizer_config.json"), 16 << 20).ok();
     config.is_some_and(|config| config.get("chat_template").is_some_and(|template| !template.is_null()))

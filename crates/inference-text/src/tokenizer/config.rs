@@ -1,4 +1,4 @@
-//! The JSON files beside tokenizer.json.
+//! The other JSON files of a tokenizer: tokenizer_config.json, special_tokens_map.json, generation_config.json.
 
 use std::path::Path;
 
