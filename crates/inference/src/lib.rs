@@ -40,6 +40,7 @@
 //! | set how tokens are chosen | [`GenerateOptions`], whose setters say what each value means |
 //! | stop an answer | [`GenerateOptions::cancel`] with a [`CancellationToken`], or drop the stream |
 //! | find models on a disk | [`discover()`] |
+//! | read what a folder says, and estimate its memory | [`manifest::ModelManifest`] |
 //! | do any of it without async | [`blocking`] |
 //!
 //! # Engines
