@@ -19,7 +19,7 @@ pub(crate) struct Style {
     pub(crate) quiet: bool,
 }
 
-/// What of an answer is printed.
+/// Which parts of an answer are printed, and how.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Show {
     /// The text as it stands.
@@ -96,7 +96,7 @@ struct Page<'a> {
     open: Open,
 }
 
-/// What the current line was begun by.
+/// The kind of text that began the current line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Open {
     /// Nothing was printed at all.
