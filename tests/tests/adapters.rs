@@ -6,7 +6,8 @@ use std::{fs, path::Path, process::Command};
 
 use futures::{StreamExt as _, executor::block_on};
 use inference::{
-    Completion, GenerateOptions, LoadOptions, Message, ModelManifest, Prompt, TextModelExt as _, load_model,
+    Completion, GenerateOptions, LoadOptions, Message, Prompt, TextModelExt as _, load_model,
+    manifest::ModelManifest,
     metal::{FuseOptions, fuse},
     train::{AdapterOptions, Example, Method, TrainOptions, TrainingData},
 };

@@ -14,7 +14,7 @@ use futures::{StreamExt as _, channel::mpsc, future::try_join};
 use inference_core::{
     Classification, ClassifyOptions, GenerateOptions, LabelScore, LoadOptions, ModelInfo, ModelManifest,
     ModelStats, Prompt, Result, Session, TemplateOptions, TextModel, TokenStream,
-    backend::spawn_blocking,
+    backend::{SharedStats, spawn_blocking},
     train::{TrainOptions, TrainStream, Trainable, TrainingData},
 };
 use inference_text::{PromptLimits, TextPipeline};
@@ -22,7 +22,7 @@ use tokio::sync::{OnceCell, oneshot};
 
 use crate::{
     engine::{ClassifyRequest, Handle, Loaded},
-    mlx::Device,
+    mlx::{Device, memory},
     session::MlxSession,
     shared_model::SharedModel,
     train::TrainRequest,
@@ -59,7 +59,7 @@ impl MlxModel {
             manifest,
             adapter,
             fingerprint: OnceCell::new(),
-            stats: Arc::default(),
+            stats: SharedStats::default(),
             closed: AtomicBool::new(false),
         };
         Ok(Self(Arc::new(shared)))
@@ -134,7 +134,9 @@ impl TextModel for MlxModel {
     }
 
     fn stats(&self) -> ModelStats {
-        self.0.stats.snapshot()
+        let mut stats = self.0.stats.snapshot();
+        stats.memory = memory::usage();
+        stats
     }
 
     async fn close(&self) -> Result<()> {

@@ -2,24 +2,18 @@
 
 use std::{
     path::PathBuf,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::atomic::{AtomicBool, Ordering},
     time::Instant,
 };
 
 use inference_core::{
     ContextOverflow, Error, GenerateOptions, ModelInfo, ModelManifest, Prompt, Result, TokenStream,
-    backend::{AdapterManifest, spawn_blocking},
+    backend::{AdapterManifest, SharedStats, spawn_blocking},
 };
 use inference_text::{Prepared, PromptLimits, TextPipeline};
 use tokio::sync::OnceCell;
 
-use crate::engine::{Handle, Request, SessionTurn, Stats};
-
-/// Tokens that wait for a slow reader before its row pauses.
-const STREAM_CAPACITY: usize = 64;
+use crate::engine::{Handle, Request, SessionTurn};
 
 /// What a model shares with its sessions.
 #[derive(Debug)]
@@ -37,7 +31,7 @@ pub(crate) struct SharedModel {
     pub(crate) manifest: ModelManifest,
     pub(crate) adapter: Option<PathBuf>,
     pub(crate) fingerprint: OnceCell<String>,
-    pub(crate) stats: Arc<Stats>,
+    pub(crate) stats: SharedStats,
     pub(crate) closed: AtomicBool,
 }
 
@@ -99,23 +93,10 @@ impl SharedModel {
         called: Instant,
         turn: Option<SessionTurn>,
     ) -> Result<TokenStream> {
-        let assembler = self.text.assembler(&options)?;
         let budget = self.text.thinking_budget(&prompt, &options);
-        let (sink, stream) =
-            TokenStream::channel(&self.info.backend, STREAM_CAPACITY, options.cancel.clone());
-        let stream = stream.with_parser(self.text.output_parser(&prompt, &options));
-        self.handle.generate(Request {
-            prompt: prompt.ids,
-            options,
-            eos: self.info.eos_token_ids.clone(),
-            sink,
-            assembler,
-            budget,
-            called,
-            span: tracing::Span::current(),
-            turn,
-            active: self.stats.begin(),
-        })?;
+        let (writer, stream) = self.text.response(&self.info, &self.stats, &prompt, &options, called)?;
+        let eos = self.info.eos_token_ids.clone();
+        self.handle.generate(Request { prompt: prompt.ids, options, eos, budget, turn, writer })?;
         Ok(stream)
     }
 }

@@ -64,7 +64,7 @@ impl MlxLmBackend {
     /// The backend with the interpreter that is found on this machine.
     ///
     /// # Errors
-    /// [`Error::Unavailable`] says where was looked, and how to make an environment that has mlx_lm.
+    /// [`Error::Unavailable`] lists the interpreters that were tried, and says how to install mlx_lm.
     pub fn find() -> Result<Self> {
         let unavailable = |reason| Error::Unavailable { backend: ID.to_owned(), reason };
         let interpreter = interpreter::find().map_err(unavailable)?;

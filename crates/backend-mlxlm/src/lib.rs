@@ -1,7 +1,7 @@
 //! Python's [mlx_lm](https://github.com/ml-explore/mlx-lm) as a backend: each model runs in a child process, which a crash, a
 //! hang or an exhausted memory costs one typed error and not the program.
 //!
-//! The text is made on this side: tokenizer, chat template, detokenizer and stop strings are those of every other backend
+//! The text is made on this side: tokenizer, chat template and detokenizer are those of every other backend
 //! ([`inference_text`]), so that the same ids give the same text. The child gets ids and gives ids. It batches concurrent
 //! requests with mlx_lm's `BatchGenerator`.
 //!
@@ -22,8 +22,8 @@
 //!
 //! The child sends at most 128 tokens that were not asked for: a generation whose reader is behind stops there, and costs
 //! nothing until it goes on. While other rows are decoded it runs along with them, because a row of a batch cannot stand
-//! still; its tokens, of which there are no more than `max_tokens`, then wait on this side. So an unread stream holds up
-//! nobody.
+//! still; its tokens, `max_tokens` at most, then wait on this side. So an unread stream blocks no other
+//! request.
 //!
 //! # Requirements
 //!
@@ -41,7 +41,6 @@ mod model;
 mod options;
 mod process;
 mod protocol;
-mod totals;
 
 pub use backend::{DESCRIPTOR, MlxLmBackend};
 pub use interpreter::use_python;

@@ -14,7 +14,7 @@ use futures::lock::Mutex as AsyncMutex;
 use inference_core::{
     CancellationToken, Classification, ClassifyOptions, Error, GenerateOptions, LabelScore, LoadOptions,
     ModelInfo, ModelManifest, ModelStats, Prompt, Result, TemplateOptions, TextModel, TokenStream,
-    backend::spawn_blocking,
+    backend::{SharedStats, spawn_blocking},
 };
 use inference_text::{PromptLimits, TextPipeline};
 
@@ -27,11 +27,7 @@ use crate::{
     interpreter::REMEDY,
     process::Launch,
     protocol::{self, ErrorKind, Event, Memory, Request, decode_floats, or_minus_infinity},
-    totals::Totals,
 };
-
-/// Tokens that wait in the stream's channel for a slow reader.
-const STREAM_CAPACITY: usize = 64;
 
 /// Requests that are decoded at once where the caller has no wish.
 const MAX_BATCH: usize = 32;
@@ -45,7 +41,7 @@ pub(crate) struct MlxLmModel {
     info: ModelInfo,
     text: TextPipeline,
     child: ChildSource,
-    totals: Arc<Totals>,
+    stats: SharedStats,
     shutdown: CancellationToken,
 }
 
@@ -107,14 +103,13 @@ impl MlxLmModel {
         // MLX would ban an id that the model lacks in memory that is another's.
         let ends = text.tokenizer().eos_ids().iter().copied();
         info.eos_token_ids = ends.filter(|id| (*id as usize) < info.vocab_size).collect();
-        let (totals, shutdown) = (Arc::default(), CancellationToken::new());
-        Ok(Self { info, text, child, totals, shutdown })
+        let (stats, shutdown) = (SharedStats::default(), CancellationToken::new());
+        Ok(Self { info, text, child, stats, shutdown })
     }
 
-    /// The child's request; `room` is how many tokens fit behind the prompt.
-    fn request(&self, id: u64, prompt: Vec<u32>, options: &GenerateOptions) -> Request {
+    /// The child's request.
+    fn request(&self, id: u64, prompt: Vec<u32>, max_tokens: usize, options: &GenerateOptions) -> Request {
         let sampling = &options.sampling;
-        let room = self.info.context_length - prompt.len();
         let own_ends = self.info.eos_token_ids.iter().filter(|_| !options.ignore_eos);
         let min_tokens = options.min_tokens.filter(|tokens| *tokens > 0);
         let vocab_size = self.info.vocab_size;
@@ -122,10 +117,10 @@ impl MlxLmModel {
         let biases = biases.filter(|(id, _)| (*id as usize) < vocab_size);
         Request::Generate(Box::new(protocol::Generate {
             id,
-            max_tokens: options.max_tokens_or_default().min(room),
+            max_tokens,
             credit: CREDIT,
             stop: own_ends.chain(options.stop_tokens.iter().flat_map(|ids| ids.iter())).copied().collect(),
-            seed: sampling.seed.unwrap_or_else(random_seed),
+            seed: sampling.seed_or_random(),
             temperature: sampling.temperature_or_greedy(),
             top_p: sampling.top_p,
             min_p: sampling.min_p,
@@ -210,27 +205,10 @@ impl TextModel for MlxLmModel {
         self.text.check_options(&prompt, &options)?;
         let limits = PromptLimits::new(&self.info, 0).with_cancel(options.cancel.clone());
         let prompt = self.text.prepare(prompt, &options.template, limits).await?;
-        let assembler = self.text.assembler(&options)?;
         let client = self.child.get().await?;
-        let (sink, stream) = TokenStream::channel(ID, STREAM_CAPACITY, options.cancel.clone());
-        let stream = stream.with_parser(self.text.output_parser(&prompt, &options));
-        self.totals.began();
-        let prompt_tokens = prompt.ids.len();
-        let sent = Instant::now();
-        let answers = client.request(|id| self.request(id, prompt.ids, &options));
-        let generation = Generation {
-            client: client.clone(),
-            answers,
-            sink,
-            assembler,
-            totals: self.totals.clone(),
-            shutdown: self.shutdown.clone(),
-            stop_tokens: options.stop_tokens,
-            prompt_tokens,
-            called,
-            sent,
-            span: tracing::Span::current(),
-        };
+        let (writer, stream) = self.text.response(&self.info, &self.stats, &prompt, &options, called)?;
+        let answers = client.request(|id| self.request(id, prompt.ids, writer.max_tokens(), &options));
+        let generation = Generation::new(client.clone(), answers, writer, self.shutdown.clone());
         client.spawn(generation.run());
         Ok(stream)
     }
@@ -273,7 +251,7 @@ impl TextModel for MlxLmModel {
     }
 
     fn stats(&self) -> ModelStats {
-        let mut stats = self.totals.lock().clone();
+        let mut stats = self.stats.snapshot();
         if let Some(client) = self.child.current.try_lock().as_deref().and_then(Option::as_ref) {
             let Memory { active_memory, peak_memory, cache_memory } = client.memory();
             stats.memory.active_bytes = active_memory;
@@ -404,11 +382,4 @@ fn utf8(path: &Path) -> Result<String> {
         Some(text) => Ok(text.to_owned()),
         None => Err(Error::invalid_file(path, "its path is not UTF-8, which the mlx_lm backend needs")),
     }
-}
-
-/// A seed for a request without one.
-fn random_seed() -> u64 {
-    use std::hash::{BuildHasher as _, Hasher as _};
-    // The standard library seeds each map's hasher from the system's randomness.
-    std::hash::RandomState::new().build_hasher().finish()
 }

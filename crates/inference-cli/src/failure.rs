@@ -14,7 +14,7 @@ pub(crate) const INTERRUPTED: u8 = 130;
 const FAILURE: u8 = 1;
 const USAGE: u8 = 2;
 
-/// The library's options whose flags have other names.
+/// Library options whose flags have other names.
 const FLAGS: &[(&str, &[&str])] = &[
     ("quantization", &["bits", "group-size", "mode"]),
     ("rules", &["rule"]),
@@ -38,14 +38,14 @@ impl fmt::Display for Usage {
 
 impl std::error::Error for Usage {}
 
-/// Where the person is, which decides what to advise.
+/// Where the error is shown, which decides what to advise.
 #[derive(Debug)]
 pub(crate) enum Place<'a> {
     /// At a shell, having run this command.
     Shell { command: Box<clap::Command>, matches: &'a clap::ArgMatches },
     /// In a conversation: flags cannot be changed there.
     Conversation,
-    /// Nothing is known of it.
+    /// Unknown.
     Elsewhere,
 }
 
@@ -56,7 +56,7 @@ pub(crate) fn report(error: &anyhow::Error, json: bool, place: &Place<'_>) -> Ex
     }
     let interrupted = matches!(error.downcast_ref(), Some(Error::Cancelled));
     if json {
-        // A reader that has gone needs no report.
+        // A closed output needs no report.
         let _ = Out::new().json(&to_json(error));
     }
     if interrupted {

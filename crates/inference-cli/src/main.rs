@@ -1,4 +1,4 @@
-//! The program `inference`: what the library does, for a person at a terminal and for scripts.
+//! The program `inference`: the library at a terminal and in scripts.
 //!
 //! A command's arguments and work are one file in `commands/`. Answers go to stdout, everything about them to stderr, so that
 //! a pipe gets the text alone; `--json` gives machines the same facts.
@@ -168,7 +168,7 @@ fn start_log(verbose: u8) {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(render::stderr_is_styled())
-        // It would tell of them on stderr, with a panic where that is what cannot be written to.
+        // They are reported with `eprintln!`, which panics if stderr is closed.
         .log_internal_errors(false)
         .init();
 }

@@ -45,8 +45,8 @@ pub(crate) async fn load(
     Ok(loaded?)
 }
 
-/// Works with a model and closes it, whatever comes of the work: an engine that is still busy when the program ends would be
-/// torn down under its own threads.
+/// Works with a model and closes it, also when the work fails: an engine that still runs when the program ends would be torn
+/// down under its own threads.
 pub(crate) async fn using<T>(
     model: Arc<dyn TextModel>,
     work: impl AsyncFnOnce(&dyn TextModel) -> anyhow::Result<T>,
@@ -84,8 +84,8 @@ fn demo() -> anyhow::Result<PathBuf> {
     Err(Usage(message).into())
 }
 
-/// Where the demo model may be, first one first: where the person says; beside the program as it is distributed; in the
-/// source tree that the program was built from.
+/// Where the demo model may be, in order of preference: the folder that the user names; the folder of the distributed program;
+/// the source tree that the program was built from.
 fn demo_places(named: Option<OsString>, executable: Option<&Path>) -> Vec<PathBuf> {
     if let Some(named) = named.filter(|named| !named.is_empty()) {
         return vec![named.into()];

@@ -11,7 +11,7 @@ use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, presets};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
-/// The reader of stdout has gone, as `head` does: nothing is wrong, and nobody is left to tell.
+/// The reader of stdout is gone (`| head`). This is not an error.
 #[derive(Debug)]
 pub(crate) struct OutputClosed;
 
@@ -23,7 +23,7 @@ impl fmt::Display for OutputClosed {
 
 impl std::error::Error for OutputClosed {}
 
-/// Stdout. Its errors are [`OutputClosed`] when the reader has gone.
+/// Stdout. Its errors are [`OutputClosed`] when the reader is gone.
 #[derive(Debug)]
 pub(crate) struct Out {
     stdout: io::Stdout,
@@ -107,7 +107,7 @@ pub(crate) fn stderr_is_styled() -> bool {
     io::stderr().is_terminal() && !refused && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
 
-/// Writes to stderr. A reader that has gone is no failure: nobody is left to tell.
+/// Writes to stderr. A closed stderr is not an error.
 pub(crate) fn tell(text: &str) {
     let mut stderr = io::stderr().lock();
     let _ = stderr.write_all(text.as_bytes()).and_then(|()| stderr.flush());

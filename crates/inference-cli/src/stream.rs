@@ -19,12 +19,12 @@ pub(crate) struct Style {
     pub(crate) quiet: bool,
 }
 
-/// What of an answer is printed.
+/// Which parts of an answer are printed, and how.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Show {
     /// The text as it stands.
     Text,
-    /// Its parts: text, calls of tools as blocks, and reasoning on stderr.
+    /// Its parts: text, tool calls as blocks, and reasoning on stderr.
     Parts,
     /// JSON Lines: a line a token, then one with the parts and the finish.
     Json,
@@ -96,7 +96,7 @@ struct Page<'a> {
     open: Open,
 }
 
-/// What the current line was begun by.
+/// The kind of text that began the current line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Open {
     /// Nothing was printed at all.

@@ -1,4 +1,4 @@
-//! Text that a person gives: files of prompts and of tools, and the standard input.
+//! User input: files of prompts and tools, and standard input.
 //!
 //! A byte order mark is left out and CRLF line ends become LF, as Windows programs write them. Other encodings are refused by name.
 
@@ -37,7 +37,7 @@ pub(crate) fn without_mark(line: &str) -> &str {
     line.trim_start_matches(BYTE_ORDER_MARK)
 }
 
-/// The text of a reader that `name` describes; or why it is none.
+/// Reads UTF-8 text from `reader`. The inner error says why it is not text; `name` is for its message.
 fn read(reader: impl Read, name: &str) -> std::io::Result<Result<String, String>> {
     let mut bytes = Vec::new();
     reader.take(LONGEST + 1).read_to_end(&mut bytes)?;

@@ -168,7 +168,7 @@ impl Subject {
         Registry::empty().with(self.descriptor)
     }
 
-    /// The backend, opened anew.
+    /// The backend, opened again.
     ///
     /// # Errors
     /// It is not available here.
@@ -244,7 +244,7 @@ impl Subject {
         self.load_options.clone()
     }
 
-    /// The subject without the model that clauses share so far: the next clause loads it anew.
+    /// The subject without the model that clauses have shared: the next clause loads a new one.
     #[must_use]
     pub fn without_model(&self) -> Self {
         Self { model: Arc::default(), ..self.clone() }

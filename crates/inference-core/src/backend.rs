@@ -4,8 +4,10 @@
 //!   [`Trainable`](crate::train::Trainable). [`CheckedModel`] stands in front of every model and refuses what the
 //!   backend's [`Capabilities`] lack.
 //! - **Registration**: [`BackendDescriptor`], [`register_backend!`](crate::register_backend).
-//! - **Streams**: [`TokenSink`] is the engine's end of a [`TokenStream`](crate::TokenStream); [`OutputParser`] splits an
-//!   answer into its parts.
+//! - **Streams**: [`ResponseWriter`] turns the tokens that an engine chooses into a [`TokenStream`](crate::TokenStream): text,
+//!   stop conditions, metrics, totals. Its parts are [`Detokenize`], [`StreamDecoder`], [`StopStrings`], [`SharedStats`] and
+//!   [`TokenSink`]. [`OutputParser`] separates reasoning and tool calls from the text.
+//! - **Sampling**: [`uniform`] draws by seed and step.
 //! - **Files**: [`TensorInfo`], [`read_tensors`], [`read_json`], [`read_value`], [`read_regular`] and [`open_regular`] trust nothing in a
 //!   folder; [`TensorSource`] computes tensors that are stored in another form; [`ModelFiles`] has a model's text files, also those
 //!   that a GGUF file stands for; [`AdapterManifest`] and [`SessionFile`] are the formats of adapters and saved sessions.
@@ -28,6 +30,9 @@ pub use crate::{
     printable::Printable,
     register_backend,
     registry::{Availability, BackendDescriptor},
+    response::{
+        Detokenize, ResponseWriter, SharedStats, StopPosition, StopStrings, StreamDecoder, Verbatim, uniform,
+    },
     safetensors::{TensorInfo, read_tensors},
     session::SessionEngine,
     session_file::{SessionFile, SessionTensor},

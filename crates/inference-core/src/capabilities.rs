@@ -1,4 +1,4 @@
-//! What a backend can do, used twice: to refuse what it would ignore, and to choose the conformance clauses it must keep.
+//! The features of a backend. The core refuses options that need others, and the conformance kit chooses its clauses by them.
 
 use std::fmt;
 
@@ -36,9 +36,9 @@ features! {
     Classify = "classify",
     /// Full logits in a classification.
     Logits = "logits",
-    /// A temperature above zero: drawing instead of taking the likeliest token.
+    /// A temperature above zero: sampling instead of greedy decoding.
     Sampling = "sampling",
-    /// A seed that makes a request reproducible whatever runs beside it.
+    /// A seed that makes a request reproducible, whatever other requests run.
     Seed = "seed",
     /// Nucleus sampling.
     TopP = "top-p",
@@ -60,9 +60,9 @@ features! {
     LogProbabilities = "log-probabilities",
     /// Stop strings and further stop tokens.
     Stop = "stop",
-    /// No end before a number of tokens.
+    /// A minimum number of tokens before the end of the text.
     MinTokens = "min-tokens",
-    /// The caller's own step on logits.
+    /// A logits processor of the caller.
     LogitsProcessor = "logits-processor",
     /// A limit on the tokens of reasoning.
     ThinkingBudget = "thinking-budget",
@@ -78,7 +78,7 @@ features! {
     MaxBatch = "max-batch",
     /// A prefill chunk chosen at load.
     PrefillChunk = "prefill-chunk",
-    /// A budget for keys and values of ended texts, which prompts that begin alike reuse.
+    /// A prefix cache: a memory budget for the KV caches of ended requests, reused by prompts with the same beginning.
     PrefixCache = "prefix-cache",
     /// Keys and values in 8 or 4 bits.
     KvBits = "kv-bits",

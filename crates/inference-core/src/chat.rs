@@ -1,4 +1,4 @@
-//! What a chat's answer is made of: text, reasoning, and calls of tools.
+//! The parts of a chat answer: text, reasoning and tool calls.
 
 use std::fmt::Debug;
 
@@ -6,8 +6,8 @@ use serde::Serialize;
 
 use crate::{Message, Token, ToolCall};
 
-/// A part of an answer, as it streams in. The [`raw`](Self::raw) texts of all parts in one are the whole answer, to the last
-/// mark: nothing that a model says is lost.
+/// A part of an answer, as it streams in. The [`raw`](Self::raw) texts of all parts together are the whole answer,
+/// delimiters included: nothing that a model generates is lost.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -20,17 +20,17 @@ pub enum ChatEvent {
     ToolCall {
         /// The call.
         call: ToolCall,
-        /// Its text, marks included; of several calls within one pair of marks the first has all of it.
+        /// Its text with delimiters. Where one pair of delimiters holds several calls, the first has all of it.
         raw: String,
     },
     /// What is marked as a call and cannot be read as one.
     UnparsedToolCall {
-        /// The text, marks included.
+        /// The text with delimiters.
         raw: String,
         /// Why it is no call.
         reason: String,
     },
-    /// What the model's family writes around the other parts, such as `<think>`, with the line breaks beside it.
+    /// What the model's family writes around the other parts, such as `<think>`, with adjacent line breaks.
     Mark(String),
 }
 
@@ -54,7 +54,7 @@ pub struct AssistantMessage {
     /// The model's reasoning; empty where there was none.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub thinking: String,
-    /// The calls of tools, in order.
+    /// The tool calls, in order.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tool_calls: Vec<ToolCall>,
     /// What was marked as a call and could not be read as one, as it was written.
@@ -88,13 +88,13 @@ impl Extend<ChatEvent> for AssistantMessage {
     }
 }
 
-/// Tells the parts of one answer apart, token by token. A backend that knows how its model marks them gives one to each of
-/// its streams: [`TokenStream::with_parser`](crate::TokenStream::with_parser).
+/// Splits one answer into its parts, token by token. A backend that knows its model's delimiters gives one to each of its
+/// streams: [`TokenStream::with_parser`](crate::TokenStream::with_parser).
 pub trait OutputParser: Debug + Send {
-    /// Takes the next token and appends the parts that are certain by it.
+    /// Takes the next token and appends the parts that are certain now.
     fn push(&mut self, token: &Token, events: &mut Vec<ChatEvent>);
 
-    /// Appends what is still held: the answer has ended.
+    /// The answer has ended: appends what is still held.
     fn finish(&mut self, events: &mut Vec<ChatEvent>);
 }
 

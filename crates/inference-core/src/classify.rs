@@ -21,7 +21,7 @@ pub struct Classification {
 }
 
 impl Classification {
-    /// The likeliest next token after a prompt of so many tokens, without labels or logits.
+    /// The likeliest next token after a prompt of `prompt_tokens` tokens, without labels or logits.
     pub fn new(token: u32, text: impl Into<String>, prompt_tokens: usize) -> Self {
         Self { token, text: text.into(), prompt_tokens, ..Self::default() }
     }

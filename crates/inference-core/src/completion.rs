@@ -11,7 +11,7 @@ use crate::{AssistantMessage, Finish, Result, Token, TokenStream};
 pub struct Completion {
     /// The text: the tokens' texts in one.
     pub text: String,
-    /// The same taken apart: text for the reader, reasoning, calls of tools.
+    /// The same text, split into text for the reader, reasoning and tool calls.
     pub answer: AssistantMessage,
     /// The tokens.
     pub tokens: Vec<Token>,

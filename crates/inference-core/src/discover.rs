@@ -11,7 +11,7 @@ use crate::{
     manifest::{INDEX, models},
 };
 
-/// How many folders below the root are searched; deeper ones are left alone.
+/// The depth of folders below the root that is searched.
 const DEEPEST: usize = 32;
 
 /// Folders that hold no models but many files.
@@ -33,7 +33,7 @@ pub struct Discovered {
 ///
 /// A folder that has a config.json beside any `*.safetensors` or an index is a model, and is not searched further. In other folders
 /// each `*.gguf` is a model, of several numbered files the first, but not encoders of images (`mmproj*`). Folders and files come in
-/// the order of their names. What cannot be read and models that are broken are an `Err` item, and the search goes
+/// the order of their names. Unreadable folders and broken models are `Err` items, and the search goes
 /// on. Links are followed; a folder is visited once, by whichever path comes first. `.git`, `target` and `node_modules` below
 /// the root are left out, and so is what lies more than 32 folders deep.
 ///
@@ -69,7 +69,7 @@ pub struct Discover {
 struct Pending {
     path: PathBuf,
     depth: usize,
-    /// Whether its real path is still to be asked for; else it is its name in `parent`.
+    /// Whether its real path is not known yet; then this is its name in `parent`.
     link: bool,
     parent: PathBuf,
 }

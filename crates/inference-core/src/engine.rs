@@ -32,8 +32,9 @@ pub trait Backend: Debug + Send + Sync + 'static {
     /// quantised.
     fn supports(&self, model: &ModelManifest) -> Support;
 
-    /// The bytes needed to run `batch` texts of `context` tokens each, with keys and values in so many bits, or as they are
-    /// computed. By default that of a transformer with keys and values in each layer: [`ModelManifest::estimate`].
+    /// The bytes needed to run `batch` texts of `context` tokens each. `kv_bits` is the width of a quantised KV cache; `None`:
+    /// keys and values are not quantised. The default
+    /// counts keys and values as [`ModelManifest::estimate`] does.
     ///
     /// # Errors
     /// As [`ModelManifest::estimate`].
@@ -54,7 +55,7 @@ pub trait Backend: Debug + Send + Sync + 'static {
     /// load was cancelled.
     async fn load(&self, model: ModelManifest, options: LoadOptions) -> Result<Arc<dyn TextModel>>;
 
-    /// The engine's memory, where it can tell and rule it.
+    /// Control of the engine's memory; `None` if it has none.
     fn memory(&self) -> Option<&dyn MemoryControl> {
         None
     }
@@ -81,10 +82,11 @@ impl BackendInfo {
 
 /// Whether a backend can run a model.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Support {
     /// It can.
     Yes,
-    /// It cannot; the reason names what stands against it, with what was found.
+    /// It cannot. The reason names what was found and what was expected.
     No(String),
 }
 
@@ -93,7 +95,7 @@ pub trait MemoryControl: Debug + Send + Sync {
     /// What is in use now.
     ///
     /// # Errors
-    /// The engine failed to tell.
+    /// The engine failed.
     fn usage(&self) -> Result<MemoryUsage>;
 
     /// Sets limits; `None` leaves one as it is. Returns the limits before.
@@ -108,7 +110,7 @@ pub trait MemoryControl: Debug + Send + Sync {
     /// The engine failed.
     fn clear_cache(&self) -> Result<()>;
 
-    /// Starts the measurement of the peak anew.
+    /// Resets the peak to the memory in use now.
     ///
     /// # Errors
     /// The engine failed.
@@ -123,7 +125,7 @@ pub struct MemoryLimits {
     pub memory: Option<u64>,
     /// On what the allocator keeps for reuse.
     pub cache: Option<u64>,
-    /// On memory kept resident for the GPU, where the system knows that notion.
+    /// On memory kept resident for the GPU (macOS).
     pub wired: Option<u64>,
 }
 

@@ -7,7 +7,7 @@ use crate::{
     printable::{Lines, Printable},
 };
 
-/// What every fallible call of the contract returns.
+/// The result of every fallible call of the contract.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// A boxed cause, as [`std::error::Error::source`] gives it.
@@ -92,7 +92,7 @@ pub enum Error {
         /// What was found and what was expected.
         reason: String,
     },
-    /// Data for training cannot be learnt from.
+    /// Training data is unusable.
     #[error("{}: {}", Printable(at), Printable(reason))]
     InvalidData {
         /// The file, with the line at fault, or the number of an example.
@@ -149,7 +149,7 @@ pub enum Error {
     Stopped {
         /// The backend's id.
         backend: String,
-        /// The last that is known of it.
+        /// The last known state: exit code, signal, the end of its log.
         reason: String,
     },
     /// The model was closed.

@@ -1,4 +1,4 @@
-//! Reading files of a folder that nobody vouches for.
+//! Reading files of untrusted folders.
 
 use std::{
     cell::Cell,
@@ -18,7 +18,7 @@ use serde_path_to_error::Track;
 
 use crate::{Error, Result};
 
-/// How a pointer begins that git-lfs leaves in the place of a large file.
+/// The beginning of a git-lfs pointer, which stands for a large file that was not fetched.
 pub(crate) const LFS_POINTER: &str = "version https://git-lfs";
 
 /// What to do about a git-lfs pointer.

@@ -54,6 +54,7 @@ mod printable;
 mod prompt;
 mod registry;
 mod request;
+mod response;
 mod safetensors;
 mod session;
 mod session_file;

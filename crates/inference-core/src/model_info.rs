@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use crate::{Dtype, ModelManifest, Quantization, Result};
+use crate::{Dtype, Error, ModelManifest, Quantization, Result};
 
 /// What is known about a loaded model.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
@@ -41,7 +41,7 @@ impl ModelInfo {
     /// was asked for, the ids that end a text.
     ///
     /// # Errors
-    /// [`Error::InvalidModel`](crate::Error::InvalidModel) names a key of config.json that makes no sense.
+    /// [`Error::InvalidModel`] names a key of config.json that makes no sense.
     pub fn from_manifest(backend: impl Into<String>, manifest: &ModelManifest) -> Result<Self> {
         Ok(Self {
             path: manifest.path().to_owned(),
@@ -57,5 +57,24 @@ impl ModelInfo {
             quantization: manifest.quantization().copied(),
             eos_token_ids: manifest.eos_token_ids()?,
         })
+    }
+
+    /// Checks a prompt's ids, before an engine computes them: there are some, all are within the vocabulary, and the context
+    /// holds them.
+    ///
+    /// # Errors
+    /// [`Error::InvalidPrompt`], [`Error::ContextExceeded`].
+    pub fn check_prompt(&self, ids: &[u32]) -> Result<()> {
+        if ids.is_empty() {
+            return Err(Error::InvalidPrompt { reason: "it is empty".to_owned() });
+        }
+        if let Some(id) = ids.iter().find(|id| **id as usize >= self.vocab_size) {
+            let reason = format!("token {id} is outside the vocabulary of {}", self.vocab_size);
+            return Err(Error::InvalidPrompt { reason });
+        }
+        if ids.len() > self.context_length {
+            return Err(Error::ContextExceeded { tokens: ids.len(), limit: self.context_length });
+        }
+        Ok(())
     }
 }

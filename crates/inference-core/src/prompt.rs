@@ -93,7 +93,7 @@ impl Message {
         Self::tool(content).with("tool_call_id", call.id.as_str()).with("name", call.name.as_str())
     }
 
-    /// The calls of tools that the model made with what it said.
+    /// The tool calls that the model made in this message.
     #[must_use]
     pub fn tool_calls(self, calls: &[ToolCall]) -> Self {
         self.with("tool_calls", json!(calls))

@@ -1,4 +1,4 @@
-//! Which backends there are, and which of them runs a model.
+//! The registered backends, and the choice of one for a model.
 
 use std::{
     future::IntoFuture,
@@ -17,7 +17,7 @@ use crate::{
     spawn_blocking::spawn_blocking,
 };
 
-/// How a program learns of a backend without opening it.
+/// A backend's entry in the registry: what is known before it is opened.
 ///
 /// A backend crate registers itself with [`register_backend!`](crate::backend::register_backend); a program links it by naming the
 /// crate (`use backend_metal as _;`): a crate that no code names is not linked, and registers nothing.
@@ -245,7 +245,7 @@ pub fn load_model(path: impl Into<PathBuf>) -> Load {
     Registry::linked().load_model(path)
 }
 
-/// What each of the linked backends has to say about the model in a folder, preferred ones first.
+/// The verdict of each linked backend on the model in a folder, in order of preference.
 ///
 /// # Errors
 /// The folder is not a model.

@@ -38,9 +38,8 @@ pub(crate) fn span(backend: &str, request: u64, session: bool) -> Span {
 }
 
 impl Metrics {
-    /// Records them in the span in which the request was handed over, with how it ended, and says so there. A backend does it
-    /// once for each request.
-    pub fn record(&self, span: &Span, end: Result<&FinishReason, &Error>) {
+    /// Records them in the span in which the request was handed over, with how it ended, and says so there.
+    pub(crate) fn record(&self, span: &Span, end: Result<&FinishReason, &Error>) {
         let count = |name, count: usize| span.record(name, count as u64);
         count("prompt_tokens", self.prompt_tokens);
         count("cached_tokens", self.cached_tokens);

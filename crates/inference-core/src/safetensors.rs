@@ -1,4 +1,4 @@
-//! The header of a safetensors file, read without its data and without trusting it.
+//! The header of an untrusted safetensors file, read without its data.
 //!
 //! The file is 8 bytes of header length, little-endian; the header, a JSON object from each tensor's name to its type, shape
 //! and place; and the data, in which the tensors lie end to end. A file that departs from this in any way is refused: a
@@ -37,7 +37,7 @@ const LONGEST_NAME: usize = 1024;
 /// The most dimensions of a tensor, numpy's limit.
 const MOST_DIMENSIONS: usize = 64;
 
-/// Where one tensor lies and what it is.
+/// One tensor: its file, type, shape and bytes.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct TensorInfo {
@@ -285,8 +285,8 @@ fn check_layout(path: &Path, entries: &BTreeMap<String, Entry>, data: u64) -> Re
     Ok(())
 }
 
-/// What a file is that is no safetensors file, where its first bytes tell. Asked only once it was found to be none: the
-/// length of a valid header can begin like any of these.
+/// The format of a file that is not a safetensors file, by its first bytes. Called only after parsing failed: the length of
+/// a valid header can begin like any of these.
 fn foreign(first: &[u8]) -> Option<&'static str> {
     let kinds: [(&[u8], &str); 10] = [
         (LFS_POINTER.as_bytes(), LFS_ADVICE),

@@ -1,4 +1,4 @@
-//! A text that is kept going: turn after turn, each computing only what is new.
+//! Sessions: a text that grows turn by turn. Each turn computes only what is new.
 
 use std::{fmt::Debug, path::Path, sync::Arc};
 

@@ -64,7 +64,7 @@ impl SessionFile {
         Self { model: model.into(), layout: layout.into(), tokens, ..Self::default() }
     }
 
-    /// Writes the file beside its place and moves it there once it is whole and on disk.
+    /// Writes a temporary file in the same folder, and renames it when it is complete and on disk.
     ///
     /// # Errors
     /// [`Error::Io`] names the file.
@@ -110,7 +110,7 @@ impl SessionFile {
         Ok(())
     }
 
-    /// Reads the file, of this model and this layout. `limit` says how many bytes of tensors a session of so many tokens can
+    /// Reads the file, of this model and this layout. `limit` says how many bytes of tensors a session of that many tokens can
     /// have at most.
     ///
     /// No tensor is read before the header is found to be the right one and its sizes to be within the limit and the free

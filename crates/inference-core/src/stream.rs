@@ -80,7 +80,7 @@ impl TokenStream {
         Ok(stream)
     }
 
-    /// The same stream with what tells the parts of its answer apart, from a backend that knows its model's marks.
+    /// The same stream with a parser for the parts of its answer, from a backend that knows its model's delimiters.
     pub fn with_parser(mut self, parser: impl OutputParser + 'static) -> Self {
         self.parser = Box::new(parser);
         self

@@ -1,4 +1,4 @@
-//! What an answer is made of: text, reasoning, and calls of tools, told apart as the answer streams in.
+//! Separates an answer into text, reasoning and tool calls while it streams in.
 
 mod call;
 mod calls;
@@ -12,7 +12,10 @@ mod xml;
 
 use std::sync::Arc;
 
-use inference_core::{ChatEvent, ToolCall};
+use inference_core::{
+    ChatEvent, ToolCall,
+    backend::{StopPosition, StopStrings},
+};
 use serde_json::Value;
 
 pub use self::format::AnswerFormat;
@@ -22,11 +25,10 @@ use self::{
     scanner::{Quoting, StringScanner},
     xml::Notation,
 };
-use crate::{StopStrings, stop::Position};
 
 /// Splits an answer into its parts as it comes.
 ///
-/// It needs to see all of the format's marks, those that are special tokens too. Line breaks beside a mark belong to it.
+/// It has to see all delimiters of the format, also those that are special tokens. Line breaks next to a delimiter belong to it.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -53,12 +55,12 @@ pub struct AnswerParser {
     within: Option<(Kind, String)>,
     /// What ends it.
     end: StopStrings,
-    position: Position,
+    position: StopPosition,
     /// Whether it stands within a string, where no delimiter counts.
     strings: StringScanner,
     /// What was read of it and not given out.
     held: String,
-    /// Whether line breaks belong to the mark before them.
+    /// Whether line breaks belong to the delimiter before them.
     after_mark: bool,
     /// Whether the answer may turn out to be nothing but calls: blanks are all that came, and they are held.
     may_be_bare: bool,
@@ -76,7 +78,7 @@ impl AnswerParser {
             within: None,
             end: format.begin.clone(),
             format,
-            position: Position::START,
+            position: StopPosition::START,
             strings: StringScanner::new(Quoting::None),
             held: String::new(),
             after_mark: false,
@@ -91,7 +93,7 @@ impl AnswerParser {
     }
 
     /// The definitions of the tools that the model was given: where arguments come without types, those of the definition are
-    /// used. Only with tools is an answer without marks a call.
+    /// used. Only with tools can an answer without delimiters be a call.
     #[must_use]
     pub fn with_tools(mut self, tools: &[Value]) -> Self {
         self.tools = tools.to_vec();
@@ -131,14 +133,14 @@ impl AnswerParser {
         self.release(events);
     }
 
-    /// Takes a special token, which is no text for the reader: a mark of the format, or one of no interest.
+    /// Takes a special token, which is not text for the reader: a delimiter of the format, or an unrelated one.
     pub fn push_special(&mut self, token: &str, events: &mut Vec<ChatEvent>) {
         let (marks, event): (_, fn(String) -> ChatEvent) = match &self.within {
             None => (&self.format.begin, ChatEvent::Text),
             Some((Kind::Reasoning, _)) => (&self.end, ChatEvent::Thinking),
             Some(_) => return self.push(token, events),
         };
-        // What of the text before may begin a mark that goes on with the token.
+        // The end of the text before may be the beginning of a delimiter that continues with this token.
         let begun = &self.held[self.held.len() - marks.undecided(self.position)..];
         if marks
             .strings()
@@ -148,14 +150,14 @@ impl AnswerParser {
             return self.push(token, events);
         }
         let held = std::mem::take(&mut self.held);
-        self.position = Position::START;
+        self.position = StopPosition::START;
         self.say(event, &held, events);
         mark(events, &[token]);
     }
 
     /// Appends what is still held. A call that was not ended is read as far as it came.
     pub fn finish(&mut self, events: &mut Vec<ChatEvent>) {
-        self.position = Position::START;
+        self.position = StopPosition::START;
         let body = std::mem::take(&mut self.held);
         match self.within.take() {
             None => self.say(ChatEvent::Text, &body, events),
@@ -196,7 +198,7 @@ impl AnswerParser {
         self.parse(kind, opened, body)
     }
 
-    /// Reads up to the next mark; what is left behind it.
+    /// Reads up to the next delimiter; returns what follows it.
     fn take<'a>(&mut self, piece: &'a str, events: &mut Vec<ChatEvent>) -> &'a str {
         let marks = if self.within.is_some() { &self.end } else { &self.format.begin };
         for (at, byte) in piece.bytes().enumerate() {
@@ -213,7 +215,7 @@ impl AnswerParser {
                 continue;
             }
             self.held.truncate(body);
-            self.position = Position::START;
+            self.position = StopPosition::START;
             let body = std::mem::take(&mut self.held);
             match self.within.take() {
                 None => {
@@ -267,7 +269,7 @@ impl AnswerParser {
         self.after_mark = true;
         // The ends are constants, none of them empty or long.
         self.end = StopStrings::new(ends.iter().copied()).unwrap_or_else(|_| self.format.begin.clone());
-        self.position = Position::START;
+        self.position = StopPosition::START;
         self.strings = StringScanner::new(kind.quoting());
     }
 
@@ -327,7 +329,7 @@ impl AnswerParser {
         }
     }
 
-    /// Gives out text and reasoning that cannot be the beginning of a mark, nor the line breaks before one.
+    /// Emits text and reasoning that cannot be the beginning of a delimiter, nor the line breaks before one.
     fn release(&mut self, events: &mut Vec<ChatEvent>) {
         let (marks, event): (_, fn(String) -> ChatEvent) = match &self.within {
             None => (&self.format.begin, ChatEvent::Text),
@@ -345,7 +347,7 @@ impl AnswerParser {
         self.say(event, &certain, events);
     }
 
-    /// Gives out the text between two marks, or its beginning.
+    /// Emits the text between two delimiters, or its beginning.
     fn say(&mut self, event: fn(String) -> ChatEvent, text: &str, events: &mut Vec<ChatEvent>) {
         let said = if self.after_mark { text.trim_start_matches('\n') } else { text };
         mark(events, &[&text[..text.len() - said.len()]]);
@@ -355,7 +357,7 @@ impl AnswerParser {
         }
     }
 
-    /// [`say`](Self::say) the text's end: line breaks belong to the mark that follows.
+    /// [`say`](Self::say) the text's end: line breaks belong to the delimiter that follows.
     fn say_before_mark(&mut self, event: fn(String) -> ChatEvent, text: &str, events: &mut Vec<ChatEvent>) {
         let said = text.trim_end_matches('\n');
         let breaks = &text[said.len()..];
@@ -380,7 +382,7 @@ fn split_behind<'t>(mut text: &'t str, ends: &[String]) -> Vec<&'t str> {
     parts
 }
 
-/// Appends a mark, if there is any text to it.
+/// Appends a delimiter unless its text is empty.
 fn mark(events: &mut Vec<ChatEvent>, texts: &[&str]) {
     let text = texts.concat();
     if !text.is_empty() {

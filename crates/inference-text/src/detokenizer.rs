@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use inference_core::{Token, backend::Detokenize};
+
 use crate::tokenizer::pieces::{Join, Piece, Pieces};
 
 const REPLACEMENT: &str = "\u{fffd}";
@@ -49,48 +51,6 @@ impl Detokenizer {
 
     /// Takes an id; the text that became certain by it. An id outside the vocabulary has none.
     pub fn push(&mut self, id: u32) -> &str {
-        self.advance(id);
-        &self.text
-    }
-
-    /// The text that was held back; an unfinished character is U+FFFD.
-    pub fn finish(&mut self) -> &str {
-        self.flush();
-        &self.text
-    }
-
-    /// The text of a special token that is left out.
-    pub(crate) fn special(&self, id: u32) -> Option<&str> {
-        if self.skip_special { self.pieces.special(id) } else { None }
-    }
-
-    /// Whether the bytes held back end within a character.
-    pub(crate) fn holds_half_a_character(&self) -> bool {
-        self.broken || !self.pending.is_empty()
-    }
-
-    /// The text of the last [`advance`](Self::advance) or [`flush`](Self::flush).
-    pub(crate) fn text(&self) -> &str {
-        &self.text
-    }
-
-    /// For each token, in order, whose text is known since the last call, where it ends in [`text`](Self::text).
-    pub(crate) fn ends(&self) -> &[usize] {
-        &self.ends
-    }
-
-    /// What the text held back would be if the text ended here; without a last, unfinished character.
-    pub(crate) fn tentative(&self) -> &str {
-        let mut text = self.run.as_str();
-        for _ in 0..self.strip {
-            let Some(rest) = text.strip_prefix(self.pieces.strip.0) else { break };
-            text = rest;
-        }
-        text
-    }
-
-    /// [`push`](Self::push), whose result is [`text`](Self::text) and [`ends`](Self::ends).
-    pub(crate) fn advance(&mut self, id: u32) {
         self.text.clear();
         self.ends.clear();
         let pieces = Arc::clone(&self.pieces);
@@ -118,21 +78,13 @@ impl Detokenizer {
         if self.run.is_empty() && self.pending.is_empty() {
             self.close_all();
         }
+        &self.text
     }
 
-    /// [`finish`](Self::finish), whose result is [`text`](Self::text) and [`ends`](Self::ends).
-    pub(crate) fn flush(&mut self) {
-        self.text.clear();
-        self.ends.clear();
-        match self.pieces.join {
-            Join::Bytes if !self.pending.is_empty() => {
-                self.pending.clear();
-                self.append(REPLACEMENT);
-            }
-            Join::Bytes | Join::Text => {}
-            Join::ByteFallback => self.end_run(),
-        }
-        self.close_all();
+    /// The text that was held back; an unfinished character is U+FFFD.
+    pub fn finish(&mut self) -> &str {
+        self.flush();
+        &self.text
     }
 
     /// Bytes of one UTF-8 text.
@@ -229,5 +181,50 @@ impl Detokenizer {
             self.strip -= 1;
         }
         self.text.push_str(text);
+    }
+}
+
+impl Detokenize for Detokenizer {
+    fn advance(&mut self, token: &mut Token) {
+        self.push(token.id);
+    }
+
+    fn flush(&mut self) {
+        self.text.clear();
+        self.ends.clear();
+        match self.pieces.join {
+            Join::Bytes if !self.pending.is_empty() => {
+                self.pending.clear();
+                self.append(REPLACEMENT);
+            }
+            Join::Bytes | Join::Text => {}
+            Join::ByteFallback => self.end_run(),
+        }
+        self.close_all();
+    }
+
+    fn text(&self) -> &str {
+        &self.text
+    }
+
+    fn ends(&self) -> &[usize] {
+        &self.ends
+    }
+
+    fn tentative(&self) -> &str {
+        let mut text = self.run.as_str();
+        for _ in 0..self.strip {
+            let Some(rest) = text.strip_prefix(self.pieces.strip.0) else { break };
+            text = rest;
+        }
+        text
+    }
+
+    fn holds_half_a_character(&self) -> bool {
+        self.broken || !self.pending.is_empty()
+    }
+
+    fn special(&self, id: u32) -> Option<&str> {
+        if self.skip_special { self.pieces.special(id) } else { None }
     }
 }

@@ -1,12 +1,13 @@
-//! What any native engine needs around a model: tokenizer, streaming detokenizer, stop strings and chat templates.
+//! What any native engine needs around a model: tokenizer, incremental detokenizer, chat templates and output parsers.
 //!
-//! - [`TextPipeline`] is all of a folder's text side in one: prompts to ids, ids to text. What it is made of:
+//! - [`TextPipeline`] is the text side of a model's folder: prompts to ids, ids to text. Its parts:
 //! - [`Tokenizer`] reads a model folder's tokenizer and knows its special and end-of-sequence tokens.
-//! - [`TokenData`] is what [`TextPipeline::encode_training`] makes of examples to learn from.
-//! - [`TextAssembler`] turns generated ids into tokens with text, held back while that text is undecided: half a
-//!   character, or the possible beginning of a stop string. [`Detokenizer`] and [`StopStrings`] are its parts.
+//! - [`TokenData`] is the result of [`TextPipeline::encode_training`]: training examples as tokens.
+//! - [`Detokenizer`] turns generated ids into text one at a time, and holds incomplete characters back.
+//!   [`TextPipeline::response`] gives it to a [`ResponseWriter`](inference_core::backend::ResponseWriter), which does the
+//!   rest of the bookkeeping for an engine.
 //! - [`ChatTemplate`] renders a conversation the way the model was trained on it.
-//! - [`AnswerParser`] tells text, reasoning and calls of tools apart in what the model says, by the [`AnswerFormat`] of its
+//! - [`AnswerParser`] separates text, reasoning and tool calls in what the model generates, by the [`AnswerFormat`] of its
 //!   family. [`ChatOutputParser`] does it for a stream, [`ThinkingBudget`] for an engine that limits reasoning.
 //!
 //! Nothing in a model folder is trusted: files are bounded, a hostile tokenizer or template is an error and neither a
@@ -14,21 +15,17 @@
 #![forbid(unsafe_code)]
 
 mod answer;
-mod assembler;
 mod detokenizer;
 mod output_parser;
 mod pipeline;
-mod stop;
 mod template;
 mod tokenizer;
 mod training;
 
 pub use answer::{AnswerFormat, AnswerParser};
-pub use assembler::{TextAssembler, TextEvent};
 pub use detokenizer::Detokenizer;
 pub use output_parser::{ChatOutputParser, ThinkingBudget};
 pub use pipeline::{Prepared, PromptLimits, TextPipeline};
-pub use stop::StopStrings;
 pub use template::ChatTemplate;
 pub use tokenizer::{EncodeLimits, SpecialTokens, Tokenizer};
 pub use training::TokenData;

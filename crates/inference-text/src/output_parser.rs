@@ -6,7 +6,7 @@ use inference_core::{ChatEvent, Token, backend::OutputParser};
 
 use crate::{AnswerParser, Detokenizer, Tokenizer};
 
-/// Reads the parts of an answer from its tokens: special tokens have no text there, and here they are the marks.
+/// Parses an answer from its tokens. Special tokens have no text in a token stream; here they count as delimiters.
 #[derive(Debug)]
 pub struct ChatOutputParser {
     parser: AnswerParser,

@@ -1,17 +1,16 @@
 //! From prompts to ids and back: what every backend does with the text files of a model's folder.
 
-use std::{path::Path, sync::Arc, thread};
+use std::{path::Path, sync::Arc, thread, time::Instant};
 
 use futures::future::{Either, select};
 use inference_core::{
     CancellationToken, ClassifyOptions, Error, GenerateOptions, Message, ModelInfo, Prompt, Result,
-    TemplateOptions,
-    backend::{ModelFiles, spawn_blocking},
+    TemplateOptions, TokenStream,
+    backend::{ModelFiles, ResponseWriter, SharedStats, spawn_blocking},
 };
 
 use crate::{
-    AnswerFormat, AnswerParser, ChatOutputParser, ChatTemplate, EncodeLimits, StopStrings, TextAssembler,
-    ThinkingBudget, Tokenizer,
+    AnswerFormat, AnswerParser, ChatOutputParser, ChatTemplate, EncodeLimits, ThinkingBudget, Tokenizer,
 };
 
 /// Tokens of a prompt's end that tell whether its answer begins within reasoning: a delimiter and white space.
@@ -36,7 +35,7 @@ struct Inner {
     template: Option<ChatTemplate>,
     supports_tools: bool,
     format: Arc<AnswerFormat>,
-    /// The ids that end reasoning, where the family marks it.
+    /// The ids of the delimiter that ends reasoning, where the family has one.
     thinking_end: Option<Arc<[u32]>>,
 }
 
@@ -130,7 +129,7 @@ impl TextPipeline {
         self.0.supports_tools
     }
 
-    /// Whether the model's family marks reasoning.
+    /// Whether the model's family has delimiters for reasoning.
     #[must_use]
     pub fn has_reasoning(&self) -> bool {
         self.0.format.has_reasoning()
@@ -350,13 +349,22 @@ impl TextPipeline {
         )
     }
 
-    /// What turns a generation's ids into tokens with text, up to the caller's stop strings.
+    /// The writer of the answer to this prompt, and the caller's stream, which tells reasoning and tool calls apart.
     ///
     /// # Errors
-    /// As [`StopStrings::new`].
-    pub fn assembler<T>(&self, options: &GenerateOptions) -> Result<TextAssembler<T>> {
-        let stops = options.stop.as_ref().map(|stops| StopStrings::new(stops.iter().cloned())).transpose()?;
-        Ok(TextAssembler::new(self.tokenizer().detokenizer(true), stops.map(Arc::new)))
+    /// As [`ResponseWriter::channel`].
+    pub fn response(
+        &self,
+        model: &ModelInfo,
+        stats: &SharedStats,
+        prompt: &Prepared,
+        options: &GenerateOptions,
+        called: Instant,
+    ) -> Result<(ResponseWriter, TokenStream)> {
+        let detokenizer = self.tokenizer().detokenizer(true);
+        let (writer, stream) =
+            ResponseWriter::channel(model, stats, detokenizer, options, prompt.ids.len(), called)?;
+        Ok((writer, stream.with_parser(self.output_parser(prompt, options))))
     }
 
     /// The parser that separates reasoning and tool calls from the text of the answer to this prompt.

@@ -9,6 +9,7 @@ use crate::{EncodeLimits, TextPipeline, Tokenizer};
 
 /// [`TrainingData`], tokenised, checked and within the longest length.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct TokenData {
     /// Examples to learn from.
     pub train: Vec<TokenExample>,

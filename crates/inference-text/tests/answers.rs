@@ -4,10 +4,12 @@
 
 mod support;
 
+use std::time::Instant;
+
 use futures::{StreamExt as _, executor::block_on};
 use inference_core::{
-    AssistantMessage, CancellationToken, ChatEvent, Finish, FinishReason, GenerateOptions, Message, Metrics,
-    ModelInfo, Prompt, Token, TokenStream,
+    AssistantMessage, ChatEvent, FinishReason, GenerateOptions, Message, ModelInfo, Prompt, Token,
+    TokenStream, backend::SharedStats,
 };
 use inference_text::{Prepared, PromptLimits, TextPipeline};
 use serde_json::{Value, json};
@@ -168,16 +170,13 @@ fn options() -> GenerateOptions {
 
 /// A stream of these ids, as an engine makes it.
 fn say(pipeline: &TextPipeline, prompt: &Prepared, ids: &[u32]) -> TokenStream {
-    let (mut sink, stream) = TokenStream::channel("script", ids.len(), CancellationToken::new());
-    let mut assembler = pipeline.assembler(&options()).unwrap();
-    let mut events = Vec::new();
+    let (stats, options) = (SharedStats::default(), options().max_tokens(usize::MAX));
+    let (mut writer, stream) = pipeline.response(&info(), &stats, prompt, &options, Instant::now()).unwrap();
     for id in ids {
-        assembler.push(*id, (), &mut events);
+        writer.push(Token::new(*id, ""));
     }
-    assembler.finish(&mut events);
-    events.into_iter().for_each(|event| sink.send(Token::new(event.id, event.text)));
-    sink.end(Ok(Finish::new(FinishReason::Length, Metrics::default())));
-    stream.with_parser(pipeline.output_parser(prompt, &options()))
+    writer.end(Ok(FinishReason::Length));
+    stream
 }
 
 #[test]

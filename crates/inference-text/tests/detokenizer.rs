@@ -1,12 +1,16 @@
-//! The streaming detokenizer and the assembler against the `tokenizers` library's own decoding.
+//! The incremental detokenizer and the stream decoder against the `tokenizers` library's own decoding.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot begin has failed")]
 
 mod support;
 
-use std::sync::{Arc, LazyLock};
+use std::sync::LazyLock;
 
-use inference_text::{StopStrings, TextAssembler, TextEvent, Tokenizer};
+use inference_core::{
+    Token,
+    backend::{StopStrings, StreamDecoder},
+};
+use inference_text::Tokenizer;
 use proptest::prelude::*;
 use support::*;
 
@@ -37,20 +41,18 @@ fn ids() -> impl Strategy<Value = Vec<u32>> {
     prop::collection::vec(piece, 0..8).prop_map(|pieces| pieces.concat())
 }
 
-fn assemble(
-    tokenizer: &Tokenizer,
-    stops: &[&str],
-    ids: &[u32],
-    skip: bool,
-) -> (Vec<TextEvent<usize>>, Option<String>) {
-    let stops = Arc::new(StopStrings::new(stops.iter().copied()).unwrap());
-    let mut assembler = TextAssembler::new(tokenizer.detokenizer(skip), Some(stops));
-    let (mut events, mut stopped) = (Vec::new(), None);
+/// All tokens, with their place among `ids` as their log-probability, and the stop string that ended them.
+fn decode(tokenizer: &Tokenizer, stops: &[&str], ids: &[u32], skip: bool) -> (Vec<Token>, Option<String>) {
+    let stops = StopStrings::new(stops.iter().copied()).unwrap();
+    let mut decoder = StreamDecoder::new(tokenizer.detokenizer(skip), Some(stops));
+    let (mut tokens, mut stopped) = (Vec::new(), None);
     for (at, id) in ids.iter().enumerate() {
-        stopped = stopped.or(assembler.push(*id, at, &mut events));
+        let mut token = Token::new(*id, "");
+        token.log_probability = Some(at as f32);
+        stopped = stopped.or(decoder.push(token, &mut tokens));
     }
-    let stopped = stopped.or(assembler.finish(&mut events));
-    (events, stopped)
+    let stopped = stopped.or(decoder.finish(&mut tokens));
+    (tokens, stopped)
 }
 
 proptest! {
@@ -62,11 +64,11 @@ proptest! {
             let expected = theirs.decode(&ids, skip).unwrap();
             prop_assert_eq!(&ours.decode(&ids, skip), &expected, "{:?}", theirs.get_decoder());
 
-            let (events, stopped) = assemble(ours, &[], &ids, skip);
+            let (tokens, stopped) = decode(ours, &[], &ids, skip);
             prop_assert_eq!(stopped, None);
-            prop_assert_eq!(events.iter().map(|event| event.id).collect::<Vec<_>>(), ids.clone());
-            prop_assert!(events.iter().enumerate().all(|(at, event)| event.data == at));
-            prop_assert_eq!(events.iter().map(|event| event.text.as_str()).collect::<String>(), expected);
+            prop_assert_eq!(tokens.iter().map(|token| token.id).collect::<Vec<_>>(), ids.clone());
+            prop_assert!(tokens.iter().enumerate().all(|(at, token)| token.log_probability == Some(at as f32)));
+            prop_assert_eq!(tokens.iter().map(|token| token.text.as_str()).collect::<String>(), expected);
         }
     }
 
@@ -77,9 +79,9 @@ proptest! {
     ) {
         let stops: Vec<&str> = stops.iter().map(String::as_str).collect();
         for (ours, theirs) in KINDS.iter() {
-            let (events, stopped) = assemble(ours, &stops, &ids, false);
-            prop_assert_eq!(events.len(), ids.len());
-            let text: String = events.iter().map(|event| event.text.as_str()).collect();
+            let (tokens, stopped) = decode(ours, &stops, &ids, false);
+            prop_assert_eq!(tokens.len(), ids.len());
+            let text: String = tokens.iter().map(|token| token.text.as_str()).collect();
             // What the text was when it first had a stop string: a run of bytes that is broken later had not been then.
             let expected = (0..=ids.len()).find_map(|end| {
                 let whole = theirs.decode(&ids[..end], false).unwrap();
@@ -102,45 +104,45 @@ fn a_character_belongs_to_the_token_that_completes_it() {
     let id = |token: &str| tokenizer.token_to_id(token).unwrap();
     let ids = [id("▁hello"), id("<0xE4>"), id("<0xBD>"), id("<0xA0>"), id("<0x0A>"), id("!")];
     let texts = |ids: &[u32]| {
-        assemble(&tokenizer, &[], ids, true).0.into_iter().map(|event| event.text).collect::<Vec<_>>()
+        decode(&tokenizer, &[], ids, true).0.into_iter().map(|token| token.text).collect::<Vec<_>>()
     };
     assert_eq!(texts(&ids), ["hello", "", "", "你", "\n", "!"]);
     assert_eq!(texts(&ids[..3]), ["hello", "\u{fffd}", "\u{fffd}"]);
 
     let tokenizer = load(&byte_level(WORDS));
-    let mut assembler = TextAssembler::new(tokenizer.detokenizer(true), None);
-    let mut events = Vec::new();
-    assembler.push(0xe4, (), &mut events);
-    assert!(events.is_empty(), "half a character was given out");
-    assembler.push(0xbd, (), &mut events);
-    assembler.push(0xa0, (), &mut events);
-    assert_eq!(events.iter().map(|event| event.text.as_str()).collect::<Vec<_>>(), ["", "", "你"]);
+    let mut decoder = StreamDecoder::new(tokenizer.detokenizer(true), None);
+    let mut tokens = Vec::new();
+    decoder.push(Token::new(0xe4, ""), &mut tokens);
+    assert!(tokens.is_empty(), "half a character was given out");
+    decoder.push(Token::new(0xbd, ""), &mut tokens);
+    decoder.push(Token::new(0xa0, ""), &mut tokens);
+    assert_eq!(tokens.iter().map(|token| token.text.as_str()).collect::<Vec<_>>(), ["", "", "你"]);
 }
 
 #[test]
 fn a_possible_stop_string_is_held_back_and_comes_out_whole() {
     let tokenizer = load(&byte_level(WORDS));
-    let stops = Arc::new(StopStrings::new(["hey!", "hello world"]).unwrap());
-    let mut assembler = TextAssembler::new(tokenizer.detokenizer(true), Some(stops));
-    let mut events = Vec::new();
+    let stops = StopStrings::new(["hey!", "hello world"]).unwrap();
+    let mut decoder = StreamDecoder::new(tokenizer.detokenizer(true), Some(stops));
+    let mut tokens = Vec::new();
     let hello = tokenizer.token_to_id("hello").unwrap();
-    assert_eq!(assembler.push(u32::from(b'a'), 0, &mut events), None);
-    assert_eq!(assembler.push(hello, 1, &mut events), None);
-    assert_eq!(assembler.push(u32::from(b' '), 2, &mut events), None);
-    assert_eq!(events.len(), 1);
-    assert_eq!(assembler.push(u32::from(b'!'), 3, &mut events), None);
-    let texts: Vec<_> = events.iter().map(|event| event.text.as_str()).collect();
+    assert_eq!(decoder.push(Token::new(u32::from(b'a'), ""), &mut tokens), None);
+    assert_eq!(decoder.push(Token::new(hello, ""), &mut tokens), None);
+    assert_eq!(decoder.push(Token::new(u32::from(b' '), ""), &mut tokens), None);
+    assert_eq!(tokens.len(), 1);
+    assert_eq!(decoder.push(Token::new(u32::from(b'!'), ""), &mut tokens), None);
+    let texts: Vec<_> = tokens.iter().map(|token| token.text.as_str()).collect();
     assert_eq!(texts, ["a", "hello", " ", "!"]);
 
     // Tokens within the stop string have no text, and neither has what comes after it.
-    events.clear();
+    tokens.clear();
     for id in "xhey".bytes() {
-        assert_eq!(assembler.push(u32::from(id), 4, &mut events), None);
+        assert_eq!(decoder.push(Token::new(u32::from(id), ""), &mut tokens), None);
     }
-    assert_eq!(assembler.push(u32::from(b'!'), 5, &mut events), Some("hey!".to_owned()));
-    assert_eq!(assembler.push(u32::from(b'z'), 6, &mut events), None);
-    assert_eq!(assembler.finish(&mut events), None);
-    let texts: Vec<_> = events.iter().map(|event| event.text.as_str()).collect();
+    assert_eq!(decoder.push(Token::new(u32::from(b'!'), ""), &mut tokens), Some("hey!".to_owned()));
+    assert_eq!(decoder.push(Token::new(u32::from(b'z'), ""), &mut tokens), None);
+    assert_eq!(decoder.finish(&mut tokens), None);
+    let texts: Vec<_> = tokens.iter().map(|token| token.text.as_str()).collect();
     assert_eq!(texts, ["x", "", "", "", "", ""]);
 }
 
@@ -148,13 +150,13 @@ fn a_possible_stop_string_is_held_back_and_comes_out_whole() {
 fn a_stop_string_of_byte_tokens_is_seen_without_waiting_for_their_run_to_end() {
     let tokenizer = load(&byte_fallback(true));
     let newline = tokenizer.token_to_id("<0x0A>").unwrap();
-    let stops = Arc::new(StopStrings::new(["\n\n"]).unwrap());
-    let mut assembler = TextAssembler::new(tokenizer.detokenizer(true), Some(stops));
-    let mut events = Vec::new();
-    assert_eq!(assembler.push(tokenizer.token_to_id("h").unwrap(), (), &mut events), None);
-    assert_eq!(assembler.push(newline, (), &mut events), None);
-    assert_eq!(assembler.push(newline, (), &mut events), Some("\n\n".to_owned()));
-    assert_eq!(events.iter().map(|event| event.text.as_str()).collect::<Vec<_>>(), ["h", "", ""]);
+    let stops = StopStrings::new(["\n\n"]).unwrap();
+    let mut decoder = StreamDecoder::new(tokenizer.detokenizer(true), Some(stops));
+    let mut tokens = Vec::new();
+    assert_eq!(decoder.push(Token::new(tokenizer.token_to_id("h").unwrap(), ""), &mut tokens), None);
+    assert_eq!(decoder.push(Token::new(newline, ""), &mut tokens), None);
+    assert_eq!(decoder.push(Token::new(newline, ""), &mut tokens), Some("\n\n".to_owned()));
+    assert_eq!(tokens.iter().map(|token| token.text.as_str()).collect::<Vec<_>>(), ["h", "", ""]);
 }
 
 #[test]
@@ -162,14 +164,14 @@ fn a_stop_string_may_hold_special_tokens() {
     let tokenizer = load(&byte_level(WORDS));
     let end = tokenizer.token_to_id("<|end|>").unwrap();
     let generate = |stop: &str, ids: &[u32]| {
-        let stops = Arc::new(StopStrings::new([stop]).unwrap());
-        let mut assembler = TextAssembler::new(tokenizer.detokenizer(true), Some(stops));
-        let (mut events, mut found) = (Vec::new(), None);
+        let stops = StopStrings::new([stop]).unwrap();
+        let mut decoder = StreamDecoder::new(tokenizer.detokenizer(true), Some(stops));
+        let (mut tokens, mut found) = (Vec::new(), None);
         for id in ids {
-            found = found.or(assembler.push(*id, (), &mut events));
+            found = found.or(decoder.push(Token::new(*id, ""), &mut tokens));
         }
-        found = found.or(assembler.finish(&mut events));
-        (events.into_iter().map(|event| event.text).collect::<String>(), found.is_some())
+        found = found.or(decoder.finish(&mut tokens));
+        (tokens.into_iter().map(|token| token.text).collect::<String>(), found.is_some())
     };
     let (a, b) = (u32::from(b'a'), u32::from(b'b'));
     assert_eq!(generate("<|end|>", &[a, end, b]), ("a".to_owned(), true));

@@ -40,6 +40,7 @@
 //! | set how tokens are chosen | [`GenerateOptions`], whose setters say what each value means |
 //! | stop an answer | [`GenerateOptions::cancel`] with a [`CancellationToken`], or drop the stream |
 //! | find models on a disk | [`discover()`] |
+//! | read what a folder says, and estimate its memory | [`manifest::ModelManifest`] |
 //! | do any of it without async | [`blocking`] |
 //!
 //! # Engines
@@ -76,12 +77,10 @@ pub use inference_core::mock;
 #[doc(inline)]
 pub use inference_core::{
     Alternative, AssistantMessage, CancellationToken, ChatEvent, ChatStream, Classification, ClassifyOptions,
-    Completion, ContextOverflow, Discovered, Dtype, Error, Feature, Finish, FinishReason, GenerateOptions,
-    GenerationConfig, KvBits, LabelScore, LayerKind, LoadOptions, LoadProgress, LogitsProcessor,
-    MemoryEstimate, MemoryUsage, Message, Metrics, ModelInfo, ModelManifest, ModelStats, Outcome,
-    Percentiles, Prompt, QuantMode, Quantization, Registry, Result, Role, SamplingOptions, Session, SidePart,
-    StopCause, TemplateOptions, TextModel, TextModelExt, Token, TokenStream, ToolCall, Verdict, Xtc,
-    discover, explain, train,
+    Completion, ContextOverflow, Error, Feature, Finish, FinishReason, GenerateOptions, KvBits, LabelScore,
+    LoadOptions, LoadProgress, LogitsProcessor, Message, Metrics, ModelInfo, ModelStats, Prompt, Result, Role,
+    SamplingOptions, Session, StopCause, TemplateOptions, TextModel, TextModelExt, Token, TokenStream,
+    ToolCall, Xtc, discover, explain, train,
 };
 #[doc(inline)]
 #[cfg(not(feature = "hub"))]
@@ -93,4 +92,24 @@ pub use load::{Load, find_model, load_model};
 #[cfg(feature = "hub")]
 pub mod hub {
     pub use inference_hub::*;
+}
+
+/// What a model's folder says, before anything is loaded: architecture, tensors, quantisation, sampling values, memory.
+pub mod manifest {
+    #[doc(inline)]
+    pub use inference_core::{
+        Dtype, GenerationConfig, LayerKind, MemoryEstimate, ModelManifest, QuantMode, Quantization, SidePart,
+    };
+}
+
+/// Parts of [`Metrics`] and [`ModelStats`].
+pub mod metrics {
+    #[doc(inline)]
+    pub use inference_core::{MemoryUsage, Percentiles};
+}
+
+/// Which engines there are, what each makes of a model, and where models were found.
+pub mod registry {
+    #[doc(inline)]
+    pub use inference_core::{Discovered, Outcome, Registry, Verdict};
 }

@@ -1,6 +1,6 @@
 //! What a feature enables is registered: a backend crate that the linker left out would go unnoticed otherwise.
 
-use inference::{GenerateOptions, Registry, TextModelExt as _};
+use inference::{GenerateOptions, TextModelExt as _, registry::Registry};
 
 /// The ids that the enabled features promise.
 const PROMISED: &[(bool, &[&str])] = &[

@@ -5,19 +5,23 @@
 //! it does not offer (chat, top-p, …) it does not claim, and the core refuses it for us.
 //!
 //! - [`table`]: reading a model's folder, and making one by counting.
-//! - `model`: one thread for each request, stop strings, the end.
-//! - `sampling` and `text`: which character comes next, and when its text is certain.
+//! - `model`: one thread for each request.
+//! - `sampling`: which character comes next.
 #![forbid(unsafe_code)]
 
 mod model;
 mod sampling;
 pub mod table;
-mod text;
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use inference_core::{Error, Feature, LoadOptions, ModelManifest, Result, TextModel, backend::{Availability, Backend, BackendDescriptor, BackendInfo, Capabilities, Support, register_backend}};
+use inference_core::{
+    Error, Feature, LoadOptions, ModelManifest, Result, TextModel,
+    backend::{
+        Availability, Backend, BackendDescriptor, BackendInfo, Capabilities, Support, register_backend,
+    },
+};
 
 use crate::{model::Model, table::Table};
 
@@ -30,7 +34,7 @@ pub const DESCRIPTOR: BackendDescriptor = BackendDescriptor::new(
     ID,
     5,
     || Availability::Available("beads on rods".to_owned()),
-    || Ok(Arc::new(Abacus::default())),
+    || Ok(Arc::new(Abacus(BackendInfo::new(ID, env!("CARGO_PKG_VERSION"), "beads on rods")))),
 );
 
 register_backend!(DESCRIPTOR);
@@ -38,21 +42,13 @@ register_backend!(DESCRIPTOR);
 
 /// The backend. Opening it is free; the work begins with a load.
 #[derive(Debug)]
-pub struct Abacus {
-    info: BackendInfo,
-}
-
-impl Default for Abacus {
-    fn default() -> Self {
-        Self { info: BackendInfo::new(ID, concat!("abacus ", env!("CARGO_PKG_VERSION")), "beads on rods") }
-    }
-}
+pub struct Abacus(BackendInfo);
 
 // ANCHOR: backend
 #[async_trait]
 impl Backend for Abacus {
     fn info(&self) -> &BackendInfo {
-        &self.info
+        &self.0
     }
 
     fn capabilities(&self) -> Capabilities {

@@ -1,35 +1,26 @@
 //! A loaded table: one thread for each request.
 
-use std::{
-    hash::{BuildHasher as _, Hasher as _},
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
-    thread,
-    time::Instant,
-};
+use std::{sync::Arc, thread, time::Instant};
 
 use async_trait::async_trait;
-use futures::{executor::block_on, future::select};
-use inference_core::{CancellationToken, Classification, ClassifyOptions, Error, Finish, FinishReason, GenerateOptions, LabelScore, LoadOptions, Metrics, ModelInfo, ModelManifest, ModelStats, Prompt, Result, StopCause, TextModel, Token, TokenStream, backend::TokenSink};
+use inference_core::{
+    CancellationToken, Classification, ClassifyOptions, Error, GenerateOptions, LabelScore, LoadOptions,
+    ModelInfo, ModelManifest, ModelStats, Prompt, Result, TextModel, Token, TokenStream,
+    backend::{ResponseWriter, SharedStats, Verbatim, uniform},
+};
 
 use crate::{
     ID, sampling,
     table::{END, Table},
-    text::Text,
 };
 
-/// Tokens that wait for a slow reader before the request does.
-const CHANNEL: usize = 64;
 const CONTEXT: usize = 1 << 15;
 
 #[derive(Debug)]
 pub(crate) struct Model {
     info: ModelInfo,
     table: Arc<Table>,
-    stats: Arc<Mutex<ModelStats>>,
-    closed: AtomicBool,
+    stats: SharedStats,
     /// Ends every running request.
     shutdown: CancellationToken,
 }
@@ -45,8 +36,7 @@ impl Model {
         Ok(Self {
             info,
             table: Arc::new(table),
-            stats: Arc::default(),
-            closed: AtomicBool::new(false),
+            stats: SharedStats::default(),
             shutdown: CancellationToken::new(),
         })
     }
@@ -54,25 +44,13 @@ impl Model {
     // ANCHOR: prompt
     /// The prompt's ids, or why it cannot be run.
     fn ids(&self, prompt: Prompt) -> Result<Vec<u32>> {
-        if self.closed.load(Ordering::Acquire) {
-            return Err(Error::Closed);
-        }
-        let (ids, limit) = match prompt {
-            Prompt::Text(text) => (self.table.ids(&text), self.info.context_length),
-            Prompt::Tokens(ids) => (ids, self.info.context_length),
+        let ids = match prompt {
+            Prompt::Text(text) => self.table.ids(&text),
+            Prompt::Tokens(ids) => ids,
             // No capability, so the core has refused it; and prompts of kinds to come.
             _ => return Err(Error::InvalidPrompt { reason: "expected text or token ids".to_owned() }),
         };
-        if let Some(id) = ids.iter().find(|id| **id as usize >= self.table.len()) {
-            let reason = format!("token {id} is outside the vocabulary of {}", self.table.len());
-            return Err(Error::InvalidPrompt { reason });
-        }
-        if ids.is_empty() {
-            return Err(Error::InvalidPrompt { reason: "it is empty".to_owned() });
-        }
-        if ids.len() > limit {
-            return Err(Error::ContextExceeded { tokens: ids.len(), limit });
-        }
+        self.info.check_prompt(&ids)?;
         Ok(ids)
     }
     // ANCHOR_END: prompt
@@ -113,25 +91,22 @@ impl TextModel for Model {
     }
 
     async fn generate(&self, prompt: Prompt, options: GenerateOptions) -> Result<TokenStream> {
-        let started = Instant::now();
+        let called = Instant::now();
         let ids = self.ids(prompt)?;
-        let (sink, stream) = TokenStream::channel(ID, CHANNEL, options.cancel.clone());
-        let run = Run {
-            room: self.info.context_length - ids.len(),
-            ids,
-            options,
-            started,
-            table: self.table.clone(),
-            stats: self.stats.clone(),
-            shutdown: self.shutdown.clone(),
-        };
-        let mut stats = lock(&self.stats);
+        let (writer, stream) = ResponseWriter::channel(
+            &self.info,
+            &self.stats,
+            Verbatim::default(),
+            &options,
+            ids.len(),
+            called,
+        )?;
+        let writer = writer.with_shutdown(self.shutdown.clone());
+        let run = Run { ids, options, table: self.table.clone(), writer };
         thread::Builder::new()
             .name(ID.to_owned())
-            .spawn(move || run.finish(sink))
+            .spawn(move || run.run())
             .map_err(|error| Error::backend(ID, "start a thread", error))?;
-        stats.requests += 1;
-        stats.active += 1;
         Ok(stream)
     }
     // ANCHOR_END: generate
@@ -148,88 +123,39 @@ impl TextModel for Model {
     }
 
     fn stats(&self) -> ModelStats {
-        lock(&self.stats).clone()
+        self.stats.snapshot()
     }
 
     // ANCHOR: close
     async fn close(&self) -> Result<()> {
-        self.closed.store(true, Ordering::Release);
         self.shutdown.cancel();
         Ok(())
     }
+    // ANCHOR_END: close
 }
-
-impl Drop for Model {
-    fn drop(&mut self) {
-        self.shutdown.cancel();
-    }
-}
-// ANCHOR_END: close
 
 /// One request on its thread.
 struct Run {
     ids: Vec<u32>,
     options: GenerateOptions,
-    /// Tokens that still fit the context.
-    room: usize,
-    started: Instant,
     table: Arc<Table>,
-    stats: Arc<Mutex<ModelStats>>,
-    shutdown: CancellationToken,
+    writer: ResponseWriter,
 }
 
 impl Run {
     // ANCHOR: run
-    fn finish(mut self, mut sink: TokenSink) {
-        let began = Instant::now();
-        let prompt_tokens = self.ids.len();
-        let mut text = Text::new(self.options.stop.clone().unwrap_or_default());
-        let reason = self.decode(&mut sink, &mut text);
-        text.end(&mut sink);
-
-        let mut metrics = Metrics::default();
-        metrics.prompt_tokens = prompt_tokens;
-        metrics.generated_tokens = self.ids.len() - prompt_tokens;
-        metrics.queued = began - self.started;
-        metrics.decode = began.elapsed();
-        // Nothing is computed for a prompt, so the first token was there as soon as the request ran.
-        metrics.time_to_first_token = (metrics.generated_tokens > 0).then_some(metrics.queued);
-        {
-            let mut stats = lock(&self.stats);
-            stats.active -= 1;
-            stats.prompt_tokens += prompt_tokens as u64;
-            stats.generated_tokens += metrics.generated_tokens as u64;
-            stats.cancelled += u64::from(reason == FinishReason::Cancelled);
-        }
-        sink.end(Ok(Finish::new(reason, metrics)));
-    }
-
-    fn decode(&mut self, sink: &mut TokenSink, text: &mut Text) -> FinishReason {
-        let limit = self.options.max_tokens_or_default().min(self.room);
-        // Without a seed, another draw each time.
-        let random = || std::hash::RandomState::new().build_hasher().finish();
-        let seed = self.options.sampling.seed.unwrap_or_else(random);
-        for step in 0.. {
-            if sink.is_cancelled() || self.shutdown.is_cancelled() {
-                return FinishReason::Cancelled;
+    fn run(mut self) {
+        let seed = self.options.sampling.seed_or_random();
+        self.writer.begin(0);
+        let reason = loop {
+            if let Some(reason) = self.writer.wait() {
+                break reason;
             }
-            if step == limit {
-                break;
-            }
-            let token = self.next(seed, step);
-            if let Some(cause) = self.stop_cause(token.id) {
-                return FinishReason::Stop(cause);
-            }
+            let token = self.next(seed, self.writer.generated_tokens());
             self.ids.push(token.id);
-            if let Some(stop) = text.push(token, sink) {
-                return FinishReason::Stop(StopCause::StopString(stop));
-            }
-            if sink.is_full() {
-                // The reader is behind: wait for it, or for whoever ends the request.
-                block_on(select(Box::pin(sink.ready()), Box::pin(self.shutdown.cancelled())));
-            }
-        }
-        FinishReason::Length
+            self.writer.push(token);
+        };
+        self.writer.end(Ok(reason));
     }
     // ANCHOR_END: run
 
@@ -237,23 +163,12 @@ impl Run {
         let sampling = &self.options.sampling;
         let before = self.ids[self.ids.len() - 1];
         let log_probabilities = sampling::log_probabilities(self.table.row(before), sampling);
-        let uniform = sampling::uniform(seed, step);
-        let id = sampling::choose(&log_probabilities, sampling.temperature_or_greedy(), uniform);
-        let mut token = Token::new(id, self.table.text(id));
-        if let Some(top) = self.options.log_probabilities {
-            sampling::report(&mut token, &log_probabilities, top);
+        let temperature = sampling.temperature_or_greedy();
+        let id = sampling::choose(&log_probabilities, temperature, uniform(seed, step));
+        let token = Token::new(id, self.table.text(id));
+        match self.options.log_probabilities {
+            Some(top) => token.with_log_probabilities(&log_probabilities, top),
+            None => token,
         }
-        token
     }
-
-    fn stop_cause(&self, id: u32) -> Option<StopCause> {
-        if self.options.stop_tokens.as_ref().is_some_and(|ids| ids.contains(&id)) {
-            return Some(StopCause::StopToken(id));
-        }
-        (id == END && !self.options.ignore_eos).then_some(StopCause::EndOfSequence(id))
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -28,7 +28,7 @@ fn the_model_is_what_the_text_gives() {
             [folder.path().to_owned(), Path::new(HERE).join("model")].map(|f| fs::read(f.join(file)));
         assert!(
             new.expect("just written") == old.expect("committed"),
-            "{file}: run the example `learn` anew"
+            "{file}: run the example `learn` again"
         );
     }
 }

@@ -6,7 +6,7 @@
 //! - `pace`, `budget`: how much a step computes, and how much memory requests may take.
 //! - `sampler`, `constraints`: from logits to tokens.
 //! - `prefix`, `session`: keys and values that outlive their request.
-//! - `classify`: classification; `stats`: a model's totals.
+//! - `classify`: classification.
 
 mod budget;
 mod classify;
@@ -23,7 +23,6 @@ mod row;
 mod sampler;
 mod scheduler;
 mod session;
-mod stats;
 #[cfg(test)]
 mod tests;
 mod thread;
@@ -39,7 +38,6 @@ pub(crate) use self::{
     load::Loaded,
     row::Request,
     session::{SessionCommand, SessionId, SessionTurn},
-    stats::Stats,
 };
 use self::{
     load::Load,

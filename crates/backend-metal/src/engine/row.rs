@@ -1,16 +1,9 @@
 //! One request in the scheduler: its tokens, its cache, its sampler and the stream that it fills.
 
-use std::{
-    collections::VecDeque,
-    rc::Rc,
-    time::{Duration, Instant},
-};
+use std::{collections::VecDeque, rc::Rc};
 
-use inference_core::{
-    Alternative, Finish, FinishReason, GenerateOptions, Metrics, Percentiles, StopCause, Token,
-    backend::TokenSink,
-};
-use inference_text::{TextAssembler, TextEvent, ThinkingBudget};
+use inference_core::{Alternative, FinishReason, GenerateOptions, StopCause, Token, backend::ResponseWriter};
+use inference_text::ThinkingBudget;
 use mlx_rs::{Array, error::Result as MlxResult, ops};
 
 use super::{
@@ -19,7 +12,6 @@ use super::{
     plan::{DecodingRow, RowId},
     sampler::{Choice, LogprobArrays, NOT_FINITE, Sampler},
     session::{SessionId, SessionTurn},
-    stats::ActiveRequest,
 };
 use crate::{
     mlx::{exception, memory, slice},
@@ -34,31 +26,18 @@ pub(crate) struct Request {
     pub(crate) options: GenerateOptions,
     /// The model's end-of-sequence ids.
     pub(crate) eos: Vec<u32>,
-    pub(crate) sink: TokenSink,
-    pub(crate) assembler: TextAssembler<TokenLogprobs>,
     pub(crate) budget: Option<ThinkingBudget>,
-    /// When the caller called.
-    pub(crate) called: Instant,
-    /// The caller's span.
-    pub(crate) span: tracing::Span,
     /// The session that it is a turn of.
     pub(crate) turn: Option<SessionTurn>,
-    /// What the model's totals know of it.
-    pub(crate) active: ActiveRequest,
+    /// The answer's way to the caller.
+    pub(crate) writer: ResponseWriter,
 }
 
 impl Request {
     /// Ends the stream before anything was done.
     pub(super) fn refuse(self, error: inference_core::Error) {
-        self.sink.end(Err(error));
+        self.writer.end(Err(error));
     }
-}
-
-/// The log-probabilities that go with a token.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct TokenLogprobs {
-    chosen: Option<f32>,
-    top: Vec<Alternative>,
 }
 
 /// A token that was chosen on the device and not yet read.
@@ -104,18 +83,20 @@ impl InFlight {
     fn read(&self) -> MlxResult<ChosenToken> {
         let id = self.ids.try_as_slice::<u32>().map_err(exception)?[self.index];
         let score = self.scores.try_as_slice::<f32>().map_err(exception)?[self.index];
-        let logprobs = self.logprobs.as_ref().map(read_logprobs).transpose()?.unwrap_or_default();
-        Ok(ChosenToken { id, is_finite: score.is_finite(), logprobs })
+        let mut token = Token::new(id, "");
+        if let Some(logprobs) = &self.logprobs {
+            read_logprobs(logprobs, &mut token)?;
+        }
+        Ok(ChosenToken { token, is_finite: score.is_finite() })
     }
 }
 
 /// A choice that was read.
 #[derive(Debug)]
 pub(super) struct ChosenToken {
-    id: u32,
+    token: Token,
     /// Whether the logits were numbers.
     is_finite: bool,
-    logprobs: TokenLogprobs,
 }
 
 /// A request that the scheduler holds.
@@ -136,58 +117,31 @@ pub(super) struct Row {
     /// Chosen and not yet read, oldest first: at most two.
     pub(super) in_flight: VecDeque<InFlight>,
     prompt_len: usize,
-    /// Prompt tokens that were found in a cache.
-    cached_len: usize,
     /// The id that ended the text, which is not among `tokens`.
     end: Option<u32>,
-    max_tokens: usize,
-    options: GenerateOptions,
-    eos: Vec<u32>,
-    sink: TokenSink,
-    assembler: TextAssembler<TokenLogprobs>,
-    events: Vec<TextEvent<TokenLogprobs>>,
-    span: tracing::Span,
     turn: Option<SessionTurn>,
-    active: ActiveRequest,
-    called: Instant,
-    began: Option<Instant>,
-    first: Option<Instant>,
-    last: Instant,
-    gaps: Vec<Duration>,
+    writer: ResponseWriter,
     pub(super) peak_bytes: u64,
 }
 
 impl Row {
-    /// Accepts a request. `room` is how many tokens the context holds after the prompt.
-    pub(super) fn new(id: RowId, request: Request, cache: KvCache, vocab_size: usize, room: usize) -> Self {
-        let Request { prompt, options, eos, sink, assembler, budget, called, span, turn, active } = request;
+    /// Accepts a request.
+    pub(super) fn new(id: RowId, request: Request, cache: KvCache, vocab_size: usize) -> Self {
+        let Request { prompt, options, eos, budget, turn, writer } = request;
         Self {
             id,
             cache,
             reservation: Reservation::default(),
             solo: false,
-            active,
             sampler: Sampler::new(&options, &eos, vocab_size),
             constraints: Constraints::new(&options, budget),
             prefilled: 0,
             in_flight: VecDeque::with_capacity(2),
             prompt_len: prompt.len(),
-            cached_len: 0,
             end: None,
-            max_tokens: options.max_tokens_or_default().min(room),
             tokens: prompt,
-            options,
-            eos,
-            sink,
-            assembler,
-            events: Vec::new(),
-            span,
             turn,
-            called,
-            began: None,
-            first: None,
-            last: called,
-            gaps: Vec::new(),
+            writer,
             peak_bytes: 0,
         }
     }
@@ -199,10 +153,7 @@ impl Row {
             self.cache = cached;
         }
         self.prefilled = cached_len;
-        if self.began.is_none() {
-            self.began = Some(Instant::now());
-            self.cached_len = cached_len;
-        }
+        self.writer.begin(cached_len);
         self.cache.set_expected_len(self.tokens.len());
     }
 
@@ -259,21 +210,21 @@ impl Row {
 
     /// Whether another token may be chosen.
     pub(super) fn wants_more(&self) -> bool {
-        self.chosen() < self.max_tokens
+        self.chosen() < self.writer.max_tokens()
     }
 
     pub(super) fn is_cancelled(&self) -> bool {
-        self.sink.is_cancelled()
+        self.writer.is_cancelled()
     }
 
     /// Whether the reader is too far behind for another token.
     pub(super) fn reader_is_behind(&mut self) -> bool {
-        self.sink.is_full()
+        self.writer.is_full()
     }
 
     /// Waits until the reader has made room, or wants no more.
     pub(super) async fn reader_caught_up(&self) {
-        self.sink.ready().await;
+        self.writer.ready().await;
     }
 
     /// The last token, which is the input of the next step: [1], u32.
@@ -358,101 +309,41 @@ impl Row {
     /// The logits were not finite.
     pub(super) fn deliver(&mut self, chosen: ChosenToken) -> Result<Option<FinishReason>, String> {
         self.in_flight.pop_front();
-        let ChosenToken { id, is_finite, logprobs } = chosen;
+        let ChosenToken { token, is_finite } = chosen;
         if !is_finite {
             return Err(NOT_FINITE.to_owned());
         }
-        self.note_time();
-        if let Some(cause) = self.stop_cause(id) {
+        let id = token.id;
+        let reason = self.writer.push(token);
+        if let Some(FinishReason::Stop(StopCause::EndOfSequence(_) | StopCause::StopToken(_))) = reason {
             self.end = Some(id);
-            return Ok(Some(FinishReason::Stop(cause)));
+        } else {
+            self.tokens.push(id);
+            self.constraints.note(id);
         }
-        self.tokens.push(id);
-        self.constraints.note(id);
-        let stop = self.assembler.push(id, logprobs, &mut self.events);
-        self.send_events();
-        if let Some(stop) = stop {
-            return Ok(Some(FinishReason::Stop(StopCause::StopString(stop))));
-        }
-        Ok((self.generated() >= self.max_tokens).then_some(FinishReason::Length))
+        Ok(reason)
     }
 
     /// Ends the stream with what is known of it.
     pub(super) fn finish(mut self, result: inference_core::Result<FinishReason>) {
-        let stop = self.assembler.finish(&mut self.events);
-        self.send_events();
-        let metrics = self.metrics();
-        let result = result.map(|reason| {
-            let reason = match stop {
-                Some(stop) if reason == FinishReason::Length => {
-                    FinishReason::Stop(StopCause::StopString(stop))
-                }
-                _ => reason,
-            };
-            Finish::new(reason, metrics.clone())
-        });
-        self.active.end(&metrics, result.as_ref().map(|finish| &finish.reason));
-        metrics.record(&self.span, result.as_ref().map(|finish| &finish.reason));
+        let mut metrics = self.writer.metrics();
+        metrics.peak_memory_bytes = self.peak_bytes;
+        metrics.active_memory_bytes = memory::usage().active_bytes;
+        // Before the end is told: who has seen it can take the next turn at once.
         if let (Some(mut turn), Ok(_)) = (self.turn.take(), &result) {
             *turn.text = std::mem::take(&mut self.tokens);
         }
-        self.sink.end(result);
-    }
-
-    fn stop_cause(&self, id: u32) -> Option<StopCause> {
-        if self.options.stop_tokens.as_ref().is_some_and(|ids| ids.contains(&id)) {
-            return Some(StopCause::StopToken(id));
-        }
-        (self.eos.contains(&id) && !self.options.ignore_eos).then_some(StopCause::EndOfSequence(id))
-    }
-
-    fn note_time(&mut self) {
-        let now = Instant::now();
-        if self.first.is_none() {
-            self.first = Some(now);
-        } else {
-            self.gaps.push(now - self.last);
-        }
-        self.last = now;
-    }
-
-    fn send_events(&mut self) {
-        for TextEvent { id, text, data } in self.events.drain(..) {
-            let mut token = Token::new(id, text);
-            token.log_probability = data.chosen;
-            token.top = data.top;
-            self.sink.send(token);
-        }
-    }
-
-    fn metrics(&mut self) -> Metrics {
-        let mut metrics = Metrics::default();
-        metrics.prompt_tokens = self.prompt_len;
-        metrics.cached_tokens = self.cached_len;
-        metrics.generated_tokens = self.generated();
-        let began = self.began.unwrap_or_else(Instant::now);
-        metrics.queued = began - self.called;
-        metrics.prefill = self.first.unwrap_or_else(Instant::now) - began;
-        metrics.decode = self.first.map(|first| self.last - first).unwrap_or_default();
-        metrics.time_to_first_token = self.first.map(|first| first - self.called);
-        metrics.inter_token = Percentiles::from_durations(&mut self.gaps);
-        metrics.peak_memory_bytes = self.peak_bytes;
-        metrics.active_memory_bytes = memory::usage().active_bytes;
-        metrics
+        self.writer.end_with(result, metrics);
     }
 }
 
-fn read_logprobs(logprobs: &LogprobArrays) -> MlxResult<TokenLogprobs> {
-    let chosen = Some(logprobs.chosen.try_item_exact::<f32>().map_err(exception)?);
-    let mut top = Vec::new();
+fn read_logprobs(logprobs: &LogprobArrays, token: &mut Token) -> MlxResult<()> {
+    token.log_probability = Some(logprobs.chosen.try_item_exact::<f32>().map_err(exception)?);
     if let Some((ids, values)) = &logprobs.top {
         let ids = ids.to_vec_exact::<u32>().map_err(exception)?;
         let values = values.to_vec_exact::<f32>().map_err(exception)?;
-        top = ids
-            .into_iter()
-            .zip(values)
-            .map(|(id, log_probability)| Alternative::new(id, log_probability))
-            .collect();
+        let top = ids.into_iter().zip(values);
+        token.top = top.map(|(id, log_probability)| Alternative::new(id, log_probability)).collect();
     }
-    Ok(TokenLogprobs { chosen, top })
+    Ok(())
 }

@@ -115,16 +115,15 @@ impl Scheduler {
 
     /// Accepts a request.
     pub(super) fn push(&mut self, request: Request) {
-        let size = self.config.context_length;
-        let (cache, room) = match request.options.context_overflow {
+        let cache = match request.options.context_overflow {
             Some(ContextOverflow::Rotate { keep }) => {
-                (self.new_cache().rotating(Rotation { keep, size }), usize::MAX)
+                self.new_cache().rotating(Rotation { keep, size: self.config.context_length })
             }
-            _ => (self.new_cache(), size.saturating_sub(request.prompt.len())),
+            _ => self.new_cache(),
         };
         let id = RowId(self.next_id);
         self.next_id += 1;
-        let row = Row::new(id, request, cache, self.model.config().vocab_size, room);
+        let row = Row::new(id, request, cache, self.model.config().vocab_size);
         if let Some(session) = row.session() {
             self.sessions.open(session);
         }
@@ -143,8 +142,8 @@ impl Scheduler {
                 let _ = reply.send(tensors);
             }
             SessionCommand::Import { id, tensors, reply } => {
-                let empty = self.new_cache();
-                let _ = reply.send(self.sessions.import(id, tensors, self.model.as_ref(), empty));
+                let (empty, limit) = (self.new_cache(), self.config.context_length);
+                let _ = reply.send(self.sessions.import(id, tensors, self.model.as_ref(), empty, limit));
             }
         });
     }

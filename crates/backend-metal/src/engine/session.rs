@@ -147,7 +147,7 @@ impl Sessions {
         Ok(tensors)
     }
 
-    /// Takes in what [`export`](Self::export) gave, into a cache like this empty one.
+    /// Takes in what [`export`](Self::export) gave, into a cache like this empty one, which may hold `context_length` tokens.
     ///
     /// # Errors
     /// Says what does not belong to this model.
@@ -157,10 +157,11 @@ impl Sessions {
         mut tensors: Tensors,
         model: &dyn Architecture,
         empty: KvCache,
+        context_length: usize,
     ) -> Result<(), String> {
         let entry = match tensors.remove(HELD) {
             None => None,
-            Some(held) => Some(read_entry(&held, &mut tensors, model, empty)?),
+            Some(held) => Some(read_entry(&held, &mut tensors, model, empty, context_length)?),
         };
         if let Some(name) = tensors.keys().next() {
             return Err(format!("{name}: is no tensor of this layout"));
@@ -189,6 +190,7 @@ fn read_entry(
     tensors: &mut Tensors,
     model: &dyn Architecture,
     empty: KvCache,
+    context_length: usize,
 ) -> Result<Entry, String> {
     let mlx = |error: Exception| error.to_string();
     let (words, []) = held.bytes.as_chunks() else { return Err(format!("{HELD}: expected u32")) };
@@ -197,8 +199,8 @@ fn read_entry(
     if held.dtype != Dtype::U32 || held.shape != [tokens.len()] || tokens.is_empty() {
         return Err(format!("{HELD}: expected a list of u32"));
     }
-    if tokens.len() > config.context_length || tokens.iter().any(|id| *id as usize >= config.vocab_size) {
-        return Err(format!("{HELD}: expected at most {} ids of the vocabulary", config.context_length));
+    if tokens.len() > context_length || tokens.iter().any(|id| *id as usize >= config.vocab_size) {
+        return Err(format!("{HELD}: expected at most {context_length} ids of the vocabulary"));
     }
     // What the model would write for one token, without computing it, says what its keys and values look like.
     let mut like = empty.clone();

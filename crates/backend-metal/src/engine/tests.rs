@@ -4,12 +4,14 @@ use std::{
     cell::{Cell, RefCell},
     path::Path,
     rc::Rc,
-    sync::Arc,
     time::Instant,
 };
 
 use futures::{FutureExt as _, StreamExt as _};
-use inference_core::{CancellationToken, Error, Finish, FinishReason, GenerateOptions, TokenStream};
+use inference_core::{
+    CancellationToken, Error, Finish, FinishReason, GenerateOptions, ModelInfo, TokenStream,
+    backend::{ResponseWriter, SharedStats},
+};
 use inference_text::TextPipeline;
 use mlx_rs::{
     Array, Dtype, Stream,
@@ -21,7 +23,6 @@ use super::{
     budget::Budget,
     row::Request,
     scheduler::{EngineConfig, Progress, Scheduler},
-    stats::Stats,
 };
 use crate::nn::{Architecture, KvCache, LayerState, ModelConfig, Rows, TrainMode, registry::ParamRegistry};
 
@@ -145,12 +146,10 @@ struct Bench {
     model: Rc<Fake>,
     scheduler: Scheduler,
     text: TextPipeline,
-    stats: Arc<Stats>,
+    info: ModelInfo,
+    stats: SharedStats,
     free: Rc<Cell<Option<u64>>>,
 }
-
-/// Tokens that wait for a reader of a bench.
-const CAPACITY: usize = 4;
 
 impl Bench {
     fn new() -> Self {
@@ -175,7 +174,9 @@ impl Bench {
         let scheduler = Scheduler::new(model.clone(), Stream::cpu(), config, budget);
         let demo = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/demo"));
         let text = TextPipeline::load(demo).unwrap();
-        Self { model, scheduler, text, stats: Arc::default(), free }
+        let mut info = ModelInfo::default();
+        (info.backend, info.context_length) = ("cpu".to_owned(), 1 << 20);
+        Self { model, scheduler, text, info, stats: SharedStats::default(), free }
     }
 
     /// Hands over a request of `len` prompt tokens that end with `last`, for `tokens` more.
@@ -185,19 +186,11 @@ impl Bench {
 
     fn request_with(&mut self, len: usize, last: u32, options: GenerateOptions) -> TokenStream {
         let prompt: Vec<u32> = (0..len as u32 - 1).map(|n| 5 + n % 50).chain([last]).collect();
-        let (sink, stream) = TokenStream::channel("cpu", CAPACITY, options.cancel.clone());
-        self.scheduler.push(Request {
-            prompt,
-            sink,
-            assembler: self.text.assembler(&options).unwrap(),
-            options,
-            budget: None,
-            eos: Vec::new(),
-            called: Instant::now(),
-            span: tracing::Span::none(),
-            turn: None,
-            active: self.stats.begin(),
-        });
+        let detokenizer = self.text.tokenizer().detokenizer(true);
+        let (writer, stream) =
+            ResponseWriter::channel(&self.info, &self.stats, detokenizer, &options, len, Instant::now())
+                .unwrap();
+        self.scheduler.push(Request { prompt, options, budget: None, eos: Vec::new(), turn: None, writer });
         stream
     }
 
@@ -350,13 +343,13 @@ fn logits_that_are_no_numbers_end_their_request_alone() {
 #[test]
 fn paused_rows_give_up_their_place_and_lose_nothing() {
     let mut bench = Bench::with(|config| config.max_batch = 2);
-    let unread = [bench.request(10, 5, 40), bench.request(10, 6, 40)];
-    bench.steps(100);
+    let unread = [bench.request(10, 5, 120), bench.request(10, 6, 120)];
+    bench.steps(150);
     let third = bench.request(10, 7, 20);
     is_answer(&bench.run([third])[0], 7, 20);
     assert_eq!(bench.scheduler.step(), Progress::Blocked);
     for (outcome, last) in bench.run(unread).iter().zip(5..) {
-        is_answer(outcome, last, 40);
+        is_answer(outcome, last, 120);
     }
 }
 
@@ -367,9 +360,11 @@ fn a_request_can_be_cancelled_wherever_it_is() {
     let options = || GenerateOptions::new().max_tokens(400).ignore_eos(true).cancel(cancel.clone());
     // One decodes, one pauses, one is in its prompt, one waits for a place; and one is not cancelled.
     let mut streams = vec![bench.request_with(10, 5, options()), bench.request_with(10, 6, options())];
-    bench.steps(3);
-    streams[0].next().now_or_never().unwrap().unwrap().unwrap();
-    bench.steps(4);
+    bench.steps(64);
+    for _ in 0..10 {
+        streams[0].next().now_or_never().unwrap().unwrap().unwrap();
+    }
+    bench.steps(8);
     streams.push(bench.request_with(64 * 50, 7, options()));
     streams.push(bench.request_with(64 * 50, 8, options()));
     bench.steps(3);

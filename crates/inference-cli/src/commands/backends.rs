@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use inference::Registry;
+use inference::registry::Registry;
 use inference_core::backend::{Availability, BackendDescriptor};
 use serde::Serialize;
 

@@ -6,7 +6,7 @@ mod sentences;
 
 use std::{path::PathBuf, process::ExitCode};
 
-use inference::Registry;
+use inference::registry::Registry;
 use rand::{SeedableRng as _, rngs::StdRng};
 
 use self::requests::Shape;
@@ -58,7 +58,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "REQUESTS", default_value_t = 1, value_parser = super::positive)]
     batch: usize,
 
-    /// Classify so many short sentences in one call, and generate a token after each, in place of the above
+    /// Classify this many short sentences in one call, and generate a token after each, in place of the above
     #[arg(long, value_name = "SENTENCES", value_parser = super::positive,
         conflicts_with_all = ["prompt_tokens", "generate_tokens", "batch"])]
     classify: Option<usize>,

@@ -4,7 +4,7 @@ use std::{path::PathBuf, process::ExitCode, str::FromStr};
 
 use clap::ValueEnum;
 use inference::{
-    Dtype, ModelManifest, QuantMode, Quantization,
+    manifest::{Dtype, ModelManifest, QuantMode, Quantization},
     metal::{ConvertOptions, convert},
 };
 use serde_json::json;

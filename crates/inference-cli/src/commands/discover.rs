@@ -7,7 +7,7 @@ use std::{
 
 use comfy_table::Cell;
 use directories::BaseDirs;
-use inference::Discovered;
+use inference::registry::Discovered;
 use serde::Serialize;
 
 use super::info::Facts;

@@ -58,7 +58,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
     let packed = pack(&args.program, &args.output);
     if packed.is_err() && new {
-        // Half a folder is of no use; what cannot be removed only takes space.
+        // A partial folder is useless; files that cannot be removed only take space.
         let _ = fs::remove_dir_all(&args.output);
     }
     let program = packed?;

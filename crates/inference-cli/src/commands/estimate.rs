@@ -2,7 +2,10 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
-use inference::{KvBits, MemoryEstimate, ModelManifest};
+use inference::{
+    KvBits,
+    manifest::{MemoryEstimate, ModelManifest},
+};
 use inference_core::backend::free_memory;
 use serde::Serialize;
 
@@ -35,7 +38,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "REQUESTS", default_value_t = 1)]
     batch: usize,
 
-    /// Keys and values in so many bits: 8 or 4 [default: as they are computed]
+    /// Quantise the KV cache to 8 or 4 bits [default: not quantised]
     #[arg(long, value_name = "BITS", value_parser = kv_bits)]
     kv_bits: Option<KvBits>,
 
@@ -108,7 +111,7 @@ impl Report {
     }
 }
 
-/// What this machine can still give, where it tells: Linux says what is free, other systems what there is in all.
+/// The memory available on this machine, if it can be read: free memory on Linux, all memory on other systems.
 fn memory() -> Option<u64> {
     free_memory().or_else(all_memory)
 }

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
-use inference::Outcome;
+use inference::registry::Outcome;
 
 use crate::{
     model,

@@ -3,7 +3,7 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use inference::{
-    ModelManifest,
+    manifest::ModelManifest,
     metal::{FuseOptions, fuse},
 };
 use inference_core::backend::AdapterManifest;

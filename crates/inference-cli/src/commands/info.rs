@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, path::PathBuf, process::ExitCode};
 
-use inference::{Dtype, ModelManifest, SidePart};
+use inference::manifest::{Dtype, ModelManifest, SidePart};
 use inference_core::backend::ModelFiles;
 use serde::Serialize;
 
@@ -36,7 +36,7 @@ pub(crate) struct Facts {
     tensors: usize,
     /// Bytes of tensors by element type.
     dtypes: BTreeMap<String, u64>,
-    pub(crate) quantization: Option<inference::Quantization>,
+    pub(crate) quantization: Option<inference::manifest::Quantization>,
     /// Bytes of the parts that text from text does without.
     side_parts: BTreeMap<SidePart, u64>,
     layers: Option<u64>,
@@ -140,7 +140,7 @@ fn has_chat_template(files: &ModelFiles) -> bool {
     if files.has("chat_template.jinja") {
         return true;
     }
-    // A broken tokenizer_config.json is told by whoever loads the model.
+    // A broken tokenizer_config.json is reported when the model is loaded.
     let config: Option<Value> = files.read_json("tokenizer_config.json", 16 << 20).ok();
     config.is_some_and(|config| config.get("chat_template").is_some_and(|template| !template.is_null()))
 }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use inference::{CancellationToken, Feature, GenerateOptions, Registry, TextModelExt as _, Token};
+use inference::{CancellationToken, Feature, GenerateOptions, TextModelExt as _, Token, registry::Registry};
 use serde::Serialize;
 use serde_json::json;
 

@@ -14,7 +14,7 @@ use std::{
 };
 
 use futures::future::{join_all, join3};
-use inference::{ModelStats, Prompt, Registry, TextModel, TextModelExt as _};
+use inference::{ModelStats, Prompt, TextModel, TextModelExt as _, registry::Registry};
 use rand::{SeedableRng as _, rngs::StdRng};
 use serde_json::json;
 

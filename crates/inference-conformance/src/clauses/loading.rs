@@ -1,6 +1,9 @@
 //! Probing, opening, loading.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::atomic::{AtomicUsize, Ordering},
+    time::{Duration, Instant},
+};
 
 use inference_core::{
     CancellationToken, Error, KvBits, LoadOptions, ModelManifest, Outcome, TextModelExt as _,
@@ -116,26 +119,27 @@ pub async fn the_model_describes_itself(subject: &Subject) -> ClauseResult {
 
 /// A load that is cancelled on its way fails with `Error::Cancelled`, unless it was quicker.
 pub async fn a_cancelled_load_says_so(subject: &Subject) -> ClauseResult {
-    // Before, while and after the folder is read; where the load is quicker, it has won.
-    for delay in [0, 5, 50].map(Duration::from_millis) {
-        let cancel = CancellationToken::new();
+    let cancel = CancellationToken::new();
+    cancel.cancel();
+    let cancelled = subject.load(subject.base_load_options().cancel(cancel)).await;
+    let right = matches!(cancelled, Err(Error::Cancelled));
+    ensure!(right, "cancelled before it began, it ended as {}", ended(&cancelled));
+    // At the first report of its progress, and at a later one: where the load is quicker, it has won.
+    for last in [1, 4] {
+        let (cancel, reports) = (CancellationToken::new(), AtomicUsize::new(0));
         let later = cancel.clone();
-        std::thread::spawn(move || {
-            std::thread::sleep(delay);
-            later.cancel();
+        let options = subject.base_load_options().cancel(cancel).on_progress(move |_| {
+            if reports.fetch_add(1, Ordering::Relaxed) + 1 == last {
+                later.cancel();
+            }
         });
-        match subject.load(subject.base_load_options().cancel(cancel)).await {
+        match subject.load(options).await {
             Ok(_) | Err(Error::Cancelled) => {}
             Err(error) => {
                 return Err(Failure::broken(format!("it failed as {}: {error}", error.kind())));
             }
         }
     }
-    let cancel = CancellationToken::new();
-    cancel.cancel();
-    let cancelled = subject.load(subject.base_load_options().cancel(cancel)).await;
-    let right = matches!(cancelled, Err(Error::Cancelled));
-    ensure!(right, "cancelled before it began, it ended as {}", ended(&cancelled));
     Ok(())
 }
 

@@ -98,7 +98,7 @@ pub async fn forks_go_their_own_ways(subject: &Subject) -> ClauseResult {
         let answer = session.complete(more, options.clone()).await?;
         same(&answer, &whole, "a fork")?;
         let cached = answer.finish.metrics.cached_tokens;
-        ensure!(cached > 0, "the fork computed all of its text anew");
+        ensure!(cached > 0, "the fork computed all of its text again");
     }
     Ok(())
 }
@@ -154,7 +154,7 @@ pub async fn a_saved_session_goes_on(subject: &Subject) -> ClauseResult {
     let expected = session.complete(more.clone(), options.clone()).await?;
     let answer = loaded.complete(more, options).await?;
     same(&answer, &expected, "a loaded session")?;
-    ensure!(answer.finish.metrics.cached_tokens > 0, "the loaded session computed all of its text anew");
+    ensure!(answer.finish.metrics.cached_tokens > 0, "the loaded session computed all of its text again");
     Ok(())
 }
 

@@ -5,10 +5,10 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should end")]
 
 mod choose;
+mod faults;
 mod language;
 mod model;
 mod session;
-mod text;
 mod train;
 
 use std::{

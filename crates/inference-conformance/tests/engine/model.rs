@@ -13,19 +13,18 @@ use async_trait::async_trait;
 use futures::{executor::block_on, lock::OwnedMutexGuard};
 use inference_conformance::sampler;
 use inference_core::{
-    CancellationToken, ChatEvent, Classification, ClassifyOptions, ContextOverflow, Error, Finish,
-    FinishReason, GenerateOptions, LabelScore, LoadOptions, Metrics, ModelInfo, ModelManifest, ModelStats,
-    Prompt, Result, Session, StopCause, TemplateOptions, TextModel, Token, TokenStream,
-    backend::{OutputParser, TokenSink},
+    CancellationToken, ChatEvent, Classification, ClassifyOptions, ContextOverflow, Error, FinishReason,
+    GenerateOptions, LabelScore, LoadOptions, ModelInfo, ModelManifest, ModelStats, Prompt, Result, Session,
+    StopCause, TemplateOptions, TextModel, Token, TokenStream,
+    backend::{OutputParser, ResponseWriter, SharedStats, Verbatim},
     train::Trainable,
 };
 
 use super::{
-    ACTIVE_BYTES, Fault,
+    ACTIVE_BYTES, Fault, faults,
     language::{EOS, VOCAB, logits, render, syllable, tokenise},
     session::Kept,
     shared_shutdown,
-    text::Text,
 };
 
 #[derive(Debug)]
@@ -55,7 +54,7 @@ impl std::ops::Deref for Model {
 
 #[derive(Debug)]
 struct Shared {
-    stats: Mutex<ModelStats>,
+    stats: SharedStats,
     shutdown: CancellationToken,
     /// Held while a request runs, by the engine that runs one at a time.
     gate: Mutex<()>,
@@ -90,7 +89,7 @@ impl Model {
         let shutdown =
             if fault.is("models_live_side_by_side") { shared_shutdown() } else { CancellationToken::new() };
         let shared = Shared {
-            stats: Mutex::default(),
+            stats: SharedStats::default(),
             shutdown,
             gate: Mutex::default(),
             leaked: Mutex::default(),
@@ -193,20 +192,16 @@ impl Core {
         if self.restless {
             salt = self.shared.requests.fetch_add(1, Ordering::Relaxed);
         }
-        {
-            let mut stats = lock(&self.shared.stats);
-            stats.requests += 1 + u64::from(self.fault.is("stats_count_every_request"));
-            stats.active += 1;
-        }
-        let (sink, mut stream) = TokenStream::channel("syllables", 64, options.cancel.clone());
+        let told = faults::options_for_writer(&self.fault, &options);
+        let (info, stats) = (&self.info, &self.shared.stats);
+        let (writer, stream) =
+            ResponseWriter::channel(info, stats, Verbatim::default(), &told, ids.len(), started)?;
+        let mut stream = faults::spoil(&self.fault, stream, &options);
         if self.fault.is("the_parts_of_an_answer_are_all_of_it") {
             stream = stream.with_parser(Forgetful::default());
         }
-        let endless = rotates && !self.fault.is("a_context_that_rotates_goes_on");
-        let endless = endless || self.fault.is("the_context_length_holds");
-        let room = if endless { 4096 } else { limit };
         let run = Run {
-            room: room.saturating_sub(ids.len()),
+            writer: writer.with_shutdown(self.shared.shutdown.clone()),
             text,
             prompt: ids.len(),
             history: ids,
@@ -217,7 +212,7 @@ impl Core {
             shared: self.shared.clone(),
             unseeded: started.elapsed().subsec_nanos().into(),
         };
-        std::thread::spawn(move || run.finish(sink));
+        std::thread::spawn(move || run.finish());
         Ok(stream)
     }
 }
@@ -283,16 +278,23 @@ impl TextModel for Model {
     }
 
     fn stats(&self) -> ModelStats {
-        lock(&self.shared.stats).clone()
+        let mut stats = self.shared.stats.snapshot();
+        if self.fault.is("stats_count_every_request") {
+            stats.requests *= 2;
+        }
+        if self.fault.is("stats_count_cancellations") {
+            stats.cancelled = 0;
+        }
+        if self.fault.is("a_closed_model_refuses") {
+            stats.active += u64::from(self.closed.load(Ordering::Acquire));
+        }
+        stats
     }
 
     async fn close(&self) -> Result<()> {
         let again = self.closed.swap(true, Ordering::AcqRel);
         if again && self.fault.is("closing_twice_is_closing_once") {
             return Err(Error::Closed);
-        }
-        if self.fault.is("a_closed_model_refuses") {
-            lock(&self.shared.stats).active += 1;
         }
         if !self.fault.is("closing_ends_running_streams_as_cancelled") {
             self.shared.shutdown.cancel();
@@ -365,10 +367,10 @@ fn score(prompt: &[u32], label: &str, salt: u64) -> f32 {
 }
 
 pub(crate) struct Run {
+    writer: ResponseWriter,
     text: Option<OwnedMutexGuard<Vec<u32>>>,
     pub(crate) history: Vec<u32>,
     pub(crate) prompt: usize,
-    room: usize,
     pub(crate) options: GenerateOptions,
     pub(crate) started: Instant,
     pub(crate) salt: u64,
@@ -378,64 +380,49 @@ pub(crate) struct Run {
 }
 
 impl Run {
-    fn finish(mut self, mut sink: TokenSink) {
+    fn finish(mut self) {
         let shared = self.shared.clone();
         let alone = self.fault.is("an_unread_stream_blocks_nobody");
         let held = alone.then(|| lock(&shared.gate));
-        let began = Instant::now();
-        let mut text = Text::new(&self);
-        let outcome = self.decode(&mut sink, &mut text);
+        self.writer.begin(self.cached());
+        let outcome = self.decode();
         drop(held);
-        let done = Instant::now();
-        let generated = text.generated + usize::from(self.fault.is("tokens_are_counted"));
-        let mut metrics = Metrics::default();
-        metrics.prompt_tokens = self.prompt;
-        if let Some(kept) = &mut self.text {
-            let known = kept.iter().zip(&self.history[..self.prompt]).take_while(|(a, b)| a == b).count();
-            if !self.fault.is("a_turn_computes_only_what_is_new") {
-                metrics.cached_tokens = known.min(self.prompt - 1);
-            }
-            let spoken = !self.fault.is("turns_go_on_from_the_text");
-            let end = if spoken { self.prompt + text.generated } else { self.prompt };
-            **kept = self.history[..end.min(self.history.len())].to_vec();
-            if matches!(outcome, Ok(FinishReason::Cancelled))
-                && self.fault.is("a_cancelled_turn_leaves_a_session_that_goes_on")
-            {
-                kept.clear();
-            }
-        }
-        drop(self.text.take());
-        metrics.generated_tokens = generated;
-        metrics.queued = began - self.started;
-        metrics.decode = done - began;
+        self.keep(matches!(outcome, Ok(FinishReason::Cancelled)));
+        let mut metrics = self.writer.metrics();
+        metrics.generated_tokens += usize::from(self.fault.is("tokens_are_counted"));
         if self.fault.is("times_fit_the_clock") {
             metrics.decode += Duration::from_secs(1);
         }
-        metrics.time_to_first_token = text.first.map(|first| first - self.started);
-        {
-            let mut stats = lock(&shared.stats);
-            stats.active -= 1;
-            stats.prompt_tokens += self.prompt as u64;
-            stats.generated_tokens += generated as u64;
-            let counted = !self.fault.is("stats_count_cancellations");
-            stats.failed += u64::from(outcome.is_err());
-            stats.cancelled += u64::from(matches!(outcome, Ok(FinishReason::Cancelled)) && counted);
+        match outcome {
+            Ok(_) if self.fault.is("a_stream_ends_once_with_a_finish") => {}
+            Ok(FinishReason::Cancelled) if self.fault.is("during_decode") => {
+                self.writer.end_with(Err(Error::Cancelled), metrics);
+            }
+            outcome => self.writer.end_with(outcome, metrics),
         }
-        let reason = match outcome {
-            Ok(reason) => reason,
-            Err(error) => return sink.end(Err(error)),
-        };
-        text.end(&mut sink, &reason);
-        if self.fault.is("a_stream_ends_once_with_a_finish") {
-            return;
-        }
-        if self.fault.is("during_decode") && reason == FinishReason::Cancelled {
-            return sink.end(Err(Error::Cancelled));
-        }
-        sink.end(Ok(Finish::new(reason, metrics)));
     }
 
-    fn decode(&mut self, sink: &mut TokenSink, text: &mut Text) -> Result<FinishReason> {
+    /// Tokens that the session holds already.
+    fn cached(&self) -> usize {
+        let Some(held) = &self.text else { return 0 };
+        if self.fault.is("a_turn_computes_only_what_is_new") {
+            return 0;
+        }
+        held.iter().zip(&self.history).take_while(|(a, b)| a == b).count().min(self.prompt - 1)
+    }
+
+    /// Leaves the text to the session's next turn.
+    fn keep(&mut self, cancelled: bool) {
+        let Some(mut held) = self.text.take() else { return };
+        let spoken = !self.fault.is("turns_go_on_from_the_text");
+        let end = if spoken { self.prompt + self.writer.generated_tokens() } else { self.prompt };
+        *held = self.history[..end.min(self.history.len())].to_vec();
+        if cancelled && self.fault.is("a_cancelled_turn_leaves_a_session_that_goes_on") {
+            held.clear();
+        }
+    }
+
+    fn decode(&mut self) -> Result<FinishReason> {
         if self.fault.is("during_prefill") && self.prompt > 1000 {
             std::thread::park_timeout(Duration::from_millis(1100));
         }
@@ -444,7 +431,7 @@ impl Run {
         {
             // Time for the neighbours to come.
             std::thread::park_timeout(Duration::from_millis(100));
-            let neighbours = lock(&self.shared.stats).active - 1;
+            let neighbours = self.shared.stats.snapshot().active - 1;
             if self.fault.is("concurrent_requests_equal_lone_runs") {
                 self.salt += neighbours;
             }
@@ -456,43 +443,46 @@ impl Run {
                 self.history = last;
             }
         }
-        let mut limit = self.options.max_tokens_or_default();
-        if self.fault.is("max_tokens_is_honoured") && limit > 1 {
-            limit += 1;
-        }
         loop {
-            if self.stopped(sink) {
+            if self.stopped() {
                 return Ok(FinishReason::Cancelled);
             }
-            if text.generated >= limit.min(self.room) {
+            if self.writer.generated_tokens() >= self.writer.max_tokens() {
                 return Ok(FinishReason::Length);
             }
             if self.fault.is("one_of_many_leaves_the_others_alone") {
                 std::thread::park_timeout(Duration::from_millis(5));
             }
-            let token = self.choose(text.generated)?;
-            let cause = self.stop_cause(token.id);
-            let spoken = match &cause {
-                Some(StopCause::StopToken(_)) => self.fault.is("stop_tokens_end_the_text"),
-                Some(_) => self.fault.is("an_end_of_sequence_token_ends_the_text"),
-                None => true,
-            };
-            if spoken {
-                self.history.push(token.id);
-                let lossy = self.fault.is("a_slow_reader_misses_nothing") && sink.is_full();
-                if let Some(stop) = text.push(token, sink, lossy) {
-                    return Ok(FinishReason::Stop(StopCause::StopString(stop)));
-                }
+            let token = self.choose(self.writer.generated_tokens())?;
+            let id = token.id;
+            let end = self.writer.push(token);
+            let unspoken = matches!(
+                end,
+                Some(FinishReason::Stop(StopCause::EndOfSequence(_) | StopCause::StopToken(_)))
+            );
+            if !unspoken {
+                self.history.push(id);
             }
-            if let Some(cause) = cause {
-                return Ok(FinishReason::Stop(cause));
+            if let Some(end) = end.or_else(|| self.spoken_end(id)) {
+                return Ok(end);
             }
-            self.wait(sink);
+            self.wait();
         }
     }
 
+    /// Why the text ends, for engines that speak the token that ends it.
+    fn spoken_end(&self, id: u32) -> Option<FinishReason> {
+        let listed = self.options.stop_tokens.as_ref().is_some_and(|ids| ids.contains(&id));
+        if listed && self.fault.is("stop_tokens_end_the_text") {
+            return Some(FinishReason::Stop(StopCause::StopToken(id)));
+        }
+        let end = id == EOS && !self.options.ignore_eos;
+        (end && self.fault.is("an_end_of_sequence_token_ends_the_text"))
+            .then_some(FinishReason::Stop(StopCause::EndOfSequence(id)))
+    }
+
     /// Waits for the reader.
-    fn wait(&self, sink: &mut TokenSink) {
+    fn wait(&mut self) {
         let runs_on = self.fault.is("a_reader_holds_its_own_request_back")
             || self.fault.is("tokens_arrive_as_they_are_made")
             || self.fault.is("a_slow_reader_misses_nothing");
@@ -500,19 +490,17 @@ impl Run {
             return;
         }
         if self.fault.is("an_unread_stream_frees_the_engine") {
-            while sink.is_full() {
+            while self.writer.is_full() {
                 std::thread::park_timeout(Duration::from_millis(1));
             }
-        } else if sink.is_full() {
-            let ready = std::pin::pin!(sink.ready());
-            let shutdown = std::pin::pin!(self.shared.shutdown.cancelled());
-            block_on(futures::future::select(ready, shutdown));
+        } else {
+            self.writer.wait();
         }
     }
 
-    fn stopped(&self, sink: &TokenSink) -> bool {
+    fn stopped(&self) -> bool {
         let asked = self.options.cancel.is_cancelled();
-        let dropped = sink.is_cancelled() && !asked;
+        let dropped = self.writer.is_cancelled() && !asked;
         if dropped && self.fault.is("dropping_the_stream_frees_the_engine") {
             block_on(self.shared.shutdown.cancelled());
         }
@@ -522,15 +510,7 @@ impl Run {
         if asked && self.fault.is("one_of_many_leaves_the_others_alone") {
             self.shared.all.cancel();
         }
-        asked || dropped || self.shared.shutdown.is_cancelled() || self.shared.all.is_cancelled()
-    }
-
-    fn stop_cause(&self, id: u32) -> Option<StopCause> {
-        if self.options.stop_tokens.as_ref().is_some_and(|ids| ids.contains(&id)) {
-            return Some(StopCause::StopToken(id));
-        }
-        let goes_on = self.options.ignore_eos && !self.fault.is("ignore_eos_goes_on");
-        (id == EOS && !goes_on).then_some(StopCause::EndOfSequence(id))
+        asked || dropped || self.shared.all.is_cancelled()
     }
 }
 

@@ -34,7 +34,7 @@ struct File {
     /// Files of mlx_lm from before DoRA do not say.
     #[serde(default)]
     fine_tune_type: FineTuneType,
-    /// The last so many; none or fewer are all.
+    /// How many of the last blocks have adapters; 0 or less means all.
     num_layers: Option<i64>,
     lora_parameters: Option<LoraParameters>,
 }
@@ -72,7 +72,7 @@ impl AdapterConfig {
         Self { method }
     }
 
-    /// Reads adapter_config.json of an adapter's folder. Fields that have no say in how it is applied are let be.
+    /// Reads adapter_config.json of an adapter's folder. Fields that do not change how it is applied are ignored.
     ///
     /// # Errors
     /// [`Error::InvalidModel`] names the key that is missing or makes no sense; [`Error::Io`] if the file is unreadable.

@@ -15,8 +15,8 @@ use crate::{Dtype, Error, KvBits, Result};
 /// - **Keys and values**: for each layer, 2 × batch × positions × key-value heads × head dimension × bytes of the type
 ///   that most of its floating-point tensors have; with latent attention, `kv_lora_rank` and `qk_rope_head_dim` instead of 2 × heads ×
 ///   head dimension. `positions` is the context; in a layer with a sliding window, the
-///   smaller of context and window; in a layer with a recurrent state none. [`ModelManifest::layer_kinds`] says which layer
-///   is of which kind. Quantised keys and values take their bits, and a scale and a bias of that type for each
+///   smaller of context and window; in a layer with a recurrent state none. [`ModelManifest::layer_kinds`] gives the kind
+///   of each layer. Quantised keys and values take their bits, and a scale and a bias of that type for each
 ///   [group](KvBits::group_size).
 ///
 /// Activations are left out: they are small next to these, and depend on the engine.
@@ -52,8 +52,8 @@ impl MemoryEstimate {
 }
 
 impl ModelManifest {
-    /// The bytes needed to run `batch` texts of `context` tokens each, with keys and values in so many bits, or as they are
-    /// computed.
+    /// The bytes needed to run `batch` texts of `context` tokens each. `kv_bits` is the width of a quantised KV cache; `None`:
+    /// keys and values are not quantised.
     ///
     /// # Errors
     /// [`Error::InvalidModel`] names the key of config.json that is missing or makes no sense; [`Error::InvalidOption`] if

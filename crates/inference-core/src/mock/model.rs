@@ -21,6 +21,7 @@ use super::{
 use crate::{
     Classification, ClassifyOptions, Dtype, Error, GenerateOptions, LabelScore, ModelInfo, ModelManifest,
     ModelStats, Prompt, Result, Session, TemplateOptions, TextModel, TokenStream,
+    response::{ResponseWriter, SharedStats, Verbatim},
     session::SessionEngine,
     session_file::{SessionFile, SessionTensor},
 };
@@ -34,7 +35,7 @@ impl MockModel {
         Self(Arc::new(Inner {
             info,
             manifest,
-            stats: Arc::default(),
+            stats: SharedStats::default(),
             vocabulary: Mutex::default(),
             closed: AtomicBool::new(false),
             shutdown: CancellationToken::new(),
@@ -47,7 +48,7 @@ impl MockModel {
 struct Inner {
     info: ModelInfo,
     manifest: ModelManifest,
-    stats: Arc<Mutex<ModelStats>>,
+    stats: SharedStats,
     /// The words of prompts so far, by id.
     vocabulary: Mutex<HashMap<u32, String>>,
     closed: AtomicBool,
@@ -69,19 +70,11 @@ impl Inner {
                 words.extend(messages.iter().flat_map(|m| m.content.split_whitespace()).map(Word::new));
             }
             Prompt::Tokens(ids) => {
-                if let Some(id) = ids.iter().find(|id| **id as usize >= VOCAB_SIZE) {
-                    let reason = format!("token {id} is outside the vocabulary of {VOCAB_SIZE}");
-                    return Err(Error::InvalidPrompt { reason });
-                }
                 words.extend(ids.into_iter().map(|id| Word { id, text: format!("#{id}") }));
             }
         }
-        if words.is_empty() {
-            return Err(Error::InvalidPrompt { reason: "it is empty".to_owned() });
-        }
-        if words.len() > self.info.context_length {
-            return Err(Error::ContextExceeded { tokens: words.len(), limit: self.info.context_length });
-        }
+        let ids: Vec<u32> = words.iter().map(|word| word.id).collect();
+        self.info.check_prompt(&ids)?;
         lock(&self.vocabulary).extend(words.iter().map(|word| (word.id, word.text.clone())));
         Ok(words)
     }
@@ -90,17 +83,14 @@ impl Inner {
         &self,
         words: Vec<Word>,
         options: GenerateOptions,
-        started: Instant,
+        called: Instant,
         text: Option<OwnedMutexGuard<Vec<Word>>>,
     ) -> Result<TokenStream> {
-        let (sink, stream) = TokenStream::channel(ID, 64, options.cancel.clone());
-        lock(&self.stats).requests += 1;
-        lock(&self.stats).active += 1;
-        let (stats, shutdown, room) =
-            (self.stats.clone(), self.shutdown.clone(), self.info.context_length - words.len());
-        let run = Run { words, options, room, started, shutdown, text };
-        let spawned =
-            std::thread::Builder::new().name("mock".to_owned()).spawn(move || run.finish(sink, &stats));
+        let info = &self.info;
+        let (writer, stream) =
+            ResponseWriter::channel(info, &self.stats, Verbatim::default(), &options, words.len(), called)?;
+        let run = Run { words, options, writer: writer.with_shutdown(self.shutdown.clone()), text };
+        let spawned = std::thread::Builder::new().name("mock".to_owned()).spawn(move || run.finish());
         spawned.map_err(|error| Error::backend(ID, "start a thread", error))?;
         Ok(stream)
     }
@@ -119,8 +109,8 @@ impl TextModel for MockModel {
     }
 
     async fn generate(&self, prompt: Prompt, options: GenerateOptions) -> Result<TokenStream> {
-        let started = Instant::now();
-        self.0.start(self.0.words(prompt, &[])?, options, started, None)
+        let called = Instant::now();
+        self.0.start(self.0.words(prompt, &[])?, options, called, None)
     }
 
     async fn classify(&self, prompts: Vec<Prompt>, options: ClassifyOptions) -> Result<Vec<Classification>> {
@@ -185,7 +175,7 @@ impl TextModel for MockModel {
     }
 
     fn stats(&self) -> ModelStats {
-        lock(&self.0.stats).clone()
+        self.0.stats.snapshot()
     }
 
     async fn close(&self) -> Result<()> {
@@ -209,9 +199,9 @@ struct MockSession {
 #[async_trait]
 impl SessionEngine for MockSession {
     async fn generate(&mut self, prompt: Prompt, options: GenerateOptions) -> Result<TokenStream> {
-        let started = Instant::now();
+        let called = Instant::now();
         let text = self.text.clone().lock_owned().await;
-        self.model.start(self.model.words(prompt, &text)?, options, started, Some(text))
+        self.model.start(self.model.words(prompt, &text)?, options, called, Some(text))
     }
 
     async fn tokens(&self) -> Vec<u32> {

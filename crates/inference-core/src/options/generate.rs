@@ -25,7 +25,7 @@ pub struct GenerateOptions {
     pub max_tokens: Option<usize>,
     /// Tokens before which no end-of-sequence token may be chosen.
     pub min_tokens: Option<usize>,
-    /// Tokens of reasoning at most, where the model's family marks reasoning; then its end is written for the model.
+    /// The largest number of reasoning tokens, for families with delimiters for reasoning. Then the end delimiter is forced.
     pub thinking_budget: Option<usize>,
     /// How tokens are chosen.
     pub sampling: SamplingOptions,
@@ -102,8 +102,8 @@ impl GenerateOptions {
         self
     }
 
-    /// Ends the model's reasoning after this many tokens of it, so that it answers: what follows is the family's mark for that,
-    /// `</think>` say. A model whose family marks no reasoning has none to end.
+    /// Ends the model's reasoning after this many tokens, so that it answers: the family's end delimiter, such as `</think>`, is
+    /// forced. It has no effect on families without delimiters for reasoning.
     #[must_use]
     pub fn thinking_budget(mut self, tokens: usize) -> Self {
         self.thinking_budget = Some(tokens);
@@ -151,7 +151,7 @@ impl GenerateOptions {
     /// Has this edit the logits of each token after bias and penalties, before log-probabilities and filters.
     ///
     /// It costs the engine its overlap of host and device: each token's logits are copied to the host (4 bytes for each id of the
-    /// vocabulary) and back, and the next step waits for that, also of requests that run beside this one.
+    /// vocabulary) and back. The next step waits for that, also for other requests in the batch.
     ///
     /// ```
     /// use inference_core::GenerateOptions;

@@ -22,7 +22,7 @@ pub struct LoadOptions {
     /// Bytes of keys and values kept of ended texts, for prompts that begin as they did; 0 keeps none; unset: the backend's
     /// choice.
     pub prefix_cache: Option<u64>,
-    /// Keys and values are kept in so many bits; unset: as they are computed.
+    /// The width of a quantised KV cache; unset: keys and values are not quantised.
     pub kv_bits: Option<KvBits>,
     /// Bytes that the engine may use; process-wide where its allocator is.
     pub memory_limit: Option<u64>,
@@ -79,7 +79,7 @@ impl LoadOptions {
         self
     }
 
-    /// Keeps keys and values in so many bits: texts take about half or a quarter of the memory that they take in 16 bits, and
+    /// Quantises the KV cache to this many bits: texts take about half or a quarter of the memory that they take in 16 bits, and
     /// differ a little. The load fails with [`Error::InvalidOption`](crate::Error::InvalidOption) where the width of the
     /// model's heads has no [`group_size`](KvBits::group_size).
     #[must_use]
@@ -199,7 +199,7 @@ pub struct LoadProgress {
 }
 
 impl LoadProgress {
-    /// So many bytes of so many.
+    /// `loaded` bytes of `total`.
     #[must_use]
     pub fn new(loaded_bytes: u64, total_bytes: u64) -> Self {
         Self { loaded_bytes, total_bytes }

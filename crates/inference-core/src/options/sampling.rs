@@ -1,6 +1,9 @@
 //! How the next token is chosen.
 
-use std::sync::Arc;
+use std::{
+    hash::{BuildHasher as _, Hasher as _},
+    sync::Arc,
+};
 
 use super::{DEFAULT_PENALTY_WINDOW, within};
 use crate::{Error, Feature, Result};
@@ -60,6 +63,13 @@ impl SamplingOptions {
     #[must_use]
     pub fn temperature_or_greedy(&self) -> f32 {
         self.temperature.unwrap_or(0.0)
+    }
+
+    /// The seed, or a random one where it is unset.
+    #[must_use]
+    pub fn seed_or_random(&self) -> u64 {
+        // The standard library seeds each map's hasher from the system's randomness.
+        self.seed.unwrap_or_else(|| std::hash::RandomState::new().build_hasher().finish())
     }
 
     /// The penalties' window that applies.

@@ -1,6 +1,6 @@
 //! Which examples make up which batch.
 
-/// The batches of a run: examples of like length together, so that little is padding, in an order drawn anew for each epoch.
+/// The batches of a run: examples of similar length together, so that there is little padding. Each epoch has a new order.
 ///
 /// Every example is in one batch of an epoch. The n-th batch of a run depends on the lengths, the limits and the seed
 /// alone, so that a resumed run finds its place.

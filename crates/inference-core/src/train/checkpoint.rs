@@ -53,7 +53,7 @@ impl TrainState {
         Ok(Self { version: VERSION, step, tokens, options: as_json(options)?, data: data.to_owned() })
     }
 
-    /// What tells one run's examples from another's: a hash of their tokens and of which are learnt, in order.
+    /// A hash of the run's examples: their tokens, in order, and which of them are learnt.
     #[must_use]
     pub fn fingerprint(examples: &[TokenExample]) -> String {
         // FNV-1a: the same in every version, and nobody gains by a collision.

@@ -27,7 +27,7 @@ impl TrainingData {
     /// `split` holds out that share of the examples for validation, drawn by the seed: of a file, or of a folder without
     /// `valid.jsonl`. A line is a text (`text`), a prompt and its answer (`prompt`, `completion`), or a conversation
     /// (`messages`), the last two perhaps with `tools`; or, beyond mlx_lm, token ids (`tokens`), of which the ranges
-    /// `"learnt": [[from, to], …]` are learnt, or all. What else an object holds is let be, and empty lines are skipped.
+    /// `"learnt": [[from, to], …]` are learnt, or all. Other keys are ignored, and empty lines are skipped.
     ///
     /// # Errors
     /// [`Error::InvalidData`] names the file and line, with what was found and expected; [`Error::InvalidOption`] if `split` is

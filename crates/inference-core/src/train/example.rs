@@ -114,7 +114,7 @@ impl Example {
         Self { kind, source: None }
     }
 
-    /// A text, all of which is learnt.
+    /// A text; all of it is learnt.
     pub fn text(text: impl Into<String>) -> Self {
         Self::new(ExampleKind::Text(text.into()))
     }
@@ -146,7 +146,7 @@ impl Example {
 }
 
 impl TokenExample {
-    /// Tokens of which those from `answer` on are learnt.
+    /// Tokens; those from index `answer` on are learnt.
     #[must_use]
     pub fn from_answer(tokens: Vec<u32>, answer: usize) -> Self {
         let learnt = (0..tokens.len()).map(|at| at > 0 && at >= answer).collect();

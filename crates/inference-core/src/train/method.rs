@@ -31,7 +31,7 @@ pub struct AdapterOptions {
     /// The layers that get adapters, by their names within a block (`self_attn.q_proj`) or in the whole model; unset: every
     /// linear layer of a block, experts included.
     pub keys: Option<Vec<String>>,
-    /// The last blocks, so many, that get adapters; unset: all.
+    /// How many of the last blocks get adapters; unset: all.
     pub layers: Option<usize>,
     /// Whether the token embedding gets one too.
     pub embeddings: bool,
@@ -55,7 +55,7 @@ pub enum AdapterDtype {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct FullOptions {
-    /// The last blocks, so many, and nothing else; unset: every weight, embeddings and head included.
+    /// How many of the last blocks are trained, and nothing else; unset: every weight, embeddings and head included.
     pub layers: Option<usize>,
     /// The share of what a block's attention and MLP add to the residual stream that a training step drops.
     pub dropout: f32,

@@ -67,7 +67,7 @@ pub struct TrainOptions {
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum TrainLength {
-    /// After so many steps.
+    /// After this many steps.
     Steps(usize),
     /// When every example was learnt so often.
     Epochs(usize),
@@ -137,7 +137,7 @@ impl TrainOptions {
         self
     }
 
-    /// Ends after so many steps.
+    /// Ends after this many steps.
     #[must_use]
     pub fn steps(mut self, steps: usize) -> Self {
         self.length = TrainLength::Steps(steps);
@@ -165,7 +165,7 @@ impl TrainOptions {
         self
     }
 
-    /// Makes a step of so many batches.
+    /// Takes an optimiser step after this many batches.
     #[must_use]
     pub fn gradient_accumulation_steps(mut self, batches: usize) -> Self {
         self.gradient_accumulation_steps = batches;
@@ -194,7 +194,7 @@ impl TrainOptions {
         self
     }
 
-    /// Validates every so many steps, on at most `batches` batches; unset: on all.
+    /// Validates each time this many steps are done, on at most `batches` batches; unset: on all.
     #[must_use]
     pub fn evaluate_every(mut self, steps: usize, batches: Option<usize>) -> Self {
         self.evaluate_every = steps;
@@ -202,7 +202,7 @@ impl TrainOptions {
         self
     }
 
-    /// Saves every so many steps.
+    /// Saves each time this many steps are done.
     #[must_use]
     pub fn save_every(mut self, steps: usize) -> Self {
         self.save_every = steps;

@@ -1,9 +1,10 @@
-//! How families of models mark what is not text.
+//! The delimiters by which model families separate reasoning and tool calls from text.
+
+use inference_core::backend::StopStrings;
 
 use super::scanner::Quoting;
-use crate::StopStrings;
 
-/// What a mark begins.
+/// What a delimiter begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     /// Reasoning.
@@ -33,7 +34,7 @@ pub(super) enum Kind {
     Role,
     /// A bare JSON object (Llama 3) or list of calls in Python (Llama 4) that is the whole answer.
     Bare,
-    /// Nothing: the mark stands alone.
+    /// Nothing: the delimiter stands alone.
     Nothing,
 }
 
@@ -53,7 +54,7 @@ impl Kind {
     }
 }
 
-/// A mark that begins something, and the marks that end it. What has no end lasts to the answer's end.
+/// A delimiter that begins a part, and the delimiters that end it. A part without an end lasts to the answer's end.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Delimiter {
     pub(super) text: &'static str,
@@ -97,21 +98,21 @@ const DELIMITERS: &[Delimiter] = &[
 /// What ends a message (gpt-oss).
 pub(super) const MESSAGE_ENDS: &[&str] = &["<|end|>", "<|return|>", "<|call|>"];
 
-/// What a family's answers are marked with, by the marks that its chat template uses.
+/// The delimiters of a family's answers, found in its chat template.
 #[derive(Debug, Clone)]
 pub struct AnswerFormat {
     pub(super) delimiters: Vec<Delimiter>,
-    /// The texts of the marks, in their order.
+    /// The texts of the delimiters, in their order.
     pub(super) begin: StopStrings,
     /// What an answer begins with that may be nothing but calls.
     pub(super) bare: &'static [char],
 }
 
 impl AnswerFormat {
-    /// The format of a model with this chat template (its source); without marks for a template without.
+    /// The format of a model with this chat template (its source); without delimiters for a template without.
     ///
     /// # Errors
-    /// None in practice: the marks are fixed.
+    /// None in practice: the delimiters are fixed.
     pub fn from_template(template: &str) -> inference_core::Result<Self> {
         let known = |mark: &str| match mark {
             // Templates that only take reasoning out of the history name its end alone.
@@ -160,13 +161,13 @@ impl AnswerFormat {
         self.delimiters.iter().filter(|delimiter| delimiter.kind == Kind::Reasoning)
     }
 
-    /// Whether the family marks reasoning.
+    /// Whether the family has delimiters for reasoning.
     #[must_use]
     pub fn has_reasoning(&self) -> bool {
         self.thinking_end().is_some()
     }
 
-    /// What has to follow reasoning to end it; `None` where the family marks none.
+    /// The delimiter that ends reasoning; `None` where the family has none.
     #[must_use]
     pub fn thinking_end(&self) -> Option<&'static str> {
         self.delimiters.iter().find_map(|delimiter| match delimiter.kind {

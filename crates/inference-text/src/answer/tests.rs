@@ -18,7 +18,7 @@ fn events(mut parser: AnswerParser, pieces: &[&str]) -> Vec<ChatEvent> {
     events
 }
 
-/// The parts of an answer without marks, neighbouring texts in one, and of calls what they call.
+/// The parts of an answer without delimiters; adjacent texts are joined, and calls are reduced to name and arguments.
 fn parts(template: &str, prompt: &str, pieces: &[&str]) -> Vec<ChatEvent> {
     let mut joined: Vec<ChatEvent> = Vec::new();
     let parser = parser(template, prompt).with_tools(&[json!({"name": "some tool"})]);

@@ -49,7 +49,7 @@ impl Notation {
 pub(super) fn is_complete(notation: Notation, opened: &str, body: &str) -> bool {
     let body = body.trim_end();
     match notation {
-        // Whether it stands within a string is for who reads it byte by byte.
+        // Whether it lies within a string is decided by the caller, which reads byte by byte.
         Notation::Json => true,
         Notation::ArgTags => body.ends_with(ARG_VALUE_END) || !body.contains(ARG_KEY),
         Notation::Function if opened == FUNCTION => {

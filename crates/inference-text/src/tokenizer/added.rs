@@ -1,4 +1,4 @@
-//! Tokens beside the model's vocabulary, found in a text before it is cut into words.
+//! Added tokens: found in a text before it is split into words.
 
 use std::{collections::HashMap, path::Path, sync::LazyLock};
 

@@ -1,4 +1,4 @@
-//! The JSON files beside tokenizer.json.
+//! The other JSON files of a tokenizer: tokenizer_config.json, special_tokens_map.json, generation_config.json.
 
 use inference_core::{Result, backend::ModelFiles};
 use serde_json::{Map, Value};

@@ -53,7 +53,7 @@ struct Parts {
     model: ModelFile,
 }
 
-/// A token beside the model's vocabulary.
+/// An added token, which the model's vocabulary does not have.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct AddedTokenEntry {

@@ -24,7 +24,7 @@ pub(super) struct Settings {
 pub(super) struct Conversation<'a> {
     pub(super) model: &'a dyn TextModel,
     pub(super) messages: Vec<Message>,
-    /// Calls of tools that have no result yet.
+    /// Tool calls that have no result yet.
     open_calls: VecDeque<ToolCall>,
     /// What the model has computed of it; `None` where the backend has no sessions.
     session: Option<Session>,

@@ -226,7 +226,7 @@ impl Input {
         }
     }
 
-    /// Keeps the history. A history that cannot be kept spoils nothing that the person asked for.
+    /// Saves the history. A failure to save it is ignored.
     fn close(self) {
         if let Self::Terminal { mut editor, history: Some(file) } = self
             && let Err(error) = editor.save_history(&file)

@@ -1,4 +1,4 @@
-//! The libraries of MLX that a program names by their place, and how it is made to find them beside itself.
+//! MLX's libraries, which a program names by absolute path, and how it is changed to find them in its own folder.
 
 use std::{
     ffi::OsStr,

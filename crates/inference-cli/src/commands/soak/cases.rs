@@ -19,11 +19,11 @@ pub(super) struct Case {
 pub(super) enum Fate {
     /// Read to its end.
     Read,
-    /// Cancelled after so many tokens.
+    /// Cancelled after this many tokens.
     Cancel(usize),
-    /// Dropped after so many tokens.
+    /// Dropped after this many tokens.
     Drop(usize),
-    /// Left unread for so many milliseconds, then read to its end.
+    /// Left unread for this many milliseconds, then read to its end.
     LeaveUnread(u64),
 }
 

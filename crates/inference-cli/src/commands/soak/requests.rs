@@ -12,7 +12,7 @@ use super::{
     state::{Clock, Totals},
 };
 
-/// A request that is silent for so long hangs.
+/// A request that is silent for this long hangs.
 const HANG_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// The requests of all workers.

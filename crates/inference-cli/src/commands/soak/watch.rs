@@ -1,4 +1,4 @@
-//! What a process holds of its system, and whether that grows.
+//! The resources of a process, and whether they grow.
 
 use std::fmt;
 
@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::render;
 
-/// What the process holds; `None` where the system does not tell.
+/// Resources of the process; `None` if the system does not report them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub(super) struct ProcessUsage {
     /// Physical memory (RSS).
@@ -27,7 +27,7 @@ impl ProcessUsage {
         }
     }
 
-    /// Of each figure the lower one.
+    /// The minimum of each figure.
     fn lowest(self, other: Self) -> Self {
         let lower = |a: Option<u64>, b: Option<u64>| a.into_iter().chain(b).min();
         Self {
@@ -47,7 +47,7 @@ impl fmt::Display for ProcessUsage {
     }
 }
 
-/// The entries of a folder of the system's, which has one for each thing.
+/// The number of entries of a folder in `/proc`.
 fn entries(folder: &str) -> Option<u64> {
     std::fs::read_dir(folder).ok().map(|entries| entries.count() as u64)
 }

@@ -7,7 +7,7 @@ use super::metrics::Curves;
 /// Dots of a braille character across and down.
 const DOTS: (usize, usize) = (2, 4);
 
-/// Draws the curves in a field of so many characters, with an axis; nothing where there is nothing to draw.
+/// Draws the curves in a field of this many characters, with an axis; empty if there is nothing to draw.
 pub(super) fn draw(curves: &Curves, (width, height): (usize, usize)) -> String {
     let Some((last, low, high)) = curves.extent() else { return String::new() };
     let place = |(step, loss): (usize, f64), (across, down): (usize, usize)| {

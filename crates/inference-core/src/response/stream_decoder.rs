@@ -2,55 +2,43 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
-use crate::{Detokenizer, StopStrings, stop::Position};
+use super::{Detokenize, StopPosition, StopStrings};
+use crate::Token;
 
-/// One generated token with its text.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TextEvent<T> {
-    /// The id that was pushed.
-    pub id: u32,
-    /// The token's text. A character that spans several tokens belongs to the token that completes it.
-    pub text: String,
-    /// What was pushed with the id.
-    pub data: T,
-}
-
-/// Turns generated ids into tokens with text, and finds stop strings across them.
+/// Gives generated tokens their text, and finds stop strings across them.
 ///
-/// Every pushed id gives exactly one event, in order. A token is held back, whole, while its text is undecided: its bytes
-/// do not make a character yet, or its text may be the beginning of a stop string. The texts of all events in one are the
-/// full text, from which a stop string and all that follows it are left out; tokens that lie wholly in that part have an
-/// empty text. A push costs amortised constant time.
-///
-/// `T` is what the engine attaches to each token, log-probabilities say.
+/// Every token that is pushed comes out once, in order. It is held back, whole, while its text is undecided: its bytes do
+/// not make a character yet, or its text may be the beginning of a stop string. All texts together are the full text,
+/// without a stop string and what follows it; tokens that lie wholly in that part have an empty text. A push takes
+/// amortized constant time.
 #[derive(Debug)]
-pub struct TextAssembler<T> {
-    detokenizer: Detokenizer,
+pub struct StreamDecoder {
+    detokenizer: Box<dyn Detokenize>,
     stops: Option<Arc<StopStrings>>,
-    position: Position,
+    position: StopPosition,
     /// The position after the detokenizer's tentative text, and how much of that it has seen.
-    tentative: (Position, usize),
+    tentative: (StopPosition, usize),
     /// Special tokens that a stop string may begin in: the text before each, in the whole text, and the length of its own.
     specials: VecDeque<(usize, usize)>,
-    /// Text of which no event was given out; `start` is its place in the whole text.
+    /// Text whose tokens did not come out yet; `start` is its place in the whole text.
     text: String,
     start: usize,
     /// Tokens whose text is known, with its end in the whole text.
-    known: VecDeque<(u32, T, usize)>,
+    known: VecDeque<(Token, usize)>,
     /// Tokens whose text the detokenizer still holds.
-    open: VecDeque<(u32, T)>,
+    open: VecDeque<Token>,
     stopped: bool,
 }
 
-impl<T> TextAssembler<T> {
-    /// An assembler for one generation.
+impl StreamDecoder {
+    /// A decoder for one answer.
     #[must_use]
-    pub fn new(detokenizer: Detokenizer, stops: Option<Arc<StopStrings>>) -> Self {
+    pub fn new(detokenizer: impl Detokenize + 'static, stops: Option<StopStrings>) -> Self {
         Self {
-            detokenizer,
-            stops: stops.filter(|stops| !stops.strings().is_empty()),
-            position: Position::START,
-            tentative: (Position::START, 0),
+            detokenizer: Box::new(detokenizer),
+            stops: stops.filter(|stops| !stops.strings().is_empty()).map(Arc::new),
+            position: StopPosition::START,
+            tentative: (StopPosition::START, 0),
             specials: VecDeque::new(),
             text: String::new(),
             start: 0,
@@ -60,15 +48,17 @@ impl<T> TextAssembler<T> {
         }
     }
 
-    /// Takes one generated id and appends the events that are decided by it. Returns the stop string that ends the text
-    /// here, once; the events of all tokens so far are then given out, and further tokens have no text.
-    pub fn push(&mut self, id: u32, data: T, events: &mut Vec<TextEvent<T>>) -> Option<String> {
+    /// Takes a generated token and appends the tokens that are decided by it. Returns the stop string that ends the text
+    /// here, once; then all tokens so far are out, and further tokens have no text.
+    pub fn push(&mut self, mut token: Token, decided: &mut Vec<Token>) -> Option<String> {
         if self.stopped {
-            events.push(TextEvent { id, text: String::new(), data });
+            token.text.clear();
+            decided.push(token);
             return None;
         }
-        self.open.push_back((id, data));
-        self.detokenizer.advance(id);
+        let id = token.id;
+        self.detokenizer.advance(&mut token);
+        self.open.push_back(token);
         let stop = self.take_in().or_else(|| self.take_special(id)).or_else(|| {
             // Bytes that may yet turn out broken hold back their text, but if the text ended here they would not be.
             if self.stops_in_tentative() {
@@ -80,19 +70,20 @@ impl<T> TextAssembler<T> {
         if stop.is_some() {
             self.stopped = true;
         }
-        self.give_out(events);
+        self.give_out(decided);
         stop
     }
 
-    /// Appends the events that are still held. Bytes that make no character become U+FFFD.
-    pub fn finish(&mut self, events: &mut Vec<TextEvent<T>>) -> Option<String> {
+    /// Appends the tokens that are still held. Bytes that make no character become U+FFFD. Returns the stop string that
+    /// this text ends with, if it does.
+    pub fn finish(&mut self, decided: &mut Vec<Token>) -> Option<String> {
         if self.stopped {
             return None;
         }
         self.detokenizer.flush();
         let stop = self.take_in();
         self.stopped = true;
-        self.give_out(events);
+        self.give_out(decided);
         stop
     }
 
@@ -101,9 +92,8 @@ impl<T> TextAssembler<T> {
         let new = self.detokenizer.text();
         let end = self.start + self.text.len();
         for token_end in self.detokenizer.ends() {
-            let (id, data) =
-                self.open.pop_front().expect("the detokenizer closes only tokens that were pushed");
-            self.known.push_back((id, data, end + token_end));
+            let Some(token) = self.open.pop_front() else { break };
+            self.known.push_back((token, end + token_end));
         }
         self.text.push_str(new);
         let stops = self.stops.as_ref()?;
@@ -192,27 +182,28 @@ impl<T> TextAssembler<T> {
         })
     }
 
-    /// Appends the events of tokens whose text can no longer change; all of them once the text has ended.
-    fn give_out(&mut self, events: &mut Vec<TextEvent<T>>) {
+    /// Appends the tokens whose text can no longer change; all of them once the text has ended.
+    fn give_out(&mut self, decided: &mut Vec<Token>) {
         let undecided = match &self.stops {
             Some(stops) if !self.stopped => stops.undecided(self.position),
             _ => 0,
         };
         let end = self.start + self.text.len();
-        let decided = end - self.text_within(end, undecided);
+        let certain = end - self.text_within(end, undecided);
         let mut taken = 0;
-        while self.known.front().is_some_and(|(_, _, end)| self.stopped || *end <= decided) {
-            let Some((id, data, end)) = self.known.pop_front() else { break };
+        while self.known.front().is_some_and(|(_, end)| self.stopped || *end <= certain) {
+            let Some((mut token, end)) = self.known.pop_front() else { break };
             // Behind a stop string there is no text to take.
             let end = (end - self.start).clamp(taken, self.text.len());
-            events.push(TextEvent { id, text: self.text[taken..end].to_owned(), data });
+            self.text[taken..end].clone_into(&mut token.text);
+            decided.push(token);
             taken = end;
         }
         if self.stopped {
-            for (at, (id, data)) in std::mem::take(&mut self.open).into_iter().enumerate() {
+            for (at, mut token) in std::mem::take(&mut self.open).into_iter().enumerate() {
                 // Text of a token that never closed: its first characters, before the bytes that a stop string cut off.
-                let text = if at == 0 { self.text[taken..].to_owned() } else { String::new() };
-                events.push(TextEvent { id, text, data });
+                token.text = if at == 0 { self.text[taken..].to_owned() } else { String::new() };
+                decided.push(token);
             }
             taken = self.text.len();
         }

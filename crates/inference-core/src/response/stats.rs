@@ -1,25 +1,22 @@
-//! A model's running totals, written by the engine and read by anyone.
+//! A model's running totals, written by its engine and read by anyone.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use inference_core::{Error, FinishReason, Metrics, ModelStats};
+use crate::{Error, FinishReason, Metrics, ModelStats};
 
-use crate::mlx::memory;
+/// The totals of a model's requests since it was loaded. Clones share them.
+#[derive(Debug, Clone, Default)]
+pub struct SharedStats(Arc<Mutex<ModelStats>>);
 
-/// Totals since the model was loaded.
-#[derive(Debug, Default)]
-pub(crate) struct Stats(Mutex<ModelStats>);
-
-impl Stats {
-    /// The totals now, with the memory in use.
-    pub(crate) fn snapshot(&self) -> ModelStats {
-        let mut stats = self.lock().clone();
-        stats.memory = memory::usage();
-        stats
+impl SharedStats {
+    /// The totals now. Memory is the engine's to add.
+    #[must_use]
+    pub fn snapshot(&self) -> ModelStats {
+        self.lock().clone()
     }
 
     /// Counts a request, which is active until the guard is gone.
-    pub(crate) fn begin(self: &Arc<Self>) -> ActiveRequest {
+    pub(super) fn begin(&self) -> ActiveRequest {
         let mut stats = self.lock();
         stats.requests += 1;
         stats.active += 1;
@@ -46,11 +43,11 @@ impl Stats {
 
 /// A request that its model's totals count as active. Wherever it is dropped, it is active no more.
 #[derive(Debug)]
-pub(crate) struct ActiveRequest(Option<Arc<Stats>>);
+pub(super) struct ActiveRequest(Option<SharedStats>);
 
 impl ActiveRequest {
     /// Counts how the request ended and what it cost.
-    pub(crate) fn end(mut self, metrics: &Metrics, result: Result<&FinishReason, &Error>) {
+    pub(super) fn end(mut self, metrics: &Metrics, result: Result<&FinishReason, &Error>) {
         if let Some(stats) = self.0.take() {
             stats.end(metrics, result);
         }
@@ -71,9 +68,9 @@ mod tests {
 
     #[test]
     fn a_request_that_never_reached_the_engine_is_not_active() {
-        let stats = Arc::new(Stats::default());
+        let stats = SharedStats::default();
         let counts = || {
-            let now = stats.lock().clone();
+            let now = stats.snapshot();
             (now.requests, now.active, now.failed, now.cancelled)
         };
         let (lost, ended) = (stats.begin(), stats.begin());

@@ -1,6 +1,6 @@
 //! Stop strings, found in a text that arrives in pieces.
 
-use inference_core::{Error, Result};
+use crate::{Error, Result};
 
 /// Bytes that the stop strings of one request may have together: the automaton has a node for each.
 const MAX_TOTAL: usize = 64 << 10;
@@ -30,12 +30,13 @@ struct Node {
     complete: Option<u32>,
 }
 
-/// Where in the automaton a text's end stands.
+/// What a text so far means for the matches to come: the state of the automaton.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Position(u32);
+pub struct StopPosition(u32);
 
-impl Position {
-    pub(crate) const START: Self = Self(ROOT);
+impl StopPosition {
+    /// The empty text.
+    pub const START: Self = Self(ROOT);
 }
 
 impl StopStrings {
@@ -65,27 +66,30 @@ impl StopStrings {
         &self.strings
     }
 
-    /// The position after one more byte.
-    pub(crate) fn step(&self, position: Position, byte: u8) -> Position {
+    /// The position after one more byte of the text.
+    #[must_use]
+    pub fn step(&self, position: StopPosition, byte: u8) -> StopPosition {
         let mut at = position.0;
         loop {
             if let Some(next) = self.nodes[at as usize].child(byte) {
-                return Position(next);
+                return StopPosition(next);
             }
             if at == ROOT {
-                return Position(ROOT);
+                return StopPosition(ROOT);
             }
             at = self.nodes[at as usize].fallback;
         }
     }
 
     /// The string that is complete at this position, as an index into [`strings`](Self::strings).
-    pub(crate) fn complete(&self, position: Position) -> Option<usize> {
+    #[must_use]
+    pub fn complete(&self, position: StopPosition) -> Option<usize> {
         self.nodes[position.0 as usize].complete.map(|index| index as usize)
     }
 
     /// How many bytes of the text's end may be the beginning of a match.
-    pub(crate) fn undecided(&self, position: Position) -> usize {
+    #[must_use]
+    pub fn undecided(&self, position: StopPosition) -> usize {
         self.nodes[position.0 as usize].depth as usize
     }
 
@@ -115,7 +119,7 @@ impl StopStrings {
             for (byte, child) in self.nodes[at as usize].children.clone() {
                 let fallback = match at {
                     ROOT => ROOT,
-                    _ => self.step(Position(self.nodes[at as usize].fallback), byte).0,
+                    _ => self.step(StopPosition(self.nodes[at as usize].fallback), byte).0,
                 };
                 let inherited = self.nodes[fallback as usize].complete;
                 let node = &mut self.nodes[child as usize];
@@ -145,7 +149,7 @@ mod tests {
 
     /// Start of the first match and the index of its string.
     fn find(stops: &StopStrings, text: &str) -> Option<(usize, usize)> {
-        let mut position = Position::START;
+        let mut position = StopPosition::START;
         text.bytes().enumerate().find_map(|(at, byte)| {
             position = stops.step(position, byte);
             let index = stops.complete(position)?;
@@ -165,7 +169,7 @@ mod tests {
     fn a_failed_beginning_falls_back_to_a_shorter_one() {
         let stops = StopStrings::new(["aab"]).unwrap();
         assert_eq!(find(&stops, "aaab"), Some((1, 0)));
-        let position = "xaa".bytes().fold(Position::START, |p, b| stops.step(p, b));
+        let position = "xaa".bytes().fold(StopPosition::START, |p, b| stops.step(p, b));
         assert_eq!(stops.undecided(position), 2);
     }
 

@@ -9,16 +9,19 @@
 #[path = "../tests/support/mod.rs"]
 mod support;
 
-use std::{hint::black_box, sync::Arc};
+use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use inference_text::{StopStrings, TextAssembler};
+use inference_core::{
+    Token,
+    backend::{StopStrings, StreamDecoder},
+};
 use support::*;
 
 const TOKENS: u64 = 10_000;
 
-fn assembler(criterion: &mut Criterion) {
-    let mut group = criterion.benchmark_group("assembler");
+fn stream_decoder(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("stream decoder");
     group.throughput(Throughput::Elements(TOKENS));
     for (kind, json, first_byte) in
         [("byte level", byte_level(WORDS), 0), ("byte fallback", byte_fallback(true), 3)]
@@ -26,19 +29,19 @@ fn assembler(criterion: &mut Criterion) {
         let tokenizer = load(&json);
         let text = "hello wörld 你好! ".repeat(TOKENS as usize);
         let ids: Vec<u32> = text.bytes().take(TOKENS as usize).map(|b| u32::from(b) + first_byte).collect();
-        let stops = Arc::new(StopStrings::new(["\n\nUser:", "hello world", "</s>"]).unwrap());
+        let stops = StopStrings::new(["\n\nUser:", "hello world", "</s>"]).unwrap();
         for (name, stops) in [("no stop strings", None), ("three stop strings", Some(stops))] {
             group.bench_function(format!("{kind}, {name}"), |bencher| {
                 bencher.iter(|| {
-                    let mut assembler = TextAssembler::new(tokenizer.detokenizer(true), stops.clone());
-                    let mut events = Vec::new();
+                    let mut decoder = StreamDecoder::new(tokenizer.detokenizer(true), stops.clone());
+                    let mut tokens = Vec::new();
                     for id in &ids {
-                        assembler.push(*id, (), &mut events);
-                        events.drain(..).for_each(|event| {
-                            black_box(event);
+                        decoder.push(Token::new(*id, ""), &mut tokens);
+                        tokens.drain(..).for_each(|token| {
+                            black_box(token);
                         });
                     }
-                    assembler.finish(&mut events)
+                    decoder.finish(&mut tokens)
                 });
             });
         }
@@ -46,5 +49,5 @@ fn assembler(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, assembler);
+criterion_group!(benches, stream_decoder);
 criterion_main!(benches);
