@@ -2,12 +2,14 @@
 
 use std::rc::Rc;
 
+use cuda_kernels::{AttentionSpec, DevicePtr};
 use inference_core::Result as LoadResult;
 use mlx_rs::{Array, error::Result, ops};
 
 use super::{
     attention_params::AttentionParams,
     cpu::{self, QkNormRope},
+    cuda::{SpecBuilder, Unsupported},
     dimensions::{Dimensions, Heads},
     exec::ExecMode,
     forward_pass::ForwardPass,
@@ -91,6 +93,29 @@ impl Attention {
     /// The sliding window, if it has one.
     pub(crate) fn window(&self) -> Option<usize> {
         self.attend.window
+    }
+
+    /// What the kernels of CUDA need to know.
+    pub(crate) fn describe(
+        &self,
+        builder: &mut SpecBuilder,
+    ) -> std::result::Result<AttentionSpec, Unsupported> {
+        builder.heads([self.heads, self.kv_heads, self.head_dim])?;
+        let qk_norm = match &self.norm {
+            QkNorm::None => None,
+            QkNorm::Heads(q_norm, k_norm) => Some([builder.norm(q_norm)?, builder.norm(k_norm)?]),
+            QkNorm::Whole(..) => return Err(Unsupported("norms of all heads together".to_owned())),
+        };
+        Ok(AttentionSpec {
+            qkv: builder.projections(&self.qkv_proj)?,
+            output: builder.linear(&self.o_proj)?,
+            qk_norm,
+            rope: self.rope.as_ref().map(|rope| builder.rope(rope)).transpose()?,
+            window: self.attend.window,
+            scale: self.attend.scale,
+            cap: self.attend.softcap,
+            sinks: self.attend.sinks.as_ref().map_or(Ok(DevicePtr::NULL), |sinks| builder.sinks(sinks))?,
+        })
     }
 
     /// `[B, T, hidden]` → the same, as layer `layer` of the model.

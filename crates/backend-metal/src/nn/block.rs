@@ -1,10 +1,11 @@
 //! Transformer blocks.
 
+use cuda_kernels::{LayerSpec, MlpSpec};
 use inference_core::Result as LoadResult;
 use mlx_rs::{Array, error::Result};
 
 use super::{
-    attention::Attention, dimensions::Dimensions, forward_pass::ForwardPass, mlp::GatedMlp, norm::RmsNorm,
+    attention::Attention, cuda::{SpecBuilder, Unsupported}, dimensions::Dimensions, forward_pass::ForwardPass, mlp::GatedMlp, norm::RmsNorm,
     weights::Weights,
 };
 
@@ -15,23 +16,43 @@ pub(crate) trait Block {
 
     /// The sliding window, if it has one.
     fn window(&self) -> Option<usize>;
+
+    /// What the kernels of CUDA need to know, if they can compute it.
+    fn describe(&self, builder: &mut SpecBuilder) -> std::result::Result<LayerSpec, Unsupported> {
+        let _ = builder;
+        Err(Unsupported("blocks of this family".to_owned()))
+    }
 }
 
 /// The feed-forward part of a block.
 pub(crate) trait FeedForward {
     /// `[B, T, hidden]` → the same
     fn forward(&self, x: &Array) -> Result<Array>;
+
+    /// What the kernels of CUDA need to know, if they can compute it.
+    fn describe(&self, builder: &mut SpecBuilder) -> std::result::Result<MlpSpec, Unsupported> {
+        let _ = builder;
+        Err(Unsupported("experts".to_owned()))
+    }
 }
 
 impl FeedForward for GatedMlp {
     fn forward(&self, x: &Array) -> Result<Array> {
         Self::forward(self, x)
     }
+
+    fn describe(&self, builder: &mut SpecBuilder) -> std::result::Result<MlpSpec, Unsupported> {
+        Self::describe(self, builder)
+    }
 }
 
 impl FeedForward for Box<dyn FeedForward> {
     fn forward(&self, x: &Array) -> Result<Array> {
         (**self).forward(x)
+    }
+
+    fn describe(&self, builder: &mut SpecBuilder) -> std::result::Result<MlpSpec, Unsupported> {
+        (**self).describe(builder)
     }
 }
 
@@ -70,5 +91,15 @@ impl<F: FeedForward> Block for PreNorm<F> {
 
     fn window(&self) -> Option<usize> {
         self.self_attn.window()
+    }
+
+    fn describe(&self, builder: &mut SpecBuilder) -> std::result::Result<LayerSpec, Unsupported> {
+        Ok(LayerSpec {
+            input_norm: builder.norm(&self.input_layernorm)?,
+            attention: self.self_attn.describe(builder)?,
+            mlp_norm: builder.norm(&self.post_attention_layernorm)?,
+            mlp: self.mlp.describe(builder)?,
+            post_norms: None,
+        })
     }
 }

@@ -9,6 +9,7 @@ use super::{
     architecture::{Architecture, ModelConfig, TrainMode},
     block::Block,
     cache::KvCache,
+    cuda::{Description, SpecBuilder, Unsupported},
     dimensions::Dimensions,
     forward_pass::{ForwardPass, Rows},
     linear::{Embedding, Linear},
@@ -147,6 +148,16 @@ impl<B: Block + 'static> Architecture for Decoder<B> {
 
     fn registry(&self) -> &ParamRegistry {
         &self.registry
+    }
+
+    fn describe(&self) -> std::result::Result<Description, Unsupported> {
+        let mut builder = SpecBuilder::new(&self.config)?;
+        let layers = self.layers.iter().map(|block| block.describe(&mut builder));
+        let layers = layers.collect::<std::result::Result<_, _>>()?;
+        let (embedding, head) = (builder.embedding(&self.embed_tokens)?, builder.linear(&self.lm_head)?);
+        let norm = builder.norm(&self.norm)?;
+        let scales = [self.embed_scale, self.logit_scale].map(|scale| scale.unwrap_or(1.0));
+        builder.finish(layers, [embedding, head], norm, scales, self.logit_cap)
     }
 
     fn new_cache(&self) -> KvCache {

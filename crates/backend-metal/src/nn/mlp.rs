@@ -1,5 +1,6 @@
 //! The gated MLP.
 
+use cuda_kernels::MlpSpec;
 use inference_core::Result as LoadResult;
 use mlx_rs::{
     Array,
@@ -8,8 +9,9 @@ use mlx_rs::{
 };
 
 use super::{
-    activation::Gating,
+    activation::{Activation, Gating},
     cpu::{self, Halves},
+    cuda::{SpecBuilder, Unsupported},
     dimensions::Dimensions,
     exec::ExecMode,
     linear::{Linear, Projections},
@@ -74,6 +76,18 @@ impl GatedMlp {
             down_proj: Linear::load(&weights.at("down_proj"), hidden, intermediate, bias)?,
             gating: Gating::Glu(dims.hidden_act),
         })
+    }
+
+    /// What the kernels of CUDA need to know.
+    pub(crate) fn describe(&self, builder: &mut SpecBuilder) -> std::result::Result<MlpSpec, Unsupported> {
+        let activation = match self.gating {
+            Gating::Glu(Activation::Silu) => cuda_kernels::Activation::Silu,
+            Gating::Glu(Activation::Gelu) => cuda_kernels::Activation::Gelu,
+            Gating::Glu(Activation::GeluTanh) => cuda_kernels::Activation::GeluTanh,
+            Gating::Clamped { .. } => return Err(Unsupported("a clamped gate".to_owned())),
+        };
+        let gate_up = builder.projections(&self.gate_up_proj)?;
+        Ok(MlpSpec { gate_up, down: builder.linear(&self.down_proj)?, activation })
     }
 
     /// `[B, T, hidden]` → the same
