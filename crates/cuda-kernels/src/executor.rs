@@ -1,14 +1,21 @@
 //! Steps of a decoder, captured once for each number of rows and replayed.
 
-use std::{array, collections::HashMap, sync::Arc};
+use std::{
+    array,
+    collections::HashMap,
+    mem,
+    sync::Arc,
+    thread::{self, JoinHandle},
+};
 
 use crate::{
     Compiler, Error, Event, Graph, Options, Part, Result, Stream,
     geometry::Limits,
+    instance::Instance,
     memory::HostBuffer,
     spec::{Cache, DecoderSpec},
     state::{MAX_ROWS, State},
-    step::Planner,
+    step::{Planned, Planner},
     stream::Launch,
 };
 
@@ -59,6 +66,8 @@ pub struct Executor {
     limits: Limits,
     options: Options,
     steps: HashMap<Class, Step>,
+    /// What is compiled for each bucket beside the work.
+    compilations: [Compilation; BUCKETS.len()],
     rows: [RowState; MAX_ROWS],
 }
 
@@ -70,6 +79,15 @@ struct RowState {
     room: usize,
     /// Tokens chosen since the row was set.
     chosen: usize,
+}
+
+/// Kernels of a bucket.
+#[derive(Debug, Default)]
+enum Compilation {
+    #[default]
+    NotBegun,
+    UnderWay(JoinHandle<Result<()>>),
+    Done,
 }
 
 #[derive(Debug)]
@@ -128,8 +146,8 @@ impl Executor {
         let state = State::new(device, &spec, options)?;
         let limits = Limits::from(device);
         let stream = Stream::new(device)?;
-        let (steps, rows) = (HashMap::new(), Default::default());
-        Ok(Self { compiler, stream, spec, state, limits, options, steps, rows })
+        let (steps, compilations, rows) = Default::default();
+        Ok(Self { compiler, stream, spec, state, limits, options, steps, compilations, rows })
     }
 
     /// The stream of the steps.
@@ -149,8 +167,7 @@ impl Executor {
             return Ok(());
         }
         let planned = Planner::plan(&self.spec, &self.state, self.limits, key);
-        let instances: Vec<_> = planned.iter().map(|planned| planned.instance).collect();
-        let kernels = self.compiler.kernels(&instances)?;
+        let kernels = self.compiler.kernels(&instances(&planned))?;
         let launches = planned.into_iter().zip(kernels).enumerate().map(|(i, (planned, kernel))| {
             let launch = Launch {
                 kernel,
@@ -164,6 +181,35 @@ impl Executor {
         let graph = self.capture(&launches, |_| true)?;
         self.steps.insert(key, Step { launches, graph });
         Ok(())
+    }
+
+    /// Whether the kernels for so many rows are compiled. If not, a thread begins to compile them, which takes seconds.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] where no bucket holds the rows; what the thread came to.
+    pub fn is_compiled(&mut self, rows: usize) -> Result<bool> {
+        let key = class(rows, 0, Logits::Discard)?;
+        let bucket = BUCKETS.iter().position(|&bucket| bucket == key.rows).unwrap_or(0);
+        match mem::take(&mut self.compilations[bucket]) {
+            Compilation::NotBegun => {
+                let wanted = instances(&Planner::plan(&self.spec, &self.state, self.limits, key));
+                self.compilations[bucket] = if self.compiler.has(&wanted) {
+                    Compilation::Done
+                } else {
+                    let compiler = self.compiler.clone();
+                    Compilation::UnderWay(thread::spawn(move || compiler.kernels(&wanted).map(drop)))
+                };
+            }
+            Compilation::UnderWay(thread) if thread.is_finished() => {
+                match thread.join() {
+                    Ok(compiled) => compiled?,
+                    Err(panic) => std::panic::resume_unwind(panic),
+                }
+                self.compilations[bucket] = Compilation::Done;
+            }
+            other => self.compilations[bucket] = other,
+        }
+        Ok(matches!(self.compilations[bucket], Compilation::Done))
     }
 
     /// Tells where a row's keys and values are, layer by layer. Waits for steps that run.
@@ -374,7 +420,18 @@ impl Drop for Executor {
     fn drop(&mut self) {
         // Steps that run use memory that is freed next.
         let _ = self.stream.synchronize();
+        for compilation in &mut self.compilations {
+            if let Compilation::UnderWay(thread) = mem::take(compilation) {
+                // NVRTC must not run while the process ends.
+                self.compiler.stop();
+                let _ = thread.join();
+            }
+        }
     }
+}
+
+fn instances(planned: &[Planned]) -> Vec<Instance> {
+    planned.iter().map(|planned| planned.instance).collect()
 }
 
 /// What the step for these is captured for.

@@ -252,6 +252,17 @@ impl DecoderSpec {
         self.head.rows
     }
 
+    /// Bytes of the matrices that a step reads, without scales and biases.
+    #[must_use]
+    pub fn weight_bytes(&self) -> usize {
+        let layers = self.layers.iter().flat_map(|layer| {
+            let [gate, up] = &layer.mlp.gate_up;
+            layer.attention.qkv.iter().chain([&layer.attention.output, gate, up, &layer.mlp.down])
+        });
+        let bytes = |weight: &Weight| weight.rows * weight.layout.row_bytes(weight.columns);
+        layers.chain([&self.head]).map(bytes).sum()
+    }
+
     /// The widest feed-forward block.
     pub(crate) fn intermediate(&self) -> usize {
         self.layers.iter().map(|layer| layer.mlp.down.columns).max().unwrap_or(0)

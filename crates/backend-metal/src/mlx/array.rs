@@ -25,7 +25,7 @@ pub(crate) fn with_bytes<T>(x: &Array, read: impl FnOnce(&[u8]) -> T) -> Result<
 }
 
 /// Where the array's elements begin in the memory of the device that computes here: with CUDA, an address of the GPU. It is valid
-/// while the array lives. `None` unless the elements lie row by row, or column by column where `transposed`.
+/// while the array lives and nobody reads it, or another array that shares its memory, on the host: MLX moves it there. `None` unless the elements lie row by row, or column by column where `transposed`.
 pub(crate) fn device_address(array: &Array, transposed: bool) -> Result<Option<u64>> {
     array.eval()?;
     let ndim = array.ndim();

@@ -36,7 +36,7 @@ pub(crate) use attention::{Attention, QkNorm};
 pub(crate) use attention_params::AttentionParams;
 pub(crate) use block::{Block, FeedForward, PreNorm};
 pub(crate) use cache::{KvCache, Rotation};
-pub(crate) use cuda::{CudaDecoder, Pending, SpecBuilder, Unsupported};
+pub(crate) use cuda::{CudaDecoder, Lane, Pending, SpecBuilder, Unsupported};
 pub(crate) use decoder::Decoder;
 pub(crate) use dimensions::Dimensions;
 pub(crate) use exec::ExecMode;

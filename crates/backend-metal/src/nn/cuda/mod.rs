@@ -9,6 +9,6 @@ mod spec;
 pub(crate) use cuda_kernels::Pending;
 
 pub(crate) use self::{
-    decoder::CudaDecoder,
+    decoder::{CudaDecoder, Lane},
     spec::{Description, SpecBuilder, Unsupported},
 };

@@ -39,7 +39,7 @@ pub(crate) struct Description {
     /// The addresses.
     pub(crate) spec: DecoderSpec,
     /// The arrays that lie there.
-    pub(crate) arrays: Vec<Array>,
+    pub(crate) _arrays: Vec<Array>,
 }
 
 /// Collects the addresses of a model's weights.
@@ -177,7 +177,7 @@ impl SpecBuilder {
             logit_cap,
         };
         spec.check().map_err(|error| Unsupported(format!("this shape: {error}")))?;
-        Ok(Description { spec, arrays: self.arrays })
+        Ok(Description { spec, _arrays: self.arrays })
     }
 
     fn matrix(&mut self, matrix: &Matrix) -> Result<Weight> {
