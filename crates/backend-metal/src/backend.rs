@@ -16,7 +16,7 @@ use inference_core::{
 
 use crate::{
     arch,
-    engine::DisableCpuKernels,
+    engine::{DisableCpuKernels, DisableCudaGraphs},
     mlx::{self, Device, Memory},
     model::MlxModel,
 };
@@ -115,7 +115,7 @@ impl Backend for MlxBackend {
     }
 
     fn extensions(&self) -> &'static [TypeId] {
-        const { &[TypeId::of::<DisableCpuKernels>()] }
+        const { &[TypeId::of::<DisableCpuKernels>(), TypeId::of::<DisableCudaGraphs>()] }
     }
 
     fn supports(&self, model: &ModelManifest) -> Support {

@@ -23,5 +23,5 @@ mod shared_model;
 mod train;
 
 pub use backend::{CPU, CUDA, METAL, MlxBackend};
-pub use engine::DisableCpuKernels;
+pub use engine::{DisableCpuKernels, DisableCudaGraphs};
 pub use load::{ConvertOptions, FuseOptions, Progress, convert, fuse};

@@ -1,11 +1,15 @@
-//! The whole contract, clause by clause, on the `cpu` device and the demo model.
+//! The whole contract, clause by clause, on the `cpu` device and the demo model, or those that `BACKEND` and `MODEL` name.
+
+use std::env;
 
 use backend_metal as _;
 use inference_conformance::{Subject, run};
 
 #[test]
-fn the_cpu_keeps_the_contract() {
+fn the_device_keeps_the_contract() {
     let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/demo");
-    let subject = Subject::linked("cpu", demo).expect("the backend is linked and the demo model is there");
+    let named = |name, default: &str| env::var(name).unwrap_or_else(|_| default.to_owned());
+    let subject = Subject::linked(&named("BACKEND", "cpu"), named("MODEL", demo));
+    let subject = subject.expect("the backend is linked and the model is there");
     run(&subject).assert_passed();
 }

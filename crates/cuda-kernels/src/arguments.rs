@@ -47,21 +47,11 @@ impl From<&NormWeight> for VectorArg {
     }
 }
 
-/// `Range`
-#[derive(Debug, Clone, Copy, Default)]
-#[repr(C)]
-pub(crate) struct RangeArg {
-    pub(crate) data: DevicePtr,
-    pub(crate) bytes: u64,
-}
-
 /// `GemvArgs`
 #[derive(Debug, Clone, Copy, Default)]
 #[repr(C)]
 pub(crate) struct GemvArgs {
     pub(crate) matrices: [MatrixArg; 3],
-    /// What is read later.
-    pub(crate) later: [RangeArg; 9],
     pub(crate) x: DevicePtr,
     pub(crate) y: DevicePtr,
     pub(crate) x_out: DevicePtr,
@@ -102,6 +92,7 @@ pub(crate) struct AttentionArgs {
     pub(crate) out: DevicePtr,
     pub(crate) keys: DevicePtr,
     pub(crate) values: DevicePtr,
+    pub(crate) capacity: DevicePtr,
     pub(crate) position: DevicePtr,
     pub(crate) frequencies: DevicePtr,
     pub(crate) sinks: DevicePtr,
@@ -112,8 +103,6 @@ pub(crate) struct AttentionArgs {
     pub(crate) k_norm: VectorArg,
     pub(crate) heads: u32,
     pub(crate) kv_heads: u32,
-    pub(crate) capacity: u32,
-    pub(crate) head_stride: u32,
     pub(crate) rotated: u32,
     pub(crate) window: u32,
     pub(crate) interleaved: u32,
@@ -202,4 +191,4 @@ macro_rules! arguments {
         const _: () = assert!(size_of::<$name>() == $size);
     )* };
 }
-arguments!(GemvArgs: 456, AttentionArgs: 160, EmbedArgs: 64, PlainArgs: 160, NormArgs: 80, ArgmaxArgs: 48);
+arguments!(GemvArgs: 312, AttentionArgs: 160, EmbedArgs: 64, PlainArgs: 160, NormArgs: 80, ArgmaxArgs: 48);

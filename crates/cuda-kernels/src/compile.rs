@@ -7,7 +7,10 @@ use std::{
     io::Write as _,
     path::{Path, PathBuf},
     ptr,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
 };
 
@@ -86,13 +89,26 @@ pub struct Compiler {
     device: Device,
     folder: Option<PathBuf>,
     loaded: Mutex<HashMap<String, Arc<Kernel>>>,
+    /// Whether what is being compiled is no longer wanted.
+    stopped: AtomicBool,
 }
 
 impl Compiler {
     /// A compiler for a GPU, which keeps what it compiles in `folder`, where one is given.
     #[must_use]
     pub fn new(device: &Device, folder: Option<PathBuf>) -> Self {
-        Self { device: device.clone(), folder, loaded: Mutex::default() }
+        Self { device: device.clone(), folder, loaded: Mutex::default(), stopped: AtomicBool::new(false) }
+    }
+
+    /// Whether all of these kernels are compiled.
+    pub(crate) fn has(&self, instances: &[Instance]) -> bool {
+        let loaded = self.loaded();
+        instances.iter().all(|instance| loaded.contains_key(&self.key(&instance.name(), &instance.source())))
+    }
+
+    /// Ends compilations once the kernels under way are done, and allows no more.
+    pub(crate) fn stop(&self) {
+        self.stopped.store(true, Ordering::Release);
     }
 
     /// The GPU it compiles for.
@@ -123,6 +139,9 @@ impl Compiler {
         let work = || -> Result<()> {
             loop {
                 let Some((key, (name, source))) = lock(&next).next() else { return Ok(()) };
+                if self.stopped.load(Ordering::Acquire) {
+                    return Err(Error::Stopped);
+                }
                 let kernel = Arc::new(self.build(key, name, source)?);
                 self.loaded().insert(key.clone(), kernel);
             }

@@ -43,6 +43,9 @@ pub enum Error {
         /// What the compiler said.
         log: String,
     },
+    /// The executor that the kernels were compiled for is gone.
+    #[error("the compilation was stopped")]
+    Stopped,
     /// A call of the driver failed.
     #[error("{call} failed: {name} ({text})")]
     Driver {

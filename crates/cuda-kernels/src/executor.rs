@@ -1,16 +1,29 @@
 //! Steps of a decoder, captured once for each number of rows and replayed.
 
+use std::{
+    array,
+    collections::HashMap,
+    mem,
+    sync::Arc,
+    thread::{self, JoinHandle},
+};
+
 use crate::{
-    Compiler, DevicePtr, Error, Event, Graph, Options, Part, Result, Stream,
+    Compiler, Error, Event, Graph, Options, Part, Result, Stream,
     geometry::Limits,
-    spec::DecoderSpec,
+    instance::Instance,
+    memory::HostBuffer,
+    spec::{Cache, DecoderSpec},
     state::{MAX_ROWS, State},
-    step::Planner,
+    step::{Planned, Planner},
     stream::Launch,
 };
 
 /// Numbers of rows that steps are captured for. Fewer rows run in the next larger one, and the others are idle.
 pub const BUCKETS: [usize; 4] = [1, 2, 4, 8];
+
+/// Positions that steps are captured for: the blocks of attention depend on them.
+const LENGTHS: [usize; 4] = [2048, 4096, 8192, i32::MAX as usize];
 
 /// What a row reads next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,25 +34,100 @@ pub struct Row {
     pub position: usize,
 }
 
+/// Whether a step stores its logits, for [`Executor::logits`] or at [`Options::logits`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Logits {
+    /// It chooses tokens only.
+    Discard,
+    /// It stores them.
+    Keep,
+}
+
+/// What steps are captured for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Class {
+    /// One of [`BUCKETS`].
+    pub(crate) rows: usize,
+    /// The most positions that a row attends to.
+    pub(crate) positions: usize,
+    pub(crate) logits: Logits,
+}
+
 /// Runs the steps of a decoder.
 ///
 /// Tokens and positions live on the GPU: a step reads the token that the step before has chosen, so steps follow each other
 /// without the host.
 #[derive(Debug)]
 pub struct Executor {
+    compiler: Arc<Compiler>,
     stream: Stream,
     spec: DecoderSpec,
     state: State,
     limits: Limits,
     options: Options,
-    steps: [Option<Step>; BUCKETS.len()],
-    rows: [Option<usize>; MAX_ROWS],
+    steps: HashMap<Class, Step>,
+    /// What is compiled for each bucket beside the work.
+    compilations: [Compilation; BUCKETS.len()],
+    rows: [RowState; MAX_ROWS],
+}
+
+#[derive(Debug, Default, Clone, Copy)]
+struct RowState {
+    /// The next position; `None` where the row is idle.
+    position: Option<usize>,
+    /// Positions that its caches have room for.
+    room: usize,
+    /// Tokens chosen since the row was set.
+    chosen: usize,
+}
+
+/// Kernels of a bucket.
+#[derive(Debug, Default)]
+enum Compilation {
+    #[default]
+    NotBegun,
+    UnderWay(JoinHandle<Result<()>>),
+    Done,
 }
 
 #[derive(Debug)]
 struct Step {
     launches: Vec<(Part, Launch)>,
     graph: Graph,
+}
+
+/// A step that was enqueued.
+#[derive(Debug)]
+pub struct Pending {
+    event: Event,
+    history: Arc<HostBuffer>,
+    /// For each row the place of its choice in the history.
+    places: [Option<usize>; MAX_ROWS],
+}
+
+impl Pending {
+    /// The token with the largest logit of a row, the first of equal ones, after waiting for the step; `None` if a logit is NaN or
+    /// infinite. It has to be asked before [`Options::history`] more steps are enqueued, and
+    /// before the row is set again.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] where the row was idle; [`Error::Driver`], also of work that failed.
+    pub fn token(&self, row: usize) -> Result<Option<u32>> {
+        self.wait()?;
+        let place = self.places.get(row).copied().flatten();
+        let Some(chosen) = place.and_then(|place| self.history.read(place)) else {
+            return Err(Error::invalid("a row", row, "one of the step"));
+        };
+        Ok(u32::try_from(chosen).ok())
+    }
+
+    /// Waits for the step.
+    ///
+    /// # Errors
+    /// [`Error::Driver`], also of work that failed.
+    pub fn wait(&self) -> Result<()> {
+        self.event.wait()
+    }
 }
 
 impl Executor {
@@ -49,15 +137,17 @@ impl Executor {
     /// [`Error::Invalid`] where the description makes no sense; [`Error::Driver`].
     ///
     /// # Safety
-    /// The addresses in `spec`, and those given to [`Self::set_cache`], are those of live memory of this GPU, as large and
-    /// laid out as `spec` says, for as long as this exists; only steps write to the caches while they run.
-    pub unsafe fn new(compiler: &Compiler, spec: DecoderSpec, options: Options) -> Result<Self> {
+    /// The addresses in `spec` are those of live memory of this GPU, as large and laid out as `spec` says, for as long as this
+    /// exists. Those given to [`Self::set_caches`] are, too, until the row is set to idle or gets others; only steps write to
+    /// them while they run.
+    pub unsafe fn new(compiler: Arc<Compiler>, spec: DecoderSpec, options: Options) -> Result<Self> {
         spec.check()?;
         let device = compiler.device();
-        let state = State::new(device, &spec, options.history)?;
+        let state = State::new(device, &spec, options)?;
         let limits = Limits::from(device);
         let stream = Stream::new(device)?;
-        Ok(Self { stream, spec, state, limits, options, steps: Default::default(), rows: [None; MAX_ROWS] })
+        let (steps, compilations, rows) = Default::default();
+        Ok(Self { compiler, stream, spec, state, limits, options, steps, compilations, rows })
     }
 
     /// The stream of the steps.
@@ -66,19 +156,18 @@ impl Executor {
         &self.stream
     }
 
-    /// Compiles and captures the step of the smallest bucket that holds `rows` rows, where that is not done yet.
+    /// Compiles and captures the step of the smallest bucket that holds `rows` rows of at most `positions` positions, where that
+    /// is not done yet. [`Self::run`] does it, too.
     ///
     /// # Errors
     /// [`Error::Invalid`] where no bucket does; errors of the compiler and the driver.
-    pub fn prepare(&mut self, compiler: &Compiler, rows: usize) -> Result<()> {
-        let bucket = bucket(rows)?;
-        if self.steps[bucket].is_some() {
+    pub fn prepare(&mut self, rows: usize, positions: usize, logits: Logits) -> Result<()> {
+        let key = class(rows, positions, logits)?;
+        if self.steps.contains_key(&key) {
             return Ok(());
         }
-        let rows = BUCKETS[bucket];
-        let planned = Planner::plan(&self.spec, &self.state, self.limits, rows, self.options);
-        let instances: Vec<_> = planned.iter().map(|planned| planned.instance).collect();
-        let kernels = compiler.kernels(&instances)?;
+        let planned = Planner::plan(&self.spec, &self.state, self.limits, key);
+        let kernels = self.compiler.kernels(&instances(&planned))?;
         let launches = planned.into_iter().zip(kernels).enumerate().map(|(i, (planned, kernel))| {
             let launch = Launch {
                 kernel,
@@ -90,26 +179,68 @@ impl Executor {
         });
         let launches: Vec<_> = launches.collect();
         let graph = self.capture(&launches, |_| true)?;
-        self.steps[bucket] = Some(Step { launches, graph });
+        self.steps.insert(key, Step { launches, graph });
         Ok(())
     }
 
-    /// Tells where a row's keys and values of a layer are. Waits for steps that run.
+    /// Whether the kernels for so many rows are compiled. If not, a thread begins to compile them, which takes seconds.
     ///
     /// # Errors
-    /// [`Error::Invalid`] where there is no such layer or row; [`Error::Driver`].
-    pub fn set_cache(&mut self, layer: usize, row: usize, keys: DevicePtr, values: DevicePtr) -> Result<()> {
-        if layer >= self.spec.layers.len() || row >= MAX_ROWS {
-            let expected = format!("of {} layers and {MAX_ROWS} rows", self.spec.layers.len());
-            return Err(Error::invalid("a cache", format!("of layer {layer}, row {row}"), expected));
+    /// [`Error::Invalid`] where no bucket holds the rows; what the thread came to.
+    pub fn is_compiled(&mut self, rows: usize) -> Result<bool> {
+        let key = class(rows, 0, Logits::Discard)?;
+        let bucket = BUCKETS.iter().position(|&bucket| bucket == key.rows).unwrap_or(0);
+        match mem::take(&mut self.compilations[bucket]) {
+            Compilation::NotBegun => {
+                let wanted = instances(&Planner::plan(&self.spec, &self.state, self.limits, key));
+                self.compilations[bucket] = if self.compiler.has(&wanted) {
+                    Compilation::Done
+                } else {
+                    let compiler = self.compiler.clone();
+                    Compilation::UnderWay(thread::spawn(move || compiler.kernels(&wanted).map(drop)))
+                };
+            }
+            Compilation::UnderWay(thread) if thread.is_finished() => {
+                match thread.join() {
+                    Ok(compiled) => compiled?,
+                    Err(panic) => std::panic::resume_unwind(panic),
+                }
+                self.compilations[bucket] = Compilation::Done;
+            }
+            other => self.compilations[bucket] = other,
         }
-        if !keys.0.is_multiple_of(16) || !values.0.is_multiple_of(16) || keys.is_null() || values.is_null() {
-            let found = format!("{:#x} and {:#x}", keys.0, values.0);
-            return Err(Error::invalid("the addresses of a cache", found, "multiples of 16"));
+        Ok(matches!(self.compilations[bucket], Compilation::Done))
+    }
+
+    /// Tells where a row's keys and values are, layer by layer. Waits for steps that run.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] where there is no such row, or an address or a capacity makes no sense; [`Error::Driver`].
+    pub fn set_caches(&mut self, row: usize, caches: &[Cache]) -> Result<()> {
+        let layers = self.spec.layers.len();
+        if caches.len() != layers || row >= MAX_ROWS {
+            let expected = format!("{layers} layers, of a row below {MAX_ROWS}");
+            return Err(Error::invalid("caches", format!("{} layers, row {row}", caches.len()), expected));
+        }
+        let mut room = i32::MAX as usize;
+        for (Cache { keys, values, capacity }, layer) in caches.iter().zip(&self.spec.layers) {
+            let aligned = [keys, values].iter().all(|ptr| !ptr.is_null() && ptr.0.is_multiple_of(16));
+            if !aligned || *capacity == 0 || *capacity > i32::MAX as usize {
+                let found = format!("{:#x} and {:#x}, {capacity} positions", keys.0, values.0);
+                return Err(Error::invalid("a cache", found, "multiples of 16, of some positions"));
+            }
+            // A window's cache is used again and again once it holds the window.
+            if layer.attention.window.is_none_or(|window| window > *capacity) {
+                room = room.min(*capacity);
+            }
         }
         self.stream.synchronize()?;
-        self.state.keys.write(layer * MAX_ROWS + row, &[keys.0])?;
-        self.state.values.write(layer * MAX_ROWS + row, &[values.0])
+        self.rows[row].room = room;
+        for (layer, Cache { keys, values, capacity }) in caches.iter().enumerate() {
+            let place = layer * MAX_ROWS + row;
+            self.state.tables.set(place, [keys.0, values.0], *capacity as i32);
+        }
+        self.state.tables.write()
     }
 
     /// Tells what a row reads next, or that it is idle. Waits for steps that run.
@@ -125,65 +256,102 @@ impl Executor {
         {
             return Err(Error::invalid("a token", token, format!("below {}", self.spec.vocabulary())));
         }
-        self.check_room(next.map(|next| next.position), 1)?;
+        let state = RowState { position: next.map(|next| next.position), chosen: 0, ..self.rows[row] };
+        state.check_room(1)?;
         self.stream.synchronize()?;
-        self.rows[row] = next.map(|next| next.position);
+        self.rows[row] = state;
         self.state.steps.write(row, &[0_i32])?;
         self.state.token.write(row, &[next.map_or(0, |next| next.token as i32)])?;
         self.state.position.write(row, &[next.map_or(-1, |next| next.position as i32)])
     }
 
+    /// Has the first rows read these tokens next, instead of what they chose. Waits for steps that run.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] where there is no such row or token; [`Error::Driver`].
+    pub fn set_tokens(&mut self, tokens: &[u32]) -> Result<()> {
+        let vocabulary = self.spec.vocabulary();
+        if let Some(token) = tokens.iter().find(|token| **token as usize >= vocabulary) {
+            return Err(Error::invalid("a token", token, format!("below {vocabulary}")));
+        }
+        if tokens.len() > MAX_ROWS {
+            return Err(Error::invalid("the number of tokens", tokens.len(), format!("at most {MAX_ROWS}")));
+        }
+        self.stream.synchronize()?;
+        self.state.token.write(0, &tokens.iter().map(|token| *token as i32).collect::<Vec<_>>())
+    }
+
     /// Enqueues `steps` steps of the first `rows` rows.
     ///
     /// # Errors
-    /// [`Error::Invalid`] where the bucket is not prepared, or a row would outgrow its cache; [`Error::Driver`].
-    pub fn run(&mut self, rows: usize, steps: usize) -> Result<()> {
-        let bucket = bucket(rows)?;
-        let Some(step) = &self.steps[bucket] else {
-            return Err(Error::invalid("the step", format!("not prepared for {rows} rows"), "prepared"));
-        };
-        for row in 0..BUCKETS[bucket] {
-            self.check_room(self.rows[row], steps)?;
-        }
+    /// [`Error::Invalid`] where no bucket holds the rows, or a row would outgrow its cache; errors of the compiler and the driver.
+    pub fn run(&mut self, rows: usize, steps: usize, logits: Logits) -> Result<()> {
+        let bucket = class(rows, 0, logits)?.rows;
+        let states = &self.rows[..bucket];
+        states.iter().try_for_each(|row| row.check_room(steps))?;
+        let longest = states.iter().filter_map(|row| row.position).max().unwrap_or(0) + steps;
+        self.prepare(rows, longest, logits)?;
+        let step = &self.steps[&class(rows, longest, logits)?];
         for _ in 0..steps {
             self.stream.replay(&step.graph)?;
         }
-        for position in self.rows[..BUCKETS[bucket]].iter_mut().flatten() {
-            *position += steps;
+        for row in &mut self.rows[..bucket] {
+            if let Some(position) = &mut row.position {
+                *position += steps;
+                row.chosen += steps;
+            }
         }
         Ok(())
+    }
+
+    /// Enqueues a step of the first `rows` rows.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub fn submit(&mut self, rows: usize, logits: Logits) -> Result<Pending> {
+        self.run(rows, 1, logits)?;
+        let length = self.state.history_len;
+        let bucket = class(rows, 0, logits)?.rows;
+        let places = array::from_fn(|row| {
+            let state = self.rows[row];
+            (row < bucket && state.position.is_some()).then(|| row * length + (state.chosen - 1) % length)
+        });
+        Ok(Pending { event: self.stream.record()?, history: self.state.history.clone(), places })
     }
 
     /// The last `count` tokens that a row has chosen, the newest last. Waits for steps that run.
     ///
     /// # Errors
-    /// [`Error::Invalid`] where so many are not remembered; [`Error::Driver`].
+    /// [`Error::Invalid`] where so many are not remembered, or a logit was not finite; [`Error::Driver`].
     pub fn tokens(&self, row: usize, count: usize) -> Result<Vec<u32>> {
         if row >= MAX_ROWS {
             return Err(Error::invalid("a row", row, format!("below {MAX_ROWS}")));
         }
         self.stream.synchronize()?;
-        let length = self.state.history_len;
-        let chosen = self.state.steps.read::<i32>(row, 1)?[0].max(0) as usize;
+        let (length, chosen) = (self.state.history_len, self.rows[row].chosen);
         if count > chosen.min(length) {
             let expected = format!("at most {}", chosen.min(length));
             return Err(Error::invalid("the number of tokens", count, expected));
         }
-        let history = self.state.history.read::<i32>(row * length, length)?;
-        Ok((chosen - count..chosen).map(|step| history[step % length] as u32).collect())
+        let token = |step| {
+            let token = self.state.history.read(row * length + step % length);
+            let token = token.and_then(|token| u32::try_from(token).ok());
+            token.ok_or_else(|| Error::invalid("a logit", "NaN or infinite", "finite"))
+        };
+        (chosen - count..chosen).map(token).collect()
     }
 
-    /// The logits of a row in the last step. Waits for steps that run.
+    /// The logits of a row in the last step that kept them. Waits for steps that run.
     ///
     /// # Errors
-    /// [`Error::Invalid`] where there is no such row, or logits are not stored; [`Error::Driver`].
+    /// [`Error::Invalid`] where there is no such row, or the caller stores them; [`Error::Driver`].
     pub fn logits(&self, row: usize) -> Result<Vec<f32>> {
-        if row >= MAX_ROWS || !self.options.keep_logits {
-            return Err(Error::invalid("logits", format!("those of row {row}"), "of a row, and stored"));
-        }
+        let Some(logits) = self.state.own_logits.as_ref().filter(|_| row < MAX_ROWS) else {
+            return Err(Error::invalid("logits", format!("those of row {row}"), "of a row, and stored here"));
+        };
         self.stream.synchronize()?;
         let vocabulary = self.spec.vocabulary();
-        self.state.logits.read(row * vocabulary, vocabulary)
+        logits.read(row * vocabulary, vocabulary)
     }
 
     /// Fills what passes from kernel to kernel with NaN, so that what a step does not write shows.
@@ -196,8 +364,8 @@ impl Executor {
     }
 
     /// Launches of a prepared step, with what each is for.
-    pub fn parts(&self, rows: usize) -> Vec<Part> {
-        let step = bucket(rows).ok().and_then(|bucket| self.steps[bucket].as_ref());
+    pub fn parts(&self, rows: usize, positions: usize) -> Vec<Part> {
+        let step = class(rows, positions, Logits::Discard).ok().and_then(|key| self.steps.get(&key));
         step.map(|step| step.launches.iter().map(|(part, _)| *part).collect()).unwrap_or_default()
     }
 
@@ -205,18 +373,23 @@ impl Executor {
     /// positions are those of the last step; caches and tokens are worth nothing afterwards.
     ///
     /// # Errors
-    /// [`Error::Invalid`] where the bucket is not prepared; [`Error::Driver`].
-    pub fn time(&mut self, rows: usize, times: usize, wanted: impl Fn(Part) -> bool) -> Result<f32> {
-        let Some(step) = &self.steps[bucket(rows)?] else {
+    /// [`Error::Invalid`] where the step is not prepared; [`Error::Driver`].
+    pub fn time(
+        &mut self,
+        [rows, positions]: [usize; 2],
+        times: usize,
+        wanted: impl Fn(Part) -> bool,
+    ) -> Result<f32> {
+        let Some(step) = self.steps.get(&class(rows, positions, Logits::Discard)?) else {
             return Err(Error::invalid("the step", format!("not prepared for {rows} rows"), "prepared"));
         };
         let graph = self.capture(&step.launches, wanted)?;
         self.stream.replay(&graph)?;
-        let start = self.stream.record()?;
+        let start = self.stream.record_timed()?;
         for _ in 0..times {
             self.stream.replay(&graph)?;
         }
-        let end: Event = self.stream.record()?;
+        let end: Event = self.stream.record_timed()?;
         Ok(start.milliseconds_to(&end)? / times.max(1) as f32)
     }
 
@@ -229,22 +402,17 @@ impl Executor {
         // SAFETY: addresses are those of `state`, which lives as long as the graph, and those the caller vouches for.
         unsafe { self.stream.capture(&launches) }
     }
+}
 
-    /// Whether a row has room for `steps` more positions.
-    fn check_room(&self, position: Option<usize>, steps: usize) -> Result<()> {
-        let Some(position) = position else { return Ok(()) };
-        let end = position.saturating_add(steps);
-        let full = self.spec.layers.iter().map(|layer| &layer.attention);
-        let full =
-            full.filter(|attention| attention.window.is_none()).map(|attention| attention.cache.capacity);
-        match full.min().unwrap_or(i32::MAX as usize) {
-            capacity if end > capacity => Err(Error::invalid(
-                "the end of a row",
-                end,
-                format!("at most the cache's capacity, {capacity}"),
-            )),
-            _ => Ok(()),
+impl RowState {
+    /// Whether the row has room for `steps` more positions.
+    fn check_room(&self, steps: usize) -> Result<()> {
+        let end = self.position.map_or(0, |position| position.saturating_add(steps));
+        if end > self.room {
+            let expected = format!("at most the cache's capacity, {}", self.room);
+            return Err(Error::invalid("the end of a row", end, expected));
         }
+        Ok(())
     }
 }
 
@@ -252,12 +420,51 @@ impl Drop for Executor {
     fn drop(&mut self) {
         // Steps that run use memory that is freed next.
         let _ = self.stream.synchronize();
+        for compilation in &mut self.compilations {
+            if let Compilation::UnderWay(thread) = mem::take(compilation) {
+                // NVRTC must not run while the process ends.
+                self.compiler.stop();
+                let _ = thread.join();
+            }
+        }
     }
 }
 
-fn bucket(rows: usize) -> Result<usize> {
-    BUCKETS
-        .iter()
-        .position(|&bucket| rows >= 1 && rows <= bucket)
-        .ok_or_else(|| Error::invalid("the number of rows", rows, format!("1 to {MAX_ROWS}")))
+fn instances(planned: &[Planned]) -> Vec<Instance> {
+    planned.iter().map(|planned| planned.instance).collect()
+}
+
+/// What the step for these is captured for.
+fn class(rows: usize, positions: usize, logits: Logits) -> Result<Class> {
+    let bucket = BUCKETS.into_iter().find(|&bucket| rows >= 1 && rows <= bucket);
+    let length = LENGTHS.into_iter().find(|&length| positions <= length);
+    match (bucket, length) {
+        (Some(rows), Some(positions)) => Ok(Class { rows, positions, logits }),
+        (None, _) => Err(Error::invalid("the number of rows", rows, format!("1 to {MAX_ROWS}"))),
+        (_, None) => Err(Error::invalid("a position", positions, "below 2^31")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_is_captured_for_the_next_larger_rows_and_positions() {
+        let of = |rows, positions| {
+            class(rows, positions, Logits::Keep).map(|class| (class.rows, class.positions)).ok()
+        };
+        assert_eq!(of(1, 0), Some((1, 2048)));
+        assert_eq!(of(3, 2048), Some((4, 2048)));
+        assert_eq!(of(8, 2049), Some((8, 4096)));
+        assert_eq!(of(8, 100_000), Some((8, i32::MAX as usize)));
+        assert_eq!([of(0, 1), of(9, 1), of(1, 1 << 31)], [None; 3]);
+    }
+
+    #[test]
+    fn a_row_ends_where_its_caches_end() {
+        let row = RowState { position: Some(10), room: 12, chosen: 0 };
+        assert!(row.check_room(2).is_ok() && row.check_room(3).is_err());
+        assert!(RowState { position: None, ..row }.check_room(100).is_ok());
+    }
 }

@@ -35,12 +35,12 @@ mod stream;
 pub use compile::Compiler;
 pub use device::Device;
 pub use error::{Error, Result};
-pub use executor::{BUCKETS, Executor, Row};
+pub use executor::{BUCKETS, Executor, Logits, Pending, Row};
 pub use memory::{Buffer, DevicePtr, Plain};
 pub use options::Options;
 pub use spec::{
-    Activation, AttentionSpec, CacheShape, DecoderSpec, Half, LayerSpec, Layout, MlpSpec, NormWeight,
-    RopeSpec, Weight,
+    Activation, AttentionSpec, Cache, DecoderSpec, Half, LayerSpec, Layout, MlpSpec, NormWeight, RopeSpec,
+    Weight,
 };
 pub use step::Part;
 pub use stream::{Event, Graph, Stream};

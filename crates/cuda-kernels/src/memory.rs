@@ -1,5 +1,7 @@
 //! Memory of the GPU.
 
+use std::ptr;
+
 use cudarc::driver::sys;
 
 use crate::{Device, Error, Result, device::check};
@@ -130,6 +132,55 @@ impl Drop for Buffer {
         if self.device.bind().is_ok() {
             // SAFETY: allocated in `zeroed`, freed once. An error of the driver cannot be handled here.
             let _ = unsafe { sys::cuMemFree_v2(self.ptr.0) };
+        }
+    }
+}
+
+/// Memory of the host that the GPU writes to: numbers that are read while it works.
+#[derive(Debug)]
+pub(crate) struct HostBuffer {
+    device: Device,
+    data: *mut i32,
+    count: usize,
+}
+
+// SAFETY: the memory belongs to this alone, and is read with volatile reads.
+unsafe impl Send for HostBuffer {}
+// SAFETY: likewise.
+unsafe impl Sync for HostBuffer {}
+
+impl HostBuffer {
+    /// As many numbers, all zero.
+    pub(crate) fn new(device: &Device, count: usize) -> Result<Self> {
+        device.bind()?;
+        let mut data = ptr::null_mut();
+        let flags = sys::CU_MEMHOSTALLOC_PORTABLE | sys::CU_MEMHOSTALLOC_DEVICEMAP;
+        let bytes = count.max(1) * size_of::<i32>();
+        // SAFETY: a context is current.
+        check("cuMemHostAlloc", unsafe { sys::cuMemHostAlloc(&mut data, bytes, flags) })?;
+        let buffer = Self { device: device.clone(), data: data.cast(), count };
+        // SAFETY: the memory is that large, and all zeros are a value.
+        unsafe { ptr::write_bytes(buffer.data, 0, count) };
+        Ok(buffer)
+    }
+
+    /// Where it begins; with unified addressing it is one address for both.
+    pub(crate) fn ptr(&self) -> DevicePtr {
+        DevicePtr(self.data as u64)
+    }
+
+    /// One of the numbers, or `None` where there are fewer.
+    pub(crate) fn read(&self, index: usize) -> Option<i32> {
+        // SAFETY: there are more.
+        (index < self.count).then(|| unsafe { ptr::read_volatile(self.data.add(index)) })
+    }
+}
+
+impl Drop for HostBuffer {
+    fn drop(&mut self) {
+        if self.device.bind().is_ok() {
+            // SAFETY: allocated in `new`, freed once. An error of the driver cannot be handled here.
+            let _ = unsafe { sys::cuMemFreeHost(self.data.cast()) };
         }
     }
 }

@@ -1,20 +1,20 @@
 //! What a caller chooses of an executor.
 
+use crate::DevicePtr;
+
 /// What is fixed when steps are captured.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
     /// How many of the last tokens of each row are remembered on the GPU.
     pub history: usize,
-    /// Whether logits are stored, for [`Executor::logits`](crate::Executor::logits).
-    pub keep_logits: bool,
+    /// Where steps store logits that are kept: `[8, vocabulary]` in single precision. `None`: in memory of the executor's own.
+    pub logits: Option<DevicePtr>,
     /// Whether a kernel may start while the one before it runs.
     pub early_start: bool,
-    /// Whether products fetch into the second cache what later ones read first. Measured slower so far.
-    pub look_ahead: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { history: 256, keep_logits: true, early_start: true, look_ahead: false }
+        Self { history: 256, logits: None, early_start: true }
     }
 }

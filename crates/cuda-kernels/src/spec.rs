@@ -142,14 +142,16 @@ pub struct RopeSpec {
     pub interleaved: bool,
 }
 
-/// Where keys and values of a layer are cached, `[kv_heads][capacity][head_dim]` for each row. A position `p` lies at
+/// Where keys and values of one row and layer are cached, `[kv_heads][capacity][head_dim]` each. Position `p` lies at
 /// `p % capacity`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct CacheShape {
+pub struct Cache {
+    /// Keys, halves. The address is a multiple of 16.
+    pub keys: DevicePtr,
+    /// Values, likewise.
+    pub values: DevicePtr,
     /// Positions.
     pub capacity: usize,
-    /// Elements from one head to the next.
-    pub head_stride: usize,
 }
 
 /// The attention of a layer.
@@ -171,8 +173,6 @@ pub struct AttentionSpec {
     pub cap: Option<f32>,
     /// Scores of nothing, `[heads]` in single precision; or null.
     pub sinks: DevicePtr,
-    /// The cache.
-    pub cache: CacheShape,
 }
 
 /// What stands between gate and up.
@@ -223,7 +223,7 @@ pub struct DecoderSpec {
     pub heads: usize,
     /// Heads of keys and values, which divide those of queries.
     pub kv_heads: usize,
-    /// 64, 96, 128 or 256.
+    /// A multiple of 32 up to 256.
     pub head_dim: usize,
     /// What is added to means of squares.
     pub eps: f32,
@@ -252,6 +252,17 @@ impl DecoderSpec {
         self.head.rows
     }
 
+    /// Bytes of the matrices that a step reads, without scales and biases.
+    #[must_use]
+    pub fn weight_bytes(&self) -> usize {
+        let layers = self.layers.iter().flat_map(|layer| {
+            let [gate, up] = &layer.mlp.gate_up;
+            layer.attention.qkv.iter().chain([&layer.attention.output, gate, up, &layer.mlp.down])
+        });
+        let bytes = |weight: &Weight| weight.rows * weight.layout.row_bytes(weight.columns);
+        layers.chain([&self.head]).map(bytes).sum()
+    }
+
     /// The widest feed-forward block.
     pub(crate) fn intermediate(&self) -> usize {
         self.layers.iter().map(|layer| layer.mlp.down.columns).max().unwrap_or(0)
@@ -262,8 +273,8 @@ impl DecoderSpec {
     /// # Errors
     /// [`Error::Invalid`] names what does not.
     pub fn check(&self) -> Result<()> {
-        if !matches!(self.head_dim, 64 | 96 | 128 | 256) {
-            return Err(Error::invalid("the width of a head", self.head_dim, "64, 96, 128 or 256"));
+        if !(32..=256).contains(&self.head_dim) || !self.head_dim.is_multiple_of(32) {
+            return Err(Error::invalid("the width of a head", self.head_dim, "a multiple of 32 up to 256"));
         }
         if self.kv_heads == 0 || !self.heads.is_multiple_of(self.kv_heads) || self.heads == 0 {
             let expected = format!("a multiple of {} heads of keys", self.kv_heads);
@@ -309,14 +320,8 @@ impl DecoderSpec {
             let expected = format!("one of {}", self.ropes.len());
             return Err(Error::invalid(name("the rope"), format!("{:?}", attention.rope), expected));
         }
-        let CacheShape { capacity, head_stride } = attention.cache;
-        if capacity == 0 || attention.window.is_some_and(|window| window == 0 || window > capacity) {
-            let expected = format!("at least the window, {:?}", attention.window);
-            return Err(Error::invalid(name("the cache's capacity"), capacity, expected));
-        }
-        if head_stride < capacity * self.head_dim || !head_stride.is_multiple_of(8) {
-            let expected = format!("a multiple of 8 from {} on", capacity * self.head_dim);
-            return Err(Error::invalid(name("the cache's stride of heads"), head_stride, expected));
+        if attention.window == Some(0) {
+            return Err(Error::invalid(name("the window"), 0, "at least one position"));
         }
         Ok(())
     }

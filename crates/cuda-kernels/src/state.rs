@@ -1,6 +1,8 @@
 //! Memory of a decoder besides its weights: where rows stand, and what passes from kernel to kernel.
 
-use crate::{Buffer, Device, DevicePtr, Error, Result, spec::DecoderSpec};
+use std::sync::Arc;
+
+use crate::{Buffer, Device, DevicePtr, Error, Options, Result, memory::HostBuffer, spec::DecoderSpec};
 
 /// Rows of the largest bucket.
 pub(crate) const MAX_ROWS: usize = 8;
@@ -14,14 +16,12 @@ pub(crate) struct State {
     pub(crate) token: Buffer,
     /// Its position, i32; negative where the row is idle.
     pub(crate) position: Buffer,
-    /// Tokens that each row has chosen, i32, the last [`Self::history_len`] of them.
-    pub(crate) history: Buffer,
+    /// Tokens that each row has chosen, i32, the last [`Self::history_len`] of them; -1 where logits were not finite.
+    pub(crate) history: Arc<HostBuffer>,
     /// How many it has chosen, i32.
     pub(crate) steps: Buffer,
     pub(crate) history_len: usize,
-    /// Addresses of keys, `[layers][MAX_ROWS]`, and of values.
-    pub(crate) keys: Buffer,
-    pub(crate) values: Buffer,
+    pub(crate) tables: CacheTables,
     /// The residual, by turns, f32.
     pub(crate) x: [Buffer; 2],
     /// What a block adds to it, f32.
@@ -33,8 +33,10 @@ pub(crate) struct State {
     pub(crate) gated: Buffer,
     /// Normalised rows for products that read them so, halves.
     pub(crate) normed: Buffer,
-    /// `[MAX_ROWS][vocabulary]`, f32.
-    pub(crate) logits: Buffer,
+    /// `[MAX_ROWS][vocabulary]`, f32, unless the caller keeps them.
+    pub(crate) own_logits: Option<Buffer>,
+    /// Where logits are stored.
+    pub(crate) logits: DevicePtr,
     /// Parts of attention: sums, and their maxima and totals.
     pub(crate) part: Buffer,
     pub(crate) part_state: Buffer,
@@ -47,8 +49,41 @@ pub(crate) struct State {
     pub(crate) ropes: Vec<Buffer>,
 }
 
+/// Where the caches are, `[layers][MAX_ROWS]`, on the host and on the GPU.
+#[derive(Debug)]
+pub(crate) struct CacheTables {
+    host: (Vec<u64>, Vec<u64>, Vec<i32>),
+    /// Addresses of keys.
+    pub(crate) keys: Buffer,
+    /// Addresses of values.
+    pub(crate) values: Buffer,
+    /// Positions, i32.
+    pub(crate) capacity: Buffer,
+}
+
+impl CacheTables {
+    fn new(device: &Device, count: usize) -> Result<Self> {
+        let host = (vec![0; count], vec![0; count], vec![0; count]);
+        let [keys, values] = [Buffer::of(device, &host.0)?, Buffer::of(device, &host.1)?];
+        Ok(Self { keys, values, capacity: Buffer::of(device, &host.2)?, host })
+    }
+
+    /// Sets an entry on the host.
+    pub(crate) fn set(&mut self, place: usize, [keys, values]: [u64; 2], capacity: i32) {
+        (self.host.0[place], self.host.1[place], self.host.2[place]) = (keys, values, capacity);
+    }
+
+    /// Copies all entries to the GPU.
+    pub(crate) fn write(&mut self) -> Result<()> {
+        self.keys.write(0, &self.host.0)?;
+        self.values.write(0, &self.host.1)?;
+        self.capacity.write(0, &self.host.2)
+    }
+}
+
 impl State {
-    pub(crate) fn new(device: &Device, spec: &DecoderSpec, history_len: usize) -> Result<Self> {
+    pub(crate) fn new(device: &Device, spec: &DecoderSpec, options: Options) -> Result<Self> {
+        let history_len = options.history;
         if history_len == 0 {
             return Err(Error::invalid("the length of the history", history_len, "at least 1"));
         }
@@ -56,23 +91,25 @@ impl State {
         let (width, heads) = (spec.heads * spec.head_dim, spec.heads + 2 * spec.kv_heads);
         let blocks = device.multiprocessors() as usize;
         let ropes = spec.ropes.iter().map(|rope| Buffer::of(device, &rope.frequencies));
+        let own_logits = options.logits.is_none().then(|| zeroed(spec.vocabulary(), 4)).transpose()?;
+        let logits = options.logits.or(own_logits.as_ref().map(Buffer::ptr)).unwrap_or_default();
         let mut position = zeroed(1, 4)?;
         position.write(0, &[-1_i32; MAX_ROWS])?;
         Ok(Self {
             token: zeroed(1, 4)?,
             position,
-            history: zeroed(history_len, 4)?,
+            history: Arc::new(HostBuffer::new(device, MAX_ROWS * history_len)?),
             steps: zeroed(1, 4)?,
             history_len,
-            keys: zeroed(spec.layers.len(), 8)?,
-            values: zeroed(spec.layers.len(), 8)?,
+            tables: CacheTables::new(device, MAX_ROWS * spec.layers.len())?,
             x: [zeroed(spec.hidden, 4)?, zeroed(spec.hidden, 4)?],
             y: zeroed(spec.hidden, 4)?,
             qkv: zeroed(heads * spec.head_dim, 4)?,
             attended: zeroed(width, 2)?,
             gated: zeroed(spec.intermediate(), 2)?,
             normed: zeroed(spec.hidden, 2)?,
-            logits: zeroed(spec.vocabulary(), 4)?,
+            logits,
+            own_logits,
             // A block of heads has at most twice as many as it needs.
             part: zeroed(2 * width * MAX_CLUSTERS, 4)?,
             part_state: zeroed(2 * spec.heads * MAX_CLUSTERS, 8)?,
@@ -85,12 +122,12 @@ impl State {
 
     /// Fills all that passes from kernel to kernel with NaN.
     pub(crate) fn poison(&mut self) -> Result<()> {
-        let Self { x: [x, spare], y, qkv, attended, gated, normed, logits, part, part_state, best, .. } =
-            self;
-        for buffer in [x, spare, y, qkv, attended, gated, normed, logits, part, part_state, best] {
-            buffer.write(0, &vec![0xff_u8; buffer.bytes()])?;
-        }
-        Ok(())
+        let Self { x: [x, spare], y, qkv, attended, gated, normed, part, part_state, best, .. } = self;
+        let buffers = [x, spare, y, qkv, attended, gated, normed, part, part_state, best];
+        buffers.into_iter().chain(&mut self.own_logits).try_for_each(|buffer| {
+            let bytes = buffer.bytes();
+            buffer.write(0, &vec![0xff_u8; bytes])
+        })
     }
 
     /// The counter of the head, behind those of attention.

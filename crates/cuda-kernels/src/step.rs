@@ -2,10 +2,10 @@
 
 use crate::{
     DevicePtr,
-    arguments::{ArgmaxArgs, Argument, AttentionArgs, EmbedArgs, GemvArgs, NormArgs, PlainArgs, RangeArg},
+    arguments::{ArgmaxArgs, Argument, AttentionArgs, EmbedArgs, GemvArgs, NormArgs, PlainArgs},
+    executor::{Class, Logits},
     geometry::{Geometry, Limits},
     instance::{Epilogue, Instance, Prologue},
-    options::Options,
     spec::{AttentionSpec, DecoderSpec, Half, LayerSpec, NormWeight, Weight},
     state::{MAX_CLUSTERS, MAX_ROWS, State},
     stream::Size,
@@ -13,8 +13,6 @@ use crate::{
 
 /// Positions that a block of attention takes before another cluster helps, as the source says.
 const BLOCK_POSITIONS: usize = 256;
-/// Bytes of a later product that are fetched ahead, at most.
-const LOOK_AHEAD: usize = 12 << 20;
 
 /// What a launch is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -72,23 +70,19 @@ pub(crate) struct Planner<'a> {
     state: &'a State,
     limits: Limits,
     rows: usize,
-    options: Options,
+    class: Class,
     launches: Vec<Planned>,
-    /// Products among them: which, with what arguments and matrices.
-    products: Vec<(usize, GemvArgs, &'a [Weight])>,
 }
 
 impl<'a> Planner<'a> {
-    /// The launches of a step of `rows` rows.
+    /// The launches of a step.
     pub(crate) fn plan(
         spec: &'a DecoderSpec,
         state: &'a State,
         limits: Limits,
-        rows: usize,
-        options: Options,
+        class: Class,
     ) -> Vec<Planned> {
-        let mut planner =
-            Self { spec, state, limits, rows, options, launches: Vec::new(), products: Vec::new() };
+        let mut planner = Self { spec, state, limits, rows: class.rows, class, launches: Vec::new() };
         planner.embed();
         let [mut x, mut spare] = [state.x[0].ptr(), state.x[1].ptr()];
         let y = state.y.ptr();
@@ -135,23 +129,10 @@ impl<'a> Planner<'a> {
             weights: std::slice::from_ref(&spec.head),
             input: x,
             epilogue: Epilogue::Logits,
-            out: state.logits.ptr(),
+            out: state.logits,
             out_stride: spec.vocabulary(),
         });
-        planner.look_ahead();
         planner.launches
-    }
-
-    /// Lets each product fetch what the one after the next reads first.
-    fn look_ahead(&mut self) {
-        if !self.options.look_ahead {
-            return;
-        }
-        for (i, (launch, argument, _)) in self.products.iter().enumerate() {
-            let (_, _, weights) = self.products[(i + 2) % self.products.len()];
-            let argument = GemvArgs { later: first_read(weights), ..*argument };
-            self.launches[*launch].argument = argument.words();
-        }
     }
 
     fn push(&mut self, part: Part, instance: Instance, size: Size, argument: &impl Argument) {
@@ -228,15 +209,16 @@ impl<'a> Planner<'a> {
         };
         let cluster =
             if most == 16 { 16 } else { [8, 4, 2].into_iter().find(|&blocks| blocks <= most).unwrap_or(1) };
-        let positions = attention.window.unwrap_or(attention.cache.capacity);
+        let positions = attention.window.unwrap_or(usize::MAX).min(self.class.positions);
         let clusters = positions.div_ceil(cluster * BLOCK_POSITIONS).clamp(1, MAX_CLUSTERS);
         let table = 8 * MAX_ROWS * layer;
         let norm = |i: usize| attention.qk_norm.map(|norms| (&norms[i]).into()).unwrap_or_default();
         let argument = AttentionArgs {
             qkv: state.qkv.ptr(),
             out: state.attended.ptr(),
-            keys: state.keys.ptr().offset(table),
-            values: state.values.ptr().offset(table),
+            keys: state.tables.keys.ptr().offset(table),
+            values: state.tables.values.ptr().offset(table),
+            capacity: state.tables.capacity.ptr().offset(table / 2),
             position: state.position.ptr(),
             frequencies: rope.map(|(_, frequencies)| frequencies).unwrap_or_default(),
             sinks: attention.sinks,
@@ -247,8 +229,6 @@ impl<'a> Planner<'a> {
             k_norm: norm(1),
             heads: spec.heads as u32,
             kv_heads: spec.kv_heads as u32,
-            capacity: attention.cache.capacity as u32,
-            head_stride: attention.cache.head_stride as u32,
             rotated: rope.map_or(0, |(rope, _)| 2 * rope.frequencies.len() as u32),
             window: attention.window.unwrap_or(0) as u32,
             interleaved: rope.map_or(0, |(rope, _)| u32::from(rope.interleaved)),
@@ -338,7 +318,7 @@ impl<'a> Planner<'a> {
         let bytes = if matches!(product.epilogue, Epilogue::Gated(_)) { 2 } else { 4 };
         argument.out = row(product.out, bytes * product.out_stride);
         if product.epilogue == Epilogue::Logits {
-            if !self.options.keep_logits {
+            if self.class.logits == Logits::Discard {
                 argument.out = DevicePtr::NULL;
             }
             argument.best = row(state.best.ptr(), 4 * geometry.grid as usize);
@@ -358,7 +338,6 @@ impl<'a> Planner<'a> {
             prologue,
             epilogue: product.epilogue,
         };
-        self.products.push((self.launches.len(), argument, product.weights));
         self.push(
             product.part,
             instance,
@@ -435,27 +414,6 @@ fn outputs(product: &Product<'_>) -> usize {
         Epilogue::Gated(_) => product.weights[0].rows,
         _ => product.weights.iter().map(|weight| weight.rows).sum(),
     }
-}
-
-/// The parts of matrices that are read first, as much as the second cache can well hold.
-fn first_read(weights: &[Weight]) -> [RangeArg; 9] {
-    let bytes: usize =
-        weights.iter().map(|weight| weight.rows * weight.layout.row_bytes(weight.columns)).sum();
-    let share = (LOOK_AHEAD as f64 / bytes.max(1) as f64).min(1.0);
-    let mut ranges = [RangeArg::default(); 9];
-    for (weight, ranges) in weights.iter().zip(ranges.chunks_exact_mut(3)) {
-        let rows = (weight.rows as f64 * share) as usize;
-        let scales = 2 * rows * weight.layout.groups(weight.columns);
-        let parts = [
-            (weight.data, rows * weight.layout.row_bytes(weight.columns)),
-            (weight.scales, scales),
-            (weight.biases, scales),
-        ];
-        for (range, (data, bytes)) in ranges.iter_mut().zip(parts) {
-            *range = RangeArg { data, bytes: bytes as u64 };
-        }
-    }
-    ranges
 }
 
 impl GemvArgs {

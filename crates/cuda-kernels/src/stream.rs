@@ -151,15 +151,27 @@ impl Stream {
         check("cuGraphLaunch", unsafe { sys::cuGraphLaunch(graph.exec, self.raw) })
     }
 
-    /// Remembers the time at which its work so far is done.
+    /// Remembers the moment at which its work so far is done.
     ///
     /// # Errors
     /// [`crate::Error::Driver`]
     pub fn record(&self) -> Result<Event> {
+        self.event(sys::CUevent_flags_enum::CU_EVENT_DISABLE_TIMING)
+    }
+
+    /// The same, with the time, which costs more.
+    ///
+    /// # Errors
+    /// [`crate::Error::Driver`]
+    pub fn record_timed(&self) -> Result<Event> {
+        self.event(sys::CUevent_flags_enum::CU_EVENT_DEFAULT)
+    }
+
+    fn event(&self, flags: sys::CUevent_flags_enum) -> Result<Event> {
         self.device.bind()?;
         let mut raw = ptr::null_mut();
         // SAFETY: a context is current.
-        check("cuEventCreate", unsafe { sys::cuEventCreate(&mut raw, 0) })?;
+        check("cuEventCreate", unsafe { sys::cuEventCreate(&mut raw, flags as u32) })?;
         let event = Event { device: self.device.clone(), raw };
         // SAFETY: both exist.
         check("cuEventRecord", unsafe { sys::cuEventRecord(raw, self.raw) })?;
@@ -215,16 +227,24 @@ pub struct Event {
 }
 
 impl Event {
-    /// Milliseconds from this to a later moment, for which it waits.
+    /// Waits for it.
+    ///
+    /// # Errors
+    /// [`crate::Error::Driver`], also of work that failed.
+    pub fn wait(&self) -> Result<()> {
+        self.device.bind()?;
+        // SAFETY: the event exists.
+        check("cuEventSynchronize", unsafe { sys::cuEventSynchronize(self.raw) })
+    }
+
+    /// Milliseconds from this to a later moment, for which it waits. Both have to be timed.
     ///
     /// # Errors
     /// [`crate::Error::Driver`]
     pub fn milliseconds_to(&self, later: &Self) -> Result<f32> {
-        self.device.bind()?;
+        later.wait()?;
         let mut milliseconds = 0.0;
-        // SAFETY: both events exist.
-        check("cuEventSynchronize", unsafe { sys::cuEventSynchronize(later.raw) })?;
-        // SAFETY: likewise, and both have been recorded.
+        // SAFETY: both events exist, and both have been recorded.
         check("cuEventElapsedTime", unsafe {
             sys::cuEventElapsedTime_v2(&mut milliseconds, self.raw, later.raw)
         })?;

@@ -78,8 +78,8 @@ pub use inference_core::mock;
 pub use inference_core::{
     Alternative, AssistantMessage, CancellationToken, ChatEvent, ChatStream, Classification, ClassifyOptions,
     Completion, ContextOverflow, Error, Feature, Finish, FinishReason, GenerateOptions, KvBits, LabelScore,
-    LoadOptions, LoadProgress, LogitsProcessor, Message, Metrics, ModelInfo, ModelStats, Prompt, Result, Role,
-    SamplingOptions, Session, StopCause, TemplateOptions, TextModel, TextModelExt, Token, TokenStream,
+    LoadOptions, LoadProgress, LogitsProcessor, Message, Metrics, ModelInfo, ModelStats, Prompt, Result,
+    Role, SamplingOptions, Session, StopCause, TemplateOptions, TextModel, TextModelExt, Token, TokenStream,
     ToolCall, Xtc, discover, explain, train,
 };
 #[doc(inline)]

@@ -197,3 +197,12 @@ extern "C" int mlx_primitive(
   }
   return 0;
 }
+
+// Where an evaluated array begins in the memory of the GPU; MLX must be its CUDA build. MLX's own access to the memory of an array
+// moves it to the host, and the headers that say where it is on the GPU come with the CUDA build alone: there a buffer points to a
+// structure that begins with the address.
+extern "C" void* mlx_cuda_address(const mlx_array array) {
+  auto& evaluated = mlx_array_get_(array);
+  char* data = *static_cast<char**>(evaluated.buffer().ptr());
+  return data + evaluated.offset();
+}

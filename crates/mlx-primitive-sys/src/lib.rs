@@ -1,6 +1,7 @@
 //! Custom primitives of MLX's graph: an operation that computes its outputs with a function of the caller's, on a CPU stream.
 //!
-//! mlx-c, MLX's C interface, has no way to add a primitive. This crate adds one function, [`mlx_primitive`], in the manner of mlx-c.
+//! mlx-c, MLX's C interface, has no way to add a primitive. This crate adds [`mlx_primitive`], in the manner of mlx-c, and
+//! [`mlx_cuda_address`], which kernels beside MLX's need.
 //! The README says how it is built.
 
 use std::ffi::{c_char, c_int, c_void};
@@ -76,4 +77,7 @@ unsafe extern "C" {
         reason: *mut c_char,
         capacity: usize,
     ) -> c_int;
+
+    /// Where an evaluated array begins in the memory of the GPU. MLX must be its CUDA build: others keep arrays elsewhere.
+    pub fn mlx_cuda_address(array: mlx_array) -> *mut c_void;
 }

@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 
+use cuda_kernels::LayerSpec;
 use inference_core::Result as LoadResult;
 use mlx_rs::{Array, error::Result};
 use serde::Deserialize;
@@ -10,7 +11,7 @@ use serde_json::json;
 use super::config::{Config, LayerType, Layers, positive};
 use crate::nn::{
     Architecture, Attention, AttentionParams, Block, Decoder, Dimensions, ForwardPass, GatedMlp, LayerState,
-    RmsNorm, Rope, Weights,
+    RmsNorm, Rope, SpecBuilder, Unsupported, Weights,
 };
 
 #[derive(Debug, Deserialize)]
@@ -73,6 +74,17 @@ impl Block for SandwichNorm {
 
     fn state(&self) -> LayerState {
         self.self_attn.state()
+    }
+
+    fn describe(&self, builder: &mut SpecBuilder) -> std::result::Result<LayerSpec, Unsupported> {
+        let post_norms = [&self.post_attention_layernorm, &self.post_feedforward_layernorm];
+        Ok(LayerSpec {
+            input_norm: builder.norm(&self.input_layernorm)?,
+            attention: self.self_attn.describe(builder)?,
+            mlp_norm: builder.norm(&self.pre_feedforward_layernorm)?,
+            mlp: self.mlp.describe(builder)?,
+            post_norms: Some([builder.norm(post_norms[0])?, builder.norm(post_norms[1])?]),
+        })
     }
 }
 

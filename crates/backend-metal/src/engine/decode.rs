@@ -8,7 +8,8 @@ use std::{
 use mlx_rs::{Array, error::Result, ops, transforms};
 
 use super::{
-    row::{InFlight, Row},
+    in_flight::InFlight,
+    row::Row,
     sampler::{draw, greedy, log_softmax, pick},
 };
 use crate::{
@@ -77,14 +78,15 @@ fn choose_each(rows: &mut [&mut Row], logits: &Array) -> Result<Vec<InFlight>> {
 
 /// The last token of every row: [n], u32. Where the rows are those of the step before, its choices serve as they are.
 fn inputs(rows: &[Row]) -> Result<Array> {
-    if let Some(previous) = rows[0].in_flight.back()
-        && previous.ids.dim(0) as usize == rows.len()
-        && rows.iter().enumerate().all(|(index, row)| {
-            let own = row.in_flight.back();
-            own.is_some_and(|own| own.index == index && Rc::ptr_eq(&own.ids, &previous.ids))
-        })
+    let step = |row: &Row| row.in_flight.back().and_then(InFlight::step).map(|(ids, at)| (ids.clone(), at));
+    if let Some((previous, _)) = step(&rows[0])
+        && previous.dim(0) as usize == rows.len()
+        && rows
+            .iter()
+            .enumerate()
+            .all(|(index, row)| step(row).is_some_and(|(ids, at)| at == index && Rc::ptr_eq(&ids, &previous)))
     {
-        return Ok((*previous.ids).clone());
+        return Ok((*previous).clone());
     }
     let tokens = rows.iter().map(Row::last_token).collect::<Result<Vec<_>>>()?;
     ops::concatenate(&tokens, 0)

@@ -3,6 +3,7 @@
 use inference_core::{Error, FinishReason};
 
 use super::{
+    cuda::CudaSteps,
     decode::decode_batch,
     guard::guard,
     plan::{Plan, Prefill, Refusal, RowId},
@@ -251,7 +252,12 @@ impl Scheduler {
                 continue;
             }
             let (model, backend) = (self.model.as_ref(), self.config.backend);
-            match guard(backend, "decode", || decode_batch(model, &mut rows)) {
+            let cuda = &mut self.cuda;
+            let decoded = guard(backend, "decode", || match cuda.decode(&mut rows)? {
+                true => Ok(()),
+                false => decode_batch(model, &mut rows),
+            });
+            match decoded {
                 Ok(()) => {
                     for mut row in rows {
                         match row.constraints.failure() {
@@ -265,6 +271,12 @@ impl Scheduler {
                 }
                 Err(error) => self.isolate(rows, error),
             }
+        }
+        // Steps that nobody waits for any more have to be done before their memory is used again.
+        if let Err(error) = guard(self.config.backend, "wait for a step", || self.cuda.retain(&self.running))
+        {
+            tracing::warn!("decode steps on CUDA graphs end: {error}");
+            self.cuda = CudaSteps::none();
         }
         self.steps += u64::from(!stepped.is_empty());
         if !stepped.is_empty() && self.steps.is_multiple_of(CLEAR_EVERY) {

@@ -8,6 +8,7 @@ use mlx_rs::with_stream;
 
 use super::{
     budget::{Budget, free_memory},
+    cuda::DisableCudaGraphs,
     scheduler::{EngineConfig, Scheduler},
 };
 use crate::{
@@ -112,9 +113,11 @@ fn load_within_limits(
         kv_scheme,
         context_length,
         disable_cpu_kernels: options.extensions.get::<DisableCpuKernels>().is_some(),
+        disable_cuda_graphs: options.extensions.get::<DisableCudaGraphs>().is_some(),
     };
     let budget = Budget::new(&config, kv_scheme, move || free_memory(device));
-    let scheduler = Scheduler::new(model.into(), stream, engine, budget);
+    let mut scheduler = Scheduler::new(model.into(), stream, engine, budget);
+    scheduler.use_cuda_graphs();
     let layout = scheduler.new_cache().format_id();
     Ok((scheduler, Loaded { config, layout }))
 }

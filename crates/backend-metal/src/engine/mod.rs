@@ -3,6 +3,7 @@
 //! - `thread`: the MLX thread, which owns every model. What crosses over to it is plain data and the ends of channels.
 //! - `load`: from options to a model and its scheduler.
 //! - `scheduler`: one model's requests, each a `row`. `plan` decides what a step does, `execute` does it, with `prefill` and `decode`.
+//!   Where `cuda` serves the model, the rows' steps are replayed CUDA graphs. `in_flight` is what was chosen and not yet read.
 //! - `pace`, `budget`: how much a step computes, and how much memory requests may take.
 //! - `sampler`, `constraints`: from logits to tokens.
 //! - `prefix`, `session`: keys and values that outlive their request.
@@ -11,9 +12,11 @@
 mod budget;
 mod classify;
 mod constraints;
+mod cuda;
 mod decode;
 mod execute;
 mod guard;
+mod in_flight;
 mod load;
 mod pace;
 mod plan;
@@ -32,13 +35,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use inference_core::{Error, LoadOptions, ModelManifest, Result};
 use tokio::sync::{mpsc, oneshot};
 
-pub use self::load::DisableCpuKernels;
 pub(crate) use self::{
     classify::ClassifyRequest,
     load::Loaded,
     row::Request,
     session::{SessionCommand, SessionId, SessionTurn},
 };
+pub use self::{cuda::DisableCudaGraphs, load::DisableCpuKernels};
 use self::{
     load::Load,
     thread::{Command, ModelId},

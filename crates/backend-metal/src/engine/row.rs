@@ -1,22 +1,20 @@
 //! One request in the scheduler: its tokens, its cache, its sampler and the stream that it fills.
 
-use std::{collections::VecDeque, rc::Rc};
+use std::collections::VecDeque;
 
-use inference_core::{Alternative, FinishReason, GenerateOptions, StopCause, Token, backend::ResponseWriter};
+use inference_core::{FinishReason, GenerateOptions, StopCause, backend::ResponseWriter};
 use inference_text::ThinkingBudget;
 use mlx_rs::{Array, error::Result as MlxResult, ops};
 
 use super::{
     budget::{Budget, Reservation},
     constraints::Constraints,
+    in_flight::{ChosenToken, InFlight},
     plan::{DecodingRow, RowId},
-    sampler::{Choice, LogprobArrays, NOT_FINITE, Sampler},
+    sampler::{NOT_FINITE, Sampler},
     session::{SessionId, SessionTurn},
 };
-use crate::{
-    mlx::{exception, memory, slice},
-    nn::KvCache,
-};
+use crate::{mlx::memory, nn::KvCache};
 
 /// What a caller hands over to the engine. Plain data and ends of channels: no array crosses the thread.
 #[derive(Debug)]
@@ -38,65 +36,6 @@ impl Request {
     pub(super) fn refuse(self, error: inference_core::Error) {
         self.writer.end(Err(error));
     }
-}
-
-/// A token that was chosen on the device and not yet read.
-#[derive(Debug)]
-pub(super) struct InFlight {
-    /// [n], u32: the choices of the step, which its rows share.
-    pub(super) ids: Rc<Array>,
-    /// [n], f32: finite where the logits that the choices were made from are.
-    scores: Rc<Array>,
-    /// The row's place in them.
-    pub(super) index: usize,
-    logprobs: Option<LogprobArrays>,
-    /// The id, where the logits had no say.
-    forced: Option<u32>,
-}
-
-impl InFlight {
-    /// One of the choices that rows made together.
-    pub(super) fn shared(ids: &Rc<Array>, scores: &Rc<Array>, index: usize) -> Self {
-        Self { ids: ids.clone(), scores: scores.clone(), index, logprobs: None, forced: None }
-    }
-
-    fn own(choice: Choice, forced: Option<u32>) -> Self {
-        let Choice { ids, scores, logprobs } = choice;
-        Self { ids: Rc::new(ids), scores: Rc::new(scores), index: 0, logprobs, forced }
-    }
-
-    /// All that has to be computed.
-    pub(super) fn arrays(&self) -> impl Iterator<Item = &Array> {
-        let logprobs = self.logprobs.iter().flat_map(LogprobArrays::arrays);
-        [&*self.ids, &*self.scores].into_iter().chain(logprobs)
-    }
-
-    /// The id, still on the device: [1], u32.
-    pub(super) fn id(&self) -> MlxResult<Array> {
-        if self.ids.dim(0) == 1 {
-            return Ok((*self.ids).clone());
-        }
-        slice(&self.ids, 0, self.index as i32, self.index as i32 + 1)
-    }
-
-    /// Waits for the device.
-    fn read(&self) -> MlxResult<ChosenToken> {
-        let id = self.ids.try_as_slice::<u32>().map_err(exception)?[self.index];
-        let score = self.scores.try_as_slice::<f32>().map_err(exception)?[self.index];
-        let mut token = Token::new(id, "");
-        if let Some(logprobs) = &self.logprobs {
-            read_logprobs(logprobs, &mut token)?;
-        }
-        Ok(ChosenToken { token, is_finite: score.is_finite() })
-    }
-}
-
-/// A choice that was read.
-#[derive(Debug)]
-pub(super) struct ChosenToken {
-    token: Token,
-    /// Whether the logits were numbers.
-    is_finite: bool,
 }
 
 /// A request that the scheduler holds.
@@ -168,7 +107,7 @@ impl Row {
     pub(super) fn restart(&mut self) {
         self.forget_cache();
         for unread in self.in_flight.drain(..).rev() {
-            if let Some(id) = unread.forced {
+            if let Some(id) = unread.forced() {
                 self.constraints.unforce(id);
             }
         }
@@ -176,6 +115,12 @@ impl Row {
 
     /// Its keys and values, and the tokens that they are of. After this only [`finish`](Self::finish) may be called.
     pub(super) fn take_cache(&mut self) -> (Vec<u32>, KvCache) {
+        if let Some(last) = self.in_flight.back()
+            && last.wait().is_err()
+        {
+            // What a step wrote is not known.
+            self.forget_cache();
+        }
         let mut tokens = self.tokens.clone();
         tokens.extend(self.end);
         tokens.truncate(self.cache.len());
@@ -232,6 +177,14 @@ impl Row {
         match self.in_flight.back() {
             Some(in_flight) => in_flight.id(),
             None => Ok(Array::from_slice(&self.tokens[self.tokens.len() - 1..], &[1])),
+        }
+    }
+
+    /// The last token, read if it is still on the device.
+    pub(super) fn last_id(&self) -> MlxResult<u32> {
+        match self.in_flight.back() {
+            Some(in_flight) => Ok(in_flight.read()?.token.id),
+            None => Ok(self.tokens[self.tokens.len() - 1]),
         }
     }
 
@@ -335,15 +288,4 @@ impl Row {
         }
         self.writer.end_with(result, metrics);
     }
-}
-
-fn read_logprobs(logprobs: &LogprobArrays, token: &mut Token) -> MlxResult<()> {
-    token.log_probability = Some(logprobs.chosen.try_item_exact::<f32>().map_err(exception)?);
-    if let Some((ids, values)) = &logprobs.top {
-        let ids = ids.to_vec_exact::<u32>().map_err(exception)?;
-        let values = values.to_vec_exact::<f32>().map_err(exception)?;
-        let top = ids.into_iter().zip(values);
-        token.top = top.map(|(id, log_probability)| Alternative::new(id, log_probability)).collect();
-    }
-    Ok(())
 }

@@ -13,6 +13,7 @@ use mlx_rs::{Stream, with_stream};
 use super::{
     budget::Budget,
     classify::ClassifyJob,
+    cuda::CudaSteps,
     guard::guard,
     pace::Pace,
     plan::{ChunkedPrompt, Plan, RowId, View, WaitingPrompt},
@@ -40,6 +41,8 @@ pub(super) struct EngineConfig {
     pub(super) kv_scheme: Option<Scheme>,
     /// Whether MLX's own operations compute everything.
     pub(super) disable_cpu_kernels: bool,
+    /// Whether MLX computes decode steps on CUDA, too.
+    pub(super) disable_cuda_graphs: bool,
 }
 
 /// A loaded model and its requests.
@@ -65,6 +68,7 @@ pub(super) struct Scheduler {
     pub(super) trainings: VecDeque<TrainJob>,
     pub(super) prefixes: PrefixCache,
     pub(super) sessions: Sessions,
+    pub(super) cuda: CudaSteps,
     pub(super) steps: u64,
 }
 
@@ -104,6 +108,7 @@ impl Scheduler {
             trainings: VecDeque::new(),
             prefixes,
             sessions: Sessions::default(),
+            cuda: CudaSteps::none(),
             steps: 0,
         }
     }
@@ -152,7 +157,17 @@ impl Scheduler {
         self.jobs.push_back(job);
     }
 
+    /// Computes decode steps as CUDA graphs where that can be done. They use the weights as they are now.
+    pub(super) fn use_cuda_graphs(&mut self) {
+        let (stream, disabled) = (self.stream.clone(), self.config.disable_cuda_graphs);
+        if !disabled {
+            self.cuda = with_stream(&stream, || CudaSteps::new(&*self.model, &stream));
+        }
+    }
+
     pub(super) fn push_training(&mut self, job: TrainJob) {
+        // Training changes the weights.
+        self.cuda = CudaSteps::none();
         self.trainings.push_back(job);
     }
 
@@ -171,7 +186,7 @@ impl Scheduler {
         }
         // What was submitted still runs, on memory that is about to be freed.
         let _ = mlx::synchronize(&self.stream);
-        drop((self.model, self.prefixes, self.sessions));
+        drop((self.cuda, self.model, self.prefixes, self.sessions));
         // Without it the weights' memory stays with the allocator; a failure leaves it there.
         let _ = memory::clear_cache();
     }
@@ -302,6 +317,9 @@ impl Scheduler {
             && let Some(job) = self.trainings.pop_front()
         {
             job.end(result);
+            if self.trainings.is_empty() {
+                self.use_cuda_graphs();
+            }
         }
         true
     }

@@ -166,6 +166,7 @@ impl Bench {
             prefix_cache: 0,
             kv_scheme: None,
             disable_cpu_kernels: false,
+            disable_cuda_graphs: false,
         };
         change(&mut config);
         let free = Rc::new(Cell::new(None));

@@ -24,6 +24,38 @@ pub(crate) fn with_bytes<T>(x: &Array, read: impl FnOnce(&[u8]) -> T) -> Result<
     Ok(read(unsafe { std::slice::from_raw_parts(data, x.nbytes()) }))
 }
 
+/// Where the array's elements begin in the memory of the device that computes here: with CUDA, an address of the GPU. It is valid
+/// while the array lives and nobody reads it, or another array that shares its memory, on the host: MLX moves it there. `None` unless the elements lie row by row, or column by column where `transposed`.
+pub(crate) fn device_address(array: &Array, transposed: bool) -> Result<Option<u64>> {
+    array.eval()?;
+    let ndim = array.ndim();
+    // SAFETY: the handle is valid, and an array has as many strides as axes.
+    let strides = unsafe {
+        let strides = mlx_sys::mlx_array_strides(array.as_ptr());
+        if strides.is_null() { &[] } else { std::slice::from_raw_parts(strides, ndim) }
+    };
+    let mut axes: Vec<usize> = (0..ndim).collect();
+    if transposed && ndim >= 2 {
+        axes.swap(ndim - 1, ndim - 2);
+    }
+    let mut expected = 1;
+    for axis in axes.into_iter().rev() {
+        let size = array.dim(axis as i32).max(0) as usize;
+        if size > 1 && strides.get(axis) != Some(&expected) {
+            return Ok(None);
+        }
+        expected *= size;
+    }
+    let address = if on_cuda() {
+        // SAFETY: the array is evaluated, and MLX is its CUDA build.
+        unsafe { mlx_primitive_sys::mlx_cuda_address(array.as_ptr()) as u64 }
+    } else {
+        // SAFETY: the array is evaluated.
+        unsafe { mlx_sys::mlx_array_data_uint8(array.as_ptr()) as u64 }
+    };
+    Ok((address != 0).then_some(address))
+}
+
 /// MLX's exception with the message of another error, such as that of reading an array's elements.
 pub(crate) fn exception(error: impl std::fmt::Display) -> Exception {
     Exception::custom(error.to_string())

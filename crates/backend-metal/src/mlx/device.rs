@@ -69,6 +69,17 @@ impl Device {
     }
 }
 
+/// Has MLX go on where its cache of CUDA graphs misses often. By itself it refuses such work with an error, and requests of many
+/// lengths are such work. To be called before MLX is used; what the user has set counts.
+pub(crate) fn allow_graph_cache_misses() {
+    const CHECK: &str = "MLX_ENABLE_CACHE_THRASHING_CHECK";
+    if cfg!(target_os = "linux") && std::env::var_os(CHECK).is_none() {
+        // SAFETY: Rust's own readers and writers of the environment take turns. Libraries in C that read it at this very moment, once
+        // in a process, would have to run on another thread.
+        unsafe { std::env::set_var(CHECK, "0") };
+    }
+}
+
 /// Waits until the stream is idle.
 pub(crate) fn synchronize(stream: &Stream) -> Result<()> {
     // SAFETY: the stream is alive.

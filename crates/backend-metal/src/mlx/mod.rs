@@ -19,9 +19,12 @@ mod vjp;
 
 pub use self::reader::Progress;
 pub(crate) use self::{
-    array::{cross_entropy, exception, filled, random_bits, scalar, slice, slice_update, with_bytes},
+    array::{
+        cross_entropy, device_address, exception, filled, random_bits, scalar, slice, slice_update,
+        with_bytes,
+    },
     checkpointing::{differentiated, recomputed},
-    device::{Device, mlx_version, on_cpu, on_cuda, synchronize},
+    device::{Device, allow_graph_cache_misses, mlx_version, on_cpu, on_cuda, synchronize},
     exit::at_exit,
     memory::Memory,
     quantized::{MXFP4, Mode, QuantizedMatrix, Scheme, dequantize, gather_qmm, quantize, quantized_matmul},

@@ -18,7 +18,7 @@ use inference_core::{
     Dtype, Error, ModelManifest, Result,
     backend::{ReadAt, TensorInfo, TensorSource},
 };
-use mlx_rs::{Array, error::Exception};
+use mlx_rs::Array;
 
 use super::{
     array::{filled, use_large_pages},

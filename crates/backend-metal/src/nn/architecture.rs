@@ -6,6 +6,7 @@ use mlx_rs::{Array, error::Result};
 
 use super::{
     cache::{KvCache, LayerState},
+    cuda::{Description, Unsupported},
     forward_pass::Rows,
     parameter::Param,
     registry::ParamRegistry,
@@ -31,6 +32,14 @@ pub(crate) trait Architecture {
     /// # Errors
     /// As [`hidden`](Self::hidden).
     fn hidden_for_training(&self, tokens: &Array, mode: &TrainMode<'_>) -> Result<Array>;
+
+    /// What the kernels of CUDA need to know to compute a decode step, if they can.
+    ///
+    /// # Errors
+    /// Why they cannot.
+    fn describe(&self) -> std::result::Result<Description, Unsupported> {
+        Err(Unsupported("models of this family".to_owned()))
+    }
 
     /// The trainable parameters.
     fn registry(&self) -> &ParamRegistry;

@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 
+use cuda_kernels::{AttentionSpec, DevicePtr};
 use inference_core::Result as LoadResult;
 use mlx_rs::{Array, Dtype, error::Result, fast, ops};
 
@@ -9,6 +10,7 @@ use super::{
     attention_params::AttentionParams,
     cache::LayerState,
     cpu::{self, QkNormRope},
+    cuda::{SpecBuilder, Unsupported},
     dimensions::{Dimensions, Heads},
     exec::ExecMode,
     forward_pass::ForwardPass,
@@ -172,6 +174,49 @@ impl Attention {
     /// What it keeps of a text.
     pub(crate) fn state(&self) -> LayerState {
         LayerState::attention(self.attend.window, 2 * (self.kv_heads * self.head_dim) as usize)
+    }
+
+    /// What the kernels of CUDA need to know.
+    pub(crate) fn describe(
+        &self,
+        builder: &mut SpecBuilder,
+    ) -> std::result::Result<AttentionSpec, Unsupported> {
+        // All fields, so that none is forgotten.
+        let Self {
+            qkv_proj,
+            o_proj,
+            norm,
+            rope,
+            attend: AttentionParams { scale, window, softcap, sinks },
+            gated,
+            rope_first,
+            query_scale,
+            clip,
+            heads,
+            kv_heads,
+            head_dim,
+        } = self;
+        builder.heads([*heads, *kv_heads, *head_dim])?;
+        if *gated || *rope_first || query_scale.is_some() || clip.is_some() {
+            return Err(Unsupported("gates, scales or bounds of queries".to_owned()));
+        }
+        let qk_norm = match norm {
+            QkNorm::None => None,
+            QkNorm::Heads(q_norm, k_norm) => Some([builder.norm(q_norm)?, builder.norm(k_norm)?]),
+            QkNorm::Whole(..) | QkNorm::Own(..) => {
+                return Err(Unsupported("norms of all heads together".to_owned()));
+            }
+        };
+        Ok(AttentionSpec {
+            qkv: builder.projections(qkv_proj)?,
+            output: builder.linear(o_proj)?,
+            qk_norm,
+            rope: rope.as_ref().map(|rope| builder.rope(rope)).transpose()?,
+            window: *window,
+            scale: *scale,
+            cap: *softcap,
+            sinks: sinks.as_ref().map_or(Ok(DevicePtr::NULL), |sinks| builder.sinks(sinks))?,
+        })
     }
 
     /// `[B, T, hidden]` → the same, as layer `layer` of the model.

@@ -1,11 +1,13 @@
 //! Transformer blocks.
 
+use cuda_kernels::{AttentionSpec, LayerSpec, MlpSpec};
 use inference_core::Result as LoadResult;
 use mlx_rs::{Array, error::Result};
 
 use super::{
     attention::Attention,
     cache::LayerState,
+    cuda::{SpecBuilder, Unsupported},
     dimensions::Dimensions,
     forward_pass::ForwardPass,
     mlp::GatedMlp,
@@ -20,6 +22,12 @@ pub(crate) trait Block {
 
     /// What it keeps of a text.
     fn state(&self) -> LayerState;
+
+    /// What the kernels of CUDA need to know, if they can compute it.
+    fn describe(&self, builder: &mut SpecBuilder) -> std::result::Result<LayerSpec, Unsupported> {
+        let _ = builder;
+        Err(Unsupported("blocks of this family".to_owned()))
+    }
 }
 
 impl Block for Box<dyn Block> {
@@ -30,23 +38,41 @@ impl Block for Box<dyn Block> {
     fn state(&self) -> LayerState {
         (**self).state()
     }
+
+    fn describe(&self, builder: &mut SpecBuilder) -> std::result::Result<LayerSpec, Unsupported> {
+        (**self).describe(builder)
+    }
 }
 
 /// The feed-forward part of a block.
 pub(crate) trait FeedForward {
     /// `[B, T, hidden]` → the same
     fn forward(&self, x: &Array) -> Result<Array>;
+
+    /// What the kernels of CUDA need to know, if they can compute it.
+    fn describe(&self, builder: &mut SpecBuilder) -> std::result::Result<MlpSpec, Unsupported> {
+        let _ = builder;
+        Err(Unsupported("experts".to_owned()))
+    }
 }
 
 impl FeedForward for GatedMlp {
     fn forward(&self, x: &Array) -> Result<Array> {
         Self::forward(self, x)
     }
+
+    fn describe(&self, builder: &mut SpecBuilder) -> std::result::Result<MlpSpec, Unsupported> {
+        Self::describe(self, builder)
+    }
 }
 
 impl FeedForward for Box<dyn FeedForward> {
     fn forward(&self, x: &Array) -> Result<Array> {
         (**self).forward(x)
+    }
+
+    fn describe(&self, builder: &mut SpecBuilder) -> std::result::Result<MlpSpec, Unsupported> {
+        (**self).describe(builder)
     }
 }
 
@@ -57,6 +83,12 @@ pub(crate) trait Mixer {
 
     /// What it keeps of a text.
     fn state(&self) -> LayerState;
+
+    /// What the kernels of CUDA need to know, if they can compute it.
+    fn describe(&self, builder: &mut SpecBuilder) -> std::result::Result<AttentionSpec, Unsupported> {
+        let _ = builder;
+        Err(Unsupported("layers that mix tokens in another way".to_owned()))
+    }
 }
 
 impl Mixer for Attention {
@@ -67,6 +99,10 @@ impl Mixer for Attention {
     fn state(&self) -> LayerState {
         Self::state(self)
     }
+
+    fn describe(&self, builder: &mut SpecBuilder) -> std::result::Result<AttentionSpec, Unsupported> {
+        Self::describe(self, builder)
+    }
 }
 
 impl Mixer for Box<dyn Mixer> {
@@ -76,6 +112,10 @@ impl Mixer for Box<dyn Mixer> {
 
     fn state(&self) -> LayerState {
         (**self).state()
+    }
+
+    fn describe(&self, builder: &mut SpecBuilder) -> std::result::Result<AttentionSpec, Unsupported> {
+        (**self).describe(builder)
     }
 }
 
@@ -109,6 +149,16 @@ impl<F: FeedForward, M: Mixer> Block for PreNorm<F, M> {
 
     fn state(&self) -> LayerState {
         self.self_attn.state()
+    }
+
+    fn describe(&self, builder: &mut SpecBuilder) -> std::result::Result<LayerSpec, Unsupported> {
+        Ok(LayerSpec {
+            input_norm: builder.norm(&self.input_layernorm)?,
+            attention: self.self_attn.describe(builder)?,
+            mlp_norm: builder.norm(&self.post_attention_layernorm)?,
+            mlp: self.mlp.describe(builder)?,
+            post_norms: None,
+        })
     }
 }
 

@@ -9,6 +9,7 @@ use super::{
     architecture::{Architecture, ModelConfig, TrainMode},
     block::Block,
     cache::{KvCache, LayerState},
+    cuda::{Description, SpecBuilder, Unsupported},
     dimensions::Dimensions,
     forward_pass::{ForwardPass, Rows},
     linear::{Embedding, Linear},
@@ -240,6 +241,34 @@ impl<B: Block + 'static> Architecture for Decoder<B> {
 
     fn registry(&self) -> &ParamRegistry {
         &self.registry
+    }
+
+    fn describe(&self) -> std::result::Result<Description, Unsupported> {
+        // All fields, so that none is forgotten.
+        let Self {
+            config,
+            recompute_at: _,
+            embed_tokens,
+            embed_scale,
+            layers,
+            norm,
+            lm_head,
+            logit_scale,
+            logit_cap,
+            layer_inputs,
+            registry: _,
+        } = self;
+        let mut builder = SpecBuilder::new(config)?;
+        let Norm::Rms(norm) = norm else { return Err(Unsupported("norms of mean and variance".to_owned())) };
+        if layer_inputs.is_some() {
+            return Err(Unsupported("inputs of single layers".to_owned()));
+        }
+        let layers = layers.iter().map(|block| block.describe(&mut builder));
+        let layers = layers.collect::<std::result::Result<_, _>>()?;
+        let (embedding, head) = (builder.embedding(embed_tokens)?, builder.linear(lm_head)?);
+        let norm = builder.norm(norm)?;
+        let scales = [embed_scale, logit_scale].map(|scale| scale.unwrap_or(1.0));
+        builder.finish(layers, [embedding, head], norm, scales, *logit_cap)
     }
 
     fn new_cache(&self) -> KvCache {

@@ -58,6 +58,11 @@ impl Linear {
         self.slots.is_plain()
     }
 
+    /// The matrix and the bias, if no adapter changes the layer.
+    pub(super) fn parts(&self) -> Option<(&Matrix, Option<&Weight>)> {
+        self.slots.is_plain().then_some((&self.matrix, self.bias.as_ref()))
+    }
+
     /// `[.., in]` → `[.., out]`
     pub(crate) fn forward(&self, x: &Array) -> Result<Array> {
         if self.slots.is_plain() {
@@ -101,6 +106,11 @@ impl Projections {
         Ok(Self { linears: linears.collect::<LoadResult<_>>()?, cuts: Vec::new() })
     }
 
+    /// The layers, one if they are fused, and where the outputs of a fused one are split.
+    pub(super) fn parts(&self) -> (&[Linear], &[i32]) {
+        (&self.linears, &self.cuts)
+    }
+
     /// The fused layer, if they are fused.
     pub(crate) fn joined(&self) -> Option<&Linear> {
         match self.linears.as_slice() {
@@ -142,6 +152,11 @@ impl Embedding {
         let matrix = Matrix::load(weights, vocab_size, hidden_size)?;
         let slot = weights.slot("", SlotKind::Embedding, vocab_size, hidden_size);
         Ok(Self { matrix, slots: AdapterSlots::new(vec![slot]), dtype: weights.float_dtype() })
+    }
+
+    /// The matrix, if no adapter changes the layer.
+    pub(super) fn matrix(&self) -> Option<&Matrix> {
+        self.slots.is_plain().then_some(&self.matrix)
     }
 
     /// Ids `[..]` → `[.., hidden_size]`. MLX does not check that ids are below the vocabulary's size.

@@ -1,5 +1,6 @@
 //! The gated MLP.
 
+use cuda_kernels::MlpSpec;
 use inference_core::Result as LoadResult;
 use mlx_rs::{
     Array,
@@ -11,6 +12,7 @@ use super::{
     activation::{Activation, Gating},
     block::FeedForward,
     cpu::{self, Halves},
+    cuda::{SpecBuilder, Unsupported},
     dimensions::Dimensions,
     exec::ExecMode,
     linear::{Linear, Projections},
@@ -145,6 +147,18 @@ impl GatedMlp {
         intermediate_size: usize,
     ) -> LoadResult<Self> {
         Self::load(weights, &Dimensions { intermediate_size, ..dims.clone() }, false)
+    }
+
+    /// What the kernels of CUDA need to know.
+    pub(crate) fn describe(&self, builder: &mut SpecBuilder) -> std::result::Result<MlpSpec, Unsupported> {
+        let activation = match self.gating {
+            Gating::Glu(Activation::Silu) => cuda_kernels::Activation::Silu,
+            Gating::Glu(Activation::Gelu) => cuda_kernels::Activation::Gelu,
+            Gating::Glu(Activation::GeluTanh) => cuda_kernels::Activation::GeluTanh,
+            other => return Err(Unsupported(format!("a feed-forward part with {other:?}"))),
+        };
+        let gate_up = builder.projections(&self.gate_up_proj)?;
+        Ok(MlpSpec { gate_up, down: builder.linear(&self.down_proj)?, activation })
     }
 
     /// `[B, T, hidden]` → the same

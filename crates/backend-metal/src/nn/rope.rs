@@ -130,12 +130,38 @@ impl Rope {
         }
     }
 
+    /// The radians for each position of each pair of rotated elements, and the factor of queries and keys. `None` if they depend on
+    /// the length of the text.
+    ///
+    /// # Errors
+    /// MLX's own.
+    pub(crate) fn frequencies(&self) -> Result<Option<(Vec<f32>, f32)>> {
+        let pairs = self.dims as usize / 2;
+        let frequencies: Vec<f64> = match &self.freqs {
+            RopeFreqs::Base(base) => {
+                let power = |i: usize| f64::from(*base).powf(-2.0 * i as f64 / f64::from(self.dims));
+                (0..pairs).map(power).collect()
+            }
+            RopeFreqs::Listed(freqs) => {
+                let freqs = freqs.to_vec_exact::<f32>().map_err(host)?;
+                freqs.into_iter().map(|freq| 1.0 / f64::from(freq)).collect()
+            }
+            RopeFreqs::Long { .. } | RopeFreqs::Dynamic { .. } => return Ok(None),
+        };
+        let scaled = frequencies.into_iter().map(|frequency| (frequency * f64::from(self.scale)) as f32);
+        Ok(Some((scaled.collect(), self.factor()?)))
+    }
+
+    /// The factor of queries and keys.
+    fn factor(&self) -> Result<f32> {
+        let factor = self.attention_factor.as_ref().map(Array::to_vec_exact::<f32>).transpose();
+        Ok(factor.map_err(host)?.map_or(1.0, |factor| factor[0]))
+    }
+
     /// The rotary table of `tokens` tokens in each row, where row b is part of a text of `lengths[b]` tokens.
     pub(crate) fn table(&self, offsets: &Offsets, tokens: usize, lengths: &[usize]) -> Result<RotaryTable> {
         let pairs = self.dims as usize / 2;
-        let attention_factor = self.attention_factor.as_ref().map(Array::to_vec_exact::<f32>).transpose();
-        let attention_factor =
-            attention_factor.map_err(host)?.map_or(1.0, |attention_factor| attention_factor[0]);
+        let attention_factor = self.factor()?;
         let starts = match offsets {
             Offsets::Same(start) => vec![*start as i32; lengths.len()],
             Offsets::Each(starts) => starts.to_vec_exact::<i32>().map_err(host)?,

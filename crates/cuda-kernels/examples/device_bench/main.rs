@@ -4,11 +4,11 @@
 
 mod models;
 
-use std::{env, process::ExitCode};
+use std::{env, process::ExitCode, sync::Arc};
 
-use cuda_kernels::{Compiler, Device, Executor, Options, Part, Result, Row};
+use cuda_kernels::{Buffer, Cache, Compiler, Device, Executor, Logits, Options, Part, Result, Row};
 
-use crate::models::{Model, Random};
+use crate::models::{CAPACITY, Model, Random};
 
 const PARTS: [Part; 7] =
     [Part::Embed, Part::Qkv, Part::Attention, Part::Output, Part::GateUp, Part::Down, Part::Head];
@@ -29,70 +29,73 @@ fn run() -> Result<()> {
     let device = Device::probe(0)?;
     let bandwidth: f64 = if device.name().contains("H200") { 4.8e12 } else { 3.35e12 };
     println!("{} driver {}, {bandwidth:.2e} bytes/s", device.name(), device.driver());
-    let compiler = Compiler::new(&device, env::var_os("KERNEL_CACHE").map(Into::into));
+    let compiler = Arc::new(Compiler::new(&device, env::var_os("KERNEL_CACHE").map(Into::into)));
     let wanted: Vec<String> = env::args().skip(1).collect();
     let random = Random::new();
     for model in models::all() {
-        if !wanted.is_empty() && !wanted.iter().any(|wanted| model.name.contains(wanted)) {
-            continue;
+        if wanted.is_empty() || wanted.iter().any(|wanted| model.name.contains(wanted)) {
+            for early_start in [true, false] {
+                bench(&compiler, &random, &model, bandwidth, early_start)?;
+            }
         }
-        bench(&compiler, &random, &model, bandwidth)?;
     }
     Ok(())
 }
 
-fn bench(compiler: &Compiler, random: &Random, model: &Model, bandwidth: f64) -> Result<()> {
-    let (spec, _buffers) = model.build(compiler.device(), random)?;
-    let caches = model.caches(compiler.device(), random)?;
-    for (early_start, look_ahead) in [(true, false), (true, true), (false, false)] {
-        let options = Options { history: 16, keep_logits: false, early_start, look_ahead };
-        // SAFETY: weights and caches live as long as this function.
-        let mut executor = unsafe { Executor::new(compiler, spec.clone(), options)? };
-        for (layer, rows) in caches.iter().enumerate() {
-            for (row, [keys, values]) in rows.iter().enumerate() {
-                executor.set_cache(layer, row, keys.ptr(), values.ptr())?;
-            }
+fn bench(
+    compiler: &Arc<Compiler>,
+    random: &Random,
+    model: &Model,
+    bandwidth: f64,
+    early_start: bool,
+) -> Result<()> {
+    let device = compiler.device();
+    let (spec, _buffers) = model.build(device, random)?;
+    let options = Options { history: 16, early_start, ..Options::default() };
+    let caches = (0..8).map(|_| model.caches(device, random)).collect::<Result<Vec<_>>>()?;
+    // SAFETY: weights and caches live as long as this function; the executor is dropped first.
+    let mut executor = unsafe { Executor::new(compiler.clone(), spec, options)? };
+    for (row, layers) in caches.iter().enumerate() {
+        let cache = |[keys, values]: &[Buffer; 2]| Cache {
+            keys: keys.ptr(),
+            values: values.ptr(),
+            capacity: CAPACITY,
+        };
+        executor.set_caches(row, &layers.iter().map(cache).collect::<Vec<_>>())?;
+    }
+    for (rows, prompt) in [1, 2, 4, 8].into_iter().flat_map(|rows| [(rows, 32), (rows, 2048)]) {
+        let extra = rows > 1 || prompt > 32;
+        if extra && !early_start || rows > 1 && env::var_os("ROWS").is_none() {
+            continue;
         }
-        for rows in [1, 2, 4, 8] {
-            executor.prepare(compiler, rows)?;
-            for prompt in [32, 2048] {
-                if (!early_start || look_ahead) && (rows > 1 || prompt > 32)
-                    || rows > 1 && env::var_os("ROWS").is_none()
-                {
-                    continue;
-                }
-                let mut rates = Vec::new();
-                for _ in 0..3 {
-                    rates.push(rate(&mut executor, rows, prompt)?);
-                }
-                rates.sort_by(f64::total_cmp);
-                let bytes = model.bytes(rows, prompt + STEPS / 2) as f64;
-                println!(
-                    "{} rows {rows} prompt {prompt}{}: {:.0} tok/s, {:.3} ms a step, {:.1} % of the bandwidth",
-                    model.name,
-                    match (early_start, look_ahead) {
-                        (true, true) => ", look-ahead",
-                        (true, false) => "",
-                        (false, true) => ", no early start, look-ahead",
-                        (false, false) => ", no early start",
-                    },
-                    rates[1] * rows as f64,
-                    1e3 / rates[1],
-                    100.0 * bytes * rates[1] / bandwidth,
-                );
-                if early_start && !look_ahead && (rows == 1 || (rows == 8 && prompt == 32)) {
-                    let mut line = String::new();
-                    for part in PARTS {
-                        let milliseconds = executor.time(rows, 20, |p| p == part)?;
-                        let count = executor.parts(rows).iter().filter(|p| **p == part).count();
-                        let each = 1e3 * milliseconds / count as f32;
-                        line += &format!(" {part:?} {milliseconds:.3} ({count} × {each:.1} µs)");
-                    }
-                    println!("   {line}");
-                }
-            }
+        let mut rates = (0..3).map(|_| rate(&mut executor, rows, prompt)).collect::<Result<Vec<_>>>()?;
+        rates.sort_by(f64::total_cmp);
+        let bytes = model.bytes(rows, prompt + STEPS / 2) as f64;
+        println!(
+            "{} rows {rows} prompt {prompt}{}: {:.0} tok/s, {:.3} ms a step, {:.1} % of the bandwidth",
+            model.name,
+            if early_start { "" } else { ", no early start" },
+            rates[1] * rows as f64,
+            1e3 / rates[1],
+            100.0 * bytes * rates[1] / bandwidth,
+        );
+        if early_start && (rows == 1 || (rows == 8 && prompt == 32)) {
+            print_parts(&mut executor, [rows, prompt + 16 + STEPS])?;
         }
     }
+    Ok(())
+}
+
+/// Prints what each part of a step costs when its launches run after each other.
+fn print_parts(executor: &mut Executor, [rows, positions]: [usize; 2]) -> Result<()> {
+    let mut line = String::new();
+    for part in PARTS {
+        let milliseconds = executor.time([rows, positions], 20, |p| p == part)?;
+        let count = executor.parts(rows, positions).iter().filter(|p| **p == part).count();
+        let each = 1e3 * milliseconds / count as f32;
+        line += &format!(" {part:?} {milliseconds:.3} ({count} × {each:.1} µs)");
+    }
+    println!("   {line}");
     Ok(())
 }
 
@@ -102,10 +105,10 @@ fn rate(executor: &mut Executor, rows: usize, prompt: usize) -> Result<f64> {
         let next = Row { token: 17 + row as u32, position: prompt };
         executor.set_row(row, (row < rows).then_some(next))?;
     }
-    executor.run(rows, 16)?;
-    let start = executor.stream().record()?;
-    executor.run(rows, STEPS)?;
-    let end = executor.stream().record()?;
+    executor.run(rows, 16, Logits::Discard)?;
+    let start = executor.stream().record_timed()?;
+    executor.run(rows, STEPS, Logits::Discard)?;
+    let end = executor.stream().record_timed()?;
     let milliseconds = start.milliseconds_to(&end)?;
     executor.tokens(0, 16)?;
     Ok(STEPS as f64 * 1e3 / f64::from(milliseconds))

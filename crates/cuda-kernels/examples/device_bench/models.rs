@@ -1,14 +1,14 @@
 //! Shapes of models, filled with random numbers.
 
 use cuda_kernels::{
-    Activation, AttentionSpec, Buffer, CacheShape, DecoderSpec, Device, DevicePtr, Half, LayerSpec, Layout,
-    MlpSpec, NormWeight, Result, RopeSpec, Weight,
+    Activation, AttentionSpec, Buffer, DecoderSpec, Device, DevicePtr, Half, LayerSpec, Layout, MlpSpec,
+    NormWeight, Result, RopeSpec, Weight,
 };
 use half::bf16;
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 
 /// Positions of a cache.
-const CAPACITY: usize = 2560;
+pub(crate) const CAPACITY: usize = 2560;
 
 /// A model.
 #[derive(Debug, Clone)]
@@ -174,7 +174,6 @@ impl Model {
                 scale: (self.head_dim as f32).sqrt().recip(),
                 cap: None,
                 sinks: DevicePtr::NULL,
-                cache: CacheShape { capacity: CAPACITY, head_stride: CAPACITY * self.head_dim },
             };
             layers.push(LayerSpec {
                 input_norm: b.norm(self.hidden)?,
@@ -219,10 +218,11 @@ impl Model {
     }
 
     /// Caches of eight rows for each layer.
-    pub(crate) fn caches(&self, device: &Device, random: &Random) -> Result<Vec<Vec<[Buffer; 2]>>> {
+    /// The layers' keys and values of one row.
+    pub(crate) fn caches(&self, device: &Device, random: &Random) -> Result<Vec<[Buffer; 2]>> {
         let size = self.kv_heads * CAPACITY * self.head_dim;
         let one = || filled(device, size, &random.halves);
-        (0..self.layers).map(|_| (0..8).map(|_| Ok([one()?, one()?])).collect()).collect()
+        (0..self.layers).map(|_| Ok([one()?, one()?])).collect()
     }
 
     /// Bytes that a step reads: weights once, and what rows of `length` positions have cached.

@@ -98,6 +98,11 @@ pub(crate) fn all() -> Vec<(String, Shape)> {
             },
         ),
         (
+            "head 32".to_owned(),
+            Shape { head_dim: 32, rotated: 32, qk_norm: true, window: Some(40), ..llama.clone() },
+        ),
+        ("long text".to_owned(), Shape { capacity: 5000, layers: 1, heads: 8, ..llama.clone() }),
+        (
             "odd vocabulary and width".to_owned(),
             Shape {
                 hidden: 264,

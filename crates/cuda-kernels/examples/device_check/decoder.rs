@@ -1,8 +1,8 @@
 //! Small random decoders, and what they compute in double precision.
 
 use cuda_kernels::{
-    Activation, AttentionSpec, Buffer, CacheShape, DecoderSpec, Device, DevicePtr, Half, LayerSpec, Layout,
-    MlpSpec, Result, RopeSpec,
+    Activation, AttentionSpec, Buffer, DecoderSpec, Device, DevicePtr, Half, LayerSpec, Layout, MlpSpec,
+    Result, RopeSpec,
 };
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 
@@ -177,7 +177,7 @@ impl Decoder {
 
     pub(crate) fn spec(&self) -> DecoderSpec {
         let shape = &self.shape;
-        let layers = self.layers.iter().enumerate().map(|(i, layer)| LayerSpec {
+        let layers = self.layers.iter().map(|layer| LayerSpec {
             input_norm: layer.input_norm.weight,
             attention: AttentionSpec {
                 qkv: layer.qkv.each_ref().map(|matrix| matrix.weight),
@@ -188,10 +188,6 @@ impl Decoder {
                 scale: self.scale() as f32,
                 cap: shape.cap,
                 sinks: layer.sinks.as_ref().map_or(DevicePtr::NULL, |(_, buffer)| buffer.ptr()),
-                cache: CacheShape {
-                    capacity: self.capacity(i),
-                    head_stride: self.capacity(i) * shape.head_dim,
-                },
             },
             mlp_norm: layer.mlp_norm.weight,
             mlp: MlpSpec {

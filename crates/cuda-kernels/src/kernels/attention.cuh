@@ -7,6 +7,7 @@ struct AttentionArgs {
   void* out;                  // [rows][heads · D], halves
   const u64* keys;            // for each row, where its keys lie: [kv_heads][capacity][D]
   const u64* values;          // likewise
+  const int* row_capacity;    // positions of each row's cache
   const int* position;        // of each row; negative where the row is idle
   const float* frequencies;   // [rotated / 2], radians for each position; null without rope
   const float* sinks;         // [heads] or null
@@ -14,7 +15,7 @@ struct AttentionArgs {
   float2* part_state;         // [rows][kv_heads][blocks of heads][splits][HEADS]: maximum and sum
   u32* ticket;                // [rows][kv_heads][blocks of heads]
   Vector q_norm, k_norm;      // null without
-  u32 heads, kv_heads, capacity, head_stride;
+  u32 heads, kv_heads;
   u32 rotated, window, interleaved, cluster;
   float scale, cap, eps, magnitude;
 };
@@ -116,6 +117,7 @@ DEVICE void attention(const AttentionArgs& a) {
   MARK(0);
   const u64 key_base = loadp(a.keys + row), value_base = loadp(a.values + row);
   const int position = loadi(a.position + row);
+  const u32 capacity = (u32)loadi(a.row_capacity + row);
   const u32 clusters = gridDim.x / a.cluster, cluster = blockIdx.x / a.cluster, rank = blockIdx.x % a.cluster;
   const u32 width = a.heads * D;
   const Vector norm = warp < HEADS ? a.q_norm : a.k_norm;
@@ -141,9 +143,9 @@ DEVICE void attention(const AttentionArgs& a) {
   const u32 chunk = max(16u, (count + active * a.cluster - 1) / (active * a.cluster));
   const u32 stop = (u32)position + 1, begin = min(start + blockIdx.x * chunk, stop), end = min(begin + chunk, stop);
   const bool newest = begin < end && end == stop;
-  const u16* keys = (const u16*)key_base + (u64)kv * a.head_stride;
-  const u16* values = (const u16*)value_base + (u64)kv * a.head_stride;
-  const u32 offset = begin % a.capacity, sub = lane % L, set = lane / L;
+  const u16* keys = (const u16*)key_base + (u64)kv * capacity * D;
+  const u16* values = (const u16*)value_base + (u64)kv * capacity * D;
+  const u32 offset = begin % capacity, sub = lane % L, set = lane / L;
   // What earlier steps cached is there already: the first of it comes while the projection runs, the rest comes nearer.
   uint4 k[UNROLL][V], v[UNROLL][V];
   auto fetch = [&](u32 p0, uint4 k[UNROLL][V], uint4 v[UNROLL][V]) {
@@ -151,7 +153,7 @@ DEVICE void attention(const AttentionArgs& a) {
     for (int u = 0; u < UNROLL; u++) {
       const u32 p = p0 + u * STRIDE;
       u32 slot = offset + (p - begin);
-      if (slot >= a.capacity) slot -= a.capacity;
+      if (slot >= capacity) slot -= capacity;
 #pragma unroll
       for (int j = 0; j < V; j++) {
         const u32 d = j * L * 8 + sub * 8;
@@ -165,7 +167,7 @@ DEVICE void attention(const AttentionArgs& a) {
   fetch(p0, k, v);
   for (u32 p = begin + UNROLL * STRIDE + tid; p < end; p += blockDim.x) {
     u32 slot = offset + (p - begin);
-    if (slot >= a.capacity) slot -= a.capacity;
+    if (slot >= capacity) slot -= capacity;
 #pragma unroll 1
     for (u32 d = 0; d < D; d += 64) {
       asm volatile("prefetch.global.L2 [%0];" ::"l"(keys + (u64)slot * D + d));
@@ -192,7 +194,7 @@ DEVICE void attention(const AttentionArgs& a) {
     float* to = q + warp * D;
     prepare<D>(a, mine + from * D, to, normed, norms, turns, scale, warp <= HEADS && a.frequencies, lane);
     if (!is_query) {
-      u16* cache = (u16*)(is_key ? keys : values) + (u64)((u32)position % a.capacity) * D;
+      u16* cache = (u16*)(is_key ? keys : values) + (u64)((u32)position % capacity) * D;
       const bool writes = blockIdx.y % parts == 0;
 #pragma unroll 1
       for (u32 i = lane; i < D / 2; i += 32) {

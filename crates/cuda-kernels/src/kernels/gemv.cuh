@@ -90,6 +90,13 @@ DEVICE void better(float& v, int& i, float other, int at) {
   if (other > v || (other == v && at < i)) v = other, i = at;
 }
 
+// As `better`, for a logit. One that is NaN or infinite beats all others, with an index that no token has.
+DEVICE void better_logit(float& v, int& i, float other, int at) {
+  if (!(fabsf(other) < __int_as_float(0x7f800000))) other = __int_as_float(0x7f800000), at = -1;
+  better(v, i, other, at);
+}
+DEVICE bool is_finite(float v, int at) { return at >= 0 && v < __int_as_float(0x7f800000); }
+
 // The best token of each row among all blocks; the last block to arrive writes it and moves the row on.
 template <int ROWS>
 DEVICE void choose(const GemvArgs& a, float v[2], int at[2], u8* smem, u32 tid) {
@@ -134,11 +141,11 @@ DEVICE void choose(const GemvArgs& a, float v[2], int at[2], u8* smem, u32 tid) 
   if (lane == 0 && a.token) {
     const int position = a.position[row], step = a.steps[row];
     if (position >= 0) {
-      // Where all logits are NaN, there is no best.
-      const int token = bi < (int)a.n ? bi : 0;
+      const bool finite = is_finite(b, bi);
+      const int token = finite ? bi : 0;
       a.token[row] = token;
       a.position[row] = position + 1;
-      a.history[row * a.history_len + (u32)step % a.history_len] = token;
+      a.history[row * a.history_len + (u32)step % a.history_len] = finite ? token : -1;
       a.steps[row] = step + 1;
     }
   }
@@ -257,7 +264,7 @@ DEVICE void gemv(const GemvArgs& a) {
 #pragma unroll
         for (int j = 0; j < 2; j++) {
           if (a.cap > 0.f) z[j] = a.cap * tanhf(z[j] / a.cap);
-          better(best[j], best_at[j], z[j], (int)n + rt * 8 + j);
+          better_logit(best[j], best_at[j], z[j], (int)n + rt * 8 + j);
         }
         if (a.out) *to = make_float2(z[0], z[1]);
       }

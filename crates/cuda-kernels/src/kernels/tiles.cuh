@@ -13,16 +13,8 @@ struct Matrix {
   u32 reserved;
 };
 
-// Memory that is read later.
-struct Range {
-  const u8* data;
-  u64 bytes;
-};
-#define RANGES 9
-
 struct GemvArgs {
   Matrix m[3];
-  Range later[RANGES];
   const float* x;
   const float* y;
   float* x_out;
@@ -261,13 +253,6 @@ DEVICE void produce(const GemvArgs& a, u8* scales, u8* ring, u64* full, u64* emp
       barrier_arrive_after_copies(full + stage.index);
       stage.next(a.stages);
     }
-  }
-  // What later kernels read first comes nearer meanwhile.
-  for (u32 r = 0; r < RANGES; r++) {
-    const u64 total = a.later[r].bytes, lines = (total + 127) / 128, each = (lines + gridDim.x - 1) / gridDim.x;
-    const u64 begin = blockIdx.x * each, end = min(begin + each, lines);
-    for (u64 line = begin + warp * 32 + lane; line < end; line += COPY_WARPS * 32)
-      asm volatile("prefetch.global.L2 [%0];" ::"l"(a.later[r].data + line * 128));
   }
   wait_for_copies();
 }

@@ -132,7 +132,7 @@ DEVICE void argmax(const ArgmaxArgs& a) {
   const u32 row = blockIdx.x, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   float best = __int_as_float(0xff800000);
   int at = 0x7fffffff;
-  for (u32 i = threadIdx.x; i < a.n; i += blockDim.x) better(best, at, load1(a.logits + (u64)row * a.n + i), (int)i);
+  for (u32 i = threadIdx.x; i < a.n; i += blockDim.x) better_logit(best, at, load1(a.logits + (u64)row * a.n + i), (int)i);
   for (int pass = 0; pass < 2; pass++) {
 #pragma unroll
     for (int o = 16; o > 0; o >>= 1) {
@@ -148,9 +148,10 @@ DEVICE void argmax(const ArgmaxArgs& a) {
     at = lane < blockDim.x / 32 ? indices[lane] : 0x7fffffff;
   }
   if (lane > 0 || loadi(a.position + row) < 0) return;
-  const int token = at < (int)a.n ? at : 0, step = a.steps[row];
+  const bool finite = is_finite(best, at);
+  const int token = finite ? at : 0, step = a.steps[row];
   a.token[row] = token;
   a.position[row] += 1;
-  a.history[row * a.history_len + (u32)step % a.history_len] = token;
+  a.history[row * a.history_len + (u32)step % a.history_len] = finite ? token : -1;
   a.steps[row] = step + 1;
 }

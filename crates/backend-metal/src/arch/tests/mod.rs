@@ -3,6 +3,7 @@
 mod batches;
 mod bindings;
 mod conversion;
+mod cuda;
 mod fixtures;
 mod golden;
 mod heads;

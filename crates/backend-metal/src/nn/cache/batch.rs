@@ -139,7 +139,7 @@ impl KvCache {
     }
 
     /// Gives the row a buffer that no other cache shares. What a clone still refers to is copied before it is written.
-    fn make_unique(&mut self) -> Result<()> {
+    pub(super) fn make_unique(&mut self) -> Result<()> {
         self.detach_buffer()?;
         if Rc::strong_count(&self.buffer) > 1 {
             let shared = self.buffer.borrow_mut().share();

@@ -6,7 +6,11 @@ use std::{
     rc::Rc,
 };
 
-use mlx_rs::{Array, Dtype, error::Result, ops, transforms};
+use mlx_rs::{
+    Array, Dtype,
+    error::{Exception, Result},
+    ops, transforms,
+};
 
 use super::{
     buffers::{KvBuffer, Layer, LayerBuffers, STEP},
@@ -390,6 +394,41 @@ impl KvCache {
         let Layer { window, buffers, .. } = layer;
         let (slot, held) = (window.slot(self.len), window.held(self.len + tokens));
         Ok(KvSlot { arrays: buffers.arrays.clone(), after: buffers.written.clone(), slot, held })
+    }
+
+    /// Whether keys and values may be lent: there are some, as they were computed, each in the slot of its position or of its position
+    /// modulo the window.
+    pub(crate) fn can_lend(&self) -> bool {
+        self.len > 0 && self.scheme.is_none() && self.rotation.is_none() && self.tokens.is_empty()
+    }
+
+    /// Makes room for one token more, and lends the memory to whoever computes beside MLX: keys and values of each layer,
+    /// `[1, kv_heads, capacity, head_dim]`. Who borrows writes in place, and counts tokens with [`advance`](Self::advance). MLX may
+    /// read or write them again once those writes are done and the arrays that are returned are dropped.
+    pub(crate) fn lend(&mut self) -> Result<Vec<[Array; 2]>> {
+        debug_assert!(self.can_lend(), "such a cache is not lent");
+        self.make_unique()?;
+        let mut buffer = self.buffer.borrow_mut();
+        let mut lent = Vec::with_capacity(self.windows.len());
+        for index in 0..self.windows.len() {
+            let like = buffer.layers[index].arrays.clone();
+            let mut layer = self.layer(&mut buffer, index);
+            layer.make_room(self.len, 1, &like, true)?;
+            match layer.buffers.arrays.as_slice() {
+                [keys, values] => lent.push([keys.clone(), values.clone()]),
+                _ => return Err(Exception::custom("a layer has no keys and values to lend")),
+            }
+        }
+        Ok(lent)
+    }
+
+    /// Tokens that the buffers have room for.
+    pub(crate) fn room(&self) -> usize {
+        let buffer = self.buffer.borrow();
+        let layers = buffer.layers.iter().zip(&self.windows);
+        // A window's buffer is used again and again once it holds the window.
+        let room = layers.filter(|(layer, window)| window.size.is_none_or(|size| size > layer.capacity()));
+        room.map(|(layer, _)| layer.capacity()).min().unwrap_or(usize::MAX)
     }
 
     /// Records that `written` is computed after the write to the layer's [`slot`](Self::slot).

@@ -1,0 +1,116 @@
+//! Decode steps by CUDA graphs, where model and requests allow it.
+
+use std::{collections::BTreeMap, rc::Rc};
+
+use mlx_rs::{Array, Stream, error::Result, ops};
+
+use super::{decode::choose, in_flight::InFlight, plan::RowId, row::Row};
+use crate::{
+    mlx::{self, exception},
+    nn::{Architecture, CudaDecoder, KvCache, Lane, Pending},
+};
+
+/// An extension of [`LoadOptions`](inference_core::LoadOptions): MLX computes decode steps on CUDA, too.
+#[derive(Debug, Clone, Copy)]
+pub struct DisableCudaGraphs;
+
+/// A model's decode steps on the CUDA kernels, if those know the model.
+#[derive(Debug)]
+pub(super) struct CudaSteps(Option<CudaDecoder>);
+
+impl CudaSteps {
+    /// No steps: MLX computes all.
+    pub(super) fn none() -> Self {
+        Self(None)
+    }
+
+    /// The steps of this model, whose stream is in scope.
+    pub(super) fn new(model: &dyn Architecture, stream: &Stream) -> Self {
+        if !mlx::on_cuda() {
+            return Self::none();
+        }
+        let folder = directories::ProjectDirs::from("", "", "inference");
+        let folder = folder.map(|folders| folders.cache_dir().join("cuda-kernels"));
+        let decoder = model.describe().map_err(|why| why.to_string()).and_then(|description| {
+            CudaDecoder::new(description, folder, stream.clone()).map_err(|why| why.to_string())
+        });
+        match decoder {
+            Ok(decoder) => Self(Some(decoder)),
+            Err(why) => {
+                tracing::info!("MLX computes decode steps operation by operation: {why}");
+                Self::none()
+            }
+        }
+    }
+
+    /// Submits the next token of every row, without waiting for it; `false` if MLX has to compute it.
+    pub(super) fn decode(&mut self, rows: &mut [Row]) -> Result<bool> {
+        let Some(decoder) = &mut self.0 else { return Ok(false) };
+        if !rows.iter().all(|row| row.cache.can_lend()) || !decoder.takes(rows.len())? {
+            decoder.release()?;
+            return Ok(false);
+        }
+        rows.sort_by_key(|row| row.id);
+        let lanes = decoder.assign(&rows.iter().map(|row| row.id.0).collect::<Vec<_>>())?;
+        let lanes: BTreeMap<RowId, usize> = rows.iter().map(|row| row.id).zip(lanes).collect();
+        rows.sort_by_key(|row| (lanes[&row.id], row.id));
+        let greedy = rows.iter().all(Row::is_greedy);
+        if !greedy {
+            // MLX may still read the logits of the step before.
+            decoder.wait_for_mlx()?;
+        }
+        let mut steps = Vec::new();
+        for rows in rows.chunk_by_mut(|a, b| lanes[&a.id] == lanes[&b.id]) {
+            let lane = decoder.lane(lanes[&rows[0].id]);
+            if greedy {
+                step(lane, rows)?;
+            } else {
+                steps.push(logits(lane, rows)?);
+            }
+        }
+        if !greedy {
+            steps.iter().try_for_each(|(pending, _)| pending.wait()).map_err(exception)?;
+            let logits = ops::concatenate(&steps.iter().map(|(_, logits)| logits).collect::<Vec<_>>(), 0)?;
+            choose(&mut rows.iter_mut().collect::<Vec<_>>(), &logits)?;
+        }
+        Ok(true)
+    }
+
+    /// Gives the memory of rows that no longer run back to MLX.
+    pub(super) fn retain(&mut self, rows: &[Row]) -> Result<()> {
+        let Some(decoder) = &mut self.0 else { return Ok(()) };
+        decoder.retain(|key| rows.iter().any(|row| row.id.0 == key))
+    }
+}
+
+/// Has a lane choose the likeliest token of each row. What it chose in the step before is on the GPU already.
+fn step(lane: &mut Lane, rows: &mut [Row]) -> Result<()> {
+    let continues = lane.continues(rows.iter().map(|row| (row.id.0, row.cache.len())));
+    let chosen_here = rows.iter().all(|row| row.in_flight.back().is_some_and(InFlight::is_cuda));
+    if !(continues && chosen_here) {
+        borrow(lane, rows)?;
+    }
+    let mut caches: Vec<&mut KvCache> = rows.iter_mut().map(|row| &mut row.cache).collect();
+    let pending = Rc::new(lane.step(&mut caches)?);
+    for (place, row) in rows.iter_mut().enumerate() {
+        row.in_flight.push_back(InFlight::Cuda(pending.clone(), place));
+    }
+    Ok(())
+}
+
+/// Has a lane compute the logits of its rows.
+fn logits(lane: &mut Lane, rows: &mut [Row]) -> Result<(Pending, Array)> {
+    if !lane.continues(rows.iter().map(|row| (row.id.0, row.cache.len()))) {
+        borrow(lane, rows)?;
+    }
+    let tokens = rows.iter().map(Row::last_id).collect::<Result<Vec<_>>>()?;
+    let mut caches: Vec<&mut KvCache> = rows.iter_mut().map(|row| &mut row.cache).collect();
+    lane.logits(&mut caches, &tokens)
+}
+
+fn borrow(lane: &mut Lane, rows: &mut [Row]) -> Result<()> {
+    let tokens = rows.iter().map(Row::last_id).collect::<Result<Vec<_>>>()?;
+    let keys: Vec<u64> = rows.iter().map(|row| row.id.0).collect();
+    let mut caches: Vec<&mut KvCache> = rows.iter_mut().map(|row| &mut row.cache).collect();
+    lane.borrow(&keys, &mut caches, &tokens)
+}

@@ -1,0 +1,14 @@
+//! Decode steps that `cuda-kernels` computes: a step is one CUDA graph, replayed on a stream beside MLX's.
+//!
+//! [`SpecBuilder`] describes a model by the addresses of its weights, [`CudaDecoder`] runs its steps on the keys and values that
+//! [`KvCache`](super::KvCache)s lend.
+
+mod decoder;
+mod spec;
+
+pub(crate) use cuda_kernels::Pending;
+
+pub(crate) use self::{
+    decoder::{CudaDecoder, Lane},
+    spec::{Description, SpecBuilder, Unsupported},
+};

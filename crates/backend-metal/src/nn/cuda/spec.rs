@@ -1,0 +1,242 @@
+//! Descriptions of models by the addresses of their weights.
+
+use std::{fmt, ptr, rc::Rc};
+
+use cuda_kernels::{DecoderSpec, DevicePtr, Half, LayerSpec, Layout, NormWeight, RopeSpec, Weight};
+use mlx_rs::{Array, Dtype};
+
+use crate::{
+    mlx::{Mode, Scheme, device_address},
+    nn::{
+        architecture::ModelConfig,
+        linear::{Embedding, Linear, Projections},
+        matrix::Matrix,
+        norm::RmsNorm,
+        parameter,
+        rope::Rope,
+    },
+};
+
+/// What the kernels do not know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Unsupported(pub(crate) String);
+
+impl fmt::Display for Unsupported {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the CUDA kernels do not know {}", self.0)
+    }
+}
+
+type Result<T> = std::result::Result<T, Unsupported>;
+
+fn unsupported<T>(what: impl Into<String>) -> Result<T> {
+    Err(Unsupported(what.into()))
+}
+
+/// A model as the kernels see it.
+#[derive(Debug)]
+pub(crate) struct Description {
+    /// The addresses.
+    pub(crate) spec: DecoderSpec,
+    /// The arrays that lie there.
+    pub(crate) _arrays: Vec<Array>,
+}
+
+/// Collects the addresses of a model's weights.
+#[derive(Debug)]
+pub(crate) struct SpecBuilder {
+    half: Half,
+    dtype: Dtype,
+    hidden: usize,
+    /// Heads of queries, of keys, and their width.
+    heads: Option<[i32; 3]>,
+    eps: Option<f32>,
+    ropes: Vec<(*const Rope, RopeSpec)>,
+    arrays: Vec<Array>,
+}
+
+impl SpecBuilder {
+    /// A builder for the model of this config.
+    pub(crate) fn new(config: &ModelConfig) -> Result<Self> {
+        let (half, dtype) = match config.dtype.as_str() {
+            "bf16" => (Half::Bf16, Dtype::Bfloat16),
+            "f16" => (Half::F16, Dtype::Float16),
+            other => return unsupported(format!("weights in {other}")),
+        };
+        if config.length_dependent {
+            return unsupported("positions that depend on the length of the text");
+        }
+        let (heads, eps, ropes, arrays) = Default::default();
+        Ok(Self { half, dtype, hidden: config.hidden_size, heads, eps, ropes, arrays })
+    }
+
+    /// The heads of a layer's attention: of queries, of keys, and their width.
+    pub(crate) fn heads(&mut self, heads: [i32; 3]) -> Result<()> {
+        if *self.heads.get_or_insert(heads) != heads {
+            return unsupported("layers with different heads");
+        }
+        Ok(())
+    }
+
+    /// A norm.
+    pub(crate) fn norm(&mut self, norm: &RmsNorm) -> Result<NormWeight> {
+        let (weight, eps) = norm.parts().map_err(mlx_failed)?;
+        #[expect(clippy::float_cmp, reason = "the same number of one config")]
+        if *self.eps.get_or_insert(eps) != eps {
+            return unsupported("norms with different epsilons");
+        }
+        let single = weight.dtype() == Dtype::Float32;
+        let dtype = if single { Dtype::Float32 } else { self.dtype };
+        Ok(NormWeight { data: self.address(&weight, dtype, false)?, single, offset: 0.0 })
+    }
+
+    /// A linear layer.
+    pub(crate) fn linear(&mut self, linear: &Linear) -> Result<Weight> {
+        let Some((matrix, bias)) = linear.parts() else { return unsupported("adapters") };
+        let mut weight = self.matrix(matrix)?;
+        if let Some(bias) = bias {
+            weight.bias = self.weight(bias, self.dtype)?;
+        }
+        Ok(weight)
+    }
+
+    /// Linear layers with the same input.
+    pub(crate) fn projections<const N: usize>(&mut self, projections: &Projections) -> Result<[Weight; N]> {
+        let (linears, cuts) = projections.parts();
+        let weights: Vec<Weight> = match linears {
+            [linear] => {
+                let whole = self.linear(linear)?;
+                let starts = std::iter::once(0).chain(cuts.iter().map(|cut| *cut as usize));
+                let ends = cuts.iter().map(|cut| *cut as usize).chain([whole.rows]);
+                starts.zip(ends).map(|(start, end)| whole.slice(start, end - start)).collect()
+            }
+            linears => linears.iter().map(|linear| self.linear(linear)).collect::<Result<_>>()?,
+        };
+        let found = weights.len();
+        weights.try_into().or_else(|_| unsupported(format!("{found} projections instead of {N}")))
+    }
+
+    /// An embedding.
+    pub(crate) fn embedding(&mut self, embedding: &Embedding) -> Result<Weight> {
+        match embedding.matrix() {
+            Some(matrix) => self.matrix(matrix),
+            None => unsupported("adapters"),
+        }
+    }
+
+    /// The rotation of this rope, by its place among all.
+    pub(crate) fn rope(&mut self, rope: &Rc<Rope>) -> Result<usize> {
+        let address = Rc::as_ptr(rope);
+        if let Some(known) = self.ropes.iter().position(|(known, _)| ptr::eq(*known, address)) {
+            return Ok(known);
+        }
+        let Some((frequencies, magnitude)) = rope.frequencies().map_err(mlx_failed)? else {
+            return unsupported("positions that depend on the length of the text");
+        };
+        self.ropes.push((address, RopeSpec { frequencies, magnitude, interleaved: rope.is_interleaved() }));
+        Ok(self.ropes.len() - 1)
+    }
+
+    /// Attention sinks, in single precision.
+    pub(crate) fn sinks(&mut self, sinks: &parameter::Weight) -> Result<DevicePtr> {
+        let single = sinks.get().and_then(|sinks| sinks.as_dtype(Dtype::Float32)).map_err(mlx_failed)?;
+        self.address(&single, Dtype::Float32, false)
+    }
+
+    /// The model of these parts: embedding and head, with the factors of embeddings and logits.
+    pub(crate) fn finish(
+        self,
+        layers: Vec<LayerSpec>,
+        [embedding, head]: [Weight; 2],
+        norm: NormWeight,
+        scales: [f32; 2],
+        logit_cap: Option<f32>,
+    ) -> Result<Description> {
+        let Some([heads, kv_heads, head_dim]) = self.heads.map(|heads| heads.map(|size| size as usize))
+        else {
+            return unsupported("a model without attention");
+        };
+        // MLX multiplies by factors of the type of what is multiplied.
+        let [embedding_scale, logit_scale] = scales.map(|scale| match self.half {
+            Half::Bf16 => half::bf16::from_f32(scale).to_f32(),
+            Half::F16 => half::f16::from_f32(scale).to_f32(),
+        });
+        let spec = DecoderSpec {
+            half: self.half,
+            hidden: self.hidden,
+            heads,
+            kv_heads,
+            head_dim,
+            eps: self.eps.unwrap_or_default(),
+            embedding,
+            embedding_scale,
+            layers,
+            ropes: self.ropes.into_iter().map(|(_, spec)| spec).collect(),
+            norm,
+            head,
+            logit_scale,
+            logit_cap,
+        };
+        spec.check().map_err(|error| Unsupported(format!("this shape: {error}")))?;
+        Ok(Description { spec, _arrays: self.arrays })
+    }
+
+    fn matrix(&mut self, matrix: &Matrix) -> Result<Weight> {
+        match matrix {
+            Matrix::Dense(transposed) => {
+                let transposed = transposed.get().map_err(mlx_failed)?;
+                let &[columns, rows] = transposed.shape() else { return unsupported("stacks of matrices") };
+                Ok(Weight {
+                    layout: Layout::Dense,
+                    rows: rows as usize,
+                    columns: columns as usize,
+                    data: self.address(&transposed, self.dtype, true)?,
+                    scales: DevicePtr::NULL,
+                    biases: DevicePtr::NULL,
+                    bias: DevicePtr::NULL,
+                })
+            }
+            Matrix::Quantized(packed) => {
+                let (Scheme { mode: Mode::Affine, bits, group_size }, Some(biases)) =
+                    (packed.scheme, &packed.biases)
+                else {
+                    return unsupported(format!("weights in {:?}", packed.scheme.mode));
+                };
+                let &[rows, words] = packed.weight.shape() else { return unsupported("stacks of matrices") };
+                Ok(Weight {
+                    layout: Layout::Affine { bits: bits as u32, group: group_size as u32 },
+                    rows: rows as usize,
+                    columns: words as usize * 32 / bits,
+                    data: self.address(&packed.weight, Dtype::Uint32, false)?,
+                    scales: self.address(&packed.scales, self.dtype, false)?,
+                    biases: self.address(biases, self.dtype, false)?,
+                    bias: DevicePtr::NULL,
+                })
+            }
+        }
+    }
+
+    fn weight(&mut self, weight: &parameter::Weight, dtype: Dtype) -> Result<DevicePtr> {
+        let array = weight.get().map_err(mlx_failed)?;
+        self.address(&array, dtype, false)
+    }
+
+    /// The address of an array of this type whose elements lie row by row, or column by column where `transposed`.
+    fn address(&mut self, array: &Array, dtype: Dtype, transposed: bool) -> Result<DevicePtr> {
+        if array.dtype() != dtype {
+            return unsupported(format!("weights in {:?} beside {dtype:?}", array.dtype()));
+        }
+        match device_address(array, transposed).map_err(mlx_failed)? {
+            Some(address) => {
+                self.arrays.push(array.clone());
+                Ok(DevicePtr(address))
+            }
+            None => unsupported("weights in another order"),
+        }
+    }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
+fn mlx_failed(error: mlx_rs::error::Exception) -> Unsupported {
+    Unsupported(format!("an array that MLX could not give: {error}"))
+}
