@@ -8,7 +8,7 @@ use super::{
     cache::LayerState,
     dimensions::Dimensions,
     forward_pass::ForwardPass,
-    mlp::GatedMlp,
+    mlp::{GatedMlp, PlainMlp},
     norm::{LayerNorm, RmsNorm},
     weights::Weights,
 };
@@ -39,6 +39,12 @@ pub(crate) trait FeedForward {
 }
 
 impl FeedForward for GatedMlp {
+    fn forward(&self, x: &Array) -> Result<Array> {
+        Self::forward(self, x)
+    }
+}
+
+impl FeedForward for PlainMlp {
     fn forward(&self, x: &Array) -> Result<Array> {
         Self::forward(self, x)
     }
