@@ -9,6 +9,7 @@ use inference_core::{
     Completion, Error, GenerateOptions, KvBits, LoadOptions, Message, Prompt, Session, TextModel,
     TextModelExt as _, load_model,
 };
+use tests::checkpoint::{self, Rule};
 
 fn demo() -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/demo"))
@@ -29,6 +30,27 @@ fn windowed() -> tempfile::TempDir {
     config["max_window_layers"] = 1.into();
     config.as_object_mut().unwrap().remove("layer_types");
     std::fs::write(&path, config.to_string()).unwrap();
+    folder
+}
+
+/// A small random model with recurrent layers, and the demo model's tokenizer.
+fn recurrent() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["tokenizer.json", "tokenizer_config.json"] {
+        std::fs::copy(demo().join(name), folder.path().join(name)).unwrap();
+    }
+    let read = |path: PathBuf| std::fs::read(path).unwrap();
+    let fixture = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/qwen3_5"));
+    let demo: serde_json::Value = serde_json::from_slice(&read(demo().join("config.json"))).unwrap();
+    let mut config: serde_json::Value = serde_json::from_slice(&read(fixture.join("config.json"))).unwrap();
+    config["text_config"]["vocab_size"] = demo["vocab_size"].clone();
+    let mut rules: Vec<Rule> = serde_json::from_slice(&read(fixture.join("tensors.json"))).unwrap();
+    for rule in &mut rules {
+        if rule.0.contains("embed_tokens") || rule.0.contains("lm_head") {
+            rule.2[0] = demo["vocab_size"].as_u64().unwrap() as usize;
+        }
+    }
+    checkpoint::write(folder.path(), &config, &rules).unwrap();
     folder
 }
 
@@ -77,8 +99,8 @@ async fn turn(session: &mut Session, plain: &dyn TextModel, more: &str, bound: f
 
 #[tokio::test]
 async fn turns_are_those_of_a_run_without_a_cache() {
-    let windowed = windowed();
-    for folder in [demo(), windowed.path().to_owned()] {
+    let (windowed, recurrent) = (windowed(), recurrent());
+    for folder in [demo(), windowed.path().to_owned(), recurrent.path().to_owned()] {
         let [model, plain] = models(&folder).await;
         let mut session = model.session().await.unwrap();
         assert_eq!(turn(&mut session, &*plain, "The capital of France is", SUMS).await, 0);
@@ -96,11 +118,12 @@ async fn turns_are_those_of_a_run_without_a_cache() {
 
 #[tokio::test]
 async fn a_saved_session_goes_on_on_another_load_of_the_model() {
-    let windowed = windowed();
+    let (windowed, recurrent) = (windowed(), recurrent());
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("talk.session");
     let quantised = || LoadOptions::new().kv_bits(KvBits::Eight);
-    for (model_folder, options, bound) in [demo(), windowed.path().to_owned()]
+    let folders = [demo(), recurrent.path().to_owned(), windowed.path().to_owned()];
+    for (model_folder, options, bound) in folders
         .into_iter()
         .flat_map(|folder| [(folder.clone(), LoadOptions::new(), SUMS), (folder, quantised(), STEPS)])
     {
@@ -117,7 +140,7 @@ async fn a_saved_session_goes_on_on_another_load_of_the_model() {
         assert_eq!(turn(&mut loaded, &*plain, " And then?", bound).await, held - 1);
     }
     // The last one is of the model with windows, whose config is another, and quantised.
-    for folder in [demo(), windowed.path().to_owned()] {
+    for folder in [demo(), recurrent.path().to_owned(), windowed.path().to_owned()] {
         let [model, _] = models(&folder).await;
         assert!(matches!(model.load_session(&file).await, Err(Error::InvalidSession { .. })));
     }

@@ -48,6 +48,8 @@ fn memory_is_estimated_by_the_formula() {
     let off = json!({"sliding_window":8, "layer_types":types, "use_sliding_window":false});
     assert_eq!(kv(off, 100, 1), 7 * 100 * position);
     assert_eq!(kv(json!({"sliding_window":8}), 100, 1), 7 * 100 * position);
+    // Of latent attention one short vector and one rotated key.
+    assert_eq!(kv(json!({"kv_lora_rank":12, "qk_rope_head_dim":4}), 100, 1), 7 * 100 * (12 + 4) * 2);
     // Without heads in the config, the 24 rows of the key projection tell.
     assert_eq!(kv(json!({"num_attention_heads":null}), 100, 1), 7 * 100 * 2 * 24 * 2);
     // The type of the tensors counts, whatever the config says.

@@ -117,6 +117,7 @@ fn a_config_that_asks_for_code_is_refused() {
             "microsoft/Phi-3--configuration_phi3.Phi3Config",
             "microsoft/Phi-3--modeling_phi3.Phi3ForCausalLM",
         ),
+        json!({"model_type":"kimi_k2", "auto_map": {"AutoConfig": "configuration_deepseek.DeepseekV3Config"}}),
         json!({"model_type":"llama", "trust_remote_code": false, "auto_map": null}),
         json!({"model_type":"llama", "auto_map": {"AutoTokenizer": ["tokenization_x.X", null]}}),
     ] {
@@ -250,6 +251,12 @@ fn layers_are_told_apart_by_what_they_remember() {
         json!({"model_type": "x", "num_hidden_layers": 4, "sliding_window": 8, "sliding_window_pattern": 2});
     let slides = SlidingAttention { window: 8 };
     assert_eq!(kinds(pattern), [slides, FullAttention, slides, FullAttention]);
+    let every = json!({"model_type": "x", "num_hidden_layers": 4, "full_attention_interval": 2});
+    assert_eq!(kinds(every), [Recurrent, FullAttention, Recurrent, FullAttention]);
+    let listed = json!({"model_type": "x", "num_hidden_layers": 3, "full_attn_idxs": [0, 2]});
+    assert_eq!(kinds(listed), [FullAttention, Recurrent, FullAttention]);
+    let letters = json!({"model_type": "x", "num_hidden_layers": 1, "sliding_window_pattern": "LLLG"});
+    assert_eq!(kinds(letters), [FullAttention]);
 }
 
 #[test]

@@ -324,8 +324,8 @@ for base in (
     for storage in ("bf16", "q4") if base in PUBLISHED else ("bf16", "q4", "q8"):
         if storage == "bf16" and VARIANTS[base].get("topk_group"):
             continue  # rounding picks other groups of experts, and the logits are others
-        if storage == "bf16" and base in ("minimax_m2", "qwen3_5_moe", "gemma4_text"):
-            continue  # the same, without groups; another variant of gemma4 has that form
+        if storage == "bf16" and base in ("minimax_m2", "qwen3_5_moe", "gemma4_text", "mistral3"):
+            continue  # the same, without groups; other variants of gemma4 and mistral have that form
         VARIANTS.setdefault(f"{base}+{storage}", stored(base, storage))
 
 

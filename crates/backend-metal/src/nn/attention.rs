@@ -111,7 +111,7 @@ impl Attention {
         Self::load_with(weights, NAMES, heads, [bias; 2], Some(rope), attend, true)
     }
 
-    /// The same with other names of the four projections, without biases.
+    /// The same with other names of the four projections.
     pub(crate) fn load_named(
         weights: &Weights<'_>,
         names: [&str; 4],

@@ -10,7 +10,7 @@ use super::{
     cuda::{SpecBuilder, Unsupported},
     dimensions::Dimensions,
     forward_pass::ForwardPass,
-    mlp::GatedMlp,
+    mlp::{GatedMlp, PlainMlp},
     norm::{LayerNorm, RmsNorm},
     weights::Weights,
 };
@@ -63,6 +63,12 @@ impl FeedForward for GatedMlp {
 
     fn describe(&self, builder: &mut SpecBuilder) -> std::result::Result<MlpSpec, Unsupported> {
         Self::describe(self, builder)
+    }
+}
+
+impl FeedForward for PlainMlp {
+    fn forward(&self, x: &Array) -> Result<Array> {
+        Self::forward(self, x)
     }
 }
 

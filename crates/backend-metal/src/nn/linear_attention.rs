@@ -45,7 +45,8 @@ impl LinearAttention {
         if let Some(lengths) = &input.lengths {
             self.without_padding(lengths)?;
         }
-        if let Some(output) = cpu::linear_attention(&self, &state) {
+        let parts = [&self.queries, &self.keys, &self.values, &self.decay];
+        if let Some(output) = cpu::linear_attention(parts, self.beta.as_ref(), &state) {
             return output;
         }
         // Heads first, and those of keys repeated.
@@ -189,4 +190,65 @@ fn unit_lower_inverse(n: &Array, size: i32) -> Result<Array> {
         of *= 2;
     }
     Ok(inverse)
+}
+
+#[cfg(test)]
+mod tests {
+    use mlx_rs::{Device, random, with_device};
+
+    use super::*;
+    use crate::nn::exec::ExecMode;
+
+    fn float(seed: u64, shape: &[i32]) -> Array {
+        random::uniform::<f32, f32>(-1.0, 1.0, shape, &random::key(seed).unwrap()).unwrap()
+    }
+
+    /// By tokens on the CPU, in chunks with MLX, and in two parts of which the second goes on from the first's state.
+    #[test]
+    fn linear_attention_is_the_same_however_it_is_computed() {
+        with_device(Device::cpu(), || {
+            for (tokens, delta, heads) in [(1, true, 4), (150, true, 4), (70, false, 6), (1, false, 2)] {
+                let number = Array::from_f32;
+                let keys = float(1, &[2, tokens, 2, 16]).multiply(number(0.25)).unwrap();
+                let inputs = LinearAttention {
+                    queries: float(2, &[2, tokens, 2, 16]),
+                    keys,
+                    values: float(3, &[2, tokens, heads, 8]),
+                    decay: float(4, &[2, tokens, heads]).subtract(number(1.0)).unwrap(),
+                    beta: delta.then(|| float(5, &[2, tokens, heads]).abs().unwrap()),
+                };
+                let state = float(6, &[2, heads, 16, 8]);
+                let whole = RecurrentInput { states: None, lengths: None };
+                let ours = inputs.clone().forward(&whole, Some(&state)).unwrap();
+                let mlx = ExecMode::Mlx.scope(|| inputs.clone().forward(&whole, Some(&state))).unwrap();
+                for (ours, mlx) in ours.iter().zip(&mlx) {
+                    let far = ours.subtract(mlx).unwrap().abs().unwrap().max(false).unwrap();
+                    assert!(far.item_exact::<f32>() < 1e-5, "{tokens} tokens, delta {delta}: {far:?}");
+                }
+                // Padding on the right changes neither state nor what comes before it.
+                let lengths = Some(Array::from_slice(&[tokens, tokens / 2], &[2]));
+                let padded = RecurrentInput { states: None, lengths };
+                let half = tokens / 2;
+                if half == 0 {
+                    continue;
+                }
+                let cut = |x: &Array| slice(&slice(x, 0, 1, 2).unwrap(), 1, 0, half).unwrap();
+                let short = LinearAttention {
+                    queries: cut(&inputs.queries),
+                    keys: cut(&inputs.keys),
+                    values: cut(&inputs.values),
+                    decay: cut(&inputs.decay),
+                    beta: inputs.beta.as_ref().map(cut),
+                };
+                let own = slice(&state, 0, 1, 2).unwrap();
+                for mode in [ExecMode::CpuKernels, ExecMode::Mlx] {
+                    let [_, all] = mode.scope(|| inputs.clone().forward(&padded, Some(&state))).unwrap();
+                    let [_, short] = mode.scope(|| short.clone().forward(&whole, Some(&own))).unwrap();
+                    let all = slice(&all, 0, 1, 2).unwrap();
+                    let far = all.subtract(&short).unwrap().abs().unwrap().max(false).unwrap();
+                    assert!(far.item_exact::<f32>() < 1e-5, "padded, {tokens} tokens, {mode:?}: {far:?}");
+                }
+            }
+        });
+    }
 }

@@ -10,7 +10,6 @@ use mlx_rs::{
 
 use super::{
     activation::{Activation, Gating},
-    block::FeedForward,
     cpu::{self, Halves},
     cuda::{SpecBuilder, Unsupported},
     dimensions::Dimensions,
@@ -82,10 +81,9 @@ impl PlainMlp {
             activation: dims.hidden_act,
         })
     }
-}
 
-impl FeedForward for PlainMlp {
-    fn forward(&self, x: &Array) -> Result<Array> {
+    /// `[B, T, hidden]` → the same
+    pub(crate) fn forward(&self, x: &Array) -> Result<Array> {
         self.down_proj.forward(&self.activation.apply(&self.up_proj.forward(x)?)?)
     }
 }

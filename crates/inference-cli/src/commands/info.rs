@@ -123,7 +123,7 @@ impl Facts {
             ),
             ("element types", dtypes.join(", ")),
             ("quantisation", quantization),
-            ("beside the language model", parts),
+            ("side parts", parts),
             ("layers", number(self.layers)),
             ("hidden size", number(self.hidden_size)),
             ("vocabulary", number(self.vocab_size)),

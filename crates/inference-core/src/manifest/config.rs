@@ -80,7 +80,14 @@ impl<'a> Config<'a> {
             Some(Value::Object(classes)) => classes,
             Some(value) => return Err(self.wrong("auto_map", value, "an object of class names")),
         };
-        let own = [format!("configuration_{model_type}"), format!("modeling_{model_type}")];
+        // Some publishers name their modules by an older architecture, which is built in as well.
+        let module = match model_type {
+            "deepseek_v3" | "kimi_k2" => "deepseek",
+            own => own,
+        };
+        let own = [model_type, module];
+        let own = own.iter().flat_map(|name| [format!("configuration_{name}"), format!("modeling_{name}")]);
+        let own: Vec<_> = own.collect();
         let models =
             classes.iter().filter(|(role, _)| *role == "AutoConfig" || role.starts_with("AutoModel"));
         for (role, class) in models {

@@ -178,7 +178,9 @@ fn rows_around_a_window_are_as_alone() {
 #[test]
 fn rows_of_other_states_are_as_alone() {
     device();
-    for name in ["qwen3_5", "qwen3_next", "lfm2_moe", "granitemoehybrid", "deepseek_v3"] {
+    for name in
+        ["qwen3_5", "qwen3_next", "lfm2_moe", "granitemoehybrid", "falcon_h1", "deepseek_v3", "gemma4_text"]
+    {
         let variant = Variant::named(name);
         let model = variant.load();
         for (m, mode) in modes().into_iter().enumerate() {

@@ -112,7 +112,8 @@ pub(super) fn stacked_name(stem: &str) -> Option<(String, usize)> {
 /// The names of the single experts' matrices in a stack.
 pub(super) fn unstacked_names(stem: &str, shape: &[usize]) -> Option<Vec<String>> {
     let (block, name) = stem.split_once(".switch_mlp.")?;
-    let short = NAMES.iter().find(|(_, long)| *long == name && block.ends_with(".block_sparse_moe"));
+    let is_short = block.ends_with(".block_sparse_moe") || block.ends_with(".feed_forward");
+    let short = NAMES.iter().find(|(_, long)| *long == name && is_short);
     let name = short.map_or(name, |(short, _)| short);
     (shape.len() == 3).then(|| (0..shape[0]).map(|i| format!("{block}.experts.{i}.{name}")).collect())
 }

@@ -4,7 +4,7 @@ use half::{bf16, f16};
 use mlx_rs::{Array, Dtype, error::Result};
 
 use super::{
-    super::{activation::Activation, exec::ExecMode, linear_attention::LinearAttention},
+    super::{activation::Activation, exec::ExecMode},
     kernel::{KernelResult, kernels, promoted},
 };
 use crate::mlx::primitive::{Element, Input, Output, Shape, primitive};
@@ -129,13 +129,16 @@ fn exp(x: f32) -> f32 {
     p * f32::from_bits(power)
 }
 
-/// Linear attention, in single precision → the output `[B, T, heads, value_dim]` and the state after it,
-/// `[B, heads, key_dim, value_dim]`.
-pub(in crate::nn) fn linear_attention(inputs: &LinearAttention, state: &Array) -> Option<Result<[Array; 2]>> {
+/// Linear attention, in single precision: queries, keys, values and decay, β and the state, as `nn::LinearAttention` has them → the
+/// output `[B, T, heads, value_dim]` and the state after it, `[B, heads, key_dim, value_dim]`.
+pub(in crate::nn) fn linear_attention(
+    [queries, keys, values, decay]: [&Array; 4],
+    beta: Option<&Array>,
+    state: &Array,
+) -> Option<Result<[Array; 2]>> {
     if ExecMode::current() != ExecMode::CpuKernels {
         return None;
     }
-    let LinearAttention { queries, keys, values, decay, beta } = inputs;
     let arrays: Vec<_> = [queries, keys, values, decay, state].into_iter().chain(beta).collect();
     if arrays.iter().any(|array| array.dtype() != Dtype::Float32) {
         return None;
@@ -188,18 +191,25 @@ fn scan(inputs: &[Input<'_>], outputs: &mut [Output<'_>]) -> KernelResult {
             scan.run(0, state, |token, head, head_output| {
                 output[(token * heads + head) * value_dim..][..value_dim].copy_from_slice(head_output);
             });
-            continue;
+        } else {
+            scan.run_on_threads(share, state, output)?;
         }
-        let parts = state.chunks_mut(share * key_dim * value_dim).enumerate();
+    }
+    Ok(())
+}
+
+impl Scan<'_> {
+    /// Computes all heads, `share` of them on each thread.
+    fn run_on_threads(&self, share: usize, state: &mut [f32], output: &mut [f32]) -> KernelResult {
+        let [tokens, _, heads, key_dim, value_dim] = self.sizes;
         // Each thread fills its own heads, which lie apart in the output.
         let computed = std::thread::scope(|scope| {
+            let parts = state.chunks_mut(share * key_dim * value_dim).enumerate();
             let threads = parts.map(|(part, state)| {
-                let scan = &scan;
                 scope.spawn(move || {
-                    let first = part * share;
-                    let own = state.len() / (key_dim * value_dim);
+                    let (first, own) = (part * share, state.len() / (key_dim * value_dim));
                     let mut output = vec![0.0; tokens * own * value_dim];
-                    scan.run(first, state, |token, head, head_output| {
+                    self.run(first, state, |token, head, head_output| {
                         let at = (token * own + head - first) * value_dim;
                         output[at..at + value_dim].copy_from_slice(head_output);
                     });
@@ -218,11 +228,9 @@ fn scan(inputs: &[Input<'_>], outputs: &mut [Output<'_>]) -> KernelResult {
                 output[at..at + own * value_dim].copy_from_slice(part);
             }
         }
+        Ok(())
     }
-    Ok(())
-}
 
-impl Scan<'_> {
     /// Computes the heads from `first` on whose states these are.
     fn run(&self, first: usize, state: &mut [f32], mut write: impl FnMut(usize, usize, &[f32])) {
         let [tokens, key_heads, heads, key_dim, value_dim] = self.sizes;
@@ -308,10 +316,7 @@ impl Token<'_> {
 
 #[cfg(test)]
 mod tests {
-    use mlx_rs::{Device, with_device};
-
     use super::*;
-    use crate::nn::{cpu::kernel::testing::drawn, forward_pass::RecurrentInput};
 
     #[test]
     fn the_exponential_is_that_of_the_standard_library() {
@@ -319,57 +324,5 @@ mod tests {
             let x = at as f32 / 100.0;
             assert!((exp(x) - x.exp()).abs() <= 3e-7 * x.exp(), "{x}");
         }
-    }
-
-    /// By tokens on the CPU, in chunks with MLX, and in two parts of which the second goes on from the first's state.
-    #[test]
-    fn linear_attention_is_the_same_however_it_is_computed() {
-        with_device(Device::cpu(), || {
-            for (tokens, delta, heads) in [(1, true, 4), (150, true, 4), (70, false, 6), (1, false, 2)] {
-                let float = |seed, shape: &[i32]| drawn(seed, shape, Dtype::Float32);
-                let number = Array::from_f32;
-                let keys = float(1, &[2, tokens, 2, 16]).multiply(number(0.25)).unwrap();
-                let inputs = LinearAttention {
-                    queries: float(2, &[2, tokens, 2, 16]),
-                    keys,
-                    values: float(3, &[2, tokens, heads, 8]),
-                    decay: float(4, &[2, tokens, heads]).subtract(number(1.0)).unwrap(),
-                    beta: delta.then(|| float(5, &[2, tokens, heads]).abs().unwrap()),
-                };
-                let state = float(6, &[2, heads, 16, 8]);
-                let whole = RecurrentInput { states: None, lengths: None };
-                let ours = inputs.clone().forward(&whole, Some(&state)).unwrap();
-                let mlx = ExecMode::Mlx.scope(|| inputs.clone().forward(&whole, Some(&state))).unwrap();
-                for (ours, mlx) in ours.iter().zip(&mlx) {
-                    let far = ours.subtract(mlx).unwrap().abs().unwrap().max(false).unwrap();
-                    assert!(far.item_exact::<f32>() < 1e-5, "{tokens} tokens, delta {delta}: {far:?}");
-                }
-                // Padding on the right changes neither state nor what comes before it.
-                let lengths = Some(Array::from_slice(&[tokens, tokens / 2], &[2]));
-                let padded = RecurrentInput { states: None, lengths };
-                let half = tokens / 2;
-                if half == 0 {
-                    continue;
-                }
-                let cut = |x: &Array| {
-                    crate::mlx::slice(&crate::mlx::slice(x, 0, 1, 2).unwrap(), 1, 0, half).unwrap()
-                };
-                let short = LinearAttention {
-                    queries: cut(&inputs.queries),
-                    keys: cut(&inputs.keys),
-                    values: cut(&inputs.values),
-                    decay: cut(&inputs.decay),
-                    beta: inputs.beta.as_ref().map(cut),
-                };
-                let own = crate::mlx::slice(&state, 0, 1, 2).unwrap();
-                for mode in [ExecMode::CpuKernels, ExecMode::Mlx] {
-                    let [_, all] = mode.scope(|| inputs.clone().forward(&padded, Some(&state))).unwrap();
-                    let [_, short] = mode.scope(|| short.clone().forward(&whole, Some(&own))).unwrap();
-                    let all = crate::mlx::slice(&all, 0, 1, 2).unwrap();
-                    let far = all.subtract(&short).unwrap().abs().unwrap().max(false).unwrap();
-                    assert!(far.item_exact::<f32>() < 1e-5, "padded, {tokens} tokens, {mode:?}: {far:?}");
-                }
-            }
-        });
     }
 }
