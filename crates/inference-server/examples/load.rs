@@ -30,9 +30,8 @@ struct Counts {
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let number = |at: usize, otherwise: u64| {
-        arguments.get(at).map_or(Ok(otherwise), |text| text.parse::<u64>())
-    };
+    let number =
+        |at: usize, otherwise: u64| arguments.get(at).map_or(Ok(otherwise), |text| text.parse::<u64>());
     let url = arguments.first().map_or("http://127.0.0.1:8080", String::as_str);
     let (clients, seconds, vanishing) = (number(1, 64)?, number(2, 10)?, number(3, 0)?);
     let http = Client::new();
@@ -83,8 +82,7 @@ async fn run(
         state
     };
     while Instant::now() < until {
-        let prompt: Vec<u32> =
-            (0..PROMPT).map(|_| FIRST_ID + (random() % u64::from(IDS)) as u32).collect();
+        let prompt: Vec<u32> = (0..PROMPT).map(|_| FIRST_ID + (random() % u64::from(IDS)) as u32).collect();
         let body = json!({
             "prompt": prompt, "max_tokens": ANSWER, "ignore_eos": true, "temperature": 0, "stream": true,
             "stream_options": {"include_usage": true},
