@@ -66,6 +66,8 @@ enum Command {
     Pull(commands::hub::PullArgs),
     List(commands::hub::ListArgs),
     Rm(commands::hub::RmArgs),
+    Completions(commands::shell::CompletionsArgs),
+    Man(commands::shell::ManArgs),
     Soak(commands::soak::Args),
 }
 
@@ -120,6 +122,8 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             Command::Pull(args) => commands::hub::pull(args).await,
             Command::List(args) => commands::hub::list(&args),
             Command::Rm(args) => commands::hub::remove(&args),
+            Command::Completions(args) => commands::shell::completions(&args, Cli::command()),
+            Command::Man(args) => commands::shell::man(&args, Cli::command()),
             Command::Soak(args) => commands::soak::run(args).await,
         }
     })
@@ -147,7 +151,7 @@ impl Command {
             Self::Train(args) => args.json,
             Self::Bench(args) => args.json,
             Self::Parity(args) => args.json,
-            Self::Serve(_) => false,
+            Self::Serve(_) | Self::Completions(_) | Self::Man(_) => false,
             Self::Pull(args) => args.json,
             Self::List(args) => args.json,
             Self::Rm(args) => args.json,

@@ -88,6 +88,16 @@ fn what_cannot_be_served_is_said() {
 }
 
 #[test]
+fn shells_and_their_readers_know_the_program() {
+    let script = run(&["completions", "bash"]);
+    assert!(text(&script).contains("--memory-budget"), "{}", errors(&script));
+    let folder = tempfile::tempdir().unwrap();
+    succeeded(&run(&["man", folder.path().to_str().unwrap()]));
+    let page = std::fs::read_to_string(folder.path().join("inference-serve.1")).unwrap();
+    assert!(page.contains("memory\\-budget"), "{page}");
+}
+
+#[test]
 fn a_name_that_is_not_in_the_cache_is_said_to_be_so() {
     let cache = tempfile::tempdir().unwrap();
     let run = |arguments: &[&str]| {

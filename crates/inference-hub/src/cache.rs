@@ -1,11 +1,13 @@
 //! The cache on disk: `models--org--name/{blobs,refs,snapshots}`, as Python's package has it.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     fs,
     io::{self, Write as _},
     path::{Path, PathBuf},
 };
+
+use serde::Deserialize;
 
 use crate::{
     HubError, ModelName, Result,
@@ -15,6 +17,8 @@ use crate::{
 
 /// Bytes of a file in `refs` at most.
 const REF_BYTES: u64 = 200;
+/// Bytes of an index of weights at most.
+const INDEX_BYTES: u64 = 64 << 20;
 
 /// A model in the cache.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,7 +63,7 @@ impl ModelFolder {
         Ok(())
     }
 
-    /// The snapshot of a revision, if there is one with a config.json.
+    /// The snapshot of a revision, if there is a whole one.
     pub(crate) fn find(&self, revision: &str) -> Option<PathBuf> {
         let commit = if is_hex(revision, 40) {
             revision.to_owned()
@@ -70,7 +74,7 @@ impl ModelFolder {
             commit.trim().to_owned()
         };
         let snapshot = is_hex(&commit, 40).then(|| self.path.join("snapshots").join(commit))?;
-        snapshot.join("config.json").is_file().then_some(snapshot)
+        is_whole(&snapshot).then_some(snapshot)
     }
 
     /// Makes the snapshot of these files, whose blobs are there. It appears whole.
@@ -143,6 +147,28 @@ impl ModelFolder {
         })?;
         Ok(())
     }
+}
+
+/// Whether a snapshot has a configuration and all of its weights. Python's package fills one file by file, and perhaps with some
+/// of them alone.
+fn is_whole(snapshot: &Path) -> bool {
+    if !snapshot.join("config.json").is_file() {
+        return false;
+    }
+    let index = snapshot.join("model.safetensors.index.json");
+    if fs::metadata(&index).is_ok_and(|found| found.len() <= INDEX_BYTES) {
+        let index = fs::read(index).ok().and_then(|text| serde_json::from_slice::<Index>(&text).ok());
+        return index
+            .is_some_and(|index| index.weight_map.values().all(|file| snapshot.join(file).is_file()));
+    }
+    let files = fs::read_dir(snapshot).into_iter().flatten().flatten().map(|file| file.path());
+    files.into_iter().any(|file| file.extension().is_some_and(|end| end == "safetensors") && file.is_file())
+}
+
+/// Which file has which tensor.
+#[derive(Debug, Deserialize)]
+struct Index {
+    weight_map: HashMap<String, String>,
 }
 
 /// A link that survives a move of the whole cache.

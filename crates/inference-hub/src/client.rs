@@ -18,7 +18,6 @@ const LISTING_BYTES: u64 = 32 << 20;
 const LONGEST_WAIT: Duration = Duration::from_secs(120);
 
 /// Asks the Hub.
-#[derive(Debug, Clone)]
 pub(crate) struct Client {
     agent: Agent,
     endpoint: String,

@@ -26,7 +26,7 @@ const ENDPOINT: &str = "https://huggingface.co";
 const SIDE_BY_SIDE: usize = 4;
 
 /// The Hub and the cache of what was downloaded from it.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Hub {
     endpoint: String,
     token: Option<String>,
@@ -79,6 +79,18 @@ impl PullOptions {
 impl fmt::Debug for PullOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PullOptions").field("cancel", &self.cancel).finish_non_exhaustive()
+    }
+}
+
+/// Without the token.
+impl fmt::Debug for Hub {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { endpoint, cache, offline, token: _ } = self;
+        let mut hub = f.debug_struct("Hub");
+        hub.field("endpoint", endpoint)
+            .field("cache", cache)
+            .field("offline", offline)
+            .finish_non_exhaustive()
     }
 }
 

@@ -214,6 +214,10 @@ async fn a_model_is_pulled_found_listed_and_removed() {
     assert_eq!(hub.find(&format!("org/tiny@{COMMIT}").parse().unwrap()), Some(folder.clone()));
     pull(&hub, "org/tiny", PullOptions::new()).await.unwrap();
     assert_eq!(fake.requests.load(Ordering::SeqCst), 1, "what is there is not fetched again");
+    std::fs::remove_file(folder.join("model.safetensors")).unwrap();
+    assert_eq!(hub.find(&name), None, "a snapshot without its weights is not whole");
+    pull(&hub, "org/tiny", PullOptions::new()).await.unwrap();
+    assert_eq!((hub.find(&name), fake.requests.load(Ordering::SeqCst)), (Some(folder), 1));
     pull(&hub, "org/tiny@refs/pr/1", PullOptions::new()).await.unwrap();
     let listed = hub.list().unwrap();
     assert_eq!((listed.len(), listed[0].name.as_str(), listed[0].bytes), (1, "org/tiny", 1_200_024));

@@ -1,5 +1,6 @@
 //! OpenAI's API.
 
+mod answer;
 pub(crate) mod chat;
 mod chat_stream;
 pub(crate) mod completions;

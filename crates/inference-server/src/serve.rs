@@ -1,6 +1,10 @@
 //! A listening server: connections, their limits, and the end.
 
-use std::{io, net::TcpListener, time::Duration};
+use std::{
+    io,
+    net::{SocketAddr, TcpListener},
+    time::Duration,
+};
 
 use axum_server::Handle;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
@@ -59,26 +63,33 @@ pub async fn serve(
     options: ServeOptions,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
-    listener.set_nonblocking(true)?;
     let handle = Handle::new();
     let ending = tokio::spawn(end(server.clone(), handle.clone(), options.grace, shutdown));
+    let served = listen(&server, listener, options, handle).await;
+    ending.abort();
+    server.models().close().await;
+    served
+}
+
+async fn listen(
+    server: &Server,
+    listener: TcpListener,
+    options: ServeOptions,
+    handle: Handle<SocketAddr>,
+) -> io::Result<()> {
     let app = router(server.clone()).into_make_service();
     #[cfg(feature = "tls")]
     if let Some((certificate, key)) = options.tls {
         let config = axum_server::tls_rustls::RustlsConfig::from_pem(certificate, key).await?;
         let mut bound = axum_server::from_tcp_rustls(listener, config)?.handle(handle);
         limit(bound.http_builder());
-        bound.serve(app).await?;
-        ending.abort();
-        server.models().close().await;
-        return Ok(());
+        return bound.serve(app).await;
     }
+    #[cfg(not(feature = "tls"))]
+    drop(options);
     let mut bound = axum_server::from_tcp(listener)?.handle(handle);
     limit(bound.http_builder());
-    let served = bound.serve(app).await;
-    ending.abort();
-    server.models().close().await;
-    served
+    bound.serve(app).await
 }
 
 fn limit(http: &mut hyper_util::server::conn::auto::Builder<TokioExecutor>) {
@@ -87,7 +98,7 @@ fn limit(http: &mut hyper_util::server::conn::auto::Builder<TokioExecutor>) {
 
 async fn end(
     server: Server,
-    handle: Handle<std::net::SocketAddr>,
+    handle: Handle<SocketAddr>,
     grace: Duration,
     shutdown: impl Future<Output = ()> + Send,
 ) {

@@ -1,9 +1,9 @@
 //! How a server behaves.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 /// How a server behaves towards its clients.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Settings {
     /// Keys of which a request has to give one, as `Authorization: Bearer KEY` or `x-api-key: KEY`; none: anyone may ask.
@@ -22,6 +22,18 @@ pub struct Settings {
     pub stored_response_bytes: usize,
     /// Whether there is a page at `/` to talk to the model.
     pub page: bool,
+}
+
+/// Without the keys.
+impl fmt::Debug for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Settings")
+            .field("api_keys", &self.api_keys.len())
+            .field("cors_origins", &self.cors_origins)
+            .field("body_limit", &self.body_limit)
+            .field("request_timeout", &self.request_timeout)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Default for Settings {

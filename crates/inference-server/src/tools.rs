@@ -47,7 +47,7 @@ impl Tools {
     /// # Errors
     /// The choice names a tool that there is not, or needs what is not supported.
     pub(crate) fn apply(self, options: GenerateOptions, field: &str) -> ApiResult<(GenerateOptions, Shape)> {
-        let names: Vec<String> = self.definitions.iter().filter_map(|tool| name_of(tool)).collect();
+        let names: Vec<String> = self.definitions.iter().filter_map(name_of).collect();
         if let ToolChoice::Named(name) = &self.choice
             && !names.contains(name)
         {

@@ -6,7 +6,7 @@ mod support;
 use serde_json::{Value, json};
 use support::*;
 
-fn body(messages: Value) -> Value {
+fn body(messages: &Value) -> Value {
     let tool = |name: &str| json!({"name": name, "input_schema": {"type": "object", "properties": {}}});
     json!({"model": "scripted", "max_tokens": 200, "messages": messages, "tools": [tool("weather"), tool("convert")]})
 }
@@ -16,7 +16,7 @@ async fn thinking_calls_and_results_make_a_loop() {
     let server = scripted_server();
     let mut messages = vec![json!({"role": "user", "content": "How warm is it in Zürich, in °F?"})];
     for (turn, result) in ["20", "68"].iter().enumerate() {
-        let answer = server.ok("/v1/messages", body(json!(messages))).await;
+        let answer = server.ok("/v1/messages", body(&json!(messages))).await;
         assert_eq!(answer["stop_reason"], "tool_use");
         let blocks = answer["content"].as_array().unwrap();
         let call = blocks.last().unwrap();
@@ -31,7 +31,7 @@ async fn thinking_calls_and_results_make_a_loop() {
         let result = json!({"type": "tool_result", "tool_use_id": call["id"], "content": result});
         messages.push(json!({"role": "user", "content": [result]}));
     }
-    let answer = server.ok("/v1/messages", body(json!(messages))).await;
+    let answer = server.ok("/v1/messages", body(&json!(messages))).await;
     assert_eq!(answer["content"], json!([{"type": "text", "text": "It is 68 °F in Zürich."}]));
     assert_eq!((&answer["stop_reason"], &answer["stop_sequence"]), (&json!("end_turn"), &Value::Null));
     assert!(answer["usage"]["input_tokens"].as_u64().unwrap() > 0);
@@ -40,7 +40,7 @@ async fn thinking_calls_and_results_make_a_loop() {
 #[tokio::test]
 async fn a_message_streams_in_blocks() {
     let server = scripted_server();
-    let mut request = body(json!([{"role": "user", "content": "both"}]));
+    let mut request = body(&json!([{"role": "user", "content": "both"}]));
     request["stream"] = json!(true);
     let events = server.stream("/v1/messages", request).await;
     let names: Vec<&str> = events.iter().map(|(name, _)| name.as_str()).collect();
@@ -62,7 +62,7 @@ async fn a_message_streams_in_blocks() {
 #[tokio::test]
 async fn tokens_are_counted_as_they_are_used() {
     let server = scripted_server();
-    let mut request = body(json!([{"role": "user", "content": "Hello"}]));
+    let mut request = body(&json!([{"role": "user", "content": "Hello"}]));
     let answer = server.ok("/v1/messages", request.clone()).await;
     request.as_object_mut().unwrap().remove("max_tokens");
     let count = server.ok("/v1/messages/count_tokens", request).await;
@@ -94,11 +94,11 @@ async fn errors_have_the_apis_shape() {
         assert_eq!((found, error["error"]["type"].as_str()), (status, Some(kind)), "{error}");
         assert_eq!(error["type"], "error");
     }
-    let mut forced = body(json!([{"role": "user", "content": "x"}]));
+    let mut forced = body(&json!([{"role": "user", "content": "x"}]));
     forced["tool_choice"] = json!({"type": "any"});
     let (_, error) = server.refused("/v1/messages", forced).await;
     assert!(error["error"]["message"].as_str().unwrap().starts_with("tool_choice:"), "{error}");
-    let mut unknown = body(json!([{"role": "user", "content": "x"}]));
+    let mut unknown = body(&json!([{"role": "user", "content": "x"}]));
     unknown["mcp_servers"] = json!([]);
     let (_, error) = server.refused("/v1/messages", unknown).await;
     assert!(error["error"]["message"].as_str().unwrap().starts_with("mcp_servers:"), "{error}");

@@ -11,7 +11,7 @@ fn ask(text: &str) -> Value {
     json!({"messages": [{"role": "user", "content": text}], "max_tokens": 4})
 }
 
-fn with(mut body: Value, fields: Value) -> Value {
+fn with(mut body: Value, fields: &Value) -> Value {
     body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
     body
 }
@@ -39,14 +39,15 @@ async fn a_chat_is_answered_whole() {
         (&json!(3), &json!(4), &json!(7))
     );
     assert_eq!(usage["prompt_tokens_details"]["cached_tokens"], 0);
-    let stopped = server.ok("/v1/chat/completions", with(ask("a b c d"), json!({"stop": "c d"}))).await;
+    let stopped = server.ok("/v1/chat/completions", with(ask("a b c d"), &json!({"stop": "c d"}))).await;
     assert_eq!(stopped["choices"][0]["finish_reason"], "stop");
 }
 
 #[tokio::test]
 async fn a_chat_streams() {
     let server = mock_server(Settings::new()).await;
-    let body = with(ask("a b c"), json!({"stream": true, "n": 2, "stream_options": {"include_usage": true}}));
+    let body =
+        with(ask("a b c"), &json!({"stream": true, "n": 2, "stream_options": {"include_usage": true}}));
     let events = server.stream("/v1/chat/completions", body).await;
     assert_eq!(events.last().unwrap().1, "[DONE]");
     let chunks = chunks(&events);
@@ -137,7 +138,7 @@ async fn log_probabilities_come_with_each_token() {
         content.last().unwrap()["bytes"],
         json!(content.last().unwrap()["token"].as_str().unwrap().as_bytes())
     );
-    let streamed = chunks(&server.stream("/v1/chat/completions", with(body, json!({"stream": true}))).await);
+    let streamed = chunks(&server.stream("/v1/chat/completions", with(body, &json!({"stream": true}))).await);
     let parts = streamed.iter().filter_map(|chunk| chunk["choices"][0]["logprobs"]["content"].as_array());
     assert_eq!(parts.flatten().count(), content.len());
 }
@@ -238,14 +239,14 @@ async fn what_would_be_ignored_is_refused_by_name() {
         (json!({"modalities": ["text", "audio"]}), "modalities"),
     ];
     for (fields, param) in cases {
-        let (status, error) = server.refused(chat, with(ask("a"), fields)).await;
+        let (status, error) = server.refused(chat, with(ask("a"), &fields)).await;
         assert_eq!((status, error["error"]["param"].as_str()), (400, Some(param)), "{error}");
         assert_eq!(error["error"]["type"], "invalid_request_error");
     }
     let image = json!({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]});
     let (_, error) = server.refused(chat, image).await;
     assert!(error["error"]["message"].as_str().unwrap().contains("image_url"), "{error}");
-    let (status, error) = server.refused(chat, with(ask("a"), json!({"model": "gpt-9"}))).await;
+    let (status, error) = server.refused(chat, with(ask("a"), &json!({"model": "gpt-9"}))).await;
     assert_eq!((status, error["error"]["code"].as_str()), (404, Some("model_not_found")));
     let long = "a ".repeat(3000);
     let (_, error) = server.refused(chat, ask(&long)).await;

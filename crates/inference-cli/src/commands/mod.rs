@@ -19,6 +19,7 @@ pub(crate) mod hub;
 pub(crate) mod info;
 pub(crate) mod parity;
 pub(crate) mod serve;
+pub(crate) mod shell;
 pub(crate) mod soak;
 pub(crate) mod train;
 

@@ -78,7 +78,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "REQUESTS", default_value_t = 256, help_heading = "Server")]
     max_waiting: usize,
 
-    /// Seconds that a request may take, waiting included
+    /// Seconds that a request may take, waiting included; 0 sets no limit
     #[arg(long, value_name = "SECONDS", default_value_t = 3600, help_heading = "Server")]
     timeout: u64,
 
@@ -104,7 +104,7 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let scope = Scope::enter();
-    let models = args.models(scope.token())?;
+    let models = args.models(&scope.token())?;
     let address = SocketAddr::new(args.host, args.port);
     let listener = TcpListener::bind(address).with_context(|| format!("cannot listen on {address}"))?;
     let address = listener.local_addr()?;
@@ -133,7 +133,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 impl Args {
-    fn models(&self, cancel: CancellationToken) -> anyhow::Result<Models> {
+    fn models(&self, cancel: &CancellationToken) -> anyhow::Result<Models> {
         let mut folders = Vec::new();
         for model in &self.model {
             folders.push(named(model)?);
@@ -174,11 +174,11 @@ impl Args {
     }
 
     fn settings(&self) -> Settings {
-        let timeout = Duration::from_secs(self.timeout);
-        let settings = Settings::new().page(!self.no_page).request_timeout(Some(timeout));
+        let timeout = (self.timeout > 0).then(|| Duration::from_secs(self.timeout));
+        let settings = Settings::new().page(!self.no_page).request_timeout(timeout);
         let keys = self.api_key.iter().filter(|key| !key.is_empty());
-        let settings = keys.fold(settings, |settings, key| settings.api_key(key));
-        self.cors_origin.iter().fold(settings, |settings, origin| settings.cors_origin(origin))
+        let settings = keys.fold(settings, Settings::api_key);
+        self.cors_origin.iter().fold(settings, Settings::cors_origin)
     }
 
     fn serve_options(&self) -> anyhow::Result<ServeOptions> {

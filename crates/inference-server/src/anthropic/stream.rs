@@ -26,12 +26,12 @@ impl Blocks {
     pub(super) fn push(&mut self, part: &Part, events: &mut Vec<Event>) {
         match part {
             Part::Text(text) => {
-                self.open(Open::Text, json!({"type": "text", "text": ""}), events);
+                self.open(Open::Text, &json!({"type": "text", "text": ""}), events);
                 events.push(self.delta(json!({"type": "text_delta", "text": text})));
             }
             Part::Reasoning(text) => {
                 let block = json!({"type": "thinking", "thinking": "", "signature": ""});
-                self.open(Open::Thinking, block, events);
+                self.open(Open::Thinking, &block, events);
                 events.push(self.delta(json!({"type": "thinking_delta", "thinking": text})));
             }
             Part::Call(call) => {
@@ -55,10 +55,10 @@ impl Blocks {
         events.push(self.stop());
     }
 
-    fn open(&mut self, kind: Open, block: Value, events: &mut Vec<Event>) {
+    fn open(&mut self, kind: Open, block: &Value, events: &mut Vec<Event>) {
         if self.open != Some(kind) {
             self.close(events);
-            events.push(self.start(&block));
+            events.push(self.start(block));
             self.open = Some(kind);
         }
     }

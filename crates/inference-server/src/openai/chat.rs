@@ -9,16 +9,20 @@ use axum::{
 };
 use futures::future::try_join_all;
 use inference_core::{GenerateOptions, Message, Prompt, ToolCall};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
 
-use super::{Usage, chat_stream, conversation};
+use super::{
+    Usage,
+    answer::{Logprobs, StreamOptions, finish_reason},
+    chat_stream, conversation,
+};
 use crate::{
     error::{ApiError, ApiResult},
-    generation::{Answer, End, Generation, Shape, Ticket, new_id, now},
+    generation::{Answer, Generation, Shape, Ticket, new_id, now},
     json::Json,
-    logprobs::{TokenLogprob, TokenNames},
+    logprobs::TokenNames,
     prefill::is_prefill,
     sampling::{OneOrMany, Sampling, of_answer},
     server::Server,
@@ -88,17 +92,6 @@ pub(crate) struct ChatRequest {
     prompt_cache_key: Option<Value>,
     prompt_cache_retention: Option<Value>,
     prediction: Option<Value>,
-}
-
-/// What a stream has besides the answer.
-#[derive(Debug, Default, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct StreamOptions {
-    /// A last chunk with the usage.
-    pub(super) include_usage: Option<bool>,
-    /// Has no effect: nothing is padded here.
-    #[allow(dead_code, reason = "read to be known")]
-    include_obfuscation: Option<bool>,
 }
 
 /// What the request comes to.
@@ -235,25 +228,10 @@ pub(crate) fn with_effort(options: GenerateOptions, effort: Option<&str>) -> Gen
     }
 }
 
-/// The name of an end.
-pub(super) fn finish_reason(end: &End) -> &'static str {
-    match end {
-        End::Stop | End::StopString(_) => "stop",
-        End::Length => "length",
-        End::Calls => "tool_calls",
-    }
-}
-
 /// A call as the chat API writes it, with arguments in a string.
-pub(super) fn call_json(call: &ToolCall) -> Value {
+fn call_json(call: &ToolCall) -> Value {
     let arguments = Value::Object(call.arguments.clone()).to_string();
     json!({"id": call.id, "type": "function", "function": {"name": call.name, "arguments": arguments}})
-}
-
-#[derive(Debug, Serialize)]
-pub(super) struct Logprobs {
-    pub(super) content: Vec<TokenLogprob>,
-    pub(super) refusal: Option<()>,
 }
 
 async fn completion(ticket: &Ticket, answers: Vec<Answer>, logprobs: bool) -> ApiResult<Value> {

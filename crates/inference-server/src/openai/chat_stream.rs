@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::{
     Usage,
-    chat::{Logprobs, finish_reason},
+    answer::{Logprobs, finish_reason},
 };
 use crate::{
     error::{ApiError, ApiResult, Dialect},

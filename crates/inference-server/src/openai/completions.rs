@@ -15,7 +15,7 @@ use utoipa::ToSchema;
 
 use super::{
     Usage,
-    chat::{StreamOptions, finish_reason},
+    answer::{StreamOptions, finish_reason},
 };
 use crate::{
     error::{ApiError, ApiResult, Dialect},
@@ -227,7 +227,7 @@ impl Writer {
             choices
                 .push(json!({"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}));
         }
-        let mut whole = self.chunk(choices);
+        let mut whole = self.chunk(&choices);
         whole["usage"] = json!(self.usage);
         Ok(whole)
     }
@@ -255,7 +255,7 @@ impl Writer {
     ) -> Result<(), Gone> {
         for (index, echo) in echoes.iter().enumerate() {
             let choice = json!({"index": index, "text": echo, "logprobs": null, "finish_reason": null});
-            events.data(&self.chunk(vec![choice])).await?;
+            events.data(&self.chunk(&[choice])).await?;
         }
         let mut offsets = vec![0; generations.len()];
         let mut progress = std::pin::pin!(interleave(generations));
@@ -276,12 +276,12 @@ impl Writer {
                 Err(error) => Err(error),
             };
             match choice {
-                Ok(choice) => events.data(&self.chunk(vec![choice])).await?,
+                Ok(choice) => events.data(&self.chunk(&[choice])).await?,
                 Err(error) => return events.data(&Dialect::OpenAi.body(&error)).await,
             }
         }
         if include_usage {
-            let mut chunk = self.chunk(vec![]);
+            let mut chunk = self.chunk(&[]);
             chunk["usage"] = json!(self.usage);
             events.data(&chunk).await?;
         }
@@ -314,7 +314,7 @@ impl Writer {
         Ok(json!({"tokens": texts, "token_logprobs": logprobs, "top_logprobs": tops, "text_offset": offsets}))
     }
 
-    fn chunk(&self, choices: Vec<Value>) -> Value {
+    fn chunk(&self, choices: &[Value]) -> Value {
         json!({
             "id": self.id, "object": "text_completion", "created": self.created,
             "model": self.ticket.model_name(), "choices": choices,
