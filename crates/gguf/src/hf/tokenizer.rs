@@ -99,7 +99,10 @@ impl<'a> TextFiles<'a> {
         let model = Model::read(metadata)?;
         let listed = metadata.texts(TOKENS)?.ok_or_else(|| Error::at(TOKENS, "is missing"))?;
         if listed.len() > MOST_TOKENS {
-            return Err(Error::at(TOKENS, format!("has {} tokens, expected at most {MOST_TOKENS}", listed.len())));
+            return Err(Error::at(
+                TOKENS,
+                format!("has {} tokens, expected at most {MOST_TOKENS}", listed.len()),
+            ));
         }
         let name = |(id, token): (usize, &str)| match token {
             "" => format!("[EMPTY_{id}]"),
