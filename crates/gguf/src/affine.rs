@@ -2,7 +2,7 @@
 
 use half::f16;
 
-use crate::{TensorType, dequantize::half_at};
+use crate::{TensorType, blocks::half_at};
 
 /// The form of MLX's that holds a type's elements without loss.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

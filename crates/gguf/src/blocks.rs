@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use half::f16;
+
 /// How the elements of a tensor are stored. Rows consist of whole blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[allow(missing_docs, non_camel_case_types, reason = "the names are the format's own")]
@@ -132,6 +134,11 @@ impl fmt::Display for TensorType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(self, f)
     }
+}
+
+/// The half-precision number at a place of a block.
+pub(crate) fn half_at(block: &[u8], place: usize) -> f32 {
+    f16::from_le_bytes([block[place], block[place + 1]]).to_f32()
 }
 
 #[cfg(test)]

@@ -3,9 +3,9 @@
 //! `d` is the scale of a block, `m` or `dmin` what is added or taken away, `q` whole numbers. All scales are in half precision, and
 //! numbers little-endian.
 
-use half::{bf16, f16};
+use half::bf16;
 
-use crate::{TensorType, affine::Groups};
+use crate::{TensorType, affine::Groups, blocks::half_at};
 
 /// Elements of the long blocks.
 const LONG: usize = 256;
@@ -44,11 +44,6 @@ impl TensorType {
             }
         }
     }
-}
-
-/// The half-precision number at a place of a block.
-pub(crate) fn half_at(block: &[u8], place: usize) -> f32 {
-    f16::from_le_bytes([block[place], block[place + 1]]).to_f32()
 }
 
 /// `e`, `q[16]`: e2m1 floats, the lower half of bytes first, times `2^(e - 127)`.

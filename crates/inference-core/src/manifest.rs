@@ -7,6 +7,7 @@ mod fingerprint;
 mod generation;
 mod gguf;
 mod layers;
+mod layout;
 mod packed;
 mod quantization;
 mod shards;
@@ -21,7 +22,12 @@ use std::{
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
-use self::{config::Config, gguf::Form, quantization::Settings};
+use self::{
+    config::Config,
+    gguf::Form,
+    layout::{Layout, look},
+    quantization::Settings,
+};
 pub use self::{
     estimate::MemoryEstimate,
     generation::GenerationConfig,
@@ -36,7 +42,7 @@ pub(crate) use self::{
 use crate::{
     Dtype, Error, Result,
     files::{from_value, read_value},
-    safetensors::TensorInfo,
+    safetensors::{TensorInfo, most_floats},
 };
 
 /// The longest config.json, in bytes; published ones stay under 100 kB. In memory, JSON can take twenty times its
@@ -46,8 +52,9 @@ const LONGEST_CONFIG: u64 = 4 << 20;
 /// A folder in the published layout, config.json and safetensors files, or a GGUF file. Nothing of the weights is read. What they
 /// say is parsed and checked here once, for backends and programs alike.
 ///
-/// Matrices of GPTQ, AWQ and block-scaled FP8 are shown in the form that MLX computes with. A GGUF file is shown as the folder that it was made of: config.json and the tensors have the form that transformers and MLX
-/// know. A folder that holds one GGUF model and no safetensors is that model.
+/// Matrices of GPTQ, AWQ and block-scaled FP8 are shown in the form that MLX computes with. A GGUF file is shown as the folder that
+/// it was made of: config.json and the tensors have the form that transformers and MLX know. A folder that holds one GGUF model and
+/// no safetensors is that model.
 ///
 /// The tensors are those of the files that `model.safetensors.index.json` names; without an index those of
 /// `model.safetensors`; without that those of every `model*.safetensors`.
@@ -454,63 +461,4 @@ impl ModelManifest {
             },
         }
     }
-}
-
-/// The floating-point type that most bytes of the tensors have.
-fn most_floats(tensors: &BTreeMap<String, TensorInfo>) -> Option<Dtype> {
-    let mut bytes = BTreeMap::new();
-    for tensor in tensors.values().filter(|tensor| tensor.dtype.is_float()) {
-        *bytes.entry(tensor.dtype).or_insert(0) += tensor.bytes();
-    }
-    bytes.into_iter().max_by_key(|(_, bytes)| *bytes).map(|(dtype, _)| dtype)
-}
-
-/// What a path leads to.
-enum Layout {
-    /// A folder with config.json and perhaps safetensors files.
-    Published,
-    /// A GGUF file, or a folder that holds one model in GGUF.
-    Gguf(PathBuf),
-    /// Weights in another format: why they are no safetensors, and the files.
-    Other { reason: &'static str, files: Vec<PathBuf> },
-}
-
-/// Looks at a path before its parts are read, and says what is wrong where it cannot be a model.
-fn look(path: &Path) -> Result<Layout> {
-    let metadata = fs::metadata(path).map_err(|source| match source.kind() {
-        std::io::ErrorKind::NotFound => {
-            let reason = "does not exist: give the folder of a model, for example one made by \
-                          `hf download ORGANISATION/NAME --local-dir FOLDER`";
-            Error::invalid_file(path, reason)
-        }
-        _ => Error::io("read", path, source),
-    })?;
-    if metadata.is_file() && gguf::is_gguf(path) {
-        return Ok(Layout::Gguf(path.to_owned()));
-    }
-    if metadata.is_file() {
-        let reason = "is a file: give the folder that holds config.json and the safetensors files";
-        return Ok(Layout::Other { reason, files: vec![path.to_owned()] });
-    }
-    if !metadata.is_dir() {
-        let reason = "is no folder: give the folder that holds config.json and the safetensors files";
-        return Err(Error::invalid_file(path, reason));
-    }
-    if let Some((reason, files)) = shards::other_formats(path)? {
-        let names = files.iter().filter_map(|file| Some(file.file_name()?.to_str()?.to_owned()));
-        return Ok(match models(path, names).as_slice() {
-            [file] if gguf::is_gguf(file) => Layout::Gguf(file.clone()),
-            _ => Layout::Other { reason, files },
-        });
-    }
-    let config = fs::symlink_metadata(path.join("config.json"));
-    if config.is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound) {
-        let reason = if path.join("snapshots").is_dir() {
-            "is an entry of a Hugging Face cache: give one of the folders in its snapshots/"
-        } else {
-            "has no config.json: give the folder of a model"
-        };
-        return Err(Error::invalid_file(path, reason));
-    }
-    Ok(Layout::Published)
 }

@@ -78,6 +78,15 @@ impl TensorInfo {
     }
 }
 
+/// The floating-point type that most bytes of the tensors have.
+pub(crate) fn most_floats(tensors: &BTreeMap<String, TensorInfo>) -> Option<Dtype> {
+    let mut bytes = BTreeMap::new();
+    for tensor in tensors.values().filter(|tensor| tensor.dtype.is_float()) {
+        *bytes.entry(tensor.dtype).or_insert(0) += tensor.bytes();
+    }
+    bytes.into_iter().max_by_key(|(_, bytes)| *bytes).map(|(dtype, _)| dtype)
+}
+
 /// Element types, by safetensors' own names. Types of less than a byte are not among them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[allow(missing_docs, reason = "the names are the documentation")]

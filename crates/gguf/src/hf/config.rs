@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{family::Family, rope};
+use super::family::Family;
 use crate::{Error, Metadata, Result, Tensor};
 
 /// Layers of the variants of Gemma that divide attention scores by the root of `hidden_size / heads`, not of `head_dim`. The files do
@@ -65,11 +65,8 @@ impl<'a> Fields<'a> {
         Ok(fields)
     }
 
-    /// config.json.
-    pub(super) fn config(
-        &self,
-        read: &mut dyn FnMut(&Tensor) -> Result<Vec<f32>>,
-    ) -> Result<Map<String, Value>> {
+    /// config.json, but for what it says of rope.
+    pub(super) fn config(&self) -> Result<Map<String, Value>> {
         let mut config = self.shared()?;
         match self.family.architecture {
             "gemma2" => self.gemma2(&mut config)?,
@@ -84,7 +81,6 @@ impl<'a> Fields<'a> {
             _ => {}
         }
         self.experts(&mut config)?;
-        rope::add(self, &mut config, read)?;
         Ok(config)
     }
 

@@ -84,7 +84,8 @@ impl Model {
     ) -> Result<Self> {
         let family = Family::of(metadata)?;
         let fields = Fields::new(metadata, tensors, family)?;
-        let config = fields.config(read)?;
+        let mut config = fields.config()?;
+        rope::add(&fields, &mut config, read)?;
         let heads = [fields.heads, fields.kv_heads];
         let mut named = Vec::new();
         for (index, tensor) in tensors.iter().enumerate() {

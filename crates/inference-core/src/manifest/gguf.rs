@@ -14,7 +14,11 @@ use serde_json::{Map, Value, json};
 
 pub(super) use self::tensors::Form;
 use super::{Config, GenerationConfig, Settings, quantization};
-use crate::{Dtype, Error, Result, files::open_regular, safetensors::TensorInfo};
+use crate::{
+    Dtype, Error, Result,
+    files::open_regular,
+    safetensors::{TensorInfo, most_floats},
+};
 
 /// What files tell of a model.
 pub(super) struct GgufModel {
@@ -164,7 +168,7 @@ impl Parts {
 /// The type of the activations: llama.cpp computes in single precision between quantised matrices, and so do their exact values here.
 /// Some families leave the range of half precision, which their publishers do not compute in.
 fn float(tensors: &BTreeMap<String, TensorInfo>, quantized: bool, wide: bool) -> Option<Dtype> {
-    let half = super::most_floats(tensors) == Some(Dtype::F16);
+    let half = most_floats(tensors) == Some(Dtype::F16);
     (quantized || half && wide).then_some(Dtype::F32)
 }
 

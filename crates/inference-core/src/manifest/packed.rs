@@ -188,29 +188,9 @@ fn affine(
     }
     // With zeros in the middle, biases are scales times a power of two.
     let float = if centred { scales.dtype } else { Dtype::F32 };
-    let base = Packed {
-        files: files.clone(),
-        stem: stem.to_owned(),
-        packing,
-        inputs,
-        outputs,
-        group,
-        words,
-        zeros,
-        scales,
-        order,
-        float,
-    };
-    for (name, part, dtype, width) in [
-        ("weight", Part::Values, Dtype::U32, inputs / PER_WORD),
-        ("scales", Part::Scales, float, groups),
-        ("biases", Part::Biases, float, groups),
-    ] {
-        let at = if part == Part::Values { &base.words } else { &base.scales };
-        let mut info = TensorInfo::in_file(at.file, dtype, vec![outputs, width], at.range.clone());
-        info.source = Some(Arc::new(PartOf { packed: base.clone(), part, width: width * dtype.size() }));
-        tensors.insert(format!("{stem}.{name}"), info);
-    }
+    let (files, stem) = (files.clone(), stem.to_owned());
+    let packed = Packed { files, stem, packing, inputs, outputs, group, words, zeros, scales, order, float };
+    packed.insert(tensors);
     Ok(())
 }
 
@@ -263,6 +243,21 @@ impl TensorSource for PartOf {
 }
 
 impl Packed {
+    /// Adds the tensors of MLX's form.
+    fn insert(self, tensors: &mut Tensors) {
+        let groups = self.inputs / self.group;
+        for (name, part, dtype, width) in [
+            ("weight", Part::Values, Dtype::U32, self.inputs / PER_WORD),
+            ("scales", Part::Scales, self.float, groups),
+            ("biases", Part::Biases, self.float, groups),
+        ] {
+            let at = if part == Part::Values { &self.words } else { &self.scales };
+            let mut info = TensorInfo::in_file(at.file, dtype, vec![self.outputs, width], at.range.clone());
+            info.source = Some(Arc::new(PartOf { packed: self.clone(), part, width: width * dtype.size() }));
+            tensors.insert(format!("{}.{name}", self.stem), info);
+        }
+    }
+
     /// The values of `rows` outputs from `first` on.
     fn values(&self, files: &dyn ReadAt, first: usize, rows: usize, memory: &mut [u8]) -> Result<()> {
         self.check_order(files)?;

@@ -66,11 +66,7 @@ impl Plan {
             keep: options.keep,
         };
         if options.keep {
-            if default.is_some() {
-                return Err(invalid_option("keep", "is set together with a quantisation".to_owned()));
-            }
-            source.tensors().iter().for_each(|(name, tensor)| plan.keep(name, tensor));
-            return Ok(plan);
+            return plan.kept(source);
         }
         let mut stacks: BTreeMap<String, Vec<(usize, &TensorInfo)>> = BTreeMap::new();
         for (name, tensor) in source.tensors() {
@@ -255,6 +251,15 @@ impl Plan {
             }
         }
         self.jobs.push(Job { sources, shape: whole, layout, work: Work::Quantize(scheme), outputs });
+    }
+
+    /// Every tensor as it is.
+    fn kept(mut self, source: &ModelManifest) -> Result<Self> {
+        if self.default.is_some() {
+            return Err(invalid_option("keep", "is set together with a quantisation".to_owned()));
+        }
+        source.tensors().iter().for_each(|(name, tensor)| self.keep(name, tensor));
+        Ok(self)
     }
 
     /// A tensor as it is.
