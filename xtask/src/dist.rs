@@ -21,7 +21,7 @@ pub(crate) fn run(out: &Path) -> Result<()> {
         bail!("{} is not empty: remove it, or name another folder", out.display());
     }
     ensure!(std::env::var_os("MLX_ROOT").is_none(), "dist packs MLX's wheel: unset MLX_ROOT");
-    sh::run(&cargo(), ["build", "--release", "--package", "inference-cli"])?;
+    sh::run(&cargo(), ["build", "--release", "--package", "inferlm-cli"])?;
     let target =
         std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| sh::root().join("target"), PathBuf::from);
     let program = target.join("release/inference");

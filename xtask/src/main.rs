@@ -33,7 +33,7 @@ enum Chore {
     Structure,
     /// Every test, the mlx_lm backend's with a Python environment that it makes under target/.
     Test {
-        /// Given to `cargo test`: `-p inference-core`, say. Without it everything is tested.
+        /// Given to `cargo test`: `-p inferlm-core`, say. Without it everything is tested.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },

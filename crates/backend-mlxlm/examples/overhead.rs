@@ -2,7 +2,7 @@
 //! and `BatchGenerator`, on the same checkpoint and in the same run, turn by turn; and how long a cancellation takes.
 //!
 //! ```sh
-//! INFERENCE_PYTHON=… cargo run --release -p backend-mlxlm --example overhead -- MODEL [TRIALS] [TOKENS] [BATCH]
+//! INFERENCE_PYTHON=… cargo run --release -p inferlm-backend-mlxlm --example overhead -- MODEL [TRIALS] [TOKENS] [BATCH]
 //! ```
 
 use std::{

@@ -1,6 +1,6 @@
 //! What a token costs on its way from an engine's thread to a caller, both at full speed: sink, channel, wake-ups, stream.
 //!
-//! `cargo bench -p inference-core --features mock`
+//! `cargo bench -p inferlm-core --features mock`
 
 use std::{
     hint::black_box,

@@ -1,4 +1,4 @@
-//! Many streaming clients at once, some of which vanish: `cargo run --release -p inference-server --example load -- URL CLIENTS SECONDS
+//! Many streaming clients at once, some of which vanish: `cargo run --release -p inferlm-server --example load -- URL CLIENTS SECONDS
 //! [VANISHING]`, with the server at `URL` (`http://127.0.0.1:8080`). Every `VANISHING`th request is dropped after its first
 //! event; 0 drops none. Prints tokens per second and percentiles of the time to the first token.
 

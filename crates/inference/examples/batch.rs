@@ -1,4 +1,4 @@
-//! Answers several prompts in one batch: `cargo run --release -p inference --example batch [MODEL]`.
+//! Answers several prompts in one batch: `cargo run --release -p inferlm --example batch [MODEL]`.
 
 use inference::{GenerateOptions, Message, TextModelExt as _};
 

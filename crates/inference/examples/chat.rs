@@ -1,4 +1,4 @@
-//! Chats on the terminal and keeps the conversation: `cargo run --release -p inference --example chat [MODEL]`.
+//! Chats on the terminal and keeps the conversation: `cargo run --release -p inferlm --example chat [MODEL]`.
 
 use std::io::{BufRead as _, Write as _};
 

@@ -1,4 +1,4 @@
-//! Scores labels in one forward pass per prompt: `cargo run --release -p inference --example classify [MODEL]`.
+//! Scores labels in one forward pass per prompt: `cargo run --release -p inferlm --example classify [MODEL]`.
 
 use inference::{ClassifyOptions, Prompt};
 

@@ -1,4 +1,4 @@
-//! Streams answers over HTTP as server-sent events: `cargo run --release -p inference --example server [MODEL]`, then
+//! Streams answers over HTTP as server-sent events: `cargo run --release -p inferlm --example server [MODEL]`, then
 //! `curl -N 'http://127.0.0.1:8080/chat?question=What%20is%202%2B2%3F'`. A client that disconnects cancels its request.
 
 use std::{collections::HashMap, convert::Infallible, sync::Arc};

@@ -1,5 +1,5 @@
 //! Computes a document once, asks two questions about it, saves the session and loads it again:
-//! `cargo run --release -p inference --example session [MODEL]`.
+//! `cargo run --release -p inferlm --example session [MODEL]`.
 
 use inference::GenerateOptions;
 

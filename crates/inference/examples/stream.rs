@@ -1,4 +1,4 @@
-//! Streams tokens and cancels after ten: `cargo run --release -p inference --example stream [MODEL]`.
+//! Streams tokens and cancels after ten: `cargo run --release -p inferlm --example stream [MODEL]`.
 
 use futures::StreamExt as _;
 use inference::{CancellationToken, GenerateOptions, Prompt};

@@ -1,5 +1,5 @@
 //! Offers a tool, runs the model's calls and returns the results:
-//! `cargo run --release -p inference --example tools MODEL`. The demo model knows no tools.
+//! `cargo run --release -p inferlm --example tools MODEL`. The demo model knows no tools.
 
 use inference::{GenerateOptions, Message, TextModelExt as _, ToolCall};
 use serde_json::json;

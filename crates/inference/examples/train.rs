@@ -1,4 +1,4 @@
-//! Trains a LoRA adapter on two sentences and uses it: `cargo run --release -p inference --example train [MODEL]`.
+//! Trains a LoRA adapter on two sentences and uses it: `cargo run --release -p inferlm --example train [MODEL]`.
 
 use futures::StreamExt as _;
 use inference::{

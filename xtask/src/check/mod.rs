@@ -67,16 +67,6 @@ fn apple() -> Result<()> {
     sh::run("rustup", ["target", "add", APPLE])?;
     sh::run(
         &cargo(),
-        [
-            "check",
-            "--target",
-            APPLE,
-            "-p",
-            "inference",
-            "-p",
-            "inference-text",
-            "-p",
-            "inference-conformance",
-        ],
+        ["check", "--target", APPLE, "-p", "inferlm", "-p", "inferlm-text", "-p", "inferlm-conformance"],
     )
 }

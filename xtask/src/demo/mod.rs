@@ -177,7 +177,7 @@ fn write_data(args: &Args, data: &Path) -> Result<()> {
 }
 
 fn build() -> Result<PathBuf> {
-    sh::run(&sh::cargo(), ["build", "--release", "--package", "inference-cli"])?;
+    sh::run(&sh::cargo(), ["build", "--release", "--package", "inferlm-cli"])?;
     Ok(sh::root().join("target/release/inference"))
 }
 

@@ -80,7 +80,7 @@ fn everything_is_bounded_with_large_arguments() {
     drop(lock);
 }
 
-/// `TEMPLATES=10000 cargo test -p chat-template --test limits` tries more.
+/// `TEMPLATES=10000 cargo test -p inferlm-chat-template --test limits` tries more.
 #[test]
 fn random_templates_end() {
     let (lock, variables) = (meter::lock(), variables());

@@ -1,6 +1,6 @@
 //! Times steps of decoders of well-known shapes, with random weights. Fails without a GPU.
 //!
-//! `cargo run --release -p cuda-kernels --example device_bench [substring of a model's name] …`
+//! `cargo run --release -p inferlm-cuda-kernels --example device_bench [substring of a model's name] …`
 
 mod models;
 

@@ -1,6 +1,6 @@
 //! Compares steps on the GPU with double precision on the host, for many shapes of decoders. Fails without a GPU.
 //!
-//! `cargo run -p cuda-kernels --example device_check [substring of a case's name] …`
+//! `cargo run -p inferlm-cuda-kernels --example device_check [substring of a case's name] …`
 
 mod cases;
 mod decoder;

@@ -169,7 +169,7 @@ mod tests {
         cases.into_iter().map(case).collect()
     }
 
-    /// `cargo test -p inference-conformance -- --ignored write_golden` rewrites the file.
+    /// `cargo test -p inferlm-conformance -- --ignored write_golden` rewrites the file.
     #[test]
     #[ignore = "writes golden.json"]
     fn write_golden() {

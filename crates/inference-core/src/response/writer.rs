@@ -140,7 +140,8 @@ impl ResponseWriter {
     /// Takes the next token that the engine has chosen. Some: the answer is complete, and why; the engine calls
     /// [`end`](Self::end) with it, and later tokens change nothing.
     ///
-    /// [`Token::text`] is for the [`Detokenize`] that the writer has: empty for a tokenizer, the text for [`Verbatim`].
+    /// [`Token::text`] is for the [`Detokenize`] that the writer has: empty for a tokenizer, the text for
+    /// [`Verbatim`](super::Verbatim).
     pub fn push(&mut self, token: Token) -> Option<FinishReason> {
         if self.reason.is_none() {
             self.note_time();
