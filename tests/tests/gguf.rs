@@ -10,7 +10,8 @@ use std::{
 
 use futures::executor::block_on;
 use inference::{
-    ClassifyOptions, GenerateOptions, ModelManifest, Prompt, TextModel, TextModelExt as _, load_model,
+    ClassifyOptions, GenerateOptions, Prompt, TextModel, TextModelExt as _, load_model,
+    manifest::{ModelManifest, QuantMode, Quantization},
     metal::{ConvertOptions, convert},
 };
 use inference_core::backend::ModelFiles;
@@ -204,7 +205,7 @@ fn conversion_keeps_what_loads() {
     let source = ModelManifest::read(file("Q8_0")).unwrap();
     let expected = logits(&*load(&file("Q8_0")), &prompt, &[24]);
     let mut options = ConvertOptions::default();
-    options.quantization = Some(inference::Quantization::new(8, 32, inference::QuantMode::Affine));
+    options.quantization = Some(Quantization::new(8, 32, QuantMode::Affine));
     let eight = place.path().join("eight");
     convert(&source, &eight, &options, &mut |_| true).unwrap();
     let folder = ModelManifest::read(&eight).unwrap();

@@ -8,8 +8,8 @@ use std::{fs, path::PathBuf, sync::Arc};
 
 use futures::{StreamExt as _, executor::block_on};
 use inference::{
-    ChatEvent, Dtype, GenerateOptions, Message, ModelManifest, Prompt, TemplateOptions, TextModel,
-    TextModelExt as _, load_model,
+    ChatEvent, GenerateOptions, Message, Prompt, TemplateOptions, TextModel, TextModelExt as _, load_model,
+    manifest::{Dtype, ModelManifest},
 };
 use serde_json::Value;
 

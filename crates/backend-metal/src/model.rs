@@ -190,7 +190,9 @@ mod tests {
             manifest,
             adapter: None,
             fingerprint: OnceCell::new(),
-            stats: Arc::default(),
+            stats: SharedStats::default(),
+            position_bytes: 0,
+            state_bytes: 0,
             closed: AtomicBool::new(false),
         }))
     }

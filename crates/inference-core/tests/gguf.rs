@@ -1,5 +1,7 @@
 //! GGUF files as models: where they are found, what is read of them, and what is wrong with them.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
 mod common;
 
 use std::fs::File;
@@ -50,7 +52,10 @@ fn gguf(keys: &[(&str, u32, Vec<u8>)], tensors: &[Tensor<'_>]) -> Vec<u8> {
     [file, data].concat()
 }
 
-fn keys(architecture: &str) -> Vec<(&'static str, u32, Vec<u8>)> {
+/// A key of the metadata: its name, the number of its type, its value.
+type Key = (&'static str, u32, Vec<u8>);
+
+fn keys(architecture: &str) -> Vec<Key> {
     let number = |n: u32| n.to_le_bytes().to_vec();
     vec![
         ("general.architecture", 8, text(architecture)),
@@ -176,7 +181,7 @@ fn numbered_files_are_one_model() {
 fn what_is_not_known_is_named_and_what_is_broken_refused() {
     let folder = Folder::new();
     let embedding = |kind: u32, bytes: usize| ("token_embd.weight", &[256, 1][..], kind, vec![0; bytes]);
-    let with = |change: &dyn Fn(&mut Vec<(&'static str, u32, Vec<u8>)>)| {
+    let with = |change: &dyn Fn(&mut Vec<Key>)| {
         let mut keys = keys("llama");
         change(&mut keys);
         gguf(&keys, &[embedding(F32, 1024)])
@@ -192,9 +197,9 @@ fn what_is_not_known_is_named_and_what_is_broken_refused() {
         (with(&|keys| keys.retain(|key| key.0 != "tokenizer.ggml.pre")), "tokenizer.ggml.pre is missing"),
         (
             with(&|keys| {
-                keys.iter_mut()
-                    .filter(|key| key.0 == "tokenizer.ggml.pre")
-                    .for_each(|key| key.2 = text("new"))
+                for key in keys.iter_mut().filter(|key| key.0 == "tokenizer.ggml.pre") {
+                    key.2 = text("new");
+                }
             }),
             "is \"new\", a way to cut words",
         ),

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, path::PathBuf, process::ExitCode};
 use inference::manifest::{Dtype, ModelManifest, SidePart};
 use inference_core::backend::ModelFiles;
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::{
     model,

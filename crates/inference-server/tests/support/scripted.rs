@@ -1,17 +1,14 @@
 //! A model whose tokenizer, template and parsers are real, and whose answers are written in a script.
 
-use std::{
-    path::Path,
-    sync::{Arc, Mutex},
-};
+use std::{path::Path, time::Instant};
 
 use async_trait::async_trait;
 use inference_core::{
-    Alternative, Classification, ClassifyOptions, Error, Feature, Finish, FinishReason, GenerateOptions,
-    Metrics, ModelInfo, ModelManifest, ModelStats, Prompt, Result, StopCause, TemplateOptions, TextModel,
-    Token, TokenStream,
+    Alternative, Classification, ClassifyOptions, Error, Feature, FinishReason, GenerateOptions, ModelInfo,
+    ModelManifest, ModelStats, Prompt, Result, StopCause, TemplateOptions, TextModel, Token, TokenStream,
+    backend::SharedStats,
 };
-use inference_text::{PromptLimits, TextEvent, TextPipeline};
+use inference_text::{PromptLimits, TextPipeline};
 
 /// A template in the notation of Hermes and Qwen, with reasoning.
 const TEMPLATE: &str = r#"{%- if tools %}<|im_start|>system
@@ -39,7 +36,7 @@ Call them as <tool_call>
 pub struct Scripted {
     info: ModelInfo,
     text: TextPipeline,
-    stats: Arc<Mutex<ModelStats>>,
+    stats: SharedStats,
 }
 
 impl Scripted {
@@ -51,7 +48,7 @@ impl Scripted {
         }
         std::fs::write(folder.path().join("chat_template.jinja"), TEMPLATE).unwrap();
         let info = ModelInfo::from_manifest("scripted", &ModelManifest::read(&demo).unwrap()).unwrap();
-        Self { info, text: TextPipeline::load(folder.path()).unwrap(), stats: Arc::default() }
+        Self { info, text: TextPipeline::load(folder.path()).unwrap(), stats: SharedStats::default() }
     }
 }
 
@@ -95,42 +92,24 @@ impl TextModel for Scripted {
         let prompt = self.text.prepare(prompt, &options.template, limits).await?;
         let tokenizer = self.text.tokenizer();
         let answer = tokenizer.encode(&script(&tokenizer.decode(&prompt.ids, false)), false)?;
-        let (sink, stream) = TokenStream::channel("scripted", 8, options.cancel.clone());
-        let stream = stream.with_parser(self.text.output_parser(&prompt, &options));
-        let mut assembler = self.text.assembler::<()>(&options)?;
-        let stats = self.stats.clone();
-        stats.lock().unwrap().requests += 1;
+        let (mut writer, stream) =
+            self.text.response(&self.info, &self.stats, &prompt, &options, Instant::now())?;
         tokio::spawn(async move {
-            let mut sink = sink;
-            let mut events: Vec<TextEvent<()>> = Vec::new();
-            let mut generated = 0;
-            let mut reason = FinishReason::Stop(StopCause::EndOfSequence(0));
+            writer.begin(0);
+            let mut reason = (options.max_tokens_or_default() == 0).then_some(FinishReason::Length);
             for id in answer {
-                if sink.is_cancelled() {
-                    reason = FinishReason::Cancelled;
+                if writer.is_full() {
+                    writer.ready().await;
+                }
+                if writer.is_cancelled() {
+                    reason = Some(FinishReason::Cancelled);
+                }
+                if reason.is_some() {
                     break;
                 }
-                if generated == options.max_tokens_or_default() {
-                    reason = FinishReason::Length;
-                    break;
-                }
-                generated += 1;
-                let stop = assembler.push(id, (), &mut events);
-                events.drain(..).for_each(|event| sink.send(token(event, &options)));
-                if let Some(stop) = stop {
-                    reason = FinishReason::Stop(StopCause::StopString(stop));
-                    break;
-                }
-                if sink.is_full() {
-                    sink.ready().await;
-                }
+                reason = writer.push(token(id, &options));
             }
-            assembler.finish(&mut events);
-            events.drain(..).for_each(|event| sink.send(token(event, &options)));
-            let mut metrics = Metrics::default();
-            (metrics.prompt_tokens, metrics.generated_tokens) = (prompt.ids.len(), generated);
-            stats.lock().unwrap().cancelled += u64::from(reason == FinishReason::Cancelled);
-            sink.end(Ok(Finish::new(reason, metrics)));
+            writer.end(Ok(reason.unwrap_or(FinishReason::Stop(StopCause::EndOfSequence(0)))));
         });
         Ok(stream)
     }
@@ -149,7 +128,7 @@ impl TextModel for Scripted {
     }
 
     fn stats(&self) -> ModelStats {
-        self.stats.lock().unwrap().clone()
+        self.stats.snapshot()
     }
 
     async fn close(&self) -> Result<()> {
@@ -158,12 +137,12 @@ impl TextModel for Scripted {
 }
 
 /// Each token was as good as certain.
-fn token(event: TextEvent<()>, options: &GenerateOptions) -> Token {
-    let mut token = Token::new(event.id, event.text);
+fn token(id: u32, options: &GenerateOptions) -> Token {
+    let mut token = Token::new(id, "");
     if let Some(top) = options.log_probabilities {
         token.log_probability = Some(-0.01);
         let others = (1..top as u32).map(|other| Alternative::new(other, -5.0 - other as f32));
-        token.top = std::iter::once(Alternative::new(event.id, -0.01)).take(top).chain(others).collect();
+        token.top = std::iter::once(Alternative::new(id, -0.01)).take(top).chain(others).collect();
     }
     token
 }
