@@ -10,6 +10,7 @@ use std::{
 
 use crate::{
     Compiler, Error, Event, Graph, Options, Part, Result, Stream,
+    class::{BUCKETS, Class, Logits},
     geometry::Limits,
     instance::Instance,
     memory::HostBuffer,
@@ -19,12 +20,6 @@ use crate::{
     stream::Launch,
 };
 
-/// Numbers of rows that steps are captured for. Fewer rows run in the next larger one, and the others are idle.
-pub const BUCKETS: [usize; 4] = [1, 2, 4, 8];
-
-/// Positions that steps are captured for: the blocks of attention depend on them.
-const LENGTHS: [usize; 4] = [2048, 4096, 8192, i32::MAX as usize];
-
 /// What a row reads next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Row {
@@ -32,25 +27,6 @@ pub struct Row {
     pub token: u32,
     /// Its position; those before it are in the cache.
     pub position: usize,
-}
-
-/// Whether a step stores its logits, for [`Executor::logits`] or at [`Options::logits`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Logits {
-    /// It chooses tokens only.
-    Discard,
-    /// It stores them.
-    Keep,
-}
-
-/// What steps are captured for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct Class {
-    /// One of [`BUCKETS`].
-    pub(crate) rows: usize,
-    /// The most positions that a row attends to.
-    pub(crate) positions: usize,
-    pub(crate) logits: Logits,
 }
 
 /// Runs the steps of a decoder.
@@ -162,7 +138,7 @@ impl Executor {
     /// # Errors
     /// [`Error::Invalid`] where no bucket does; errors of the compiler and the driver.
     pub fn prepare(&mut self, rows: usize, positions: usize, logits: Logits) -> Result<()> {
-        let key = class(rows, positions, logits)?;
+        let key = Class::of(rows, positions, logits)?;
         if self.steps.contains_key(&key) {
             return Ok(());
         }
@@ -188,7 +164,7 @@ impl Executor {
     /// # Errors
     /// [`Error::Invalid`] where no bucket holds the rows; what the thread came to.
     pub fn is_compiled(&mut self, rows: usize) -> Result<bool> {
-        let key = class(rows, 0, Logits::Discard)?;
+        let key = Class::of(rows, 0, Logits::Discard)?;
         let bucket = BUCKETS.iter().position(|&bucket| bucket == key.rows).unwrap_or(0);
         match mem::take(&mut self.compilations[bucket]) {
             Compilation::NotBegun => {
@@ -286,12 +262,12 @@ impl Executor {
     /// # Errors
     /// [`Error::Invalid`] where no bucket holds the rows, or a row would outgrow its cache; errors of the compiler and the driver.
     pub fn run(&mut self, rows: usize, steps: usize, logits: Logits) -> Result<()> {
-        let bucket = class(rows, 0, logits)?.rows;
+        let bucket = Class::of(rows, 0, logits)?.rows;
         let states = &self.rows[..bucket];
         states.iter().try_for_each(|row| row.check_room(steps))?;
         let longest = states.iter().filter_map(|row| row.position).max().unwrap_or(0) + steps;
         self.prepare(rows, longest, logits)?;
-        let step = &self.steps[&class(rows, longest, logits)?];
+        let step = &self.steps[&Class::of(rows, longest, logits)?];
         for _ in 0..steps {
             self.stream.replay(&step.graph)?;
         }
@@ -311,7 +287,7 @@ impl Executor {
     pub fn submit(&mut self, rows: usize, logits: Logits) -> Result<Pending> {
         self.run(rows, 1, logits)?;
         let length = self.state.history_len;
-        let bucket = class(rows, 0, logits)?.rows;
+        let bucket = Class::of(rows, 0, logits)?.rows;
         let places = array::from_fn(|row| {
             let state = self.rows[row];
             (row < bucket && state.position.is_some()).then(|| row * length + (state.chosen - 1) % length)
@@ -365,7 +341,7 @@ impl Executor {
 
     /// Launches of a prepared step, with what each is for.
     pub fn parts(&self, rows: usize, positions: usize) -> Vec<Part> {
-        let step = class(rows, positions, Logits::Discard).ok().and_then(|key| self.steps.get(&key));
+        let step = Class::of(rows, positions, Logits::Discard).ok().and_then(|key| self.steps.get(&key));
         step.map(|step| step.launches.iter().map(|(part, _)| *part).collect()).unwrap_or_default()
     }
 
@@ -380,7 +356,7 @@ impl Executor {
         times: usize,
         wanted: impl Fn(Part) -> bool,
     ) -> Result<f32> {
-        let Some(step) = self.steps.get(&class(rows, positions, Logits::Discard)?) else {
+        let Some(step) = self.steps.get(&Class::of(rows, positions, Logits::Discard)?) else {
             return Err(Error::invalid("the step", format!("not prepared for {rows} rows"), "prepared"));
         };
         let graph = self.capture(&step.launches, wanted)?;
@@ -434,32 +410,9 @@ fn instances(planned: &[Planned]) -> Vec<Instance> {
     planned.iter().map(|planned| planned.instance).collect()
 }
 
-/// What the step for these is captured for.
-fn class(rows: usize, positions: usize, logits: Logits) -> Result<Class> {
-    let bucket = BUCKETS.into_iter().find(|&bucket| rows >= 1 && rows <= bucket);
-    let length = LENGTHS.into_iter().find(|&length| positions <= length);
-    match (bucket, length) {
-        (Some(rows), Some(positions)) => Ok(Class { rows, positions, logits }),
-        (None, _) => Err(Error::invalid("the number of rows", rows, format!("1 to {MAX_ROWS}"))),
-        (_, None) => Err(Error::invalid("a position", positions, "below 2^31")),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_step_is_captured_for_the_next_larger_rows_and_positions() {
-        let of = |rows, positions| {
-            class(rows, positions, Logits::Keep).map(|class| (class.rows, class.positions)).ok()
-        };
-        assert_eq!(of(1, 0), Some((1, 2048)));
-        assert_eq!(of(3, 2048), Some((4, 2048)));
-        assert_eq!(of(8, 2049), Some((8, 4096)));
-        assert_eq!(of(8, 100_000), Some((8, i32::MAX as usize)));
-        assert_eq!([of(0, 1), of(9, 1), of(1, 1 << 31)], [None; 3]);
-    }
 
     #[test]
     fn a_row_ends_where_its_caches_end() {

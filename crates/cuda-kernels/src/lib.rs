@@ -19,6 +19,7 @@
 //! ```
 
 mod arguments;
+mod class;
 mod compile;
 mod device;
 mod error;
@@ -32,10 +33,11 @@ mod state;
 mod step;
 mod stream;
 
+pub use class::{BUCKETS, Logits};
 pub use compile::Compiler;
 pub use device::Device;
 pub use error::{Error, Result};
-pub use executor::{BUCKETS, Executor, Logits, Pending, Row};
+pub use executor::{Executor, Pending, Row};
 pub use memory::{Buffer, DevicePtr, Plain};
 pub use options::Options;
 pub use spec::{

@@ -3,7 +3,7 @@
 use crate::{
     DevicePtr,
     arguments::{ArgmaxArgs, Argument, AttentionArgs, EmbedArgs, GemvArgs, NormArgs, PlainArgs},
-    executor::{Class, Logits},
+    class::{Class, Logits},
     geometry::{Geometry, Limits},
     instance::{Epilogue, Instance, Prologue},
     spec::{AttentionSpec, DecoderSpec, Half, LayerSpec, NormWeight, Weight},

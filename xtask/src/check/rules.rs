@@ -22,7 +22,7 @@ struct Room {
 
 const ROOMS: [Room; 2] = [
     Room { krate: "backend-metal", word: "mlx_sys", folders: &["src/mlx/"] },
-    Room { krate: "backend-metal", word: "unsafe", folders: &["src/mlx/", "src/nn/cpu/"] },
+    Room { krate: "backend-metal", word: "unsafe", folders: &["src/mlx/", "src/nn/cpu/", "src/nn/cuda/"] },
 ];
 
 /// Files that a tool writes.

@@ -258,7 +258,10 @@ impl<B: Block + 'static> Architecture for Decoder<B> {
             layer_inputs,
             registry: _,
         } = self;
-        let mut builder = SpecBuilder::new(config)?;
+        let mut builder = SpecBuilder::new(&config.dtype, config.hidden_size)?;
+        if config.length_dependent {
+            return Err(Unsupported("positions that depend on the length of the text".to_owned()));
+        }
         let Norm::Rms(norm) = norm else { return Err(Unsupported("norms of mean and variance".to_owned())) };
         if layer_inputs.is_some() {
             return Err(Unsupported("inputs of single layers".to_owned()));

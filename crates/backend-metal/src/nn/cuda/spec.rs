@@ -8,7 +8,6 @@ use mlx_rs::{Array, Dtype};
 use crate::{
     mlx::{Mode, Scheme, device_address},
     nn::{
-        architecture::ModelConfig,
         linear::{Embedding, Linear, Projections},
         matrix::Matrix,
         norm::RmsNorm,
@@ -56,18 +55,15 @@ pub(crate) struct SpecBuilder {
 }
 
 impl SpecBuilder {
-    /// A builder for the model of this config.
-    pub(crate) fn new(config: &ModelConfig) -> Result<Self> {
-        let (half, dtype) = match config.dtype.as_str() {
+    /// A builder for a model with weights of this type, `bf16`, …, and a residual stream of this width.
+    pub(crate) fn new(dtype: &str, hidden: usize) -> Result<Self> {
+        let (half, dtype) = match dtype {
             "bf16" => (Half::Bf16, Dtype::Bfloat16),
             "f16" => (Half::F16, Dtype::Float16),
             other => return unsupported(format!("weights in {other}")),
         };
-        if config.length_dependent {
-            return unsupported("positions that depend on the length of the text");
-        }
         let (heads, eps, ropes, arrays) = Default::default();
-        Ok(Self { half, dtype, hidden: config.hidden_size, heads, eps, ropes, arrays })
+        Ok(Self { half, dtype, hidden, heads, eps, ropes, arrays })
     }
 
     /// The heads of a layer's attention: of queries, of keys, and their width.
