@@ -161,3 +161,11 @@ fn a_converted_model_still_adds() {
     let output = convert(DEMO, &packed, &["--dense"]);
     assert_eq!(output.status.code(), Some(2), "the target exists: {}", errors(&output));
 }
+
+#[test]
+fn a_number_of_threads_that_makes_no_sense_is_said_before_the_first_question() {
+    let output =
+        inference(&["chat", "--backend", "cpu"]).env("INFERENCE_NUM_THREADS", "two").output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", errors(&output));
+    assert!(errors(&output).contains("INFERENCE_NUM_THREADS is \"two\""), "{}", errors(&output));
+}

@@ -130,3 +130,14 @@ fn a_cancelled_rendering_ends() {
     let error = template.render(&[Message::user("Hi")], &TemplateOptions::default(), true).unwrap_err();
     assert!(matches!(error, Error::Cancelled), "{error}");
 }
+
+#[test]
+fn a_configuration_whose_values_would_fill_the_memory_is_refused() {
+    let folder = folder(&[]);
+    let path = folder.path().join("tokenizer_config.json");
+    for values in ["0,", "[],", "{},", "\"\","] {
+        std::fs::write(&path, format!("{{\"x\": [{}0]}}", values.repeat(2_000_000))).unwrap();
+        let error = ChatTemplate::load(folder.path(), &SpecialTokens::default()).unwrap_err().to_string();
+        assert!(error.contains("too many values"), "{error}");
+    }
+}

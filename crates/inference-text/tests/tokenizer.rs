@@ -394,6 +394,20 @@ fn a_pipe_in_a_files_place_is_not_waited_for() {
 }
 
 #[test]
+fn a_beginning_that_a_token_may_take_a_part_of_is_refused() {
+    let mut file = byte_fallback(true);
+    file["pre_tokenizer"] =
+        json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": true});
+    load(&file);
+    let mut token = special(3, "▁");
+    token["normalized"] = json!(true);
+    file["added_tokens"].as_array_mut().unwrap().push(token);
+    let folder = folder(&[("tokenizer.json", &file)]);
+    let error = Tokenizer::load(folder.path()).unwrap_err().to_string();
+    assert!(error.contains("pre_tokenizer.prepend_scheme: is \"first\""), "{error}");
+}
+
+#[test]
 fn texts_have_a_limit() {
     let tokenizer = load(&byte_level(WORDS));
     let error = tokenizer.encode(&"a ".repeat(MAX_TEXT_BYTES), true).unwrap_err();

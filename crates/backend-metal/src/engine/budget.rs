@@ -127,7 +127,7 @@ thread_local! {
 pub(super) struct Reservation(u64);
 
 impl Reservation {
-    /// Reserves so many bytes, and no more those of before.
+    /// Reserves so many bytes in place of those of before.
     pub(super) fn set(&mut self, bytes: u64) {
         RESERVED.set(RESERVED.get().saturating_sub(self.0).saturating_add(bytes));
         self.0 = bytes;

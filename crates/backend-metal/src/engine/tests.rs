@@ -402,7 +402,7 @@ fn rows_that_outgrow_memory_are_computed_again_when_others_have_ended() {
     let streams = [bench.request(200, 5, 100), bench.request(200, 6, 100)];
     bench.steps(3);
     // One of them can grow, past 256 positions.
-    bench.free.set(Some(5000));
+    bench.free.set(Some(2 * bench.scheduler.budget.step() + 10_000));
     for (outcome, last) in bench.run(streams).iter().zip(5..) {
         is_answer(outcome, last, 100);
     }
