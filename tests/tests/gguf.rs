@@ -52,7 +52,7 @@ fn load(path: &Path) -> Arc<dyn TextModel> {
 fn logits(model: &dyn TextModel, prompt: &[u32], lengths: &[usize]) -> Vec<Vec<f32>> {
     let prompts = lengths.iter().map(|length| Prompt::Tokens(prompt[..*length].to_vec())).collect();
     let classified = block_on(model.classify(prompts, ClassifyOptions::new().logits(true))).unwrap();
-    classified.into_iter().map(|one| one.logits.unwrap().to_vec()).collect()
+    classified.into_iter().map(|one| one.logits.unwrap()).collect()
 }
 
 fn apart(one: &[Vec<f32>], other: &[Vec<f32>]) -> f32 {

@@ -1,5 +1,7 @@
 //! GGUF files as models: where they are found, what is read of them, and what is wrong with them.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
 mod common;
 
 use std::fs::File;
@@ -16,6 +18,9 @@ use inference_core::{
 const Q4_0: u32 = 2;
 const F32: u32 = 0;
 const IQ4_XS: u32 = 23;
+
+/// A key, the type of its value, and the value.
+type Key = (&'static str, u32, Vec<u8>);
 
 /// A tensor's name, extents with the innermost first, type and bytes.
 type Tensor<'a> = (&'a str, &'a [u64], u32, Vec<u8>);
@@ -50,7 +55,7 @@ fn gguf(keys: &[(&str, u32, Vec<u8>)], tensors: &[Tensor<'_>]) -> Vec<u8> {
     [file, data].concat()
 }
 
-fn keys(architecture: &str) -> Vec<(&'static str, u32, Vec<u8>)> {
+fn keys(architecture: &str) -> Vec<Key> {
     let number = |n: u32| n.to_le_bytes().to_vec();
     vec![
         ("general.architecture", 8, text(architecture)),
@@ -176,7 +181,7 @@ fn numbered_files_are_one_model() {
 fn what_is_not_known_is_named_and_what_is_broken_refused() {
     let folder = Folder::new();
     let embedding = |kind: u32, bytes: usize| ("token_embd.weight", &[256, 1][..], kind, vec![0; bytes]);
-    let with = |change: &dyn Fn(&mut Vec<(&'static str, u32, Vec<u8>)>)| {
+    let with = |change: &dyn Fn(&mut Vec<Key>)| {
         let mut keys = keys("llama");
         change(&mut keys);
         gguf(&keys, &[embedding(F32, 1024)])
@@ -194,7 +199,7 @@ fn what_is_not_known_is_named_and_what_is_broken_refused() {
             with(&|keys| {
                 keys.iter_mut()
                     .filter(|key| key.0 == "tokenizer.ggml.pre")
-                    .for_each(|key| key.2 = text("new"))
+                    .for_each(|key| key.2 = text("new"));
             }),
             "is \"new\", a way to cut words",
         ),

@@ -1,5 +1,7 @@
 //! GPTQ, AWQ and block-scaled FP8: what is read has the values of each format's own formula.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
 mod common;
 
 use std::fs::File;
