@@ -19,6 +19,9 @@ const Q4_0: u32 = 2;
 const F32: u32 = 0;
 const IQ4_XS: u32 = 23;
 
+/// A key, the type of its value, and the value.
+type Key = (&'static str, u32, Vec<u8>);
+
 /// A tensor's name, extents with the innermost first, type and bytes.
 type Tensor<'a> = (&'a str, &'a [u64], u32, Vec<u8>);
 
@@ -51,9 +54,6 @@ fn gguf(keys: &[(&str, u32, Vec<u8>)], tensors: &[Tensor<'_>]) -> Vec<u8> {
     file.resize(file.len().next_multiple_of(32), 0);
     [file, data].concat()
 }
-
-/// A key of the metadata: its name, the number of its type, its value.
-type Key = (&'static str, u32, Vec<u8>);
 
 fn keys(architecture: &str) -> Vec<Key> {
     let number = |n: u32| n.to_le_bytes().to_vec();
@@ -197,9 +197,9 @@ fn what_is_not_known_is_named_and_what_is_broken_refused() {
         (with(&|keys| keys.retain(|key| key.0 != "tokenizer.ggml.pre")), "tokenizer.ggml.pre is missing"),
         (
             with(&|keys| {
-                for key in keys.iter_mut().filter(|key| key.0 == "tokenizer.ggml.pre") {
-                    key.2 = text("new");
-                }
+                keys.iter_mut()
+                    .filter(|key| key.0 == "tokenizer.ggml.pre")
+                    .for_each(|key| key.2 = text("new"));
             }),
             "is \"new\", a way to cut words",
         ),
