@@ -8,7 +8,7 @@ pub const BUCKETS: [usize; 4] = [1, 2, 4, 8];
 /// Positions that steps are captured for: the blocks of attention depend on them.
 const LENGTHS: [usize; 4] = [2048, 4096, 8192, i32::MAX as usize];
 
-/// Whether a step stores its logits, for [`Executor::logits`] or at [`Options::logits`].
+/// Whether a step stores its logits, for [`logits`](crate::Executor::logits) or at [`Options::logits`](crate::Options::logits).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Logits {
     /// It chooses tokens only.
