@@ -236,15 +236,24 @@ impl Generation {
             }
         }
         self.measure(step.tokens.len());
-        self.sort(events, step.tokens.len(), &mut step.parts);
+        self.sort(events, &mut step.parts);
         Ok(step)
     }
 
+    /// Reads a token, and counts it as reasoning if what it decides is: the parser holds text back until it knows.
     fn read(&mut self, token: &Token, events: &mut Vec<ChatEvent>) {
+        let known = events.len();
+        self.undecided += 1;
         match &mut self.parser {
             Some(parser) => parser.push(token, events),
             None if token.text.is_empty() => {}
             None => events.push(ChatEvent::Text(token.text.clone())),
+        }
+        for event in &events[known..] {
+            let decided = std::mem::take(&mut self.undecided);
+            if matches!(event, ChatEvent::Thinking(_)) {
+                self.reasoning += decided;
+            }
         }
     }
 
@@ -263,8 +272,7 @@ impl Generation {
     }
 
     /// Makes parts of the parser's events, adjacent pieces in one.
-    fn sort(&mut self, events: Vec<ChatEvent>, tokens: usize, parts: &mut Vec<Part>) {
-        self.undecided += tokens;
+    fn sort(&mut self, events: Vec<ChatEvent>, parts: &mut Vec<Part>) {
         for event in events {
             if self.cancel.is_cancelled() && self.called {
                 return;
@@ -278,13 +286,10 @@ impl Generation {
                         self.cancel.cancel();
                     }
                 }
-                (ChatEvent::Thinking(text), _) => {
-                    self.reasoning += std::mem::take(&mut self.undecided);
-                    match parts.last_mut() {
-                        Some(Part::Reasoning(last)) => last.push_str(&text),
-                        _ => parts.push(Part::Reasoning(text)),
-                    }
-                }
+                (ChatEvent::Thinking(text), _) => match parts.last_mut() {
+                    Some(Part::Reasoning(last)) => last.push_str(&text),
+                    _ => parts.push(Part::Reasoning(text)),
+                },
                 (ChatEvent::Mark(_), _) => {}
                 (event, _) => match parts.last_mut() {
                     Some(Part::Text(last)) => last.push_str(event.raw()),
@@ -292,7 +297,6 @@ impl Generation {
                     _ => parts.push(Part::Text(event.raw().to_owned())),
                 },
             }
-            self.undecided = 0;
         }
     }
 

@@ -116,7 +116,7 @@ impl AddedTokens {
         let mut bytes = 0;
         for (id, token) in self.tokens.iter().filter(|(_, token)| token.normalized) {
             let normalized = normalizer.apply(&token.content, &mut Work::new(&limits));
-            let normalized = normalized.map_err(|error| invalid(error.to_string()))?;
+            let normalized = normalized.map_err(|error| invalid(error.to_string()))?.text;
             bytes += normalized.len();
             if bytes > 2 * MAX_ADDED_BYTES {
                 return Err(invalid(format!(

@@ -257,8 +257,8 @@ impl Pipeline {
             }
             Part::Text(text, start) => {
                 let normalized = self.normalizer.apply(text, work)?;
-                let first = start == 0;
-                self.added.split_normalized(&normalized, work, &mut |work, part| match part {
+                let first = start == 0 && normalized.keeps_first;
+                self.added.split_normalized(&normalized.text, work, &mut |work, part| match part {
                     Part::Token(id) => {
                         ids.push(id);
                         work.check_tokens(ids.len())

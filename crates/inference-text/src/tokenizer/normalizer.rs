@@ -50,6 +50,13 @@ enum Ascii {
     Changed,
 }
 
+/// A normalized text.
+pub(super) struct Normalized<'a> {
+    pub(super) text: Cow<'a, str>,
+    /// Whether its beginning was made of the text's first character, as the `tokenizers` crate counts.
+    pub(super) keeps_first: bool,
+}
+
 impl Normalizer {
     /// Builds the steps.
     ///
@@ -68,10 +75,20 @@ impl Normalizer {
     ///
     /// # Errors
     /// The work's limits; [`Error::InvalidPrompt`]: the result is too long.
-    pub(super) fn apply<'a>(&self, text: &'a str, work: &mut Work<'_>) -> Result<Cow<'a, str>> {
-        let mut normalized = Cow::Borrowed(text);
-        for step in &self.0 {
-            step.apply(&mut normalized, work)?;
+    pub(super) fn apply<'a>(&self, text: &'a str, work: &mut Work<'_>) -> Result<Normalized<'a>> {
+        let mut normalized = Normalized { text: Cow::Borrowed(text), keeps_first: true };
+        for (at, step) in self.0.iter().enumerate() {
+            let leading = step.apply(&mut normalized.text, work)?;
+            if let (Some(end), Some(first)) = (leading, text.chars().next()) {
+                let mut of_first = Cow::Owned(first.to_string());
+                for step in &self.0[..at] {
+                    step.apply(&mut of_first, work)?;
+                }
+                // What replaces several characters counts as made of the last of them.
+                normalized.keeps_first &= end <= of_first.len();
+            }
+            // What is put before a text counts as its beginning.
+            normalized.keeps_first |= matches!(step, Step::Prepend(_));
         }
         Ok(normalized)
     }
@@ -147,7 +164,9 @@ impl Step {
         }
     }
 
-    fn apply(&self, normalized: &mut Cow<'_, str>, work: &mut Work<'_>) -> Result<()> {
+    /// Normalizes a text. Some: several characters at its beginning were replaced, and the end of those.
+    fn apply(&self, normalized: &mut Cow<'_, str>, work: &mut Work<'_>) -> Result<Option<usize>> {
+        let mut leading = None;
         match self {
             Self::Prepend(prefix) => {
                 if !normalized.is_empty() {
@@ -155,7 +174,9 @@ impl Step {
                 }
             }
             Self::Strip { left, right } => strip(normalized, *left, *right),
-            Self::Replace { pattern, content } => replace(normalized, pattern, content, work)?,
+            Self::Replace { pattern, content } => {
+                leading = replace(normalized, pattern, content, work)?;
+            }
             Self::Local { ascii: Ascii::Unchanged, .. } if normalized.is_ascii() => {}
             Self::Local { step, factor, .. } => {
                 chunks(normalized, *factor, work, |chunk, into| local(step, chunk, into))?;
@@ -167,7 +188,8 @@ impl Step {
                 })?;
             }
         }
-        check_length(normalized.len())
+        check_length(normalized.len())?;
+        Ok(leading)
     }
 
     fn shrink(&self) -> Option<usize> {
@@ -197,17 +219,22 @@ fn strip(normalized: &mut Cow<'_, str>, left: bool, right: bool) {
     }
 }
 
+/// Replaces what matches. Some: several characters at the text's beginning did, and the end of those.
 fn replace(
     normalized: &mut Cow<'_, str>,
     pattern: &Pattern,
     content: &str,
     work: &mut Work<'_>,
-) -> Result<()> {
+) -> Result<Option<usize>> {
+    let mut leading = None;
     let text = &**normalized;
     let mut replaced = String::with_capacity(text.len());
     let mut changed = false;
     pattern.split(text, work, |work, start, end, found| {
         if found {
+            if start == 0 && text[..end].chars().nth(1).is_some() {
+                leading = Some(end);
+            }
             changed = true;
             replaced.push_str(content);
         } else {
@@ -219,7 +246,7 @@ fn replace(
     if changed {
         *normalized = Cow::Owned(replaced);
     }
-    Ok(())
+    Ok(leading)
 }
 
 /// Runs a step chunk by chunk: the crate keeps some forty bytes about each byte of what it normalizes. `step` appends what
