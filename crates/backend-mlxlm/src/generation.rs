@@ -36,10 +36,9 @@ impl Generation {
     pub(crate) fn new(
         client: Arc<Client>,
         answers: Answers,
-        mut writer: ResponseWriter,
+        writer: ResponseWriter,
         shutdown: CancellationToken,
     ) -> Self {
-        writer.begin(0);
         Self { client, answers, writer, shutdown, credit: CREDIT }
     }
 

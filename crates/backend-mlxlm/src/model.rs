@@ -206,7 +206,9 @@ impl TextModel for MlxLmModel {
         let limits = PromptLimits::new(&self.info, 0).with_cancel(options.cancel.clone());
         let prompt = self.text.prepare(prompt, &options.template, limits).await?;
         let client = self.child.get().await?;
-        let (writer, stream) = self.text.response(&self.info, &self.stats, &prompt, &options, called)?;
+        let (mut writer, stream) = self.text.response(&self.info, &self.stats, &prompt, &options, called)?;
+        // The child counts its own time from when it reads the request.
+        writer.begin(0);
         let answers = client.request(|id| self.request(id, prompt.ids, writer.max_tokens(), &options));
         let generation = Generation::new(client.clone(), answers, writer, self.shutdown.clone());
         client.spawn(generation.run());

@@ -200,12 +200,16 @@ impl Scheduler {
     fn begin_chunk(&mut self, id: RowId, end: usize) -> Option<Result<PrefillRun, (Vec<Row>, Error)>> {
         let is_new = self.waiting.iter().any(|row| row.id == id);
         let mut row = self.take(id)?;
+        let mut end = end;
         if is_new {
             let (tokens, rotation) = (&row.tokens[..], row.cache.rotation());
             let own = row.session().and_then(|session| self.sessions.take(session, tokens, rotation));
             let cached = own.or_else(|| if row.solo { None } else { self.prefixes.find(tokens, rotation) });
             row.begin(cached);
-            row.reservation.set(self.budget.prefill(&row.cache, row.tokens.len(), end - row.prefilled));
+            // More may be cached than when the plan was made: a row that has ended since then began alike.
+            end = end.max(row.prefilled + 1).min(row.tokens.len());
+            let chunk = end.saturating_sub(row.prefilled);
+            row.reservation.set(self.budget.prefill(&row.cache, row.tokens.len(), chunk));
         }
         let (model, backend) = (self.model.as_ref(), self.config.backend);
         let work = guard(backend, "compute the prompt", || PrefillRun::build_chunk(model, &mut row, end));
