@@ -31,6 +31,9 @@ const PIECE: usize = 8 << 20;
 /// Smaller tensors are read without a thread of their own.
 const SMALL: usize = 1 << 20;
 
+/// Bytes of arrays that get large pages as a whole: tens of milliseconds in which other models wait.
+const AT_ONCE: usize = 64 << 20;
+
 /// How long a read is waited for between two calls of `observe`.
 const WAIT: Duration = Duration::from_millis(1);
 
@@ -80,6 +83,10 @@ impl<'a> Reader<'a> {
             Error::backend("mlx", "read a tensor", format!("MLX has no elements of type {dtype:?}"))
         })?;
         filled(shape, dtype, |mut memory| {
+            // Parts of joined matrices are smaller than a large page. Longer arrays get theirs piece by piece, as they are read.
+            if on_cpu() && memory.len() <= AT_ONCE {
+                use_large_pages(memory);
+            }
             for tensor in tensors {
                 let bytes = tensor.bytes() as usize;
                 if bytes > memory.len() {
