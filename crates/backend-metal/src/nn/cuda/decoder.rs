@@ -26,8 +26,8 @@ const LANE: usize = BUCKETS[BUCKETS.len() - 1];
 /// Lanes at most. With more rows MLX's products, which read the matrices once for all, are faster.
 const LANES: usize = 4;
 
-/// Bytes of matrices in half precision that the lanes of a step may read together. A step of MLX with 32 rows takes about 0.35 ms
-/// a layer on an H100, in which the kernels read 24 GB in all layers. Quantised matrices take MLX far longer.
+/// Bytes of matrices in half precision that the lanes of a step may read together. An estimate: with 32 rows of Qwen3-0.6B a step of
+/// MLX takes 10 ms on an H100, which reads 24 GB in 8 ms; larger models were not measured. Quantised matrices take MLX far longer.
 const DENSE_BYTES: usize = 24 << 30;
 
 /// Computes decode steps.
