@@ -218,36 +218,42 @@ unsafe fn step<T: Storage, S: Simd, const R: usize, const M: usize>(
 ) {
     // SAFETY: the caller's. Permuted rows have `VALUES` vectors for each block, and scales have padding behind the last.
     unsafe {
-        let blocks = from.map(|from| {
+        for from in from {
             S::prefetch(from.wrapping_add(PREFETCH_BYTES));
-            T::load::<S>(from)
-        });
-        let scales: [S::F; R] = if T::SCALED {
+        }
+        let mut blocks = [T::load::<S>(from[0]); R];
+        for r in 1..R {
+            blocks[r] = T::load::<S>(from[r]);
+        }
+        let mut factors = [S::splat(1.0); R];
+        if T::SCALED {
             let group = block * S::LANES / scales.lanes_per_group;
-            scales.rows.map(|row| S::permute(S::load(row.as_ptr().add(group)), scales.lane_groups))
-        } else {
-            [S::splat(1.0); R]
-        };
+            for (factor, row) in factors.iter_mut().zip(scales.rows) {
+                *factor = S::permute(S::load(row.as_ptr().add(group)), scales.lane_groups);
+            }
+        }
         // For one row of `x`, scaling the sum of a block is less work than scaling each element.
         let scale_sums = T::SCALED && M == 1;
         let mut parts = if scale_sums { [[S::splat(0.0); M]; R] } else { *sums };
         for j in 0..T::VALUES {
-            let x: [S::F; M] =
-                std::array::from_fn(|m| S::load(x[m].as_ptr().add((block * T::VALUES + j) * S::LANES)));
+            let mut vectors = [S::splat(0.0); M];
+            for m in 0..M {
+                vectors[m] = S::load(x[m].as_ptr().add((block * T::VALUES + j) * S::LANES));
+            }
             for r in 0..R {
                 let mut value = T::value::<S>(blocks[r], tables, j);
                 if T::SCALED && !scale_sums {
-                    value = S::mul(value, scales[r]);
+                    value = S::mul(value, factors[r]);
                 }
                 for m in 0..M {
-                    parts[r][m] = S::fma(value, x[m], parts[r][m]);
+                    parts[r][m] = S::fma(value, vectors[m], parts[r][m]);
                 }
             }
         }
         for r in 0..R {
             for m in 0..M {
                 sums[r][m] =
-                    if scale_sums { S::fma(parts[r][m], scales[r], sums[r][m]) } else { parts[r][m] };
+                    if scale_sums { S::fma(parts[r][m], factors[r], sums[r][m]) } else { parts[r][m] };
             }
         }
     }

@@ -79,8 +79,8 @@ impl Isa {
     /// - Only this function calls `Kernel::run::<S>`, with the `S` of that `Isa`. So in `run`, and in the functions generic over
     ///   `S` that it calls, the machine has the instructions of `S`.
     /// - `run` and those functions are `inline(always)`. They become part of a function with the right `target_feature`, without
-    ///   which each instruction is a function call. For the same reason kernels loop by hand where a closure would become a
-    ///   function of its own.
+    ///   which each instruction is a function call. For the same reason kernels loop by hand where `std::array::from_fn`
+    ///   or `map` would call a closure. A test searches a program for such functions.
     /// - Functions that use AVX-512 bf16 or AMX directly (`bf16_dot`, `tiles`) are called only for the `MatmulKernel` that
     ///   `MatmulKernel::choose` returns for an `Isa` with these instructions.
     #[inline]

@@ -89,12 +89,19 @@ impl<B: Element> WeightedSum<'_, B> {
         // SAFETY: the caller's.
         unsafe {
             let at = |m: usize, i: usize| (query + m) * self.width + column + i * S::LANES;
-            let mut parts: [[S::F; N]; M] =
-                std::array::from_fn(|m| std::array::from_fn(|i| S::load(sums.as_ptr().add(at(m, i)))));
+            let mut parts = [[S::splat(0.0); N]; M];
+            for (m, parts) in parts.iter_mut().enumerate() {
+                for (i, part) in parts.iter_mut().enumerate() {
+                    *part = S::load(sums.as_ptr().add(at(m, i)));
+                }
+            }
             let weights = self.weights.as_ptr().add(query * self.weights_stride);
             let mut vector = self.vectors.as_ptr().add(column);
             for k in 0..self.count {
-                let row: [S::F; N] = std::array::from_fn(|i| B::load::<S>(vector.add(i * S::LANES)));
+                let mut row = [S::splat(0.0); N];
+                for (i, part) in row.iter_mut().enumerate() {
+                    *part = B::load::<S>(vector.add(i * S::LANES));
+                }
                 for (m, parts) in parts.iter_mut().enumerate() {
                     let factor = S::splat(*weights.add(m * self.weights_stride + k));
                     for (part, row) in parts.iter_mut().zip(row) {

@@ -68,10 +68,11 @@ pub(crate) unsafe fn permute_bf16_row<P: Bf16Dot>(x: &[bf16], out: &mut [bf16]) 
         };
         // SAFETY: the caller's; both blocks, and the order, are two vectors long.
         unsafe {
-            let halves = [0, 32].map(|at| _mm512_loadu_si512(from.as_ptr().add(at).cast()));
+            let low = _mm512_loadu_si512(from.as_ptr().cast());
+            let high = _mm512_loadu_si512(from.as_ptr().add(32).cast());
             for at in [0, 32] {
                 let order = _mm512_loadu_si512(P::ORDER.as_ptr().add(at).cast());
-                let part = _mm512_permutex2var_epi16(halves[0], order, halves[1]);
+                let part = _mm512_permutex2var_epi16(low, order, high);
                 _mm512_storeu_si512(to.as_mut_ptr().add(at).cast(), part);
             }
         }

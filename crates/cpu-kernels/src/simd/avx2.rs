@@ -193,7 +193,8 @@ impl Simd for Avx2 {
     unsafe fn lookup(table: Self::Table, index: Self::U) -> Self::F {
         unsafe {
             // The low three bits index both halves, and the fourth selects one of them.
-            let [low, high] = table.map(|half| _mm256_permutevar8x32_ps(half, index));
+            let low = _mm256_permutevar8x32_ps(table[0], index);
+            let high = _mm256_permutevar8x32_ps(table[1], index);
             _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32::<28>(index)))
         }
     }

@@ -129,7 +129,10 @@ impl<K: TilePacking> TileGemm<'_, K> {
             // SAFETY: the caller's. The tile is 16 rows of 16 sums, of 32 in a row. Writes are masked to the existing products.
             unsafe {
                 let from = sums.0.as_ptr().add(down * 2 * TILE_ROWS * TILE_ROWS + right * TILE_ROWS);
-                let tile = std::array::from_fn(|i| _mm512_loadu_si512(from.add(i * 2 * TILE_ROWS).cast()));
+                let mut tile = [_mm512_setzero_si512(); TILE_ROWS];
+                for (i, row) in tile.iter_mut().enumerate() {
+                    *row = _mm512_loadu_si512(from.add(i * 2 * TILE_ROWS).cast());
+                }
                 let mask = (1_u32 << (self.count - output).min(TILE_ROWS)) - 1;
                 for (i, row) in transpose(tile).into_iter().enumerate().take(rows - right * TILE_ROWS) {
                     let to = products[(right * TILE_ROWS + i) * self.count + output..].as_mut_ptr();

@@ -36,8 +36,10 @@ pub(super) unsafe fn transpose_tiles(tiles: &mut [Tile]) {
     for tile in tiles {
         // SAFETY: the caller's; a tile is 16 rows of 16 pairs.
         unsafe {
-            let rows =
-                std::array::from_fn(|i| _mm512_load_si512(tile.0.as_ptr().add(i * TILE_COLUMNS).cast()));
+            let mut rows = [_mm512_setzero_si512(); TILE_ROWS];
+            for (i, row) in rows.iter_mut().enumerate() {
+                *row = _mm512_load_si512(tile.0.as_ptr().add(i * TILE_COLUMNS).cast());
+            }
             for (i, row) in transpose(rows).into_iter().enumerate() {
                 _mm512_store_si512(tile.0.as_mut_ptr().add(i * TILE_COLUMNS).cast(), row);
             }
