@@ -2,12 +2,15 @@
 //!
 //! The engine looks at cancellations and new requests between steps, so a step should be short; but a matrix product is the
 //! faster the more tokens it has. So a chunk of a prompt stays long, and a step computes as many of its layers as take about
-//! [`TARGET`]. Where even one layer takes longer, chunks become shorter.
+//! [`TARGET`]. Where even one layer takes longer than [`LONGEST`], chunks become shorter.
 
 use std::time::Duration;
 
 /// How long the prefill of one step should take.
 const TARGET: Duration = Duration::from_millis(40);
+
+/// How long a step may take that computes one layer.
+const LONGEST: Duration = Duration::from_millis(100);
 
 /// Shorter chunks would cost too much: each reads all weights.
 const SHORTEST_CHUNK: usize = 128;
@@ -34,7 +37,7 @@ impl Pace {
 
     /// Tokens of the next chunk, at most `most`: that, or a power of two.
     pub(super) fn chunk(&self, most: usize) -> usize {
-        let fitting = self.seconds.map_or(FIRST_CHUNK, |seconds| (TARGET.as_secs_f64() / seconds) as usize);
+        let fitting = self.seconds.map_or(FIRST_CHUNK, |seconds| (LONGEST.as_secs_f64() / seconds) as usize);
         if fitting >= most {
             return most;
         }
@@ -81,8 +84,9 @@ mod tests {
     fn a_step_computes_as_many_layers_as_the_time_allows() {
         assert_eq!((measured(0.012).layers(1024), measured(0.012).chunk(1024)), (3, 1024));
         assert_eq!((measured(1e-5).layers(1024), measured(1e-5).chunk(1024)), (28, 1024));
-        // One layer of a chunk takes longer than a step should.
-        let slow = measured(0.1);
+        assert_eq!((measured(0.09).layers(1024), measured(0.09).chunk(1024)), (1, 1024));
+        // One layer of a chunk takes longer than a step may.
+        let slow = measured(0.3);
         assert_eq!((slow.layers(1024), slow.chunk(1024), slow.chunk(100)), (1, 256, 100));
         assert_eq!(measured(3.0).chunk(1024), 128);
     }
