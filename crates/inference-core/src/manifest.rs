@@ -43,6 +43,7 @@ use crate::{
     Dtype, Error, Result,
     files::{from_value, read_value},
     safetensors::{TensorInfo, most_floats},
+    tensor_source::read_tensor,
 };
 
 /// The longest config.json, in bytes; published ones stay under 100 kB. In memory, JSON can take twenty times its
@@ -423,6 +424,14 @@ impl ModelManifest {
     #[must_use]
     pub fn tensors(&self) -> &BTreeMap<String, TensorInfo> {
         &self.tensors
+    }
+
+    /// The bytes of one of its [`tensors`](Self::tensors), little-endian, for engines that hold a tensor as a whole.
+    ///
+    /// # Errors
+    /// [`Error::Io`](crate::Error::Io), and [`Error::InvalidModel`](crate::Error::InvalidModel) where the file has changed.
+    pub fn read_tensor(&self, tensor: &TensorInfo) -> Result<Vec<u8>> {
+        read_tensor(&self.files, tensor)
     }
 
     /// Bytes of all tensors in memory.

@@ -122,6 +122,7 @@ fn a_file_is_shown_as_a_folder() {
     let source = queries.source.as_ref().unwrap();
     let mut words = vec![0; 128];
     source.read(&Files(path.clone()), 0, &mut words).unwrap();
+    assert_eq!(manifest.read_tensor(queries).unwrap(), words);
     // Two heads of four rows each: the pairs that llama.cpp put together are apart again.
     let order: Vec<u8> = words.chunks(16).map(|row| row[0] & 15).collect();
     assert_eq!(order, [0, 2, 1, 3, 4, 6, 5, 7]);

@@ -25,8 +25,8 @@ use inference_core::{
 
 use crate::{model::Model, table::Table};
 
+/// The backend, and the `model_type` that it runs.
 const ID: &str = "abacus";
-const MODEL_TYPE: &str = "abacus";
 
 // ANCHOR: register
 /// How programs learn of this backend: an id, a priority, whether it runs here, and how to open it.
@@ -67,8 +67,8 @@ impl Backend for Abacus {
 
     fn supports(&self, model: &ModelManifest) -> Support {
         match model.model_type() {
-            MODEL_TYPE => Support::Yes,
-            other => Support::No(format!("model_type is {other:?}, expected {MODEL_TYPE:?}")),
+            ID => Support::Yes,
+            other => Support::No(format!("model_type is {other:?}, expected {ID:?}")),
         }
     }
 

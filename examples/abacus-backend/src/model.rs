@@ -28,17 +28,12 @@ pub(crate) struct Model {
 impl Model {
     pub(crate) fn new(manifest: &ModelManifest, table: Table, options: &LoadOptions) -> Result<Self> {
         let mut info = ModelInfo::from_manifest(ID, manifest)?;
-        info.vocab_size = table.len();
         info.layers = 1;
         info.hidden_size = table.len();
         info.context_length = options.context_length.unwrap_or(CONTEXT);
         info.eos_token_ids = vec![END];
-        Ok(Self {
-            info,
-            table: Arc::new(table),
-            stats: SharedStats::default(),
-            shutdown: CancellationToken::new(),
-        })
+        let (stats, shutdown) = Default::default();
+        Ok(Self { info, table: Arc::new(table), stats, shutdown })
     }
 
     // ANCHOR: prompt
@@ -48,7 +43,7 @@ impl Model {
             Prompt::Text(text) => self.table.ids(&text),
             Prompt::Tokens(ids) => ids,
             // No capability, so the core has refused it; and prompts of kinds to come.
-            _ => return Err(Error::InvalidPrompt { reason: "expected text or token ids".to_owned() }),
+            _ => return Err(Error::invalid_prompt("expected text or token ids")),
         };
         self.info.check_prompt(&ids)?;
         Ok(ids)
@@ -57,10 +52,8 @@ impl Model {
 
     fn classify_one(&self, ids: &[u32], options: &ClassifyOptions) -> Classification {
         let row = self.table.row(ids[ids.len() - 1]);
-        let mut answer = Classification::default();
-        answer.token = sampling::likeliest(row);
-        answer.text = self.table.text(answer.token);
-        answer.prompt_tokens = ids.len();
+        let token = sampling::likeliest(row);
+        let mut answer = Classification::new(token, self.table.text(token), ids.len());
         answer.logits = options.logits.then(|| row.to_vec());
         if let Some(labels) = &options.labels {
             let scores: Vec<f32> = labels.iter().map(|label| self.score(ids, label)).collect();
@@ -74,9 +67,7 @@ impl Model {
         let mut before = prompt[prompt.len() - 1];
         let mut total = 0.0;
         for id in self.table.ids(label) {
-            let mut row = self.table.row(before).to_vec();
-            sampling::log_softmax(&mut row);
-            total += row[id as usize];
+            total += sampling::log_probabilities(self.table.row(before), &Default::default())[id as usize];
             before = id;
         }
         total
@@ -92,21 +83,29 @@ impl TextModel for Model {
 
     async fn generate(&self, prompt: Prompt, options: GenerateOptions) -> Result<TokenStream> {
         let called = Instant::now();
-        let ids = self.ids(prompt)?;
-        let (writer, stream) = ResponseWriter::channel(
-            &self.info,
-            &self.stats,
-            Verbatim::default(),
-            &options,
-            ids.len(),
-            called,
-        )?;
-        let writer = writer.with_shutdown(self.shutdown.clone());
-        let run = Run { ids, options, table: self.table.clone(), writer };
-        thread::Builder::new()
-            .name(ID.to_owned())
-            .spawn(move || run.run())
-            .map_err(|error| Error::backend(ID, "start a thread", error))?;
+        let mut ids = self.ids(prompt)?;
+        let text = Verbatim::default();
+        let (writer, stream) =
+            ResponseWriter::channel(&self.info, &self.stats, text, &options, ids.len(), called)?;
+        let mut writer = writer.with_shutdown(self.shutdown.clone());
+        let table = self.table.clone();
+        let run = move || {
+            // ANCHOR: run
+            let seed = options.sampling.seed_or_random();
+            writer.begin(0);
+            let reason = loop {
+                if let Some(reason) = writer.wait() {
+                    break reason;
+                }
+                let token = next(&table, &ids, &options, uniform(seed, writer.generated_tokens()));
+                ids.push(token.id);
+                writer.push(token);
+            };
+            writer.end(Ok(reason));
+            // ANCHOR_END: run
+        };
+        let thread = thread::Builder::new().name(ID.to_owned());
+        thread.spawn(run).map_err(|error| Error::backend(ID, "start a thread", error))?;
         Ok(stream)
     }
     // ANCHOR_END: generate
@@ -134,41 +133,13 @@ impl TextModel for Model {
     // ANCHOR_END: close
 }
 
-/// One request on its thread.
-struct Run {
-    ids: Vec<u32>,
-    options: GenerateOptions,
-    table: Arc<Table>,
-    writer: ResponseWriter,
-}
-
-impl Run {
-    // ANCHOR: run
-    fn run(mut self) {
-        let seed = self.options.sampling.seed_or_random();
-        self.writer.begin(0);
-        let reason = loop {
-            if let Some(reason) = self.writer.wait() {
-                break reason;
-            }
-            let token = self.next(seed, self.writer.generated_tokens());
-            self.ids.push(token.id);
-            self.writer.push(token);
-        };
-        self.writer.end(Ok(reason));
-    }
-    // ANCHOR_END: run
-
-    fn next(&self, seed: u64, step: usize) -> Token {
-        let sampling = &self.options.sampling;
-        let before = self.ids[self.ids.len() - 1];
-        let log_probabilities = sampling::log_probabilities(self.table.row(before), sampling);
-        let temperature = sampling.temperature_or_greedy();
-        let id = sampling::choose(&log_probabilities, temperature, uniform(seed, step));
-        let token = Token::new(id, self.table.text(id));
-        match self.options.log_probabilities {
-            Some(top) => token.with_log_probabilities(&log_probabilities, top),
-            None => token,
-        }
+/// The token after `ids`.
+fn next(table: &Table, ids: &[u32], options: &GenerateOptions, uniform: f64) -> Token {
+    let log_probabilities = sampling::log_probabilities(table.row(ids[ids.len() - 1]), &options.sampling);
+    let id = sampling::choose(&log_probabilities, options.sampling.temperature_or_greedy(), uniform);
+    let token = Token::new(id, table.text(id));
+    match options.log_probabilities {
+        Some(top) => token.with_log_probabilities(&log_probabilities, top),
+        None => token,
     }
 }

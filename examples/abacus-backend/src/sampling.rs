@@ -37,7 +37,7 @@ pub(crate) fn likeliest(values: &[f32]) -> u32 {
     (1..values.len()).fold(0, |best, id| if values[id] > values[best] { id } else { best }) as u32
 }
 
-pub(crate) fn log_softmax(values: &mut [f32]) {
+fn log_softmax(values: &mut [f32]) {
     let highest = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     if highest > f32::NEG_INFINITY {
         let total = values.iter().map(|x| (x - highest).exp()).sum::<f32>().ln() + highest;

@@ -1,11 +1,6 @@
 //! The model: a row of logits for each character, read from a folder or counted from a text.
 
-use std::{
-    collections::BTreeSet,
-    fs,
-    io::{Read as _, Seek as _, SeekFrom},
-    path::Path,
-};
+use std::{collections::BTreeSet, fs, path::Path};
 
 use inference_core::{Dtype, Error, ModelManifest, Result};
 use serde::Deserialize;
@@ -52,20 +47,13 @@ impl Table {
             return Err(Error::invalid_key(&model.files()[0], TENSOR, "is missing"));
         };
         let file = &model.files()[tensor.file];
-        if tensor.dtype != Dtype::F32 || tensor.shape != [count, count] {
-            let reason =
-                format!("{:?} of {:?}, expected F32 of [{count}, {count}]", tensor.dtype, tensor.shape);
+        let found = (tensor.dtype, &tensor.shape[..]);
+        if found != (Dtype::F32, &[count; 2]) {
+            let reason = format!("{found:?}, expected F32 of [{count}, {count}]");
             return Err(Error::invalid_key(file, TENSOR, reason));
         }
-        // The manifest has checked that the range fits the shape; the file may have changed since.
-        let mut bytes = vec![0; count * count * 4];
-        let read = fs::File::open(file).and_then(|mut file| {
-            file.seek(SeekFrom::Start(tensor.range.start))?;
-            file.read_exact(&mut bytes)
-        });
-        read.map_err(|source| Error::io("read", file, source))?;
-        let (chunks, _) = bytes.as_chunks();
-        let logits: Vec<f32> = chunks.iter().map(|chunk| f32::from_le_bytes(*chunk)).collect();
+        let bytes = model.read_tensor(tensor)?;
+        let logits: Vec<f32> = bytes.as_chunks().0.iter().map(|chunk| f32::from_le_bytes(*chunk)).collect();
         if let Some(at) = logits.iter().position(|logit| !logit.is_finite()) {
             return Err(Error::invalid_key(file, TENSOR, format!("element {at} is not a finite number")));
         }
@@ -98,13 +86,12 @@ impl Table {
     /// The files cannot be written.
     pub fn write(&self, folder: &Path) -> std::io::Result<()> {
         let (count, length) = (self.characters.len(), self.logits.len() * 4);
-        let header = json!({TENSOR: {"dtype": "F32", "shape": [count, count], "data_offsets": [0, length]}});
-        let header = header.to_string();
-        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
-        bytes.extend(header.bytes());
+        let tensor = json!({"dtype": "F32", "shape": [count, count], "data_offsets": [0, length]});
+        let header = json!({TENSOR: tensor}).to_string();
+        let mut bytes = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes()].concat();
         bytes.extend(self.logits.iter().flat_map(|logit| logit.to_le_bytes()));
         let config = json!({
-            "model_type": crate::MODEL_TYPE,
+            "model_type": crate::ID,
             "vocab_size": count,
             "vocabulary": self.characters.iter().collect::<String>(),
             "eos_token_id": END,
