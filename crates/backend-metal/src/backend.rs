@@ -98,9 +98,7 @@ fn open(device: Device) -> Result<Arc<dyn Backend>> {
             let info = BackendInfo::new(device.id(), format!("MLX {}", mlx::mlx_version()), name);
             Ok(Arc::new(MlxBackend { info, device, memory: Memory }))
         }
-        Availability::Unavailable(reason) => {
-            Err(Error::Unavailable { backend: device.id().to_owned(), reason })
-        }
+        Availability::Unavailable(reason) => Err(Error::unavailable(device.id(), reason)),
     }
 }
 

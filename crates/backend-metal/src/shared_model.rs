@@ -61,7 +61,7 @@ impl SharedModel {
             // Together they exceed the limit wherever the answer alone does.
             ContextOverflow::Refuse => PromptLimits::new(&self.info, answer.min(limit)),
             ContextOverflow::Rotate { keep } => {
-                let invalid = |reason| Err(Error::InvalidOption { option: "context_overflow", reason });
+                let invalid = |reason| Err(Error::invalid_option("context_overflow", reason));
                 if self.length_dependent {
                     return invalid(
                         "this model encodes positions by the length of the whole text".to_owned(),
@@ -78,8 +78,8 @@ impl SharedModel {
         let limits = limits.with_cancel(options.cancel.clone());
         let prepared = self.text.prepare(prompt, &options.template, limits).await;
         prepared.map_err(|error| match error {
-            Error::ContextExceeded { tokens, limit } if reserved > 0 => {
-                Error::ContextExceeded { tokens: tokens.saturating_add(answer), limit }
+            Error::ContextExceeded { tokens, limit, .. } if reserved > 0 => {
+                Error::context_exceeded(tokens.saturating_add(answer), limit)
             }
             other => other,
         })

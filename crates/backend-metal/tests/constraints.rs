@@ -88,7 +88,7 @@ async fn a_processor_that_fails_late_has_its_text_delivered() {
     let ((said, error), neighbour) = join(read, neighbour).await;
     assert_eq!(said, expected[..6]);
     assert!(
-        matches!(&error, Error::InvalidOption { option: "logits_processor", reason } if reason.contains("six are enough")),
+        matches!(&error, Error::InvalidOption { option: "logits_processor", reason, .. } if reason.contains("six are enough")),
         "{error}"
     );
     assert_eq!(neighbour.unwrap().tokens.len(), 20);

@@ -249,7 +249,7 @@ async fn a_context_that_rotates_is_mlx_lms() {
     for chunk in [1, 7, 1024] {
         let model = model(LoadOptions::new().context_length(32).prefill_chunk(chunk)).await;
         let refused = model.generate(prompt.clone().into(), GenerateOptions::new()).await;
-        assert!(matches!(refused, Err(Error::ContextExceeded { tokens: 70, limit: 32 })));
+        assert!(matches!(refused, Err(Error::ContextExceeded { tokens: 70, limit: 32, .. })));
         // Twice, side by side: the second one's keys and values are its own.
         let answers = [
             model.complete(prompt.clone(), options.clone()),
@@ -399,7 +399,7 @@ async fn prompts_that_cannot_run_are_refused() {
     let error = generate(Prompt::Tokens(vec![1, 99_999])).await.unwrap_err();
     assert!(error.to_string().contains("token 99999 is outside the vocabulary of 2048"), "{error}");
     let error = generate(Prompt::Tokens(vec![5; 17])).await.unwrap_err();
-    assert!(matches!(error, Error::ContextExceeded { tokens: 17, limit: 16 }), "{error}");
+    assert!(matches!(error, Error::ContextExceeded { tokens: 17, limit: 16, .. }), "{error}");
     let full = model.complete(Prompt::Tokens(vec![5; 16]), GenerateOptions::new()).await.unwrap();
     assert_eq!((full.tokens.len(), full.finish.reason), (0, FinishReason::Length));
     let limited =

@@ -66,7 +66,7 @@ impl MlxLmBackend {
     /// # Errors
     /// [`Error::Unavailable`] lists the interpreters that were tried, and says how to install mlx_lm.
     pub fn find() -> Result<Self> {
-        let unavailable = |reason| Error::Unavailable { backend: ID.to_owned(), reason };
+        let unavailable = |reason| Error::unavailable(ID, reason);
         let interpreter = interpreter::find().map_err(unavailable)?;
         let version = format!("mlx_lm {} (MLX {})", interpreter.mlx_lm, interpreter.mlx);
         let info = BackendInfo::new(ID, version, device(&interpreter));

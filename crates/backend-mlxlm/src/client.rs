@@ -211,7 +211,7 @@ impl Shared {
 
     fn stopped(&self) -> Error {
         let reason = self.lock().ended.clone().unwrap_or_else(|| "the Python process is gone".to_owned());
-        Error::Stopped { backend: ID.to_owned(), reason }
+        Error::stopped(ID, reason)
     }
 }
 

@@ -8,11 +8,11 @@ use crate::{ID, interpreter::REMEDY, protocol::ErrorKind};
 pub(crate) fn error_of(kind: ErrorKind, message: String, needed: u64, action: &str) -> Error {
     match kind {
         ErrorKind::OutOfMemory => {
-            Error::OutOfMemory { what: format!("the attempt to {action} ({message})"), needed, available: 0 }
+            Error::out_of_memory(format!("the attempt to {action} ({message})"), needed, 0)
         }
         ErrorKind::Import => {
             let reason = format!("mlx_lm cannot be imported ({message}); {REMEDY}");
-            Error::Unavailable { backend: ID.to_owned(), reason }
+            Error::unavailable(ID, reason)
         }
         ErrorKind::Protocol | ErrorKind::InvalidModel | ErrorKind::InvalidAdapter | ErrorKind::Failed => {
             Error::backend(ID, action, message)

@@ -96,7 +96,7 @@ impl Generation {
                 Some(event) => {
                     self.client.report_violation(format!("it answered a generation with {event:?}"));
                     let reason = "the Python process answered a generation with something else".to_owned();
-                    return Err(Error::Stopped { backend: ID.to_owned(), reason });
+                    return Err(Error::stopped(ID, reason));
                 }
             }
         }

@@ -310,7 +310,7 @@ impl ChildSource {
             let missing = if hello.mlx_lm.is_none() { "mlx_lm" } else { "mlx" };
             let python = self.launch.python.display();
             let reason = format!("{python} (Python {}) has no {missing}; {REMEDY}", hello.python);
-            return Err(Error::Unavailable { backend: ID.to_owned(), reason });
+            return Err(Error::unavailable(ID, reason));
         }
         let client = KillOnDrop(Some(Arc::new(client)));
         let mut answers =

@@ -94,7 +94,7 @@ async fn text_and_error(mut stream: TokenStream) -> (String, Error) {
 
 fn reason(error: &Error) -> &str {
     match error {
-        Error::Stopped { backend, reason } => {
+        Error::Stopped { backend, reason, .. } => {
             assert_eq!(backend, "mlx_lm");
             reason
         }

@@ -190,7 +190,7 @@ async fn limits_hold() {
     let almost = model.complete(ids(context - 3, 1), options.clone()).await.unwrap();
     assert_eq!((almost.tokens.len(), almost.finish.reason), (3, FinishReason::Length));
     let error = model.complete(ids(context + 1, 1), options.clone()).await.unwrap_err();
-    assert!(matches!(error, Error::ContextExceeded { tokens, limit } if tokens == limit + 1), "{error}");
+    assert!(matches!(error, Error::ContextExceeded { tokens, limit, .. } if tokens == limit + 1), "{error}");
     let error = model.complete(vec![VOCAB_SIZE as u32], options.clone()).await.unwrap_err();
     assert!(matches!(error, Error::InvalidPrompt { .. }), "{error}");
     let error = model.complete("", options).await.unwrap_err();

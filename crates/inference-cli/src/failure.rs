@@ -186,9 +186,9 @@ mod tests {
         let source = io::Error::other("no such device");
         let printed = text(Error::io("read", "m/config.json", source), &[]);
         assert_eq!(printed, "error: cannot read m/config.json\n  caused by: no such device\n");
-        let printed = text(Error::InvalidOption { option: "top_p", reason: "2".into() }, &[]);
+        let printed = text(Error::invalid_option("top_p", "2"), &[]);
         assert!(printed.ends_with("help: see --top-p in `inference test --help`\n"), "{printed}");
-        let printed = text(Error::InvalidOption { option: "quantization", reason: "no".into() }, &[]);
+        let printed = text(Error::invalid_option("quantization", "no"), &[]);
         assert!(
             printed.ends_with("help: see --bits, --group-size in `inference test --help`\n"),
             "{printed}"
@@ -197,9 +197,9 @@ mod tests {
 
     #[test]
     fn a_flag_that_the_command_lacks_is_not_advised() {
-        let printed = text(Error::InvalidOption { option: "target", reason: "it exists".into() }, &[]);
+        let printed = text(Error::invalid_option("target", "it exists"), &[]);
         assert_eq!(printed, "error: option target: it exists\n");
-        let exceeded = || Error::ContextExceeded { tokens: 9, limit: 3 };
+        let exceeded = || Error::context_exceeded(9, 3);
         assert!(!text(exceeded(), &[]).contains("--"), "the model's own context cannot be raised");
         assert!(text(exceeded(), &["--context-length=3"]).contains("a larger --context-length"));
         let printed = to_text(&anyhow::Error::new(exceeded()), false, &Place::Conversation);
@@ -208,7 +208,7 @@ mod tests {
 
     #[test]
     fn what_could_drive_a_terminal_is_escaped() {
-        let printed = text(Error::NoBackend { path: "a\u{1b}[2Jb".into(), candidates: vec![] }, &[]);
+        let printed = text(Error::no_backend("a\u{1b}[2Jb", vec![]), &[]);
         assert!(!printed.contains('\u{1b}') && printed.contains("a\\u{1b}[2Jb"), "{printed}");
     }
 
@@ -224,8 +224,8 @@ mod tests {
     #[test]
     fn the_status_tells_usage_failure_and_interruption_apart() {
         let of = |error: Error| status(&anyhow::Error::new(error));
-        assert_eq!(of(Error::InvalidOption { option: "seed", reason: String::new() }), 2);
-        assert_eq!(of(Error::UnknownBackend { backend: "x".into(), known: vec![] }), 2);
+        assert_eq!(of(Error::invalid_option("seed", String::new())), 2);
+        assert_eq!(of(Error::unknown_backend("x", vec![])), 2);
         assert_eq!(of(Error::Cancelled), 130);
         assert_eq!(of(Error::Closed), 1);
         assert_eq!(status(&anyhow::anyhow!("whatever")), 1);

@@ -22,7 +22,7 @@ pub(crate) async fn refused(subject: &Subject, lacking: &[Feature]) -> ClauseRes
                 )));
             }
             // Asking for one feature may need a second that is missing too.
-            Some(Err(Error::Unsupported { backend, feature: named })) => {
+            Some(Err(Error::Unsupported { backend, feature: named, .. })) => {
                 ensure!(backend == subject.descriptor().id, "the error names backend {backend:?}");
                 let known = subject.capabilities()?;
                 ensure!(!known.has(named), "{named} is refused, and a capability");
@@ -77,7 +77,7 @@ async fn ask(subject: &Subject, model: &dyn TextModel, feature: Feature) -> Opti
         }
         Feature::Session => return Some(model.session().await.map(drop)),
         Feature::Train => {
-            let refuse = || Error::Unsupported { backend: model.info().backend.clone(), feature };
+            let refuse = || Error::unsupported(model.info().backend.clone(), feature);
             return Some(model.trainable().map_or_else(|| Err(refuse()), |_| Ok(())));
         }
         _ => {

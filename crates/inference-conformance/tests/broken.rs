@@ -75,7 +75,7 @@ impl TextModel for Careless {
 
     async fn classify(&self, prompts: Vec<Prompt>, options: ClassifyOptions) -> Result<Vec<Classification>> {
         if prompts.is_empty() {
-            return Err(Error::InvalidPrompt { reason: "there is none".into() });
+            return Err(Error::invalid_prompt("there is none"));
         }
         self.0.classify(prompts, options).await
     }

@@ -147,7 +147,7 @@ impl TextModel for CheckedModel {
         let info = self.0.model.info();
         if let Some(id) = outside(tokens.iter().copied(), info) {
             let reason = format!("token {id} is outside the vocabulary of {}", info.vocab_size);
-            return Err(Error::InvalidPrompt { reason });
+            return Err(Error::invalid_prompt(reason));
         }
         self.0.model.decode(tokens).await
     }
@@ -185,10 +185,10 @@ impl Trainable for CheckedModel {
         self.0.check(Feature::Train, &[], std::iter::empty())?;
         if data.train.is_empty() {
             let reason = "no examples to learn from".to_owned();
-            return Err(Error::InvalidOption { option: "data", reason });
+            return Err(Error::invalid_option("data", reason));
         }
         let backend = self.0.backend();
-        let refuse = || Error::Unsupported { backend: backend.to_owned(), feature: Feature::Train };
+        let refuse = || Error::unsupported(backend, Feature::Train);
         let request = request::next_request();
         let span = tracing::info_span!("train", request, backend, method = options.method.name());
         let trainable = self.0.model.trainable().ok_or_else(refuse)?;
@@ -213,7 +213,7 @@ pub(crate) fn refuse_missing(
     mut required: impl Iterator<Item = Feature>,
 ) -> Result<()> {
     match required.find(|feature| !capabilities.has(*feature)) {
-        Some(feature) => Err(Error::Unsupported { backend: backend.to_owned(), feature }),
+        Some(feature) => Err(Error::unsupported(backend, feature)),
         None => Ok(()),
     }
 }
@@ -226,7 +226,7 @@ fn refuse_empty(prompts: &[Prompt]) -> Result<()> {
         Prompt::Chat(messages) => messages.is_empty(),
     };
     if prompts.iter().any(empty) {
-        return Err(Error::InvalidPrompt { reason: "it is empty".to_owned() });
+        return Err(Error::invalid_prompt("it is empty"));
     }
     Ok(())
 }
@@ -236,7 +236,7 @@ fn check_ids(option: &'static str, ids: impl Iterator<Item = u32>, info: &ModelI
         None => Ok(()),
         Some(id) => {
             let reason = format!("token {id} is outside the vocabulary of {}", info.vocab_size);
-            Err(Error::InvalidOption { option, reason })
+            Err(Error::invalid_option(option, reason))
         }
     }
 }

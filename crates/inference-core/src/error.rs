@@ -20,6 +20,7 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync + 'static>;
 pub enum Error {
     /// No registered backend is available here and supports the model.
     #[error("no backend can load {}:{}", Printable(&path.to_string_lossy()), Listing(candidates))]
+    #[non_exhaustive]
     NoBackend {
         /// The model's folder.
         path: PathBuf,
@@ -28,6 +29,7 @@ pub enum Error {
     },
     /// A backend was named that is not registered.
     #[error("unknown backend {backend:?}; available: {}", known.join(", "))]
+    #[non_exhaustive]
     UnknownBackend {
         /// The name that was asked for.
         backend: String,
@@ -36,6 +38,7 @@ pub enum Error {
     },
     /// The named backend cannot run on this machine.
     #[error("backend {backend} is not usable here: {}", Lines(reason))]
+    #[non_exhaustive]
     Unavailable {
         /// The backend's id.
         backend: String,
@@ -44,6 +47,7 @@ pub enum Error {
     },
     /// The named backend cannot run this model.
     #[error("backend {backend} does not support this model: {}", Printable(reason))]
+    #[non_exhaustive]
     UnsupportedModel {
         /// The backend's id.
         backend: String,
@@ -52,6 +56,7 @@ pub enum Error {
     },
     /// An option was set that the backend would have to ignore.
     #[error("backend {backend} does not support {feature}")]
+    #[non_exhaustive]
     Unsupported {
         /// The backend's id.
         backend: String,
@@ -60,6 +65,7 @@ pub enum Error {
     },
     /// An option's value makes no sense.
     #[error("option {option}: {}", Lines(reason))]
+    #[non_exhaustive]
     InvalidOption {
         /// The option's name, as its setter is called.
         option: &'static str,
@@ -68,6 +74,7 @@ pub enum Error {
     },
     /// A prompt cannot be run: empty, or with token ids that the model does not have.
     #[error("prompt: {}", Printable(reason))]
+    #[non_exhaustive]
     InvalidPrompt {
         /// What was found and what is expected.
         reason: String,
@@ -76,6 +83,7 @@ pub enum Error {
     #[error(
         "the context holds {limit} tokens, {tokens} are needed: shorten the prompt, or load with a longer context"
     )]
+    #[non_exhaustive]
     ContextExceeded {
         /// Tokens of the prompt; with those of the answer where both have to fit.
         tokens: usize,
@@ -84,6 +92,7 @@ pub enum Error {
     },
     /// A file of the model's folder is missing, broken or not what it claims to be.
     #[error("{}{}: {}", Printable(&path.to_string_lossy()), Key(key), Printable(reason))]
+    #[non_exhaustive]
     InvalidModel {
         /// The file (or folder) at fault.
         path: PathBuf,
@@ -94,6 +103,7 @@ pub enum Error {
     },
     /// Training data is unusable.
     #[error("{}: {}", Printable(at), Printable(reason))]
+    #[non_exhaustive]
     InvalidData {
         /// The file, with the line at fault, or the number of an example.
         at: String,
@@ -102,6 +112,7 @@ pub enum Error {
     },
     /// A saved session is damaged, of a newer format, or of another model.
     #[error("session {}: {}", Printable(&path.to_string_lossy()), Printable(reason))]
+    #[non_exhaustive]
     InvalidSession {
         /// The file.
         path: PathBuf,
@@ -110,12 +121,14 @@ pub enum Error {
     },
     /// A chat template could not be applied to the conversation.
     #[error("chat template: {}", Printable(reason))]
+    #[non_exhaustive]
     Template {
         /// What the template said or where it failed.
         reason: String,
     },
     /// The model does not fit in memory.
     #[error("{} needs {needed} bytes, {available} are available", Printable(what))]
+    #[non_exhaustive]
     OutOfMemory {
         /// What was to be allocated.
         what: String,
@@ -126,6 +139,7 @@ pub enum Error {
     },
     /// A file could not be read or written.
     #[error("cannot {action} {}", Printable(&path.to_string_lossy()))]
+    #[non_exhaustive]
     Io {
         /// `read`, `write`, `open`, …
         action: &'static str,
@@ -136,6 +150,7 @@ pub enum Error {
     },
     /// The engine failed at its own work.
     #[error("backend {backend} failed to {action}")]
+    #[non_exhaustive]
     Backend {
         /// The backend's id.
         backend: String,
@@ -146,6 +161,7 @@ pub enum Error {
     },
     /// The engine is gone: its thread or process ended while the call was under way.
     #[error("backend {backend} has stopped: {}", Lines(reason))]
+    #[non_exhaustive]
     Stopped {
         /// The backend's id.
         backend: String,
@@ -186,6 +202,47 @@ impl Error {
         }
     }
 
+    /// An [`Error::NoBackend`].
+    pub fn no_backend(path: impl Into<PathBuf>, candidates: Vec<Verdict>) -> Self {
+        Self::NoBackend { path: path.into(), candidates }
+    }
+
+    /// An [`Error::UnknownBackend`].
+    pub fn unknown_backend(backend: impl Into<String>, known: Vec<String>) -> Self {
+        Self::UnknownBackend { backend: backend.into(), known }
+    }
+
+    /// An [`Error::Unavailable`].
+    pub fn unavailable(backend: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::Unavailable { backend: backend.into(), reason: reason.into() }
+    }
+
+    /// An [`Error::UnsupportedModel`].
+    pub fn unsupported_model(backend: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::UnsupportedModel { backend: backend.into(), reason: reason.into() }
+    }
+
+    /// An [`Error::Unsupported`].
+    pub fn unsupported(backend: impl Into<String>, feature: Feature) -> Self {
+        Self::Unsupported { backend: backend.into(), feature }
+    }
+
+    /// An [`Error::InvalidOption`].
+    pub fn invalid_option(option: &'static str, reason: impl Into<String>) -> Self {
+        Self::InvalidOption { option, reason: reason.into() }
+    }
+
+    /// An [`Error::InvalidPrompt`].
+    pub fn invalid_prompt(reason: impl Into<String>) -> Self {
+        Self::InvalidPrompt { reason: reason.into() }
+    }
+
+    /// An [`Error::ContextExceeded`].
+    #[must_use]
+    pub fn context_exceeded(tokens: usize, limit: usize) -> Self {
+        Self::ContextExceeded { tokens, limit }
+    }
+
     /// An [`Error::InvalidModel`] about a whole file or folder.
     pub fn invalid_file(path: impl Into<PathBuf>, reason: impl Into<String>) -> Self {
         Self::InvalidModel { path: path.into(), key: None, reason: reason.into() }
@@ -196,9 +253,24 @@ impl Error {
         Self::InvalidModel { path: path.into(), key: Some(key.into()), reason: reason.into() }
     }
 
+    /// An [`Error::InvalidData`].
+    pub fn invalid_data(at: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::InvalidData { at: at.into(), reason: reason.into() }
+    }
+
     /// An [`Error::InvalidSession`].
     pub fn invalid_session(path: impl Into<PathBuf>, reason: impl Into<String>) -> Self {
         Self::InvalidSession { path: path.into(), reason: reason.into() }
+    }
+
+    /// An [`Error::Template`].
+    pub fn template(reason: impl Into<String>) -> Self {
+        Self::Template { reason: reason.into() }
+    }
+
+    /// An [`Error::OutOfMemory`].
+    pub fn out_of_memory(what: impl Into<String>, needed: u64, available: u64) -> Self {
+        Self::OutOfMemory { what: what.into(), needed, available }
     }
 
     /// An [`Error::Io`].
@@ -213,6 +285,11 @@ impl Error {
         source: impl Into<BoxError>,
     ) -> Self {
         Self::Backend { backend: backend.into(), action: action.into(), source: source.into() }
+    }
+
+    /// An [`Error::Stopped`].
+    pub fn stopped(backend: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::Stopped { backend: backend.into(), reason: reason.into() }
     }
 }
 

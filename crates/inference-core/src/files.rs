@@ -39,7 +39,7 @@ pub fn read_regular(path: &Path, limit: u64) -> Result<Vec<u8>> {
     let reserved = usize::try_from(length).ok().filter(|length| bytes.try_reserve_exact(*length).is_ok());
     if reserved.is_none() {
         let what = format!("{} in memory", path.display());
-        return Err(Error::OutOfMemory { what, needed: length, available: 0 });
+        return Err(Error::out_of_memory(what, length, 0));
     }
     file.take(limit.saturating_add(1))
         .read_to_end(&mut bytes)

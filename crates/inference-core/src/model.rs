@@ -147,5 +147,5 @@ pub trait TextModelExt: TextModel {
 impl<M: TextModel + ?Sized> TextModelExt for M {}
 
 fn unsupported(info: &ModelInfo, feature: Feature) -> Error {
-    Error::Unsupported { backend: info.backend.clone(), feature }
+    Error::unsupported(info.backend.clone(), feature)
 }

@@ -66,14 +66,14 @@ impl ModelInfo {
     /// [`Error::InvalidPrompt`], [`Error::ContextExceeded`].
     pub fn check_prompt(&self, ids: &[u32]) -> Result<()> {
         if ids.is_empty() {
-            return Err(Error::InvalidPrompt { reason: "it is empty".to_owned() });
+            return Err(Error::invalid_prompt("it is empty"));
         }
         if let Some(id) = ids.iter().find(|id| **id as usize >= self.vocab_size) {
             let reason = format!("token {id} is outside the vocabulary of {}", self.vocab_size);
-            return Err(Error::InvalidPrompt { reason });
+            return Err(Error::invalid_prompt(reason));
         }
         if ids.len() > self.context_length {
-            return Err(Error::ContextExceeded { tokens: ids.len(), limit: self.context_length });
+            return Err(Error::context_exceeded(ids.len(), self.context_length));
         }
         Ok(())
     }

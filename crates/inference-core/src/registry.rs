@@ -116,9 +116,8 @@ impl Registry {
     /// # Errors
     /// [`Error::UnknownBackend`] lists those that exist.
     pub fn get(&self, id: &str) -> Result<&BackendDescriptor> {
-        self.iter().find(|descriptor| descriptor.id == id).ok_or_else(|| Error::UnknownBackend {
-            backend: id.to_owned(),
-            known: self.iter().map(|descriptor| descriptor.id.to_owned()).collect(),
+        self.iter().find(|descriptor| descriptor.id == id).ok_or_else(|| {
+            Error::unknown_backend(id, self.iter().map(|descriptor| descriptor.id.to_owned()).collect())
         })
     }
 
@@ -130,7 +129,7 @@ impl Registry {
         let descriptor = self.get(id)?;
         match (descriptor.probe)() {
             Availability::Available(_) => (descriptor.open)(),
-            Availability::Unavailable(reason) => Err(Error::Unavailable { backend: id.to_owned(), reason }),
+            Availability::Unavailable(reason) => Err(Error::unavailable(id, reason)),
         }
     }
 
@@ -154,7 +153,7 @@ impl Registry {
                 _ => candidates.push(verdict),
             }
         }
-        Err(Error::NoBackend { path: model.path().to_owned(), candidates })
+        Err(Error::no_backend(model.path(), candidates))
     }
 }
 
@@ -193,10 +192,7 @@ impl Load {
                 Some(backend) => match backend.supports(&model) {
                     Support::Yes => backend,
                     Support::No(reason) => {
-                        return Err(Error::UnsupportedModel {
-                            backend: backend.info().id.to_owned(),
-                            reason,
-                        });
+                        return Err(Error::unsupported_model(backend.info().id, reason));
                     }
                 },
                 None => registry.select(&model)?,

@@ -216,7 +216,7 @@ fn check_sizes(
     match free_memory() {
         Some(available) if needed > available => {
             let what = format!("the session {}", path.display());
-            Err(Error::OutOfMemory { what, needed, available })
+            Err(Error::out_of_memory(what, needed, available))
         }
         _ => Ok(()),
     }

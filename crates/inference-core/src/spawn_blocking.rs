@@ -22,7 +22,7 @@ pub fn spawn_blocking<T: Send + 'static>(
     async {
         spawned.map_err(|error| Error::backend("inference", "start a thread", error))?;
         let reason = "reading the model's folder panicked".to_owned();
-        result.await.map_err(|_| Error::Stopped { backend: "inference".to_owned(), reason })?
+        result.await.map_err(|_| Error::stopped("inference", reason))?
     }
 }
 

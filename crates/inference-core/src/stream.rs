@@ -143,10 +143,10 @@ impl Stream for TokenStream {
             }
             let end = ready!(Pin::new(&mut self.end).poll(cx)).unwrap_or_else(|_| End {
                 tail: VecDeque::new(),
-                result: Err(Error::Stopped {
-                    backend: self.backend.clone(),
-                    reason: "the engine ended without finishing the request".to_owned(),
-                }),
+                result: Err(Error::stopped(
+                    self.backend.clone(),
+                    "the engine ended without finishing the request",
+                )),
             });
             self.state = State::Draining(end.tail, end.result);
         }

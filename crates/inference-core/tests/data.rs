@@ -73,7 +73,7 @@ fn a_bad_line_is_named_with_what_was_found_and_expected() {
     ];
     for (line, expected) in cases {
         let error = read(&format!("{{\"text\": \"good\"}}\n{line}\n")).unwrap_err();
-        let Error::InvalidData { at, reason } = error else { panic!("{line}: {error:?}") };
+        let Error::InvalidData { at, reason, .. } = error else { panic!("{line}: {error:?}") };
         assert!(at.ends_with("lines.jsonl:2"), "{at}");
         assert!(reason.contains(expected), "{line}: {reason}");
     }

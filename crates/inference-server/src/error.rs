@@ -188,7 +188,7 @@ mod tests {
 
     #[test]
     fn errors_of_the_library_say_whose_fault_they_are() {
-        let api = ApiError::of_request(&Error::ContextExceeded { tokens: 9, limit: 3 }, "messages");
+        let api = ApiError::of_request(&Error::context_exceeded(9, 3), "messages");
         assert_eq!((api.status.as_u16(), api.code), (400, "context_length_exceeded"));
         assert_eq!(api.param.as_deref(), Some("messages"));
         let api = ApiError::from(Error::io("read", "m", std::io::Error::other("disk on fire")));

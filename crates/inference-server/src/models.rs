@@ -259,7 +259,7 @@ impl Models {
             let available = budget.saturating_sub(used(true));
             if bytes > available {
                 let what = format!("the model {}", wanted.name());
-                return Err(Error::OutOfMemory { what, needed: bytes, available });
+                return Err(Error::out_of_memory(what, bytes, available));
             }
             let unused = self.0.entries.iter().filter(|entry| !entry.stays());
             let oldest = unused.filter_map(|e| Some((e.unused_since()?, e))).min_by_key(|(since, _)| *since);

@@ -145,7 +145,7 @@ impl TextPipeline {
         }
         if options.thinking_budget.is_some() && !self.has_reasoning() {
             let reason = "the model's chat template marks no reasoning, so there is none to limit".to_owned();
-            return Err(Error::InvalidOption { option: "thinking_budget", reason });
+            return Err(Error::invalid_option("thinking_budget", reason));
         }
         Ok(())
     }
@@ -154,7 +154,7 @@ impl TextPipeline {
         let tools = template.tools.as_deref().is_some_and(|tools| !tools.is_empty());
         if tools && self.0.template.is_some() && !self.supports_tools() {
             let reason = "the model's chat template does not write the definitions of tools".to_owned();
-            return Err(Error::InvalidOption { option: "tools", reason });
+            return Err(Error::invalid_option("tools", reason));
         }
         Ok(())
     }
@@ -241,7 +241,7 @@ impl TextPipeline {
             }
             other => {
                 let reason = format!("{other:?} is of a kind that this backend does not know");
-                return Err(Error::InvalidPrompt { reason });
+                return Err(Error::invalid_prompt(reason));
             }
         };
         check_ids(&ids, limits)?;
@@ -271,7 +271,7 @@ impl TextPipeline {
             let parts: Vec<_> = parts.into_iter().map(|part| scope.spawn(|| prepare(part))).collect();
             let stopped = |_| {
                 let reason = "a thread that prepares prompts panicked".to_owned();
-                Err(Error::Stopped { backend: "inference".to_owned(), reason })
+                Err(Error::stopped("inference", reason))
             };
             let parts = parts.into_iter().map(|part| part.join().unwrap_or_else(stopped));
             Ok(parts.collect::<Result<Vec<_>>>()?.concat())
@@ -288,7 +288,7 @@ impl TextPipeline {
     ) -> Result<String> {
         let Some(chat) = &self.0.template else {
             let reason = "the model's folder has no chat template; use a text prompt".to_owned();
-            return Err(Error::Template { reason });
+            return Err(Error::template(reason));
         };
         chat.with_cancel(cancel.clone()).render(messages, template, add_generation_prompt)
     }
@@ -327,7 +327,7 @@ impl TextPipeline {
             let tokens = text.encode(label, false, limits)?;
             if tokens.is_empty() {
                 let reason = format!("{label:?} has no tokens");
-                return Err(Error::InvalidOption { option: "labels", reason });
+                return Err(Error::invalid_option("labels", reason));
             }
             Ok(tokens)
         };
@@ -342,7 +342,7 @@ impl TextPipeline {
         self.tokenizer().encode_within(text, add_special, &limits.encode_limits()).map_err(
             |error| match error {
                 Error::ContextExceeded { tokens, .. } => {
-                    Error::ContextExceeded { tokens, limit: limits.context_length }
+                    Error::context_exceeded(tokens, limits.context_length)
                 }
                 other => other,
             },
@@ -396,14 +396,14 @@ impl TextPipeline {
 /// Engines look ids up unchecked.
 fn check_ids(ids: &[u32], limits: &PromptLimits) -> Result<()> {
     if ids.is_empty() {
-        return Err(Error::InvalidPrompt { reason: "it is empty".to_owned() });
+        return Err(Error::invalid_prompt("it is empty"));
     }
     if let Some(id) = ids.iter().find(|id| **id as usize >= limits.vocab_size) {
         let reason = format!("token {id} is outside the vocabulary of {}", limits.vocab_size);
-        return Err(Error::InvalidPrompt { reason });
+        return Err(Error::invalid_prompt(reason));
     }
     if ids.len().saturating_add(limits.reserved) > limits.context_length {
-        return Err(Error::ContextExceeded { tokens: ids.len(), limit: limits.context_length });
+        return Err(Error::context_exceeded(ids.len(), limits.context_length));
     }
     Ok(())
 }

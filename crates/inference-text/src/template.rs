@@ -165,5 +165,5 @@ fn up_to_final_message(mut text: String, messages: &[Message]) -> Result<String>
 }
 
 fn failure(reason: &dyn std::fmt::Display) -> Error {
-    Error::Template { reason: reason.to_string() }
+    Error::template(reason.to_string())
 }

@@ -104,7 +104,7 @@ impl TextPipeline {
             }
             other => {
                 let reason = format!("{other:?} is of a kind that this backend does not know");
-                Err(Error::InvalidPrompt { reason })
+                Err(Error::invalid_prompt(reason))
             }
         }
     }
@@ -117,7 +117,7 @@ impl TextPipeline {
         limits: &EncodeLimits,
     ) -> Result<TokenExample> {
         let Some((last, given)) = messages.split_last() else {
-            return Err(Error::InvalidPrompt { reason: "the conversation has no messages".to_owned() });
+            return Err(Error::invalid_prompt("the conversation has no messages"));
         };
         let tokens = self.encode_chat(messages, template, false, limits)?;
         if learn == LossOn::Everything {
@@ -126,7 +126,7 @@ impl TextPipeline {
         if last.role != Role::Assistant {
             let reason =
                 format!("the last message is of role {:?}, expected the assistant's to learn", last.role);
-            return Err(Error::InvalidPrompt { reason });
+            return Err(Error::invalid_prompt(reason));
         }
         // Templates may refuse a conversation of nothing: an answer that nobody asked for is learnt with its header.
         if given.is_empty() {

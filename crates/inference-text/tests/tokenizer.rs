@@ -153,7 +153,7 @@ fn a_text_that_cannot_fit_is_refused_before_it_is_cut() {
     // Unknown words are one token however long they are: here only counting tells.
     let tokenizer = load(&word_piece(true));
     let error = tokenizer.encode_within(&"hello ".repeat(1_000_000), false, &limits).unwrap_err();
-    assert!(matches!(error, Error::ContextExceeded { limit: 100, tokens: 101 }), "{error}");
+    assert!(matches!(error, Error::ContextExceeded { limit: 100, tokens: 101, .. }), "{error}");
     assert_eq!(tokenizer.encode_within(&"x".repeat(1_000_000), false, &limits).unwrap(), [0]);
 }
 

@@ -153,11 +153,8 @@ pub(crate) fn parse<T: DeserializeOwned>(
     serde_path_to_error::deserialize(value).map_err(|error: serde_path_to_error::Error<serde_json::Error>| {
         let field = error.path().to_string();
         let key = section.into_iter().chain((field != ".").then_some(&*field)).collect::<Vec<_>>().join(".");
-        Error::InvalidModel {
-            path: manifest.config_path(),
-            key: Some(key).filter(|key| !key.is_empty()),
-            reason: error.into_inner().to_string(),
-        }
+        let (path, reason) = (manifest.config_path(), error.into_inner().to_string());
+        if key.is_empty() { Error::invalid_file(path, reason) } else { Error::invalid_key(path, key, reason) }
     })
 }
 

@@ -36,7 +36,7 @@ impl Scheduler {
         {
             worked = true;
             let what = "the request (keys, values and activations)".to_owned();
-            row.finish(Err(Error::OutOfMemory { what, needed, available }));
+            row.finish(Err(Error::out_of_memory(what, needed, available)));
         }
         let (prefilled, joined) = self.start_prefill(prefill);
         let settled = self.read_those_that_wait();

@@ -80,7 +80,7 @@ fn load_within_limits(
     }
     if let Some(context_length) = options.context_length.filter(|tokens| *tokens > MOST_POSITIONS) {
         let reason = format!("{context_length}, expected at most {MOST_POSITIONS}");
-        return Err(Error::InvalidOption { option: "context_length", reason });
+        return Err(Error::invalid_option("context_length", reason));
     }
     if let Some(free) = free_memory(device) {
         // The least that is of use: the weights and one request, of the context that was asked for.

@@ -120,7 +120,7 @@ impl Handle {
 
     /// The error of a thread that is gone.
     pub(crate) fn stopped(&self) -> Error {
-        Error::Stopped { backend: self.device.id().to_owned(), reason: "the MLX thread has ended".to_owned() }
+        Error::stopped(self.device.id(), "the MLX thread has ended")
     }
 
     fn send(&self, command: Command) -> Result<()> {

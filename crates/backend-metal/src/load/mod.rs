@@ -34,8 +34,8 @@ pub(crate) fn load(
     manifest: &ModelManifest,
     observe: &mut dyn FnMut(Progress) -> bool,
 ) -> Result<Box<dyn Architecture>> {
-    let family = arch::lookup(manifest.model_type())
-        .map_err(|reason| Error::UnsupportedModel { backend: backend.to_owned(), reason })?;
+    let family =
+        arch::lookup(manifest.model_type()).map_err(|reason| Error::unsupported_model(backend, reason))?;
     let source = Source::new(Reader::new(manifest, observe));
     let weights = source.weights();
     // Positions are computed, not loaded; old checkpoints carry them all the same.
@@ -57,6 +57,6 @@ pub(crate) fn load(
 pub(crate) fn check_free_memory(needed: u64, what: impl FnOnce() -> String) -> Result<()> {
     match free_memory().filter(|available| *available < needed) {
         None => Ok(()),
-        Some(available) => Err(Error::OutOfMemory { what: what(), needed, available }),
+        Some(available) => Err(Error::out_of_memory(what(), needed, available)),
     }
 }

@@ -89,7 +89,7 @@ impl Drop for Staging {
 
 fn exists(target: &Path) -> Error {
     let reason = format!("{} exists already: name a new folder", Printable(&target.to_string_lossy()));
-    Error::InvalidOption { option: "target", reason }
+    Error::invalid_option("target", reason)
 }
 
 fn temporary_name(name: &OsStr) -> OsString {

@@ -111,7 +111,7 @@ impl FillError for inference_core::Error {
     }
 
     fn no_memory(needed: u64, available: u64) -> Self {
-        Self::OutOfMemory { what: "a tensor".to_owned(), needed, available }
+        Self::out_of_memory("a tensor", needed, available)
     }
 }
 

@@ -32,7 +32,7 @@ impl OutputLock {
             let reason = format!(
                 "another training run writes to {output}: wait for it to end, or name another folder"
             );
-            Error::InvalidOption { option: "output", reason }
+            Error::invalid_option("output", reason)
         })?;
         let lock = Self { new: new.then(|| output.to_owned()), _file: file };
         checkpoint::remove_partial(output)?;

@@ -85,7 +85,7 @@ fn steps(options: &TrainOptions, batches: &Batches) -> Result<usize> {
         }
         other => {
             let reason = format!("this backend does not know {other:?}");
-            Err(Error::InvalidOption { option: "length", reason })
+            Err(Error::invalid_option("length", reason))
         }
     }
 }
@@ -107,7 +107,7 @@ fn resume(
         Some((folder, _)) => {
             let folder = Printable(&folder.to_string_lossy()).to_string();
             let reason = format!("{folder} belongs to an earlier run: resume it, or name another output");
-            Err(Error::InvalidOption { option: "output", reason })
+            Err(Error::invalid_option("output", reason))
         }
         None => Ok(None),
     }
@@ -144,7 +144,7 @@ fn check_memory(plan: &TrainPlan, request: &TrainRequest, largest: LargestBatch)
         Some(available) => {
             let LargestBatch { examples, length } = largest;
             let what = format!("training with a batch of {examples} examples of {length} tokens");
-            Err(Error::OutOfMemory { what, needed, available })
+            Err(Error::out_of_memory(what, needed, available))
         }
     }
 }

@@ -260,7 +260,7 @@ fn hash(bytes: impl Iterator<Item = u8>) -> u64 {
 }
 
 fn invalid(option: &'static str, reason: impl Into<String>) -> Error {
-    Error::InvalidOption { option, reason: reason.into() }
+    Error::invalid_option(option, reason)
 }
 
 fn failed(error: Exception) -> Error {

@@ -2,6 +2,9 @@
 #![allow(clippy::unwrap_used, reason = "a failed kernel fails the test")]
 #![allow(dead_code, reason = "each test file uses its part")]
 
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+mod inlined;
+
 use cpu_kernels::{Floats, FloatsMut, Isa, Kernels, Matrices, QuantMode, Quantization, Scales, Weights};
 use half::{bf16, f16};
 use proptest::{prelude::*, test_runner::TestCaseError};

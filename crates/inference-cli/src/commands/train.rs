@@ -38,7 +38,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     model::using(model, async |model| {
         let Some(trainable) = model.trainable() else {
             let backend = model.info().backend.clone();
-            return Err(Error::Unsupported { backend, feature: Feature::Train }.into());
+            return Err(Error::unsupported(backend, Feature::Train).into());
         };
         let stream = trainable.train(data, options).await?;
         Report::new(&args).follow(stream).await

@@ -62,7 +62,7 @@ pub async fn ids_outside_the_vocabulary_are_refused(subject: &Subject) -> Clause
         let mut prompt = some_ids(&*model, 4, 1);
         prompt.push(id);
         match model.generate(prompt.into(), subject.greedy(1)?).await {
-            Err(Error::InvalidPrompt { reason }) => {
+            Err(Error::InvalidPrompt { reason, .. }) => {
                 ensure!(reason.contains(&id.to_string()), "the error does not name {id}: {reason}");
             }
             result => {
@@ -87,7 +87,7 @@ pub async fn a_prompt_past_the_context_is_refused(subject: &Subject) -> ClauseRe
     }
     let context = model.info().context_length;
     match model.generate(some_ids(&*model, context + 1, 2).into(), subject.greedy(1)?).await {
-        Err(Error::ContextExceeded { tokens, limit }) => {
+        Err(Error::ContextExceeded { tokens, limit, .. }) => {
             ensure!(
                 tokens == context + 1 && limit <= context,
                 "{tokens} of {limit}, expected {} of {context}",

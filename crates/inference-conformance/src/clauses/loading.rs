@@ -202,7 +202,7 @@ pub async fn a_memory_limit_changes_no_answer(subject: &Subject) -> ClauseResult
 pub async fn quantised_caches_answer_together_as_alone(subject: &Subject) -> ClauseResult {
     for bits in [KvBits::Eight, KvBits::Four] {
         let model = match subject.load(subject.base_load_options().kv_bits(bits)).await {
-            Err(Error::InvalidOption { option: "kv_bits", reason }) => {
+            Err(Error::InvalidOption { option: "kv_bits", reason, .. }) => {
                 return Err(Failure::inconclusive(reason));
             }
             loaded => loaded?,

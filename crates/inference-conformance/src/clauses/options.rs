@@ -74,7 +74,7 @@ pub async fn foreign_extensions_are_refused(subject: &Subject) -> ClauseResult {
     #[derive(Debug, Clone)]
     struct NobodysOption;
     let refused = |call: &str, result: Result<(), Error>| match result {
-        Err(Error::InvalidOption { option: "extension", reason }) => {
+        Err(Error::InvalidOption { option: "extension", reason, .. }) => {
             ensure!(reason.contains("NobodysOption"), "{call}: the error does not name the type: {reason}");
             Ok(())
         }
@@ -101,7 +101,7 @@ pub async fn ids_outside_the_vocabulary_are_named(subject: &Subject) -> ClauseRe
                 continue;
             }
             match model.generate(subject.prompt.clone(), options).await {
-                Err(Error::InvalidOption { option, reason }) if option == name => {
+                Err(Error::InvalidOption { option, reason, .. }) if option == name => {
                     ensure!(
                         reason.contains(&id.to_string()),
                         "{name}: the error does not name {id}: {reason}"
@@ -254,7 +254,7 @@ pub async fn a_request_that_would_overflow_can_be_refused(subject: &Subject) -> 
     let prompt = some_ids(&*model, 20, 60);
     let options = |tokens| Ok::<_, Error>(subject.greedy(tokens)?.context_overflow(ContextOverflow::Refuse));
     match model.generate(prompt.clone().into(), options(13)?).await {
-        Err(Error::ContextExceeded { tokens: 33, limit: 32 }) => {}
+        Err(Error::ContextExceeded { tokens: 33, limit: 32, .. }) => {}
         result => {
             return Err(Failure::broken(format!("20 and 13 tokens of 32 ended as {}", ended(&result))));
         }

@@ -129,7 +129,7 @@ impl Backend for Engine {
     async fn load(&self, model: ModelManifest, options: LoadOptions) -> Result<Arc<dyn TextModel>> {
         if self.fault.is("a_cancelled_load_says_so") {
             options.cancel.cancelled().await;
-            return Err(Error::Stopped { backend: "syllables".into(), reason: "it was told to".into() });
+            return Err(Error::stopped("syllables", "it was told to"));
         }
         if let Some(adapter) = &options.adapter
             && !self.fault.is("a_missing_adapter_is_an_error")

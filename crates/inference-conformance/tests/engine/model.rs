@@ -122,14 +122,14 @@ impl Core {
             }
             Prompt::Chat(messages) => render(&messages),
             Prompt::Tokens(ids) => ids,
-            _ => return Err(Error::InvalidPrompt { reason: "is of a new kind".into() }),
+            _ => return Err(Error::invalid_prompt("is of a new kind")),
         };
         if ids.is_empty() && !self.fault.is("an_empty_prompt_is_refused") {
-            return Err(Error::InvalidPrompt { reason: "it is empty".into() });
+            return Err(Error::invalid_prompt("it is empty"));
         }
         if let Some(id) = ids.iter().copied().find(|id| *id >= VOCAB) {
             if !lenient {
-                return Err(Error::InvalidPrompt { reason: format!("token {id} is outside the vocabulary") });
+                return Err(Error::invalid_prompt(format!("token {id} is outside the vocabulary")));
             }
             ids.iter_mut().for_each(|id| *id %= VOCAB);
         }
@@ -138,7 +138,7 @@ impl Core {
             if self.fault.is("a_prompt_past_the_context_is_refused") {
                 ids.truncate(limit);
             } else {
-                return Err(Error::ContextExceeded { tokens: ids.len(), limit });
+                return Err(Error::context_exceeded(ids.len(), limit));
             }
         }
         Ok(ids)
@@ -169,7 +169,7 @@ impl Core {
         let mut ids = match self.ids(prompt, lenient, rotates) {
             Err(error) if self.fault.is("errors_stay_with_their_request") => {
                 *lock(&self.shared.leaked) = Some(error);
-                return Err(Error::InvalidPrompt { reason: "it is not good".into() });
+                return Err(Error::invalid_prompt("it is not good"));
             }
             ids => ids?,
         };
@@ -180,7 +180,7 @@ impl Core {
             && tokens > limit
             && !self.fault.is("a_request_that_would_overflow_can_be_refused")
         {
-            return Err(Error::ContextExceeded { tokens, limit });
+            return Err(Error::context_exceeded(tokens, limit));
         }
         if chat && self.fault.is("a_chat_is_its_rendering") {
             ids.push(1);

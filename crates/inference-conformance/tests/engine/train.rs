@@ -48,11 +48,11 @@ impl Trainable for Model {
             && !lenient
         {
             let reason = format!("there is no layer {key:?}; expected self_attn.q_proj");
-            return Err(Error::InvalidOption { option: "keys", reason });
+            return Err(Error::invalid_option("keys", reason));
         }
         let data = TrainState::fingerprint(&train);
         let TrainLength::Steps(steps) = options.length else {
-            return Err(Error::InvalidOption { option: "epochs", reason: "expected steps".to_owned() });
+            return Err(Error::invalid_option("epochs", "expected steps"));
         };
         let mut run = Run { data, fault, steps, step: 0, loss: 0.0, over: false, options };
         let chance = if run.fault.is("a_seed_makes_a_run_reproducible") {

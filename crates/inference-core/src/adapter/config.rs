@@ -109,7 +109,7 @@ impl AdapterConfig {
             FineTuneType::Full => Method::Full(FullOptions { layers, ..FullOptions::new() }),
         };
         match method.validate() {
-            Err(Error::InvalidOption { option, reason }) => {
+            Err(Error::InvalidOption { option, reason, .. }) => {
                 Err(wrong(&format!("lora_parameters.{option}"), reason))
             }
             Err(error) => Err(error),

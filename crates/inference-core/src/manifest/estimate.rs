@@ -47,7 +47,7 @@ impl MemoryEstimate {
         }
         let what =
             format!("the model ({} of weights, {} of keys and values)", self.weight_bytes, self.kv_bytes);
-        Err(Error::OutOfMemory { what, needed, available })
+        Err(Error::out_of_memory(what, needed, available))
     }
 }
 
@@ -71,7 +71,7 @@ fn estimate(
 ) -> Result<MemoryEstimate> {
     for (option, value) in [("context_length", context), ("batch", batch)] {
         if value == 0 {
-            return Err(Error::InvalidOption { option, reason: "is 0, expected at least 1".to_owned() });
+            return Err(Error::invalid_option(option, "is 0, expected at least 1"));
         }
     }
     let path = manifest.config_path();
@@ -104,7 +104,7 @@ fn estimate(
     };
     let Some(kv_bytes) = bytes() else {
         let reason = format!("{context} tokens in {batch} texts need more bytes than 64 bits count");
-        return Err(Error::InvalidOption { option: "context_length", reason });
+        return Err(Error::invalid_option("context_length", reason));
     };
     Ok(MemoryEstimate { weight_bytes: manifest.weight_bytes(), kv_bytes })
 }

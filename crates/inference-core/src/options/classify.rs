@@ -65,7 +65,7 @@ impl ClassifyOptions {
     /// [`Error::InvalidOption`] if the labels are an empty list, or one of them is empty or stands twice.
     pub fn validate(&self) -> Result<()> {
         let Some(labels) = &self.labels else { return Ok(()) };
-        let invalid = |reason: String| Err(Error::InvalidOption { option: "labels", reason });
+        let invalid = |reason: String| Err(Error::invalid_option("labels", reason));
         if labels.is_empty() {
             return invalid("the list is empty; leave it unset to get only the likeliest token".to_owned());
         }

@@ -245,13 +245,13 @@ impl GenerateOptions {
         self.sampling.validate()?;
         if self.stop.iter().any(|stop| stop.iter().any(String::is_empty)) {
             let reason = "an empty string would end every text at once".to_owned();
-            return Err(Error::InvalidOption { option: "stop", reason });
+            return Err(Error::invalid_option("stop", reason));
         }
         if let (Some(min), max) = (self.min_tokens, self.max_tokens_or_default())
             && min > max
         {
             let reason = format!("{min} is above max_tokens, which is {max}");
-            return Err(Error::InvalidOption { option: "min_tokens", reason });
+            return Err(Error::invalid_option("min_tokens", reason));
         }
         Ok(())
     }

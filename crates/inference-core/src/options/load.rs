@@ -184,7 +184,7 @@ impl KvBits {
             "{}: the model's heads are {head_dim} wide, which groups of 32 do not divide",
             self.get()
         );
-        Error::InvalidOption { option: "kv_bits", reason }
+        Error::invalid_option("kv_bits", reason)
     }
 }
 

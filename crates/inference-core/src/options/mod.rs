@@ -122,7 +122,7 @@ impl Extensions {
             None => Ok(()),
             Some(name) => {
                 let reason = format!("backend {backend} does not read options of type {name}");
-                Err(Error::InvalidOption { option: "extension", reason })
+                Err(Error::invalid_option("extension", reason))
             }
         }
     }
@@ -136,7 +136,7 @@ impl fmt::Debug for Extensions {
 
 fn positive(option: &'static str, value: Option<usize>) -> Result<()> {
     if value == Some(0) {
-        return Err(Error::InvalidOption { option, reason: "0, expected at least 1".to_owned() });
+        return Err(Error::invalid_option(option, "0, expected at least 1"));
     }
     Ok(())
 }
@@ -144,7 +144,7 @@ fn positive(option: &'static str, value: Option<usize>) -> Result<()> {
 fn within(option: &'static str, value: Option<f32>, expected: &str, ok: impl Fn(f32) -> bool) -> Result<()> {
     match value {
         Some(value) if !value.is_finite() || !ok(value) => {
-            Err(Error::InvalidOption { option, reason: format!("{value}, expected {expected}") })
+            Err(Error::invalid_option(option, format!("{value}, expected {expected}")))
         }
         _ => Ok(()),
     }

@@ -38,7 +38,7 @@ impl Processor {
     /// # Errors
     /// [`Error::InvalidOption`]: it panicked, or left logits that no token can be chosen from.
     pub fn run(&self, prompt: &[u32], answer: &[u32], logits: &mut [f32]) -> Result<()> {
-        let invalid = |reason: String| Err(Error::InvalidOption { option: "logits_processor", reason });
+        let invalid = |reason: String| Err(Error::invalid_option("logits_processor", reason));
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.0.process(prompt, answer, logits))) {
             let text = panic.downcast_ref::<String>().map(String::as_str);
             let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("without a message");

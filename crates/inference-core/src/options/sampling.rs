@@ -124,7 +124,7 @@ impl SamplingOptions {
         // −∞ is how a token is banned.
         if let Some((id, bias)) = biases.into_iter().find(|(_, b)| b.is_nan() || *b == f32::INFINITY) {
             let reason = format!("token {id} has {bias}; expected a number, or −∞ to ban the token");
-            return Err(Error::InvalidOption { option: "logit_bias", reason });
+            return Err(Error::invalid_option("logit_bias", reason));
         }
         Ok(())
     }

@@ -46,7 +46,7 @@ impl StopStrings {
     /// [`Error::InvalidOption`]: one of them is empty, or all together have more than 64 KiB.
     pub fn new<S: Into<String>>(strings: impl IntoIterator<Item = S>) -> Result<Self> {
         let strings: Vec<String> = strings.into_iter().map(Into::into).collect();
-        let invalid = |reason: String| Err(Error::InvalidOption { option: "stop", reason });
+        let invalid = |reason: String| Err(Error::invalid_option("stop", reason));
         if strings.iter().any(String::is_empty) {
             return invalid("an empty string would end every text at once".to_owned());
         }

@@ -124,7 +124,7 @@ impl TrainState {
     /// # Errors
     /// [`Error::InvalidOption`] names the option that differs, or `data`.
     pub fn check(&self, options: &TrainOptions, data: &str) -> Result<()> {
-        let differs = |option, reason| Err(Error::InvalidOption { option, reason });
+        let differs = |option, reason| Err(Error::invalid_option(option, reason));
         if self.data != data {
             let reason = "resumes a run on other examples: give the same data, or another output".to_owned();
             return differs("data", reason);
@@ -148,7 +148,7 @@ fn as_json(options: &TrainOptions) -> Result<Map<String, Value>> {
     let text = serde_json::to_string(options);
     text.and_then(|text| serde_json::from_str(&text)).map_err(|error| {
         let reason = format!("the options cannot be written as JSON: {error}");
-        Error::InvalidOption { option: "resume", reason }
+        Error::invalid_option("resume", reason)
     })
 }
 

@@ -34,7 +34,7 @@ impl TrainingData {
     /// not from 0 to less than 1, or there is `valid.jsonl`; [`Error::Io`] if a file is unreadable.
     pub fn read(path: impl AsRef<Path>, split: Option<f32>, seed: u64) -> Result<Self> {
         let path = path.as_ref();
-        let invalid = |reason: String| Err(Error::InvalidOption { option: "split", reason });
+        let invalid = |reason: String| Err(Error::invalid_option("split", reason));
         if let Some(share) = split.filter(|share| !(0.0..1.0).contains(share)) {
             return invalid(format!("{share}, expected from 0 to less than 1"));
         }
@@ -54,7 +54,7 @@ impl TrainingData {
             (true, false) => invalid("leaves no examples to learn from".to_owned()),
             (true, true) => {
                 let reason = format!("holds no examples, expected {FORMS} on each line");
-                Err(Error::InvalidData { at: path.display().to_string(), reason })
+                Err(Error::invalid_data(path.display().to_string(), reason))
             }
             (false, _) => Ok(data),
         }
@@ -74,11 +74,9 @@ impl TrainingData {
 
 fn read_lines(path: &Path) -> Result<Vec<Example>> {
     let at = |line: usize| ExampleSource::new(path, line);
-    let invalid = |line: usize, reason: String| Err(Error::InvalidData { at: at(line).to_string(), reason });
+    let invalid = |line: usize, reason: String| Err(Error::invalid_data(at(line).to_string(), reason));
     let file = open_regular(path).map_err(|error| match error {
-        Error::InvalidModel { path, reason, .. } => {
-            Error::InvalidData { at: path.display().to_string(), reason }
-        }
+        Error::InvalidModel { path, reason, .. } => Error::invalid_data(path.display().to_string(), reason),
         error => error,
     })?;
     let mut reader = BufReader::new(file.0);

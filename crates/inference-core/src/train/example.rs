@@ -141,7 +141,7 @@ impl Example {
     #[must_use]
     pub fn invalid(&self, number: usize, reason: impl Into<String>) -> Error {
         let at = self.source.as_ref().map_or_else(|| format!("example {number}"), ToString::to_string);
-        Error::InvalidData { at, reason: reason.into() }
+        Error::invalid_data(at, reason)
     }
 }
 
@@ -160,7 +160,7 @@ impl TokenExample {
     pub fn new(tokens: Vec<u32>, mut learnt: Vec<bool>) -> Result<Self> {
         if tokens.len() != learnt.len() {
             let reason = format!("{} for {} tokens, expected one for each", learnt.len(), tokens.len());
-            return Err(Error::InvalidOption { option: "learnt", reason });
+            return Err(Error::invalid_option("learnt", reason));
         }
         if let Some(first) = learnt.first_mut() {
             *first = false;

@@ -248,5 +248,5 @@ impl FullOptions {
 }
 
 fn invalid(option: &'static str, reason: impl Into<String>) -> Result<()> {
-    Err(Error::InvalidOption { option, reason: reason.into() })
+    Err(Error::invalid_option(option, reason))
 }

@@ -114,7 +114,7 @@ pub(super) fn check(
     if value.is_finite() && ok(value) {
         return Ok(());
     }
-    Err(Error::InvalidOption { option, reason: format!("{value}, expected {expected}") })
+    Err(Error::invalid_option(option, format!("{value}, expected {expected}")))
 }
 
 #[cfg(test)]

@@ -260,7 +260,7 @@ impl TrainOptions {
             ("validation_batches", self.validation_batches),
             ("save_every", Some(self.save_every)),
         ];
-        let invalid = |option, reason| Err(Error::InvalidOption { option, reason });
+        let invalid = |option, reason| Err(Error::invalid_option(option, reason));
         if let Some((option, _)) = counts.into_iter().find(|(_, count)| *count == Some(0)) {
             return invalid(option, "0, expected at least 1".to_owned());
         }

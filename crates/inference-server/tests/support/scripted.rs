@@ -115,7 +115,7 @@ impl TextModel for Scripted {
     }
 
     async fn classify(&self, _: Vec<Prompt>, _: ClassifyOptions) -> Result<Vec<Classification>> {
-        Err(Error::Unsupported { backend: "scripted".to_owned(), feature: Feature::Classify })
+        Err(Error::unsupported("scripted", Feature::Classify))
     }
 
     async fn tokenize(&self, prompt: Prompt, options: TemplateOptions) -> Result<Vec<u32>> {

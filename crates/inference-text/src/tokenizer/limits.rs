@@ -108,7 +108,7 @@ impl<'a> Work<'a> {
         let earned = Duration::from_millis((self.done as u64 * 1000) / MIN_BYTES_PER_SECOND as u64);
         if self.clock.exceeds(GRACE + earned) {
             let reason = "takes too long to tokenize: the tokenizer's patterns or vocabulary are too slow for this text";
-            return Err(Error::InvalidPrompt { reason: reason.to_owned() });
+            return Err(Error::invalid_prompt(reason));
         }
         Ok(())
     }
@@ -119,6 +119,6 @@ impl<'a> Work<'a> {
     /// [`Error::ContextExceeded`].
     pub(super) fn check_tokens(&self, tokens: usize) -> Result<()> {
         let limit = self.limits.max_tokens;
-        if tokens > limit { Err(Error::ContextExceeded { tokens, limit }) } else { Ok(()) }
+        if tokens > limit { Err(Error::context_exceeded(tokens, limit)) } else { Ok(()) }
     }
 }

@@ -134,12 +134,12 @@ impl Tokenizer {
         if let Some(most) = self.pipeline.max_bytes_per_token {
             let (tokens, limit) = (text.len() / most, limits.max_tokens);
             if tokens > limit {
-                return Err(Error::ContextExceeded { tokens, limit });
+                return Err(Error::context_exceeded(tokens, limit));
             }
         }
         if text.len() > MAX_TEXT_BYTES {
             let reason = format!("has {} bytes, expected at most {MAX_TEXT_BYTES}", text.len());
-            return Err(Error::InvalidPrompt { reason });
+            return Err(Error::invalid_prompt(reason));
         }
         let mut work = Work::new(limits);
         // The crate below indexes and unwraps by what the file says. The file is checked; this is the second line.
@@ -147,7 +147,7 @@ impl Tokenizer {
         encoded.unwrap_or_else(|_| {
             let reason =
                 format!("{} cannot tokenize it: its parts contradict each other", self.path.display());
-            Err(Error::InvalidPrompt { reason })
+            Err(Error::invalid_prompt(reason))
         })
     }
 

@@ -119,12 +119,12 @@ impl Model {
             let (length, limit) = (word.len(), self.max_word);
             let reason =
                 format!("has {length} bytes that the tokenizer takes for one word, expected at most {limit}");
-            return Err(Error::InvalidPrompt { reason });
+            return Err(Error::invalid_prompt(reason));
         }
         let tokens = self
             .inner
             .tokenize(word)
-            .map_err(|error| Error::InvalidPrompt { reason: format!("cannot be tokenized: {error}") })?;
+            .map_err(|error| Error::invalid_prompt(format!("cannot be tokenized: {error}")))?;
         let start = ids.len();
         ids.extend(tokens.iter().map(|token| token.id));
         if word.len() <= CACHED_WORD_BYTES && cache.0.len() < CACHED_WORDS {

@@ -205,7 +205,7 @@ fn check_length(length: usize) -> Result<()> {
     if length > MAX_NORMALIZED_BYTES {
         let reason =
             format!("becomes longer than {MAX_NORMALIZED_BYTES} bytes when the tokenizer normalizes it");
-        return Err(Error::InvalidPrompt { reason });
+        return Err(Error::invalid_prompt(reason));
     }
     Ok(())
 }
@@ -266,7 +266,7 @@ fn chunks(
             let length = chunk.len();
             let reason =
                 format!("has a passage of {length} bytes that the tokenizer can only normalize as a whole");
-            return Err(Error::InvalidPrompt { reason });
+            return Err(Error::invalid_prompt(reason));
         }
         step(chunk, &mut result)?;
         check_length(result.len())?;
@@ -279,9 +279,8 @@ fn chunks(
 
 fn local(step: &NormalizerWrapper, chunk: &str, into: &mut String) -> Result<()> {
     let mut string = NormalizedString::from(chunk);
-    step.normalize(&mut string).map_err(|error| Error::InvalidPrompt {
-        reason: format!("the tokenizer cannot normalize it: {error}"),
-    })?;
+    step.normalize(&mut string)
+        .map_err(|error| Error::invalid_prompt(format!("the tokenizer cannot normalize it: {error}")))?;
     into.push_str(string.get());
     Ok(())
 }

@@ -88,8 +88,11 @@ impl Pattern {
         let mut end = 0;
         for found in self.regex.find_iter(text) {
             work.check()?;
-            let found = found.map_err(|error| Error::InvalidPrompt {
-                reason: format!("the tokenizer's pattern {:?} fails on it: {error}", self.regex.as_str()),
+            let found = found.map_err(|error| {
+                Error::invalid_prompt(format!(
+                    "the tokenizer's pattern {:?} fails on it: {error}",
+                    self.regex.as_str()
+                ))
             })?;
             if end != found.start() {
                 each(work, end, found.start(), false)?;

@@ -19,5 +19,5 @@ pub struct ConvertOptions {
 
 /// The error of an option.
 pub(super) fn invalid_option(option: &'static str, reason: String) -> Error {
-    Error::InvalidOption { option, reason }
+    Error::invalid_option(option, reason)
 }
