@@ -10,6 +10,7 @@ mod layers;
 mod layout;
 mod packed;
 mod quantization;
+mod read;
 mod shards;
 mod side_parts;
 
@@ -27,6 +28,7 @@ use self::{
     gguf::Form,
     layout::{Layout, look},
     quantization::Settings,
+    read::read_tensor,
 };
 pub use self::{
     estimate::MemoryEstimate,
@@ -43,7 +45,6 @@ use crate::{
     Dtype, Error, Result,
     files::{from_value, read_value},
     safetensors::{TensorInfo, most_floats},
-    tensor_source::read_tensor,
 };
 
 /// The longest config.json, in bytes; published ones stay under 100 kB. In memory, JSON can take twenty times its

@@ -13,7 +13,9 @@ fn no_vector_instruction_is_a_function() {
     assert!(symbols.contains("cpu_kernels::simd::avx512::run"), "the kernels are in the program");
     let functions: Vec<_> = symbols
         .lines()
-        .filter(|line| line.contains("core_arch::x86::") && (line.contains("_mm256") || line.contains("_mm512")))
+        .filter(|line| {
+            line.contains("core_arch::x86::") && (line.contains("_mm256") || line.contains("_mm512"))
+        })
         .collect();
     assert!(functions.is_empty(), "{functions:#?}");
 }
