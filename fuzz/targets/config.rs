@@ -28,7 +28,7 @@ fuzz_target!(|config: &[u8]| {
         Ok(manifest) => {
             assert!(manifest.config().is_object());
             assert!(manifest.parameters() <= 8 + 32);
-            let _ = (manifest.dtype(), manifest.context_length());
+            let _ = (manifest.float_dtype(), manifest.context_length());
             let _ = (manifest.quantization_of("q"), manifest.quantization_of("layers.0.self_attn.k_proj"));
             for (context, batch) in [(1, 1), (4096, 8), (usize::MAX, usize::MAX)] {
                 if let Ok(estimate) = manifest.estimate(context, batch, None) {

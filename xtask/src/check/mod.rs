@@ -45,6 +45,7 @@ pub(crate) fn run() -> Result<()> {
         ["doc", "--workspace", "--no-deps", "--exclude", "xtask", "--exclude", "tests"],
         deny,
     )?;
+    fuzz_targets()?;
     apple()
 }
 
@@ -62,6 +63,11 @@ pub(crate) fn structure() -> Result<()> {
         bail!("the structure of the sources has {} faults", found.len());
     }
     Ok(())
+}
+
+/// Type-checks the fuzz targets, which are a workspace of their own.
+fn fuzz_targets() -> Result<()> {
+    sh::run(&cargo(), ["check", "--manifest-path", "fuzz/Cargo.toml", "--target-dir", "target/fuzz"])
 }
 
 /// Type-checks the libraries for Apple silicon.
