@@ -16,6 +16,17 @@ pub enum ChatEvent {
     Text(String),
     /// A piece of the model's reasoning.
     Thinking(String),
+    /// A call of a tool has begun, where the model's notation tells it before the end. Pieces of its arguments follow, then the
+    /// whole [`ToolCall`](Self::ToolCall) with the same id, or an [`UnparsedToolCall`](Self::UnparsedToolCall). Programs that
+    /// wait for whole calls need neither this nor the pieces: their raw texts are empty.
+    ToolCallBegun {
+        /// The call's id.
+        id: String,
+        /// The name of the tool.
+        name: String,
+    },
+    /// A piece of the arguments of the call that has begun. The pieces together are the JSON object that the model wrote.
+    ToolCallArguments(String),
     /// A call of a tool.
     ToolCall {
         /// The call.
@@ -41,6 +52,7 @@ impl ChatEvent {
         match self {
             Self::Text(raw) | Self::Thinking(raw) | Self::Mark(raw) => raw,
             Self::ToolCall { raw, .. } | Self::UnparsedToolCall { raw, .. } => raw,
+            Self::ToolCallBegun { .. } | Self::ToolCallArguments(_) => "",
         }
     }
 }
@@ -82,7 +94,7 @@ impl Extend<ChatEvent> for AssistantMessage {
                 ChatEvent::Thinking(text) => self.thinking.push_str(&text),
                 ChatEvent::ToolCall { call, .. } => self.tool_calls.push(call),
                 ChatEvent::UnparsedToolCall { raw, .. } => self.unparsed_tool_calls.push(raw),
-                ChatEvent::Mark(_) => {}
+                ChatEvent::Mark(_) | ChatEvent::ToolCallBegun { .. } | ChatEvent::ToolCallArguments(_) => {}
             }
         }
     }

@@ -1,5 +1,6 @@
 //! Separates an answer into text, reasoning and tool calls while it streams in.
 
+mod begun;
 mod call;
 mod calls;
 mod format;
@@ -20,6 +21,7 @@ use serde_json::Value;
 
 pub use self::format::AnswerFormat;
 use self::{
+    begun::{Begun, Unread},
     call::{Calls, ParsedCall},
     format::{Delimiter, Kind, MESSAGE_ENDS},
     scanner::{Quoting, StringScanner},
@@ -65,6 +67,12 @@ pub struct AnswerParser {
     /// Whether the answer may turn out to be nothing but calls: blanks are all that came, and they are held.
     may_be_bare: bool,
     tools: Vec<Value>,
+    /// Whether calls are told while they are written.
+    follows_calls: bool,
+    /// How far the call that is being written was told.
+    begun: Begun,
+    /// The id under which it was told.
+    begun_id: Option<String>,
     /// The number that the ids of calls are made from.
     id_seed: u64,
 }
@@ -84,6 +92,9 @@ impl AnswerParser {
             after_mark: false,
             may_be_bare: false,
             tools: Vec::new(),
+            follows_calls: false,
+            begun: Begun::Over,
+            begun_id: None,
             id_seed: 0,
         };
         if !ends.is_empty() {
@@ -105,6 +116,14 @@ impl AnswerParser {
     #[must_use]
     pub fn with_id_seed(mut self, id_seed: u64) -> Self {
         self.id_seed = id_seed;
+        self
+    }
+
+    /// Tells calls while they are written, where their notation allows it: [`ChatEvent::ToolCallBegun`] and pieces of the arguments
+    /// come before the whole call.
+    #[must_use]
+    pub fn following_calls(mut self) -> Self {
+        self.follows_calls = true;
         self
     }
 
@@ -131,6 +150,34 @@ impl AnswerParser {
             rest = self.take(rest, events);
         }
         self.release(events);
+        if let Some((kind, opened)) = self.within.take() {
+            self.follow(kind, &opened, events);
+            self.within = Some((kind, opened));
+        }
+    }
+
+    /// Tells what is new of the call that is being written.
+    fn follow(&mut self, kind: Kind, opened: &str, events: &mut Vec<ChatEvent>) {
+        if self.begun == Begun::Head {
+            match begun::head(kind, opened, &self.held) {
+                Ok(head) => {
+                    let id = head.id.unwrap_or_else(|| self.next_id());
+                    self.begun_id = Some(id.clone());
+                    self.begun = Begun::arguments(head.arguments);
+                    events.push(ChatEvent::ToolCallBegun { id, name: head.name });
+                }
+                Err(Unread::Incomplete) => return,
+                Err(Unread::Other) => self.begun = Begun::Over,
+            }
+        }
+        self.follow_arguments(events);
+    }
+
+    fn follow_arguments(&mut self, events: &mut Vec<ChatEvent>) {
+        let piece = self.begun.advance(&self.held);
+        if !piece.is_empty() {
+            events.push(ChatEvent::ToolCallArguments(piece.to_owned()));
+        }
     }
 
     /// Takes a special token, which is not text for the reader: a delimiter of the format, or an unrelated one.
@@ -158,6 +205,7 @@ impl AnswerParser {
     /// Appends what is still held. A call that was not ended is read as far as it came.
     pub fn finish(&mut self, events: &mut Vec<ChatEvent>) {
         self.position = StopPosition::START;
+        self.follow_arguments(events);
         let body = std::mem::take(&mut self.held);
         match self.within.take() {
             None => self.say(ChatEvent::Text, &body, events),
@@ -216,6 +264,9 @@ impl AnswerParser {
             }
             self.held.truncate(body);
             self.position = StopPosition::START;
+            // A call that came in one piece is told as a whole.
+            self.follow_arguments(events);
+            self.begun = Begun::Over;
             let body = std::mem::take(&mut self.held);
             match self.within.take() {
                 None => {
@@ -266,6 +317,8 @@ impl AnswerParser {
 
     fn enter(&mut self, kind: Kind, opened: String, ends: &[&str]) {
         self.within = Some((kind, opened));
+        self.begun = if self.follows_calls { Begun::Head } else { Begun::Over };
+        self.begun_id = None;
         self.after_mark = true;
         // The ends are constants, none of them empty or long.
         self.end = StopStrings::new(ends.iter().copied()).unwrap_or_else(|_| self.format.begin.clone());
@@ -282,7 +335,10 @@ impl AnswerParser {
     fn give_out(&mut self, calls: Calls, raw: String, events: &mut Vec<ChatEvent>) {
         match calls {
             Ok(calls) => self.call(calls, raw, events),
-            Err(reason) => events.push(ChatEvent::UnparsedToolCall { raw, reason }),
+            Err(reason) => {
+                self.begun_id = None;
+                events.push(ChatEvent::UnparsedToolCall { raw, reason });
+            }
         }
     }
 
@@ -320,13 +376,16 @@ impl AnswerParser {
     /// Gives out calls, the first of them with their text.
     fn call(&mut self, calls: Vec<ParsedCall>, mut raw: String, events: &mut Vec<ChatEvent>) {
         for ParsedCall { id, name, arguments } in calls {
-            let id = id.unwrap_or_else(|| {
-                self.id_seed = self.id_seed.wrapping_add(1);
-                made_up_id(self.id_seed)
-            });
+            // The first call is the one that was told, if one was.
+            let id = self.begun_id.take().or(id).unwrap_or_else(|| self.next_id());
             let call = ToolCall::new(id, name, arguments);
             events.push(ChatEvent::ToolCall { call, raw: std::mem::take(&mut raw) });
         }
+    }
+
+    fn next_id(&mut self) -> String {
+        self.id_seed = self.id_seed.wrapping_add(1);
+        made_up_id(self.id_seed)
     }
 
     /// Emits text and reasoning that cannot be the beginning of a delimiter, nor the line breaks before one.

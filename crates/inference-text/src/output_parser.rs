@@ -15,7 +15,7 @@ pub struct ChatOutputParser {
 
 impl ChatOutputParser {
     pub(crate) fn new(parser: AnswerParser, tokenizer: Tokenizer) -> Self {
-        Self { parser, tokenizer }
+        Self { parser: parser.following_calls(), tokenizer }
     }
 }
 

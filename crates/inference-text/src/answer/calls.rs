@@ -119,11 +119,15 @@ pub(super) fn kimi(body: &str) -> Calls {
 
 /// gpt-oss's: `commentary to=functions.name …` over the arguments.
 pub(super) fn channel(header: &str, body: &str) -> Calls {
+    let (arguments, _) = arguments_until(body, &[])?;
+    ParsedCall::new(recipient(header), arguments).map(|call| vec![call])
+}
+
+/// The function that gpt-oss's header of a message names; empty where it names none.
+pub(super) fn recipient(header: &str) -> &str {
     let recipient =
         header.split("to=").nth(1).and_then(|tail| tail.split([' ', '<', '\n']).next()).unwrap_or_default();
-    let name = recipient.strip_prefix("functions.").unwrap_or(recipient);
-    let (arguments, _) = arguments_until(body, &[])?;
-    ParsedCall::new(name, arguments).map(|call| vec![call])
+    recipient.strip_prefix("functions.").unwrap_or(recipient)
 }
 
 /// The arguments that a text begins with, and the text behind them; none where it begins with one of these ends.
