@@ -141,6 +141,7 @@ impl Dialect {
             Self::OpenAi => {
                 let kind = match status.as_u16() {
                     401 => "authentication_error",
+                    403 => "permission_error",
                     429 => "rate_limit_error",
                     400..=499 => "invalid_request_error",
                     _ => "server_error",
@@ -150,6 +151,7 @@ impl Dialect {
             Self::Anthropic => {
                 let kind = match status.as_u16() {
                     401 => "authentication_error",
+                    403 => "permission_error",
                     404 => "not_found_error",
                     413 => "request_too_large",
                     429 => "rate_limit_error",

@@ -11,8 +11,11 @@ use inference_core::{
     TextModel, Token, TokenStream, ToolCall, backend::OutputParser,
 };
 
+use serde_json::Value;
+
 use crate::{
     error::{ApiError, ApiResult},
+    metrics::TokenTimes,
     models::{Entry, Lease},
     queue::Slot,
     server::Server,
@@ -51,7 +54,17 @@ pub(crate) enum Shape {
 pub(crate) enum Part {
     Text(String),
     Reasoning(String),
+    /// A call has begun; the next parts are its arguments and its end.
+    CallBegun {
+        id: String,
+        name: String,
+    },
+    /// A piece of the arguments, as JSON text.
+    CallArguments(String),
+    /// The whole call, at its end.
     Call(ToolCall),
+    /// What began as a call and is none.
+    BrokenCall(String),
 }
 
 /// What came next.
@@ -59,6 +72,15 @@ pub(crate) enum Part {
 pub(crate) struct Step {
     pub(crate) parts: Vec<Part>,
     pub(crate) tokens: Vec<Token>,
+    /// The tokens of the parts that are text, each with the number of its part; only where log-probabilities are asked for.
+    pub(crate) text_tokens: Vec<(usize, Token)>,
+}
+
+/// What the parser made of tokens, and the tokens, where log-probabilities are asked for.
+#[derive(Debug)]
+struct Decided {
+    event: ChatEvent,
+    tokens: Vec<Token>,
 }
 
 /// Why an answer ended.
@@ -154,10 +176,14 @@ impl Ticket {
             parser,
             shape,
             cancel,
+            interval: self.server.settings().stream_interval,
+            times: self.server.metrics().times(&self.model),
             last: None,
             count: 0,
             undecided: 0,
+            held: Vec::new(),
             reasoning: 0,
+            calling: false,
             called: false,
             ended: false,
             finished: false,
@@ -181,18 +207,31 @@ pub(crate) struct Generation {
     parser: Option<Box<dyn OutputParser>>,
     shape: Shape,
     cancel: CancellationToken,
+    /// Tokens that come within this time are taken together.
+    interval: Duration,
+    times: TokenTimes,
     /// When the last token came.
     last: Option<Instant>,
     count: usize,
     /// Tokens that no part was made of yet.
     undecided: usize,
+    /// These tokens, where log-probabilities are asked for.
+    held: Vec<Token>,
     reasoning: usize,
+    /// Whether a call has begun and not ended.
+    calling: bool,
     called: bool,
     ended: bool,
     finished: bool,
 }
 
 impl Generation {
+    /// The same, where nobody reads before the end: no token is waited for to be sent with another.
+    pub(crate) fn whole(mut self) -> Self {
+        self.interval = Duration::ZERO;
+        self
+    }
+
     /// What comes next; `None` at the end. Tokens that are ready already come together.
     ///
     /// # Errors
@@ -209,21 +248,27 @@ impl Generation {
 
     async fn step(&mut self) -> ApiResult<Step> {
         let mut step = Step::default();
-        let mut events = Vec::new();
-        let first = within(self.ticket.deadline, async { Ok(self.tokens.next().await) }).await;
+        let mut decided = Vec::new();
+        if let Some(last) = self.last.filter(|_| !self.interval.is_zero()) {
+            tokio::time::sleep_until((last + self.interval).into()).await;
+        }
+        // Where a token is always ready, waiting for one never takes so long that the deadline is noticed.
+        let late = self.ticket.deadline.is_some_and(|deadline| Instant::now() >= deadline);
+        let first = match late {
+            true => Err(ApiError::timed_out()),
+            false => within(self.ticket.deadline, async { Ok(self.tokens.next().await) }).await,
+        };
         let mut next = first.inspect_err(|_| self.cancel.cancel())?;
         loop {
             match next {
                 Some(Ok(token)) => {
-                    self.read(&token, &mut events);
+                    self.read(&token, &mut decided);
                     step.tokens.push(token);
                 }
                 Some(Err(error)) => return Err(self.ticket.failure(&error, "prompt")),
                 None => {
                     self.ended = true;
-                    if let Some(parser) = &mut self.parser {
-                        parser.finish(&mut events);
-                    }
+                    self.read_end(&mut decided);
                     break;
                 }
             }
@@ -236,24 +281,44 @@ impl Generation {
             }
         }
         self.measure(step.tokens.len());
-        self.sort(events, &mut step.parts);
+        self.sort(decided, &mut step);
         Ok(step)
     }
 
     /// Reads a token, and counts it as reasoning if what it decides is: the parser holds text back until it knows.
-    fn read(&mut self, token: &Token, events: &mut Vec<ChatEvent>) {
-        let known = events.len();
+    fn read(&mut self, token: &Token, decided: &mut Vec<Decided>) {
         self.undecided += 1;
+        if token.log_probability.is_some() {
+            self.held.push(token.clone());
+        }
+        let mut events = Vec::new();
         match &mut self.parser {
-            Some(parser) => parser.push(token, events),
+            Some(parser) => parser.push(token, &mut events),
             None if token.text.is_empty() => {}
             None => events.push(ChatEvent::Text(token.text.clone())),
         }
-        for event in &events[known..] {
-            let decided = std::mem::take(&mut self.undecided);
+        self.decide(events, decided);
+    }
+
+    fn read_end(&mut self, decided: &mut Vec<Decided>) {
+        let mut events = Vec::new();
+        if let Some(parser) = &mut self.parser {
+            parser.finish(&mut events);
+        }
+        self.decide(events, decided);
+    }
+
+    /// Tells which tokens made these events: the newest one the last of them, those before it the first.
+    fn decide(&mut self, events: Vec<ChatEvent>, decided: &mut Vec<Decided>) {
+        let last = events.len().saturating_sub(1);
+        for (number, event) in events.into_iter().enumerate() {
+            let tokens = std::mem::take(&mut self.undecided);
             if matches!(event, ChatEvent::Thinking(_)) {
-                self.reasoning += decided;
+                self.reasoning += tokens;
             }
+            let kept = usize::from(number < last).min(self.held.len());
+            let newest = self.held.split_off(self.held.len() - kept);
+            decided.push(Decided { event, tokens: std::mem::replace(&mut self.held, newest) });
         }
     }
 
@@ -262,42 +327,69 @@ impl Generation {
             return;
         }
         let now = Instant::now();
-        let metrics = self.ticket.server.metrics();
         match self.last {
-            Some(last) => metrics.tokens(&self.ticket.model, tokens, now - last),
-            None => metrics.first_token(&self.ticket.model, now - self.ticket.received),
+            Some(last) => self.times.tokens(tokens, now - last),
+            None => self.times.first(now - self.ticket.received),
         }
         self.last = Some(now);
         self.count += tokens;
     }
 
     /// Makes parts of the parser's events, adjacent pieces in one.
-    fn sort(&mut self, events: Vec<ChatEvent>, parts: &mut Vec<Part>) {
-        for event in events {
+    fn sort(&mut self, decided: Vec<Decided>, step: &mut Step) {
+        for Decided { event, tokens } in decided {
             if self.cancel.is_cancelled() && self.called {
                 return;
             }
+            let parts = &mut step.parts;
             match (event, self.shape) {
+                (ChatEvent::ToolCallBegun { id, name }, Shape::Tools { .. }) => {
+                    self.calling = true;
+                    parts.push(Part::CallBegun { id, name });
+                }
+                (ChatEvent::ToolCallArguments(piece), Shape::Tools { .. }) if self.calling => {
+                    match parts.last_mut() {
+                        Some(Part::CallArguments(last)) => last.push_str(&piece),
+                        _ => parts.push(Part::CallArguments(piece)),
+                    }
+                }
                 (ChatEvent::ToolCall { call, .. }, Shape::Tools { single }) => {
-                    self.called = true;
-                    parts.push(Part::Call(call));
+                    self.call(call, parts);
                     if single {
                         // A model that may call one tool at a time has had its turn.
                         self.cancel.cancel();
                     }
+                }
+                (ChatEvent::UnparsedToolCall { raw, .. }, _) if self.calling => {
+                    self.calling = false;
+                    parts.push(Part::BrokenCall(raw));
                 }
                 (ChatEvent::Thinking(text), _) => match parts.last_mut() {
                     Some(Part::Reasoning(last)) => last.push_str(&text),
                     _ => parts.push(Part::Reasoning(text)),
                 },
                 (ChatEvent::Mark(_), _) => {}
-                (event, _) => match parts.last_mut() {
-                    Some(Part::Text(last)) => last.push_str(event.raw()),
-                    _ if event.raw().is_empty() => {}
-                    _ => parts.push(Part::Text(event.raw().to_owned())),
-                },
+                (event, _) if event.raw().is_empty() => {}
+                (event, _) => {
+                    match parts.last_mut() {
+                        Some(Part::Text(last)) => last.push_str(event.raw()),
+                        _ => parts.push(Part::Text(event.raw().to_owned())),
+                    }
+                    let part = parts.len() - 1;
+                    step.text_tokens.extend(tokens.into_iter().map(|token| (part, token)));
+                }
             }
         }
+    }
+
+    /// A whole call, which was told before if it has begun.
+    fn call(&mut self, call: ToolCall, parts: &mut Vec<Part>) {
+        if !std::mem::take(&mut self.calling) {
+            parts.push(Part::CallBegun { id: call.id.clone(), name: call.name.clone() });
+            parts.push(Part::CallArguments(Value::Object(call.arguments.clone()).to_string()));
+        }
+        self.called = true;
+        parts.push(Part::Call(call));
     }
 
     /// How it ended. What was not read is lost.
@@ -327,20 +419,22 @@ impl Generation {
     ///
     /// # Errors
     /// As [`next`](Self::next) and [`finish`](Self::finish).
-    pub(crate) async fn collect(mut self) -> ApiResult<Answer> {
+    pub(crate) async fn collect(self) -> ApiResult<Answer> {
+        let mut answer = self.whole();
         let (mut text, mut reasoning) = (String::new(), String::new());
         let (mut calls, mut tokens) = (Vec::new(), Vec::new());
-        while let Some(step) = self.next().await? {
+        while let Some(step) = answer.next().await? {
             tokens.extend(step.tokens);
             for part in step.parts {
                 match part {
-                    Part::Text(piece) => text.push_str(&piece),
+                    Part::Text(piece) | Part::BrokenCall(piece) => text.push_str(&piece),
                     Part::Reasoning(piece) => reasoning.push_str(&piece),
                     Part::Call(call) => calls.push(call),
+                    Part::CallBegun { .. } | Part::CallArguments(_) => {}
                 }
             }
         }
-        let ended = self.finish().await?;
+        let ended = answer.finish().await?;
         Ok(Answer { text, reasoning, calls, tokens, ended })
     }
 }

@@ -2,10 +2,11 @@
 
 use axum::{
     body::Bytes,
-    extract::{FromRequest, Request},
+    extract::{FromRequest, Request, rejection::BytesRejection},
     http::{StatusCode, header},
 };
 use serde::de::DeserializeOwned;
+use tower_http::timeout::TimeoutError;
 
 use crate::error::{ApiError, ApiResult};
 
@@ -24,13 +25,23 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
             let message = format!("the content type is {kind:?}, expected \"application/json\"");
             return Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", message));
         }
-        let body = Bytes::from_request(request, state).await.map_err(|rejection| {
-            let code =
-                if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE { "too_large" } else { "unreadable" };
-            ApiError::new(rejection.status(), code, rejection.body_text())
-        })?;
+        let body = Bytes::from_request(request, state).await.map_err(|rejection| unread(&rejection))?;
         parse(&body).map(Self)
     }
+}
+
+/// Why a body did not arrive.
+fn unread(rejection: &BytesRejection) -> ApiError {
+    let mut cause: Option<&dyn std::error::Error> = Some(rejection);
+    while let Some(error) = cause {
+        if error.is::<TimeoutError>() {
+            let message = "the client sent nothing for too long before the body was complete";
+            return ApiError::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", message);
+        }
+        cause = error.source();
+    }
+    let code = if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE { "too_large" } else { "unreadable" };
+    ApiError::new(rejection.status(), code, rejection.body_text())
 }
 
 fn parse<T: DeserializeOwned>(body: &[u8]) -> ApiResult<T> {

@@ -20,6 +20,7 @@
 
 mod access;
 mod anthropic;
+mod connection;
 mod error;
 mod generation;
 mod json;
@@ -41,6 +42,7 @@ mod settings;
 mod sse;
 mod tokens;
 mod tools;
+mod trace;
 
 pub use self::{
     models::{DuplicateName, ModelEntry, ModelLimits, ModelLoader, Models},

@@ -18,6 +18,15 @@ pub(crate) struct TokenLogprob {
     pub(crate) top_logprobs: Option<Vec<TokenLogprob>>,
 }
 
+impl TokenLogprob {
+    /// With an empty list where the bytes are not known: the Responses API has no null there.
+    pub(crate) fn with_bytes(mut self) -> Self {
+        self.bytes.get_or_insert_default();
+        self.top_logprobs = self.top_logprobs.map(|top| top.into_iter().map(Self::with_bytes).collect());
+        self
+    }
+}
+
 /// Names tokens, and remembers the names.
 #[derive(Debug, Default)]
 pub(crate) struct TokenNames(HashMap<u32, String>);

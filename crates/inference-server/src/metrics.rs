@@ -120,15 +120,13 @@ impl ServerMetrics {
         self.queued.get_or_create(&of(model)).observe(time.as_secs_f64());
     }
 
-    pub(crate) fn first_token(&self, model: &str, time: Duration) {
-        self.first_token.get_or_create(&of(model)).observe(time.as_secs_f64());
-    }
-
-    /// So many tokens came after this time.
-    pub(crate) fn tokens(&self, model: &str, tokens: usize, time: Duration) {
-        let histogram = self.inter_token.get_or_create(&of(model));
-        let each = time.as_secs_f64() / tokens.max(1) as f64;
-        (0..tokens).for_each(|_| histogram.observe(each));
+    /// Where the times of one answer's tokens go.
+    pub(crate) fn times(&self, model: &str) -> TokenTimes {
+        let label = of(model);
+        TokenTimes {
+            first: self.first_token.get_or_create_owned(&label),
+            between: self.inter_token.get_or_create_owned(&label),
+        }
     }
 
     /// A generation has ended by itself.
@@ -165,6 +163,26 @@ impl ServerMetrics {
 
     fn registry(&self) -> std::sync::MutexGuard<'_, Registry> {
         self.registry.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// The histograms of the times of tokens, for one model.
+#[derive(Debug)]
+pub(crate) struct TokenTimes {
+    first: Histogram,
+    between: Histogram,
+}
+
+impl TokenTimes {
+    /// The first token came this long after the request.
+    pub(crate) fn first(&self, time: Duration) {
+        self.first.observe(time.as_secs_f64());
+    }
+
+    /// So many tokens came after this time.
+    pub(crate) fn tokens(&self, tokens: usize, time: Duration) {
+        let each = time.as_secs_f64() / tokens.max(1) as f64;
+        (0..tokens).for_each(|_| self.between.observe(each));
     }
 }
 

@@ -162,21 +162,38 @@ impl Models {
         &self.0.entries
     }
 
-    /// The model that a request names, or the first one.
+    /// The model that a request names, or the first one; the entry `model:adapter` where it names an adapter as well.
     ///
     /// # Errors
-    /// There is none of that name.
-    pub(crate) fn find(&self, name: Option<&str>) -> ApiResult<&Arc<Entry>> {
-        let found = match name {
-            None | Some("") => self.0.entries.first(),
-            Some(name) => self.0.names.get(name).and_then(|number| self.0.entries.get(*number)),
-        };
-        found.ok_or_else(|| {
-            let known: Vec<&str> = self.0.entries.iter().map(|entry| entry.name()).collect();
-            let message =
-                format!("there is no model {:?}; here are: {}", name.unwrap_or_default(), known.join(", "));
-            ApiError::new(StatusCode::NOT_FOUND, "model_not_found", message).with_param("model")
+    /// There is none of that name, or it has no such adapter.
+    pub(crate) fn find(&self, name: Option<&str>, adapter: Option<&str>) -> ApiResult<&Arc<Entry>> {
+        let name = name.unwrap_or_default();
+        let model = self.named(name).ok_or_else(|| self.unknown("model", name))?;
+        match adapter {
+            None | Some("") => Ok(model),
+            Some(adapter) => {
+                let variant = format!("{}:{adapter}", model.name());
+                self.named(&variant).ok_or_else(|| self.unknown("adapter", &variant))
+            }
+        }
+    }
+
+    /// The entry of this name or alias; the first one where the name is empty. An alias may have an adapter's name behind it.
+    fn named(&self, name: &str) -> Option<&Arc<Entry>> {
+        if name.is_empty() {
+            return self.0.entries.first();
+        }
+        let entry = |name: &str| self.0.names.get(name).and_then(|number| self.0.entries.get(*number));
+        entry(name).or_else(|| {
+            let (model, adapter) = name.rsplit_once(':')?;
+            entry(&format!("{}:{adapter}", entry(model)?.name()))
         })
+    }
+
+    fn unknown(&self, param: &str, name: &str) -> ApiError {
+        let known: Vec<&str> = self.0.entries.iter().map(|entry| entry.name()).collect();
+        let message = format!("there is no model {name:?}; here are: {}", known.join(", "));
+        ApiError::new(StatusCode::NOT_FOUND, "model_not_found", message).with_param(param)
     }
 
     /// The model behind an entry, loaded if it is not.

@@ -14,7 +14,9 @@ use axum::{
 use tower_http::{
     catch_panic::CatchPanicLayer,
     cors::{AllowOrigin, Any, CorsLayer},
+    timeout::RequestBodyTimeoutLayer,
 };
+use tracing::Instrument as _;
 
 use crate::{
     access, anthropic,
@@ -23,7 +25,7 @@ use crate::{
     openai, openapi, operations, page, responses,
     server::Server,
     settings::Settings,
-    tokens,
+    tokens, trace,
 };
 
 /// The server's APIs as a router, for a program's own: `Router::new().nest("/llm", inference_server::router(server))`.
@@ -52,7 +54,9 @@ pub fn router(server: Server) -> Router {
         .merge(open)
         .fallback(|| async { ApiError::not_found("there is nothing at this path; see /openapi.json") })
         .layer(DefaultBodyLimit::max(limit))
+        .layer(RequestBodyTimeoutLayer::new(server.settings().body_timeout))
         .layer(CatchPanicLayer::new())
+        .layer(middleware::from_fn_with_state(server.clone(), access::require_host))
         .layer(middleware::from_fn_with_state(server.clone(), finish));
     let router = match cors(server.settings()) {
         Some(cors) => router.layer(cors),
@@ -80,9 +84,11 @@ async fn finish(State(server): State<Server>, request: Request, next: Next) -> R
     let dialect = Dialect::of(request.uri().path());
     let matched = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
     let path = matched.unwrap_or_else(|| "other".to_owned());
-    let response = next.run(request).await;
     let id = new_id("req_");
+    let span = trace::span(&request, &path, &id);
+    let response = next.run(request).instrument(span.clone()).await;
     let status = response.status().as_u16();
+    span.record("http.response.status_code", status);
     server.metrics().response(&path, status);
     let milliseconds = began.elapsed().as_millis();
     tracing::debug!(request = id, path, status, milliseconds, "answered");

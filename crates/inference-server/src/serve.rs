@@ -7,26 +7,43 @@ use std::{
 };
 
 use axum_server::Handle;
+#[cfg(feature = "tls")]
+use axum_server::tls_rustls::{RustlsAcceptor, RustlsConfig};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 
-use crate::{router::router, server::Server};
+use crate::{connection::Acceptor, router::router, server::Server};
 
 /// How long a client may take over its request's headers.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Bytes of a request's headers at most.
 const HEADER_BYTES: usize = 64 << 10;
+/// How long a client may take nothing of its answer.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(120);
 /// After the work was cancelled, this long until connections are cut.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// How a server listens and how it ends.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct ServeOptions {
     /// After the signal to end, running requests go on for so long; what is left is cancelled.
     pub grace: Duration,
+    /// A client that takes nothing of its answer for so long is disconnected, and its work cancelled.
+    pub write_timeout: Duration,
     /// The certificate and the key, in PEM.
     #[cfg(feature = "tls")]
     pub tls: Option<(Vec<u8>, Vec<u8>)>,
+}
+
+impl Default for ServeOptions {
+    fn default() -> Self {
+        Self {
+            grace: Duration::ZERO,
+            write_timeout: WRITE_TIMEOUT,
+            #[cfg(feature = "tls")]
+            tls: None,
+        }
+    }
 }
 
 impl ServeOptions {
@@ -40,6 +57,13 @@ impl ServeOptions {
     #[must_use]
     pub fn grace(mut self, grace: Duration) -> Self {
         self.grace = grace;
+        self
+    }
+
+    /// Disconnects clients that take nothing of their answer for so long.
+    #[must_use]
+    pub fn write_timeout(mut self, timeout: Duration) -> Self {
+        self.write_timeout = timeout;
         self
     }
 
@@ -78,16 +102,16 @@ async fn listen(
     handle: Handle<SocketAddr>,
 ) -> io::Result<()> {
     let app = router(server.clone()).into_make_service();
+    let acceptor = Acceptor { write_timeout: options.write_timeout };
     #[cfg(feature = "tls")]
     if let Some((certificate, key)) = options.tls {
-        let config = axum_server::tls_rustls::RustlsConfig::from_pem(certificate, key).await?;
-        let mut bound = axum_server::from_tcp_rustls(listener, config)?.handle(handle);
+        let config = RustlsConfig::from_pem(certificate, key).await?;
+        let acceptor = RustlsAcceptor::new(config).acceptor(acceptor);
+        let mut bound = axum_server::from_tcp(listener)?.acceptor(acceptor).handle(handle);
         limit(bound.http_builder());
         return bound.serve(app).await;
     }
-    #[cfg(not(feature = "tls"))]
-    drop(options);
-    let mut bound = axum_server::from_tcp(listener)?.handle(handle);
+    let mut bound = axum_server::from_tcp(listener)?.acceptor(acceptor).handle(handle);
     limit(bound.http_builder());
     bound.serve(app).await
 }

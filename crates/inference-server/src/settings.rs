@@ -10,10 +10,19 @@ pub struct Settings {
     pub api_keys: Vec<String>,
     /// Sites whose pages may call this server; `*` is all of them, none is the server's own page alone.
     pub cors_origins: Vec<String>,
+    /// Host names that requests may be sent to, besides `localhost`, names below it and IP addresses; `None`: any. A page of
+    /// another site can have its own name lead to this machine, and its scripts could then talk to a server that asks for no
+    /// key (DNS rebinding).
+    pub allowed_hosts: Option<Vec<String>>,
     /// The largest body of a request, in bytes.
     pub body_limit: usize,
+    /// How long a client may send nothing while the rest of its request's body is due.
+    pub body_timeout: Duration,
     /// The longest time from a request to the end of its answer, waiting included.
     pub request_timeout: Option<Duration>,
+    /// Tokens of one stream that come faster than this are sent together: each event costs the server and its client more than a small
+    /// model's token. The first token is always sent at once.
+    pub stream_interval: Duration,
     /// How often a stream says that it is alive while the model is silent.
     pub keep_alive: Duration,
     /// Tokens of an answer whose request names no limit; unset: as many as the context holds.
@@ -30,6 +39,7 @@ impl fmt::Debug for Settings {
         f.debug_struct("Settings")
             .field("api_keys", &self.api_keys.len())
             .field("cors_origins", &self.cors_origins)
+            .field("allowed_hosts", &self.allowed_hosts)
             .field("body_limit", &self.body_limit)
             .field("request_timeout", &self.request_timeout)
             .finish_non_exhaustive()
@@ -41,8 +51,11 @@ impl Default for Settings {
         Self {
             api_keys: Vec::new(),
             cors_origins: Vec::new(),
+            allowed_hosts: None,
             body_limit: 16 << 20,
+            body_timeout: Duration::from_secs(30),
             request_timeout: Some(Duration::from_secs(3600)),
+            stream_interval: Duration::from_millis(5),
             keep_alive: Duration::from_secs(15),
             default_max_tokens: None,
             stored_response_bytes: 64 << 20,
@@ -72,6 +85,13 @@ impl Settings {
         self
     }
 
+    /// Refuses requests to host names other than these, `localhost`, names below it and IP addresses.
+    #[must_use]
+    pub fn allowed_hosts(mut self, names: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.allowed_hosts = Some(names.into_iter().map(Into::into).collect());
+        self
+    }
+
     /// Refuses larger bodies.
     #[must_use]
     pub fn body_limit(mut self, bytes: usize) -> Self {
@@ -79,10 +99,24 @@ impl Settings {
         self
     }
 
+    /// Refuses requests whose client is silent for so long before the body is complete.
+    #[must_use]
+    pub fn body_timeout(mut self, timeout: Duration) -> Self {
+        self.body_timeout = timeout;
+        self
+    }
+
     /// Ends requests that take longer; `None` lets them run.
     #[must_use]
     pub fn request_timeout(mut self, timeout: Option<Duration>) -> Self {
         self.request_timeout = timeout;
+        self
+    }
+
+    /// Sends tokens of one stream together that come faster than this; zero sends them as they come.
+    #[must_use]
+    pub fn stream_interval(mut self, interval: Duration) -> Self {
+        self.stream_interval = interval;
         self
     }
 

@@ -8,6 +8,7 @@ use axum::response::{
 };
 use futures::{SinkExt as _, StreamExt as _, channel::mpsc, stream};
 use serde::Serialize;
+use tracing::Instrument as _;
 
 /// Where a stream's events go.
 #[derive(Debug)]
@@ -47,7 +48,9 @@ where
     F: Future<Output = ()> + Send + 'static,
 {
     let (sender, receiver) = mpsc::channel(0);
-    let work = stream::once(write(Events(sender))).filter_map(|()| std::future::ready(None));
+    // The request's span lasts as long as its stream.
+    let work =
+        stream::once(write(Events(sender)).in_current_span()).filter_map(|()| std::future::ready(None));
     let events = stream::select(receiver, work).map(Ok::<_, Infallible>);
     let keep_alive = KeepAlive::new().interval(every).event(keep_alive);
     let mut response = Sse::new(events).keep_alive(keep_alive).into_response();

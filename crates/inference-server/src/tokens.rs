@@ -69,7 +69,7 @@ pub(crate) async fn tokenize(
         (None, Some(messages)) => (Prompt::Chat(conversation(messages, "messages")?), "messages"),
         _ => return Err(ApiError::invalid("content", "expected either `content` or `messages`")),
     };
-    let lease = server.models().lease(server.models().find(request.model.as_deref())?).await?;
+    let lease = server.models().lease(server.models().find(request.model.as_deref(), None)?).await?;
     let options = options(request.tools, request.chat_template_kwargs);
     let tokens = lease.model.tokenize(prompt, options).await;
     let tokens = tokens.map_err(|error| ApiError::of_request(&error, field))?;
@@ -83,7 +83,7 @@ pub(crate) async fn detokenize(
     State(server): State<Server>,
     Json(request): Json<DetokenizeRequest>,
 ) -> ApiResult<Body<Value>> {
-    let lease = server.models().lease(server.models().find(request.model.as_deref())?).await?;
+    let lease = server.models().lease(server.models().find(request.model.as_deref(), None)?).await?;
     let content = lease.model.decode(request.tokens).await;
     let content = content.map_err(|error| ApiError::of_request(&error, "tokens"))?;
     Ok(Body(json!({ "content": content })))
@@ -97,7 +97,7 @@ pub(crate) async fn apply_template(
     Json(request): Json<TemplateRequest>,
 ) -> ApiResult<Body<Value>> {
     let messages = conversation(request.messages, "messages")?;
-    let lease = server.models().lease(server.models().find(request.model.as_deref())?).await?;
+    let lease = server.models().lease(server.models().find(request.model.as_deref(), None)?).await?;
     let options = options(request.tools, request.chat_template_kwargs);
     let text =
         async { lease.model.decode(lease.model.tokenize(Prompt::Chat(messages), options).await?).await };

@@ -3,6 +3,8 @@
 
 mod support;
 
+use std::time::Duration;
+
 use inference_server::Settings;
 use serde_json::{Value, json};
 use support::*;
@@ -114,6 +116,37 @@ async fn calls_stream_and_one_at_a_time_where_that_is_asked_for() {
 }
 
 #[tokio::test]
+async fn arguments_stream_while_they_are_written() {
+    let server = scripted_server_with(Settings::new().stream_interval(Duration::ZERO));
+    let body = json!({"messages": [{"role": "user", "content": "both"}], "tools": tools(), "stream": true});
+    let chunks = chunks(&server.stream("/v1/chat/completions", body).await);
+    let deltas = chunks.iter().filter_map(|chunk| chunk["choices"][0]["delta"]["tool_calls"].as_array());
+    let parts: Vec<&Value> = deltas.flatten().collect();
+    for (index, (name, arguments)) in
+        [("weather", json!({"city": "Zürich"})), ("convert", json!({"celsius": 20}))].into_iter().enumerate()
+    {
+        let own: Vec<&&Value> = parts.iter().filter(|part| part["index"] == index).collect();
+        assert_eq!(
+            (&own[0]["function"]["name"], &own[0]["function"]["arguments"]),
+            (&json!(name), &json!(""))
+        );
+        assert!(own[0]["id"].is_string() && own[1..].iter().all(|part| part["id"].is_null()));
+        assert!(own.len() > 2, "the arguments came in one piece: {own:?}");
+        let text: String = own.iter().filter_map(|part| part["function"]["arguments"].as_str()).collect();
+        assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), arguments);
+    }
+    let body = json!({"input": "How warm is it?", "stream": true, "tools": [{"type": "function", "name": "weather"}]});
+    let events = server.stream("/v1/responses", body).await;
+    let contents = self::chunks(&events);
+    let of = |name: &str| contents.iter().filter(|event| event["type"] == name).cloned().collect::<Vec<_>>();
+    let pieces = of("response.function_call_arguments.delta");
+    let text: String = pieces.iter().filter_map(|event| event["delta"].as_str()).collect();
+    assert!(pieces.len() > 1);
+    assert_eq!(of("response.function_call_arguments.done")[0]["arguments"], text);
+    assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), json!({"city": "Zürich"}));
+}
+
+#[tokio::test]
 async fn without_tools_the_marks_are_text_and_an_assistants_turn_goes_on() {
     let server = scripted_server();
     let messages =
@@ -144,6 +177,38 @@ async fn log_probabilities_come_with_each_token() {
 }
 
 #[tokio::test]
+async fn responses_have_log_probabilities_of_their_text() {
+    let server = scripted_server();
+    let body = json!({"input": "Hi", "include": ["message.output_text.logprobs"], "top_logprobs": 2});
+    let whole = server.ok("/v1/responses", body.clone()).await;
+    let kinds: Vec<_> = whole["output"].as_array().unwrap().iter().map(|item| item["type"].clone()).collect();
+    assert_eq!(kinds, ["reasoning", "message"]);
+    let part = &whole["output"][1]["content"][0];
+    let logprobs = part["logprobs"].as_array().unwrap();
+    // Those of the text and of nothing else: reasoning and marks have none.
+    let text: String = logprobs.iter().filter_map(|token| token["token"].as_str()).collect();
+    assert_eq!(
+        (text.trim_start(), &part["text"]),
+        ("Hello from the script!", &json!("Hello from the script!"))
+    );
+    for token in logprobs {
+        assert!(token["logprob"].as_f64().unwrap() < 0.0 && token["bytes"].is_array());
+        assert_eq!(token["top_logprobs"].as_array().unwrap().len(), 2);
+    }
+    let streamed = chunks(&server.stream("/v1/responses", with(body, &json!({"stream": true}))).await);
+    let of = |name: &str| -> Vec<Value> {
+        let named = streamed.iter().filter(|event| event["type"] == name);
+        named.flat_map(|event| event["logprobs"].as_array().unwrap().clone()).collect()
+    };
+    assert_eq!(&of("response.output_text.delta"), logprobs);
+    assert_eq!(&of("response.output_text.done"), logprobs);
+    let without = server.ok("/v1/responses", json!({"input": "Hi"})).await;
+    assert_eq!(without["output"][1]["content"][0]["logprobs"], json!([]));
+    let (_, error) = server.refused("/v1/responses", json!({"input": "Hi", "top_logprobs": 21})).await;
+    assert_eq!(error["error"]["param"], "top_logprobs");
+}
+
+#[tokio::test]
 async fn texts_are_continued() {
     let server = mock_server(Settings::new()).await;
     let body = json!({"prompt": ["a b", "c d"], "n": 2, "max_tokens": 2, "echo": true});
@@ -154,8 +219,9 @@ async fn texts_are_continued() {
         (&answer["usage"]["prompt_tokens"], &answer["usage"]["completion_tokens"]),
         (&json!(4), &json!(8))
     );
-    let body = json!({"prompt": [5, 6], "max_tokens": 1, "stream": true});
+    let body = json!({"prompt": [5, 6], "max_tokens": 1, "stream": true, "return_token_ids": true});
     let events = server.stream("/v1/completions", body).await;
+    assert_eq!(chunks(&events)[0]["choices"][0]["token_ids"], json!([6]));
     let text: String =
         chunks(&events).iter().filter_map(|c| c["choices"][0]["text"].as_str().map(str::to_owned)).collect();
     assert_eq!(text, " #6");
@@ -178,7 +244,8 @@ async fn responses_go_on_from_one_another() {
         .ok("/v1/responses", json!({"previous_response_id": first["id"], "input": output(&first["output"][1], "20"), "tools": flat}))
         .await;
     assert_eq!(second["output"][0]["name"], "convert");
-    assert_eq!(second["output"][0]["arguments"], "{\"celsius\":20}");
+    let arguments = second["output"][0]["arguments"].as_str().unwrap();
+    assert_eq!(serde_json::from_str::<Value>(arguments).unwrap(), json!({"celsius": 20}));
     let third = server
         .ok("/v1/responses", json!({"previous_response_id": second["id"], "input": output(&second["output"][0], "68"), "tools": flat}))
         .await;

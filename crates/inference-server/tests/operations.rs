@@ -17,6 +17,10 @@ use inference_core::{Error, Result, TextModel};
 use inference_server::{ModelEntry, ModelLimits, ModelLoader, Models, ServeOptions, Settings};
 use serde_json::{Value, json};
 use support::*;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpSocket, TcpStream},
+};
 
 const CHAT: &str = "/v1/chat/completions";
 
@@ -73,6 +77,27 @@ async fn other_sites_are_let_in_by_name() {
     assert_eq!(origin(&open).await.unwrap().headers()["access-control-allow-origin"], "https://a.example");
 }
 
+/// A page of another site whose name leads here must not be answered.
+#[tokio::test]
+async fn requests_to_names_of_others_are_refused() {
+    let server = mock_server(Settings::new().allowed_hosts(["models.example"])).await;
+    let sent_to = async |host: &str, path: &str| {
+        let request = server.client.get(format!("{}{path}", server.url)).header("host", host);
+        request.send().await.unwrap()
+    };
+    for host in ["localhost:8080", "127.0.0.1", "models.example"] {
+        assert_eq!(sent_to(host, "/v1/models").await.status(), 200, "{host}");
+    }
+    for path in ["/", "/health", "/v1/models", "/nothing"] {
+        let refused = sent_to("evil.example", path).await;
+        assert_eq!(refused.status(), 403, "{path}");
+        assert_eq!(refused.json::<Value>().await.unwrap()["error"]["code"], "host_not_allowed");
+    }
+    let open = mock_server(Settings::new()).await;
+    let anywhere = open.client.get(format!("{}/health", open.url)).header("host", "any.example");
+    assert_eq!(anywhere.send().await.unwrap().status(), 200);
+}
+
 #[tokio::test]
 async fn a_client_that_leaves_cancels_its_work() {
     let model = mock_model().await;
@@ -92,6 +117,55 @@ async fn a_client_that_leaves_cancels_its_work() {
     server.until(|| model.stats().active == 0).await;
     let metrics = server.get("/metrics").await.text().await.unwrap();
     assert!(metrics.contains("inference_cancelled_total{model=\"mock\"} 2"), "{metrics}");
+}
+
+/// Opens a connection that takes in next to nothing, and sends this.
+async fn raw(server: &Running, text: &str) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let address = server.url.strip_prefix("http://").unwrap().parse().unwrap();
+    let mut stream = socket.connect(address).await.unwrap();
+    stream.write_all(text.as_bytes()).await.unwrap();
+    stream
+}
+
+fn raw_post(body: &Value) -> String {
+    let body = body.to_string();
+    let head = "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json";
+    format!("{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len())
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_holds_up_no_other_and_is_sent_away() {
+    let model = mock_model().await;
+    let options = ServeOptions::new().write_timeout(Duration::from_millis(500));
+    let settings = Settings::new().stream_interval(Duration::ZERO);
+    let server = Running::start_with(Models::single("mock", model.clone()), settings, options);
+    let mut unread = raw(&server, &raw_post(&endless("mock"))).await;
+    server.until(|| model.stats().active == 1).await;
+    for _ in 0..20 {
+        server.ok(CHAT, ask("mock", 50)).await;
+    }
+    server.until(|| model.stats().active == 0).await;
+    assert_eq!(model.stats().cancelled, 1);
+    let mut rest = Vec::new();
+    // What was on its way is still there, then the connection is at its end.
+    let _ = unread.read_to_end(&mut rest).await;
+    assert!(!rest.ends_with(b"0\r\n\r\n"), "the stream ended as if it were complete");
+}
+
+#[tokio::test]
+async fn half_a_request_is_not_waited_for_without_end() {
+    let server = mock_server(Settings::new().body_timeout(Duration::from_millis(100))).await;
+    let whole = raw_post(&ask("mock", 1));
+    let mut half = raw(&server, &whole[..whole.len() - 5]).await;
+    let mut answer = String::new();
+    half.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 408") && answer.contains("body_timeout"), "{answer}");
+    // One that goes away in the middle leaves nothing behind.
+    drop(raw(&server, &whole[..40]).await);
+    let metrics = server.get("/metrics").await.text().await.unwrap();
+    assert!(metrics.contains("inference_running{model=\"mock\"} 0"), "{metrics}");
 }
 
 #[tokio::test]
@@ -208,6 +282,26 @@ async fn models_are_loaded_by_name_and_unloaded_for_one_another() {
     drop(stream);
     assert_eq!(waiting.await.unwrap().unwrap().status(), 200);
     assert_eq!((loaded("b").await, b_loads.load(Ordering::SeqCst)), (false, 1));
+}
+
+#[tokio::test]
+async fn adapters_are_named_with_their_model_or_apart() {
+    let (base, _) = on_demand("base", 1);
+    let (poet, poets) = on_demand("base:poet", 1);
+    let models = Models::new([base.alias("gpt"), poet], ModelLimits::default()).unwrap();
+    let server = Running::start(models, Settings::new());
+    let with = |model: &str, adapter: &str| json!({"model": model, "adapter": adapter, "messages": [{"role": "user", "content": "a"}], "max_tokens": 1});
+    for (model, adapter) in [("base", "poet"), ("gpt", "poet"), ("gpt:poet", ""), ("base:poet", "")] {
+        assert_eq!(server.ok(CHAT, with(model, adapter)).await["model"], "base:poet");
+    }
+    assert_eq!(server.ok(CHAT, with("gpt", "")).await["model"], "base");
+    assert_eq!(poets.load(Ordering::SeqCst), 1);
+    let (status, error) = server.refused(CHAT, with("gpt", "painter")).await;
+    assert_eq!((status, error["error"]["param"].as_str()), (404, Some("adapter")));
+    let continued = json!({"model": "base", "adapter": "poet", "prompt": "a", "max_tokens": 1});
+    assert_eq!(server.ok("/v1/completions", continued).await["model"], "base:poet");
+    let response = json!({"model": "base", "adapter": "poet", "input": "a", "max_output_tokens": 1});
+    assert_eq!(server.ok("/v1/responses", response).await["model"], "base:poet");
 }
 
 #[tokio::test]

@@ -29,13 +29,13 @@ pub(crate) async fn create(
     State(server): State<Server>,
     Json(request): Json<MessagesRequest>,
 ) -> ApiResult<Response> {
-    let entry = server.models().find(Some(&request.model))?.clone();
+    let entry = server.models().find(Some(&request.model), None)?.clone();
     let stream = request.stream.unwrap_or(false);
     let Plan { messages, options, shape } = request.plan()?;
     let ticket = Ticket::take(&server, &entry, 1).await?;
     if !stream {
         let generation = ticket.start(Prompt::Chat(messages), options, shape, "messages").await?;
-        return Ok(Body(whole(&ticket, generation).await?).into_response());
+        return Ok(Body(whole(&ticket, generation.whole()).await?).into_response());
     }
     // The first event says how long the prompt is: it is made into tokens before the answer begins, and only once.
     let prompt = Prompt::Chat(messages);
@@ -61,7 +61,7 @@ pub(crate) async fn count_tokens(
     State(server): State<Server>,
     Json(request): Json<CountRequest>,
 ) -> ApiResult<Body<Value>> {
-    let entry = server.models().find(Some(&request.model))?.clone();
+    let entry = server.models().find(Some(&request.model), None)?.clone();
     let (messages, options) = request.plan()?;
     let lease = server.models().lease(&entry).await?;
     let tokens = lease.model.count_tokens(messages, options).await;

@@ -19,6 +19,7 @@ pub(super) struct Blocks {
 enum Open {
     Text,
     Thinking,
+    Call,
 }
 
 impl Blocks {
@@ -34,14 +35,14 @@ impl Blocks {
                 self.open(Open::Thinking, &block, events);
                 events.push(self.delta(json!({"type": "thinking_delta", "thinking": text})));
             }
-            Part::Call(call) => {
-                self.close(events);
-                let block = json!({"type": "tool_use", "id": call.id, "name": call.name, "input": {}});
-                events.push(self.start(&block));
-                let input = Value::Object(call.arguments.clone()).to_string();
-                events.push(self.delta(json!({"type": "input_json_delta", "partial_json": input})));
-                events.push(self.stop());
+            Part::CallBegun { id, name } => {
+                let block = json!({"type": "tool_use", "id": id, "name": name, "input": {}});
+                self.open(Open::Call, &block, events);
             }
+            Part::CallArguments(piece) => {
+                events.push(self.delta(json!({"type": "input_json_delta", "partial_json": piece})));
+            }
+            Part::Call(_) | Part::BrokenCall(_) => self.close(events),
         }
     }
 
@@ -98,8 +99,9 @@ pub(super) fn blocks(parts: Vec<Part>) -> Vec<Value> {
     let mut calls = Vec::new();
     for part in parts {
         match part {
-            Part::Text(text) => grow("text", "text", text),
+            Part::Text(text) | Part::BrokenCall(text) => grow("text", "text", text),
             Part::Reasoning(text) => grow("thinking", "thinking", text),
+            Part::CallBegun { .. } | Part::CallArguments(_) => {}
             Part::Call(call) => calls
                 .push(json!({"type": "tool_use", "id": call.id, "name": call.name, "input": call.arguments})),
         }
@@ -139,6 +141,9 @@ mod tests {
             Part::Reasoning("Hm.".into()),
             Part::Text("It ".into()),
             Part::Text("is".into()),
+            Part::CallBegun { id: "c".into(), name: "add".into() },
+            Part::CallArguments("{".into()),
+            Part::CallArguments("}".into()),
             Part::Call(ToolCall::new("c", "add", serde_json::Map::new())),
         ]
     }
@@ -153,7 +158,7 @@ mod tests {
             named.map(|(_, event)| event["index"].as_u64().unwrap()).collect()
         };
         assert_eq!((of("content_block_start"), of("content_block_stop")), (vec![0, 1, 2], vec![0, 1, 2]));
-        assert_eq!(of("content_block_delta"), [0, 0, 1, 1, 2]);
+        assert_eq!(of("content_block_delta"), [0, 0, 1, 1, 2, 2]);
     }
 
     #[test]

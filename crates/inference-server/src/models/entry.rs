@@ -3,7 +3,7 @@
 use std::{fmt, path::PathBuf, sync::Arc};
 
 use async_trait::async_trait;
-use inference_core::{LoadOptions, ModelManifest, Result, TextModel, load_model};
+use inference_core::{LoadOptions, ModelManifest, Result, TextModel, backend::ADAPTER_FILE, load_model};
 
 /// Loads a model when the first request asks for it, and again after it was unloaded.
 #[async_trait]
@@ -50,6 +50,10 @@ impl ModelEntry {
     }
 
     /// A model folder, loaded on demand with these options, by this backend if one is named.
+    ///
+    /// An engine applies one adapter to all of a model's requests: a model with an adapter ([`LoadOptions::adapter`]) is an entry
+    /// of its own, with weights of its own in the memory budget. Where it is called `model:adapter`, requests may name the model
+    /// and the adapter apart.
     pub fn folder(
         name: impl Into<String>,
         path: impl Into<PathBuf>,
@@ -101,7 +105,11 @@ struct FolderLoader {
 impl ModelLoader for FolderLoader {
     async fn bytes(&self) -> Result<u64> {
         // Headers only, a few milliseconds.
-        Ok(ModelManifest::read(&self.path)?.weight_bytes())
+        let weights = ModelManifest::read(&self.path)?.weight_bytes();
+        let adapter = self.options.adapter.as_ref().map(|folder| folder.join(ADAPTER_FILE));
+        // One that is missing or cannot be read is the load's to tell.
+        let adapter = adapter.and_then(|file| std::fs::metadata(file).ok()).map_or(0, |file| file.len());
+        Ok(weights.saturating_add(adapter))
     }
 
     async fn load(&self) -> Result<Arc<dyn TextModel>> {

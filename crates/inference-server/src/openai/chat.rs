@@ -30,7 +30,7 @@ use crate::{
 };
 
 /// The largest number of alternatives, as OpenAI has it.
-const TOP_LOGPROBS: usize = 20;
+pub(crate) const TOP_LOGPROBS: usize = 20;
 
 /// A request of `POST /v1/chat/completions`. Fields that are not listed are refused.
 #[allow(dead_code, reason = "fields without effect are read to be known")]
@@ -39,6 +39,8 @@ const TOP_LOGPROBS: usize = 20;
 pub(crate) struct ChatRequest {
     /// The model's name; unset: the first one.
     model: Option<String>,
+    /// One of the model's adapters: the same as the model `model:adapter`.
+    adapter: Option<String>,
     /// The conversation. Content is a string, null or a list of parts of type `text`. Where the last message is the assistant's,
     /// the answer goes on with it.
     #[schema(value_type = Vec<Object>)]
@@ -109,7 +111,7 @@ pub(crate) async fn chat(
     State(server): State<Server>,
     Json(request): Json<ChatRequest>,
 ) -> ApiResult<Response> {
-    let entry = server.models().find(request.model.as_deref())?.clone();
+    let entry = server.models().find(request.model.as_deref(), request.adapter.as_deref())?.clone();
     let stream = request.stream.unwrap_or(false);
     if request.stream_options.is_some() && !stream {
         return Err(ApiError::invalid("stream_options", "set without `stream`"));

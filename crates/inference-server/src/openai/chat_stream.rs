@@ -4,9 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use axum::response::Response;
 use futures::StreamExt as _;
-use inference_core::ToolCall;
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{
     Usage,
@@ -124,18 +123,9 @@ impl Writer {
             }
         }
         for part in &step.parts {
-            let deltas = match part {
-                Part::Text(text) => vec![Delta { content: Some(text), ..Delta::default() }],
-                Part::Reasoning(text) => vec![Delta { reasoning_content: Some(text), ..Delta::default() }],
-                Part::Call(call) => {
-                    *calls += 1;
-                    call_deltas(*calls - 1, call)
-                }
-            };
-            for delta in deltas {
-                let logprobs = logprobs.take();
-                self.choice(Choice { index, delta, logprobs, finish_reason: None }).await?;
-            }
+            let Some(delta) = delta(part, calls) else { continue };
+            let logprobs = logprobs.take();
+            self.choice(Choice { index, delta, logprobs, finish_reason: None }).await?;
         }
         if logprobs.is_some() {
             let delta = Delta::default();
@@ -175,12 +165,24 @@ impl Writer {
     }
 }
 
-/// A call in two chunks: who is called, then with what.
-fn call_deltas(index: usize, call: &ToolCall) -> Vec<Delta<'static>> {
-    let arguments = Value::Object(call.arguments.clone()).to_string();
-    let first = serde_json::json!({
-        "index": index, "id": call.id, "type": "function", "function": {"name": call.name, "arguments": ""},
-    });
-    let second = serde_json::json!({"index": index, "function": {"arguments": arguments}});
-    [first, second].map(|call| Delta { tool_calls: vec![call], ..Delta::default() }).into()
+/// What a part adds to the message. `calls` counts those that have ended.
+fn delta<'a>(part: &'a Part, calls: &mut usize) -> Option<Delta<'a>> {
+    match part {
+        Part::Text(text) => Some(Delta { content: Some(text), ..Delta::default() }),
+        Part::Reasoning(text) => Some(Delta { reasoning_content: Some(text), ..Delta::default() }),
+        Part::CallBegun { id, name } => {
+            let function = json!({"name": name, "arguments": ""});
+            let call = json!({"index": calls, "id": id, "type": "function", "function": function});
+            Some(Delta { tool_calls: vec![call], ..Delta::default() })
+        }
+        Part::CallArguments(piece) => {
+            let call = json!({"index": calls, "function": {"arguments": piece}});
+            Some(Delta { tool_calls: vec![call], ..Delta::default() })
+        }
+        // All of it was told.
+        Part::Call(_) | Part::BrokenCall(_) => {
+            *calls += 1;
+            None
+        }
+    }
 }

@@ -9,7 +9,7 @@ use axum::{
 };
 use futures::{StreamExt as _, future::try_join_all};
 use inference_core::{GenerateOptions, Prompt, TextModel, Token};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
 
@@ -36,6 +36,8 @@ const LOGPROBS: usize = 5;
 pub(crate) struct CompletionRequest {
     /// The model's name; unset: the first one.
     model: Option<String>,
+    /// One of the model's adapters: the same as the model `model:adapter`.
+    adapter: Option<String>,
     prompt: Prompts,
     stream: Option<bool>,
     stream_options: Option<StreamOptions>,
@@ -63,6 +65,8 @@ pub(crate) struct CompletionRequest {
     min_tokens: Option<usize>,
     stop_token_ids: Option<Vec<u32>>,
     ignore_eos: Option<bool>,
+    /// Whether each choice has the ids of its tokens, as `token_ids`.
+    return_token_ids: Option<bool>,
     /// Only null: nothing is filled in before a given end.
     suffix: Option<Value>,
     /// Only as many as `n`.
@@ -104,6 +108,7 @@ struct Plan {
     answers: usize,
     echo: bool,
     logprobs: bool,
+    ids: bool,
 }
 
 /// Continues texts.
@@ -113,7 +118,7 @@ pub(crate) async fn complete(
     State(server): State<Server>,
     Json(request): Json<CompletionRequest>,
 ) -> ApiResult<Response> {
-    let entry = server.models().find(request.model.as_deref())?.clone();
+    let entry = server.models().find(request.model.as_deref(), request.adapter.as_deref())?.clone();
     let stream = request.stream.unwrap_or(false);
     let usage = request.stream_options.as_ref().and_then(|options| options.include_usage).unwrap_or(false);
     let plan = request.plan()?;
@@ -128,6 +133,7 @@ pub(crate) async fn complete(
         created: now(),
         names: TokenNames::default(),
         logprobs: plan.logprobs,
+        ids: plan.ids,
         answers: plan.answers,
         usage: Usage::default(),
     };
@@ -179,7 +185,8 @@ impl CompletionRequest {
         };
         let mut options = sampling.options()?;
         options.log_probabilities = self.logprobs;
-        Ok(Plan { prompts, options, answers, echo, logprobs: self.logprobs.is_some() })
+        let ids = self.return_token_ids.unwrap_or(false);
+        Ok(Plan { prompts, options, answers, echo, logprobs: self.logprobs.is_some(), ids })
     }
 }
 
@@ -212,8 +219,39 @@ struct Writer {
     created: u64,
     names: TokenNames,
     logprobs: bool,
+    ids: bool,
     answers: usize,
     usage: Usage,
+}
+
+#[derive(Debug, Serialize)]
+struct Chunk<'a> {
+    id: &'a str,
+    object: &'static str,
+    created: u64,
+    model: &'a str,
+    choices: &'a [Choice],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usage: Option<&'a Usage>,
+}
+
+#[derive(Debug, Default, Serialize)]
+struct Choice {
+    index: usize,
+    text: String,
+    logprobs: Option<Logprobs>,
+    finish_reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token_ids: Option<Vec<u32>>,
+}
+
+/// The older API's form of log-probabilities: lists side by side.
+#[derive(Debug, Default, Serialize)]
+struct Logprobs {
+    tokens: Vec<String>,
+    token_logprobs: Vec<f32>,
+    top_logprobs: Vec<Map<String, Value>>,
+    text_offset: Vec<usize>,
 }
 
 impl Writer {
@@ -223,13 +261,16 @@ impl Writer {
             self.count(index, &answer.ended);
             let logprobs = self.logprobs(&answer.tokens, &mut 0).await?;
             let text = echoes.get(index).map_or("", String::as_str).to_owned() + &answer.text;
-            let finish = finish_reason(&answer.ended.end);
-            choices
-                .push(json!({"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}));
+            let finish_reason = Some(finish_reason(&answer.ended.end));
+            choices.push(Choice {
+                index,
+                text,
+                logprobs,
+                finish_reason,
+                token_ids: self.ids(&answer.tokens),
+            });
         }
-        let mut whole = self.chunk(&choices);
-        whole["usage"] = json!(self.usage);
-        Ok(whole)
+        Ok(json!(Chunk { usage: Some(&self.usage), ..self.chunk(&choices) }))
     }
 
     fn stream(
@@ -254,7 +295,7 @@ impl Writer {
         include_usage: bool,
     ) -> Result<(), Gone> {
         for (index, echo) in echoes.iter().enumerate() {
-            let choice = json!({"index": index, "text": echo, "logprobs": null, "finish_reason": null});
+            let choice = Choice { index, text: echo.clone(), ..Choice::default() };
             events.data(&self.chunk(&[choice])).await?;
         }
         let mut offsets = vec![0; generations.len()];
@@ -263,15 +304,14 @@ impl Writer {
             let choice = match went {
                 Ok(Progress::Went(step)) => {
                     let logprobs = self.logprobs(&step.tokens, &mut offsets[index]).await;
-                    let text: String = step.parts.iter().map(text_of).collect();
-                    logprobs.map(|logprobs| {
-                        json!({"index": index, "text": text, "logprobs": logprobs, "finish_reason": null})
-                    })
+                    let token_ids = self.ids(&step.tokens);
+                    let text: String = step.parts.into_iter().map(text_of).collect();
+                    logprobs.map(|logprobs| Choice { index, text, logprobs, token_ids, finish_reason: None })
                 }
                 Ok(Progress::Ended(ended)) => {
                     self.count(index, &ended);
-                    let finish = finish_reason(&ended.end);
-                    Ok(json!({"index": index, "text": "", "logprobs": null, "finish_reason": finish}))
+                    let finish_reason = Some(finish_reason(&ended.end));
+                    Ok(Choice { index, finish_reason, ..Choice::default() })
                 }
                 Err(error) => Err(error),
             };
@@ -281,9 +321,7 @@ impl Writer {
             }
         }
         if include_usage {
-            let mut chunk = self.chunk(&[]);
-            chunk["usage"] = json!(self.usage);
-            events.data(&chunk).await?;
+            events.data(&Chunk { usage: Some(&self.usage), ..self.chunk(&[]) }).await?;
         }
         events.text("[DONE]").await
     }
@@ -296,35 +334,36 @@ impl Writer {
         }
     }
 
-    /// The older API's form: lists side by side.
-    async fn logprobs(&mut self, tokens: &[Token], offset: &mut usize) -> ApiResult<Value> {
+    async fn logprobs(&mut self, tokens: &[Token], offset: &mut usize) -> ApiResult<Option<Logprobs>> {
         if !self.logprobs {
-            return Ok(Value::Null);
+            return Ok(None);
         }
-        let entries = self.names.logprobs(self.ticket.model(), tokens).await?;
-        let (mut texts, mut logprobs, mut tops, mut offsets) = (vec![], vec![], vec![], vec![]);
-        for entry in entries {
-            offsets.push(*offset);
+        let mut lists = Logprobs::default();
+        for entry in self.names.logprobs(self.ticket.model(), tokens).await? {
+            lists.text_offset.push(*offset);
             *offset += entry.token.chars().count();
             let top = entry.top_logprobs.into_iter().flatten();
-            tops.push(top.map(|top| (top.token, json!(top.logprob))).collect::<Map<_, _>>());
-            texts.push(entry.token);
-            logprobs.push(entry.logprob);
+            lists.top_logprobs.push(top.map(|top| (top.token, json!(top.logprob))).collect());
+            lists.tokens.push(entry.token);
+            lists.token_logprobs.push(entry.logprob);
         }
-        Ok(json!({"tokens": texts, "token_logprobs": logprobs, "top_logprobs": tops, "text_offset": offsets}))
+        Ok(Some(lists))
     }
 
-    fn chunk(&self, choices: &[Value]) -> Value {
-        json!({
-            "id": self.id, "object": "text_completion", "created": self.created,
-            "model": self.ticket.model_name(), "choices": choices,
-        })
+    fn ids(&self, tokens: &[Token]) -> Option<Vec<u32>> {
+        self.ids.then(|| tokens.iter().map(|token| token.id).collect())
+    }
+
+    fn chunk<'a>(&'a self, choices: &'a [Choice]) -> Chunk<'a> {
+        let (id, model) = (self.id.as_str(), self.ticket.model_name());
+        Chunk { id, object: "text_completion", created: self.created, model, choices, usage: None }
     }
 }
 
-fn text_of(part: &Part) -> &str {
+fn text_of(part: Part) -> String {
     match part {
         Part::Text(text) | Part::Reasoning(text) => text,
-        Part::Call(_) => "",
+        // A text that is continued has no calls.
+        _ => String::new(),
     }
 }

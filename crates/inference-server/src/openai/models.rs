@@ -22,7 +22,7 @@ pub(crate) async fn list(State(server): State<Server>) -> Body<Value> {
 #[utoipa::path(get, path = "/v1/models/{name}", tag = "Models", params(("name" = String, Path, description = "The name")),
     responses((status = 200, description = "A model", body = Object), (status = 404, description = "There is none")))]
 pub(crate) async fn get(State(server): State<Server>, Path(name): Path<String>) -> ApiResult<Body<Value>> {
-    Ok(Body(describe(server.models().find(Some(&name))?)))
+    Ok(Body(describe(server.models().find(Some(&name), None)?)))
 }
 
 fn describe(entry: &Entry) -> Value {

@@ -376,6 +376,7 @@ $("main").addEventListener("click", (event) => {
 });
 $("settings-open").onclick = openSettings;
 $("settings").querySelector("form").onsubmit = saveFromDialog;
+$("tools").oninput = () => ($("settings-error").textContent = "");
 $("model").onchange = () => {
   settings.model = $("model").value;
   saveSettings();

@@ -17,8 +17,9 @@ use super::{
 };
 use crate::{
     error::{ApiError, ApiResult},
-    generation::{End, Ended, Generation, Ticket, new_id, now},
+    generation::{End, Ended, Generation, Step, Ticket, new_id, now},
     json::Json,
+    logprobs::TokenNames,
     server::Server,
     sse::{self, Events, Gone},
 };
@@ -30,9 +31,9 @@ pub(crate) async fn create(
     State(server): State<Server>,
     Json(request): Json<ResponsesRequest>,
 ) -> ApiResult<Response> {
-    let entry = server.models().find(request.model.as_deref())?.clone();
+    let entry = server.models().find(request.model.as_deref(), request.adapter.as_deref())?.clone();
     let (stream, keep) = (request.stream.unwrap_or(false), request.store.unwrap_or(true));
-    let Plan { conversation, messages, options, shape, echo } = request.plan(server.responses())?;
+    let Plan { conversation, messages, options, shape, logprobs, echo } = request.plan(server.responses())?;
     let ticket = Ticket::take(&server, &entry, 1).await?;
     // Clients ask with no input at all to see whether the server is there: there is nothing to answer.
     let generation = if messages.is_empty() {
@@ -40,7 +41,18 @@ pub(crate) async fn create(
     } else {
         Some(ticket.start(Prompt::Chat(messages), options, shape, "input").await?)
     };
-    let run = Run { server, ticket, conversation, keep, echo, id: new_id("resp_"), created: now() };
+    let names = TokenNames::default();
+    let run = Run {
+        server,
+        ticket,
+        conversation,
+        keep,
+        logprobs,
+        names,
+        echo,
+        id: new_id("resp_"),
+        created: now(),
+    };
     if stream {
         return Ok(run.stream(generation));
     }
@@ -76,6 +88,8 @@ struct Run {
     ticket: Arc<Ticket>,
     conversation: Vec<Message>,
     keep: bool,
+    logprobs: bool,
+    names: TokenNames,
     echo: Value,
     id: String,
     created: u64,
@@ -85,9 +99,9 @@ impl Run {
     async fn whole(mut self, generation: Option<Generation>) -> ApiResult<Value> {
         let (mut output, mut events) = (Output::default(), Vec::new());
         let mut ended = None;
-        if let Some(mut generation) = generation {
+        if let Some(mut generation) = generation.map(Generation::whole) {
             while let Some(step) = generation.next().await? {
-                step.parts.into_iter().for_each(|part| output.push(part, &mut events));
+                self.take(step, &mut output, &mut events).await?;
                 events.clear();
             }
             ended = Some(generation.finish().await?);
@@ -138,8 +152,25 @@ impl Run {
         }
     }
 
+    /// Takes what came into the output, with the log-probabilities of its text.
+    async fn take(&mut self, step: Step, output: &mut Output, events: &mut Vec<Event>) -> ApiResult<()> {
+        let mut logprobs: Vec<Vec<Value>> = step.parts.iter().map(|_| Vec::new()).collect();
+        if self.logprobs {
+            for (part, token) in &step.text_tokens {
+                let named = self.names.logprobs(self.ticket.model(), std::slice::from_ref(token)).await?;
+                if let Some(of_part) = logprobs.get_mut(*part) {
+                    of_part.extend(named.into_iter().map(|entry| json!(entry.with_bytes())));
+                }
+            }
+        }
+        for (part, logprobs) in step.parts.into_iter().zip(logprobs) {
+            output.push(part, logprobs, events);
+        }
+        Ok(())
+    }
+
     async fn run(
-        &self,
+        &mut self,
         writer: &mut Writer,
         output: &mut Output,
         mut generation: Generation,
@@ -148,7 +179,9 @@ impl Run {
             match generation.next().await {
                 Ok(Some(step)) => {
                     let mut events = Vec::new();
-                    step.parts.into_iter().for_each(|part| output.push(part, &mut events));
+                    if let Err(error) = self.take(step, output, &mut events).await {
+                        return Ok(Err(error));
+                    }
                     writer.send_all(events).await?;
                 }
                 Ok(None) => return Ok(generation.finish().await),

@@ -9,10 +9,13 @@ use super::{items, store::ResponseStore};
 use crate::{
     error::{ApiError, ApiResult},
     generation::Shape,
-    openai::chat::with_effort,
+    openai::chat::{TOP_LOGPROBS, with_effort},
     sampling::Sampling,
     tools::{self, Tools},
 };
+
+/// What `include` names to have log-probabilities.
+const LOGPROBS: &str = "message.output_text.logprobs";
 
 /// A request of `POST /v1/responses`. Fields that are not listed are refused.
 #[allow(dead_code, reason = "fields without effect are read to be known")]
@@ -21,6 +24,8 @@ use crate::{
 pub(crate) struct ResponsesRequest {
     /// The model's name; unset: the first one.
     pub(super) model: Option<String>,
+    /// One of the model's adapters: the same as the model `model:adapter`.
+    pub(super) adapter: Option<String>,
     /// A text, or a list of items: messages, function calls, their outputs, reasoning.
     #[serde(default)]
     input: Value,
@@ -46,7 +51,7 @@ pub(crate) struct ResponsesRequest {
     text: Option<TextFormat>,
     /// Only `disabled`.
     truncation: Option<String>,
-    /// Only what has no effect.
+    /// `message.output_text.logprobs`: the log-probability of each token of the text.
     include: Option<Vec<String>>,
     /// Only false.
     background: Option<bool>,
@@ -54,7 +59,8 @@ pub(crate) struct ResponsesRequest {
     conversation: Option<Value>,
     /// Only null.
     prompt: Option<Value>,
-    /// Only 0.
+    /// Log-probabilities of so many of the likeliest tokens as well.
+    #[schema(maximum = 20)]
     top_logprobs: Option<usize>,
     pub(super) metadata: Option<Value>,
     /// Has no effect here, and neither have the fields that follow: they do not change the answer.
@@ -97,6 +103,8 @@ pub(super) struct Plan {
     pub(super) messages: Vec<Message>,
     pub(super) options: GenerateOptions,
     pub(super) shape: Shape,
+    /// Whether each token of the text has its log-probability.
+    pub(super) logprobs: bool,
     /// What the response repeats of the request.
     pub(super) echo: Value,
 }
@@ -132,14 +140,18 @@ impl ResponsesRequest {
             seed: self.seed,
             ..Sampling::default()
         };
-        let options = sampling.options()?;
+        let mut options = sampling.options()?;
+        let logprobs = self.logprobs();
+        if logprobs {
+            options = options.log_probabilities(self.top_logprobs.unwrap_or(0));
+        }
         let effort = self.reasoning.as_ref().and_then(|reasoning| reasoning.effort.as_deref());
         let options = with_effort(options, effort);
         let format = self.text.as_ref().and_then(|text| text.format.as_ref());
         let format = tools::response_format(format, "text.format")?;
         let options = tools::constrain(options, format, "text.format")?;
         let (options, shape) = tools.apply(options, "tool_choice")?;
-        Ok(Plan { conversation, messages, options, shape, echo })
+        Ok(Plan { conversation, messages, options, shape, logprobs, echo })
     }
 
     /// Refuses what would have to be ignored.
@@ -158,11 +170,13 @@ impl ResponsesRequest {
         if self.truncation.as_ref().is_some_and(|truncation| truncation != "disabled") {
             return refuse("truncation", "nothing is left out of a conversation; expected \"disabled\"");
         }
-        if self.top_logprobs.is_some_and(|top| top > 0) {
-            return refuse("top_logprobs", "use /v1/chat/completions for log-probabilities");
+        if self.top_logprobs.is_some_and(|top| top > TOP_LOGPROBS) {
+            return Err(ApiError::invalid("top_logprobs", format!("expected at most {TOP_LOGPROBS}")));
         }
-        let harmless = "reasoning.encrypted_content";
-        if let Some(other) = self.include.iter().flatten().find(|include| *include != harmless) {
+        // The reasoning is given in plain, so that there is none to be encrypted.
+        let known = ["reasoning.encrypted_content", LOGPROBS];
+        if let Some(other) = self.include.iter().flatten().find(|include| !known.contains(&include.as_str()))
+        {
             return refuse("include", &format!("{other:?} is nothing that this server has"));
         }
         let verbosity = self.text.as_ref().and_then(|text| text.verbosity.as_deref());
@@ -174,6 +188,11 @@ impl ResponsesRequest {
             return refuse(&format!("stream_options.{other}"), "this is no field that this server knows");
         }
         Ok(())
+    }
+
+    fn logprobs(&self) -> bool {
+        self.top_logprobs.is_some_and(|top| top > 0)
+            || self.include.iter().flatten().any(|include| include == LOGPROBS)
     }
 
     /// The functions among the tools.
@@ -207,6 +226,7 @@ impl ResponsesRequest {
             "text": {"format": {"type": "text"}},
             "tool_choice": self.tool_choice.clone().unwrap_or_else(|| json!("auto")),
             "tools": definitions.iter().map(tool).collect::<Vec<_>>(),
+            "top_logprobs": self.top_logprobs.unwrap_or(0),
             "top_p": self.top_p,
             "truncation": "disabled",
             "background": false,

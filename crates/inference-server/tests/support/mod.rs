@@ -113,6 +113,10 @@ pub async fn mock_server(settings: Settings) -> Running {
 }
 
 pub fn scripted_server() -> Running {
+    scripted_server_with(Settings::new())
+}
+
+pub fn scripted_server_with(settings: Settings) -> Running {
     let entry = ModelEntry::loaded("scripted", Arc::new(Scripted::new())).alias("gpt-scripted");
-    Running::start(Models::new([entry], ModelLimits::default()).unwrap(), Settings::new())
+    Running::start(Models::new([entry], ModelLimits::default()).unwrap(), settings)
 }

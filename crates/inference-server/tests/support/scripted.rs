@@ -108,6 +108,8 @@ impl TextModel for Scripted {
                     break;
                 }
                 reason = writer.push(token(id, &options));
+                // Readers take each token as it comes.
+                tokio::task::yield_now().await;
             }
             writer.end(Ok(reason.unwrap_or(FinishReason::Stop(StopCause::EndOfSequence(0)))));
         });
