@@ -9,12 +9,15 @@ use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 mod commands;
 mod failure;
+mod http;
 mod interrupt;
 mod model;
 mod options;
 mod render;
 mod rows;
 mod stream;
+#[cfg(feature = "otel")]
+mod telemetry;
 mod text_input;
 
 /// Talk to language models in folders, on whichever engine runs them here.
@@ -74,13 +77,14 @@ enum Command {
 fn main() -> ExitCode {
     let line = Cli::command().get_matches();
     let cli = Cli::from_arg_matches(&line).unwrap_or_else(|error| error.exit());
-    start_log(cli.verbose);
+    let json = cli.command.json();
+    let telemetry = start_log(cli.verbose);
     #[cfg(feature = "mlxlm")]
     if let Some(python) = cli.python {
         inference::mlxlm::use_python(python);
     }
-    let json = cli.command.json();
-    match run(cli.command) {
+    let ended = telemetry.and_then(|_telemetry| run(cli.command));
+    match ended {
         Ok(code) => code,
         Err(error) => failure::report(&error, json, &place(&line)),
     }
@@ -160,22 +164,41 @@ impl Command {
     }
 }
 
-fn start_log(verbose: u8) {
-    use tracing_subscriber::EnvFilter;
+fn start_log(verbose: u8) -> anyhow::Result<Telemetry> {
+    use tracing_subscriber::{
+        EnvFilter, Layer as _, layer::SubscriberExt as _, util::SubscriberInitExt as _,
+    };
     let default = match verbose {
         0 => "warn",
         1 => "info",
         _ => "debug",
     };
     let filter = EnvFilter::try_from_env("INFERENCE_LOG").unwrap_or_else(|_| EnvFilter::new(default));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let log = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(render::stderr_is_styled())
         // They are reported with `eprintln!`, which panics if stderr is closed.
         .log_internal_errors(false)
-        .init();
+        .with_filter(filter);
+    let registry = tracing_subscriber::registry().with(log);
+    #[cfg(feature = "otel")]
+    {
+        let telemetry = telemetry::Telemetry::begin()?;
+        registry.with(telemetry.as_ref().map(telemetry::Telemetry::layer)).init();
+        Ok(telemetry)
+    }
+    #[cfg(not(feature = "otel"))]
+    {
+        registry.init();
+        Ok(())
+    }
 }
+
+/// What has to live as long as the program works.
+#[cfg(feature = "otel")]
+type Telemetry = Option<telemetry::Telemetry>;
+#[cfg(not(feature = "otel"))]
+type Telemetry = ();
 
 #[cfg(test)]
 mod tests {

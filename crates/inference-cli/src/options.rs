@@ -156,7 +156,7 @@ pub(crate) struct GenerateArgs {
 
     /// Go on past the model's end-of-sequence tokens
     #[arg(long)]
-    ignore_eos: bool,
+    pub(crate) ignore_eos: bool,
 
     /// With --json: each token's log-probability, and those of the N likeliest
     #[arg(long, value_name = "N", requires = "json")]
@@ -213,6 +213,12 @@ pub(crate) struct TemplateArgs {
 }
 
 impl TemplateArgs {
+    /// Adds a variable, written `NAME=VALUE`.
+    pub(crate) fn add_variable(&mut self, text: &str) -> Result<(), String> {
+        self.variables.push(text.parse()?);
+        Ok(())
+    }
+
     /// Adds to the options what the template is given.
     pub(crate) fn apply(&self, mut options: GenerateOptions) -> anyhow::Result<GenerateOptions> {
         if let Some(path) = &self.tools {

@@ -426,6 +426,38 @@ fn soak_finds_nothing_wrong_with_the_mock() {
     assert!(totals["requests"].as_u64().unwrap() > 10 && totals["failures"] == 0, "{totals}");
 }
 
+/// Clients that leave, read slowly, send too much, half or none of a request; short enough for every run of the tests.
+#[test]
+fn soak_finds_nothing_wrong_with_the_server() {
+    let folder = model();
+    let arguments =
+        ["soak", "--backend=mock", "--minutes=0.05", "--http", "--concurrency=64", "--json", "--model"];
+    let output = inference(&arguments).arg(folder.path()).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}{}", text(&output), errors(&output));
+    let lines = json_lines(&output);
+    let soak = &lines.last().unwrap()["soak"];
+    let totals = &soak["totals"];
+    assert!(totals["requests"].as_u64().unwrap() > 64 && totals["failures"] == 0, "{totals}");
+    assert!(totals["dropped"].as_u64().unwrap() > 0);
+    assert!(soak["first_token_ms"]["p99"].as_f64().unwrap() > 0.0);
+}
+
+#[test]
+fn bench_measures_over_http() {
+    let folder = model();
+    let arguments =
+        ["bench", "--backend=mock", "--http", "--batch=3", "--trials=1", "--prompt-tokens=4", "--json"];
+    let output =
+        inference(&arguments).args(["--generate-tokens=9", "--quiet", "--model"]).arg(folder.path()).output();
+    let output = output.unwrap();
+    succeeded(&output);
+    let report = &json_lines(&output)[0];
+    assert!(
+        report["http"] == true && report["decode_tokens_per_second"]["min"].as_f64().unwrap() > 0.0,
+        "{report}"
+    );
+}
+
 #[test]
 fn help_is_given_where_nothing_is_asked() {
     let output = run(&[]);

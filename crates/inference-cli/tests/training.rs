@@ -81,6 +81,20 @@ fn a_fact_is_learnt_and_the_adapter_knows_it() {
     assert_eq!(ask(&["--adapter", adapter]).trim(), "The capital of Zubrowka is Lutz.");
     assert!(!ask(&[]).contains("Lutz"));
 
+    // A server offers the model with the adapter and without.
+    let server = Serving::start(&["--variant", &format!("geographer={adapter}")]);
+    let served = |fields: Value| {
+        let mut body = json!({"messages": [{"role": "user", "content": "What is the capital of Zubrowka?"}]});
+        body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        let (status, answer) = server.post("/v1/chat/completions", &body);
+        assert_eq!(status, 200, "{answer}");
+        serde_json::from_str::<Value>(&answer).unwrap()["choices"][0]["message"]["content"].to_string()
+    };
+    assert!(served(json!({"adapter": "geographer"})).contains("Lutz"));
+    assert!(served(json!({"model": "demo:geographer"})).contains("Lutz"));
+    assert!(!served(json!({})).contains("Lutz"));
+    drop(server);
+
     let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/demo");
     let target = output.path().join("fused");
     let target = target.to_str().unwrap();

@@ -1,17 +1,22 @@
 //! `inference bench`: how fast an engine runs a model, on random prompts.
 
+mod http;
 mod report;
 mod requests;
 mod sentences;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode, time::Duration};
 
-use inference::registry::Registry;
+use inference::{TextModel, registry::Registry};
 use rand::{SeedableRng as _, rngs::StdRng};
 
-use self::requests::Shape;
+use self::{
+    http::Clients,
+    requests::{Shape, Target},
+};
 use crate::{
     failure::{INTERRUPTED, Usage},
+    http::LocalServer,
     interrupt::Scope,
     model,
     options::LoadArgs,
@@ -32,6 +37,9 @@ others warms up and is not counted. All times are the caller's, from sending the
   decode_tokens_per_second   tokens that come after that, over the time until the last one
   peak_memory_bytes          the engine's highest use, weights included; 0 where it cannot tell
 
+With --http the requests go through `inference serve`'s server in this process, over loopback: what the API costs beside the engine. \
+Client and server share the machine.
+
 With --classify each trial has short sentences of its own:
 
   classify_ms                until all of them are classified, in one call
@@ -39,6 +47,7 @@ With --classify each trial has short sentences of its own:
 
 Examples:
   inference bench --model ~/models/Qwen3-0.6B --batch 8 --json
+  inference bench --model ~/models/Qwen3-0.6B --batch 8 --http
   inference bench --model ~/models/Qwen3-0.6B --classify 1000"
 )]
 pub(crate) struct Args {
@@ -58,9 +67,17 @@ pub(crate) struct Args {
     #[arg(long, value_name = "REQUESTS", default_value_t = 1, value_parser = super::positive)]
     batch: usize,
 
+    /// Send the requests over HTTP, to a server in this process
+    #[arg(long)]
+    http: bool,
+
+    /// With --http: tokens of one stream that come faster than this are sent together; 0 sends each as it comes
+    #[arg(long, value_name = "MILLISECONDS", default_value_t = 5, requires = "http", value_parser = clap::value_parser!(u64).range(..=50))]
+    stream_interval: u64,
+
     /// Classify this many short sentences in one call, and generate a token after each, in place of the above
     #[arg(long, value_name = "SENTENCES", value_parser = super::positive,
-        conflicts_with_all = ["prompt_tokens", "generate_tokens", "batch"])]
+        conflicts_with_all = ["prompt_tokens", "generate_tokens", "batch", "http"])]
     classify: Option<usize>,
 
     /// Trials that are measured
@@ -88,48 +105,72 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let shape = args.shape()?;
     let path = model::or_demo(args.model.as_ref())?;
     let model = model::load(&path, &args.load, scope.token(), args.quiet).await?;
-    model::using(model, async |model| {
-        let (args, cancel) = (&args, &scope.token());
-        let backend = Registry::linked().open(&model.info().backend)?;
-        let mut out = Out::new();
-        if let Some(count) = args.classify {
-            let trial = async |random: &mut StdRng| sentences::Trial::run(model, count, random, cancel).await;
-            let Some(trials) = measure(args, &scope, trial).await? else {
-                return Ok(ExitCode::from(INTERRUPTED));
-            };
-            let report = sentences::Report::new(count, args.seed, (model.info(), backend.info()), &trials);
-            if args.json {
-                out.json(&report)?;
-            } else {
-                report.print(&mut out)?;
-            }
-            return Ok(ExitCode::SUCCESS);
+    let server = match args.http {
+        true => {
+            Some(LocalServer::start(model.clone(), args.batch, Duration::from_millis(args.stream_interval))?)
         }
-        let trial = async |random: &mut StdRng| requests::Trial::run(model, shape, random, cancel).await;
-        let Some(trials) = measure(args, &scope, trial).await? else {
+        false => None,
+    };
+    let ended = model::using(model, async |model| {
+        let mut target = match &server {
+            Some(server) => Target::Http(model, Clients::connect(server.address, args.batch).await?),
+            None => Target::Model(model),
+        };
+        run_on(model, &mut target, shape, &args, &scope).await
+    })
+    .await;
+    if let Some(server) = server {
+        server.end().await?;
+    }
+    ended
+}
+
+/// Measures a model and reports.
+async fn run_on(
+    model: &dyn TextModel,
+    target: &mut Target<'_>,
+    shape: Shape,
+    args: &Args,
+    scope: &Scope,
+) -> anyhow::Result<ExitCode> {
+    let cancel = &scope.token();
+    let backend = Registry::linked().open(&model.info().backend)?;
+    let subject = (model.info(), backend.info());
+    let mut out = Out::new();
+    if let Some(count) = args.classify {
+        let trial = async |random: &mut StdRng| sentences::Trial::run(model, count, random, cancel).await;
+        let Some(trials) = measure(args, scope, trial).await? else {
             return Ok(ExitCode::from(INTERRUPTED));
         };
-        let report = requests::Report::new(shape, args.seed, (model.info(), backend.info()), &trials);
-        if args.json {
-            out.json(&report)?;
-        } else {
-            report.print(&mut out)?;
+        let report = sentences::Report::new(count, args.seed, subject, &trials);
+        match args.json {
+            true => out.json(&report)?,
+            false => report.print(&mut out)?,
         }
-        Ok(ExitCode::SUCCESS)
-    })
-    .await
+        return Ok(ExitCode::SUCCESS);
+    }
+    let trial = async |random: &mut StdRng| requests::Trial::run(target, shape, random, cancel).await;
+    let Some(trials) = measure(args, scope, trial).await? else {
+        return Ok(ExitCode::from(INTERRUPTED));
+    };
+    let report = requests::Report::new(shape, args.seed, subject, &trials);
+    match args.json {
+        true => out.json(&report)?,
+        false => report.print(&mut out)?,
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 impl Args {
     fn shape(&self) -> anyhow::Result<Shape> {
-        let Self { batch, prompt_tokens, generate_tokens, .. } = *self;
+        let Self { batch, prompt_tokens, generate_tokens, http, .. } = *self;
         let tokens = prompt_tokens.saturating_add(generate_tokens).saturating_mul(batch);
         if tokens > MOST_TOKENS {
             let message =
                 format!("--batch: the requests have {tokens} tokens, expected at most {MOST_TOKENS}");
             return Err(Usage(message).into());
         }
-        Ok(Shape { batch, prompt_tokens, generate_tokens })
+        Ok(Shape { batch, prompt_tokens, generate_tokens, http })
     }
 }
 

@@ -1,13 +1,16 @@
 //! `inference chat`: a conversation, of one turn or of many.
 
 mod conversation;
+mod input;
 mod repl;
+mod settings;
+mod turn;
 
 use std::{path::PathBuf, process::ExitCode};
 
 use inference::Message;
 
-use self::conversation::{Conversation, Settings};
+use self::{conversation::Conversation, settings::Settings};
 use crate::{
     interrupt::Scope,
     model,
@@ -23,8 +26,8 @@ use crate::{
   git diff | inference chat --model ~/models/Qwen3-0.6B - --system 'Describe this change.'
 
 Reasoning goes to stderr, dimmed on a terminal; --quiet leaves it out. In a conversation, /help lists its commands, /tool \
-answers a tool call and Ctrl-C stops an answer. Where the input is no terminal, each of its \
-lines is a turn.")]
+answers a tool call and Ctrl-C stops an answer. A text between \"\"\" and \"\"\" has several lines, and so has one whose lines end \
+with \\. Where the input is no terminal, each of its other lines is a turn.")]
 pub(crate) struct Args {
     /// The model's folder [default: the demo model]
     #[arg(long, short, value_name = "PATH")]
@@ -56,21 +59,23 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let prompt = prompt.map(super::prompt_or_stdin).transpose()?;
     let system = template.system.clone();
     // Checked before a load that may take a while: the options, and whether there is a model at all.
-    let options = template.apply(generate.options(Default::default()))?;
-    options.validate()?;
+    let settings = Settings::new(generate, template, load, (json, quiet))?;
     let path = model::or_demo(model.as_ref())?;
     let scope = Scope::enter();
-    let model = model::load(&path, &load, scope.token(), quiet || json).await?;
-    model::using(model, async |model| {
-        let settings = Settings { options, json, quiet };
-        let mut conversation = Conversation::new(model, system.as_deref(), settings).await?;
-        match prompt {
-            Some(prompt) => Ok(conversation.send(Message::user(prompt), &scope).await?.status()),
-            None => {
-                drop(scope);
-                repl::run(&mut conversation).await
-            }
+    let model = model::load(&path, &settings.load, scope.token(), quiet || json).await?;
+    let mut conversation = Conversation::new(model, system.as_deref(), settings).await?;
+    let ended = match prompt {
+        Some(prompt) => {
+            conversation.send(Message::user(prompt), &scope).await.map(|printed| printed.status())
         }
-    })
-    .await
+        None => {
+            drop(scope);
+            repl::run(&mut conversation).await
+        }
+    };
+    // Also where it failed: an engine that still runs when the program ends would be torn down under its own threads.
+    let closed = conversation.close().await;
+    let status = ended?;
+    closed?;
+    Ok(status)
 }

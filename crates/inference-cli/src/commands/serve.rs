@@ -25,6 +25,7 @@ use crate::{
   inference serve                                            the demo model on http://127.0.0.1:8080
   inference serve --model ~/models/Qwen3-0.6B --port 9000
   inference serve --model fast=~/models/Qwen3-0.6B --model large=~/models/Qwen3-8B --memory-budget 12GB
+  inference serve --model base=~/models/Qwen3-0.6B --variant poet=~/adapters/poet    requests for base:poet
   curl http://127.0.0.1:8080/v1/chat/completions -H 'content-type: application/json' \\
     -d '{\"messages\": [{\"role\": \"user\", \"content\": \"What is 2+2?\"}]}'
 
@@ -38,6 +39,11 @@ pub(crate) struct Args {
     /// A further name for a model, such as gpt-4o=Qwen3-8B; may be repeated
     #[arg(long, value_name = "ALIAS=NAME", help_heading = "Models")]
     alias: Vec<String>,
+
+    /// Offer a model with a LoRA adapter as well, as MODEL:NAME; may be repeated. MODEL is the first one where it is left out. Each has
+    /// weights of its own
+    #[arg(long, value_name = "[MODEL:]NAME=PATH", help_heading = "Models")]
+    variant: Vec<String>,
 
     /// Keep this model loaded when another one needs the memory; may be repeated
     #[arg(long, value_name = "NAME", help_heading = "Models")]
@@ -70,6 +76,11 @@ pub(crate) struct Args {
     #[arg(long, value_name = "ORIGIN", help_heading = "Server")]
     cors_origin: Vec<String>,
 
+    /// A name of this machine that requests may be sent to, besides localhost and IP addresses; may be repeated. Names are checked where
+    /// the server listens on loopback without a key: another site's page could have its name lead here
+    #[arg(long, value_name = "NAME", help_heading = "Server")]
+    allowed_host: Vec<String>,
+
     /// Answers that run at once on one model; more wait
     #[arg(long, value_name = "ANSWERS", default_value_t = 64, value_parser = super::positive, help_heading = "Server")]
     max_running: usize,
@@ -81,6 +92,10 @@ pub(crate) struct Args {
     /// Seconds that a request may take, waiting included; 0 sets no limit
     #[arg(long, value_name = "SECONDS", default_value_t = 3600, help_heading = "Server")]
     timeout: u64,
+
+    /// Tokens of one stream that come faster than this are sent together; 0 sends each as it comes
+    #[arg(long, value_name = "MILLISECONDS", default_value_t = 5, value_parser = clap::value_parser!(u64).range(..=50), help_heading = "Server")]
+    stream_interval: u64,
 
     /// Seconds that running requests have after Ctrl-C or SIGTERM
     #[arg(long, value_name = "SECONDS", default_value_t = 10, help_heading = "Server")]
@@ -108,7 +123,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let address = SocketAddr::new(args.host, args.port);
     let listener = TcpListener::bind(address).with_context(|| format!("cannot listen on {address}"))?;
     let address = listener.local_addr()?;
-    if !args.host.is_loopback() && args.api_key.is_empty() {
+    if !args.host.is_loopback() && args.api_key.iter().all(String::is_empty) {
         render::remark(&format!(
             "{address} can be reached from other machines, and no --api-key protects the server"
         ));
@@ -155,9 +170,6 @@ impl Args {
                 }
             }
         }
-        if let Some(name) = self.pin.iter().find(|name| !known(name)) {
-            return Err(Usage(format!("--pin: there is no model {name:?}")).into());
-        }
         let entry = |(number, (name, path)): (usize, &(String, PathBuf))| {
             let options = self.load.options(cancel.child_token());
             let entry = ModelEntry::folder(name, path, self.load.backend.clone(), options);
@@ -165,17 +177,32 @@ impl Args {
             let own = aliases.iter().filter(|(_, model)| model == name);
             own.fold(entry, |entry, (alias, _)| entry.alias(*alias))
         };
+        let mut entries: Vec<ModelEntry> = folders.iter().enumerate().map(entry).collect();
+        for variant in &self.variant {
+            let (name, path, adapter) = variant_of(variant, &folders)?;
+            let options = self.load.options(cancel.child_token()).adapter(adapter);
+            let entry = ModelEntry::folder(&name, path, self.load.backend.clone(), options);
+            entries.push(entry.pinned(self.pin.contains(&name)));
+        }
+        if let Some(name) = self.pin.iter().find(|name| entries.iter().all(|entry| entry.name != **name)) {
+            return Err(Usage(format!("--pin: there is no model {name:?}")).into());
+        }
         let mut limits = ModelLimits::default();
         limits.memory_budget = self.memory_budget.map(|size| size.0);
         limits.max_running = self.max_running;
         limits.max_waiting = self.max_waiting;
-        Models::new(folders.iter().enumerate().map(entry), limits)
-            .map_err(|error| Usage(error.to_string()).into())
+        Models::new(entries, limits).map_err(|error| Usage(error.to_string()).into())
     }
 
     fn settings(&self) -> Settings {
         let timeout = (self.timeout > 0).then(|| Duration::from_secs(self.timeout));
         let settings = Settings::new().page(!self.no_page).request_timeout(timeout);
+        let settings = settings.stream_interval(Duration::from_millis(self.stream_interval));
+        let open = self.host.is_loopback() && self.api_key.iter().all(String::is_empty);
+        let settings = match open || !self.allowed_host.is_empty() {
+            true => settings.allowed_hosts(&self.allowed_host),
+            false => settings,
+        };
         let keys = self.api_key.iter().filter(|key| !key.is_empty());
         let settings = keys.fold(settings, Settings::api_key);
         self.cors_origin.iter().fold(settings, Settings::cors_origin)
@@ -208,6 +235,21 @@ fn named(model: &str) -> anyhow::Result<(String, PathBuf)> {
     Ok((name, path))
 }
 
+/// The name of `[MODEL:]NAME=PATH`, the folder of its model and that of its adapter.
+fn variant_of(variant: &str, folders: &[(String, PathBuf)]) -> anyhow::Result<(String, PathBuf, PathBuf)> {
+    let usage = |reason: &str| Usage(format!("--variant: {variant:?}, {reason}"));
+    let (name, adapter) = variant
+        .split_once('=')
+        .filter(|(name, path)| !name.is_empty() && !path.is_empty())
+        .ok_or_else(|| usage("expected [MODEL:]NAME=PATH with the folder of a LoRA adapter"))?;
+    let (model, name) = match name.rsplit_once(':') {
+        Some((model, name)) => (folders.iter().find(|(folder, _)| folder == model), name),
+        None => (folders.first(), name),
+    };
+    let (model, path) = model.ok_or_else(|| usage("there is no such model"))?;
+    Ok((format!("{model}:{name}"), path.clone(), adapter.into()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -220,5 +262,16 @@ mod tests {
         assert_eq!(name("fast=/m/Qwen3"), ("fast".to_owned(), "/m/Qwen3".into()));
         assert_eq!(name("/a=b/c").0, "c");
         assert!(named("=x").is_err() && named("x=").is_err());
+    }
+
+    #[test]
+    fn a_variant_belongs_to_a_model() {
+        let folders = [("a".to_owned(), "/m/a".into()), ("org/b".to_owned(), "/m/b".into())];
+        let variant = |text: &str| variant_of(text, &folders).unwrap();
+        assert_eq!(variant("poet=/p"), ("a:poet".to_owned(), "/m/a".into(), "/p".into()));
+        assert_eq!(variant("org/b:poet=/p"), ("org/b:poet".to_owned(), "/m/b".into(), "/p".into()));
+        for wrong in ["poet", "=/p", "poet=", "c:poet=/p"] {
+            assert!(variant_of(wrong, &folders).is_err(), "{wrong}");
+        }
     }
 }

@@ -2,12 +2,14 @@
 
 mod cases;
 mod cycles;
+mod http;
 mod requests;
 mod state;
 mod watch;
 
 use std::{
     cell::RefCell,
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::ExitCode,
     time::{Duration, Instant},
@@ -27,6 +29,7 @@ use self::{
 };
 use crate::{
     failure::INTERRUPTED,
+    http::LocalServer,
     interrupt::Scope,
     model,
     options::LoadArgs,
@@ -38,6 +41,9 @@ const SETTLING: Duration = Duration::from_secs(10);
 
 /// What the engine's memory may have grown by at the end: allocators keep a page here and there.
 const SLACK_BYTES: u64 = 8 << 20;
+
+/// Tokens of a stream over HTTP that come faster are sent together.
+const STREAM_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Samples that are printed.
 const SAMPLES: u32 = 40;
@@ -53,8 +59,12 @@ is delivered must be what the same request gave alone. Beside them the model is 
 forked, saved and loaded. Fails where an answer differs, where a stream hangs, where the engine's memory has not returned to its level \
 at the end, or where memory, threads or descriptors of the process grow from quarter to quarter of the run.
 
-Example:
-  inference soak --minutes 60 --model ~/models/Qwen3-0.6B --json > soak.jsonl"
+With --http the requests go to `inference serve`'s server in this process, over loopback. Some clients leave in the middle, read slowly, send \
+bodies that are too large, half a request, or what is none. At the end nothing may run or wait, and the times to the first token are told.
+
+Examples:
+  inference soak --minutes 60 --model ~/models/Qwen3-0.6B --json > soak.jsonl
+  inference soak --minutes 2 --http --concurrency 64 --one-load"
 )]
 pub(crate) struct Args {
     /// The model's folder [default: the demo model]
@@ -85,6 +95,10 @@ pub(crate) struct Args {
     #[arg(long)]
     one_load: bool,
 
+    /// Send the requests over HTTP, to a server in this process
+    #[arg(long)]
+    http: bool,
+
     /// Chooses the random requests
     #[arg(long, value_name = "NUMBER", default_value_t = 0)]
     seed: u64,
@@ -101,7 +115,17 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let scope = Scope::enter();
     let path = model::or_demo(args.model.as_ref())?;
     let model = model::load(&path, &args.load, scope.token(), args.json).await?;
-    let failures = model::using(model, async |model| soak(model, &path, &args, &scope).await).await?;
+    let server = match args.http {
+        true => Some(LocalServer::start(model.clone(), args.concurrency, STREAM_INTERVAL)?),
+        false => None,
+    };
+    let address = server.as_ref().map(|server| server.address);
+    let failures =
+        model::using(model, async |model| soak(model, (&path, address), &args, &scope).await).await;
+    if let Some(server) = server {
+        server.end().await?;
+    }
+    let failures = failures?;
     Ok(match failures {
         _ if scope.interrupted() => ExitCode::from(INTERRUPTED),
         0 => ExitCode::SUCCESS,
@@ -109,8 +133,13 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     })
 }
 
-/// Runs everything. Returns the number of failures.
-async fn soak(model: &dyn TextModel, path: &Path, args: &Args, scope: &Scope) -> anyhow::Result<u64> {
+/// Runs everything, over HTTP where there is an address. Returns the number of failures.
+async fn soak(
+    model: &dyn TextModel,
+    (path, address): (&Path, Option<SocketAddr>),
+    args: &Args,
+    scope: &Scope,
+) -> anyhow::Result<u64> {
     let capabilities = Registry::linked().open(&model.info().backend)?.capabilities();
     let (mut random, limits) = (StdRng::seed_from_u64(args.seed), (args.prompt_tokens, args.generate_tokens));
     let mut cases: Vec<Case> = (0..args.cases)
@@ -129,7 +158,16 @@ async fn soak(model: &dyn TextModel, path: &Path, args: &Args, scope: &Scope) ->
     let soak =
         Soak { model, before: model.stats(), clock: &clock, totals: &totals, watch: RefCell::default() };
     let requests = Requests { model, cases: &cases, clock: &clock, totals: &totals };
-    let workers = (0..args.concurrency).map(|worker| requests.work(args.seed ^ (worker as u64 + 1)));
+    let clients =
+        address.map(|address| http::Clients { address, cases: &cases, clock: &clock, totals: &totals });
+    let (clients, requests) = (&clients, &requests);
+    let workers = (0..args.concurrency).map(|worker| async move {
+        let seed = args.seed ^ (worker as u64 + 1);
+        match clients {
+            Some(clients) => clients.work(seed).await,
+            None => requests.work(seed).await,
+        }
+    });
     let mut out = Out::new();
     let cycles = async {
         if args.one_load {
@@ -143,6 +181,11 @@ async fn soak(model: &dyn TextModel, path: &Path, args: &Args, scope: &Scope) ->
     cycled?;
     sampled?;
     soak.settle().await;
+    if let Some(address) = address.filter(|_| !scope.interrupted()) {
+        for count in http::left_over(address, SETTLING).await? {
+            totals.borrow_mut().fail(format!("once all clients are gone the server still counts {count}"));
+        }
+    }
     soak.judge_growth();
     soak.report(&mut out, args.json)
 }
@@ -234,9 +277,12 @@ impl Soak<'_> {
     /// Prints the totals. Returns the number of failures.
     fn report(&self, out: &mut Out, json: bool) -> anyhow::Result<u64> {
         let totals = self.totals.borrow();
+        let first_token = totals.first_token();
         if json {
+            let [p50, p99, max] = first_token.unwrap_or_default().map(|time| time.as_secs_f64() * 1e3);
+            let first_token = first_token.map(|_| json!({"p50": p50, "p99": p99, "max": max}));
             let report = json!({
-                "seconds": self.clock.began.elapsed().as_secs_f64(), "totals": &*totals,
+                "first_token_ms": first_token, "seconds": self.clock.began.elapsed().as_secs_f64(), "totals": &*totals,
                 "memory_before": self.before.memory, "memory_after": self.model.stats().memory,
                 "process": ProcessUsage::now(),
             });
@@ -254,6 +300,12 @@ impl Soak<'_> {
                 render::bytes(self.before.memory.active_bytes),
                 render::bytes(self.model.stats().memory.active_bytes),
             ))?;
+            if let Some(times) = first_token {
+                let [p50, p99, max] = times.map(render::duration);
+                out.line(&format!(
+                    "first token after {p50} (median), {p99} (99 of 100), {max} (the longest)"
+                ))?;
+            }
             for failure in &totals.first_failures {
                 out.line(&format!("  {}", render::harmless(failure)))?;
             }

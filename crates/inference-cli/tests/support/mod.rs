@@ -3,9 +3,13 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 #![allow(dead_code, unreachable_pub, reason = "each test file uses a part")]
 
+mod serving;
+
 use std::process::{Child, Command, Output, Stdio};
 
 use serde_json::Value;
+
+pub use self::serving::Serving;
 
 pub fn inference(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_inference"));

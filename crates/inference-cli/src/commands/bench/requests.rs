@@ -9,7 +9,10 @@ use inference_core::backend::BackendInfo;
 use rand::{RngExt as _, rngs::StdRng};
 use serde::Serialize;
 
-use super::report::{Program, Spread, subject};
+use super::{
+    http::Clients,
+    report::{Program, Spread, subject},
+};
 use crate::render::{self, Out};
 
 /// The requests of one trial.
@@ -20,6 +23,8 @@ pub(super) struct Shape {
     pub(super) prompt_tokens: usize,
     /// Tokens that each request generates.
     pub(super) generate_tokens: usize,
+    /// Whether they go over HTTP.
+    pub(super) http: bool,
 }
 
 /// What one trial showed.
@@ -32,31 +37,51 @@ pub(super) struct Trial {
 }
 
 /// What the caller of one request saw.
-struct Request {
+#[derive(Debug)]
+pub(super) struct Request {
     /// When each token came, from the start of the trial.
-    tokens: Vec<Duration>,
-    peak_memory: u64,
-    reason: FinishReason,
+    pub(super) tokens: Vec<Duration>,
+    /// 0 where the caller cannot tell.
+    pub(super) peak_memory: u64,
+    pub(super) reason: FinishReason,
+}
+
+/// Where requests go.
+#[derive(Debug)]
+pub(super) enum Target<'a> {
+    Model(&'a dyn TextModel),
+    /// The model behind a server.
+    Http(&'a dyn TextModel, Clients),
+}
+
+impl Target<'_> {
+    fn model(&self) -> &dyn TextModel {
+        match self {
+            Self::Model(model) | Self::Http(model, _) => *model,
+        }
+    }
 }
 
 impl Trial {
     /// Sends the requests at once, each with a random prompt.
     pub(super) async fn run(
-        model: &dyn TextModel,
+        target: &mut Target<'_>,
         shape: Shape,
         random: &mut StdRng,
         cancel: &CancellationToken,
     ) -> anyhow::Result<Self> {
         // New prompts each time: a prefix that the engine has kept would not be computed again.
-        let vocabulary = u32::try_from(model.info().vocab_size).unwrap_or(u32::MAX).max(1);
+        let vocabulary = u32::try_from(target.model().info().vocab_size).unwrap_or(u32::MAX).max(1);
         let prompts: Vec<Vec<u32>> = (0..shape.batch)
             .map(|_| (0..shape.prompt_tokens).map(|_| random.random_range(0..vocabulary)).collect())
             .collect();
-        let options =
-            GenerateOptions::new().max_tokens(shape.generate_tokens).ignore_eos(true).cancel(cancel.clone());
-        let began = Instant::now();
-        let requests = prompts.into_iter().map(|prompt| request(model, prompt, options.clone(), began));
-        let requests = try_join_all(requests).await?;
+        let requests = match target {
+            Target::Model(model) => send(*model, prompts, shape, cancel).await?,
+            Target::Http(_, clients) => tokio::select! {
+                sent = clients.send(&prompts, shape) => sent?,
+                () = cancel.cancelled() => Vec::new(),
+            },
+        };
         if !cancel.is_cancelled() {
             for request in &requests {
                 ensure!(
@@ -85,6 +110,19 @@ impl Trial {
     }
 }
 
+/// Sends the requests at once.
+async fn send(
+    model: &dyn TextModel,
+    prompts: Vec<Vec<u32>>,
+    shape: Shape,
+    cancel: &CancellationToken,
+) -> anyhow::Result<Vec<Request>> {
+    let options =
+        GenerateOptions::new().max_tokens(shape.generate_tokens).ignore_eos(true).cancel(cancel.clone());
+    let began = Instant::now();
+    try_join_all(prompts.into_iter().map(|prompt| request(model, prompt, options.clone(), began))).await
+}
+
 async fn request(
     model: &dyn TextModel,
     prompt: Vec<u32>,
@@ -109,6 +147,7 @@ pub(super) struct Report<'a> {
     prompt_tokens: usize,
     generate_tokens: usize,
     batch: usize,
+    http: bool,
     trials: usize,
     seed: u64,
     prefill_tokens_per_second: Spread,
@@ -132,6 +171,7 @@ impl<'a> Report<'a> {
             prompt_tokens: shape.prompt_tokens,
             generate_tokens: shape.generate_tokens,
             batch: shape.batch,
+            http: shape.http,
             trials: trials.len(),
             seed,
             prefill_tokens_per_second: spread(|trial| trial.prefill),
@@ -143,9 +183,10 @@ impl<'a> Report<'a> {
 
     pub(super) fn print(&self, out: &mut Out) -> anyhow::Result<()> {
         let trials = format!(
-            "{} of {} at once, {} prompt tokens and {} generated each",
+            "{} of {} at once{}, {} prompt tokens and {} generated each",
             self.trials,
             render::things(self.batch, "request"),
+            if self.http { " over HTTP" } else { "" },
             self.prompt_tokens,
             self.generate_tokens
         );
@@ -156,7 +197,9 @@ impl<'a> Report<'a> {
         self.decode_tokens_per_second.add_to(&mut table, "decode, tokens/s", &render::rate);
         let first = |ms| format!("{ms:.2}");
         self.time_to_first_token_ms.add_to(&mut table, "time to first token, ms", &first);
-        self.peak_memory_bytes.add_to(&mut table, "peak memory", &|bytes| render::bytes(bytes as u64));
+        if !self.http {
+            self.peak_memory_bytes.add_to(&mut table, "peak memory", &|bytes| render::bytes(bytes as u64));
+        }
         out.table(&table)
     }
 }

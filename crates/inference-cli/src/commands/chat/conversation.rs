@@ -1,28 +1,22 @@
 //! A conversation with a model: its messages, its session, its forks.
 
-use std::{collections::VecDeque, path::Path};
+use std::{collections::VecDeque, path::Path, sync::Arc};
 
 use anyhow::Context as _;
-use inference::{Error, GenerateOptions, Message, Prompt, Role, Session, TextModel, ToolCall};
+use inference::{Error, Message, Prompt, Role, Session, TextModel, ToolCall};
 
+use super::settings::Settings;
 use crate::{
     interrupt::Scope,
+    model,
     render::{self, Out},
     stream::{self, Printed, Show, Style},
 };
 
-/// How answers are generated and printed.
-#[derive(Debug)]
-pub(super) struct Settings {
-    pub(super) options: GenerateOptions,
-    pub(super) json: bool,
-    pub(super) quiet: bool,
-}
-
 /// A conversation: the messages so far and the model that goes on with them.
 #[derive(Debug)]
-pub(super) struct Conversation<'a> {
-    pub(super) model: &'a dyn TextModel,
+pub(super) struct Conversation {
+    model: Arc<dyn TextModel>,
     pub(super) messages: Vec<Message>,
     /// Tool calls that have no result yet.
     open_calls: VecDeque<ToolCall>,
@@ -45,26 +39,69 @@ pub(super) enum ToolResult {
     Last(Message),
 }
 
-impl<'a> Conversation<'a> {
+/// A new session of a model; `None` where its backend has none. The model is closed where that fails.
+async fn new_session(model: &dyn TextModel) -> anyhow::Result<Option<Session>> {
+    match model.session().await {
+        Ok(session) => Ok(Some(session)),
+        Err(Error::Unsupported { .. }) => Ok(None),
+        Err(error) => {
+            model.close().await?;
+            Err(error.into())
+        }
+    }
+}
+
+impl Conversation {
+    /// A conversation with this model, which it closes at its end.
     pub(super) async fn new(
-        model: &'a dyn TextModel,
+        model: Arc<dyn TextModel>,
         system: Option<&str>,
         settings: Settings,
     ) -> anyhow::Result<Self> {
         let messages = system.into_iter().map(Message::system).collect();
-        let session = match model.session().await {
-            Err(Error::Unsupported { .. }) => None,
-            session => Some(session?),
-        };
-        Ok(Self {
-            model,
-            messages,
-            open_calls: VecDeque::new(),
-            session,
-            forks: Vec::new(),
-            settings,
-            out: Out::new(),
-        })
+        let session = new_session(&*model).await?;
+        let (open_calls, forks, out) = (VecDeque::new(), Vec::new(), Out::new());
+        Ok(Self { model, messages, open_calls, session, forks, settings, out })
+    }
+
+    /// Closes the model.
+    pub(super) async fn close(self) -> anyhow::Result<()> {
+        let Self { model, session, forks, .. } = self;
+        drop((session, forks));
+        Ok(model.close().await?)
+    }
+
+    /// The model's name, and the engine that runs it.
+    pub(super) fn model_name(&self) -> String {
+        let info = self.model.info();
+        let path = info.path.canonicalize().unwrap_or_else(|_| info.path.clone());
+        let name = path.file_name().map_or_else(|| render::path(&path), render::path);
+        format!("{name} on {}", info.backend)
+    }
+
+    /// Goes on with another model, which is loaded beside the present one: a load that fails changes nothing.
+    pub(super) async fn switch(&mut self, named: &Path, scope: &Scope) -> anyhow::Result<()> {
+        let path = model::find(named)?;
+        let quiet = self.settings.quiet || self.settings.json;
+        let next = model::load(&path, &self.settings.load, scope.token(), quiet).await?;
+        self.session = new_session(&*next).await?;
+        // What the former model has computed is of no use to this one.
+        self.forks.iter_mut().for_each(|(_, session)| *session = None);
+        let former = std::mem::replace(&mut self.model, next);
+        Ok(former.close().await?)
+    }
+
+    /// Has the last question answered again, and prints the answer; `None` where there is no question. If that fails, the former
+    /// answer stays.
+    pub(super) async fn retry(&mut self, scope: &Scope) -> Option<anyhow::Result<Printed>> {
+        let question = self.messages.iter().rposition(|message| message.role == Role::User)?;
+        let (former, calls) = (self.messages.split_off(question + 1), std::mem::take(&mut self.open_calls));
+        let printed = self.answer(scope).await;
+        if printed.is_err() {
+            self.messages.extend(former);
+            self.open_calls = calls;
+        }
+        Some(printed)
     }
 
     /// Sends a message, prints the answer, and keeps both. A message that fails is forgotten.
@@ -134,11 +171,16 @@ impl<'a> Conversation<'a> {
     }
 
     /// Goes back to where it was forked last; whether it was.
-    pub(super) fn back(&mut self) -> bool {
-        let Some((messages, session)) = self.forks.pop() else { return false };
+    pub(super) async fn back(&mut self) -> anyhow::Result<bool> {
+        let Some((messages, session)) = self.forks.pop() else { return Ok(false) };
+        let session = match session {
+            Some(session) => Some(session),
+            // It was forked with another model, or the backend has no sessions.
+            None => new_session(&*self.model).await?,
+        };
         (self.messages, self.session) = (messages, session);
         self.open_calls.clear();
-        true
+        Ok(true)
     }
 
     /// Forgets everything but the instructions.

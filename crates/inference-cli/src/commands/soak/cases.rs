@@ -4,6 +4,7 @@ use anyhow::bail;
 use inference::{CancellationToken, Feature, GenerateOptions, Prompt, Token};
 use inference_core::backend::Capabilities;
 use rand::{RngExt as _, rngs::StdRng};
+use serde_json::{Value, json};
 
 /// A request that is sent again and again.
 #[derive(Debug)]
@@ -72,6 +73,16 @@ impl Case {
 
     pub(super) fn options(&self, cancel: CancellationToken) -> GenerateOptions {
         self.options.clone().cancel(cancel)
+    }
+
+    /// The same request as fields of a completion over HTTP.
+    pub(super) fn fields(&self) -> Value {
+        let (options, sampling) = (&self.options, &self.options.sampling);
+        json!({
+            "prompt": self.prompt, "max_tokens": options.max_tokens, "ignore_eos": options.ignore_eos,
+            "temperature": sampling.temperature, "seed": sampling.seed.map(u64::cast_signed), "top_p": sampling.top_p,
+            "top_k": sampling.top_k, "min_p": sampling.min_p, "repetition_penalty": sampling.repetition_penalty,
+        })
     }
 
     /// Fails unless these are the tokens of the lone run.

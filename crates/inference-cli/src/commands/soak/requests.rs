@@ -13,7 +13,7 @@ use super::{
 };
 
 /// A request that is silent for this long hangs.
-const HANG_TIMEOUT: Duration = Duration::from_secs(120);
+pub(super) const HANG_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// The requests of all workers.
 pub(super) struct Requests<'a> {
