@@ -37,7 +37,7 @@ enum Chore {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
-    /// The server's page in Chromium, with the demo model. Needs Debian's `chromium`, and is no part of CI.
+    /// The server's page in Chromium, with the demo model. Needs Debian's `chromium`; `test` does it where that is installed.
     Page {
         /// The folder for screenshots.
         #[arg(long, default_value = "target/page")]

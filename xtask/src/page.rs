@@ -10,6 +10,16 @@ use anyhow::{Context as _, Result};
 
 use crate::{python, sh};
 
+/// The names that Chromium goes by.
+const CHROMIUM: [&str; 2] = ["chromium", "chromium-browser"];
+
+/// Whether Chromium is on the path.
+pub(crate) fn can_run() -> bool {
+    let folders = std::env::var_os("PATH").unwrap_or_default();
+    let has = |folder: std::path::PathBuf| CHROMIUM.iter().any(|name| folder.join(name).is_file());
+    std::env::split_paths(&folders).any(has)
+}
+
 /// A server that ends with this value.
 struct Serving(Child);
 
@@ -27,7 +37,10 @@ impl Drop for Serving {
 pub(crate) fn run(out: &Path) -> Result<()> {
     let python = python::page()?;
     std::fs::create_dir_all(out)?;
-    sh::run(&sh::cargo(), ["build", "--package", "inference-cli"])?;
+    // The tests' own build of the program, so that nothing is compiled twice.
+    let build =
+        ["test", "--workspace", "--all-features", "--exclude", "xtask", "--test", "serve", "--no-run"];
+    sh::run(&sh::cargo(), build)?;
     let mut command = Command::new("target/debug/inference");
     let child = command.args(["serve", "--port", "0"]).stderr(Stdio::piped()).spawn();
     let mut serving = Serving(child.context("cannot start the server")?);

@@ -1,10 +1,13 @@
 //! Every test of the project.
 
+use std::path::Path;
+
 use anyhow::Result;
 
-use crate::{python, sh};
+use crate::{page, python, sh};
 
-/// Runs `cargo test` with these arguments; without any, everything: the workspace and the out-of-tree example. Property tests
+/// Runs `cargo test` with these arguments; without any, everything: the workspace, the server's page where Chromium is installed, and the
+/// out-of-tree example. Property tests
 /// try the same cases each time, unless `PROPTEST_RNG_SEED` says which others.
 ///
 /// # Errors
@@ -31,6 +34,11 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
         ["test", "--workspace", "--all-features", "--exclude", "xtask", "--no-fail-fast"],
         variables(),
     )?;
+    if page::can_run() {
+        page::run(Path::new("target/page"))?;
+    } else {
+        eprintln!("Chromium is not installed: the server's page is NOT tested");
+    }
     let example = "examples/abacus-backend/Cargo.toml";
     sh::run(&cargo, ["test", "--workspace", "--manifest-path", example, "--target-dir", "target/examples"])
 }

@@ -93,6 +93,7 @@ def tools(page: Page):
     page.click("#settings-save")
     assert "Tools" in page.inner_text("#settings-error")
     page.fill("#tools", '[{"type": "function", "function": {"name": "weather"}}]')
+    assert page.inner_text("#settings-error") == ""
     page.fill("#system", "Be brief.")
     page.fill("#temperature", "0.5")
     page.screenshot(path=SHOTS / "settings.png")
@@ -140,6 +141,8 @@ with sync_playwright() as playwright:
         else:
             ask(page, "What is the capital of France?", 1)
             page.screenshot(path=SHOTS / "phone.png")
+            bubble, column = page.locator("article.user .body").bounding_box(), page.locator("article.user").bounding_box()
+            assert abs(bubble["x"] + bubble["width"] - column["x"] - column["width"]) < 1, "the question is not at the right"
             page.click("#menu")
             page.locator("#conversations .open").wait_for()
             assert not page.evaluate("document.documentElement.scrollWidth > innerWidth")
