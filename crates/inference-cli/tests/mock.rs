@@ -453,7 +453,7 @@ fn bench_measures_over_http() {
     succeeded(&output);
     let report = &json_lines(&output)[0];
     assert!(
-        report["http"] == true && report["decode_tokens_per_second"]["min"].as_f64().unwrap() > 0.0,
+        report["http"] == true && report["prefill_tokens_per_second"]["min"].as_f64().unwrap() > 0.0,
         "{report}"
     );
 }

@@ -40,7 +40,8 @@ pub(crate) fn span(backend: &str, request: u64, session: bool) -> Span {
 impl Metrics {
     /// Records them in the span in which the request was handed over, with how it ended, and says so there.
     pub(crate) fn record(&self, span: &Span, end: Result<&FinishReason, &Error>) {
-        let count = |name, count: usize| span.record(name, count as u64);
+        // Signed: OpenTelemetry has no other whole numbers, and would be told them as texts.
+        let count = |name, count: usize| span.record(name, i64::try_from(count).unwrap_or(i64::MAX));
         count("prompt_tokens", self.prompt_tokens);
         count("cached_tokens", self.cached_tokens);
         count("generated_tokens", self.generated_tokens);
@@ -55,8 +56,8 @@ impl Metrics {
             time("inter_token_p50_seconds", inter_token.p50);
             time("inter_token_p99_seconds", inter_token.p99);
         }
-        span.record("peak_memory_bytes", self.peak_memory_bytes);
-        span.record("active_memory_bytes", self.active_memory_bytes);
+        span.record("peak_memory_bytes", self.peak_memory_bytes.cast_signed());
+        span.record("active_memory_bytes", self.active_memory_bytes.cast_signed());
         match end {
             Ok(reason) => span.record("end", tracing::field::debug(reason)),
             Err(error) => span.record("end", error.kind()),

@@ -88,7 +88,7 @@ async fn finish(State(server): State<Server>, request: Request, next: Next) -> R
     let span = trace::span(&request, &path, &id);
     let response = next.run(request).instrument(span.clone()).await;
     let status = response.status().as_u16();
-    span.record("http.response.status_code", status);
+    span.record("http.response.status_code", i64::from(status));
     server.metrics().response(&path, status);
     let milliseconds = began.elapsed().as_millis();
     tracing::debug!(request = id, path, status, milliseconds, "answered");

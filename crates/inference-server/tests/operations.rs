@@ -140,7 +140,12 @@ async fn a_client_that_does_not_read_holds_up_no_other_and_is_sent_away() {
     let model = mock_model().await;
     let options = ServeOptions::new().write_timeout(Duration::from_millis(500));
     let settings = Settings::new().stream_interval(Duration::ZERO);
-    let server = Running::start_with(Models::single("mock", model.clone()), settings, options);
+    // Connections have the listener's buffers: little fits between a server that writes and a client that does not read.
+    let listener = TcpSocket::new_v4().unwrap();
+    listener.set_send_buffer_size(4096).unwrap();
+    listener.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = listener.listen(64).unwrap().into_std().unwrap();
+    let server = Running::start_on(listener, Models::single("mock", model.clone()), settings, options);
     let mut unread = raw(&server, &raw_post(&endless("mock"))).await;
     server.until(|| model.stats().active == 1).await;
     for _ in 0..20 {
