@@ -32,7 +32,12 @@ impl Running {
         Self::start_on(TcpListener::bind("127.0.0.1:0").unwrap(), models, settings, options)
     }
 
-    pub fn start_on(listener: TcpListener, models: Models, settings: Settings, options: ServeOptions) -> Self {
+    pub fn start_on(
+        listener: TcpListener,
+        models: Models,
+        settings: Settings,
+        options: ServeOptions,
+    ) -> Self {
         let url = format!("http://{}", listener.local_addr().unwrap());
         let server = Server::new(models, settings);
         let (end, ended) = oneshot::channel();
