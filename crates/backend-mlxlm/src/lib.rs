@@ -37,9 +37,9 @@ mod config;
 mod failure;
 mod generation;
 mod interpreter;
+mod launch;
 mod model;
 mod options;
-mod process;
 mod protocol;
 
 pub use backend::{DESCRIPTOR, MlxLmBackend};

@@ -2,15 +2,12 @@
 
 use std::{
     path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use async_trait::async_trait;
-use futures::lock::Mutex as AsyncMutex;
+use child_process::{Keeper, KillOnDrop, Launch};
 use inference_core::{
     CancellationToken, Classification, ClassifyOptions, Error, GenerateOptions, LabelScore, LoadOptions,
     ModelInfo, ModelManifest, ModelStats, Prompt, Result, TemplateOptions, TextModel, TokenStream,
@@ -25,7 +22,7 @@ use crate::{
     failure::error_of,
     generation::{CREDIT, Generation},
     interpreter::REMEDY,
-    process::Launch,
+    launch::launch,
     protocol::{self, ErrorKind, Event, Memory, Request, decode_floats, or_minus_infinity},
 };
 
@@ -50,10 +47,8 @@ pub(crate) struct MlxLmModel {
 struct ChildSource {
     launch: Launch,
     hang_timeout: Duration,
-    restart: bool,
     load: protocol::Load,
-    current: AsyncMutex<Option<Arc<Client>>>,
-    closed: AtomicBool,
+    keeper: Keeper<Client>,
 }
 
 /// What the child says of a model that it has loaded.
@@ -76,19 +71,12 @@ impl MlxLmModel {
             cache_limit: options.cache_limit,
             trust_remote_code: own.trust_remote_code,
         };
-        let launch = Launch {
-            python: own.python.unwrap_or_else(|| python.to_owned()),
-            environment: own.environment,
-            max_line_bytes: own.max_line_bytes,
-        };
         let mut info = config::describe(&manifest, options.context_length)?;
         let child = ChildSource {
-            launch,
+            launch: launch(own.python.clone().unwrap_or_else(|| python.to_owned()), &own),
             hang_timeout: own.hang_timeout,
-            restart: own.restart,
             load,
-            current: AsyncMutex::new(None),
-            closed: AtomicBool::new(false),
+            keeper: Keeper::new(own.restart),
         };
         // The tokenizer is read while the child reads the weights.
         let path = manifest.path().to_owned();
@@ -98,7 +86,7 @@ impl MlxLmModel {
             () = options.cancel.cancelled() => return Err(Error::Cancelled),
         };
         let text = text.await?;
-        *child.current.lock().await = Some(client);
+        child.keeper.set(client).await;
         info.parameters = loaded.parameters;
         // MLX would ban an id that the model lacks in memory that is another's.
         let ends = text.tokenizer().eos_ids().iter().copied();
@@ -201,7 +189,7 @@ impl TextModel for MlxLmModel {
 
     async fn generate(&self, prompt: Prompt, options: GenerateOptions) -> Result<TokenStream> {
         let called = Instant::now();
-        self.child.check_open()?;
+        self.child.keeper.check_open()?;
         self.text.check_options(&prompt, &options)?;
         let limits = PromptLimits::new(&self.info, 0).with_cancel(options.cancel.clone());
         let prompt = self.text.prepare(prompt, &options.template, limits).await?;
@@ -216,18 +204,18 @@ impl TextModel for MlxLmModel {
     }
 
     async fn tokenize(&self, prompt: Prompt, options: TemplateOptions) -> Result<Vec<u32>> {
-        self.child.check_open()?;
+        self.child.keeper.check_open()?;
         Ok(self.text.prepare(prompt, &options, PromptLimits::without_context(&self.info)).await?.ids)
     }
 
     async fn decode(&self, tokens: Vec<u32>) -> Result<String> {
-        self.child.check_open()?;
+        self.child.keeper.check_open()?;
         let limits = PromptLimits::without_context(&self.info);
         self.text.run(limits, move |text, _| Ok(text.tokenizer().decode(&tokens, false))).await
     }
 
     async fn classify(&self, prompts: Vec<Prompt>, options: ClassifyOptions) -> Result<Vec<Classification>> {
-        self.child.check_open()?;
+        self.child.keeper.check_open()?;
         let labels = options.labels.as_deref().unwrap_or_default();
         let limits = PromptLimits::new(&self.info, 0).with_cancel(options.cancel.clone());
         let label_tokens = self.text.encode_labels(&options, limits.clone()).await?;
@@ -254,7 +242,7 @@ impl TextModel for MlxLmModel {
 
     fn stats(&self) -> ModelStats {
         let mut stats = self.stats.snapshot();
-        if let Some(client) = self.child.current.try_lock().as_deref().and_then(Option::as_ref) {
+        if let Some(client) = self.child.keeper.current() {
             let Memory { active_memory, peak_memory, cache_memory } = client.memory();
             stats.memory.active_bytes = active_memory;
             stats.memory.peak_bytes = peak_memory;
@@ -264,13 +252,11 @@ impl TextModel for MlxLmModel {
     }
 
     async fn close(&self) -> Result<()> {
-        self.child.closed.store(true, Ordering::Release);
+        self.child.keeper.close();
         self.shutdown.cancel();
-        let mut current = self.child.current.lock().await;
-        if let Some(client) = current.as_ref() {
+        if let Some(client) = self.child.keeper.take().await {
             client.close().await;
         }
-        *current = None;
         Ok(())
     }
 }
@@ -283,24 +269,9 @@ impl Drop for MlxLmModel {
 }
 
 impl ChildSource {
-    fn check_open(&self) -> Result<()> {
-        if self.closed.load(Ordering::Acquire) { Err(Error::Closed) } else { Ok(()) }
-    }
-
     /// The child; a new one where the last has crashed.
     async fn get(&self) -> Result<Arc<Client>> {
-        let mut current = self.current.lock().await;
-        self.check_open()?;
-        if let Some(client) = current.as_ref() {
-            match client.ended() {
-                None => return Ok(client.clone()),
-                Some(error) if !self.restart => return Err(error),
-                Some(error) => tracing::warn!("starting again: {error}"),
-            }
-        }
-        let (client, _) = self.start().await?;
-        *current = Some(client.clone());
-        Ok(client)
+        self.keeper.get(async { Ok(self.start().await?.0) }).await
     }
 
     /// Starts a child and loads the model in it.
@@ -308,13 +279,12 @@ impl ChildSource {
         let (client, hello) = Client::start(self.launch.clone(), self.hang_timeout).await?;
         if hello.mlx_lm.is_none() || hello.mlx.is_none() {
             let missing = if hello.mlx_lm.is_none() { "mlx_lm" } else { "mlx" };
-            let python = self.launch.python.display();
+            let python = self.launch.program.display();
             let reason = format!("{python} (Python {}) has no {missing}; {REMEDY}", hello.python);
             return Err(Error::unavailable(ID, reason));
         }
-        let client = KillOnDrop(Some(Arc::new(client)));
-        let mut answers =
-            client.get().request(|id| Request::Load(protocol::Load { id, ..self.load.clone() }));
+        let client = KillOnDrop::new(Arc::new(client));
+        let mut answers = client.request(|id| Request::Load(protocol::Load { id, ..self.load.clone() }));
         loop {
             match answers.next().await {
                 None => return Err(answers.stopped()),
@@ -334,31 +304,10 @@ impl ChildSource {
                     return Err(error_of(kind, message, needed, "load the model"));
                 }
                 Some(event) => {
-                    client.get().report_violation(format!("it answered a load with {event:?}"));
+                    client.report_violation(format!("it answered a load with {event:?}"));
                     // Wait for its end, which tells why.
                 }
             }
-        }
-    }
-}
-
-/// Kills a child whose load nobody waits for any more.
-struct KillOnDrop(Option<Arc<Client>>);
-
-impl KillOnDrop {
-    fn get(&self) -> &Arc<Client> {
-        self.0.as_ref().expect("the client is there until it is kept")
-    }
-
-    fn keep(mut self) -> Arc<Client> {
-        self.0.take().expect("the client is there until it is kept")
-    }
-}
-
-impl Drop for KillOnDrop {
-    fn drop(&mut self) {
-        if let Some(client) = &self.0 {
-            client.kill();
         }
     }
 }

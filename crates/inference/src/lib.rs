@@ -49,12 +49,13 @@
 //! | --- | --- | --- |
 //! | `metal` (default) | `metal`, `cuda`, `cpu` | MLX in this process, on the devices that this machine has |
 //! | `mlxlm` (default) | `mlx_lm` | Python's mlx_lm in a child process |
+//! | `llamacpp` | `llama_cpp`, `rocm` | llama.cpp's llama-server in a child process, for GGUF files; `rocm` was never run |
 //! | `mock` | `mock` | no model: repeats the prompt's words, for the tests of a program |
 //!
 //! With the feature `hub`, [`load_model`] takes names of models on the Hugging Face Hub as well, and `.download(true)` fetches
 //! what is not in the cache.
 //!
-//! Options that only one engine has are in its module, `inference::metal` or `inference::mlxlm`.
+//! Options that only one engine has are in its module, `inference::metal`, `inference::mlxlm` or `inference::llamacpp`.
 //!
 //! An engine of your own is a crate that depends on `inference-core` alone and calls its `register_backend!`; a program that
 //! names the crate (`use my_backend as _;`) has it in [`load_model`] with no further line.
@@ -67,6 +68,8 @@ pub mod blocking;
 mod load;
 
 // A crate that no code names is not linked, and would register nothing.
+#[cfg(feature = "llamacpp")]
+pub use backend_llamacpp as llamacpp;
 #[cfg(feature = "metal")]
 pub use backend_metal as metal;
 #[cfg(feature = "mlxlm")]

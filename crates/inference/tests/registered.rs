@@ -5,6 +5,7 @@ use inference::{GenerateOptions, TextModelExt as _, registry::Registry};
 /// The ids that the enabled features promise.
 const PROMISED: &[(bool, &[&str])] = &[
     (cfg!(feature = "metal"), &["metal", "cuda", "cpu"]),
+    (cfg!(feature = "llamacpp"), &["rocm", "llama_cpp"]),
     (cfg!(feature = "mlxlm"), &["mlx_lm"]),
     (true, &["mock"]), // a dev-dependency enables it
 ];
@@ -19,7 +20,7 @@ fn every_enabled_feature_is_registered() {
 
 #[test]
 fn nothing_else_is_registered_and_the_order_is_the_documented_one() {
-    let order = ["metal", "cuda", "cpu", "mlx_lm", "mock"];
+    let order = ["metal", "cuda", "rocm", "cpu", "llama_cpp", "mlx_lm", "mock"];
     let registry = Registry::linked();
     let promised: Vec<_> = order
         .into_iter()

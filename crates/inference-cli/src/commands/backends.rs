@@ -41,7 +41,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     if rows.is_empty() {
-        out.line("this program was built without engines: enable the feature `metal` or `mlxlm`")?;
+        out.line(
+            "this program was built without engines: enable the feature `metal`, `mlxlm` or `llamacpp`",
+        )?;
         return Ok(ExitCode::SUCCESS);
     }
     let mut table = render::table(&["backend", "usable", "why", "version"]);

@@ -1,6 +1,9 @@
 //! Failures, each of the kind that says what to do.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use inference_core::{Error, Feature, Message, ModelManifest, Prompt};
 use tempfile::TempDir;
@@ -109,6 +112,7 @@ pub async fn a_missing_folder_is_an_error(subject: &Subject) -> ClauseResult {
 
 /// A config that is missing, no JSON, or no object is an error that names the file.
 pub async fn a_broken_config_is_named(subject: &Subject) -> ClauseResult {
+    config_is_a_file(subject)?;
     let folder = Copy::of(subject, &["config.json"])?;
     expect(subject, folder.path(), &["io", "invalid_model"], "config.json").await?;
     for text in ["", "{\"model_type\":", "[]", "{}", "{\"model_type\": 7}"] {
@@ -122,13 +126,16 @@ pub async fn a_broken_config_is_named(subject: &Subject) -> ClauseResult {
 pub async fn a_truncated_file_is_named(subject: &Subject) -> ClauseResult {
     let (name, bytes) = weights(subject)?;
     let folder = Copy::of(subject, &[&name])?;
-    let header = header_length(&bytes)?;
-    for length in [0, 7, 8 + header / 2, 8 + header, bytes.len() - 1] {
+    let header = header_length(subject, &bytes)?;
+    let broken = folder.model(subject, &name)?;
+    // A file that does not begin as GGUF is no model of that format, and none that is broken.
+    let magic: &[u8] = if broken == folder.path() { b"" } else { b"GGUF" };
+    for length in [magic.len(), 7, 8 + header / 2, 8 + header, bytes.len() - 1] {
         folder.write(&name, &bytes[..length.min(bytes.len() - 1)])?;
-        expect(subject, folder.path(), &["io", "invalid_model"], &name).await?;
+        expect(subject, &broken, &["io", "invalid_model"], &name).await?;
     }
-    folder.write(&name, &u64::MAX.to_le_bytes())?;
-    expect(subject, folder.path(), &["invalid_model"], &name).await
+    folder.write(&name, &[magic, &u64::MAX.to_le_bytes()].concat())?;
+    expect(subject, &broken, &["invalid_model"], &name).await
 }
 
 /// Weights that shrink between the reading of their header and the load are an error that names the file, and no crash.
@@ -137,7 +144,7 @@ pub async fn weights_that_end_after_all_are_named(subject: &Subject) -> ClauseRe
     let folder = Copy::of(subject, &[&name])?;
     folder.write(&name, &bytes)?;
     let manifest = ModelManifest::read(folder.path())?;
-    folder.write(&name, &bytes[..8 + header_length(&bytes)?])?;
+    folder.write(&name, &bytes[..8 + header_length(subject, &bytes)?])?;
     match subject.backend()?.load(manifest, subject.base_load_options()).await {
         Err(error @ (Error::Io { .. } | Error::InvalidModel { .. })) => {
             ensure!(error.to_string().contains(&name), "the error does not name {name}: {error}");
@@ -164,23 +171,29 @@ pub async fn a_broken_tokenizer_is_named(subject: &Subject) -> ClauseResult {
 /// A tensor that the model needs and the file lacks is an error, not a model with a hole.
 pub async fn a_missing_tensor_is_named(subject: &Subject) -> ClauseResult {
     let (name, mut bytes) = weights(subject)?;
-    let header = header_length(&bytes)?;
-    let parsed: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&bytes[8..8 + header])
-        .map_err(|error| Failure::broken(format!("{name}: {error}")))?;
-    let Some(tensor) = parsed.keys().find(|key| *key != "__metadata__") else {
-        return Err(Failure::inconclusive(format!("{name} has no tensors")));
+    let header = header_length(subject, &bytes)?;
+    let (tensor, at) = if ModelManifest::read(subject.folder())?.is_gguf() {
+        // What GGUF calls the tensor behind the last layer, which all families have.
+        let tensor = "output_norm.weight";
+        (tensor.to_owned(), position(&bytes[..header], tensor).map(|at| at.saturating_sub(9)))
+    } else {
+        let parsed: serde_json::Map<String, serde_json::Value> =
+            serde_json::from_slice(&bytes[8..8 + header])
+                .map_err(|error| Failure::broken(format!("{name}: {error}")))?;
+        let Some(tensor) = parsed.keys().find(|key| *key != "__metadata__") else {
+            return Err(Failure::inconclusive(format!("{name} has no tensors")));
+        };
+        (tensor.clone(), position(&bytes[8..8 + header], &format!("\"{tensor}\"")))
     };
     // Renamed in place: the same length, another first letter.
-    let quoted = format!("\"{tensor}\"");
-    let at = bytes[8..8 + header].windows(quoted.len()).position(|w| w == quoted.as_bytes());
     let Some(at) = at else {
-        return Err(Failure::inconclusive(format!("{tensor:?} is escaped in the header")));
+        return Err(Failure::inconclusive(format!("{tensor:?} is not in the header as it is spelt")));
     };
     let letter = &mut bytes[8 + at + 1];
     *letter = if *letter == b'X' { b'Y' } else { b'X' };
     let folder = Copy::of(subject, &[&name])?;
     folder.write(&name, &bytes)?;
-    expect(subject, folder.path(), &["invalid_model", "unsupported_model"], tensor).await
+    expect(subject, &folder.model(subject, &name)?, &["invalid_model", "unsupported_model"], &tensor).await
 }
 
 /// An architecture that nobody knows is refused by name; unnamed, the error lists the backend with its reason.
@@ -237,7 +250,21 @@ async fn expect(subject: &Subject, folder: &Path, kinds: &[&str], names: &str) -
     }
 }
 
+/// Where a text begins in these bytes.
+fn position(bytes: &[u8], text: &str) -> Option<usize> {
+    bytes.windows(text.len()).position(|window| window == text.as_bytes())
+}
+
+/// The clauses about config.json have nothing to judge where a GGUF file stands for it.
+fn config_is_a_file(subject: &Subject) -> ClauseResult {
+    if ModelManifest::read(subject.folder())?.is_gguf() {
+        return Err(Failure::inconclusive("a GGUF file has no config.json"));
+    }
+    Ok(())
+}
+
 fn config(subject: &Subject) -> Result<serde_json::Map<String, serde_json::Value>, Failure> {
+    config_is_a_file(subject)?;
     let path = subject.folder().join("config.json");
     let bytes = fs::read(&path).map_err(|source| Error::io("read", &path, source))?;
     serde_json::from_slice(&bytes).map_err(|error| Error::invalid_file(path, error.to_string()).into())
@@ -256,7 +283,16 @@ pub(super) fn weights(subject: &Subject) -> Result<(String, Vec<u8>), Failure> {
     Ok((name, fs::read(path).map_err(io)?))
 }
 
-fn header_length(bytes: &[u8]) -> Result<usize, Failure> {
+/// Bytes of the header behind the first eight: where the first tensor begins, in a GGUF file.
+fn header_length(subject: &Subject, bytes: &[u8]) -> Result<usize, Failure> {
+    let manifest = ModelManifest::read(subject.folder())?;
+    if manifest.is_gguf() {
+        let starts =
+            manifest.tensors().values().filter(|tensor| tensor.file == 0).map(|tensor| tensor.range.start);
+        let first =
+            starts.min().and_then(|start| usize::try_from(start).ok()).and_then(|start| start.checked_sub(8));
+        return first.ok_or_else(|| Failure::inconclusive("the weights have no tensors"));
+    }
     let length = bytes.first_chunk().map(|first| u64::from_le_bytes(*first) as usize);
     length.ok_or_else(|| Failure::inconclusive("the weights have no header"))
 }
@@ -282,6 +318,13 @@ impl Copy {
 
     pub(super) fn path(&self) -> &Path {
         self.0.path()
+    }
+
+    /// What is loaded of it: the folder, or the file of weights where the model is GGUF. A folder in which that is broken holds no
+    /// model.
+    fn model(&self, subject: &Subject, weights: &str) -> Result<PathBuf, Failure> {
+        let is_gguf = ModelManifest::read(subject.folder())?.is_gguf();
+        Ok(if is_gguf { self.path().join(weights) } else { self.path().to_owned() })
     }
 
     pub(super) fn write(&self, name: &str, bytes: &[u8]) -> ClauseResult {

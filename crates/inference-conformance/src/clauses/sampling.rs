@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 
 use futures::future::join_all;
 use inference_core::{
-    ClassifyOptions, Error, Feature, FinishReason, GenerateOptions, Prompt, StopCause, TextModel,
-    TextModelExt as _, Xtc,
+    ClassifyOptions, Error, Feature, FinishReason, GenerateOptions, ModelManifest, Prompt, StopCause,
+    TextModel, TextModelExt as _, Xtc,
 };
 
 use super::{alone, ended, errors::Copy, ids, some_ids, some_prompts};
@@ -58,6 +58,9 @@ pub async fn temperature_zero_is_greedy(subject: &Subject) -> ClauseResult {
 /// Sampling values of generation_config.json apply to a request that sets none, and to no other.
 pub async fn the_models_own_values_apply_where_none_is_set(subject: &Subject) -> ClauseResult {
     const NAME: &str = "generation_config.json";
+    if ModelManifest::read(subject.folder())?.is_gguf() {
+        return Err(Failure::inconclusive(format!("a GGUF file has no {NAME}")));
+    }
     let folder = Copy::of(subject, &[NAME])?;
     folder.write(NAME, br#"{"do_sample": true, "temperature": 4.0}"#)?;
     let model = subject.load_folder(folder.path(), subject.base_load_options()).await?;

@@ -21,6 +21,7 @@ mod template;
 mod vocab;
 
 use std::{
+    borrow::Cow,
     fmt,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
@@ -35,7 +36,7 @@ use self::{
     model::{Model, Spelling, WordCache},
     normalizer::Normalizer,
     pattern::PatternCompiler,
-    pieces::Pieces,
+    pieces::{Piece, Pieces},
     pre_tokenizer::PreTokenizer,
     special::ends,
     template::TextTemplate,
@@ -198,6 +199,17 @@ impl Tokenizer {
     #[must_use]
     pub fn id_to_token(&self, id: u32) -> Option<String> {
         self.pipeline.id_to_token(id)
+    }
+
+    /// The bytes that a token adds to a text that it does not begin: a part of a character, perhaps. `None` for an id outside the
+    /// vocabulary.
+    #[must_use]
+    pub fn token_bytes(&self, id: u32) -> Option<Cow<'_, [u8]>> {
+        match self.pieces.get(id, false) {
+            Piece::Nothing => None,
+            Piece::Text(bytes) => Some(Cow::Borrowed(bytes)),
+            Piece::Byte(byte) => Some(Cow::Owned(vec![byte])),
+        }
     }
 
     /// The text of a special token, which texts for readers leave out; `None` for any other.
