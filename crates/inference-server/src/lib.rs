@@ -20,6 +20,7 @@
 
 mod access;
 mod anthropic;
+mod embeddings;
 mod error;
 mod generation;
 mod json;
