@@ -3,7 +3,10 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 #![allow(dead_code, unreachable_pub, reason = "each test file uses a part")]
 
-use std::process::{Child, Command, Output, Stdio};
+use std::{
+    io::Write as _,
+    process::{Child, Command, Output, Stdio},
+};
 
 use serde_json::Value;
 
@@ -23,6 +26,13 @@ pub fn run(arguments: &[&str]) -> Output {
 
 pub fn spawn(command: &mut Command) -> Child {
     command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+pub fn with_input(command: &mut Command, input: &str) -> Output {
+    let mut child = spawn(command.stdin(Stdio::piped()));
+    // A program that refuses its arguments ends before it has read.
+    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+    child.wait_with_output().unwrap()
 }
 
 #[cfg(unix)]
