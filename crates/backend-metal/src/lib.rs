@@ -13,6 +13,7 @@
 
 mod arch;
 mod backend;
+mod embedding;
 mod engine;
 mod load;
 mod mlx;

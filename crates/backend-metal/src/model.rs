@@ -12,8 +12,9 @@ use std::{
 use async_trait::async_trait;
 use futures::{StreamExt as _, channel::mpsc, future::try_join};
 use inference_core::{
-    Classification, ClassifyOptions, GenerateOptions, LabelScore, LoadOptions, ModelInfo, ModelManifest,
-    ModelStats, Prompt, Result, Session, TemplateOptions, TextModel, TokenStream,
+    Classification, ClassifyOptions, EmbedOptions, Embedding, Feature, GenerateOptions, LabelScore,
+    LoadOptions, ModelInfo, ModelManifest, ModelStats, Prompt, Relevance, RerankOptions, Result, Session,
+    TemplateOptions, TextModel, TokenStream,
     backend::{SharedStats, spawn_blocking},
     train::{TrainOptions, TrainStream, Trainable, TrainingData},
 };
@@ -22,9 +23,11 @@ use tokio::sync::{OnceCell, oneshot};
 
 use crate::{
     engine::{ClassifyRequest, Handle, Loaded},
+    load::default_pooling,
     mlx::{Device, memory},
+    nn::ModelConfig,
     session::MlxSession,
-    shared_model::SharedModel,
+    shared_model::{EmbeddingModel, Reranker, SharedModel},
     train::TrainRequest,
 };
 
@@ -39,7 +42,8 @@ impl MlxModel {
         // The first to fail cancels the other.
         let text = spawn_blocking(move || TextPipeline::load(&path));
         let loading = Handle::load(device, manifest.clone(), options);
-        let (text, (handle, Loaded { config, layout })) = try_join(text, loading).await?;
+        let (text, (handle, loaded)) = try_join(text, loading).await?;
+        let Loaded { config, layout, embedding } = loaded;
         let mut info = ModelInfo::from_manifest(device.id(), &manifest)?;
         info.eos_token_ids = text.tokenizer().eos_ids().to_vec();
         info.vocab_size = config.vocab_size;
@@ -47,6 +51,11 @@ impl MlxModel {
         info.hidden_size = config.hidden_size;
         info.context_length = config.context_length;
         let length_dependent = config.length_dependent;
+        let embedding = EmbeddingModel {
+            config: embedding,
+            pooling: Some(default_pooling(&config)),
+            reranker: reranker(&config, manifest.model_type(), &text),
+        };
         let (position_bytes, state_bytes) = config.cache_bytes();
         let shared = SharedModel {
             info,
@@ -56,6 +65,8 @@ impl MlxModel {
             position_bytes,
             state_bytes,
             length_dependent,
+            generates: config.generates,
+            embedding,
             manifest,
             adapter,
             fingerprint: OnceCell::new(),
@@ -63,6 +74,21 @@ impl MlxModel {
             closed: AtomicBool::new(false),
         };
         Ok(Self(Arc::new(shared)))
+    }
+}
+
+/// How a model scores documents. Folders do not say that a Qwen 3 is a reranker: any is asked as Qwen3-Reranker is.
+fn reranker(config: &ModelConfig, model_type: &str, text: &TextPipeline) -> Option<Reranker> {
+    if config.scores {
+        return Some(Reranker::Head);
+    }
+    let tokens = ["yes", "no"].map(|token| text.tokenizer().token_to_id(token));
+    match tokens {
+        [Some(yes), Some(no)] if model_type == "qwen3" && config.generates => {
+            let known = [yes, no].iter().all(|id| (*id as usize) < config.vocab_size);
+            known.then_some(Reranker::Judge([yes, no]))
+        }
+        _ => None,
     }
 }
 
@@ -74,14 +100,14 @@ impl TextModel for MlxModel {
 
     async fn generate(&self, prompt: Prompt, options: GenerateOptions) -> Result<TokenStream> {
         let called = Instant::now();
-        self.0.check_open()?;
+        self.0.check_generates(Feature::Generate)?;
         let prompt = self.0.prepare(prompt, &options).await?;
         self.0.generate(prompt, options, called, None)
     }
 
     async fn classify(&self, prompts: Vec<Prompt>, options: ClassifyOptions) -> Result<Vec<Classification>> {
         let model = &*self.0;
-        model.check_open()?;
+        model.check_generates(Feature::Classify)?;
         let labels = options.labels.as_deref().unwrap_or_default();
         let limits = PromptLimits::new(&model.info, 0).with_cancel(options.cancel.clone());
         let label_tokens = model.text.encode_labels(&options, limits.clone()).await?;
@@ -106,6 +132,21 @@ impl TextModel for MlxModel {
         Ok(classifications.collect())
     }
 
+    async fn embed(&self, prompts: Vec<Prompt>, options: EmbedOptions) -> Result<Vec<Embedding>> {
+        self.0.check_open()?;
+        self.0.embed(prompts, options).await
+    }
+
+    async fn rerank(
+        &self,
+        query: String,
+        documents: Vec<String>,
+        options: RerankOptions,
+    ) -> Result<Vec<Relevance>> {
+        self.0.check_open()?;
+        self.0.rerank(query, documents, options).await
+    }
+
     async fn tokenize(&self, prompt: Prompt, options: TemplateOptions) -> Result<Vec<u32>> {
         self.0.check_open()?;
         let limits = PromptLimits::without_context(&self.0.info);
@@ -119,18 +160,18 @@ impl TextModel for MlxModel {
     }
 
     async fn session(&self) -> Result<Session> {
-        self.0.check_open()?;
+        self.0.check_generates(Feature::Session)?;
         Ok(Session::new(Box::new(MlxSession::new(self.0.clone())), ""))
     }
 
     async fn load_session(&self, path: &Path) -> Result<Session> {
-        self.0.check_open()?;
+        self.0.check_generates(Feature::Session)?;
         let (session, note) = MlxSession::load(self.0.clone(), path).await?;
         Ok(Session::new(Box::new(session), note))
     }
 
     fn trainable(&self) -> Option<&dyn Trainable> {
-        Some(self)
+        self.0.generates.then_some(self as _)
     }
 
     fn stats(&self) -> ModelStats {
@@ -187,6 +228,8 @@ mod tests {
             handle: Handle::of_a_thread_that_ends(Device::Cpu),
             layout: String::new(),
             length_dependent: false,
+            generates: true,
+            embedding: EmbeddingModel::default(),
             manifest,
             adapter: None,
             fingerprint: OnceCell::new(),

@@ -7,13 +7,34 @@ use std::{
 };
 
 use inference_core::{
-    ContextOverflow, Error, GenerateOptions, ModelInfo, ModelManifest, Prompt, Result, TokenStream,
-    backend::{AdapterManifest, SharedStats, spawn_blocking},
+    ContextOverflow, Error, Feature, GenerateOptions, ModelInfo, ModelManifest, Pooling, Prompt, Result,
+    TokenStream,
+    backend::{AdapterManifest, EmbeddingConfig, SharedStats, spawn_blocking},
 };
 use inference_text::{Prepared, PromptLimits, TextPipeline};
 use tokio::sync::OnceCell;
 
 use crate::engine::{Handle, Request, SessionTurn};
+
+/// What is known of a model's embeddings.
+#[derive(Debug, Default)]
+pub(crate) struct EmbeddingModel {
+    /// What its folder says.
+    pub(crate) config: EmbeddingConfig,
+    /// How the vectors of tokens become one where nobody says.
+    pub(crate) pooling: Option<Pooling>,
+    /// How it scores documents.
+    pub(crate) reranker: Option<Reranker>,
+}
+
+/// How a model scores documents.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reranker {
+    /// A head scores the query and the document, joined.
+    Head,
+    /// It says whether the document answers the query: the ids of `yes` and `no`.
+    Judge([u32; 2]),
+}
 
 /// What a model shares with its sessions.
 #[derive(Debug)]
@@ -28,6 +49,9 @@ pub(crate) struct SharedModel {
     pub(crate) state_bytes: u64,
     /// Whether positions are encoded by the length of their text.
     pub(crate) length_dependent: bool,
+    /// Whether it generates text.
+    pub(crate) generates: bool,
+    pub(crate) embedding: EmbeddingModel,
     pub(crate) manifest: ModelManifest,
     pub(crate) adapter: Option<PathBuf>,
     pub(crate) fingerprint: OnceCell<String>,
@@ -38,6 +62,15 @@ pub(crate) struct SharedModel {
 impl SharedModel {
     pub(crate) fn check_open(&self) -> Result<()> {
         if self.closed.load(Ordering::Acquire) { Err(Error::Closed) } else { Ok(()) }
+    }
+
+    /// Refuses what a model that generates no text does not do.
+    pub(crate) fn check_generates(&self, feature: Feature) -> Result<()> {
+        self.check_open()?;
+        if self.generates {
+            return Ok(());
+        }
+        Err(Error::unsupported(&self.info.backend, feature))
     }
 
     /// Which weights it has.

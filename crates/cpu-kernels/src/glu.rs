@@ -14,6 +14,8 @@ use crate::{
 pub enum Glu {
     /// SwiGLU: gate · σ(gate) · up
     Silu,
+    /// GeGLU: GELU(gate) · up, with the error function.
+    Gelu,
     /// GeGLU: GELU(gate) · up, with the tanh approximation of GELU.
     GeluTanh,
     /// gate · σ(alpha · gate) · (up + 1), as in gpt-oss. `up` is clamped to ±limit, and `gate` from above.
@@ -85,6 +87,7 @@ impl<G: Element, U: Element, O: Element> Kernel for GluRow<'_, G, U, O> {
     fn run<S: Simd>(self) {
         match self.glu {
             Glu::Silu => self.each(|gate, up| gate * sigmoid(gate) * up),
+            Glu::Gelu => self.each(|gate, up| gelu(gate) * up),
             // (1 + tanh(z)) / 2 is σ(2z).
             Glu::GeluTanh => self.each(|gate, up| {
                 let double = 2.0 * 0.797_884_6;
@@ -117,7 +120,7 @@ impl<G: Element, U: Element, O: Element> GluRow<'_, G, U, O> {
 }
 
 #[inline(always)]
-fn sigmoid(x: f32) -> f32 {
+pub(crate) fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
 }
 
@@ -139,6 +142,31 @@ fn exp(x: f32) -> f32 {
     series * f32::from_bits(((power as i32 + 127) << 23) as u32)
 }
 
+/// x · Φ(x)
+#[inline(always)]
+pub(crate) fn gelu(x: f32) -> f32 {
+    0.5 * x * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2))
+}
+
+/// The error function within 4e-7, without branches: beyond ±4 it is ±1 in single precision, and within, a quotient of polynomials
+/// (the minimax approximation that Eigen and XLA use).
+#[inline(always)]
+fn erf(x: f32) -> f32 {
+    let x = x.clamp(-4.0, 4.0);
+    let square = x * x;
+    let mut above = -2.726_142_4e-10_f32;
+    for term in
+        [2.770_681_4e-8, -2.101_024e-6, -5.692_506_4e-5, -7.349_906_3e-4, -2.954_6e-3, -1.609_603_4e-2]
+    {
+        above = above * square + term;
+    }
+    let mut below = -1.456_607_2e-5_f32;
+    for term in [-2.133_740_5e-4, -1.682_827e-3, -7.373_329e-3, -1.426_473_9e-2] {
+        below = below * square + term;
+    }
+    x * above / below
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -150,5 +178,25 @@ mod tests {
             let (ours, exact) = (f64::from(exp(x)), f64::from(x).exp());
             assert!((ours / exact - 1.0).abs() < 2.5e-7, "{x}: {ours} {exact}");
         }
+    }
+
+    /// Its Taylor series, in double precision.
+    fn exact(x: f64) -> f64 {
+        let (mut term, mut sum) = (x, x);
+        for n in 1..200 {
+            term *= -x * x / f64::from(n);
+            sum += term / f64::from(2 * n + 1);
+        }
+        sum * 2.0 / std::f64::consts::PI.sqrt()
+    }
+
+    #[test]
+    fn erf_is_that_of_its_series() {
+        for step in -4000..=4000 {
+            let x = step as f32 / 1000.0;
+            let (ours, exact) = (f64::from(erf(x)), exact(f64::from(x)));
+            assert!((ours - exact).abs() < 4e-7, "{x}: {ours} {exact}");
+        }
+        assert_eq!((erf(9.0), erf(-9.0)), (erf(4.0), erf(-4.0)));
     }
 }

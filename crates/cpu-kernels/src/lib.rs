@@ -49,6 +49,7 @@
 //!   (`TDPBF16PS`), and without AMX `VDPBF16PS` does.
 //! - The last pass of `Bf16InterleavedGemv` uses `Bf16Gemv` if it has four rows or fewer.
 
+mod activation;
 mod argmax;
 mod attention;
 #[cfg(target_arch = "x86_64")]
@@ -62,6 +63,7 @@ mod glu;
 mod isa;
 mod kernels;
 mod kv;
+mod layer_norm;
 mod matmul;
 mod matmul_grad;
 mod matmul_kernel;
@@ -79,12 +81,14 @@ mod storage;
 #[cfg(target_arch = "x86_64")]
 mod tiles;
 
-pub use attention::{AttentionBackward, AttentionParams};
+pub use activation::ElementActivation;
+pub use attention::{AttentionBackward, AttentionParams, PackedTexts};
 pub use error::{Error, Result};
 pub use glu::{Glu, GluInput};
 pub use isa::Isa;
 pub use kernels::Kernels;
 pub use kv::{Heads, KvCache, KvView, QuantizedHeads, Queries};
+pub use layer_norm::LayerNorm;
 pub use norm::RmsNorm;
 pub use operand::{Floats, FloatsMut, Matrices, Scales, Weights};
 pub use quantization::{QuantMode, Quantization};

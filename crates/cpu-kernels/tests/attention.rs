@@ -4,7 +4,9 @@
 mod common;
 
 use common::{Kind, Vector, close, kernels, kinds, vector};
-use cpu_kernels::{AttentionParams, Floats, Heads, Kernels, KvCache, KvView, QuantizedHeads, Queries};
+use cpu_kernels::{
+    AttentionParams, Floats, Heads, Kernels, KvCache, KvView, PackedTexts, QuantizedHeads, Queries,
+};
 use proptest::prelude::*;
 
 /// Keys or values `[kv_heads, capacity, head_dim]`.
@@ -219,4 +221,84 @@ fn operands_that_do_not_fit_are_refused() {
         "the number of heads is 3, expected a multiple of the 2 heads of keys"
     );
     assert!(run(2, 2, &AttentionParams { window: Some(0), ..how }).is_err());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
+
+    #[test]
+    fn texts_attend_to_themselves(
+        (kv_heads, sharing, head_dim) in (1..4_usize, 1..4_usize, 1..70_usize),
+        lengths in prop::collection::vec(prop_oneof![1..10_usize, 1..150_usize], 1..5),
+        window in prop::option::of(1..90_usize),
+        causal in any::<bool>(),
+        seed in any::<u64>(),
+        kind in kinds(),
+        kernels in kernels(),
+    ) {
+        let (heads, scale) = (kv_heads * sharing, 1.3 / (head_dim as f32).sqrt());
+        let tokens: usize = lengths.iter().sum();
+        // Queries, keys and values in one, as one projection makes them.
+        let stride = (heads + 2 * kv_heads) * head_dim;
+        let qkv = vector(kind, tokens * stride, seed);
+        let part = |first: usize| {
+            let data = match qkv.floats() {
+                Floats::F32(data) => Floats::F32(&data[first * head_dim..]),
+                Floats::F16(data) => Floats::F16(&data[first * head_dim..]),
+                Floats::Bf16(data) => Floats::Bf16(&data[first * head_dim..]),
+            };
+            Heads { data, head_stride: head_dim, token_stride: stride }
+        };
+        let texts = PackedTexts { queries: part(0), keys: part(heads), values: part(heads + kv_heads), lengths: &lengths };
+        let how = AttentionParams { heads, kv_heads, head_dim, scale, window, softcap: None, sinks: None };
+        let mut out = vector(kind, tokens * heads * head_dim, 0);
+        kernels.attention_packed(&texts, &how, causal, out.floats_mut()).unwrap();
+        let mut start = 0;
+        for length in &lengths {
+            for token in 0..*length {
+                let reach = window.unwrap_or(usize::MAX);
+                let seen: Vec<usize> = (0..*length)
+                    .filter(|key| key.abs_diff(token) < reach && (!causal || *key <= token))
+                    .collect();
+                for head in 0..heads {
+                    let at = |token: usize, head: usize, i: usize| (start + token) * stride + head * head_dim + i;
+                    let (key_head, value_head) = (heads + head / sharing, heads + kv_heads + head / sharing);
+                    let weights: Vec<f64> = seen.iter().map(|key| {
+                        let product = |i| qkv.get(at(token, head, i)) * qkv.get(at(*key, key_head, i));
+                        ((0..head_dim).map(product).sum::<f64>() * f64::from(scale)).exp()
+                    }).collect();
+                    let total: f64 = weights.iter().sum();
+                    for i in 0..head_dim {
+                        let mixed: f64 =
+                            seen.iter().zip(&weights).map(|(key, weight)| weight * qkv.get(at(*key, value_head, i))).sum();
+                        close(out.get(((start + token) * heads + head) * head_dim + i), mixed / total, 2.0, kind)?;
+                    }
+                }
+            }
+            start += length;
+        }
+    }
+}
+
+#[test]
+fn texts_that_do_not_fit_are_refused() {
+    let (data, mut out) = (vector(Kind::F32, 12, 1), vector(Kind::F32, 12, 0));
+    let all = Heads { data: data.floats(), head_stride: 4, token_stride: 4 };
+    let how = AttentionParams {
+        heads: 1,
+        kv_heads: 1,
+        head_dim: 4,
+        scale: 1.0,
+        window: None,
+        softcap: None,
+        sinks: None,
+    };
+    let mut run = |lengths: &[usize]| {
+        let texts = PackedTexts { queries: all, keys: all, values: all, lengths };
+        Kernels::new().unwrap().attention_packed(&texts, &how, false, out.floats_mut())
+    };
+    run(&[1, 2]).unwrap();
+    assert!(run(&[1, 0, 2]).is_err());
+    assert!(run(&[1, 1]).is_err());
+    assert!(run(&[usize::MAX, 4]).is_err());
 }

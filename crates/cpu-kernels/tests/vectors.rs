@@ -4,7 +4,9 @@
 mod common;
 
 use common::{Kind, Vector, kinds, vector};
-use cpu_kernels::{Floats, Glu, GluInput, Heads, Isa, Kernels, Queries, RmsNorm, RotaryTable};
+use cpu_kernels::{
+    ElementActivation, Floats, Glu, GluInput, Heads, Isa, Kernels, LayerNorm, Queries, RmsNorm, RotaryTable,
+};
 use proptest::{prelude::*, test_runner::TestCaseError};
 
 fn kernels() -> impl Strategy<Value = Kernels> {
@@ -61,6 +63,46 @@ proptest! {
             let values: Vec<_> = (0..size).map(|i| x.get(row * size + i)).collect();
             for (i, exact) in normalised(&values, &weight, 1e-5).into_iter().enumerate() {
                 near(out_kind, out.get(row * size + i), exact, 1.0)?;
+            }
+        }
+    }
+
+    #[test]
+    fn layer_norm(rows in 1..60_usize, size in 1..700_usize, seed in any::<u64>(), x_kind in kinds(), out_kind in kinds(),
+                  [adds, biased] in any::<[bool; 2]>(), kernels in kernels()) {
+        let [x, y] = [0, 1].map(|i| vector(x_kind, rows * size, seed ^ i));
+        let [weight, bias] = [2, 3].map(|i| vector(x_kind, size, seed ^ i));
+        let norm = LayerNorm { weight: weight.floats(), bias: biased.then(|| bias.floats()), eps: 1e-3 };
+        let mut out = vector(out_kind, rows * size, 0);
+        kernels.layer_norm(x.floats(), adds.then(|| y.floats()), &norm, out.floats_mut()).unwrap();
+        for row in 0..rows {
+            let value = |i: usize| x.get(row * size + i) + if adds { y.get(row * size + i) } else { 0.0 };
+            let mean = (0..size).map(value).sum::<f64>() / size as f64;
+            let variance = (0..size).map(|i| (value(i) - mean).powi(2)).sum::<f64>() / size as f64;
+            for i in 0..size {
+                let exact = (value(i) - mean) / (variance + 1e-3).sqrt() * weight.get(i);
+                let exact = exact + if biased { bias.get(i) } else { 0.0 };
+                near(out_kind, out.get(row * size + i), exact, 4.0 + exact.abs())?;
+            }
+        }
+    }
+
+    #[test]
+    fn activate(size in 1..5000_usize, seed in any::<u64>(), x_kind in kinds(), out_kind in kinds(), kernels in kernels()) {
+        let x = vector(x_kind, size, seed);
+        use ElementActivation::{Gelu, GeluTanh, Relu, Silu};
+        for activation in [Gelu, GeluTanh, Silu, Relu] {
+            let mut out = vector(out_kind, size, 0);
+            kernels.activate(x.floats(), activation, out.floats_mut()).unwrap();
+            for i in 0..size {
+                let x = x.get(i);
+                let exact = match activation {
+                    Relu => x.max(0.0),
+                    Silu => x / (1.0 + (-x).exp()),
+                    Gelu => gelu(x),
+                    _ => x * 0.5 * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x.powi(3))).tanh()),
+                };
+                near(out_kind, out.get(i), exact, 2.0)?;
             }
         }
     }
@@ -148,7 +190,7 @@ proptest! {
 
     #[test]
     fn gate(rows in 1..70_usize, size in 1..900_usize, apart in any::<bool>(), seed in any::<u64>(), kind in kinds(),
-            gating in prop::sample::select(vec![Glu::Silu, Glu::GeluTanh, Glu::Clamped { alpha: 1.7, limit: 0.5 }]),
+            gating in prop::sample::select(vec![Glu::Silu, Glu::Gelu, Glu::GeluTanh, Glu::Clamped { alpha: 1.7, limit: 0.5 }]),
             kernels in kernels()) {
         let x = vector(kind, 2 * rows * size, seed);
         let mut out = vector(kind, rows * size, 0);
@@ -162,6 +204,7 @@ proptest! {
             let (gate, up) = (x.get(at), x.get(at + offset));
             let exact = match gating {
                 Glu::Silu => gate * sigmoid(gate) * up,
+                Glu::Gelu => gelu(gate) * up,
                 Glu::GeluTanh => {
                     let z = (2.0 / std::f64::consts::PI).sqrt() * (gate + 0.044_715 * gate.powi(3));
                     0.5 * gate * (1.0 + z.tanh()) * up
@@ -175,6 +218,17 @@ proptest! {
             near(kind, out.get(index), exact, 1.0)?;
         }
     }
+}
+
+/// x · Φ(x), by the Taylor series of the error function.
+fn gelu(x: f64) -> f64 {
+    let z = x / 2.0_f64.sqrt();
+    let (mut term, mut sum) = (z, z);
+    for n in 1..60 {
+        term *= -z * z / f64::from(n);
+        sum += term / f64::from(2 * n + 1);
+    }
+    0.5 * x * (1.0 + sum * 2.0 / std::f64::consts::PI.sqrt())
 }
 
 /// The elements from `start` on.

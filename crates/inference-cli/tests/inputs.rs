@@ -5,9 +5,8 @@
 mod support;
 
 use std::{
-    io::Write as _,
     path::Path,
-    process::{Command, Output, Stdio},
+    process::{Command, Output},
 };
 
 use serde_json::{Value, json};
@@ -17,13 +16,6 @@ use support::*;
 /// The same lines as another system's editor saves them.
 fn as_windows(lines: &str) -> String {
     format!("\u{feff}{}", lines.replace('\n', "\r\n"))
-}
-
-fn with_input(command: &mut Command, input: &str) -> Output {
-    let mut child = spawn(command.stdin(Stdio::piped()));
-    // A program that refuses its arguments ends before it has read.
-    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
-    child.wait_with_output().unwrap()
 }
 
 fn mock(command: &str, model: &Path) -> Command {

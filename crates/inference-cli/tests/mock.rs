@@ -325,6 +325,54 @@ fn classify_scores_labels_and_prints_logits() {
 }
 
 #[test]
+fn embed_writes_lines_and_arrays() {
+    let folder = model();
+    let embed = |arguments: &[&str], input: &str| {
+        let mut command = inference(&["embed", "--backend=mock", "--model"]);
+        with_input(command.arg(folder.path()).args(arguments), input)
+    };
+    let output = embed(&["a b", "-", "--dimensions=8"], "c\n{\"id\": \"x\", \"text\": \"a b\"}\n\n");
+    let lines = json_lines(&output);
+    assert_eq!(lines.len(), 3);
+    assert_eq!(
+        (&lines[0]["index"], &lines[0]["tokens"], &lines[2]["id"]),
+        (&json!(0), &json!(2), &json!("x"))
+    );
+    assert_eq!(lines[0]["embedding"], lines[2]["embedding"]);
+    assert_eq!(lines[0]["embedding"].as_array().unwrap().len(), 8);
+    assert!(errors(&output).contains("3 vectors of 8 dimensions"), "{}", errors(&output));
+    let bits = json_lines(&embed(&["a", "--format=binary", "--quiet"], ""));
+    assert_eq!(bits[0]["embedding"].as_array().unwrap().len(), 8);
+    let file = folder.path().join("vectors.npy");
+    assert!(embed(&["a", "b c", "--output", file.to_str().unwrap()], "").status.success());
+    let bytes = std::fs::read(&file).unwrap();
+    assert_eq!((&bytes[..8], bytes.len()), (&b"\x93NUMPY\x01\x00"[..], 128 + 2 * 64 * 4));
+    let header = String::from_utf8_lossy(&bytes[10..128]);
+    assert!(header.contains("'descr': '<f4'") && header.contains("'shape': (2, 64)"), "{header}");
+    assert_eq!(embed(&["a", "--dimensions=100"], "").status.code(), Some(2));
+    assert_eq!(embed(&["a", "--prefix=x", "--prefix-name=y"], "").status.code(), Some(2));
+    assert_eq!(embed(&["-"], "").status.code(), Some(2));
+}
+
+#[test]
+fn rerank_orders_documents() {
+    let folder = model();
+    let rerank = |arguments: &[&str]| {
+        inference(&["rerank", "--backend=mock", "--model"])
+            .arg(folder.path())
+            .args(["where cats sleep", "tin", "cats sleep here", "cats"])
+            .args(arguments)
+            .output()
+            .unwrap()
+    };
+    let table = text(&rerank(&[]));
+    let rows: Vec<&str> = table.lines().collect();
+    assert!(rows[1].contains("cats sleep here") && rows[3].contains("tin"), "{table}");
+    let lines = json_lines(&rerank(&["--json", "--raw", "--top-n=1"]));
+    assert_eq!(lines, [json!({"index": 1, "score": 1.0, "tokens": 6, "document": "cats sleep here"})]);
+}
+
+#[test]
 fn batch_answers_each_prompt_once() {
     let folder = model();
     let file = folder.path().join("prompts.jsonl");

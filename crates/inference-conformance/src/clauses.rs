@@ -3,6 +3,7 @@
 pub mod cancelling;
 pub mod classify;
 pub mod closing;
+pub mod embedding;
 pub mod errors;
 pub mod generate;
 pub mod loading;
@@ -36,6 +37,7 @@ pub(crate) const ALL: &[&[Clause]] = &[
     processing::CLAUSES,
     log_probabilities::CLAUSES,
     classify::CLAUSES,
+    embedding::CLAUSES,
     errors::CLAUSES,
     metrics::CLAUSES,
     tokenizing::CLAUSES,

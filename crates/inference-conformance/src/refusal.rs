@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use inference_core::{
-    ClassifyOptions, ContextOverflow, Error, Feature, GenerateOptions, KvBits, Message, Prompt, Result,
-    TemplateOptions, TextModel, Xtc,
+    ClassifyOptions, ContextOverflow, EmbedOptions, Error, Feature, GenerateOptions, KvBits, Message, Prompt,
+    RerankOptions, Result, TemplateOptions, TextModel, Xtc,
 };
 
 use crate::{ClauseResult, Failure, Subject, clause::ensure};
@@ -74,6 +74,14 @@ async fn ask(subject: &Subject, model: &dyn TextModel, feature: Feature) -> Opti
         Feature::Tokenize => {
             let prompt = subject.prompt.clone();
             return Some(model.tokenize(prompt, TemplateOptions::new()).await.map(drop));
+        }
+        Feature::Embed => {
+            return Some(model.embed(vec![subject.prompt.clone()], EmbedOptions::new()).await.map(drop));
+        }
+        Feature::Rerank => {
+            let documents = vec!["a document".to_owned()];
+            let scored = model.rerank("a query".to_owned(), documents, RerankOptions::new()).await;
+            return Some(scored.map(drop));
         }
         Feature::Session => return Some(model.session().await.map(drop)),
         Feature::Train => {

@@ -24,6 +24,8 @@ pub struct Subject {
     load_options: LoadOptions,
     loader: Option<Loader>,
     model: Arc<Mutex<Option<Arc<dyn TextModel>>>>,
+    reranker_folder: Option<PathBuf>,
+    reranker: Arc<Mutex<Option<Arc<dyn TextModel>>>>,
     pub(crate) expected: BTreeMap<String, String>,
     pub(crate) deadline: Duration,
     pub(crate) prompt: Prompt,
@@ -44,6 +46,8 @@ impl Subject {
             load_options: LoadOptions::new(),
             loader: None,
             model: Arc::default(),
+            reranker_folder: None,
+            reranker: Arc::default(),
             expected: BTreeMap::new(),
             deadline: Duration::from_secs(60),
             prompt: "The quick brown fox jumps over the lazy dog, and then it runs back to the".into(),
@@ -68,6 +72,13 @@ impl Subject {
     #[must_use]
     pub fn load_options(mut self, options: LoadOptions) -> Self {
         self.load_options = options;
+        self
+    }
+
+    /// The folder of a model that reranks, where the subject's own does not.
+    #[must_use]
+    pub fn reranker_folder(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.reranker_folder = Some(folder.into());
         self
     }
 
@@ -198,6 +209,21 @@ impl Subject {
         Ok(loaded)
     }
 
+    /// The model that reranks, loaded at the first call: the subject's own where no other was given.
+    ///
+    /// # Errors
+    /// It cannot be loaded.
+    pub async fn reranker(&self) -> Result<Arc<dyn TextModel>> {
+        let Some(folder) = &self.reranker_folder else { return self.model().await };
+        let mut model = self.reranker.lock().await;
+        if let Some(model) = &*model {
+            return Ok(model.clone());
+        }
+        let loaded = self.load_folder(folder, self.load_options.clone()).await?;
+        *model = Some(loaded.clone());
+        Ok(loaded)
+    }
+
     /// The model loaded for the caller alone, with the subject's options.
     ///
     /// # Errors
@@ -247,7 +273,7 @@ impl Subject {
     /// The subject without the model that clauses have shared: the next clause loads a new one.
     #[must_use]
     pub fn without_model(&self) -> Self {
-        Self { model: Arc::default(), ..self.clone() }
+        Self { model: Arc::default(), reranker: Arc::default(), ..self.clone() }
     }
 }
 

@@ -9,15 +9,15 @@ use async_trait::async_trait;
 use futures::FutureExt as _;
 use inference_conformance::{Outcome, all_clauses, run_matching};
 use inference_core::{
-    Classification, ClassifyOptions, Error, GenerateOptions, ModelInfo, ModelStats, Prompt, Result,
-    TemplateOptions, TextModel, TokenStream, backend::Extensions,
+    Classification, ClassifyOptions, EmbedOptions, Embedding, Error, GenerateOptions, ModelInfo, ModelStats,
+    Prompt, Relevance, RerankOptions, Result, TemplateOptions, TextModel, TokenStream, backend::Extensions,
 };
 
 /// A front door that undoes what the core does for every backend: no backend can break these clauses by itself.
 #[derive(Debug)]
 struct Careless(Arc<dyn TextModel>);
 
-const UNDONE: [&str; 11] = [
+const UNDONE: [&str; 13] = [
     "options::foreign_extensions_are_refused",
     "options::ids_outside_the_vocabulary_are_named",
     "sampling::the_models_own_values_apply_where_none_is_set",
@@ -26,6 +26,8 @@ const UNDONE: [&str; 11] = [
     "loading::a_missing_adapter_is_an_error",
     "options::nonsense_is_refused_before_any_work",
     "classify::no_prompts_have_no_answers",
+    "embedding::no_texts_have_no_vectors",
+    "embedding::no_documents_have_no_scores",
     "errors::a_missing_folder_is_an_error",
     "errors::a_broken_config_is_named",
     "errors::a_truncated_file_is_named",
@@ -78,6 +80,25 @@ impl TextModel for Careless {
             return Err(Error::invalid_prompt("there is none"));
         }
         self.0.classify(prompts, options).await
+    }
+
+    async fn embed(&self, prompts: Vec<Prompt>, options: EmbedOptions) -> Result<Vec<Embedding>> {
+        if prompts.is_empty() {
+            return Err(Error::invalid_prompt("there is none"));
+        }
+        self.0.embed(prompts, options).await
+    }
+
+    async fn rerank(
+        &self,
+        query: String,
+        documents: Vec<String>,
+        options: RerankOptions,
+    ) -> Result<Vec<Relevance>> {
+        if documents.is_empty() {
+            return Err(Error::invalid_prompt("there is none"));
+        }
+        self.0.rerank(query, documents, options).await
     }
 
     async fn tokenize(&self, prompt: Prompt, options: TemplateOptions) -> Result<Vec<u32>> {

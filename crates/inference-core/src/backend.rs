@@ -11,6 +11,7 @@
 //! - **Files**: [`TensorInfo`], [`read_tensors`], [`read_json`], [`read_value`], [`read_regular`] and [`open_regular`] trust nothing in a
 //!   folder; [`TensorSource`] computes tensors that are stored in another form; [`ModelFiles`] has a model's text files, also those
 //!   that a GGUF file stands for; [`AdapterManifest`] and [`SessionFile`] are the formats of adapters and saved sessions.
+//! - **Embeddings**: [`EmbeddingConfig`] is what a folder says about them.
 //! - **Training**: [`Batches`], [`TrainState`].
 //! - **Work that blocks**: [`spawn_blocking`].
 
@@ -22,11 +23,12 @@ pub use crate::{
     chat::OutputParser,
     checked::CheckedModel,
     discover::Discover,
+    embedding_config::{DenseActivation, DenseConfig, EmbeddingConfig},
     engine::{Backend, BackendInfo, MemoryControl, MemoryLimits, Support},
     error::BoxError,
     files::{open_regular, read_json, read_regular, read_value},
     model_files::ModelFiles,
-    options::{DEFAULT_MAX_TOKENS, DEFAULT_PENALTY_WINDOW, Extensions, Processor, Progress},
+    options::{DEFAULT_MAX_TOKENS, DEFAULT_PENALTY_WINDOW, Extensions, Processor, Progress, TextObserver},
     printable::Printable,
     register_backend,
     registry::{Availability, BackendDescriptor},

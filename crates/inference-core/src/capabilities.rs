@@ -90,6 +90,10 @@ features! {
     Train = "train",
     /// `TextModel::tokenize` and `TextModel::decode`.
     Tokenize = "tokenize",
+    /// `TextModel::embed`.
+    Embed = "embed",
+    /// `TextModel::rerank`.
+    Rerank = "rerank",
 }
 
 impl Serialize for Feature {

@@ -13,8 +13,8 @@ use async_trait::async_trait;
 use tracing::Instrument as _;
 
 use crate::{
-    Classification, ClassifyOptions, Error, Feature, GenerateOptions, ModelInfo, ModelStats, Prompt, Result,
-    Session, TemplateOptions, TextModel, TokenStream,
+    Classification, ClassifyOptions, EmbedOptions, Embedding, Error, Feature, GenerateOptions, ModelInfo,
+    ModelStats, Prompt, Relevance, RerankOptions, Result, Session, TemplateOptions, TextModel, TokenStream,
     capabilities::Capabilities,
     engine::Backend,
     manifest::GenerationConfig,
@@ -135,6 +135,36 @@ impl TextModel for CheckedModel {
         let span =
             tracing::info_span!("classify", request, backend = self.0.backend(), prompts = prompts.len());
         self.0.model.classify(prompts, options).instrument(span).await
+    }
+
+    async fn embed(&self, prompts: Vec<Prompt>, options: EmbedOptions) -> Result<Vec<Embedding>> {
+        options.validate()?;
+        self.0.check(Feature::Embed, &prompts, std::iter::empty())?;
+        options.extensions.check(self.0.backend(), self.0.extensions)?;
+        refuse_empty(&prompts)?;
+        if prompts.is_empty() {
+            return Ok(Vec::new());
+        }
+        let request = request::next_request();
+        let span = tracing::info_span!("embed", request, backend = self.0.backend(), texts = prompts.len());
+        self.0.model.embed(prompts, options).instrument(span).await
+    }
+
+    async fn rerank(
+        &self,
+        query: String,
+        documents: Vec<String>,
+        options: RerankOptions,
+    ) -> Result<Vec<Relevance>> {
+        self.0.check(Feature::Rerank, &[], std::iter::empty())?;
+        options.extensions.check(self.0.backend(), self.0.extensions)?;
+        if documents.is_empty() {
+            return Ok(Vec::new());
+        }
+        let request = request::next_request();
+        let span =
+            tracing::info_span!("rerank", request, backend = self.0.backend(), documents = documents.len());
+        self.0.model.rerank(query, documents, options).instrument(span).await
     }
 
     async fn tokenize(&self, prompt: Prompt, options: TemplateOptions) -> Result<Vec<u32>> {

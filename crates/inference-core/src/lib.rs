@@ -38,6 +38,8 @@ mod checked;
 mod classify;
 mod completion;
 mod discover;
+mod embedding;
+mod embedding_config;
 mod engine;
 mod error;
 mod files;
@@ -73,6 +75,7 @@ pub use chat_stream::ChatStream;
 pub use classify::{Classification, LabelScore};
 pub use completion::Completion;
 pub use discover::{Discovered, discover};
+pub use embedding::{Embedding, EmbeddingVector, Relevance};
 pub use error::{Error, Result};
 pub use finish::{Finish, FinishReason, StopCause};
 pub use manifest::{
@@ -82,8 +85,9 @@ pub use metrics::{MemoryUsage, Metrics, ModelStats, Percentiles};
 pub use model::{TextModel, TextModelExt};
 pub use model_info::ModelInfo;
 pub use options::{
-    ClassifyOptions, ContextOverflow, GenerateOptions, KvBits, LoadOptions, LoadProgress, LogitsProcessor,
-    SamplingOptions, TemplateOptions, Xtc,
+    ClassifyOptions, ContextOverflow, EmbedOptions, EmbeddingFormat, GenerateOptions, KvBits, LoadOptions,
+    LoadProgress, LogitsProcessor, Pooling, RerankOptions, SamplingOptions, TemplateOptions, TextProgress,
+    Xtc,
 };
 pub use prompt::{Message, Prompt, Role};
 pub use registry::{Load, Registry, explain, load_model};

@@ -28,7 +28,6 @@ use self::{
     gguf::Form,
     layout::{Layout, look},
     quantization::Settings,
-    read::read_tensor,
 };
 pub use self::{
     estimate::MemoryEstimate,
@@ -39,6 +38,7 @@ pub use self::{
 };
 pub(crate) use self::{
     gguf::{TEXT_FILES, metadata, models, text_file},
+    read::read_tensor,
     shards::INDEX,
 };
 use crate::{
@@ -50,6 +50,10 @@ use crate::{
 /// The longest config.json, in bytes; published ones stay under 100 kB. In memory, JSON can take twenty times its
 /// length.
 const LONGEST_CONFIG: u64 = 4 << 20;
+
+/// The `model_type`s of encoders.
+const ENCODERS: [&str; 7] =
+    ["bert", "distilbert", "modernbert", "mpnet", "nomic_bert", "roberta", "xlm-roberta"];
 
 /// A folder in the published layout, config.json and safetensors files, or a GGUF file. Nothing of the weights is read. What they
 /// say is parsed and checked here once, for backends and programs alike.
@@ -271,6 +275,13 @@ impl ModelManifest {
     #[must_use]
     pub fn model_type(&self) -> &str {
         &self.model_type
+    }
+
+    /// Whether the model reads texts as a whole and generates none: it makes embeddings, or scores pairs of texts.
+    #[must_use]
+    pub fn is_encoder(&self) -> bool {
+        ENCODERS.contains(&self.model_type())
+            || self.config.get("use_bidirectional_attention").is_some_and(|both| *both == Value::Bool(true))
     }
 
     /// generation_config.json: the sampling values that the model's publisher recommends. All unset where there is none.

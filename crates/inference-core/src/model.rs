@@ -6,8 +6,9 @@ use async_trait::async_trait;
 use futures::future::join_all;
 
 use crate::{
-    ChatStream, Classification, ClassifyOptions, Completion, Error, Feature, GenerateOptions, Message,
-    ModelInfo, ModelStats, Prompt, Result, Session, TemplateOptions, TokenStream, train::Trainable,
+    ChatStream, Classification, ClassifyOptions, Completion, EmbedOptions, Embedding, Error, Feature,
+    GenerateOptions, Message, ModelInfo, ModelStats, Prompt, Relevance, RerankOptions, Result, Session,
+    TemplateOptions, TokenStream, train::Trainable,
 };
 
 /// A model that is ready to run. Shared freely: calls from many tasks run side by side.
@@ -35,6 +36,39 @@ pub trait TextModel: Debug + Send + Sync + 'static {
     /// # Errors
     /// As [`generate`](Self::generate), for any of the prompts; [`Error::Cancelled`](crate::Error::Cancelled).
     async fn classify(&self, prompts: Vec<Prompt>, options: ClassifyOptions) -> Result<Vec<Classification>>;
+
+    /// The vector of each text, in their order: texts that mean the same have vectors with a small angle between them. A text's vector
+    /// does not depend on what is embedded beside it. Call it with as many texts as there are: engines sort them by length and compute
+    /// them in batches.
+    ///
+    /// A prefix is put before [`Prompt::Text`]. [`Prompt::Tokens`] are taken as they are, special tokens and all; a conversation is
+    /// rendered with the model's chat template.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`](crate::Error::Unsupported): the backend, or this model, makes no embeddings;
+    /// [`Error::InvalidOption`](crate::Error::InvalidOption): more dimensions than vectors have, the name of a prefix that the folder
+    /// lacks, a prefix for what is no text; [`Error::ContextExceeded`](crate::Error::ContextExceeded) for a text that is too long and
+    /// not to be truncated; [`Error::Cancelled`](crate::Error::Cancelled); else as [`classify`](Self::classify).
+    async fn embed(&self, prompts: Vec<Prompt>, options: EmbedOptions) -> Result<Vec<Embedding>> {
+        let _ = (prompts, options);
+        Err(unsupported(self.info(), Feature::Embed))
+    }
+
+    /// How relevant each document is to the query, in the documents' order, by a model that reads both together.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`](crate::Error::Unsupported): the backend, or this model, does not rerank;
+    /// [`Error::InvalidOption`](crate::Error::InvalidOption): an instruction for a model that reads none; else as
+    /// [`embed`](Self::embed).
+    async fn rerank(
+        &self,
+        query: String,
+        documents: Vec<String>,
+        options: RerankOptions,
+    ) -> Result<Vec<Relevance>> {
+        let _ = (query, documents, options);
+        Err(unsupported(self.info(), Feature::Rerank))
+    }
 
     /// The prompt's token ids, as [`generate`](Self::generate) would compute them: a conversation is rendered with the model's
     /// chat template. They may exceed the context.

@@ -143,6 +143,18 @@ impl Ticket {
         })
     }
 
+    /// Awaits another call of the model's, within the deadline. `field` is what the API calls its texts.
+    ///
+    /// # Errors
+    /// The call's, and that the deadline has passed.
+    pub(crate) async fn call<T>(
+        &self,
+        call: impl Future<Output = inference_core::Result<T>>,
+        field: &str,
+    ) -> ApiResult<T> {
+        within(self.deadline, async { call.await.map_err(|error| self.failure(&error, field)) }).await
+    }
+
     /// An error of the engine. One that is gone is forgotten, so that the next request loads the model again.
     fn failure(&self, error: &Error, field: &str) -> ApiError {
         if matches!(error, Error::Closed | Error::Stopped { .. }) {

@@ -21,6 +21,7 @@
 mod access;
 mod anthropic;
 mod connection;
+mod embeddings;
 mod error;
 mod generation;
 mod json;

@@ -9,6 +9,10 @@ use utoipa::OpenApi;
     paths(
         crate::openai::chat::chat,
         crate::openai::completions::complete,
+        crate::embeddings::embeddings,
+        crate::embeddings::rerank,
+        crate::embeddings::tei_embed,
+        crate::embeddings::tei_rerank,
         crate::openai::models::list,
         crate::openai::models::get,
         crate::responses::create,

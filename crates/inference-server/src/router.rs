@@ -19,7 +19,7 @@ use tower_http::{
 use tracing::Instrument as _;
 
 use crate::{
-    access, anthropic,
+    access, anthropic, embeddings,
     error::{ApiError, Dialect},
     generation::new_id,
     openai, openapi, operations, page, responses,
@@ -37,6 +37,10 @@ pub fn router(server: Server) -> Router {
         .route("/v1/models/{*name}", get(openai::models::get))
         .route("/v1/chat/completions", post(openai::chat::chat))
         .route("/v1/completions", post(openai::completions::complete))
+        .route("/v1/embeddings", post(embeddings::embeddings))
+        .route("/v1/rerank", post(embeddings::rerank))
+        .route("/embed", post(embeddings::tei_embed))
+        .route("/rerank", post(embeddings::tei_rerank))
         .route("/v1/responses", post(responses::create))
         .route("/v1/responses/{id}", get(responses::get).delete(responses::delete))
         .route("/v1/messages", post(anthropic::create))

@@ -16,6 +16,7 @@
 
 mod answer;
 mod detokenizer;
+mod embedding;
 mod output_parser;
 mod pipeline;
 mod template;
@@ -24,10 +25,11 @@ mod training;
 
 pub use answer::{AnswerFormat, AnswerParser};
 pub use detokenizer::Detokenizer;
+pub use embedding::{Judgement, TextSettings};
 pub use output_parser::{ChatOutputParser, ThinkingBudget};
 pub use pipeline::{Prepared, PromptLimits, TextPipeline};
 pub use template::ChatTemplate;
-pub use tokenizer::{EncodeLimits, SpecialTokens, Tokenizer};
+pub use tokenizer::{EncodeLimits, EncodedPair, SpecialTokens, Tokenizer};
 pub use training::TokenData;
 
 /// The longest text, in bytes, that is tokenised or that a template may render: some four million tokens, far more than

@@ -254,28 +254,7 @@ impl TextPipeline {
         template: &TemplateOptions,
         limits: &PromptLimits,
     ) -> Result<Vec<Prepared>> {
-        let prepare = |prompts: Vec<Prompt>| -> Result<Vec<Prepared>> {
-            prompts.into_iter().map(|prompt| self.prepare_blocking(prompt, template, limits)).collect()
-        };
-        let threads = thread::available_parallelism().map_or(1, usize::from);
-        let each = prompts.len().div_ceil(threads).max(PROMPTS_EACH);
-        if prompts.len() <= each {
-            return prepare(prompts);
-        }
-        let mut prompts = prompts.into_iter();
-        let parts: Vec<Vec<Prompt>> =
-            std::iter::from_fn(|| Some(prompts.by_ref().take(each).collect::<Vec<_>>()))
-                .take_while(|part| !part.is_empty())
-                .collect();
-        thread::scope(|scope| {
-            let parts: Vec<_> = parts.into_iter().map(|part| scope.spawn(|| prepare(part))).collect();
-            let stopped = |_| {
-                let reason = "a thread that prepares prompts panicked".to_owned();
-                Err(Error::stopped("inference", reason))
-            };
-            let parts = parts.into_iter().map(|part| part.join().unwrap_or_else(stopped));
-            Ok(parts.collect::<Result<Vec<_>>>()?.concat())
-        })
+        on_threads(prompts, |prompt| self.prepare_blocking(prompt, template, limits))
     }
 
     /// The text of a conversation, up to where the assistant begins to speak if `add_generation_prompt`.
@@ -338,7 +317,7 @@ impl TextPipeline {
     }
 
     /// The ids of a text; an error names the model's context, not the count at which we gave up.
-    fn encode(&self, text: &str, add_special: bool, limits: &PromptLimits) -> Result<Vec<u32>> {
+    pub(crate) fn encode(&self, text: &str, add_special: bool, limits: &PromptLimits) -> Result<Vec<u32>> {
         self.tokenizer().encode_within(text, add_special, &limits.encode_limits()).map_err(
             |error| match error {
                 Error::ContextExceeded { tokens, .. } => {
@@ -393,8 +372,35 @@ impl TextPipeline {
     }
 }
 
+/// Does this work for each of the prompts, on as many threads as the machine has where there are enough of them.
+pub(crate) fn on_threads<T: Send, U: Send>(
+    prompts: Vec<T>,
+    work: impl Fn(T) -> Result<U> + Sync,
+) -> Result<Vec<U>> {
+    let threads = thread::available_parallelism().map_or(1, usize::from);
+    let each = prompts.len().div_ceil(threads).max(PROMPTS_EACH);
+    if prompts.len() <= each {
+        return prompts.into_iter().map(work).collect();
+    }
+    let mut prompts = prompts.into_iter();
+    let parts: Vec<Vec<T>> = std::iter::from_fn(|| Some(prompts.by_ref().take(each).collect::<Vec<_>>()))
+        .take_while(|part| !part.is_empty())
+        .collect();
+    let work = &work;
+    thread::scope(|scope| {
+        let run = |part: Vec<T>| scope.spawn(move || part.into_iter().map(work).collect::<Result<Vec<U>>>());
+        let parts: Vec<_> = parts.into_iter().map(run).collect();
+        let stopped = |_| {
+            let reason = "a thread that prepares prompts panicked".to_owned();
+            Err(Error::stopped("inference", reason))
+        };
+        let parts = parts.into_iter().map(|part| part.join().unwrap_or_else(stopped));
+        Ok(parts.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
+    })
+}
+
 /// Engines look ids up unchecked.
-fn check_ids(ids: &[u32], limits: &PromptLimits) -> Result<()> {
+pub(crate) fn check_ids(ids: &[u32], limits: &PromptLimits) -> Result<()> {
     if ids.is_empty() {
         return Err(Error::invalid_prompt("it is empty"));
     }

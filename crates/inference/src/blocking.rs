@@ -24,9 +24,9 @@ use std::{
 
 use futures::{StreamExt as _, executor::block_on};
 use inference_core::{
-    ChatEvent, ChatStream, Classification, ClassifyOptions, Completion, Finish, GenerateOptions, LoadOptions,
-    Message, Metrics, ModelInfo, ModelStats, Prompt, Result, TemplateOptions, TextModel, TextModelExt as _,
-    Token, TokenStream,
+    ChatEvent, ChatStream, Classification, ClassifyOptions, Completion, EmbedOptions, Embedding, Finish,
+    GenerateOptions, LoadOptions, Message, Metrics, ModelInfo, ModelStats, Prompt, Relevance, RerankOptions,
+    Result, TemplateOptions, TextModel, TextModelExt as _, Token, TokenStream,
 };
 
 /// Loads the model in a folder with the best of the linked backends: set options, then [`load`](Load::load).
@@ -127,6 +127,27 @@ impl Model {
     /// As [`TextModel::classify`].
     pub fn classify(&self, prompts: Vec<Prompt>, options: ClassifyOptions) -> Result<Vec<Classification>> {
         block_on(self.0.classify(prompts, options))
+    }
+
+    /// The vector of each text, in their order.
+    ///
+    /// # Errors
+    /// As [`TextModel::embed`].
+    pub fn embed(&self, prompts: Vec<Prompt>, options: EmbedOptions) -> Result<Vec<Embedding>> {
+        block_on(self.0.embed(prompts, options))
+    }
+
+    /// How relevant each document is to the query, in their order.
+    ///
+    /// # Errors
+    /// As [`TextModel::rerank`].
+    pub fn rerank(
+        &self,
+        query: impl Into<String>,
+        documents: Vec<String>,
+        options: RerankOptions,
+    ) -> Result<Vec<Relevance>> {
+        block_on(self.0.rerank(query.into(), documents, options))
     }
 
     /// A new session: a text whose keys and values are kept until it is dropped.

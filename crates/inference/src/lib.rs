@@ -36,6 +36,7 @@
 //! | have reasoning and tool calls of any prompt | [`TokenStream::events`], [`Completion::answer`] |
 //! | tokenize, decode and count | [`TextModel::tokenize`], [`TextModel::decode`], [`TextModelExt::count_tokens`] |
 //! | score labels in one forward pass | [`TextModel::classify`] |
+//! | embed texts as vectors, or say how relevant documents are | [`TextModel::embed`], [`TextModel::rerank`] |
 //! | choose the engine | `load_model(path).backend("cpu")`; [`explain`] says what each makes of a model |
 //! | set how tokens are chosen | [`GenerateOptions`], whose setters say what each value means |
 //! | stop an answer | [`GenerateOptions::cancel`] with a [`CancellationToken`], or drop the stream |
@@ -80,10 +81,11 @@ pub use inference_core::mock;
 #[doc(inline)]
 pub use inference_core::{
     Alternative, AssistantMessage, CancellationToken, ChatEvent, ChatStream, Classification, ClassifyOptions,
-    Completion, ContextOverflow, Error, Feature, Finish, FinishReason, GenerateOptions, KvBits, LabelScore,
-    LoadOptions, LoadProgress, LogitsProcessor, Message, Metrics, ModelInfo, ModelStats, Prompt, Result,
-    Role, SamplingOptions, Session, StopCause, TemplateOptions, TextModel, TextModelExt, Token, TokenStream,
-    ToolCall, Xtc, discover, explain, train,
+    Completion, ContextOverflow, EmbedOptions, Embedding, EmbeddingFormat, EmbeddingVector, Error, Feature,
+    Finish, FinishReason, GenerateOptions, KvBits, LabelScore, LoadOptions, LoadProgress, LogitsProcessor,
+    Message, Metrics, ModelInfo, ModelStats, Pooling, Prompt, Relevance, RerankOptions, Result, Role,
+    SamplingOptions, Session, StopCause, TemplateOptions, TextModel, TextModelExt, TextProgress, Token,
+    TokenStream, ToolCall, Xtc, discover, explain, train,
 };
 #[doc(inline)]
 #[cfg(not(feature = "hub"))]

@@ -169,8 +169,11 @@ pub(crate) fn tower<'a>(weights: &Weights<'a>) -> [Weights<'a>; 2] {
         [weights.at("language_model"), weights.at("language_model.model")]
     } else if weights.has_any("model.language_model") {
         [weights.at("model"), weights.at("model.language_model")]
-    } else {
+    } else if weights.has_any("model") {
         [weights.at(""), weights.at("model")]
+    } else {
+        // A model that was saved without its output layer.
+        [weights.at(""), weights.at("")]
     }
 }
 

@@ -10,7 +10,7 @@ use super::{
     config::{Config, LayerType, Layers, positive, rope_by_type, text_section, tower},
     gemma2::SandwichNorm,
 };
-use crate::nn::{Architecture, Attention, AttentionParams, Decoder, QkNorm, Rope, Weights};
+use crate::nn::{Architecture, Attention, AttentionParams, Decoder, ModelConfig, QkNorm, Rope, Weights};
 
 #[derive(Debug, Deserialize)]
 struct Own {
@@ -41,9 +41,7 @@ pub(super) fn load(weights: &Weights<'_>) -> LoadResult<Box<dyn Architecture>> {
     let Config { mut dims, own, value } = Config::<Own>::read(manifest, section, defaults)?;
     dims.norm_offset = true;
     let invalid = |key: &str, reason: &str| Err(Error::invalid_key(manifest.config_path(), key, reason));
-    if own.use_bidirectional_attention == Some(true) {
-        return invalid("use_bidirectional_attention", "true: an encoder, which generates no text");
-    }
+    let both_ways = own.use_bidirectional_attention == Some(true);
     let pattern = own.sliding_window_pattern.or(own._sliding_window_pattern).unwrap_or(6);
     if pattern == 0 {
         return invalid("sliding_window_pattern", "0, expected a positive number");
@@ -57,8 +55,10 @@ pub(super) fn load(weights: &Weights<'_>) -> LoadResult<Box<dyn Architecture>> {
         if (i + 1) % pattern == 0 { LayerType::FullAttention } else { LayerType::SlidingAttention }
     })?;
     let layers = dims.layers(&model)?.zip(types).map(|(layer, layer_type)| {
-        let attend =
-            AttentionParams { window: own.layers.window(layer_type), ..AttentionParams::full(scale) };
+        // Both ways, the window has half of its positions on each side, and the token itself.
+        let window =
+            own.layers.window(layer_type).map(|window| if both_ways { window / 2 + 1 } else { window });
+        let attend = AttentionParams { both_ways, window, ..AttentionParams::full(scale) };
         let rope = match layer_type {
             LayerType::FullAttention => &global,
             LayerType::SlidingAttention => &local,
@@ -70,8 +70,11 @@ pub(super) fn load(weights: &Weights<'_>) -> LoadResult<Box<dyn Architecture>> {
     });
     let layers = layers.collect::<LoadResult<Vec<_>>>()?;
     let decoder = Decoder::load(&root, &model, &dims, layers, &[&global, &local])?;
+    let config = decoder.config.clone();
+    let generates = config.generates && !both_ways;
     let cap = own.final_logit_softcapping;
     Ok(Box::new(Decoder {
+        config: ModelConfig { generates, encodes: both_ways, ..config },
         embed_scale: Some((dims.hidden_size as f32).sqrt()),
         logit_cap: cap.map(|cap| positive(manifest, "final_logit_softcapping", cap)).transpose()?,
         ..decoder

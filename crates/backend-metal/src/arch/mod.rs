@@ -1,9 +1,11 @@
 //! Model architectures: one file a family, one table of them all.
 
 mod apertus;
+mod bert;
 mod cohere2;
 mod config;
 mod deepseek_v3;
+mod distilbert;
 mod ernie4_5;
 mod ernie4_5_moe;
 mod exaone4;
@@ -23,7 +25,10 @@ mod llama;
 mod minimax_m2;
 mod mistral;
 mod mixtral;
+mod modernbert;
+mod mpnet;
 mod nemotron;
+mod nomic_bert;
 mod olmo2;
 mod olmo3;
 mod olmoe;
@@ -64,6 +69,7 @@ pub(crate) struct Family {
 /// Every family.
 pub(crate) const ARCHITECTURES: &[Family] = &[
     Family { name: "Apertus", model_types: &["apertus"], load: apertus::load, skips: &[] },
+    Family { name: "BERT", model_types: &["bert"], load: bert::load, skips: &[] },
     Family { name: "Command R7B, A", model_types: &["cohere2"], load: cohere2::load, skips: &[] },
     Family {
         name: "DeepSeek V3, Kimi K2",
@@ -71,6 +77,7 @@ pub(crate) const ARCHITECTURES: &[Family] = &[
         load: deepseek_v3::load,
         skips: &[],
     },
+    Family { name: "DistilBERT", model_types: &["distilbert"], load: distilbert::load, skips: &[] },
     Family { name: "ERNIE 4.5", model_types: &["ernie4_5"], load: ernie4_5::load, skips: &[] },
     Family { name: "ERNIE 4.5 MoE", model_types: &["ernie4_5_moe"], load: ernie4_5_moe::load, skips: &[] },
     Family { name: "EXAONE 4", model_types: &["exaone4"], load: exaone4::load, skips: &[] },
@@ -114,7 +121,10 @@ pub(crate) const ARCHITECTURES: &[Family] = &[
         skips: &[Vision],
     },
     Family { name: "Mixtral", model_types: &["mixtral"], load: mixtral::load, skips: &[] },
+    Family { name: "ModernBERT", model_types: &["modernbert"], load: modernbert::load, skips: &[] },
+    Family { name: "MPNet", model_types: &["mpnet"], load: mpnet::load, skips: &[] },
     Family { name: "Nemotron", model_types: &["nemotron"], load: nemotron::load, skips: &[] },
+    Family { name: "Nomic BERT", model_types: &["nomic_bert"], load: nomic_bert::load, skips: &[] },
     Family { name: "OLMo 2", model_types: &["olmo2"], load: olmo2::load, skips: &[] },
     Family { name: "OLMo 3", model_types: &["olmo3"], load: olmo3::load, skips: &[] },
     Family { name: "OLMoE", model_types: &["olmoe"], load: olmoe::load, skips: &[] },
@@ -151,6 +161,12 @@ pub(crate) const ARCHITECTURES: &[Family] = &[
         skips: &[Vision, Mtp],
     },
     Family { name: "Qwen3-Next", model_types: &["qwen3_next"], load: qwen3_5::load_next, skips: &[Mtp] },
+    Family {
+        name: "RoBERTa, XLM-RoBERTa",
+        model_types: &["roberta", "xlm-roberta"],
+        load: bert::load_roberta,
+        skips: &[],
+    },
     Family { name: "Seed-OSS", model_types: &["seed_oss"], load: seed_oss::load, skips: &[] },
     Family { name: "SmolLM 3", model_types: &["smollm3"], load: smollm3::load, skips: &[] },
     Family { name: "StableLM", model_types: &["stablelm"], load: stablelm::load, skips: &[] },

@@ -2,7 +2,7 @@
 
 use inference_core::{
     Error, KvBits, LoadOptions, ModelManifest, Result,
-    backend::{AdapterManifest, MemoryControl as _, MemoryLimits},
+    backend::{AdapterManifest, EmbeddingConfig, MemoryControl as _, MemoryLimits},
 };
 use mlx_rs::with_stream;
 
@@ -45,6 +45,8 @@ pub(crate) struct Loaded {
     pub(crate) config: ModelConfig,
     /// How it keeps keys and values.
     pub(crate) layout: String,
+    /// What its folder says about embeddings.
+    pub(crate) embedding: EmbeddingConfig,
 }
 
 /// Loads a model. `observe` is called as weights come in and while they are awaited; the load ends once it returns `false`.
@@ -98,12 +100,12 @@ fn load_within_limits(
         Ok::<_, Error>(model)
     })?;
     let mut config = model.config().clone();
-    let made_for = manifest.context_length()?.unwrap_or(config.context_length).min(MOST_POSITIONS);
-    let context_length = options.context_length.unwrap_or(made_for);
-    if context_length > made_for {
-        tracing::warn!(context_length, made_for, "the context is longer than the model was made for");
-    }
+    let context_length = context_length(&manifest, &config, options)?;
     config.context_length = context_length;
+    if options.kv_bits.is_some() && config.encodes {
+        let reason = "an encoder keeps no keys and values".to_owned();
+        return Err(Error::invalid_option("kv_bits", reason));
+    }
     let kv_scheme = options.kv_bits.map(|bits| kv_scheme(bits, config.head_dim)).transpose()?;
     let engine = EngineConfig {
         backend: device.id(),
@@ -118,8 +120,30 @@ fn load_within_limits(
     let budget = Budget::new(&config, kv_scheme, move || free_memory(device));
     let mut scheduler = Scheduler::new(model.into(), stream, engine, budget);
     scheduler.use_cuda_graphs();
+    let embedding = EmbeddingConfig::read(manifest.path())?;
+    let stream = scheduler.stream.clone();
+    scheduler.dense = with_stream(&stream, || load::load_dense(&embedding, &config))?;
     let layout = scheduler.new_cache().format_id();
-    Ok((scheduler, Loaded { config, layout }))
+    Ok((scheduler, Loaded { config, layout, embedding }))
+}
+
+/// How many tokens a text may have: as many as were asked for, or as the model was made for.
+///
+/// # Errors
+/// [`Error::InvalidOption`]: an encoder has fewer positions than were asked for; [`Error::InvalidModel`].
+fn context_length(manifest: &ModelManifest, config: &ModelConfig, options: &LoadOptions) -> Result<usize> {
+    // Learned positions end with their last row, which is not always the number in config.json.
+    let made_for = manifest.context_length()?.filter(|_| !config.encodes);
+    let made_for = made_for.unwrap_or(config.context_length).min(MOST_POSITIONS);
+    let context_length = options.context_length.unwrap_or(made_for);
+    if context_length > made_for && config.encodes {
+        let reason = format!("{context_length}, but the model has {made_for} positions");
+        return Err(Error::invalid_option("context_length", reason));
+    }
+    if context_length > made_for {
+        tracing::warn!(context_length, made_for, "the context is longer than the model was made for");
+    }
+    Ok(context_length)
 }
 
 /// Positions are 32-bit whole numbers in MLX.

@@ -7,13 +7,14 @@
 //! - `pace`, `budget`: how much a step computes, and how much memory requests may take.
 //! - `sampler`, `constraints`: from logits to tokens.
 //! - `prefix`, `session`: keys and values that outlive their request.
-//! - `classify`: classification.
+//! - `classify`: classification. `embed`: embeddings and relevance.
 
 mod budget;
 mod classify;
 mod constraints;
 mod cuda;
 mod decode;
+mod embed;
 mod execute;
 mod guard;
 mod in_flight;
@@ -37,6 +38,7 @@ use tokio::sync::{mpsc, oneshot};
 
 pub(crate) use self::{
     classify::ClassifyRequest,
+    embed::{EmbedRequest, EmbedText, Wanted},
     load::Loaded,
     row::Request,
     session::{SessionCommand, SessionId, SessionTurn},
@@ -94,6 +96,11 @@ impl Handle {
     /// Hands over a classification; its channel tells the rest.
     pub(crate) fn classify(&self, request: ClassifyRequest) -> Result<()> {
         self.send(Command::Classify { model: self.model, request })
+    }
+
+    /// Hands over texts for embeddings or relevance; its channel tells the rest.
+    pub(crate) fn embed(&self, request: EmbedRequest) -> Result<()> {
+        self.send(Command::Embed { model: self.model, request })
     }
 
     /// Hands over a command about a session.

@@ -14,6 +14,7 @@ use super::{
     budget::Budget,
     classify::ClassifyJob,
     cuda::CudaSteps,
+    embed::EmbedJob,
     guard::guard,
     pace::Pace,
     plan::{ChunkedPrompt, Plan, RowId, View, WaitingPrompt},
@@ -24,7 +25,7 @@ use super::{
 };
 use crate::{
     mlx::{self, Scheme, memory},
-    nn::{Architecture, ExecMode, KvCache, Rotation},
+    nn::{Architecture, DenseLayer, ExecMode, KvCache, Rotation},
     train::TrainJob,
 };
 
@@ -65,6 +66,9 @@ pub(super) struct Scheduler {
     /// Rows whose readers are behind, oldest first. They hold no place in the batch.
     pub(super) paused: Vec<Row>,
     pub(super) jobs: VecDeque<ClassifyJob>,
+    pub(super) embeddings: VecDeque<EmbedJob>,
+    /// The layers behind the pooling of an embedding model.
+    pub(super) dense: Vec<DenseLayer>,
     pub(super) trainings: VecDeque<TrainJob>,
     pub(super) prefixes: PrefixCache,
     pub(super) sessions: Sessions,
@@ -105,6 +109,8 @@ impl Scheduler {
             running: Vec::new(),
             paused: Vec::new(),
             jobs: VecDeque::new(),
+            embeddings: VecDeque::new(),
+            dense: Vec::new(),
             trainings: VecDeque::new(),
             prefixes,
             sessions: Sessions::default(),
@@ -157,6 +163,10 @@ impl Scheduler {
         self.jobs.push_back(job);
     }
 
+    pub(super) fn push_embedding(&mut self, job: EmbedJob) {
+        self.embeddings.push_back(job);
+    }
+
     /// Computes decode steps as CUDA graphs where that can be done. They use the weights as they are now.
     pub(super) fn use_cuda_graphs(&mut self) {
         let (stream, disabled) = (self.stream.clone(), self.config.disable_cuda_graphs);
@@ -181,12 +191,15 @@ impl Scheduler {
         for job in self.jobs.drain(..) {
             job.end(Err(Error::Closed));
         }
+        for job in self.embeddings.drain(..) {
+            job.end(Err(Error::Closed));
+        }
         for job in self.trainings.drain(..) {
             job.end(Err(Error::Closed));
         }
         // What was submitted still runs, on memory that is about to be freed.
         let _ = mlx::synchronize(&self.stream);
-        drop((self.cuda, self.model, self.prefixes, self.sessions));
+        drop((self.cuda, self.model, self.dense, self.prefixes, self.sessions));
         // Without it the weights' memory stays with the allocator; a failure leaves it there.
         let _ = memory::clear_cache();
     }
@@ -213,9 +226,10 @@ impl Scheduler {
     fn step_on_stream(&mut self) -> Progress {
         let waited = self.wait_for_prefill();
         let classified = self.classify_some();
+        let embedded = self.embed_some();
         let plan = Plan::new(&self.view());
         let executed = self.execute(plan);
-        if !(waited || classified || executed) {
+        if !(waited || classified || embedded || executed) {
             return if self.is_blocked() { Progress::Blocked } else { Progress::Idle };
         }
         let peak = memory::take_peak();
@@ -304,6 +318,18 @@ impl Scheduler {
                     job.end(Err(error));
                 }
             }
+        }
+        true
+    }
+
+    /// Computes one batch of a call for embeddings or relevance; several calls take turns.
+    fn embed_some(&mut self) -> bool {
+        let Some(mut job) = self.embeddings.pop_front() else { return false };
+        let (model, dense) = (self.model.as_ref(), &self.dense);
+        match guard(self.config.backend, "embed", || job.advance(model, dense)) {
+            Ok(false) => self.embeddings.push_back(job),
+            Ok(true) => job.finish(),
+            Err(error) => job.end(Err(error)),
         }
         true
     }

@@ -113,7 +113,7 @@ impl Architecture for Fake {
                 let new = states.reshape(&[batch, 1, count, 1])?;
                 store.set_kept(0, [new.clone(), new]);
             }
-            Rows::Prefixed { store: None, .. } | Rows::Uncached => {}
+            Rows::Prefixed { store: None, .. } | Rows::Uncached | Rows::Packed(_) => {}
         }
         states.expand_dims(2)
     }

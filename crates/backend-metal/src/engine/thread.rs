@@ -23,6 +23,7 @@ use tokio::sync::{
 
 use super::{
     classify::{ClassifyJob, ClassifyRequest},
+    embed::{EmbedJob, EmbedRequest},
     guard::panic_text,
     load::{Load, Loaded, load_model},
     row::Request,
@@ -60,6 +61,10 @@ pub(super) enum Command {
     Classify {
         model: ModelId,
         request: ClassifyRequest,
+    },
+    Embed {
+        model: ModelId,
+        request: EmbedRequest,
     },
     Session {
         model: ModelId,
@@ -175,6 +180,10 @@ impl Engine {
             Command::Classify { model, request } => match self.models.get_mut(&model) {
                 Some(scheduler) => scheduler.push_job(ClassifyJob::new(request)),
                 None => ClassifyJob::new(request).end(Err(Error::Closed)),
+            },
+            Command::Embed { model, request } => match self.models.get_mut(&model) {
+                Some(scheduler) => scheduler.push_embedding(EmbedJob::new(request)),
+                None => EmbedJob::new(request).end(Err(Error::Closed)),
             },
             // A model that is closed answers nothing, and its sessions know what that means.
             Command::Session { model, command } => {

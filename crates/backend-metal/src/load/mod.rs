@@ -2,6 +2,7 @@
 
 mod adapter;
 mod convert;
+mod dense;
 mod lock;
 mod staging;
 mod writer;
@@ -11,6 +12,7 @@ use inference_core::{Error, ModelManifest, Result, backend::free_memory};
 pub use self::convert::{ConvertOptions, FuseOptions, convert, fuse};
 pub(crate) use self::{
     adapter::{attach, with_trained_weights},
+    dense::{default_pooling, load_dense},
     lock::lock_folder,
     writer::Writer,
 };

@@ -21,6 +21,9 @@ pub(crate) enum Activation {
     /// x · Φ(x), with tanh instead of the error function.
     #[serde(rename = "gelu_pytorch_tanh", alias = "gelu_new")]
     GeluTanh,
+    /// max(x, 0)
+    #[serde(rename = "relu")]
+    Relu,
     /// max(x, 0)²
     #[serde(rename = "relu2")]
     Relu2,
@@ -31,6 +34,7 @@ impl Activation {
     pub(crate) fn apply(self, x: &Array) -> Result<Array> {
         let number = |value| scalar(value, x.dtype());
         match self {
+            Self::Relu => maximum(x, number(0.0)?),
             Self::Silu => x.multiply(sigmoid(x)?),
             Self::Gelu => {
                 let phi = erf(x.multiply(number(std::f32::consts::FRAC_1_SQRT_2)?)?)?.add(number(1.0)?)?;

@@ -2,12 +2,16 @@
 
 use std::rc::Rc;
 
-use mlx_rs::{Array, error::Result};
+use mlx_rs::{
+    Array,
+    error::{Exception, Result},
+};
 
 use super::{
     cache::{KvCache, LayerState},
     cuda::{Description, Unsupported},
     forward_pass::Rows,
+    packed::PackedTokens,
     parameter::Param,
     registry::ParamRegistry,
 };
@@ -50,6 +54,16 @@ pub(crate) trait Architecture {
     /// # Errors
     /// As [`hidden`](Self::hidden).
     fn logits(&self, hidden: &Array) -> Result<Array>;
+
+    /// The logits `[texts]` of pairs of texts, of their hidden states `[N, 1, hidden_size]`: how relevant the second text of each is to
+    /// the first. Only where [`ModelConfig::scores`].
+    ///
+    /// # Errors
+    /// As [`hidden`](Self::hidden).
+    fn relevance(&self, hidden: &Array, texts: &PackedTokens) -> Result<Array> {
+        let _ = (hidden, texts);
+        Err(Exception::custom("the model scores no pairs of texts"))
+    }
 }
 
 /// How a training step computes the blocks of a model.
@@ -85,6 +99,12 @@ pub(crate) struct ModelConfig {
     pub(crate) length_dependent: bool,
     /// The element type of weights that are not quantised: `bf16`, ….
     pub(crate) dtype: String,
+    /// Whether it generates text: an encoder does not, nor does a checkpoint without an output layer.
+    pub(crate) generates: bool,
+    /// Whether tokens attend both ways, and passes are of [`Rows::Packed`].
+    pub(crate) encodes: bool,
+    /// Whether it has a head that scores pairs of texts.
+    pub(crate) scores: bool,
 }
 
 impl ModelConfig {

@@ -97,7 +97,7 @@ impl Attention {
         rope: Option<Rc<Rope>>,
         attend: AttentionParams,
     ) -> LoadResult<Self> {
-        Self::load_with(weights, NAMES, heads, [qkv_bias, o_bias], rope, attend, false)
+        Self::load_with(weights, ("qkv_proj", NAMES), heads, [qkv_bias, o_bias], rope, attend, false)
     }
 
     /// The same with gates: `q_proj` has for each head its queries and then its gates.
@@ -108,7 +108,7 @@ impl Attention {
         rope: Rc<Rope>,
         attend: AttentionParams,
     ) -> LoadResult<Self> {
-        Self::load_with(weights, NAMES, heads, [bias; 2], Some(rope), attend, true)
+        Self::load_with(weights, ("qkv_proj", NAMES), heads, [bias; 2], Some(rope), attend, true)
     }
 
     /// The same with other names of the four projections.
@@ -120,12 +120,26 @@ impl Attention {
         rope: Option<Rc<Rope>>,
         attend: AttentionParams,
     ) -> LoadResult<Self> {
+        Self::load_with(weights, ("qkv_proj", names), heads, bias, rope, attend, false)
+    }
+
+    /// The same with queries, keys and values in one projection: the names of that and of the output's.
+    pub(crate) fn load_fused(
+        weights: &Weights<'_>,
+        [qkv_proj, o_proj]: [&str; 2],
+        heads: Heads,
+        bias: [bool; 2],
+        rope: Option<Rc<Rope>>,
+        attend: AttentionParams,
+    ) -> LoadResult<Self> {
+        let [q_proj, k_proj, v_proj, _] = NAMES;
+        let names = (qkv_proj, [q_proj, k_proj, v_proj, o_proj]);
         Self::load_with(weights, names, heads, bias, rope, attend, false)
     }
 
     fn load_with(
         weights: &Weights<'_>,
-        [q_proj, k_proj, v_proj, o_proj]: [&str; 4],
+        (qkv_proj, [q_proj, k_proj, v_proj, o_proj]): (&str, [&str; 4]),
         heads: Heads,
         [qkv_bias, o_bias]: [bool; 2],
         rope: Option<Rc<Rope>>,
@@ -136,7 +150,7 @@ impl Attention {
         let (queries, keys) = (heads * head_dim, kv_heads * head_dim);
         let names = [(q_proj, queries * (1 + usize::from(gated))), (k_proj, keys), (v_proj, keys)];
         Ok(Self {
-            qkv_proj: Projections::load(weights, "qkv_proj", names, hidden_size, qkv_bias)?,
+            qkv_proj: Projections::load(weights, qkv_proj, names, hidden_size, qkv_bias)?,
             o_proj: Linear::load(&weights.at(o_proj), hidden_size, queries, o_bias)?,
             norm: QkNorm::None,
             rope,
@@ -187,7 +201,7 @@ impl Attention {
             o_proj,
             norm,
             rope,
-            attend: AttentionParams { scale, window, softcap, sinks },
+            attend: AttentionParams { scale, both_ways, window, softcap, sinks, bias },
             gated,
             rope_first,
             query_scale,
@@ -197,6 +211,9 @@ impl Attention {
             head_dim,
         } = self;
         builder.heads([*heads, *kv_heads, *head_dim])?;
+        if *both_ways || bias.is_some() {
+            return Err(Unsupported("attention to later positions".to_owned()));
+        }
         if *gated || *rope_first || query_scale.is_some() || clip.is_some() {
             return Err(Unsupported("gates, scales or bounds of queries".to_owned()));
         }
@@ -225,6 +242,8 @@ impl Attention {
             return self.forward_gated(x, pass, layer);
         }
         let [mut queries, keys, values] = match ExecMode::current() {
+            // There is nothing to do to them.
+            ExecMode::CpuKernels if pass.is_packed() && self.rope.is_none() => self.rotate(x, pass)?,
             ExecMode::CpuKernels => self.fused_qk_norm_rope(x, pass)?,
             _ => self.rotate(x, pass)?,
         };

@@ -127,8 +127,12 @@ impl<B: Block> Decoder<B> {
         let embed_tokens = Embedding::load(&model.at(embedding), dims.vocab_size, dims.hidden_size)?;
         let lm_head = output_layer(weights, &model.at(embedding), dims, &embed_tokens)?;
         let states = layers.iter().map(Block::state).collect();
+        let length_dependent = ropes.iter().any(|rope| rope.depends_on_length());
+        // Without an output layer, what is made of the embedding computes no logits of use.
+        let generates = lm_head.is_some();
+        let lm_head = lm_head.unwrap_or_else(|| embed_tokens.as_linear());
         Ok(Self {
-            config: dims.model_config(weights, states, ropes.iter().any(|rope| rope.depends_on_length())),
+            config: ModelConfig { generates, ..dims.model_config(weights, states, length_dependent) },
             recompute_at: ropes.iter().find_map(|rope| rope.switch()),
             norm,
             embed_tokens,
@@ -144,18 +148,23 @@ impl<B: Block> Decoder<B> {
 }
 
 /// The output layer: `lm_head`, or the embedding if the config ties them. A tied checkpoint may hold a head that differs from
-/// the embedding, because it was trained: it is used, as transformers does.
+/// the embedding, because it was trained: it is used, as transformers does. `None`: the checkpoint has none.
 fn output_layer(
     weights: &Weights<'_>,
     embedding: &Weights<'_>,
     dims: &Dimensions,
     embed_tokens: &Embedding,
-) -> LoadResult<Linear> {
+) -> LoadResult<Option<Linear>> {
     // Language towers of multimodal models have their head in their own scope or at the top.
     let own = weights.at("lm_head");
     let head = if own.has_any("") { own } else { weights.root().at("lm_head") };
+    // A model that makes embeddings may be saved without its output layer: then nothing lies outside of its own scope.
+    let headless = !head.has_any("") && embedding.name("") == "embed_tokens.";
+    if !dims.tie_word_embeddings && headless {
+        return Ok(None);
+    }
     if !dims.tie_word_embeddings {
-        return Linear::load(&head, dims.vocab_size, dims.hidden_size, false);
+        return Linear::load(&head, dims.vocab_size, dims.hidden_size, false).map(Some);
     }
     if head.has("weight") && !head.is_stored_like(embedding)? {
         tracing::warn!(
@@ -164,12 +173,12 @@ fn output_layer(
             head.name("weight"),
             embedding.name("weight"),
         );
-        return Linear::load(&head, dims.vocab_size, dims.hidden_size, false);
+        return Linear::load(&head, dims.vocab_size, dims.hidden_size, false).map(Some);
     }
     // Some publishers store the embedding twice.
     let prefix = head.name("");
     weights.skip(|name| name.starts_with(&prefix));
-    Ok(embed_tokens.as_linear())
+    Ok(Some(embed_tokens.as_linear()))
 }
 
 impl<B: Block + 'static> Decoder<B> {

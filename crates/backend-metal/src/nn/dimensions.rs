@@ -99,6 +99,9 @@ impl Dimensions {
             length_dependent,
             parameters: manifest.parameters(),
             dtype: weights.float_name().to_owned(),
+            generates: true,
+            encodes: false,
+            scores: false,
         }
     }
 
@@ -106,8 +109,23 @@ impl Dimensions {
     ///
     /// # Errors
     /// [`Error::InvalidModel`] names both numbers.
-    pub(crate) fn layers<'a>(&self, weights: &Weights<'a>) -> Result<impl Iterator<Item = Weights<'a>>> {
-        let prefix = weights.name("layers.");
+    pub(crate) fn layers<'a>(
+        &self,
+        weights: &Weights<'a>,
+    ) -> Result<impl Iterator<Item = Weights<'a>> + use<'a>> {
+        self.layers_named(weights, "layers")
+    }
+
+    /// The same of layers that are called otherwise.
+    ///
+    /// # Errors
+    /// As [`layers`](Self::layers).
+    pub(crate) fn layers_named<'a>(
+        &self,
+        weights: &Weights<'a>,
+        name: &str,
+    ) -> Result<impl Iterator<Item = Weights<'a>> + use<'a>> {
+        let prefix = weights.name(format_args!("{name}."));
         let names = weights.manifest().tensors().keys();
         let found: BTreeSet<usize> =
             names.filter_map(|name| name.strip_prefix(&prefix)?.split('.').next()?.parse().ok()).collect();
@@ -116,7 +134,7 @@ impl Dimensions {
             let reason = format!("{}, but the files hold no {prefix}{missing}", self.num_hidden_layers);
             return Err(Error::invalid_key(weights.manifest().config_path(), "num_hidden_layers", reason));
         }
-        let layers = weights.at("layers");
+        let layers = weights.at(name);
         Ok((0..self.num_hidden_layers).map(move |i| layers.index(i)))
     }
 

@@ -7,6 +7,7 @@
 //! | rows | tokens | mode | cache write | attention |
 //! |---|---|---|---|---|
 //! | `Uncached`, `Prefixed` | B × T | any | none | `attention` |
+//! | `Packed` | N × 1, the tokens of all texts | any | none | `packed::attend` |
 //! | `Cached` | B × 1, or 1 × T that fit the window contiguously | `CpuKernels` | in place | `cpu::attend_in_place` |
 //! | `Cached`, one row in its group | 1 × T | any other case | `KvCache::update` | `attention`; `sdpa::masked` with a sink mask |
 //! | `Cached`, a group of rows | B × 1 | not `CpuKernels` | `cache::update_batch` | `sdpa::masked` with the mask of slots |
@@ -32,6 +33,7 @@ use super::{
     cache::{self, BatchSlots, KvCache, Window},
     cpu::{self, RotaryTable},
     exec::ExecMode,
+    packed::{self, PackedTokens},
     rope::{Offsets, Rope},
     sdpa::{Masks, flatten_heads, masked},
     shared_prefix::SharedPrefix,
@@ -55,6 +57,8 @@ pub(crate) enum Rows<'a> {
         /// [`SharedPrefix::of_lengths`].
         store: Option<&'a mut SharedPrefix>,
     },
+    /// Every token is a row, `[N, 1]`: whole texts one after the other, without padding. No cache is kept.
+    Packed(&'a PackedTokens),
 }
 
 /// The rows of a forward pass, shared by all its layers.
@@ -96,6 +100,7 @@ impl<'a> ForwardPass<'a> {
             Rows::Prefixed { prefix, .. } => {
                 (Offsets::Same(prefix.len()), vec![prefix.len() + count as usize; batch as usize])
             }
+            Rows::Packed(texts) => (texts.offsets(batch, count)?, texts.row_lengths()),
             Rows::Cached(caches) => {
                 if caches.len() != batch as usize || batch == 0 || (batch > 1 && count != 1) {
                     let caches = caches.len();
@@ -121,7 +126,7 @@ impl<'a> ForwardPass<'a> {
                 }
                 cache::regroup(caches, mode != ExecMode::CpuKernels)?
             }
-            Rows::Uncached | Rows::Prefixed { .. } => Vec::new(),
+            Rows::Uncached | Rows::Prefixed { .. } | Rows::Packed(_) => Vec::new(),
         };
         Ok(Self {
             mode,
@@ -137,6 +142,11 @@ impl<'a> ForwardPass<'a> {
             layer_inputs: None,
             rotary_tables: Vec::new(),
         })
+    }
+
+    /// Whether whole texts lie one after the other: see [`Rows::Packed`].
+    pub(crate) fn is_packed(&self) -> bool {
+        matches!(self.rows, Rows::Packed(_))
     }
 
     /// Where the tokens of each row begin.
@@ -168,6 +178,12 @@ impl<'a> ForwardPass<'a> {
         params: &AttentionParams,
     ) -> Result<Array> {
         let tokens = self.tokens;
+        if let Rows::Packed(texts) = &self.rows {
+            return packed::attend(texts, [queries, keys, values], params);
+        }
+        if params.both_ways || params.bias.is_some() {
+            return Err(Exception::custom("attention to later positions needs whole texts"));
+        }
         if let Rows::Cached(caches) = &mut self.rows
             && self.mode == ExecMode::CpuKernels
             && caches.iter().all(|cache| cache.fits_contiguously(layer, tokens))
@@ -233,6 +249,7 @@ impl<'a> ForwardPass<'a> {
         let all = 0..new[0].dim(0);
         let caches = match &mut self.rows {
             Rows::Cached(caches) => caches,
+            Rows::Packed(_) => return Err(Exception::custom(NOT_PACKED)),
             Rows::Uncached => {
                 let kept = new.map(Array::clone);
                 return attend(&mut self.masks, Seen { rows: all, kept: &kept, visible: Visible::Causal });
@@ -274,6 +291,7 @@ impl<'a> ForwardPass<'a> {
         step: impl FnOnce(RecurrentInput) -> Result<(Array, Vec<Array>)>,
     ) -> Result<Array> {
         match &mut self.rows {
+            Rows::Packed(_) => Err(Exception::custom(NOT_PACKED)),
             Rows::Uncached => Ok(step(RecurrentInput { states: None, lengths: None })?.0),
             Rows::Cached(caches) => {
                 let states = KvCache::states(caches, layer)?;
@@ -306,10 +324,12 @@ impl<'a> ForwardPass<'a> {
                 }
             }
             Rows::Prefixed { prefix, store: Some(store) } => store.set_len(prefix.len() + self.tokens),
-            Rows::Prefixed { .. } | Rows::Uncached => {}
+            Rows::Prefixed { .. } | Rows::Uncached | Rows::Packed(_) => {}
         }
     }
 }
+
+const NOT_PACKED: &str = "layers of this kind need rows of their own, not texts one after the other";
 
 /// What a layer shows to the rows of a group.
 #[derive(Debug, Clone)]

@@ -84,7 +84,12 @@ impl PlainMlp {
 
     /// `[B, T, hidden]` → the same
     pub(crate) fn forward(&self, x: &Array) -> Result<Array> {
-        self.down_proj.forward(&self.activation.apply(&self.up_proj.forward(x)?)?)
+        let up = self.up_proj.forward(x)?;
+        let activated = match cpu::activate(&up, self.activation) {
+            Some(activated) => activated?,
+            None => self.activation.apply(&up)?,
+        };
+        self.down_proj.forward(&activated)
     }
 }
 

@@ -115,7 +115,20 @@ impl LayerNorm {
     pub(crate) fn forward(&self, x: &Array) -> Result<Array> {
         let weight = self.weight.as_ref().map(Weight::get).transpose()?;
         let bias = self.bias.as_ref().map(Weight::get).transpose()?;
-        fast::layer_norm(x, weight.as_ref(), bias.as_ref(), self.eps)
+        match weight.as_ref().and_then(|weight| cpu::layer_norm(x, None, weight, bias.as_ref(), self.eps)) {
+            Some(normalised) => normalised,
+            None => fast::layer_norm(x, weight.as_ref(), bias.as_ref(), self.eps),
+        }
+    }
+
+    /// The norm of x + y: `[.., size]` each.
+    pub(crate) fn of_sum(&self, x: &Array, y: &Array) -> Result<Array> {
+        let weight = self.weight.as_ref().map(Weight::get).transpose()?;
+        let bias = self.bias.as_ref().map(Weight::get).transpose()?;
+        match weight.and_then(|weight| cpu::layer_norm(x, Some(y), &weight, bias.as_ref(), self.eps)) {
+            Some(normalised) => normalised,
+            None => self.forward(&x.add(y)?),
+        }
     }
 }
 

@@ -30,6 +30,10 @@ pub(super) struct AttentionBlock<'a, E> {
     pub(super) cache: &'a KvCache<'a>,
     pub(super) params: &'a AttentionParams<'a>,
     pub(super) row: usize,
+    /// Where the row's first token is in the output, in tokens.
+    pub(super) first_out: usize,
+    /// Whether a query sees the positions behind its own, too: a window counts them on both sides.
+    pub(super) both_ways: bool,
     pub(super) kv_head: usize,
     pub(super) heads: Range<usize>,
     pub(super) tokens: Range<usize>,
@@ -62,14 +66,14 @@ impl<E: Element> Kernel for AttentionBlock<'_, E> {
         let count = self.heads.len() * self.tokens.len();
         let mut buffers = self.buffers::<S>();
         let mut softmax = OnlineSoftmax::new(self.sinks(), count);
-        let end = self.position(count - 1) + 1;
+        let end = self.end_of_keys(count - 1);
         for start in (self.first_key(0)..end).step_by(KEY_BLOCK) {
             let keys = start..end.min(start + KEY_BLOCK);
             self.score_keys::<S>(&mut buffers, keys.clone());
             let Buffers { width, scores, sums, .. } = &mut buffers;
             for (query, scores) in scores.chunks_exact_mut(KEY_BLOCK).enumerate() {
                 let seen = self.first_key(query).clamp(keys.start, keys.end) - start
-                    ..(self.position(query) + 1).clamp(keys.start, keys.end) - start;
+                    ..self.end_of_keys(query).clamp(keys.start, keys.end) - start;
                 let rescale = softmax.update::<S>(query, scores, seen, self.params.softcap);
                 if rescale != 1.0 {
                     sums[query * *width..][..*width].iter_mut().for_each(|sum| *sum *= rescale);
@@ -107,6 +111,17 @@ impl<E: Element> AttentionBlock<'_, E> {
     #[inline(always)]
     fn first_key(&self, query: usize) -> usize {
         self.params.window.map_or(0, |window| (self.position(query) + 1).saturating_sub(window))
+    }
+
+    /// The end of the keys that a query sees.
+    #[inline(always)]
+    fn end_of_keys(&self, query: usize) -> usize {
+        let (position, len) = (self.position(query), self.cache.len);
+        match (self.both_ways, self.params.window) {
+            (false, _) => position + 1,
+            (true, None) => len,
+            (true, Some(window)) => position.saturating_add(window).min(len),
+        }
     }
 
     /// The sink of each query.
@@ -224,7 +239,7 @@ impl<E: Element> AttentionBlock<'_, E> {
     #[inline(always)]
     fn write<S: Simd>(&self, query: usize, values: &[f32]) {
         let AttentionParams { heads, head_dim, .. } = *self.params;
-        let token = self.row * self.queries.tokens + self.token(query);
+        let token = self.first_out + self.token(query);
         let place = (token * heads + self.head(query)) * head_dim;
         // SAFETY: each task has tokens and heads of its own.
         narrow::<E, S>(&values[..head_dim], unsafe { self.out.part(place, head_dim) });

@@ -51,6 +51,8 @@ impl Kernels {
                     cache: &caches[row],
                     params,
                     row,
+                    first_out: row * tokens,
+                    both_ways: false,
                     kv_head,
                     heads: kv_head * heads_per_kv + first..kv_head * heads_per_kv + end,
                     tokens: block * block_tokens..tokens.min((block + 1) * block_tokens),

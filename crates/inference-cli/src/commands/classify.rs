@@ -11,6 +11,7 @@ use comfy_table::Cell;
 use inference::{CancellationToken, Classification, ClassifyOptions, Message, Prompt};
 
 use crate::{
+    commands::shortened,
     failure::Usage,
     interrupt::Scope,
     model,
@@ -18,9 +19,6 @@ use crate::{
     render::{self, Out},
     text_input,
 };
-
-/// Longest piece of a prompt that a table shows, in characters.
-const SHOWN: usize = 60;
 
 /// Say what a model would answer next: the likeliest token, or the likeliest of some labels
 #[derive(Debug, clap::Args)]
@@ -166,15 +164,6 @@ fn figures(classified: &[Classification], took: Duration) -> String {
     )
 }
 
-/// The text on one line, cut to what a table shows.
-fn shortened(text: &str) -> String {
-    let line: String = text.chars().map(|c| if c == '\n' { ' ' } else { c }).collect();
-    if line.chars().count() <= SHOWN {
-        return line;
-    }
-    line.chars().take(SHOWN - 1).chain(['…']).collect()
-}
-
 /// Lists of token ids as JSON: `[[1,2],[3]]`.
 #[derive(Debug, Clone, PartialEq)]
 struct TokenLists(Vec<Vec<u32>>);
@@ -192,13 +181,6 @@ impl FromStr for TokenLists {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn prompts_are_shown_on_one_line_of_a_tables_width() {
-        assert_eq!(shortened("a\nb"), "a b");
-        let long = shortened(&"ü".repeat(100));
-        assert_eq!((long.chars().count(), long.ends_with('…')), (SHOWN, true));
-    }
 
     #[test]
     fn token_lists_are_json() {

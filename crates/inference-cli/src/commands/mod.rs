@@ -10,6 +10,7 @@ pub(crate) mod convert;
 pub(crate) mod discover;
 #[cfg(feature = "metal")]
 pub(crate) mod dist;
+pub(crate) mod embed;
 pub(crate) mod estimate;
 pub(crate) mod explain;
 #[cfg(feature = "metal")]
@@ -18,6 +19,7 @@ pub(crate) mod generate;
 pub(crate) mod hub;
 pub(crate) mod info;
 pub(crate) mod parity;
+pub(crate) mod rerank;
 pub(crate) mod serve;
 pub(crate) mod shell;
 pub(crate) mod soak;
@@ -31,6 +33,18 @@ fn prompt_or_stdin(prompt: String) -> anyhow::Result<String> {
         return Ok(prompt);
     }
     text_input::read_stdin()
+}
+
+/// Longest piece of a text that a table shows, in characters.
+const SHOWN: usize = 60;
+
+/// The text on one line, cut to what a table shows.
+fn shortened(text: &str) -> String {
+    let line: String = text.chars().map(|c| if c == '\n' { ' ' } else { c }).collect();
+    if line.chars().count() <= SHOWN {
+        return line;
+    }
+    line.chars().take(SHOWN - 1).chain(['…']).collect()
 }
 
 /// Parses a number of requests, tokens or trials: at least 1, and no more than fit into memory.
@@ -47,6 +61,13 @@ fn positive(text: &str) -> Result<usize, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn texts_are_shown_on_one_line_of_a_tables_width() {
+        assert_eq!(shortened("a\nb"), "a b");
+        let long = shortened(&"ü".repeat(100));
+        assert_eq!((long.chars().count(), long.ends_with('…')), (SHOWN, true));
+    }
 
     #[test]
     fn none_is_no_number_of_things() {

@@ -5,7 +5,10 @@
 
 mod serving;
 
-use std::process::{Child, Command, Output, Stdio};
+use std::{
+    io::Write as _,
+    process::{Child, Command, Output, Stdio},
+};
 
 use serde_json::Value;
 
@@ -27,6 +30,13 @@ pub fn run(arguments: &[&str]) -> Output {
 
 pub fn spawn(command: &mut Command) -> Child {
     command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+pub fn with_input(command: &mut Command, input: &str) -> Output {
+    let mut child = spawn(command.stdin(Stdio::piped()));
+    // A program that refuses its arguments ends before it has read.
+    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+    child.wait_with_output().unwrap()
 }
 
 #[cfg(unix)]

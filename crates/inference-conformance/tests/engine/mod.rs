@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should end")]
 
 mod choose;
+mod embedding;
 mod faults;
 mod language;
 mod model;

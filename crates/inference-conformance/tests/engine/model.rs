@@ -13,15 +13,16 @@ use async_trait::async_trait;
 use futures::{executor::block_on, lock::OwnedMutexGuard};
 use inference_conformance::sampler;
 use inference_core::{
-    CancellationToken, ChatEvent, Classification, ClassifyOptions, ContextOverflow, Error, FinishReason,
-    GenerateOptions, LabelScore, LoadOptions, ModelInfo, ModelManifest, ModelStats, Prompt, Result, Session,
-    StopCause, TemplateOptions, TextModel, Token, TokenStream,
+    CancellationToken, ChatEvent, Classification, ClassifyOptions, ContextOverflow, EmbedOptions, Embedding,
+    Error, FinishReason, GenerateOptions, LabelScore, LoadOptions, ModelInfo, ModelManifest, ModelStats,
+    Prompt, Relevance, RerankOptions, Result, Session, StopCause, TemplateOptions, TextModel, Token,
+    TokenStream,
     backend::{OutputParser, ResponseWriter, SharedStats, Verbatim},
     train::Trainable,
 };
 
 use super::{
-    ACTIVE_BYTES, Fault, faults,
+    ACTIVE_BYTES, Fault, embedding, faults,
     language::{EOS, VOCAB, logits, render, syllable, tokenise},
     session::Kept,
     shared_shutdown,
@@ -114,7 +115,11 @@ impl Core {
         if self.closed.load(Ordering::Acquire) { Err(Error::Closed) } else { Ok(()) }
     }
 
-    fn ids(&self, prompt: Prompt, lenient: bool, rotates: bool) -> Result<Vec<u32>> {
+    pub(crate) fn context_length(&self) -> usize {
+        self.info.context_length
+    }
+
+    pub(crate) fn ids(&self, prompt: Prompt, lenient: bool, rotates: bool) -> Result<Vec<u32>> {
         let mut ids = match prompt {
             Prompt::Text(text) => tokenise(&text),
             Prompt::Chat(messages) if self.fault.is("a_chat_reads_every_message") => {
@@ -243,6 +248,19 @@ impl TextModel for Model {
             answers.reverse();
         }
         Ok(answers)
+    }
+
+    async fn embed(&self, prompts: Vec<Prompt>, options: EmbedOptions) -> Result<Vec<Embedding>> {
+        embedding::embed(self, prompts, &options)
+    }
+
+    async fn rerank(
+        &self,
+        query: String,
+        documents: Vec<String>,
+        options: RerankOptions,
+    ) -> Result<Vec<Relevance>> {
+        embedding::rerank(self, query, documents, &options)
     }
 
     async fn tokenize(&self, prompt: Prompt, _: TemplateOptions) -> Result<Vec<u32>> {

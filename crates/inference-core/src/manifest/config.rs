@@ -80,9 +80,10 @@ impl<'a> Config<'a> {
             Some(Value::Object(classes)) => classes,
             Some(value) => return Err(self.wrong("auto_map", value, "an object of class names")),
         };
-        // Some publishers name their modules by an older architecture, which is built in as well.
+        // Some publishers name their modules by an older architecture, or in another way, which is built in as well.
         let module = match model_type {
             "deepseek_v3" | "kimi_k2" => "deepseek",
+            "nomic_bert" => "hf_nomic_bert",
             own => own,
         };
         let own = [model_type, module];

@@ -19,6 +19,8 @@ use crate::{Dtype, Error, KvBits, Result};
 ///   of each layer. Quantised keys and values take their bits, and a scale and a bias of that type for each
 ///   [group](KvBits::group_size).
 ///
+/// An encoder keeps no keys and values.
+///
 /// Activations are left out: they are small next to these, and depend on the engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
@@ -73,6 +75,9 @@ fn estimate(
         if value == 0 {
             return Err(Error::invalid_option(option, "is 0, expected at least 1"));
         }
+    }
+    if manifest.is_encoder() {
+        return Ok(MemoryEstimate { weight_bytes: manifest.weight_bytes(), kv_bytes: 0 });
     }
     let path = manifest.config_path();
     let config = Config::new(&path, &manifest.config);

@@ -2,6 +2,7 @@
 //!
 //! Its tokens are words. `generate` goes on with the prompt's own words from the second on, over and over; at a temperature
 //! it draws from them; the word `<eos>` ends the text. `classify` prefers labels by the letters they share with the prompt.
+//! `embed` counts words by the remainder of their ids, and `rerank` the words of the query that a document has.
 //! It keeps the whole contract and is never selected unless it is named.
 
 mod generation;
@@ -47,6 +48,8 @@ pub const CAPABILITIES: Capabilities = Capabilities::from_features(&[
     Feature::ContextLength,
     Feature::Session,
     Feature::Tokenize,
+    Feature::Embed,
+    Feature::Rerank,
 ]);
 
 const CONTEXT: usize = 1 << 20;

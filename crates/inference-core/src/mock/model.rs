@@ -19,12 +19,16 @@ use super::{
     words::{ID, VOCAB_SIZE, Word, lock},
 };
 use crate::{
-    Classification, ClassifyOptions, Dtype, Error, GenerateOptions, LabelScore, ModelInfo, ModelManifest,
-    ModelStats, Prompt, Result, Session, TemplateOptions, TextModel, TokenStream,
+    Classification, ClassifyOptions, Dtype, EmbedOptions, Embedding, Error, GenerateOptions, LabelScore,
+    ModelInfo, ModelManifest, ModelStats, Prompt, Relevance, RerankOptions, Result, Session, TemplateOptions,
+    TextModel, TextProgress, TokenStream,
     response::{ResponseWriter, SharedStats, Verbatim},
     session::SessionEngine,
     session_file::{SessionFile, SessionTensor},
 };
+
+/// Elements of the mock's vectors.
+const DIMENSIONS: usize = 64;
 
 /// A loaded mock.
 #[derive(Debug)]
@@ -138,6 +142,62 @@ impl TextModel for MockModel {
             });
         }
         Ok(classifications)
+    }
+
+    async fn embed(&self, prompts: Vec<Prompt>, options: EmbedOptions) -> Result<Vec<Embedding>> {
+        let prefix = options.prefix.clone().unwrap_or_default();
+        if options.prefix_name.is_some() {
+            let reason = "the mock's folder has no prefixes".to_owned();
+            return Err(Error::InvalidOption { option: "prefix_name", reason });
+        }
+        let total = prompts.len();
+        let mut embeddings = Vec::with_capacity(total);
+        for prompt in prompts {
+            let prompt = match prompt {
+                Prompt::Text(text) => {
+                    let (text, most) = (format!("{prefix}{text}"), self.0.info.context_length);
+                    let words =
+                        text.split_whitespace().take(if options.truncate { most } else { usize::MAX });
+                    Prompt::Text(words.collect::<Vec<_>>().join(" "))
+                }
+                other => other,
+            };
+            if options.cancel.is_cancelled() {
+                return Err(Error::Cancelled);
+            }
+            let words = self.0.words(prompt, &[])?;
+            let mut vector = vec![0.0_f32; DIMENSIONS];
+            words.iter().for_each(|word| vector[word.id as usize % DIMENSIONS] += 1.0);
+            embeddings.push(Embedding::from_pooled(vector, words.len(), &options, true)?);
+            options
+                .on_progress
+                .iter()
+                .for_each(|seen| seen.report(TextProgress::new(embeddings.len(), total)));
+        }
+        Ok(embeddings)
+    }
+
+    async fn rerank(
+        &self,
+        query: String,
+        documents: Vec<String>,
+        options: RerankOptions,
+    ) -> Result<Vec<Relevance>> {
+        if options.cancel.is_cancelled() {
+            return Err(Error::Cancelled);
+        }
+        if options.instruction.is_some() {
+            let reason = "the mock reads none".to_owned();
+            return Err(Error::InvalidOption { option: "instruction", reason });
+        }
+        let query = self.0.words(Prompt::Text(query), &[])?;
+        let relevance = |document: String| {
+            let words = self.0.words(Prompt::Text(document), &[])?;
+            let shared = query.iter().filter(|word| words.iter().any(|other| other.id == word.id)).count();
+            let logit = 2.0 * shared as f32 - query.len() as f32;
+            Ok(Relevance::from_logit(logit, query.len() + words.len(), options.raw))
+        };
+        documents.into_iter().map(relevance).collect()
     }
 
     async fn tokenize(&self, prompt: Prompt, _options: TemplateOptions) -> Result<Vec<u32>> {

@@ -1,9 +1,10 @@
-//! What a caller may ask of a load, a generation or a classification.
+//! What a caller may ask of a load, a generation, a classification or an embedding.
 //!
 //! Every field is optional: zero is a value, unset is another. A set field that the backend lacks is refused before any
 //! work; values are checked once, here, when the call is made.
 
 mod classify;
+mod embed;
 mod generate;
 mod load;
 mod processor;
@@ -20,6 +21,7 @@ use serde_json::{Map, Value};
 
 pub use self::{
     classify::ClassifyOptions,
+    embed::{EmbedOptions, EmbeddingFormat, Pooling, RerankOptions, TextObserver, TextProgress},
     generate::{ContextOverflow, GenerateOptions},
     load::{KvBits, LoadOptions, LoadProgress, Progress},
     processor::{LogitsProcessor, Processor},

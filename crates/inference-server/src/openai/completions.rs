@@ -91,7 +91,7 @@ pub(crate) enum Prompts {
 }
 
 impl Prompts {
-    fn into_vec(self) -> Vec<Prompt> {
+    pub(crate) fn into_vec(self) -> Vec<Prompt> {
         match self {
             Self::Text(text) => vec![Prompt::Text(text)],
             Self::Tokens(ids) => vec![Prompt::Tokens(ids)],

@@ -204,8 +204,7 @@ pub(super) enum PostProcessorStep {
     },
     TemplateProcessing {
         single: Vec<TemplatePiece>,
-        #[serde(rename = "pair")]
-        _pair: Vec<TemplatePiece>,
+        pair: Vec<TemplatePiece>,
         special_tokens: BTreeMap<String, TemplateToken>,
     },
 }
@@ -213,16 +212,8 @@ pub(super) enum PostProcessorStep {
 /// A place in a template.
 #[derive(Debug, Clone, Deserialize)]
 pub(super) enum TemplatePiece {
-    Sequence {
-        id: SequenceId,
-        #[serde(rename = "type_id")]
-        _type_id: u32,
-    },
-    SpecialToken {
-        id: String,
-        #[serde(rename = "type_id")]
-        _type_id: u32,
-    },
+    Sequence { id: SequenceId, type_id: u32 },
+    SpecialToken { id: String, type_id: u32 },
 }
 
 /// One of the two texts that a template may take.

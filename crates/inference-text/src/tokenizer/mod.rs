@@ -41,7 +41,7 @@ use self::{
     special::ends,
     template::TextTemplate,
 };
-pub use self::{limits::EncodeLimits, special::SpecialTokens};
+pub use self::{limits::EncodeLimits, special::SpecialTokens, template::EncodedPair};
 use crate::{Detokenizer, MAX_TEXT_BYTES};
 use inference_core::{Error, Result, backend::ModelFiles};
 
@@ -152,6 +152,32 @@ impl Tokenizer {
         })
     }
 
+    /// The ids of a text with the special tokens around it, cut at its end to at most `most` in all.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode); [`Error::Cancelled`].
+    pub fn encode_cut(&self, text: &str, most: usize, limits: &EncodeLimits) -> Result<Vec<u32>> {
+        let TextTemplate { before, behind, .. } = &self.pipeline.template;
+        let mut ids = self.encode_within(text, false, limits)?;
+        ids.truncate(most.saturating_sub(before.len() + behind.len()));
+        Ok([before.as_slice(), &ids, behind].concat())
+    }
+
+    /// Two texts, whose ids these are without special tokens, as one. With `most`, the longer one is cut at its end until both are
+    /// equally long, and then both, to at most so many ids in all.
+    ///
+    /// # Errors
+    /// [`Error::InvalidModel`]: the tokenizer does not join two texts.
+    pub fn join_pair(&self, first: &[u32], second: &[u32], most: Option<usize>) -> Result<EncodedPair> {
+        let Some(template) = &self.pipeline.template.pair else {
+            let reason = "joins no two texts, which a model that reads them together needs";
+            return Err(Error::invalid_key(&self.path, "post_processor", reason));
+        };
+        let room = most.map_or(usize::MAX, |most| most.saturating_sub(template.added()));
+        let [kept, others] = cut_longest([first.len(), second.len()], room);
+        Ok(template.join(&first[..kept], &second[..others]))
+    }
+
     /// The text of ids. Ids outside the vocabulary have none; bytes that make no character become U+FFFD.
     /// `skip_special` leaves special tokens out.
     #[must_use]
@@ -223,6 +249,20 @@ impl Tokenizer {
     pub fn special_tokens(&self) -> &SpecialTokens {
         &self.special
     }
+}
+
+/// The lengths of two texts that have room for so many tokens together, as the `tokenizers` crate cuts the longest first.
+fn cut_longest(lengths: [usize; 2], room: usize) -> [usize; 2] {
+    let [first, second] = lengths;
+    if first.saturating_add(second) <= room {
+        return lengths;
+    }
+    let (mut short, long) = (first.min(second), first.max(second));
+    let mut kept = if short > room { short } else { short.max(room - short) }.min(long);
+    if short + kept > room {
+        (short, kept) = (room / 2, room / 2 + room % 2);
+    }
+    if first > second { [kept, short] } else { [short, kept] }
 }
 
 impl Pipeline {

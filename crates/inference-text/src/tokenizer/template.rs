@@ -1,4 +1,4 @@
-//! The special tokens that a tokenizer puts around a text.
+//! The special tokens that a tokenizer puts around a text, or around two.
 
 use std::path::Path;
 
@@ -14,6 +14,93 @@ use super::{
 pub(super) struct TextTemplate {
     pub(super) before: Vec<u32>,
     pub(super) behind: Vec<u32>,
+    /// What stands around two texts, where the tokenizer joins two.
+    pub(super) pair: Option<PairTemplate>,
+}
+
+/// Two texts and the special tokens around them, in their order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct PairTemplate(Vec<PairPiece>);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum PairPiece {
+    First { token_type: u32 },
+    Second { token_type: u32 },
+    Special { ids: Vec<u32>, token_type: u32 },
+}
+
+/// Two texts as one: its ids, and which of the two, or what else, each belongs to.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct EncodedPair {
+    /// The ids.
+    pub ids: Vec<u32>,
+    /// The type of each id: mostly 0 for the first text and 1 for the second.
+    pub token_types: Vec<u32>,
+}
+
+impl PairTemplate {
+    /// How many special tokens there are.
+    pub(super) fn added(&self) -> usize {
+        let added = |piece: &PairPiece| match piece {
+            PairPiece::Special { ids, .. } => ids.len(),
+            PairPiece::First { .. } | PairPiece::Second { .. } => 0,
+        };
+        self.0.iter().map(added).sum()
+    }
+
+    /// Two texts as one.
+    pub(super) fn join(&self, first: &[u32], second: &[u32]) -> EncodedPair {
+        let mut pair = EncodedPair::default();
+        for piece in &self.0 {
+            let (ids, token_type) = match piece {
+                PairPiece::First { token_type } => (first, token_type),
+                PairPiece::Second { token_type } => (second, token_type),
+                PairPiece::Special { ids, token_type } => (&ids[..], token_type),
+            };
+            pair.ids.extend(ids);
+            pair.token_types.resize(pair.ids.len(), *token_type);
+        }
+        pair
+    }
+
+    /// That of a post-processor; `None` where it does not join two texts.
+    fn of(step: &PostProcessorStep) -> Option<Self> {
+        let special = |id: u32, token_type| PairPiece::Special { ids: vec![id], token_type };
+        let first = PairPiece::First { token_type: 0 };
+        match step {
+            PostProcessorStep::ByteLevel(_) => None,
+            PostProcessorStep::BertProcessing { sep, cls } => {
+                let second = PairPiece::Second { token_type: 1 };
+                Some(Self(vec![special(cls.1, 0), first, special(sep.1, 0), second, special(sep.1, 1)]))
+            }
+            PostProcessorStep::RobertaProcessing { sep, cls, .. } => {
+                let (sep, second) = (special(sep.1, 0), PairPiece::Second { token_type: 0 });
+                Some(Self(vec![special(cls.1, 0), first, sep.clone(), sep.clone(), second, sep]))
+            }
+            PostProcessorStep::TemplateProcessing { pair, special_tokens, .. } => {
+                let piece = |piece: &TemplatePiece| match piece {
+                    TemplatePiece::Sequence { id: SequenceId::A, type_id } => {
+                        Some(PairPiece::First { token_type: *type_id })
+                    }
+                    TemplatePiece::Sequence { id: SequenceId::B, type_id } => {
+                        Some(PairPiece::Second { token_type: *type_id })
+                    }
+                    TemplatePiece::SpecialToken { id, type_id } => {
+                        let ids = special_tokens.get(id)?.ids.clone();
+                        Some(PairPiece::Special { ids, token_type: *type_id })
+                    }
+                };
+                let template = Self(pair.iter().map(piece).collect::<Option<_>>()?);
+                let count =
+                    |wanted: fn(&PairPiece) -> bool| template.0.iter().filter(|piece| wanted(piece)).count();
+                let whole = count(|piece| matches!(piece, PairPiece::First { .. })) == 1
+                    && count(|piece| matches!(piece, PairPiece::Second { .. })) == 1
+                    && template.added() <= MAX_TEMPLATE_TOKENS;
+                whole.then_some(template)
+            }
+        }
+    }
 }
 
 impl TextTemplate {
@@ -23,6 +110,12 @@ impl TextTemplate {
     /// [`Error::InvalidModel`]: a step repeats or drops the text, names a token that it does not define, or adds too many.
     pub(super) fn new(path: &Path, steps: Vec<PostProcessorStep>) -> Result<Self> {
         let mut template = Self::default();
+        // Several steps around two texts would be one around another.
+        let mut joins = steps.iter().filter(|step| !matches!(step, PostProcessorStep::ByteLevel(_)));
+        template.pair = match (joins.next(), joins.next()) {
+            (Some(step), None) => PairTemplate::of(step),
+            _ => None,
+        };
         for step in steps {
             let (before, behind) = around(path, step)?;
             template.before.splice(0..0, before);

@@ -11,7 +11,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use inference_core::{Error, Result, backend::ModelFiles};
+use inference_core::{
+    Error, Result,
+    backend::{EmbeddingConfig, ModelFiles},
+};
 
 /// The longest file that is copied, in bytes. The longest tokenizer.json published is about 35 MB.
 const LONGEST_FILE: u64 = 256 << 20;
@@ -67,6 +70,27 @@ pub(super) fn copy(source: &Path, target: &Path) -> Result<()> {
             }
             Err(reason) if NEEDED.contains(&name) => return Err(Error::invalid_file(path, reason)),
             Err(reason) => tracing::warn!(file = ?path, "not copied: {reason}"),
+        }
+    }
+    copy_modules(source, target, &roots)
+}
+
+/// The files of a step of modules.json.
+const OF_MODULES: [&str; 2] = ["config.json", "model.safetensors"];
+
+/// Copies the files of the steps from a text to its vector, which have folders of their own.
+fn copy_modules(source: &Path, target: &Path, roots: &[PathBuf]) -> Result<()> {
+    for folder in EmbeddingConfig::module_folders(source)? {
+        for name in OF_MODULES {
+            let (path, target) = (source.join(&folder).join(name), target.join(&folder).join(name));
+            if fs::symlink_metadata(&path).is_err() {
+                continue;
+            }
+            let (file, length) =
+                open(&path, roots, LONGEST_FILE).map_err(|reason| Error::invalid_file(&path, reason))?;
+            let parent = target.parent().unwrap_or(&target);
+            fs::create_dir_all(parent).map_err(|error| Error::io("create", parent, error))?;
+            copy_file(&path, file, length, &target)?;
         }
     }
     Ok(())

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use cpu_kernels::{Heads, KvCache, KvView, Queries, RmsNorm};
+use cpu_kernels::{Heads, KvCache, KvView, PackedTexts, Queries, RmsNorm};
 use mlx_rs::{
     Array,
     error::{Exception, Result},
@@ -191,6 +191,53 @@ fn forward([queries, keys, values]: [&Array; 3], how: &AttentionParams) -> Optio
     ))
 }
 
+/// Attention of whole texts, of these lengths, to themselves: queries `[N, heads, 1, head_dim]`, keys and values
+/// `[N, kv_heads, 1, head_dim]` → `[N, 1, heads · head_dim]`.
+pub(in crate::nn) fn attention_packed(
+    [queries, keys, values]: [&Array; 3],
+    lengths: &Arc<[usize]>,
+    params: &AttentionParams,
+) -> Option<Result<Array>> {
+    let AttentionParams { scale, both_ways, window, softcap, ref sinks, ref bias } = *params;
+    if ExecMode::current() != ExecMode::CpuKernels || sinks.is_some() || bias.is_some() {
+        return None;
+    }
+    let &[tokens, heads, 1, head_dim] = queries.shape() else { return None };
+    let dtype = promoted([queries.dtype(), keys.dtype(), values.dtype()])?;
+    let (lengths, sizes) = (lengths.clone(), [tokens, 1, heads * head_dim]);
+    Some(primitive_one(
+        c"attention_packed",
+        &[queries, keys, values],
+        &sizes,
+        dtype,
+        move |inputs, output| {
+            let [queries, keys, values] = inputs else { return Err("three inputs were expected".into()) };
+            let (queries, keys, values) =
+                (Vectors::of(*queries)?, Vectors::of(*keys)?, Vectors::of(*values)?);
+            let [_, heads, _, head_dim] = queries.sizes;
+            let params = cpu_kernels::AttentionParams {
+                heads,
+                kv_heads: keys.sizes[1],
+                head_dim,
+                scale,
+                window,
+                softcap,
+                sinks: None,
+            };
+            // Each token is a row.
+            let [stride, kv_stride, value_stride] =
+                [&queries, &keys, &values].map(|vectors| vectors.strides[0]);
+            let texts = PackedTexts {
+                queries: Heads { token_stride: stride, ..queries.heads(0)? },
+                keys: Heads { token_stride: kv_stride, ..keys.heads(0)? },
+                values: Heads { token_stride: value_stride, ..values.heads(0)? },
+                lengths: &lengths,
+            };
+            kernel_result(kernels()?.attention_packed(&texts, &params, !both_ways, floats_mut(output)?))
+        },
+    ))
+}
+
 #[cfg(test)]
 mod tests {
     use mlx_rs::{Device, transforms, with_device};
@@ -217,7 +264,7 @@ mod tests {
                         let [keys, values] = [2, 3]
                             .map(|seed| slice(&drawn(seed, &[1, 2, 96, 16], dtype), 2, 0, len).unwrap());
                         let sinks = sinks.then(|| drawn(4, &[6], dtype).into());
-                        let how = AttentionParams { scale: 0.25, window, softcap, sinks };
+                        let how = AttentionParams { window, softcap, sinks, ..AttentionParams::full(0.25) };
                         let ours = attention([&queries, &keys, &values], &how).unwrap().unwrap();
                         let wide_how = AttentionParams {
                             sinks: how.sinks.as_deref().map(|sinks| wide(sinks).into()),

@@ -9,9 +9,9 @@ mod product;
 mod recurrence;
 mod vectors;
 
-pub(super) use attention::{QkNormRope, RotaryTable, attention, qk_norm_rope};
+pub(super) use attention::{QkNormRope, RotaryTable, attention, attention_packed, qk_norm_rope};
 pub(super) use in_place::{KvSlot, attend_in_place};
 pub(crate) use kernel::start_kernels;
 pub(super) use product::{Operand, gather_matmul, matmul, matmul_differentiable};
 pub(super) use recurrence::{causal_conv, linear_attention};
-pub(super) use vectors::{Halves, add_rms_norm, argmax, glu, rms_norm};
+pub(super) use vectors::{Halves, activate, add_rms_norm, argmax, glu, layer_norm, rms_norm};

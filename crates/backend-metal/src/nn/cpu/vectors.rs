@@ -1,6 +1,6 @@
 //! What is done to vectors between products: norms and gates.
 
-use cpu_kernels::{GluInput, RmsNorm};
+use cpu_kernels::{ElementActivation, GluInput, LayerNorm, RmsNorm};
 use mlx_rs::{Array, Dtype, error::Result};
 
 use super::{
@@ -26,6 +26,59 @@ pub(in crate::nn) fn rms_norm(x: &Array, weight: &Array, eps: f32) -> Option<Res
         let (x, weight) = (FloatView::of(inputs[0])?, FloatView::of(inputs[1])?);
         let norm = RmsNorm { weight: weight.floats(), eps };
         kernel_result(kernels()?.rms_norm(x.floats(), &norm, floats_mut(output)?))
+    }))
+}
+
+/// Normalisation of x, or of x + y, by mean and variance of the last axis.
+pub(in crate::nn) fn layer_norm(
+    x: &Array,
+    y: Option<&Array>,
+    weight: &Array,
+    bias: Option<&Array>,
+    eps: f32,
+) -> Option<Result<Array>> {
+    if ExecMode::current() != ExecMode::CpuKernels || y.is_some_and(|y| y.shape() != x.shape()) {
+        return None;
+    }
+    let arrays: Vec<_> = [x, weight].into_iter().chain(y).chain(bias).collect();
+    let dtype = promoted(arrays.iter().map(|array| array.dtype()))?;
+    let size = &x.shape()[x.ndim().checked_sub(1)?..];
+    if weight.shape() != size || bias.is_some_and(|bias| bias.shape() != size) {
+        return None;
+    }
+    let adds = usize::from(y.is_some());
+    Some(primitive_one(c"layer_norm", &arrays, x.shape(), dtype, move |inputs, output| {
+        let held = inputs.iter().map(|input| FloatView::of(*input)).collect::<KernelResult<Vec<_>>>()?;
+        let [x, weight, rest @ ..] = held.as_slice() else {
+            return Err("x and weights were expected".into());
+        };
+        let (y, bias) = rest.split_at(adds.min(rest.len()));
+        let bias = bias.first().map(FloatView::floats);
+        let norm = LayerNorm { weight: weight.floats(), bias, eps };
+        let y = y.first().map(FloatView::floats);
+        kernel_result(kernels()?.layer_norm(x.floats(), y, &norm, floats_mut(output)?))
+    }))
+}
+
+/// An activation of each element.
+pub(in crate::nn) fn activate(x: &Array, activation: Activation) -> Option<Result<Array>> {
+    if ExecMode::current() != ExecMode::CpuKernels {
+        return None;
+    }
+    let activation = match activation {
+        Activation::Silu => ElementActivation::Silu,
+        Activation::Gelu => ElementActivation::Gelu,
+        Activation::GeluTanh => ElementActivation::GeluTanh,
+        Activation::Relu => ElementActivation::Relu,
+        Activation::Relu2 => return None,
+    };
+    let dtype = promoted([x.dtype()])?;
+    Some(primitive_one(c"activate", &[x], x.shape(), dtype, move |inputs, output| {
+        kernel_result(kernels()?.activate(
+            FloatView::of(inputs[0])?.floats(),
+            activation,
+            floats_mut(output)?,
+        ))
     }))
 }
 
@@ -104,7 +157,8 @@ pub(in crate::nn) fn glu(halves: Halves<'_>, gating: Gating) -> Option<Result<Ar
     let gating = match gating {
         Gating::Glu(Activation::Silu) => cpu_kernels::Glu::Silu,
         Gating::Glu(Activation::GeluTanh) => cpu_kernels::Glu::GeluTanh,
-        Gating::Glu(Activation::Gelu | Activation::Relu2) => return None,
+        Gating::Glu(Activation::Gelu) => cpu_kernels::Glu::Gelu,
+        Gating::Glu(Activation::Relu | Activation::Relu2) => return None,
         Gating::Clamped { alpha, limit } => cpu_kernels::Glu::Clamped { alpha, limit },
     };
     let (arrays, share) = match halves {
