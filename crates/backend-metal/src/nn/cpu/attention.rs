@@ -217,7 +217,7 @@ mod tests {
                         let [keys, values] = [2, 3]
                             .map(|seed| slice(&drawn(seed, &[1, 2, 96, 16], dtype), 2, 0, len).unwrap());
                         let sinks = sinks.then(|| drawn(4, &[6], dtype).into());
-                        let how = AttentionParams { scale: 0.25, window, softcap, sinks };
+                        let how = AttentionParams { scale: 0.25, window, chunk: None, softcap, sinks };
                         let ours = attention([&queries, &keys, &values], &how).unwrap().unwrap();
                         let wide_how = AttentionParams {
                             sinks: how.sinks.as_deref().map(|sinks| wide(sinks).into()),
