@@ -87,6 +87,16 @@ fn every_architecture_gives_what_transformers_gives() {
         "phi3-longrope",
         "olmo2",
         "granite",
+        "ernie4_5",
+        "exaone4",
+        "glm4",
+        "hunyuan_v1_dense",
+        "minicpm",
+        "minicpm-tied",
+        "minimax_m2",
+        "nemotron",
+        "seed_oss",
+        "stablelm",
     ];
     let mut failures = Vec::new();
     for name in variants {
@@ -121,10 +131,12 @@ fn every_architecture_gives_what_transformers_gives() {
 #[test]
 fn families_with_fixed_settings_give_what_their_folders_give() {
     let prompt: Vec<u32> = (0..32).map(|i| 3 + i * 7 % 120).collect();
-    let settings: [(&str, &str, Value); 3] = [
+    let settings: [(&str, &str, Value); 5] = [
         ("gpt_oss", "swiglu_limit", 7.0.into()),
         ("gpt_oss+mxfp4", "swiglu_limit", 7.0.into()),
         ("smollm3", "no_rope_layers", vec![1, 1, 1, 0].into()),
+        ("cohere2", "sliding_window_pattern", 4.into()),
+        ("starcoder2", "sliding_window", Value::Null),
     ];
     for (name, key, value) in settings {
         let fixture = |part: &str| {

@@ -66,7 +66,7 @@ impl Embedding {
         if let Some(dimensions) = options.dimensions {
             if dimensions > vector.len() {
                 let reason = format!("{dimensions}, but the model's vectors have {}", vector.len());
-                return Err(Error::InvalidOption { option: "dimensions", reason });
+                return Err(Error::invalid_option("dimensions", reason));
             }
             vector.truncate(dimensions);
         }

@@ -241,7 +241,7 @@ impl EmbeddingConfig {
                 let known: Vec<_> = self.prefixes.keys().map(|name| format!("{name:?}")).collect();
                 let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
                 let reason = format!("{name:?} is no prefix of this model; it has {known}");
-                Error::InvalidOption { option: "prefix_name", reason }
+                Error::invalid_option("prefix_name", reason)
             }),
             (None, None, Some(name)) => Ok(self.prefixes.get(name).map_or("", String::as_str)),
             (None, None, None) => Ok(""),

@@ -64,8 +64,36 @@ pub fn read_json<T: DeserializeOwned>(path: &Path, limit: u64) -> Result<T> {
 /// # Errors
 /// As [`read_json`], and [`Error::InvalidModel`] for values that take many times as much memory as the file has bytes.
 pub fn read_value(path: &Path, limit: u64) -> Result<Value> {
-    let text = read_text(path, limit)?;
+    let text = tagged_floats(read_text(path, limit)?);
     parse_with(path, &text, |deserializer| Strict::read(deserializer, limit))
+}
+
+/// Python writes numbers that JSON lacks, such as `Infinity`. They become `{"__float__": "Infinity"}`, as transformers 5 writes them.
+fn tagged_floats(text: String) -> String {
+    const NAMES: [&str; 3] = ["-Infinity", "Infinity", "NaN"];
+    if !NAMES.iter().any(|name| text.contains(name)) {
+        return text;
+    }
+    let (mut out, mut rest, mut quoted) = (String::with_capacity(text.len() + 64), &*text, false);
+    while let Some(first) = rest.chars().next() {
+        let name = NAMES.into_iter().find(|name| !quoted && rest.starts_with(name));
+        let length = match (name, first) {
+            (Some(name), _) => {
+                out.extend([r#"{"__float__": ""#, name, r#""}"#]);
+                rest = &rest[name.len()..];
+                continue;
+            }
+            // What is escaped ends no string.
+            (None, '\\') => 1 + rest[1..].chars().next().map_or(0, char::len_utf8),
+            (None, first) => {
+                quoted ^= first == '"';
+                first.len_utf8()
+            }
+        };
+        out.push_str(&rest[..length]);
+        rest = &rest[length..];
+    }
+    out
 }
 
 /// A file's text, with what stands in its place named.

@@ -44,6 +44,25 @@ fn a_folder_is_read_without_its_weights() {
     assert_eq!(manifest.quantization(), None);
 }
 
+/// Python writes numbers that JSON lacks: they are read as transformers 5 writes them, but not within strings.
+#[test]
+fn numbers_that_json_lacks_are_tagged() {
+    let folder = Folder::with_model();
+    folder.write(
+        "config.json",
+        r#"{"model_type":"llama","a":[0.0,Infinity],"b":-Infinity,"c":NaN,"d":"NaN \" Infinity é \\","Infinity":1}"#,
+    );
+    let manifest = folder.manifest().unwrap();
+    let tagged = |name: &str| json!({"__float__": name});
+    let expected = json!({
+        "model_type": "llama", "a": [0.0, tagged("Infinity")], "b": tagged("-Infinity"), "c": tagged("NaN"),
+        "d": "NaN \" Infinity é \\", "Infinity": 1,
+    });
+    assert_eq!(*manifest.config(), expected);
+    folder.write("config.json", r#"{"model_type":"llama","a":Infinit}"#);
+    assert!(folder.manifest().is_err());
+}
+
 #[test]
 fn each_fault_of_a_config_is_named() {
     let open = "[".repeat(200);

@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from gguf import GGMLQuantizationType as Type, GGUFWriter, RopeScalingType, dequantize, quantize
-from gguf.constants import GGML_QUANT_SIZES
+from gguf import GGMLQuantizationType as Type, GGUFWriter, RopeScalingType, dequantize, get_tensor_name_map, quantize
+from gguf.constants import GGML_QUANT_SIZES, MODEL_ARCH_NAMES
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "golden"))
 from weights import make  # noqa: E402
@@ -20,10 +20,17 @@ ARCHITECTURES = dict(
     llama="llama", mixtral="llama", qwen2="qwen2", qwen3="qwen3", qwen3_moe="qwen3moe", gemma="gemma", gemma2="gemma2",
     gemma3_text="gemma3", phi3="phi3", olmo2="olmo2", granite="granite", smollm3="smollm3", gpt_oss="gpt-oss",
 )
+# Families whose tensors are named as the package itself names them.
+MAPPED = dict(
+    cohere2="cohere2", ernie4_5="ernie4_5", exaone4="exaone4", glm4="glm4", hunyuan_v1_dense="hunyuan-dense", minicpm="minicpm",
+    minimax_m2="minimax-m2", nemotron="nemotron", seed_oss="seed_oss", stablelm="stablelm", starcoder2="starcoder2",
+)
+ARCHITECTURES |= MAPPED
 FIXTURES = [
     "llama", "llama-tied-llama3", "llama-yarn", "llama-bias-linear", "mixtral", "qwen2", "qwen3", "qwen3_moe", "gemma",
     "gemma2-window", "gemma3_text", "phi3", "phi3-partial", "phi3-longrope", "olmo2", "granite", "smollm3", "gpt_oss",
-    "gpt_oss+mxfp4",
+    "gpt_oss+mxfp4", "cohere2", "ernie4_5", "exaone4", "glm4", "hunyuan_v1_dense", "minicpm", "minicpm-tied", "minimax_m2", "nemotron",
+    "seed_oss", "stablelm", "starcoder2",
 ]
 LAYER = {
     "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
@@ -41,9 +48,32 @@ def paired(weight, heads):
     return weight.reshape(heads, 2, half, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
 
 
+def mapped(config, tensors):
+    """The tensors by the names that the package has for them."""
+    kind, out, experts = config["model_type"], {}, {}
+    arch = next(arch for arch, name in MODEL_ARCH_NAMES.items() if name == MAPPED[kind])
+    names = get_tensor_name_map(arch, config["num_hidden_layers"])
+    heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
+    for name, value in tensors.items():
+        if ".experts." in name:
+            prefix, _, rest = name.partition(".experts.")
+            number, part, _ = rest.split(".")
+            experts.setdefault(f"{prefix}.experts.{part}.weight", {})[int(number)] = value
+            continue
+        if kind == "minicpm" and name.split(".")[-2] in heads:
+            value = paired(value, heads[name.split(".")[-2]])
+        if kind == "nemotron" and name.endswith("norm.weight"):
+            value = value + 1
+        out[name.replace("e_score_correction_bias", "e_score_correction.bias")] = value
+    out |= {name: np.stack([each[i] for i in range(len(each))]) for name, each in experts.items()}
+    return {names.get_name(name, (".weight", ".bias")) or name: value for name, value in out.items()}
+
+
 def translated(config, tensors):
     """The tensors by llama.cpp's names."""
     kind = config["model_type"]
+    if kind in MAPPED:
+        return mapped(config, tensors)
     names = LAYER | (SANDWICH if kind in ("gemma2", "gemma3_text") else {})
     if kind in ("olmo2", "gpt_oss"):
         names = names | {"post_attention_layernorm": "post_attention_norm"}
@@ -114,10 +144,16 @@ def metadata(writer, config):
     writer.add_head_count_kv(config["num_key_value_heads"])
     writer.add_key_length(size)
     writer.add_value_length(size)
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_rope_freq_base(config.get("rope_theta", 1e4))
-    writer.add_rope_dimension_count(int(size * config.get("partial_rotary_factor", 1.0)))
-    if config.get("sliding_window") and kind in ("gemma2", "gemma3_text", "phi3", "gpt_oss"):
+    if kind in ("cohere2", "nemotron", "stablelm", "starcoder2"):
+        writer.add_layer_norm_eps(config.get("layer_norm_eps") or config.get("norm_eps") or config["norm_epsilon"])
+    else:
+        writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    base = config.get("rope_theta", 1e4)
+    if kind == "hunyuan_v1_dense":  # scaled once and for all
+        base *= config["rope_scaling"]["alpha"] ** (size / (size - 2))
+    writer.add_rope_freq_base(base)
+    writer.add_rope_dimension_count(config.get("rotary_dim") or int(size * config.get("partial_rotary_factor", 1.0)))
+    if config.get("sliding_window") and kind in ("gemma2", "gemma3_text", "phi3", "gpt_oss", "cohere2", "exaone4"):
         writer.add_sliding_window(config["sliding_window"])
     if kind == "gemma3_text":
         writer.add_uint32("gemma3.attention.sliding_window_pattern", config["sliding_window_pattern"])
@@ -130,6 +166,16 @@ def metadata(writer, config):
         writer.add_attention_scale(config["attention_multiplier"])
         writer.add_residual_scale(config["residual_multiplier"])
         writer.add_logit_scale(config["logits_scaling"])
+    if kind == "cohere2":
+        writer.add_logit_scale(config["logit_scale"])
+    if kind == "exaone4":
+        writer.add_sliding_window_pattern([layer == "sliding_attention" for layer in config["layer_types"]])
+    if kind == "stablelm":
+        writer.add_parallel_residual(config["use_parallel_residual"])
+    if kind == "minicpm":
+        writer.add_embedding_scale(config["scale_emb"])
+        writer.add_residual_scale(config["scale_depth"] / config["num_hidden_layers"] ** 0.5)
+        writer.add_logit_scale(config["hidden_size"] / config["dim_model_base"])
     if count := config.get("num_local_experts") or config.get("num_experts"):
         writer.add_expert_count(count)
         writer.add_expert_used_count(config["num_experts_per_tok"])

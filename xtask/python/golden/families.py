@@ -230,6 +230,70 @@ PUBLISHED |= {
         topk_group=1, first_k_dense_replace=2, norm_topk_prob=True, tie_word_embeddings=False,
     ),
 }
+CHUNKED = dict(
+    head_dim=16, hidden_act="silu", intermediate_size=64, intermediate_size_mlp=96, num_local_experts=8, attention_chunk_size=12,
+    attention_bias=True, floor_scale=8, attn_scale=0.5, tie_word_embeddings=False,
+    rope_scaling=llama3_rope(), rope_theta=10000.0,
+)
+PUBLISHED |= {
+    "mamba2": dict(
+        model_type="mamba2", hidden_size=64, num_hidden_layers=4, vocab_size=VOCAB, num_heads=8, head_dim=16, n_groups=2, state_size=16,
+        conv_kernel=3, expand=2, use_bias=True, use_conv_bias=True, layer_norm_epsilon=1e-3, residual_in_fp32=True, time_step_limit=[0.2, 1.1],
+        hidden_act="silu", tie_word_embeddings=False, bos_token_id=1, eos_token_id=2, pad_token_id=0, chunk_size=8,
+    ),
+    "mamba2-gelu": dict(
+        model_type="mamba2", hidden_size=64, num_hidden_layers=4, vocab_size=VOCAB, num_heads=4, head_dim=32, n_groups=1, state_size=8,
+        conv_kernel=4, expand=2, use_bias=False, use_conv_bias=False, layer_norm_epsilon=1e-5, residual_in_fp32=False,
+        time_step_limit=[0.0, math.inf],
+        hidden_act="gelu", tie_word_embeddings=True, bos_token_id=1, eos_token_id=2, pad_token_id=0, chunk_size=8,
+    ),
+    "nemotron_h": config(
+        "nemotron_h", num_hidden_layers=6, head_dim=32, layers_block_type=["mamba", "moe", "attention", "mlp", "mamba", "moe"],
+        layer_norm_epsilon=1e-5, mlp_hidden_act="relu2", mlp_bias=True, mamba_num_heads=6, mamba_head_dim=16, mamba_hidden_act="silu", ssm_state_size=16,
+        n_groups=2, conv_kernel=3, use_bias=True, use_conv_bias=True, time_step_min=0.2, n_routed_experts=8, moe_intermediate_size=64,
+        moe_shared_expert_intermediate_size=96, moe_latent_size=32, num_experts_per_tok=3, routed_scaling_factor=1.7, n_group=4, topk_group=2,
+        norm_topk_prob=True, tie_word_embeddings=False,
+    ),
+    "nemotron_h-pattern": config(
+        "nemotron_h", num_hidden_layers=5, head_dim=16, hybrid_override_pattern="M-*EM", layer_norm_epsilon=1e-5, mlp_hidden_act="silu",
+        mamba_num_heads=4, mamba_head_dim=32, ssm_state_size=8, n_groups=1, conv_kernel=4, use_conv_bias=False, n_routed_experts=4,
+        moe_intermediate_size=64, moe_shared_expert_intermediate_size=64, num_experts_per_tok=2, norm_topk_prob=False, tie_word_embeddings=False,
+    ),
+    "gemma3n_text": config(
+        "gemma3n_text", num_hidden_layers=6, head_dim=16, hidden_activation="gelu_pytorch_tanh", sliding_window=8, final_logit_softcapping=10.0,
+        num_kv_shared_layers=2, layer_types=["sliding_attention", "full_attention"] * 3, intermediate_size=[96, 128, 128, 64, 128, 96],
+        hidden_size_per_layer_input=32, vocab_size_per_layer_input=100, altup_num_inputs=3, altup_active_idx=1, altup_correct_scale=True,
+        laurel_rank=24, activation_sparsity_pattern=[0.9, 0.5, 0.0, 0.3, 0.0, 0.8], rope_theta=1e4, rope_local_base_freq=1e3,
+        attention_bias=True, tie_word_embeddings=True,
+    ),
+    "llama4_text": config("llama4_text", **CHUNKED, num_experts_per_tok=1, interleave_moe_layer_step=2, no_rope_layers=[1, 0, 1, 1], use_qk_norm=True),
+    "llama4_text-dense": config(
+        "llama4_text", **dict(CHUNKED, attention_bias=False), num_experts_per_tok=2, moe_layers=[1], no_rope_layer_interval=2, use_qk_norm=False,
+        attn_temperature_tuning=False, layer_types=["full_attention", "chunked_attention", "chunked_attention", "full_attention"],
+    ),
+    "phimoe": config(
+        "phimoe", hidden_act="silu", rope_theta=1e4, attention_bias=True, lm_head_bias=True, num_local_experts=8, num_experts_per_tok=2,
+        router_jitter_noise=0.2, sliding_window=8, tie_word_embeddings=False,
+    ),
+    "phimoe-longrope": config(
+        "phimoe", hidden_act="silu", rope_theta=1e4, num_local_experts=4, num_experts_per_tok=2, original_max_position_embeddings=64,
+        rope_scaling=dict(LONGROPE, short_mscale=1.3, long_mscale=1.6, original_max_position_embeddings=64), tie_word_embeddings=False,
+    ),
+    "minicpm": config(
+        "minicpm", hidden_act="silu", rope_theta=1e4, scale_emb=3.0, scale_depth=1.4, dim_model_base=24, tie_word_embeddings=False,
+    ),
+    "minicpm-tied": config(
+        "minicpm", hidden_act="silu", rope_theta=1e5, attention_bias=True, scale_emb=1.5, scale_depth=0.9, dim_model_base=96, tie_word_embeddings=True,
+    ),
+    "mistral4-dense": config(
+        "mistral4", **dict(LATENT, q_lora_rank=None, n_group=1, topk_group=1), first_k_dense_replace=4, rope_interleave=False,
+        rope_parameters=dict(YARN, rope_theta=1e4, llama_4_scaling_beta=0.3),
+    ),
+    "mistral4": config(
+        "mistral4", **dict(LATENT, n_shared_experts=2), first_k_dense_replace=1, attention_bias=True,
+        rope_parameters=dict(YARN, rope_theta=1e4, mscale=1.0, mscale_all_dim=0.8, llama_4_scaling_beta=0.4),
+    ),
+}
 PUBLISHED |= {
     "granitemoehybrid": config(
         "granitemoehybrid", hidden_act="silu", rope_theta=1e4, embedding_multiplier=3.0, attention_multiplier=0.2, residual_multiplier=0.4,
@@ -314,7 +378,7 @@ def stored(base, storage):
     return dict(config, quantization=dict(AFFINE, bits={"q4": 4, "q8": 8}[storage]))
 
 
-for base in ("deepseek_v3-dense", "gemma4_text-kv"):
+for base in ("deepseek_v3-dense", "gemma4_text-kv", "mistral4-dense", "nemotron_h-pattern"):
     VARIANTS[base + "+bf16"] = stored(base, "bf16")
 # Every family in every form, whatever else there is of it.
 for base in (
@@ -492,6 +556,7 @@ def tensors(config, storage):
             "experts": (0, 1.2 / fan**0.5),
             "qk": (0, 1.6 / fan**0.5),
             "router": (0, 3 / fan**0.5),
+            "modality": (0, fan**0.5),
             "head": (0, 3 / fan**0.5),
             "embed": (0, 2 / fan**0.5 if "gemma" in text["model_type"] else 2.5 / fan**0.5 if tied else 1.0),
             "bias": (0, 0.3),

@@ -41,7 +41,9 @@ def main(out, names):
         )
         folder = Path(out) / name
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
+        # JSON has no infinity: transformers 5 writes it so.
+        text = json.dumps(config, indent=1, sort_keys=True).replace("Infinity", '{"__float__": "Infinity"}')
+        (folder / "config.json").write_text(text + "\n")
         lines = ",\n".join(json.dumps(spec) for spec in specs)
         (folder / "tensors.json").write_text(f"[\n{lines}\n]\n")
         (folder / "golden.json").write_text(

@@ -19,6 +19,18 @@ logging.set_verbosity_error()
 logging.disable_progress_bar()
 
 
+def known(config):
+    """The config as transformers has a class for it. It has none for MiniCPM, which is a Granite of these factors."""
+    if config["model_type"] != "minicpm":
+        return config
+    width, base = config["hidden_size"], config["dim_model_base"]
+    return dict(
+        config, model_type="granite", embedding_multiplier=config["scale_emb"], logits_scaling=width / base,
+        residual_multiplier=config["scale_depth"] / config["num_hidden_layers"] ** 0.5,
+        attention_multiplier=(width // config["num_attention_heads"]) ** -0.5,
+    )
+
+
 def model_class(config):
     """What generates text with this config: some multimodal models have no class of their own for that."""
     known = type(config) in AutoModelForCausalLM._model_mapping.keys()
@@ -35,6 +47,10 @@ def transformers_logits(folder, tokens, steps, cached):
         stored = (config.get(key) for key in ("quantization", "quantization_config"))
         if any(stored) or config.get("torch_dtype") != "float32":
             folder = widen(folder, config, scratch)
+        elif known(config) is not config:
+            (Path(scratch) / "config.json").write_text(json.dumps(known(config)))
+            (Path(scratch) / "model.safetensors").symlink_to((Path(folder) / "model.safetensors").resolve())
+            folder = scratch
         model, report = model_class(AutoConfig.from_pretrained(folder)).from_pretrained(
             folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
         )
@@ -103,13 +119,20 @@ def widen(folder, config, scratch):
             prefix, rest = name.split(".switch_mlp.")
             mixtral = {"gate_proj.weight": "w1.weight", "up_proj.weight": "w3.weight", "down_proj.weight": "w2.weight"}
             rest = mixtral[rest] if "block_sparse_moe" in prefix or "feed_forward" in prefix else rest
+            rest = {"fc1.weight": "up_proj.weight", "fc2.weight": "down_proj.weight"}.get(rest, rest)
             tensors |= {f"{prefix}.experts.{e}.{rest}": np.ascontiguousarray(w) for e, w in enumerate(tensor)}
         else:
             tensors[name] = np.array(tensor, order="C")
+    for name in [name for name in tensors if ".feed_forward.experts.gate_proj." in name]:  # Llama 4
+        prefix = name.split("gate_proj.")[0]
+        gate, up, down = (tensors.pop(f"{prefix}{part}_proj.weight").swapaxes(1, 2) for part in ("gate", "up", "down"))
+        tensors |= {prefix + "gate_up_proj": np.concatenate([gate, up], 2), prefix + "down_proj": np.ascontiguousarray(down)}
     for name in [name for name in tensors if ".experts.gate_proj." in name]:
         join_experts(tensors, name)
+    if config["model_type"] == "mistral4":
+        merge_experts(tensors, config["n_routed_experts"])
     config["torch_dtype"] = "float32"
-    (Path(scratch) / "config.json").write_text(json.dumps(config))
+    (Path(scratch) / "config.json").write_text(json.dumps(known(config)))
     save_file(tensors, Path(scratch) / "model.safetensors", metadata={"format": "pt"})
     return scratch
 
@@ -124,3 +147,14 @@ def join_experts(tensors, name):
     else:
         transposed = [np.ascontiguousarray(matrix.swapaxes(1, 2)) for matrix in (joined, down)]
         tensors |= dict(zip((prefix + "gate_up_proj", prefix + "down_proj"), transposed))
+
+
+def merge_experts(tensors, count):
+    """Single experts into two stacks, gate and up in one."""
+    for first in [name for name in tensors if ".experts.0.gate_proj." in name]:
+        prefix = first.split("0.gate_proj.")[0]
+        gates, ups, downs = (
+            np.stack([tensors.pop(f"{prefix}{e}.{part}_proj.weight") for e in range(count)])
+            for part in ("gate", "up", "down")
+        )
+        tensors |= {prefix + "gate_up_proj": np.concatenate([gates, ups], 1), prefix + "down_proj": downs}

@@ -7,7 +7,7 @@ use serde::{
 };
 use serde_json::{Map, Value, json};
 
-use crate::nn::{Dimensions, Weights};
+use crate::nn::{Dimensions, QueryScale, Weights};
 
 /// Which positions the layers attend to, by their names in config.json. Families with layers of other kinds name their own types.
 #[derive(Debug, Clone, Deserialize)]
@@ -110,6 +110,20 @@ impl<T: DeserializeOwned> Config<T> {
         defaults: Value,
         renamed: &[(&str, &str)],
     ) -> Result<Self> {
+        Self::read_edited(manifest, section, defaults, renamed, |_| Ok(()))
+    }
+
+    /// The same, with what `edit` makes of the merged object.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read), and those of `edit`.
+    pub(crate) fn read_edited(
+        manifest: &ModelManifest,
+        section: Option<&str>,
+        defaults: Value,
+        renamed: &[(&str, &str)],
+        edit: impl FnOnce(&mut Map<String, Value>) -> Result<()>,
+    ) -> Result<Self> {
         let path = manifest.config_path();
         let given = match section {
             None => manifest.config(),
@@ -133,6 +147,7 @@ impl<T: DeserializeOwned> Config<T> {
         if merged.contains_key("hidden_activation") {
             merged.remove("hidden_act");
         }
+        edit(&mut merged)?;
         let value = Value::Object(merged);
         let dims: Dimensions = parse(manifest, section, &value)?;
         let own = parse(manifest, section, &value)?;
@@ -215,4 +230,28 @@ pub(crate) fn rope_by_type(config: &Value, [full, sliding]: [(&str, f64); 2]) ->
         "full_attention": section("full_attention", full, scaling),
         "sliding_attention": section("sliding_attention", sliding, None),
     }})
+}
+
+/// How queries are scaled by their positions, where the config says so.
+///
+/// # Errors
+/// [`Error::InvalidModel`] names the setting that makes no sense.
+pub(crate) fn query_scale(weights: &Weights<'_>, config: &Value) -> Result<Option<QueryScale>> {
+    let Some(settings) = config.get("rope_parameters") else { return Ok(None) };
+    let Some(beta) = settings.get("llama_4_scaling_beta").filter(|beta| !beta.is_null()) else {
+        return Ok(None);
+    };
+    let original = settings.get("original_max_position_embeddings").and_then(Value::as_u64);
+    let original =
+        original.and_then(|original| i32::try_from(original).ok()).filter(|original| *original > 0);
+    match (beta.as_f64().filter(|beta| beta.is_finite()), original) {
+        (Some(beta), Some(original)) => {
+            Ok(Some(QueryScale { beta: beta as f32, original: original as usize, shift: 0 }))
+        }
+        _ => {
+            let reason = "needs a number, and original_max_position_embeddings";
+            let key = "rope_parameters.llama_4_scaling_beta";
+            Err(Error::invalid_key(weights.manifest().config_path(), key, reason))
+        }
+    }
 }

@@ -7,10 +7,10 @@ use inference_core::{Error, ModelManifest, Result as LoadResult};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::config::{Config, parse, positive, top_k};
+use super::config::{Config, parse, positive, query_scale, top_k, tower};
 use crate::nn::{
     Architecture, Decoder, Dimensions, ExpertSizes, Experts, FeedForward, GatedMlp, Gating, LatentAttention,
-    LatentSizes, Linear, Moe, PreNorm, Rope, Routing, SharedExpert, Weights,
+    LatentSizes, Linear, Moe, PreNorm, Rope, Routing, Scoring, SharedExpert, Weights,
 };
 
 #[derive(Debug, Deserialize)]
@@ -99,38 +99,64 @@ impl GroupedExperts {
         }
     }
 
-    /// The feed-forward part of a layer, at `weights`.
+    /// The sizes of the experts.
+    pub(super) fn sizes(&self, dims: &Dimensions) -> ExpertSizes {
+        ExpertSizes {
+            experts: self.n_routed_experts,
+            hidden_size: dims.hidden_size,
+            intermediate_size: self.moe_intermediate_size,
+        }
+    }
+
+    /// How experts are picked by sigmoid scores, with the corrections of the router at `weights`.
+    pub(super) fn routing(&self, weights: &Weights<'_>) -> LoadResult<Routing> {
+        let bias = weights.take_wide("e_score_correction_bias", &[self.n_routed_experts])?;
+        let picked = Routing::sigmoid(self.num_experts_per_tok, self.norm_topk_prob);
+        Ok(self.grouped(Routing { bias: Some(bias), ..picked }))
+    }
+
+    /// How experts are picked by their probabilities.
+    fn softmax_routing(&self) -> Routing {
+        let picked = Routing::softmax(self.num_experts_per_tok, self.norm_topk_prob);
+        self.grouped(Routing { epsilon: 1e-20, ..picked })
+    }
+
+    fn grouped(&self, routing: Routing) -> Routing {
+        let groups = (self.n_group > 1).then_some([self.n_group, self.topk_group]);
+        Routing { groups, scale: self.routed_scaling_factor, ..routing }
+    }
+
+    /// The feed-forward part of a layer, at `weights`, whose experts are picked by sigmoid scores.
     pub(super) fn load(
         &self,
         weights: &Weights<'_>,
         dims: &Dimensions,
         layer: usize,
     ) -> LoadResult<Box<dyn FeedForward>> {
+        self.load_with(weights, dims, layer, |gate| self.routing(gate))
+    }
+
+    fn load_with(
+        &self,
+        weights: &Weights<'_>,
+        dims: &Dimensions,
+        layer: usize,
+        routing: impl FnOnce(&Weights<'_>) -> LoadResult<Routing>,
+    ) -> LoadResult<Box<dyn FeedForward>> {
         if !self.is_sparse(layer) {
             return Ok(Box::new(GatedMlp::load(weights, dims, false)?));
         }
-        let sizes = ExpertSizes {
-            experts: self.n_routed_experts,
-            hidden_size: dims.hidden_size,
-            intermediate_size: self.moe_intermediate_size,
-        };
         let shared = self.n_shared_experts.filter(|shared| *shared > 0).map(|shared| {
             let size = shared * self.moe_intermediate_size;
             let mlp = GatedMlp::load_sized(&weights.at("shared_experts"), dims, size)?;
             LoadResult::Ok(SharedExpert { mlp, gate: None })
         });
         let gate = weights.at("gate");
-        let routing = Routing {
-            bias: Some(gate.take_wide("e_score_correction_bias", &[self.n_routed_experts])?),
-            groups: (self.n_group > 1).then_some([self.n_group, self.topk_group]),
-            scale: self.routed_scaling_factor,
-            ..Routing::sigmoid(self.num_experts_per_tok, self.norm_topk_prob)
-        };
         let names = ["gate_proj", "up_proj", "down_proj"];
         Ok(Box::new(Moe {
             router: Linear::load(&gate, self.n_routed_experts, dims.hidden_size, false)?,
-            routing,
-            experts: Experts::load(weights, names, sizes, Gating::Glu(dims.hidden_act))?,
+            routing: routing(&gate)?,
+            experts: Experts::load(weights, names, self.sizes(dims), Gating::Glu(dims.hidden_act))?,
             shared: shared.transpose()?,
         }))
     }
@@ -140,6 +166,8 @@ impl GroupedExperts {
 pub(super) fn load(weights: &Weights<'_>) -> LoadResult<Box<dyn Architecture>> {
     load_with(
         weights,
+        None,
+        Scoring::Sigmoid,
         json!({
             "max_position_embeddings": 4096, "rms_norm_eps": 1e-6, "q_lora_rank": 1536, "qk_nope_head_dim": 128,
             "v_head_dim": 128, "moe_intermediate_size": 2048, "n_routed_experts": 256, "routed_scaling_factor": 2.5,
@@ -152,6 +180,8 @@ pub(super) fn load(weights: &Weights<'_>) -> LoadResult<Box<dyn Architecture>> {
 pub(super) fn load_glm(weights: &Weights<'_>) -> LoadResult<Box<dyn Architecture>> {
     load_with(
         weights,
+        None,
+        Scoring::Sigmoid,
         json!({
             "max_position_embeddings": 202_752, "rms_norm_eps": 1e-5, "q_lora_rank": 768, "qk_nope_head_dim": 192,
             "v_head_dim": 256, "moe_intermediate_size": 1536, "n_routed_experts": 64, "routed_scaling_factor": 1.8,
@@ -160,8 +190,14 @@ pub(super) fn load_glm(weights: &Weights<'_>) -> LoadResult<Box<dyn Architecture
     )
 }
 
-/// `family`: the defaults of the family.
-fn load_with(weights: &Weights<'_>, family: Value) -> LoadResult<Box<dyn Architecture>> {
+/// Binds a checkpoint of this or a like family: the section of config.json that describes it, what is made of the router's scores, and
+/// the family's defaults.
+pub(super) fn load_with(
+    weights: &Weights<'_>,
+    section: Option<&str>,
+    scoring: Scoring,
+    family: Value,
+) -> LoadResult<Box<dyn Architecture>> {
     let mut defaults = json!({
         "attention_bias": false, "tie_word_embeddings": false, "hidden_act": "silu", "kv_lora_rank": 512,
         "head_dim": 64, "qk_rope_head_dim": 64, "rope_interleave": true, "n_shared_experts": 1, "norm_topk_prob": true,
@@ -171,12 +207,20 @@ fn load_with(weights: &Weights<'_>, family: Value) -> LoadResult<Box<dyn Archite
     }
     let manifest = weights.manifest();
     let renamed = [("qk_rope_head_dim", "head_dim")];
-    let Config { dims, own, value } = Config::<Own>::read_renamed(manifest, None, defaults, &renamed)?;
-    let sizes: LatentSizes = parse(manifest, None, &value)?;
+    let Config { dims, own, value } =
+        Config::<Own>::read_edited(manifest, section, defaults, &renamed, |config| {
+            // It is that of rotated elements in heads, and of these alone are positions made.
+            if let Some(Value::Object(rope)) = config.get_mut("rope_parameters") {
+                rope.remove("partial_rotary_factor");
+            }
+            Ok(())
+        })?;
+    let sizes: LatentSizes = parse(manifest, section, &value)?;
     sizes.check(manifest)?;
-    let moe: GroupedExperts = parse(manifest, None, &value)?;
+    let moe: GroupedExperts = parse(manifest, section, &value)?;
     moe.check(manifest, &dims)?;
-    let model = weights.at("model");
+    let [root, model] = tower(weights);
+    let query_scale = query_scale(weights, &value)?;
     let rope = Rope::load(weights, &value, None, dims.rope(), 10_000.0)?;
     let rope = Rc::new(if own.rope_interleave { rope.interleaved() } else { rope });
     let scale = (sizes.head_dim() as f32).sqrt().recip() * yarn_factor(&value);
@@ -184,12 +228,17 @@ fn load_with(weights: &Weights<'_>, family: Value) -> LoadResult<Box<dyn Archite
         let attention = layer.at("self_attn");
         // Its norms have the epsilon of transformers' class, whatever the config says.
         let mixer =
-            LatentAttention::load(&attention, &dims, sizes, own.attention_bias, 1e-6, rope.clone(), scale)?;
-        PreNorm::load(&layer, &dims, mixer, moe.load(&layer.at("mlp"), &dims, i)?)
+            LatentAttention::load(&attention, &dims, sizes, own.attention_bias, 1e-6, rope.clone(), scale)?
+                .with_query_scale(query_scale);
+        let mlp = moe.load_with(&layer.at("mlp"), &dims, i, |gate| match scoring {
+            Scoring::Sigmoid => moe.routing(gate),
+            Scoring::Softmax => Ok(moe.softmax_routing()),
+        })?;
+        PreNorm::load(&layer, &dims, mixer, mlp)
     });
     let layers = layers.collect::<LoadResult<Vec<_>>>()?;
     skip_mtp_layers(weights, &dims);
-    let mut decoder = Decoder::load(weights, &model, &dims, layers, &[&rope])?;
+    let mut decoder = Decoder::load(&root, &model, &dims, layers, &[&rope])?;
     // What is quantised in a cache are the short vectors and the rotated keys.
     decoder.config.head_dim = greatest_divisor(sizes.kv_lora_rank, sizes.qk_rope_head_dim);
     Ok(Box::new(decoder))

@@ -12,7 +12,8 @@ use crate::{
     mlx::scalar,
     nn::{
         Activation, Architecture, Attention, AttentionParams, Block, Decoder, Dimensions, ForwardPass,
-        LayerState, Linear, Mamba2, Mixer, Norm, RmsNorm, Rope, SsmNorm, SsmSizes, Weights, is_converted,
+        LayerState, Linear, Mamba2, Mixer, Norm, RmsNorm, Rope, SsmNorm, SsmSizes, TimeStepLimit, Weights,
+        is_converted,
     },
 };
 
@@ -35,7 +36,7 @@ struct Own {
     mamba_rms_norm: bool,
     mamba_norm_before_gate: bool,
     #[serde(default)]
-    time_step_limit: Option<[f32; 2]>,
+    time_step_limit: TimeStepLimit,
     #[serde(flatten)]
     factors: Factors,
 }
@@ -91,8 +92,9 @@ impl Own {
             state: self.mamba_d_state,
             kernel: self.mamba_d_conv,
             conv_bias: self.mamba_conv_bias,
+            activation: dims.hidden_act,
             proj_bias: [self.mamba_proj_bias, self.projectors_bias],
-            time_step_limit: self.time_step_limit.unwrap_or([0.0, f32::INFINITY]),
+            time_step_limit: self.time_step_limit,
             norm,
             multipliers: Some(factors.ssm_multipliers),
             eps: dims.rms_norm_eps,

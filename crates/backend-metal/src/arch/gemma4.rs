@@ -99,7 +99,7 @@ enum KeysValues {
 
 /// Attention of which queries, keys and values are normalised.
 #[derive(Debug)]
-struct Attention {
+pub(super) struct Attention {
     q_proj: Linear,
     q_norm: RmsNorm,
     keys_values: KeysValues,
@@ -112,8 +112,61 @@ struct Attention {
     head_dim: i32,
 }
 
+/// What differs between the attention of layers.
+pub(super) struct AttentionPlan<'a> {
+    pub(super) head_dim: usize,
+    pub(super) kv_heads: usize,
+    /// Whether there is no projection of values.
+    pub(super) keys_are_values: bool,
+    pub(super) bias: bool,
+    /// The layer whose keys and values are shared by this one, if they are not its own.
+    pub(super) source: Option<usize>,
+    /// Whether later layers share its own.
+    pub(super) is_shared: bool,
+    pub(super) window: Option<usize>,
+    pub(super) rope: &'a Rc<Rope>,
+}
+
 impl Attention {
-    fn forward(&self, x: &Array, pass: &mut ForwardPass<'_>, layer: usize) -> Result<Array> {
+    /// The block at `weights`.
+    pub(super) fn load(
+        weights: &Weights<'_>,
+        dims: &Dimensions,
+        plan: &AttentionPlan<'_>,
+    ) -> LoadResult<Self> {
+        let &AttentionPlan { head_dim, kv_heads, keys_are_values, bias, source, is_shared, window, rope } =
+            plan;
+        let (hidden, heads) = (dims.hidden_size, dims.num_attention_heads);
+        let norm = |name| RmsNorm::load(&weights.at(name), head_dim, dims.rms_norm_eps, false);
+        let linear = |name, heads: usize| Linear::load(&weights.at(name), heads * head_dim, hidden, bias);
+        let keys_values = if let Some(source) = source {
+            // Some publishers store what is not used.
+            let unused = ["k_proj.", "v_proj.", "k_norm.", "v_norm."].map(|name| weights.name(name));
+            weights.skip(|name| unused.iter().any(|unused| name.starts_with(unused)));
+            KeysValues::Shared(source)
+        } else {
+            KeysValues::Own {
+                k_proj: linear("k_proj", kv_heads)?,
+                v_proj: (!keys_are_values).then(|| linear("v_proj", kv_heads)).transpose()?,
+                k_norm: norm("k_norm")?,
+                is_shared,
+            }
+        };
+        Ok(Self {
+            q_proj: linear("q_proj", heads)?,
+            q_norm: norm("q_norm")?,
+            keys_values,
+            o_proj: Linear::load(&weights.at("o_proj"), hidden, heads * head_dim, bias)?,
+            rope: rope.clone(),
+            params: AttentionParams { window, ..AttentionParams::full(1.0) },
+            eps: dims.rms_norm_eps,
+            heads: heads as i32,
+            kv_heads: kv_heads as i32,
+            head_dim: head_dim as i32,
+        })
+    }
+
+    pub(super) fn forward(&self, x: &Array, pass: &mut ForwardPass<'_>, layer: usize) -> Result<Array> {
         let split = |x: Array, heads: i32| x.reshape(&[x.dim(0), x.dim(1), heads, self.head_dim]);
         let place = |x: &Array, pass: &ForwardPass<'_>| {
             self.rope.forward(&x.swap_axes(1, 2)?, pass.offsets(), pass.lengths())
@@ -141,7 +194,7 @@ impl Attention {
         self.o_proj.forward(&output)
     }
 
-    fn state(&self) -> LayerState {
+    pub(super) fn state(&self) -> LayerState {
         match self.keys_values {
             KeysValues::Own { .. } => {
                 LayerState::attention(self.params.window, 2 * (self.kv_heads * self.head_dim) as usize)
@@ -351,43 +404,38 @@ fn load_attention(
     i: usize,
     rope: &Rc<Rope>,
 ) -> LoadResult<Attention> {
-    let (hidden, bias) = (dims.hidden_size, own.attention_bias);
     let (sees_all, heads) = (types[i] == LayerType::FullAttention, dims.heads());
-    let head_dim = if sees_all { own.global_head_dim } else { heads.head_dim };
     let global = own.num_global_key_value_heads.filter(|_| sees_all && own.attention_k_eq_v);
-    let kv_heads = global.unwrap_or(heads.kv_heads);
-    let norm = |name| RmsNorm::load(&weights.at(name), head_dim, dims.rms_norm_eps, false);
-    let linear = |name, heads: usize| Linear::load(&weights.at(name), heads * head_dim, hidden, bias);
-    let first_reused = dims.num_hidden_layers - own.num_kv_shared_layers;
-    // The last layer of each type that has its own.
-    let source = types[..first_reused].iter().rposition(|other| *other == types[i]);
-    let keys_values = if i < first_reused {
-        KeysValues::Own {
-            k_proj: linear("k_proj", kv_heads)?,
-            v_proj: (!(own.attention_k_eq_v && sees_all)).then(|| linear("v_proj", kv_heads)).transpose()?,
-            k_norm: norm("k_norm")?,
-            is_shared: own.num_kv_shared_layers > 0 && source == Some(i),
-        }
-    } else {
-        // Some publishers store what is not used.
-        let unused = ["k_proj.", "v_proj.", "k_norm.", "v_norm."].map(|name| weights.name(name));
-        weights.skip(|name| unused.iter().any(|unused| name.starts_with(unused)));
-        let missing = || {
-            let reason = "leaves no layer whose keys and values the last ones share";
-            Error::invalid_key(weights.manifest().config_path(), "num_kv_shared_layers", reason)
-        };
-        KeysValues::Shared(source.ok_or_else(missing)?)
+    let (source, is_shared) = sharing(weights, types, own.num_kv_shared_layers, i)?;
+    let plan = AttentionPlan {
+        head_dim: if sees_all { own.global_head_dim } else { heads.head_dim },
+        kv_heads: global.unwrap_or(heads.kv_heads),
+        keys_are_values: own.attention_k_eq_v && sees_all,
+        bias: own.attention_bias,
+        source,
+        is_shared,
+        window: own.layers.window(types[i]),
+        rope,
     };
-    Ok(Attention {
-        q_proj: linear("q_proj", heads.heads)?,
-        q_norm: norm("q_norm")?,
-        keys_values,
-        o_proj: Linear::load(&weights.at("o_proj"), hidden, heads.heads * head_dim, bias)?,
-        rope: rope.clone(),
-        params: AttentionParams { window: own.layers.window(types[i]), ..AttentionParams::full(1.0) },
-        eps: dims.rms_norm_eps,
-        heads: heads.heads as i32,
-        kv_heads: kv_heads as i32,
-        head_dim: head_dim as i32,
-    })
+    Attention::load(weights, dims, &plan)
+}
+
+/// The layer whose keys and values layer `i` shares, which is the last one of its type that has its own; and whether others share those
+/// of layer `i`. The last `reused` layers share.
+pub(super) fn sharing(
+    weights: &Weights<'_>,
+    types: &[LayerType],
+    reused: usize,
+    i: usize,
+) -> LoadResult<(Option<usize>, bool)> {
+    let first_reused = types.len() - reused;
+    let source = types[..first_reused].iter().rposition(|other| *other == types[i]);
+    if i < first_reused {
+        return Ok((None, reused > 0 && source == Some(i)));
+    }
+    let missing = || {
+        let reason = "leaves no layer whose keys and values the last ones share";
+        Error::invalid_key(weights.manifest().config_path(), "num_kv_shared_layers", reason)
+    };
+    Ok((Some(source.ok_or_else(missing)?), false))
 }

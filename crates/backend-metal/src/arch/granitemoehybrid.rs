@@ -12,7 +12,8 @@ use super::{
 };
 use crate::nn::{
     Architecture, Attention, AttentionParams, Decoder, Dimensions, ExpertSizes, Experts, FeedForward,
-    GatedMlp, Gating, Linear, Mamba2, Mixer, Moe, Rope, Routing, SharedExpert, SsmNorm, SsmSizes, Weights,
+    GatedMlp, Gating, Linear, Mamba2, Mixer, Moe, Rope, Routing, SharedExpert, SsmNorm, SsmSizes,
+    TimeStepLimit, Weights,
 };
 
 #[derive(Debug, Deserialize)]
@@ -37,7 +38,7 @@ struct Own {
     mamba_conv_bias: bool,
     mamba_proj_bias: bool,
     #[serde(default)]
-    time_step_limit: Option<[f32; 2]>,
+    time_step_limit: TimeStepLimit,
     #[serde(flatten)]
     layers: Layers<LayerType>,
 }
@@ -66,8 +67,9 @@ impl Own {
             state: self.mamba_d_state,
             kernel: self.mamba_d_conv,
             conv_bias: self.mamba_conv_bias,
+            activation: dims.hidden_act,
             proj_bias: [self.mamba_proj_bias; 2],
-            time_step_limit: self.time_step_limit.unwrap_or([0.0, f32::INFINITY]),
+            time_step_limit: self.time_step_limit,
             norm: SsmNorm::AfterGate,
             multipliers: None,
             eps: dims.rms_norm_eps,

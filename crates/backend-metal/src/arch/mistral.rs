@@ -7,10 +7,11 @@ use inference_core::{Error, Result as LoadResult};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::config::{Config, LayerType, Layers, text_section, tower};
-use crate::nn::{
-    Architecture, Attention, AttentionParams, Decoder, GatedMlp, PreNorm, QueryScale, Rope, Weights,
+use super::{
+    config::{Config, LayerType, Layers, query_scale, text_section, tower},
+    mistral4,
 };
+use crate::nn::{Architecture, Attention, AttentionParams, Decoder, GatedMlp, PreNorm, Rope, Weights};
 
 #[derive(Debug, Deserialize)]
 struct Own {
@@ -36,6 +37,9 @@ pub(super) fn load_ministral(weights: &Weights<'_>) -> LoadResult<Box<dyn Archit
 pub(super) fn load_tower(weights: &Weights<'_>) -> LoadResult<Box<dyn Architecture>> {
     let manifest = weights.manifest();
     let kind = manifest.config().pointer("/text_config/model_type").and_then(Value::as_str);
+    if kind == Some("mistral4") {
+        return mistral4::load(weights);
+    }
     let defaults = match kind {
         Some("ministral3") => ministral(),
         None | Some("mistral") => json!({
@@ -43,7 +47,7 @@ pub(super) fn load_tower(weights: &Weights<'_>) -> LoadResult<Box<dyn Architectu
             "max_position_embeddings": 131_072, "rms_norm_eps": 1e-6,
         }),
         Some(other) => {
-            let reason = format!("{other:?}, expected mistral or ministral3");
+            let reason = format!("{other:?}, expected mistral, ministral3 or mistral4");
             return Err(Error::invalid_key(manifest.config_path(), "text_config.model_type", reason));
         }
     };
@@ -82,25 +86,4 @@ fn load_with(
     });
     let layers = layers.collect::<LoadResult<Vec<_>>>()?;
     Ok(Box::new(Decoder::load(&root, &model, &dims, layers, &[&rope])?))
-}
-
-/// How queries are scaled by their positions, where the config says so.
-fn query_scale(weights: &Weights<'_>, config: &Value) -> LoadResult<Option<QueryScale>> {
-    let Some(settings) = config.get("rope_parameters") else { return Ok(None) };
-    let Some(beta) = settings.get("llama_4_scaling_beta").filter(|beta| !beta.is_null()) else {
-        return Ok(None);
-    };
-    let original = settings.get("original_max_position_embeddings").and_then(Value::as_u64);
-    let original =
-        original.and_then(|original| i32::try_from(original).ok()).filter(|original| *original > 0);
-    match (beta.as_f64().filter(|beta| beta.is_finite()), original) {
-        (Some(beta), Some(original)) => {
-            Ok(Some(QueryScale { beta: beta as f32, original: original as usize, shift: 0 }))
-        }
-        _ => {
-            let reason = "needs a number, and original_max_position_embeddings";
-            let key = "rope_parameters.llama_4_scaling_beta";
-            Err(Error::invalid_key(weights.manifest().config_path(), key, reason))
-        }
-    }
 }

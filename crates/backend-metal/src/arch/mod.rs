@@ -13,6 +13,7 @@ mod falcon_h1;
 mod gemma;
 mod gemma2;
 mod gemma3;
+mod gemma3n;
 mod gemma4;
 mod glm4;
 mod glm4_moe;
@@ -22,17 +23,23 @@ mod granitemoehybrid;
 mod hunyuan_v1_dense;
 mod lfm2;
 mod llama;
+mod llama4;
+mod mamba2;
+mod minicpm;
 mod minimax_m2;
 mod mistral;
+mod mistral4;
 mod mixtral;
 mod modernbert;
 mod mpnet;
 mod nemotron;
+mod nemotron_h;
 mod nomic_bert;
 mod olmo2;
 mod olmo3;
 mod olmoe;
 mod phi3;
+mod phimoe;
 mod qwen2;
 mod qwen2_moe;
 mod qwen3;
@@ -86,6 +93,12 @@ pub(crate) const ARCHITECTURES: &[Family] = &[
     Family { name: "Gemma 2", model_types: &["gemma2"], load: gemma2::load, skips: &[] },
     Family { name: "Gemma 3", model_types: &["gemma3", "gemma3_text"], load: gemma3::load, skips: &[Vision] },
     Family {
+        name: "Gemma 3n",
+        model_types: &["gemma3n", "gemma3n_text"],
+        load: gemma3n::load,
+        skips: &[Vision, Audio],
+    },
+    Family {
         name: "Gemma 4",
         model_types: &["gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text"],
         load: gemma4::load,
@@ -111,6 +124,9 @@ pub(crate) const ARCHITECTURES: &[Family] = &[
     Family { name: "LFM 2", model_types: &["lfm2"], load: lfm2::load_dense, skips: &[] },
     Family { name: "LFM 2 MoE", model_types: &["lfm2_moe"], load: lfm2::load_moe, skips: &[] },
     Family { name: "Llama 2, 3", model_types: &["llama"], load: llama::load, skips: &[] },
+    Family { name: "Llama 4", model_types: &["llama4", "llama4_text"], load: llama4::load, skips: &[Vision] },
+    Family { name: "Mamba 2", model_types: &["mamba2"], load: mamba2::load, skips: &[] },
+    Family { name: "MiniCPM", model_types: &["minicpm"], load: minicpm::load, skips: &[] },
     Family { name: "MiniMax M2", model_types: &["minimax_m2"], load: minimax_m2::load, skips: &[] },
     Family { name: "Ministral 3", model_types: &["ministral3"], load: mistral::load_ministral, skips: &[] },
     Family { name: "Mistral", model_types: &["mistral"], load: mistral::load, skips: &[] },
@@ -120,15 +136,23 @@ pub(crate) const ARCHITECTURES: &[Family] = &[
         load: mistral::load_tower,
         skips: &[Vision],
     },
+    Family { name: "Mistral Small 4", model_types: &["mistral4"], load: mistral4::load, skips: &[Vision] },
     Family { name: "Mixtral", model_types: &["mixtral"], load: mixtral::load, skips: &[] },
     Family { name: "ModernBERT", model_types: &["modernbert"], load: modernbert::load, skips: &[] },
     Family { name: "MPNet", model_types: &["mpnet"], load: mpnet::load, skips: &[] },
     Family { name: "Nemotron", model_types: &["nemotron"], load: nemotron::load, skips: &[] },
+    Family {
+        name: "Nemotron-H, Nemotron 3",
+        model_types: &["nemotron_h"],
+        load: nemotron_h::load,
+        skips: &[Mtp],
+    },
     Family { name: "Nomic BERT", model_types: &["nomic_bert"], load: nomic_bert::load, skips: &[] },
     Family { name: "OLMo 2", model_types: &["olmo2"], load: olmo2::load, skips: &[] },
     Family { name: "OLMo 3", model_types: &["olmo3"], load: olmo3::load, skips: &[] },
     Family { name: "OLMoE", model_types: &["olmoe"], load: olmoe::load, skips: &[] },
     Family { name: "Phi 3, 4", model_types: &["phi3"], load: phi3::load, skips: &[] },
+    Family { name: "Phi 3.5 MoE", model_types: &["phimoe"], load: phimoe::load, skips: &[] },
     Family { name: "Qwen 2 MoE", model_types: &["qwen2_moe"], load: qwen2_moe::load, skips: &[] },
     Family {
         name: "Qwen 2, 2.5",

@@ -31,6 +31,8 @@ pub(crate) enum QkNorm {
     Heads(RmsNorm, RmsNorm),
     /// All heads together.
     Whole(RmsNorm, RmsNorm),
+    /// Each head by itself, without weights, and after positions are applied. This is epsilon.
+    Unweighted(f32),
     /// Each head by mean and variance, with weights of its own: `[heads · head_dim]` of queries and of keys, and epsilon.
     Own([Weight; 2], f32),
 }
@@ -201,7 +203,7 @@ impl Attention {
             o_proj,
             norm,
             rope,
-            attend: AttentionParams { scale, both_ways, window, softcap, sinks, bias },
+            attend: AttentionParams { scale, both_ways, window, chunk, softcap, sinks, bias },
             gated,
             rope_first,
             query_scale,
@@ -214,13 +216,13 @@ impl Attention {
         if *both_ways || bias.is_some() {
             return Err(Unsupported("attention to later positions".to_owned()));
         }
-        if *gated || *rope_first || query_scale.is_some() || clip.is_some() {
+        if *gated || *rope_first || query_scale.is_some() || clip.is_some() || chunk.is_some() {
             return Err(Unsupported("gates, scales or bounds of queries".to_owned()));
         }
         let qk_norm = match norm {
             QkNorm::None => None,
             QkNorm::Heads(q_norm, k_norm) => Some([builder.norm(q_norm)?, builder.norm(k_norm)?]),
-            QkNorm::Whole(..) | QkNorm::Own(..) => {
+            QkNorm::Whole(..) | QkNorm::Own(..) | QkNorm::Unweighted(_) => {
                 return Err(Unsupported("norms of all heads together".to_owned()));
             }
         };
@@ -302,7 +304,7 @@ impl Attention {
         let norms = match &self.norm {
             QkNorm::Heads(q_norm, k_norm) => Some([q_norm.parts()?, k_norm.parts()?]),
             QkNorm::None | QkNorm::Whole(..) => None,
-            QkNorm::Own(..) => return Ok(None),
+            QkNorm::Own(..) | QkNorm::Unweighted(_) => return Ok(None),
         };
         let table = self.rope.as_ref().map(|rope| pass.rotary_table(rope)).transpose()?;
         let heads = [self.heads, self.kv_heads, self.head_dim];
@@ -355,7 +357,7 @@ impl Attention {
         (queries, keys) = (split(queries, self.heads)?, split(keys, self.kv_heads)?);
         let norms = match &self.norm {
             QkNorm::Heads(q_norm, k_norm) => Some([q_norm, k_norm]),
-            QkNorm::None | QkNorm::Whole(..) | QkNorm::Own(..) => None,
+            QkNorm::None | QkNorm::Whole(..) | QkNorm::Own(..) | QkNorm::Unweighted(_) => None,
         };
         if let QkNorm::Own([q_weight, k_weight], eps) = &self.norm {
             let norm = |x: &Array, weight: &Weight| {
@@ -376,13 +378,17 @@ impl Attention {
         if let (Some([q_norm, k_norm]), true) = (norms, self.rope_first) {
             (queries, keys) = (q_norm.forward(&queries)?, k_norm.forward(&keys)?);
         }
+        if let QkNorm::Unweighted(eps) = self.norm {
+            let norm = |x: &Array| RmsNorm::without_weight(x, eps);
+            (queries, keys) = (norm(&queries)?, norm(&keys)?);
+        }
         Ok([queries, keys, values])
     }
 }
 
 impl QueryScale {
     /// Scales queries `[B, heads, T, head_dim]`.
-    fn apply(self, queries: Array, pass: &ForwardPass<'_>) -> Result<Array> {
+    pub(super) fn apply(self, queries: Array, pass: &ForwardPass<'_>) -> Result<Array> {
         if pass.lengths().iter().all(|length| length + self.shift <= self.original) {
             return Ok(queries);
         }

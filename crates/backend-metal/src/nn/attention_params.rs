@@ -13,6 +13,8 @@ pub(crate) struct AttentionParams {
     pub(crate) both_ways: bool,
     /// Sliding window: how many positions a query attends to, its own included; both ways, on each side. `None` is all positions.
     pub(crate) window: Option<usize>,
+    /// Chunks: a query attends to the positions before it from the last multiple of this on. All are kept.
+    pub(crate) chunk: Option<usize>,
     /// Soft cap: scores `s` become `cap · tanh(s / cap)`.
     pub(crate) softcap: Option<f32>,
     /// Attention sinks: for each head a score that takes part in the softmax and has no value, `[heads]`.
@@ -24,7 +26,7 @@ pub(crate) struct AttentionParams {
 impl AttentionParams {
     /// Attention to all positions before, without cap and sinks.
     pub(crate) fn full(scale: f32) -> Self {
-        Self { scale, both_ways: false, window: None, softcap: None, sinks: None, bias: None }
+        Self { scale, both_ways: false, window: None, chunk: None, softcap: None, sinks: None, bias: None }
     }
 
     /// Attention to all positions of a text.

@@ -44,8 +44,19 @@ pub(crate) struct Decoder<B> {
     pub(crate) logit_cap: Option<f32>,
     /// What layers get besides the residual stream.
     pub(crate) layer_inputs: Option<LayerInputs>,
+    /// What the blocks have instead of one residual stream.
+    pub(crate) streams: Option<Box<dyn Streams>>,
     /// The trainable parameters.
     pub(crate) registry: Rc<ParamRegistry>,
+}
+
+/// Several residual streams, which blocks take and give in one array.
+pub(crate) trait Streams: std::fmt::Debug {
+    /// The embeddings `[B, T, hidden]` → what the first block takes.
+    fn open(&self, x: &Array) -> Result<Array>;
+
+    /// What the last block gives → `[B, T, hidden]`.
+    fn close(&self, x: &Array) -> Result<Array>;
 }
 
 /// Embeddings for each layer: of the token, and made of its embedding.
@@ -59,6 +70,8 @@ pub(crate) struct LayerInputs {
     layers: i32,
     width: i32,
     hidden_size: usize,
+    /// Ids from here on have the embedding of the first one.
+    vocab: i32,
 }
 
 impl LayerInputs {
@@ -86,6 +99,7 @@ impl LayerInputs {
             layers: dims.num_hidden_layers as i32,
             width: width as i32,
             hidden_size: dims.hidden_size,
+            vocab: vocab as i32,
         })
     }
 
@@ -93,7 +107,9 @@ impl LayerInputs {
     fn forward(&self, tokens: &Array, x: &Array) -> Result<Array> {
         let number = |value: f32| scalar(value, x.dtype());
         let shape = [x.dim(0), x.dim(1), self.layers, self.width];
-        let own = self.embedding.forward(tokens)?.reshape(&shape)?;
+        let known = tokens.lt(Array::from_int(self.vocab).as_dtype(tokens.dtype())?)?;
+        let tokens = ops::select(&known, tokens, Array::from_int(0).as_dtype(tokens.dtype())?)?;
+        let own = self.embedding.forward(&tokens)?.reshape(&shape)?;
         let own = own.multiply(number((self.width as f32).sqrt())?)?;
         let made = self.projection.forward(x)?.multiply(number((self.hidden_size as f32).sqrt().recip())?)?;
         let made = self.norm.forward(&made.reshape(&shape)?)?;
@@ -142,6 +158,7 @@ impl<B: Block> Decoder<B> {
             logit_scale: None,
             logit_cap: None,
             layer_inputs: None,
+            streams: None,
             registry: weights.registry().clone(),
         })
     }
@@ -164,7 +181,7 @@ fn output_layer(
         return Ok(None);
     }
     if !dims.tie_word_embeddings {
-        return Linear::load(&head, dims.vocab_size, dims.hidden_size, false).map(Some);
+        return Linear::load(&head, dims.vocab_size, dims.hidden_size, dims.lm_head_bias).map(Some);
     }
     if head.has("weight") && !head.is_stored_like(embedding)? {
         tracing::warn!(
@@ -173,7 +190,7 @@ fn output_layer(
             head.name("weight"),
             embedding.name("weight"),
         );
-        return Linear::load(&head, dims.vocab_size, dims.hidden_size, false).map(Some);
+        return Linear::load(&head, dims.vocab_size, dims.hidden_size, dims.lm_head_bias).map(Some);
     }
     // Some publishers store the embedding twice.
     let prefix = head.name("");
@@ -196,7 +213,18 @@ impl<B: Block + 'static> Decoder<B> {
         if let Some(inputs) = &self.layer_inputs {
             pass.set_layer_inputs(inputs.forward(tokens, &x)?);
         }
-        Ok(x)
+        match &self.streams {
+            Some(streams) => streams.open(&x),
+            None => Ok(x),
+        }
+    }
+
+    /// What the last block gives → hidden states.
+    fn end(&self, x: &Array) -> Result<Array> {
+        match &self.streams {
+            Some(streams) => self.norm.forward(&streams.close(x)?),
+            None => self.norm.forward(x),
+        }
     }
 
     /// A training step of blocks that need more of each other than the residual stream: none is recomputed.
@@ -210,7 +238,7 @@ impl<B: Block + 'static> Decoder<B> {
                 None => y,
             };
         }
-        self.norm.forward(&x)
+        self.end(&x)
     }
 
     fn pass(&self, tokens: &Array, rows: Rows<'_>) -> Result<Array> {
@@ -220,7 +248,7 @@ impl<B: Block + 'static> Decoder<B> {
             x = block.forward(&x, &mut pass, layer)?;
         }
         pass.finish();
-        self.norm.forward(&x)
+        self.end(&x)
     }
 
     /// Recomputes the texts that `tokens` take past [`recompute_at`](Self::recompute_at), and pushes the tokens to the caches.
@@ -265,6 +293,7 @@ impl<B: Block + 'static> Architecture for Decoder<B> {
             logit_scale,
             logit_cap,
             layer_inputs,
+            streams,
             registry: _,
         } = self;
         let mut builder = SpecBuilder::new(&config.dtype, config.hidden_size)?;
@@ -272,7 +301,7 @@ impl<B: Block + 'static> Architecture for Decoder<B> {
             return Err(Unsupported("positions that depend on the length of the text".to_owned()));
         }
         let Norm::Rms(norm) = norm else { return Err(Unsupported("norms of mean and variance".to_owned())) };
-        if layer_inputs.is_some() {
+        if layer_inputs.is_some() || streams.is_some() {
             return Err(Unsupported("inputs of single layers".to_owned()));
         }
         let layers = layers.iter().map(|block| block.describe(&mut builder));
@@ -296,6 +325,7 @@ impl<B: Block + 'static> Architecture for Decoder<B> {
 
     fn hidden_for_training(&self, tokens: &Array, mode: &TrainMode<'_>) -> Result<Array> {
         if self.layer_inputs.is_some()
+            || self.streams.is_some()
             || self.layers.iter().any(|block| block.state() == LayerState::default())
         {
             return self.connected_for_training(tokens, mode);

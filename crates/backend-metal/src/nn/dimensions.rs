@@ -27,6 +27,9 @@ pub(crate) struct Dimensions {
     #[serde(alias = "hidden_activation")]
     pub(crate) hidden_act: Activation,
     pub(crate) tie_word_embeddings: bool,
+    /// Whether the output layer has a bias.
+    #[serde(default)]
+    pub(crate) lm_head_bias: bool,
     /// Whether the family's checkpoints store the weights of norms minus one.
     #[serde(skip)]
     pub(crate) norm_offset: bool,

@@ -184,6 +184,11 @@ impl<'a> ForwardPass<'a> {
         if params.both_ways || params.bias.is_some() {
             return Err(Exception::custom("attention to later positions needs whole texts"));
         }
+        if let Some(chunk) = params.chunk
+            && self.outgrows(chunk, layer)
+        {
+            return self.attend_in_chunk(layer, [queries, keys, values], params, chunk);
+        }
         if let Rows::Cached(caches) = &mut self.rows
             && self.mode == ExecMode::CpuKernels
             && caches.iter().all(|cache| cache.fits_contiguously(layer, tokens))
@@ -197,6 +202,43 @@ impl<'a> ForwardPass<'a> {
                 Visible::Causal => attention(masks, [&queries, keys, values], params),
                 Visible::Masked(mask) => flatten_heads(&masked(&queries, keys, values, params, mask)?),
             }
+        })
+    }
+
+    /// Whether a text is longer than a chunk. What a rotating cache keeps is seen whatever the chunks are.
+    fn outgrows(&self, chunk: usize, layer: usize) -> bool {
+        if let Rows::Cached(caches) = &self.rows
+            && caches.iter().any(|cache| cache.window(layer).is_limited())
+        {
+            return false;
+        }
+        self.lengths.iter().any(|length| *length > chunk)
+    }
+
+    /// Attention of queries to the positions of their own chunks.
+    fn attend_in_chunk(
+        &mut self,
+        layer: usize,
+        [queries, keys, values]: [&Array; 3],
+        params: &AttentionParams,
+        chunk: usize,
+    ) -> Result<Array> {
+        let tokens = ops::arange::<_, i32>(0, self.tokens as i32, None)?;
+        let starts = match &self.offsets {
+            Offsets::Same(start) => {
+                Array::from_slice(&vec![*start as i32; self.lengths.len()], &[self.lengths.len() as i32])
+            }
+            Offsets::Each(starts) => starts.clone(),
+        };
+        let positions = starts.expand_dims(1)?.add(tokens.expand_dims(0)?)?.expand_dims_axes(&[1, 3])?;
+        let size = Array::from_int(chunk as i32);
+        let first = positions.floor_divide(&size)?.multiply(&size)?;
+        self.extend(layer, [keys, values], |_, Seen { rows, kept: [keys, values], .. }| {
+            // All positions are kept, each at its place.
+            let places = ops::arange::<_, i32>(0, keys.dim(2), None)?;
+            let (positions, first) = (of_rows(&positions, rows.clone())?, of_rows(&first, rows.clone())?);
+            let mask = places.le(&positions)?.logical_and(places.ge(&first)?)?;
+            flatten_heads(&masked(&of_rows(queries, rows)?, keys, values, params, Some(&mask))?)
         })
     }
 

@@ -7,6 +7,8 @@ use mlx_rs::{
     ops::{self, sigmoid},
 };
 
+use serde::{Deserialize, Deserializer, de::Error as _};
+
 use super::{
     activation::Activation, block::Mixer, cache::LayerState, causal_conv::CausalConv,
     forward_pass::ForwardPass, linear::Linear, linear_attention::LinearAttention, parameter::Weight,
@@ -27,15 +29,55 @@ pub(crate) struct SsmSizes {
     /// Taps of the convolution.
     pub(crate) kernel: usize,
     pub(crate) conv_bias: bool,
+    /// Of the convolution.
+    pub(crate) activation: Activation,
     /// Of the projection into the block and of that out of it.
     pub(crate) proj_bias: [bool; 2],
     /// Limits of the time step.
-    pub(crate) time_step_limit: [f32; 2],
+    pub(crate) time_step_limit: TimeStepLimit,
     pub(crate) norm: SsmNorm,
     /// Factors of what the input projection gives: gates, values, B, C and time steps.
     pub(crate) multipliers: Option<[f32; 5]>,
     /// Epsilon of the norm.
     pub(crate) eps: f32,
+}
+
+/// The least and the greatest time step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct TimeStepLimit(pub(crate) [f32; 2]);
+
+impl Default for TimeStepLimit {
+    fn default() -> Self {
+        Self([0.0, f32::INFINITY])
+    }
+}
+
+impl<'de> Deserialize<'de> for TimeStepLimit {
+    /// JSON has no infinity: transformers writes `{"__float__": "Infinity"}` for it, and manifests do where a file has it bare.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Float {
+            Number(f32),
+            Tagged {
+                #[serde(rename = "__float__")]
+                name: String,
+            },
+        }
+        let limits = <[Float; 2]>::deserialize(deserializer)
+            .map_err(|_| D::Error::custom("time_step_limit: expected two numbers"))?;
+        let [low, high] = limits.map(|limit| match limit {
+            Float::Number(number) => number,
+            Float::Tagged { name } => name.parse().unwrap_or(f32::NAN),
+        });
+        // A NaN is in no order.
+        if low <= high {
+            return Ok(Self([low, high]));
+        }
+        Err(D::Error::custom(format_args!(
+            "time_step_limit: {low} and {high}, expected the smaller one first"
+        )))
+    }
 }
 
 /// What is done to the output of a state space model with its gate.
@@ -113,7 +155,7 @@ impl Mamba2 {
         let channels = [sizes.channels(), kernel];
         Ok(Self {
             in_proj: Linear::load(&weights.at("in_proj"), outputs, hidden_size, proj_bias[0])?,
-            conv: CausalConv::load(&weights.at("conv1d"), channels, conv_bias, Some(Activation::Silu))?,
+            conv: CausalConv::load(&weights.at("conv1d"), channels, conv_bias, Some(sizes.activation))?,
             dt_bias: weights.take_exact("dt_bias", &[heads])?,
             a_log: weights.take_exact("A_log", &[heads])?,
             d: weights.take_exact("D", &[heads])?,
@@ -156,7 +198,7 @@ impl Mixer for Mamba2 {
         let parts = projected.split_at_indices(&[inner, inner + channels], -1)?;
         let (gate, mixed, step) = (&parts[0], &parts[1], &parts[2]);
         let step = ops::logaddexp(wide(step)?.add(wide(&self.dt_bias.get()?)?)?, Array::from_f32(0.0))?;
-        let [low, high] = self.sizes.time_step_limit.map(Array::from_f32);
+        let [low, high] = self.sizes.time_step_limit.0.map(Array::from_f32);
         let step = ops::minimum(ops::maximum(&step, low)?, high)?;
         let decay = step.multiply(ops::exp(wide(&self.a_log.get()?)?)?)?.negative()?;
         let mixed = pass.recur(layer, |input| {

@@ -14,6 +14,7 @@ use serde::Deserialize;
 
 use super::{
     adapter::RowSource,
+    attention::QueryScale,
     attention_params::AttentionParams,
     block::Mixer,
     cache::LayerState,
@@ -88,6 +89,7 @@ pub(crate) struct LatentAttention {
     o_proj: Linear,
     rope: Rc<Rope>,
     params: AttentionParams,
+    query_scale: Option<QueryScale>,
     heads: i32,
     sizes: LatentSizes,
 }
@@ -147,9 +149,15 @@ impl LatentAttention {
             o_proj: Linear::load(&weights.at("o_proj"), hidden, heads * v_head_dim, bias)?,
             rope,
             params: AttentionParams::full(scale),
+            query_scale: None,
             heads: heads as i32,
             sizes,
         })
+    }
+
+    /// The same with queries scaled by their positions.
+    pub(crate) fn with_query_scale(self, query_scale: Option<QueryScale>) -> Self {
+        Self { query_scale, ..self }
     }
 
     /// Keys and values of the vectors `[B, 1, S, kv_lora_rank]`, with the rotated key `[B, 1, S, qk_rope_head_dim]` behind each key:
@@ -228,7 +236,10 @@ impl Mixer for LatentAttention {
             Queries::LowRank(down, norm, up) => up.forward(&norm.forward(&down.forward(x)?)?)?,
         };
         let (batch, tokens) = (x.dim(0), x.dim(1));
-        let queries = queries.reshape(&[batch, tokens, self.heads, -1])?.swap_axes(1, 2)?;
+        let mut queries = queries.reshape(&[batch, tokens, self.heads, -1])?.swap_axes(1, 2)?;
+        if let Some(scale) = self.query_scale {
+            queries = scale.apply(queries, pass)?;
+        }
         let (nope, rank) = (self.sizes.qk_nope_head_dim as i32, self.sizes.kv_lora_rank as i32);
         let rotate = |x: &Array| self.rope.forward(x, pass.offsets(), pass.lengths());
         // MLX's CUDA rope reads beyond the memory of a slice.

@@ -9,13 +9,13 @@ use mlx_rs::{
 };
 
 use super::{
-    activation::Gating,
+    activation::{Activation, Gating},
     adapter::{AdapterSlots, SlotKind},
     block::FeedForward,
     linear::Linear,
     matrix::{Matrix, alike},
     mlp::GatedMlp,
-    parameter::Weight,
+    parameter::{Weight, WeightTransform},
     weights::Weights,
 };
 use crate::mlx::{scalar, slice};
@@ -176,6 +176,8 @@ enum GateUp {
     Interleaved(Matrix),
     /// From one matrix each.
     Separate(Matrix, Matrix),
+    /// There are no gates.
+    Ungated(Matrix, Activation),
 }
 
 /// The sizes of a mixture of experts.
@@ -210,11 +212,7 @@ impl Experts {
             let gate_up = GateUp::Joined(gate_up);
             return Ok(Self::new(&weights.at("switch_mlp"), sizes, gate_up, down_proj, Vec::new(), gating));
         }
-        // The files must have them before anything is sized by their number.
-        if let Some(missing) = (0..experts).find(|i| !all.has_any(i)) {
-            let reason = format!("the config has {experts} experts, the files no {}", all.name(missing));
-            return Err(Error::invalid_key(weights.manifest().config_path(), "num_experts", reason));
-        }
+        Self::check_count(weights, experts)?;
         let parts = |name: &str| (0..experts).map(|i| all.index(i).at(name)).collect::<Vec<_>>();
         let [gates, ups, downs] = names.map(parts);
         let pairs: Vec<_> = gates.iter().zip(&ups).flat_map(|(gate, up)| [gate, up]).collect();
@@ -253,6 +251,32 @@ impl Experts {
         Ok(Self::new(&weights.at("switch_mlp"), sizes, gate_up, down, Vec::new(), gating))
     }
 
+    /// The experts of two stacks at `weights` whose columns come before their rows, gate and up in one. There is no place for an
+    /// adapter in them.
+    pub(crate) fn load_transposed(
+        weights: &Weights<'_>,
+        sizes: ExpertSizes,
+        gating: Gating,
+    ) -> LoadResult<Self> {
+        let ExpertSizes { experts, hidden_size, intermediate_size } = sizes;
+        let load = |name: &str, inputs: usize, outputs: usize| {
+            let shape = [vec![experts, inputs, outputs]];
+            Weight::load(&[weights], None, name, &shape, WeightTransform::Stored).map(Matrix::Dense)
+        };
+        Ok(Self {
+            gate_up_proj: GateUp::Joined(load(
+                "gate_up_proj",
+                hidden_size,
+                intermediate_size.saturating_mul(2),
+            )?),
+            gate_up_slots: AdapterSlots::default(),
+            down_proj: load("down_proj", intermediate_size, hidden_size)?,
+            down_slots: AdapterSlots::default(),
+            biases: Vec::new(),
+            gating,
+        })
+    }
+
     /// The experts at `weights`, stacked: `gate_proj`, `up_proj` and `down_proj`, with biases or without.
     pub(crate) fn load_stacked(
         weights: &Weights<'_>,
@@ -273,6 +297,51 @@ impl Experts {
         );
         let down_proj = load("down_proj", hidden_size, intermediate_size)?;
         Ok(Self::new(weights, sizes, gate_up_proj, down_proj, biases, gating))
+    }
+
+    /// The experts below `weights` without gates: `up_proj` and `down_proj`, one by one under `experts` or stacked, also as mlx_lm
+    /// writes them, under `switch_mlp` as `fc1` and `fc2`. There is no place for an adapter in them.
+    pub(crate) fn load_ungated(
+        weights: &Weights<'_>,
+        sizes: ExpertSizes,
+        activation: Activation,
+    ) -> LoadResult<Self> {
+        let ExpertSizes { experts, hidden_size, intermediate_size } = sizes;
+        let (converted, all) = (weights.at("switch_mlp"), weights.at("experts"));
+        let load = |bare: &str, fc: &str, outputs: usize, inputs: usize| {
+            if converted.has_any("") {
+                let name = if converted.has_any(fc) { fc } else { bare };
+                return Matrix::load_stack(&converted.at(name), experts, outputs, inputs);
+            }
+            if all.has(bare) {
+                return Matrix::load_bare(&all, bare, experts, outputs, inputs);
+            }
+            Self::check_count(weights, experts)?;
+            let parts: Vec<_> = (0..experts).map(|i| all.index(i).at(bare)).collect();
+            Matrix::load_joined(
+                &parts.iter().collect::<Vec<_>>(),
+                Some(experts),
+                &vec![outputs; experts],
+                inputs,
+            )
+        };
+        let up = load("up_proj", "fc1", intermediate_size, hidden_size)?;
+        Ok(Self {
+            gate_up_proj: GateUp::Ungated(up, activation),
+            gate_up_slots: AdapterSlots::default(),
+            down_proj: load("down_proj", "fc2", hidden_size, intermediate_size)?,
+            down_slots: AdapterSlots::default(),
+            biases: Vec::new(),
+            gating: Gating::Glu(activation),
+        })
+    }
+
+    /// Checks that the files have as many experts as the config, before anything is sized by their number.
+    fn check_count(weights: &Weights<'_>, experts: usize) -> LoadResult<()> {
+        let all = weights.at("experts");
+        let Some(missing) = (0..experts).find(|i| !all.has_any(i)) else { return Ok(()) };
+        let reason = format!("the config has {experts} experts, the files no {}", all.name(missing));
+        Err(Error::invalid_key(weights.manifest().config_path(), "num_experts", reason))
     }
 
     /// The experts of these matrices, whose adapters lie below `weights`.
@@ -341,6 +410,7 @@ impl Experts {
                 let joined = with_bias(matrix.gather(x, picks, sorted)?, self.biases.first())?;
                 self.gating.apply_joined(&joined, true)?
             }
+            GateUp::Ungated(up, activation) => activation.apply(&up.gather(x, picks, sorted)?)?,
             GateUp::Separate(gate, up) => {
                 let (mut gate, mut up) = (gate.gather(x, picks, sorted)?, up.gather(x, picks, sorted)?);
                 if !self.gate_up_slots.is_plain() {

@@ -42,8 +42,8 @@ pub(crate) struct Rope {
     interleaved: bool,
     /// Factor of the positions.
     scale: f32,
-    /// Factor of queries and keys, `[head_dim]`.
-    attention_factor: Option<Array>,
+    /// Factor of queries and keys, `[head_dim]`: of any text, and of those past the length of longrope.
+    attention_factors: [Option<Array>; 2],
 }
 
 /// The `freqs` of MLX's rope, `base^(2i / dims)`: the reciprocals of transformers' `inv_freq`.
@@ -102,19 +102,14 @@ impl Rope {
 
     /// Rotates `[B, H, T, head_dim]`; row b is part of a text of `lengths[b]` tokens.
     pub(crate) fn forward(&self, x: &Array, offsets: &Offsets, lengths: &[usize]) -> Result<Array> {
-        let scaled = match &self.attention_factor {
-            Some(attention_factor) => &x.multiply(attention_factor.as_dtype(x.dtype())?)?,
-            None => x,
-        };
         match &self.freqs {
-            RopeFreqs::Base(base) => self.rotate(scaled, Some(*base), offsets, None),
-            RopeFreqs::Listed(freqs) => self.rotate(scaled, None, offsets, Some(freqs)),
+            RopeFreqs::Base(_) | RopeFreqs::Listed(_) => self.rotate_at_length(x, offsets, 0),
             RopeFreqs::Long { .. } | RopeFreqs::Dynamic { .. } => {
                 let alike = lengths.windows(2).all(|pair| pair[0] == pair[1]);
                 if let (true, Some(length)) = (alike, lengths.first()) {
-                    return self.rotate_at_length(scaled, offsets, *length);
+                    return self.rotate_at_length(x, offsets, *length);
                 }
-                let rows = scaled.split_equal(lengths.len() as i32, 0)?;
+                let rows = x.split_equal(lengths.len() as i32, 0)?;
                 let offsets: Vec<_> = match offsets {
                     Offsets::Same(_) => vec![offsets.clone(); lengths.len()],
                     Offsets::Each(each) => {
@@ -149,19 +144,24 @@ impl Rope {
             RopeFreqs::Long { .. } | RopeFreqs::Dynamic { .. } => return Ok(None),
         };
         let scaled = frequencies.into_iter().map(|frequency| (frequency * f64::from(self.scale)) as f32);
-        Ok(Some((scaled.collect(), self.factor()?)))
+        Ok(Some((scaled.collect(), self.factor(0)?)))
     }
 
-    /// The factor of queries and keys.
-    fn factor(&self) -> Result<f32> {
-        let factor = self.attention_factor.as_ref().map(Array::to_vec_exact::<f32>).transpose();
+    /// The factor of queries and keys of a text of this length, as it is multiplied.
+    fn factors(&self, length: usize) -> Option<&Array> {
+        let is_long = matches!(self.freqs, RopeFreqs::Long { original, .. } if length > original);
+        self.attention_factors[usize::from(is_long)].as_ref()
+    }
+
+    /// The factor of queries and keys of a text of this length.
+    fn factor(&self, length: usize) -> Result<f32> {
+        let factor = self.factors(length).map(Array::to_vec_exact::<f32>).transpose();
         Ok(factor.map_err(host)?.map_or(1.0, |factor| factor[0]))
     }
 
     /// The rotary table of `tokens` tokens in each row, where row b is part of a text of `lengths[b]` tokens.
     pub(crate) fn table(&self, offsets: &Offsets, tokens: usize, lengths: &[usize]) -> Result<RotaryTable> {
         let pairs = self.dims as usize / 2;
-        let attention_factor = self.factor()?;
         let starts = match offsets {
             Offsets::Same(start) => vec![*start as i32; lengths.len()],
             Offsets::Each(starts) => starts.to_vec_exact::<i32>().map_err(host)?,
@@ -181,6 +181,7 @@ impl Rope {
                     (if length > original { long } else { short }).to_vec_exact().map_err(host)?
                 }
             };
+            let attention_factor = self.factor(*length)?;
             for (token, cos_sin) in row.chunks_exact_mut(2 * pairs).enumerate() {
                 let position = (start as f32 + token as f32) * self.scale;
                 let (cosines, sines) = cos_sin.split_at_mut(pairs);
@@ -201,6 +202,10 @@ impl Rope {
     }
 
     fn rotate_at_length(&self, x: &Array, offsets: &Offsets, length: usize) -> Result<Array> {
+        let x = match self.factors(length) {
+            Some(factors) => &x.multiply(factors.as_dtype(x.dtype())?)?,
+            None => x,
+        };
         match &self.freqs {
             RopeFreqs::Long { original, short, long } => {
                 let freqs = if length > *original { long } else { short };
@@ -241,7 +246,7 @@ impl Rope {
         let rotated = rotated_dims(settings, head_dim)?;
         let dims = if kind == "proportional" { head_dim } else { rotated };
         let powers: Vec<f64> = (0..dims / 2).map(|i| theta.powf(2.0 * i as f64 / dims as f64)).collect();
-        let (mut freqs, mut scale, mut factor) = (RopeFreqs::Base(theta as f32), 1.0, 1.0);
+        let (mut freqs, mut scale, mut factors) = (RopeFreqs::Base(theta as f32), 1.0, [1.0; 2]);
         match kind {
             // For text alone, mrope's separate positions for image and text are the same.
             "default" | "mrope" => {}
@@ -265,14 +270,14 @@ impl Rope {
             "llama3" => freqs = RopeFreqs::Listed(listed(&llama3(settings, &powers, max_positions)?)),
             "yarn" => {
                 let (scaled, attention_factor) = yarn(settings, &powers, theta, max_positions)?;
-                (freqs, factor) = (RopeFreqs::Listed(listed(&scaled)), attention_factor);
+                (freqs, factors) = (RopeFreqs::Listed(listed(&scaled)), [attention_factor; 2]);
             }
             "longrope" | "su" => {
-                let LongRope { original, short, long, attention_factor } =
+                let LongRope { original, short, long, attention_factors } =
                     longrope(settings, &powers, max_positions)?;
-                (freqs, factor) = (
+                (freqs, factors) = (
                     RopeFreqs::Long { original, short: listed(&short), long: listed(&long) },
-                    attention_factor,
+                    attention_factors,
                 );
             }
             other => {
@@ -285,7 +290,7 @@ impl Rope {
             freqs,
             interleaved: false,
             scale,
-            attention_factor: leading(factor, dims, head_dim),
+            attention_factors: factors.map(|factor| leading(factor, dims, head_dim)),
         })
     }
 }
@@ -342,7 +347,7 @@ mod tests {
             freqs,
             interleaved: false,
             scale,
-            attention_factor: leading(attention_factor, 16, HEADS[2] as usize),
+            attention_factors: [attention_factor; 2].map(|factor| leading(factor, 16, HEADS[2] as usize)),
         };
         [
             rope(RopeFreqs::Base(10_000.0), 1.0, 1.0),

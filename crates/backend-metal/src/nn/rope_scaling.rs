@@ -73,7 +73,8 @@ pub(super) struct LongRope {
     pub(super) original: usize,
     pub(super) short: Vec<f64>,
     pub(super) long: Vec<f64>,
-    pub(super) attention_factor: f64,
+    /// Factors of queries and keys, of short texts and of long ones.
+    pub(super) attention_factors: [f64; 2],
 }
 
 /// LongRoPE (Ding et al. 2024, arXiv 2402.13753): listed factors, one list for short texts and one for long ones.
@@ -93,11 +94,13 @@ pub(super) fn longrope(
         None if factor <= 1.0 || original < 2 => 1.0,
         None => (1.0 + factor.ln() / (original as f64).ln()).sqrt(),
     };
+    let [short, long] = ["short_mscale", "long_mscale"].map(|key| settings.number(key));
+    let attention_factors = [short?.unwrap_or(attention_factor), long?.unwrap_or(attention_factor)];
     Ok(LongRope {
         original,
         short: stretched("short_factor")?,
         long: stretched("long_factor")?,
-        attention_factor,
+        attention_factors,
     })
 }
 

@@ -78,7 +78,8 @@ impl<'a> Fields<'a> {
                 self.set(&mut config, "logits_scaling", "logit_scale")?;
             }
             "phi3" | "gpt-oss" => self.window(&mut config)?,
-            _ => {}
+            "minicpm" => self.minicpm(&mut config)?,
+            _ => self.others(&mut config)?,
         }
         self.experts(&mut config)?;
         Ok(config)
@@ -101,8 +102,8 @@ impl<'a> Fields<'a> {
         };
         put("intermediate_size", json!(width));
         put("max_position_embeddings", json!(self.needed("context_length")?));
-        let epsilon = "attention.layer_norm_rms_epsilon";
-        put("rms_norm_eps", single(self.number(epsilon)?.ok_or_else(|| self.missing(epsilon))?));
+        let [epsilon, name] = self.family.epsilon;
+        put(name, single(self.number(epsilon)?.ok_or_else(|| self.missing(epsilon))?));
         let embedding = self.tensor("token_embd.weight");
         let Some(rows) = embedding.filter(|tensor| tensor.shape.len() == 2).map(|tensor| tensor.shape[0])
         else {
@@ -131,14 +132,71 @@ impl<'a> Fields<'a> {
         self.query_scale(config, GEMMA3_27B_LAYERS);
         let local = self.number("rope.freq_base_swa")?;
         config.insert("rope_local_base_freq".to_owned(), single(local.unwrap_or(10_000.0)));
-        let key = self.key("attention.sliding_window_pattern");
-        if let Some(flags) = self.metadata.flags(&key).ok().flatten() {
-            let name = |slides: &bool| json!(if *slides { "sliding_attention" } else { "full_attention" });
-            config.insert("layer_types".to_owned(), flags.iter().map(name).collect());
-        } else {
-            let pattern = self.count("attention.sliding_window_pattern")?.unwrap_or(6);
-            config.insert("sliding_window_pattern".to_owned(), json!(pattern));
+        self.layer_types(config, 6)
+    }
+
+    /// Families of which a few settings differ.
+    fn others(&self, config: &mut Map<String, Value>) -> Result<()> {
+        let has = |name: &str| json!(self.tensor(name).is_some());
+        let put = |config: &mut Map<String, Value>, key: &str, value: Value| {
+            config.insert(key.to_owned(), value);
+        };
+        match self.family.architecture {
+            "cohere2" => {
+                // The files do not say; llama.cpp takes it for granted.
+                put(config, "sliding_window_pattern", json!(4));
+                self.set(config, "logit_scale", "logit_scale")?;
+                self.window(config)?;
+            }
+            "exaone4" => {
+                self.window(config)?;
+                self.layer_types(config, 4)?;
+            }
+            "ernie4_5" => put(config, "use_bias", has("blk.0.attn_q.bias")),
+            "seed_oss" => put(config, "attention_out_bias", has("blk.0.attn_output.bias")),
+            "stablelm" => {
+                put(config, "use_qkv_bias", has("blk.0.attn_q.bias"));
+                let parallel = self.metadata.flag(&self.key("use_parallel_residual"))?;
+                put(config, "use_parallel_residual", json!(parallel.unwrap_or(false)));
+            }
+            "starcoder2" => {
+                put(config, "use_bias", has("blk.0.attn_q.bias"));
+                // The files have no window, and llama.cpp none for them.
+                put(config, "sliding_window", Value::Null);
+            }
+            _ => {}
         }
+        Ok(())
+    }
+
+    fn minicpm(&self, config: &mut Map<String, Value>) -> Result<()> {
+        let (width, depth) = (self.hidden_size as f64, (self.layers as f64).sqrt());
+        // The first files had none of these keys, and were all of one model.
+        let embedding = self.number("embedding_scale")?.unwrap_or(12.0);
+        let residual = self.number("residual_scale")?.unwrap_or(1.4 / depth);
+        let logits = self.number("logit_scale")?.unwrap_or(width / 256.0);
+        for (key, value) in
+            [("scale_emb", embedding), ("scale_depth", residual * depth), ("dim_model_base", width / logits)]
+        {
+            config.insert(key.to_owned(), single(value));
+        }
+        Ok(())
+    }
+
+    /// Which layers have a window: a flag for each, or all but one of so many.
+    fn layer_types(&self, config: &mut Map<String, Value>, pattern: u64) -> Result<()> {
+        let key = self.key("attention.sliding_window_pattern");
+        let flags: Vec<bool> = match self.metadata.flags(&key).ok().flatten() {
+            Some(flags) => flags.to_vec(),
+            None => {
+                let pattern = self.count("attention.sliding_window_pattern")?.unwrap_or(pattern).max(1);
+                // As many layers as there are tensors for at most.
+                let layers = self.layers.min(self.tensors.len() as u64);
+                (1..=layers).map(|layer| !layer.is_multiple_of(pattern)).collect()
+            }
+        };
+        let name = |slides: &bool| json!(if *slides { "sliding_attention" } else { "full_attention" });
+        config.insert("layer_types".to_owned(), flags.iter().map(name).collect());
         Ok(())
     }
 

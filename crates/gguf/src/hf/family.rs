@@ -13,6 +13,8 @@ pub(super) struct Family {
     pub(super) paired: bool,
     /// What was added to the weights of norms.
     pub(super) norm_added: f32,
+    /// What the file and config.json call the epsilon of norms.
+    pub(super) epsilon: [&'static str; 2],
     /// Names of a layer's tensors that differ from [`LAYER`].
     names: &'static [(&'static str, &'static str)],
     /// Whether activations leave the range of half precision.
@@ -24,11 +26,15 @@ const PLAIN: Family = Family {
     model_type: "llama",
     paired: false,
     norm_added: 0.0,
+    epsilon: ["attention.layer_norm_rms_epsilon", "rms_norm_eps"],
     names: &[],
     needs_wide_activations: false,
 };
 
 const SANDWICH: &[(&str, &str)] = &[("ffn_norm", "pre_feedforward_layernorm")];
+
+/// The key of families whose norms are of mean and variance.
+const LAYER_NORM: &str = "attention.layer_norm_epsilon";
 
 /// One line for each architecture. What its config needs beyond the sizes that all have is in `config.rs`.
 const FAMILIES: &[Family] = &[
@@ -72,6 +78,63 @@ const FAMILIES: &[Family] = &[
             ("ffn_up_exps", "mlp.experts.up_proj"),
             ("ffn_down_exps", "mlp.experts.down_proj"),
         ],
+        ..PLAIN
+    },
+    Family {
+        architecture: "cohere2",
+        model_type: "cohere2",
+        epsilon: [LAYER_NORM, "layer_norm_eps"],
+        ..PLAIN
+    },
+    Family { architecture: "ernie4_5", model_type: "ernie4_5", ..PLAIN },
+    Family { architecture: "exaone4", model_type: "exaone4", ..PLAIN },
+    Family {
+        architecture: "glm4",
+        model_type: "glm4",
+        names: &[
+            ("post_attention_norm", "post_self_attn_layernorm"),
+            ("post_ffw_norm", "post_mlp_layernorm"),
+            ("ffn_up", "mlp.gate_up_proj"),
+        ],
+        ..PLAIN
+    },
+    Family {
+        architecture: "hunyuan-dense",
+        model_type: "hunyuan_v1_dense",
+        names: &[("attn_q_norm", "self_attn.query_layernorm"), ("attn_k_norm", "self_attn.key_layernorm")],
+        ..PLAIN
+    },
+    Family { architecture: "minicpm", model_type: "minicpm", paired: true, ..PLAIN },
+    Family {
+        architecture: "minimax-m2",
+        model_type: "minimax_m2",
+        names: &[
+            ("ffn_gate_inp", "block_sparse_moe.gate"),
+            ("ffn_gate_exps", "block_sparse_moe.switch_mlp.gate_proj"),
+            ("ffn_up_exps", "block_sparse_moe.switch_mlp.up_proj"),
+            ("ffn_down_exps", "block_sparse_moe.switch_mlp.down_proj"),
+        ],
+        ..PLAIN
+    },
+    Family {
+        architecture: "nemotron",
+        model_type: "nemotron",
+        norm_added: 1.0,
+        epsilon: [LAYER_NORM, "norm_eps"],
+        ..PLAIN
+    },
+    Family { architecture: "seed_oss", model_type: "seed_oss", ..PLAIN },
+    Family {
+        architecture: "stablelm",
+        model_type: "stablelm",
+        epsilon: [LAYER_NORM, "layer_norm_eps"],
+        ..PLAIN
+    },
+    Family {
+        architecture: "starcoder2",
+        model_type: "starcoder2",
+        epsilon: [LAYER_NORM, "norm_epsilon"],
+        names: &[("ffn_up", "mlp.c_fc"), ("ffn_down", "mlp.c_proj")],
         ..PLAIN
     },
 ];
@@ -151,6 +214,10 @@ impl Family {
         if part == "attn_sinks" {
             return Some(self.tensor(format!("{prefix}.self_attn.sinks"), part, end));
         }
+        if part == "exp_probs_b" && self.architecture == "minimax-m2" {
+            let name = format!("{prefix}.block_sparse_moe.e_score_correction_bias");
+            return Some(self.tensor(name, part, end));
+        }
         if part == "attn_rot_embd" {
             return Some(Target::Ignored);
         }
@@ -201,6 +268,13 @@ mod tests {
             ("gemma3", "output_norm.weight", ("model.norm.weight".to_owned(), None, 1.0)),
             ("gpt-oss", "blk.7.attn_sinks.weight", (layer("self_attn.sinks"), None, 0.0)),
             ("gpt-oss", "blk.7.ffn_up_exps.bias", (layer("mlp.experts.up_proj.bias"), None, 0.0)),
+            (
+                "minimax-m2",
+                "blk.7.exp_probs_b.bias",
+                (layer("block_sparse_moe.e_score_correction_bias"), None, 0.0),
+            ),
+            ("nemotron", "blk.7.ffn_norm.weight", (layer("post_attention_layernorm.weight"), None, 1.0)),
+            ("nemotron", "blk.7.ffn_norm.bias", (layer("post_attention_layernorm.bias"), None, 0.0)),
             ("llama", "rope_freqs.weight", (String::new(), None, 0.0)),
         ] {
             assert_eq!(named(architecture, name), Some(expected), "{architecture} {name}");

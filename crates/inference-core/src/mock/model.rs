@@ -148,7 +148,7 @@ impl TextModel for MockModel {
         let prefix = options.prefix.clone().unwrap_or_default();
         if options.prefix_name.is_some() {
             let reason = "the mock's folder has no prefixes".to_owned();
-            return Err(Error::InvalidOption { option: "prefix_name", reason });
+            return Err(Error::invalid_option("prefix_name", reason));
         }
         let total = prompts.len();
         let mut embeddings = Vec::with_capacity(total);
@@ -188,7 +188,7 @@ impl TextModel for MockModel {
         }
         if options.instruction.is_some() {
             let reason = "the mock reads none".to_owned();
-            return Err(Error::InvalidOption { option: "instruction", reason });
+            return Err(Error::invalid_option("instruction", reason));
         }
         let query = self.0.words(Prompt::Text(query), &[])?;
         let relevance = |document: String| {

@@ -148,7 +148,7 @@ impl EmbedOptions {
         positive("dimensions", self.dimensions)?;
         if self.prefix.is_some() && self.prefix_name.is_some() {
             let reason = "is set beside `prefix`, expected one of them".to_owned();
-            return Err(Error::InvalidOption { option: "prefix_name", reason });
+            return Err(Error::invalid_option("prefix_name", reason));
         }
         Ok(())
     }

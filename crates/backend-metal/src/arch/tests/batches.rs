@@ -178,9 +178,20 @@ fn rows_around_a_window_are_as_alone() {
 #[test]
 fn rows_of_other_states_are_as_alone() {
     device();
-    for name in
-        ["qwen3_5", "qwen3_next", "lfm2_moe", "granitemoehybrid", "falcon_h1", "deepseek_v3", "gemma4_text"]
-    {
+    for name in [
+        "qwen3_5",
+        "qwen3_next",
+        "lfm2_moe",
+        "granitemoehybrid",
+        "falcon_h1",
+        "deepseek_v3",
+        "gemma4_text",
+        "mamba2",
+        "nemotron_h",
+        "gemma3n_text",
+        "llama4_text",
+        "mistral4",
+    ] {
         let variant = Variant::named(name);
         let model = variant.load();
         for (m, mode) in modes().into_iter().enumerate() {
@@ -198,7 +209,7 @@ fn rows_of_other_states_are_as_alone() {
 #[test]
 fn recurrent_states_go_back_to_chunks() {
     device();
-    for name in ["qwen3_5", "lfm2", "granitemoehybrid"] {
+    for name in ["qwen3_5", "lfm2", "granitemoehybrid", "mamba2", "nemotron_h"] {
         let model = Variant::named(name).load();
         let (first, second) = (text(1, 40), text(2, 9));
         let mut cache = model.new_cache();

@@ -56,6 +56,13 @@ const VARIANTS: &[&str] = &[
     "seed_oss",
     "stablelm",
     "starcoder2",
+    "gemma3n_text",
+    "llama4_text",
+    "mamba2",
+    "minicpm",
+    "mistral4",
+    "nemotron_h",
+    "phimoe",
 ];
 
 fn values() -> Vec<Value> {

@@ -27,7 +27,8 @@ pub(super) enum Part {
 
 impl FusedExperts {
     /// Reads the name of a tensor with matrices of all experts: `…experts.gate_up_proj` or `…experts.down_proj`, as transformers has
-    /// them. gpt-oss's have biases, columns before rows, and alternating rows of gate and up; others do not.
+    /// them. gpt-oss's have biases, columns before rows, and alternating rows of gate and up; Llama 4's have columns before rows; others
+    /// do not.
     pub(super) fn of(source: &ModelManifest, name: &str, tensor: &TensorInfo) -> Option<Self> {
         let (block, rest) = name.split_once(".experts.")?;
         let (joined, names): (_, &[&str]) = if rest.starts_with("gate_up_proj") {
@@ -48,12 +49,13 @@ impl FusedExperts {
             _ if biased => Parts::Interleaved,
             _ => Parts::Stacked,
         };
-        let transposed = biased && part == Part::Dense;
+        let columns_first = biased || source.model_type().starts_with("llama4");
+        let transposed = columns_first && part == Part::Dense;
         let rows = if transposed { 2 } else { 1 };
         if tensor.shape.len() != dimensions || !tensor.shape[rows].is_multiple_of(names.len()) {
             return None;
         }
-        let parent = if biased { "experts" } else { "switch_mlp" };
+        let parent = if columns_first { "experts" } else { "switch_mlp" };
         let stems = names.iter().map(|name| format!("{block}.{parent}.{name}")).collect();
         Some(Self { stems, layout: Layout { transposed, parts }, part })
     }
@@ -101,6 +103,9 @@ pub(super) fn packed(source: &ModelManifest, name: &str, blocks: &TensorInfo) ->
 /// For single experts, what names and places publishers and mlx_lm give them.
 const NAMES: [(&str, &str); 3] = [("w1", "gate_proj"), ("w2", "down_proj"), ("w3", "up_proj")];
 
+/// What mlx_lm calls the matrices of experts without gates.
+const UNGATED: [(&str, &str); 2] = [("fc1", "up_proj"), ("fc2", "down_proj")];
+
 /// The name of the stack that a single expert's matrix belongs to, and its place there.
 pub(super) fn stacked_name(stem: &str) -> Option<(String, usize)> {
     let (block, rest) = stem.split_once(".experts.")?;
@@ -114,6 +119,7 @@ pub(super) fn unstacked_names(stem: &str, shape: &[usize]) -> Option<Vec<String>
     let (block, name) = stem.split_once(".switch_mlp.")?;
     let is_short = block.ends_with(".block_sparse_moe") || block.ends_with(".feed_forward");
     let short = NAMES.iter().find(|(_, long)| *long == name && is_short);
-    let name = short.map_or(name, |(short, _)| short);
+    let ungated = UNGATED.iter().find(|(converted, _)| *converted == name);
+    let name = short.map(|(short, _)| *short).or(ungated.map(|(_, name)| *name)).unwrap_or(name);
     (shape.len() == 3).then(|| (0..shape[0]).map(|i| format!("{block}.experts.{i}.{name}")).collect())
 }

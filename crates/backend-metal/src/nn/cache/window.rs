@@ -12,6 +12,11 @@ pub(crate) struct Window {
 }
 
 impl Window {
+    /// Whether not all positions are kept.
+    pub(crate) fn is_limited(self) -> bool {
+        self.size.is_some()
+    }
+
     /// How many positions are held of `len` tokens.
     pub(super) fn held(self, len: usize) -> usize {
         self.size.map_or(len, |size| len.min(size))

@@ -198,7 +198,7 @@ pub(in crate::nn) fn attention_packed(
     lengths: &Arc<[usize]>,
     params: &AttentionParams,
 ) -> Option<Result<Array>> {
-    let AttentionParams { scale, both_ways, window, softcap, ref sinks, ref bias } = *params;
+    let AttentionParams { scale, both_ways, window, chunk: _, softcap, ref sinks, ref bias } = *params;
     if ExecMode::current() != ExecMode::CpuKernels || sinks.is_some() || bias.is_some() {
         return None;
     }
