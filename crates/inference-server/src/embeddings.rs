@@ -218,7 +218,7 @@ async fn embed(
     if prompts.is_empty() {
         return Err(ApiError::invalid(field, "it is empty, expected at least one text"));
     }
-    let entry = server.models().find(model)?.clone();
+    let entry = server.models().find(model, None)?.clone();
     let ticket = Ticket::take(server, &entry, 1).await?;
     let options = options.cancel(server.cancellation().child_token());
     let embeddings = ticket.call(ticket.model().embed(prompts, options), field).await?;
@@ -237,7 +237,7 @@ async fn score(
     if documents.is_empty() {
         return Err(ApiError::invalid(field, "it is empty, expected at least one text"));
     }
-    let entry = server.models().find(model)?.clone();
+    let entry = server.models().find(model, None)?.clone();
     let ticket = Ticket::take(server, &entry, 1).await?;
     let options = options.cancel(server.cancellation().child_token());
     let scores = ticket.call(ticket.model().rerank(query, documents, options), field).await?;

@@ -158,8 +158,8 @@ impl Mixture {
 /// The one thing that a layer does.
 #[derive(Debug)]
 enum Part {
-    Mamba(Mamba2),
-    Attention(Attention),
+    Mamba(Box<Mamba2>),
+    Attention(Box<Attention>),
     FeedForward(PlainMlp),
     Experts(Mixture),
 }
@@ -223,10 +223,10 @@ pub(super) fn load(weights: &Weights<'_>) -> LoadResult<Box<dyn Architecture>> {
     let layers = dims.layers(&model)?.zip(&kinds).map(|(layer, kind)| {
         let mixer = layer.at("mixer");
         let part = match (kind, &moe) {
-            (LayerKind::Mamba, _) => Part::Mamba(Mamba2::load(&mixer, ssm)?),
+            (LayerKind::Mamba, _) => Part::Mamba(Box::new(Mamba2::load(&mixer, ssm)?)),
             (LayerKind::Attention, _) => {
                 let params = AttentionParams::full(dims.scale());
-                Part::Attention(Attention::load(&mixer, dims.heads(), [false; 2], None, params)?)
+                Part::Attention(Box::new(Attention::load(&mixer, dims.heads(), [false; 2], None, params)?))
             }
             (LayerKind::Experts, Some(moe)) => Part::Experts(Mixture::load(&mixer, &dims, &own, moe)?),
             (LayerKind::FeedForward | LayerKind::Experts, _) => {
