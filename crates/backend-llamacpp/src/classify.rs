@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 
 use crate::{
     client::{Client, Requests},
-    generation::next_token_body,
-    model::Inner,
+    inner::Inner,
+    next_token::next_token_body,
     protocol::{Part, Probabilities},
 };
 

@@ -53,7 +53,9 @@ mod failure;
 mod gap;
 mod generation;
 mod http;
+mod inner;
 mod model;
+mod next_token;
 mod options;
 mod protocol;
 mod rocm;
@@ -61,6 +63,7 @@ mod sampling;
 mod server;
 mod session;
 mod slots;
+mod turn;
 
 pub use backend::{DESCRIPTOR, LlamaCppBackend, ROCM_DESCRIPTOR};
 pub use options::{Constraint, LlamaCppOptions};

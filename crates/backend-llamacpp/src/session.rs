@@ -3,14 +3,7 @@
 //! A slot that another text needs meanwhile is overwritten; then the next turn computes the text again, or takes up the state that the
 //! session was loaded with. A saved session has the state of a slot, as llama-server writes it, in one tensor.
 
-use std::{
-    path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Instant,
-};
+use std::{path::Path, sync::Arc, time::Instant};
 
 use async_trait::async_trait;
 use inference_core::{
@@ -18,14 +11,13 @@ use inference_core::{
     backend::{SessionEngine, SessionFile, SessionTensor, spawn_blocking},
 };
 use serde_json::{Value, json};
-use tokio::sync::{Mutex, OwnedMutexGuard};
+use tokio::sync::Mutex;
 
 use crate::{
-    client::Client,
-    generation::next_token_body,
-    model::Inner,
+    inner::Inner,
+    next_token::next_token_body,
     protocol::{Part, SlotAction},
-    slots::TakenSlot,
+    turn::{SavedState, SessionText, new_file, remove},
 };
 
 /// The tensor of a saved session that has the state of a slot.
@@ -33,61 +25,6 @@ const STATE: &str = "state";
 
 /// Bytes of a state besides its keys and values: ids, positions, and what recurrent layers keep.
 const STATE_BESIDES: u64 = 1 << 30;
-
-/// Numbers the files in a child's folder.
-static FILES: AtomicU64 = AtomicU64::new(0);
-
-/// What a session holds.
-#[derive(Debug, Default, Clone)]
-pub(crate) struct SessionText {
-    pub(crate) tokens: Vec<u32>,
-    /// The state that it was loaded with.
-    state: Option<Arc<SavedState>>,
-}
-
-/// The state of a slot in a file, and the text that it is of.
-#[derive(Debug)]
-struct SavedState {
-    file: tempfile::NamedTempFile,
-    tokens: Vec<u32>,
-}
-
-/// One turn of a session, which has its text until the turn has ended.
-#[derive(Debug)]
-pub(crate) struct Turn(OwnedMutexGuard<SessionText>);
-
-impl Turn {
-    /// The turn's text, prompt and answer: what the session holds from now on.
-    pub(crate) fn end(mut self, text: Vec<u32>) {
-        self.0.tokens = text;
-    }
-
-    /// Puts the state that the session was loaded with into the slot, where the slot holds less.
-    pub(crate) async fn restore(&self, client: &Client, slot: &TakenSlot, text: &[u32]) -> Result<()> {
-        let Some(state) = self.0.state.as_ref().filter(|state| text.starts_with(&state.tokens)) else {
-            return Ok(());
-        };
-        if slot.shared + 1 >= state.tokens.len() {
-            return Ok(());
-        }
-        let (name, path) = new_file(client);
-        let copied = std::fs::copy(state.file.path(), &path);
-        copied.map_err(|source| Error::io("write", &path, source))?;
-        let url = format!("/slots/{}?action=restore", slot.index);
-        let restored =
-            client.weak().post::<SlotAction>(&url, &json!({"filename": name}), "restore a slot").await;
-        remove(&path);
-        match restored {
-            Ok(_) => Ok(()),
-            Err(error @ Error::Stopped { .. }) => Err(error),
-            // The text is computed again.
-            Err(error) => {
-                tracing::warn!("a session's state is not used: {error}");
-                Ok(())
-            }
-        }
-    }
-}
 
 /// A session.
 #[derive(Debug)]
@@ -153,15 +90,6 @@ impl LlamaSession {
     }
 }
 
-impl SavedState {
-    fn new(bytes: &[u8], tokens: Vec<u32>) -> Result<Self> {
-        let failed = |source| Error::io("write", std::env::temp_dir(), source);
-        let mut file = tempfile::NamedTempFile::new().map_err(failed)?;
-        std::io::Write::write_all(&mut file, bytes).map_err(failed)?;
-        Ok(Self { file, tokens })
-    }
-}
-
 #[async_trait]
 impl SessionEngine for LlamaSession {
     async fn generate(&mut self, prompt: Prompt, options: GenerateOptions) -> Result<TokenStream> {
@@ -198,13 +126,6 @@ impl SessionEngine for LlamaSession {
     }
 }
 
-impl Turn {
-    /// A turn that has this text.
-    pub(crate) fn new(text: OwnedMutexGuard<SessionText>) -> Self {
-        Self(text)
-    }
-}
-
 /// The checksum is right, so only a file that was made to deceive fails here.
 fn check(info: &ModelInfo, path: &Path, file: &SessionFile, has_state: bool) -> Result<()> {
     let invalid = |reason: String| Err(Error::invalid_session(path, reason));
@@ -229,17 +150,4 @@ fn state_limit(info: &ModelInfo, tokens: usize) -> u64 {
     let each = (info.layers.max(1) as u64).saturating_mul(info.hidden_size.max(1) as u64).saturating_mul(16);
     // A slot may have gone on for some tokens.
     (tokens as u64 + 1024).saturating_mul(each).saturating_add(STATE_BESIDES)
-}
-
-/// The name of a new file in the child's folder, and its path.
-fn new_file(client: &Client) -> (String, PathBuf) {
-    let name = format!("slot-{}.bin", FILES.fetch_add(1, Ordering::Relaxed));
-    let path = client.folder().join(&name);
-    (name, path)
-}
-
-fn remove(path: &Path) {
-    if let Err(error) = std::fs::remove_file(path) {
-        tracing::debug!("{} cannot be removed: {error}", path.display());
-    }
 }
