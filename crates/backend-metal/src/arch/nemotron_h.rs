@@ -160,8 +160,8 @@ impl Mixture {
 enum Part {
     Mamba(Box<Mamba2>),
     Attention(Box<Attention>),
-    FeedForward(PlainMlp),
-    Experts(Mixture),
+    FeedForward(Box<PlainMlp>),
+    Experts(Box<Mixture>),
 }
 
 /// x + part(norm(x))
@@ -228,10 +228,12 @@ pub(super) fn load(weights: &Weights<'_>) -> LoadResult<Box<dyn Architecture>> {
                 let params = AttentionParams::full(dims.scale());
                 Part::Attention(Box::new(Attention::load(&mixer, dims.heads(), [false; 2], None, params)?))
             }
-            (LayerKind::Experts, Some(moe)) => Part::Experts(Mixture::load(&mixer, &dims, &own, moe)?),
+            (LayerKind::Experts, Some(moe)) => {
+                Part::Experts(Box::new(Mixture::load(&mixer, &dims, &own, moe)?))
+            }
             (LayerKind::FeedForward | LayerKind::Experts, _) => {
                 let names = ["up_proj", "down_proj"];
-                Part::FeedForward(PlainMlp::load(&mixer, names, &dims, own.mlp_bias)?)
+                Part::FeedForward(Box::new(PlainMlp::load(&mixer, names, &dims, own.mlp_bias)?))
             }
         };
         LoadResult::Ok(NemotronBlock { norm: dims.norm(&layer.at("norm"))?, part })
