@@ -6,11 +6,13 @@
 
 use std::{fs, path::PathBuf, sync::Arc};
 
-use futures::{StreamExt as _, executor::block_on};
+use futures::{StreamExt as _, executor::block_on, future::join_all};
 use inference::{
     ChatEvent, GenerateOptions, Message, Prompt, TemplateOptions, TextModel, TextModelExt as _, load_model,
     manifest::{Dtype, ModelManifest},
 };
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 /// Where the reference's first choice leads its second by less, rounding may decide.
@@ -83,4 +85,53 @@ fn it_answers_and_continues_as_transformers_has_it() {
     let sure = margins.iter().take_while(|margin| **margin > TIE).count();
     assert_eq!((sure, said.len()), (64, 64), "the reference has no tie");
     assert_eq!(said, ids(&continued["ids"]));
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+struct Person {
+    name: String,
+    birth_year: u16,
+    birth_city: String,
+    profession: Profession,
+    children: u8,
+    alive: bool,
+}
+
+#[derive(Debug, Deserialize, Serialize, JsonSchema, PartialEq)]
+#[serde(rename_all = "lowercase")]
+enum Profession {
+    Mathematician,
+    Painter,
+    Physicist,
+    Writer,
+}
+
+/// It fills in a struct of six fields from a paragraph. Every answer has to be one; whether it is right is printed.
+#[test]
+fn it_fills_in_a_struct() {
+    // `SMOLLM2_TRIES=50` asks for more than CI does.
+    let tries = std::env::var("SMOLLM2_TRIES").ok().and_then(|n| n.parse().ok()).unwrap_or(8);
+    let paragraph = "Ada Lovelace was a mathematician. She was born in London in 1815, had three children, and died in 1852.";
+    let question = vec![Message::user(format!("{paragraph}\n\nFill in what the text says of her."))];
+    let model = load();
+    let answers: Vec<_> = block_on(join_all((0..tries).map(|seed| {
+        let temperature = [0.0, 0.3, 0.7, 1.0, 1.3][seed as usize % 5];
+        let options = GenerateOptions::new().max_tokens(250).temperature(temperature).seed(seed);
+        model.extract::<Person>(question.clone(), options)
+    })));
+    let (mut right, mut fields) = (0, 0);
+    for answer in answers {
+        let Person { name, birth_year, birth_city, profession, children, alive } = answer.unwrap();
+        let told = [
+            name.contains("Ada"),
+            birth_year == 1815,
+            birth_city.contains("London"),
+            profession == Profession::Mathematician,
+            children == 3,
+            !alive,
+        ];
+        right += told.iter().filter(|right| **right).count();
+        fields += told.len();
+    }
+    println!("{tries} of {tries} are valid; {right} of {fields} values are right");
 }

@@ -66,6 +66,7 @@ const CAPABILITIES: Capabilities = Capabilities::from_features(&[
     Feature::Stop,
     Feature::MinTokens,
     Feature::LogitsProcessor,
+    Feature::Constraint,
     Feature::ThinkingBudget,
     Feature::Adapter,
     Feature::ContextLength,

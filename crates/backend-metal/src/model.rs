@@ -102,7 +102,7 @@ impl TextModel for MlxModel {
         let called = Instant::now();
         self.0.check_generates(Feature::Generate)?;
         let prompt = self.0.prepare(prompt, &options).await?;
-        self.0.generate(prompt, options, called, None)
+        self.0.generate(prompt, options, called, None).await
     }
 
     async fn classify(&self, prompts: Vec<Prompt>, options: ClassifyOptions) -> Result<Vec<Classification>> {

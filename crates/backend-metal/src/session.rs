@@ -73,7 +73,7 @@ impl SessionEngine for MlxSession {
             first_or_whole => first_or_whole,
         };
         let prompt = self.model.prepare(prompt, &options).await?;
-        self.model.generate(prompt, options, called, Some(SessionTurn { id: self.id, text }))
+        self.model.generate(prompt, options, called, Some(SessionTurn { id: self.id, text })).await
     }
 
     async fn tokens(&self) -> Vec<u32> {

@@ -119,17 +119,19 @@ impl SharedModel {
     }
 
     /// Hands a request over whose prompt is encoded and checked.
-    pub(crate) fn generate(
+    pub(crate) async fn generate(
         &self,
         prompt: Prepared,
         options: GenerateOptions,
         called: Instant,
         turn: Option<SessionTurn>,
     ) -> Result<TokenStream> {
+        let limits = PromptLimits::new(&self.info, 0).with_cancel(options.cancel.clone());
+        let shape = self.text.constraint(&prompt, &options, limits).await?;
         let budget = self.text.thinking_budget(&prompt, &options);
         let (writer, stream) = self.text.response(&self.info, &self.stats, &prompt, &options, called)?;
         let eos = self.info.eos_token_ids.clone();
-        self.handle.generate(Request { prompt: prompt.ids, options, eos, budget, turn, writer })?;
+        self.handle.generate(Request { prompt: prompt.ids, options, eos, budget, shape, turn, writer })?;
         Ok(stream)
     }
 }

@@ -77,15 +77,22 @@ def die_with_parent():
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
-def read_requests(channel, inbox):
+def read_requests(channel, inbox, masks):
     """The reader thread: end of file means that the parent is gone."""
     for line in channel.requests:
         try:
             request = json.loads(line)
             if request["op"] == "stats":
                 channel.send({"event": "stats", "id": request["id"], **memory()})
-            else:
-                inbox.put(request)
+                continue
+            if request["op"] == "mask":
+                masks.answer(request["id"], request["words"])
+                continue
+            if request["op"] == "generate" and request.get("masked"):
+                masks.open(request["id"])
+            if request["op"] == "cancel":
+                masks.close(request["id"])
+            inbox.put(request)
         except Exception as error:
             channel.send({"event": "error", "id": None, "kind": "protocol", "message": describe(error)})
     os._exit(0)
@@ -172,7 +179,7 @@ def make_sampler(options):
     return sampler
 
 
-def make_processors(options, prompt_tokens):
+def make_processors(options, prompt_tokens, ask):
     """What is done to the logits of a row before they become log-probabilities."""
     from mlx_lm.sample_utils import make_logits_processors
 
@@ -201,7 +208,55 @@ def make_processors(options, prompt_tokens):
             frequency_penalty=options.get("frequency_penalty"),
             frequency_context_size=window,
         )
+    if options.get("masked"):
+        processors.append(lambda tokens, logits: masked(tokens, logits, prompt_tokens, ask))
     return processors
+
+
+def masked(tokens, logits, prompt_tokens, ask):
+    """The logits [1, V] without the tokens that the parent does not allow. It works them out while the logits are computed."""
+    mx.async_eval(logits)
+    words = ask(tokens[-1].item() if len(tokens) > prompt_tokens else None)
+    if words is None:
+        return logits
+    bits = mx.array(words)[:, None] >> mx.arange(32, dtype=mx.uint32)
+    allowed = (bits & 1).astype(mx.bool_).reshape(1, -1)[:, : logits.shape[-1]]
+    if allowed.shape[-1] < logits.shape[-1]:
+        allowed = mx.pad(allowed, ((0, 0), (0, logits.shape[-1] - allowed.shape[-1])))
+    # What is allowed stays possible, though a bias or a minimum of tokens may have banned all of it.
+    return mx.where(allowed, mx.maximum(logits, -1e30), -float("inf"))
+
+
+class Masks:
+    """Asks the parent which tokens of a row may come next. The reader thread opens and closes rows and brings the answers, so
+    that the main thread never waits for one that cannot come."""
+
+    def __init__(self, channel):
+        self.channel = channel
+        self.rows = {}
+
+    def open(self, id):
+        self.rows[id] = queue.SimpleQueue()
+
+    def answer(self, id, words):
+        if answers := self.rows.get(id):
+            answers.put(words)
+
+    def close(self, id):
+        if answers := self.rows.pop(id, None):
+            answers.put(None)
+
+    def ask(self, id):
+        answers = self.rows.get(id)
+
+        def ask(token):
+            if self.rows.get(id) is not answers or answers is None:
+                return None
+            self.channel.send({"event": "mask", "id": id, "token": token})
+            words = answers.get()
+            return None if words is None else memoryview(base64.b64decode(words)).cast("I")
+
+        return ask
 
 
 class Row:
@@ -210,7 +265,7 @@ class Row:
     # The highest memory use of the process.
     highest = 0
 
-    def __init__(self, request):
+    def __init__(self, request, masks):
         self.id = request["id"]
         self.prompt = request["prompt"]
         self.max_tokens = request["max_tokens"]
@@ -218,7 +273,7 @@ class Row:
         self.logprobs = request.get("logprobs")
         self.stop = set(request.get("stop") or ())
         self.sampler = make_sampler(request)
-        self.processors = make_processors(request, len(self.prompt))
+        self.processors = make_processors(request, len(self.prompt), masks.ask(self.id))
         self.generated = 0
         self.peak = 0
         self.received = time.perf_counter()
@@ -365,8 +420,8 @@ class Removed(Exception):
 class Worker:
     """The main thread's state: one model, the rows that run, those that wait, and the classifications."""
 
-    def __init__(self, channel, inbox):
-        self.channel, self.inbox = channel, inbox
+    def __init__(self, channel, inbox, masks):
+        self.channel, self.inbox, self.masks = channel, inbox, masks
         self.model = self.engine = None
         self.waiting = deque()
         self.running = {}
@@ -384,6 +439,8 @@ class Worker:
             except Exception as error:
                 # What one step computes belongs to all rows of the batch.
                 failed = [failure(row.id, error) for row in self.running.values()]
+                for row in self.running.values():
+                    self.masks.close(row.id)
                 self.channel.send(*failed)
                 self.start_engine()
 
@@ -454,7 +511,7 @@ class Worker:
         )
 
     def on_generate(self, request):
-        self.waiting.append(Row(request))
+        self.waiting.append(Row(request, self.masks))
 
     def on_classify(self, request):
         self.jobs.append((request["id"], self.classify(request)))
@@ -535,6 +592,7 @@ class Worker:
 
     def end(self, uid):
         """A row is over. A BatchGenerator has ended it by itself, for it was told of the same conditions."""
+        self.masks.close(self.running[uid].id)
         del self.running[uid]
         if not self.batched:
             self.engine.remove(uid)
@@ -619,8 +677,9 @@ def main():
     channel, inbox = Channel(), queue.SimpleQueue()
     die_with_parent()
     channel.send(hello())
-    threading.Thread(target=read_requests, args=(channel, inbox), daemon=True).start()
-    Worker(channel, inbox).run()
+    masks = Masks(channel)
+    threading.Thread(target=read_requests, args=(channel, inbox, masks), daemon=True).start()
+    Worker(channel, inbox, masks).run()
 
 
 if __name__ == "__main__":

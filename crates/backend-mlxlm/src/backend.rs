@@ -42,6 +42,7 @@ const CAPABILITIES: Capabilities = Capabilities::from_features(&[
     Feature::LogProbabilities,
     Feature::Stop,
     Feature::MinTokens,
+    Feature::Constraint,
     Feature::Adapter,
     Feature::ContextLength,
     Feature::MemoryLimit,

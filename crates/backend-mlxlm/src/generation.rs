@@ -4,14 +4,14 @@ use std::{sync::Arc, time::Duration};
 
 use inference_core::{
     Alternative, CancellationToken, Error, FinishReason, Metrics, Result, StopCause, Token,
-    backend::ResponseWriter,
+    backend::{ConstraintRun, ResponseWriter},
 };
 
 use crate::{
     ID,
     client::{Answers, Client},
     failure::error_of,
-    protocol::{Event, Finished, Reason, Request, or_minus_infinity},
+    protocol::{Event, Finished, Reason, Request, encode_words, or_minus_infinity},
 };
 
 /// How many tokens the child may be ahead of the reader, beyond those in the stream's channel.
@@ -29,6 +29,28 @@ pub(crate) struct Generation {
     shutdown: CancellationToken,
     /// Tokens that the child may still send.
     credit: usize,
+    /// What holds the answer to a shape.
+    shape: Option<Shape>,
+}
+
+/// What holds an answer to a shape, of which the child asks.
+pub(crate) struct Shape {
+    pub(crate) run: ConstraintRun,
+    /// The ids that end the text.
+    pub(crate) eos: Vec<u32>,
+}
+
+impl Shape {
+    /// What may come after this token, the last that was chosen; nothing where the text has ended, and all may.
+    fn after(&mut self, token: Option<u32>) -> Result<Option<String>> {
+        if let Some(token) = token {
+            self.run.accept(token)?;
+            if self.eos.contains(&token) {
+                return Ok(None);
+            }
+        }
+        Ok(Some(encode_words(self.run.mask()?.words())))
+    }
 }
 
 impl Generation {
@@ -38,8 +60,9 @@ impl Generation {
         answers: Answers,
         writer: ResponseWriter,
         shutdown: CancellationToken,
+        shape: Option<Shape>,
     ) -> Self {
-        Self { client, answers, writer, shutdown, credit: CREDIT }
+        Self { client, answers, writer, shutdown, credit: CREDIT, shape }
     }
 
     /// Serves the request; ends the stream, whatever happens.
@@ -90,6 +113,7 @@ impl Generation {
                     return Ok((self.reason(&finished), Some(finished)));
                 }
                 Some(Event::Progress { .. }) => {}
+                Some(Event::Mask { token, .. }) => self.answer_mask(token)?,
                 Some(Event::Error { kind, message, needed, .. }) => {
                     return Err(error_of(kind, message, needed, "generate"));
                 }
@@ -100,6 +124,18 @@ impl Generation {
                 }
             }
         }
+    }
+
+    /// Tells the child which tokens may come next.
+    ///
+    /// # Errors
+    /// The constraint has failed: the answer ends, and the child is told.
+    fn answer_mask(&mut self, token: Option<u32>) -> Result<()> {
+        let id = self.answers.id;
+        let words = self.shape.as_mut().map_or(Ok(None), |shape| shape.after(token));
+        let words = words.inspect_err(|_| self.client.cancel(id, CANCEL_GRACE))?;
+        self.client.send(&Request::Mask { id, words });
+        Ok(())
     }
 
     /// Takes a token of the child; why the answer is complete, if it is.

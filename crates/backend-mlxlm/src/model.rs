@@ -20,7 +20,7 @@ use crate::{
     client::{Answers, Client},
     config,
     failure::error_of,
-    generation::{CREDIT, Generation},
+    generation::{CREDIT, Generation, Shape},
     interpreter::REMEDY,
     launch::launch,
     protocol::{self, ErrorKind, Event, Memory, Request, decode_floats, or_minus_infinity},
@@ -124,6 +124,7 @@ impl MlxLmModel {
             min_tokens,
             eos: min_tokens.map(|_| self.info.eos_token_ids.clone()).unwrap_or_default(),
             logprobs: options.log_probabilities,
+            masked: options.is_constrained(),
             prompt,
         }))
     }
@@ -192,13 +193,15 @@ impl TextModel for MlxLmModel {
         self.child.keeper.check_open()?;
         self.text.check_options(&prompt, &options)?;
         let limits = PromptLimits::new(&self.info, 0).with_cancel(options.cancel.clone());
-        let prompt = self.text.prepare(prompt, &options.template, limits).await?;
+        let prompt = self.text.prepare(prompt, &options.template, limits.clone()).await?;
+        let shape = self.text.constraint(&prompt, &options, limits).await?;
+        let shape = shape.map(|run| Shape { run, eos: self.info.eos_token_ids.clone() });
         let client = self.child.get().await?;
         let (mut writer, stream) = self.text.response(&self.info, &self.stats, &prompt, &options, called)?;
         // The child counts its own time from when it reads the request.
         writer.begin(0);
         let answers = client.request(|id| self.request(id, prompt.ids, writer.max_tokens(), &options));
-        let generation = Generation::new(client.clone(), answers, writer, self.shutdown.clone());
+        let generation = Generation::new(client.clone(), answers, writer, self.shutdown.clone(), shape);
         client.spawn(generation.run());
         Ok(stream)
     }

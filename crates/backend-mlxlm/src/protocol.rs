@@ -20,6 +20,12 @@ pub(crate) enum Request {
     Cancel {
         id: u64,
     },
+    /// What may come next in a generation that asks for it.
+    Mask {
+        id: u64,
+        /// Base64 of little-endian u32: a bit for each id, the lowest first. `None` allows all.
+        words: Option<String>,
+    },
     Stats {
         id: u64,
     },
@@ -78,6 +84,9 @@ pub(crate) struct Generate {
     pub(crate) eos: Vec<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) logprobs: Option<usize>,
+    /// Whether the child asks which tokens may come next, each time.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) masked: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -117,6 +126,12 @@ pub(crate) enum Event {
         logprob: Option<Option<f32>>,
         #[serde(default)]
         top: Vec<(u32, Option<f32>)>,
+    },
+    /// Asks which tokens may come next.
+    Mask {
+        id: u64,
+        /// The token before; none before the first.
+        token: Option<u32>,
     },
     Finished(Finished),
     Classified(Classified),
@@ -220,6 +235,7 @@ impl Event {
             Self::Loaded { id, .. }
             | Self::Progress { id }
             | Self::Token { id, .. }
+            | Self::Mask { id, .. }
             | Self::Cancelled { id }
             | Self::Stats { id, .. }
             | Self::Closed { id } => Some(*id),
@@ -254,6 +270,22 @@ pub(crate) fn decode_floats(base64: &str) -> Option<Vec<f32>> {
     }
     let (floats, rest) = bytes.as_chunks::<4>();
     rest.is_empty().then(|| floats.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect())
+}
+
+/// Words in base64 of their little-endian bytes.
+pub(crate) fn encode_words(words: &[u32]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    for group in bytes.chunks(3) {
+        let byte = |at: usize| u32::from(group.get(at).copied().unwrap_or(0));
+        let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
+        for place in 0..4 {
+            let digit = char::from(DIGITS[(bits >> (18 - 6 * place) & 63) as usize]);
+            text.push(if place <= group.len() { digit } else { '=' });
+        }
+    }
+    text
 }
 
 /// Tells `null` from a missing field.
@@ -301,5 +333,16 @@ mod tests {
         assert_eq!(decode_floats("AACA"), None);
         assert_eq!(decode_floats("AA*A"), None);
         assert_eq!(decode_floats(""), Some(vec![]));
+    }
+
+    #[test]
+    fn words_are_base64() {
+        // Python: base64.b64encode(struct.pack("<2I", 1, 0x80000005))
+        assert_eq!(encode_words(&[1, 0x8000_0005]), "AQAAAAUAAIA=");
+        let floats = [0.5_f32, -3.0, 7e9, 1.0];
+        let words = floats.map(f32::to_bits);
+        for n in 0..4 {
+            assert_eq!(decode_floats(&encode_words(&words[..n])), Some(floats[..n].to_vec()));
+        }
     }
 }

@@ -15,6 +15,7 @@ mod model;
 mod options;
 mod render;
 mod rows;
+mod shape;
 mod stream;
 #[cfg(feature = "otel")]
 mod telemetry;

@@ -3,6 +3,7 @@
 pub mod cancelling;
 pub mod classify;
 pub mod closing;
+pub mod constraining;
 pub mod embedding;
 pub mod errors;
 pub mod generate;
@@ -35,6 +36,7 @@ pub(crate) const ALL: &[&[Clause]] = &[
     options::CLAUSES,
     sampling::CLAUSES,
     processing::CLAUSES,
+    constraining::CLAUSES,
     log_probabilities::CLAUSES,
     classify::CLAUSES,
     embedding::CLAUSES,

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use inference_core::{
-    ClassifyOptions, ContextOverflow, EmbedOptions, Error, Feature, GenerateOptions, KvBits, Message, Prompt,
-    RerankOptions, Result, TemplateOptions, TextModel, Xtc,
+    ClassifyOptions, Constraint, ContextOverflow, EmbedOptions, Error, Feature, GenerateOptions, KvBits,
+    Message, Prompt, RerankOptions, Result, TemplateOptions, TextModel, Xtc,
 };
 
 use crate::{ClauseResult, Failure, Subject, clause::ensure};
@@ -69,6 +69,7 @@ async fn ask(subject: &Subject, model: &dyn TextModel, feature: Feature) -> Opti
         Feature::Stop => options.stop_tokens([0]),
         Feature::MinTokens => options.min_tokens(0),
         Feature::LogitsProcessor => options.logits_processor(|_: &[u32], _: &[u32], _: &mut [f32]| {}),
+        Feature::Constraint => options.constraint(Constraint::choice(["a"])),
         Feature::ThinkingBudget => options.thinking_budget(8),
         Feature::ContextOverflow => options.context_overflow(ContextOverflow::Refuse),
         Feature::Tokenize => {

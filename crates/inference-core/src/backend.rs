@@ -7,7 +7,7 @@
 //! - **Streams**: [`ResponseWriter`] turns the tokens that an engine chooses into a [`TokenStream`](crate::TokenStream): text,
 //!   stop conditions, metrics, totals. Its parts are [`Detokenize`], [`StreamDecoder`], [`StopStrings`], [`SharedStats`] and
 //!   [`TokenSink`]. [`OutputParser`] separates reasoning and tool calls from the text.
-//! - **Sampling**: [`uniform`] draws by seed and step.
+//! - **Sampling**: [`uniform`] draws by seed and step; [`ConstraintRun`] and [`Processor`] run callers' code.
 //! - **Files**: [`TensorInfo`], [`read_tensors`], [`read_json`], [`read_value`], [`read_regular`] and [`open_regular`] trust nothing in a
 //!   folder; [`TensorSource`] computes tensors that are stored in another form; [`ModelFiles`] has a model's text files, also those
 //!   that a GGUF file stands for; [`AdapterManifest`] and [`SessionFile`] are the formats of adapters and saved sessions.
@@ -22,6 +22,7 @@ pub use crate::{
     capabilities::Capabilities,
     chat::OutputParser,
     checked::CheckedModel,
+    constraint::ConstraintRun,
     discover::Discover,
     embedding_config::{DenseActivation, DenseConfig, EmbeddingConfig},
     engine::{Backend, BackendInfo, MemoryControl, MemoryLimits, Support},

@@ -64,6 +64,8 @@ features! {
     MinTokens = "min-tokens",
     /// A logits processor of the caller.
     LogitsProcessor = "logits-processor",
+    /// Answers that are held to a shape: `GenerateOptions::constraint`, strict tools, required calls.
+    Constraint = "constraint",
     /// A limit on the tokens of reasoning.
     ThinkingBudget = "thinking-budget",
     /// LoRA adapters applied at load.

@@ -3,7 +3,7 @@
 use std::{fmt, path::PathBuf};
 
 use crate::{
-    Feature, Verdict,
+    Feature, FinishReason, Verdict,
     printable::{Lines, Printable},
 };
 
@@ -126,6 +126,26 @@ pub enum Error {
         /// What the template said or where it failed.
         reason: String,
     },
+    /// An answer that was to be a value ended before it was whole.
+    #[error("the answer is incomplete: it ended as {reason:?}; allow more tokens")]
+    #[non_exhaustive]
+    Incomplete {
+        /// How it ended.
+        reason: FinishReason,
+        /// The text so far.
+        text: String,
+    },
+    /// An answer is no value of the type that was asked for.
+    #[error("the answer is not of the type: {}: {}", Printable(key), Printable(reason))]
+    #[non_exhaustive]
+    InvalidAnswer {
+        /// Where in the value.
+        key: String,
+        /// What was found and what is expected.
+        reason: String,
+        /// The answer's text.
+        text: String,
+    },
     /// The model does not fit in memory.
     #[error("{} needs {needed} bytes, {available} are available", Printable(what))]
     #[non_exhaustive]
@@ -193,6 +213,8 @@ impl Error {
             Self::InvalidData { .. } => "invalid_data",
             Self::InvalidSession { .. } => "invalid_session",
             Self::Template { .. } => "template",
+            Self::Incomplete { .. } => "incomplete",
+            Self::InvalidAnswer { .. } => "invalid_answer",
             Self::OutOfMemory { .. } => "out_of_memory",
             Self::Io { .. } => "io",
             Self::Backend { .. } => "backend",
@@ -266,6 +288,20 @@ impl Error {
     /// An [`Error::Template`].
     pub fn template(reason: impl Into<String>) -> Self {
         Self::Template { reason: reason.into() }
+    }
+
+    /// An [`Error::Incomplete`].
+    pub fn incomplete(reason: FinishReason, text: impl Into<String>) -> Self {
+        Self::Incomplete { reason, text: text.into() }
+    }
+
+    /// An [`Error::InvalidAnswer`].
+    pub fn invalid_answer(
+        key: impl Into<String>,
+        reason: impl Into<String>,
+        text: impl Into<String>,
+    ) -> Self {
+        Self::InvalidAnswer { key: key.into(), reason: reason.into(), text: text.into() }
     }
 
     /// An [`Error::OutOfMemory`].

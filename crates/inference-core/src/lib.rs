@@ -37,11 +37,13 @@ mod chat_stream;
 mod checked;
 mod classify;
 mod completion;
+mod constraint;
 mod discover;
 mod embedding;
 mod embedding_config;
 mod engine;
 mod error;
+mod extract;
 mod files;
 mod finish;
 mod manifest;
@@ -52,6 +54,7 @@ mod model;
 mod model_files;
 mod model_info;
 mod options;
+mod partial_json;
 mod printable;
 mod prompt;
 mod registry;
@@ -74,9 +77,13 @@ pub use chat::{AssistantMessage, ChatEvent};
 pub use chat_stream::ChatStream;
 pub use classify::{Classification, LabelScore};
 pub use completion::Completion;
+pub use constraint::{
+    Constraint, ConstraintState, ConstraintVocabulary, CustomConstraint, TokenConstraint, TokenMask,
+};
 pub use discover::{Discovered, discover};
 pub use embedding::{Embedding, EmbeddingVector, Relevance};
 pub use error::{Error, Result};
+pub use extract::{ExtractStream, schema_of};
 pub use finish::{Finish, FinishReason, StopCause};
 pub use manifest::{
     GenerationConfig, LayerKind, MemoryEstimate, ModelManifest, QuantMode, Quantization, SidePart,
@@ -87,7 +94,7 @@ pub use model_info::ModelInfo;
 pub use options::{
     ClassifyOptions, ContextOverflow, EmbedOptions, EmbeddingFormat, GenerateOptions, KvBits, LoadOptions,
     LoadProgress, LogitsProcessor, Pooling, RerankOptions, SamplingOptions, TemplateOptions, TextProgress,
-    Xtc,
+    ToolChoice, Xtc,
 };
 pub use prompt::{Message, Prompt, Role};
 pub use registry::{Load, Registry, explain, load_model};

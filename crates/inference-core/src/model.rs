@@ -4,11 +4,13 @@ use std::{fmt::Debug, path::Path};
 
 use async_trait::async_trait;
 use futures::future::join_all;
+use schemars::JsonSchema;
+use serde::de::DeserializeOwned;
 
 use crate::{
-    ChatStream, Classification, ClassifyOptions, Completion, EmbedOptions, Embedding, Error, Feature,
-    GenerateOptions, Message, ModelInfo, ModelStats, Prompt, Relevance, RerankOptions, Result, Session,
-    TemplateOptions, TokenStream, train::Trainable,
+    ChatStream, Classification, ClassifyOptions, Completion, EmbedOptions, Embedding, Error, ExtractStream,
+    Feature, GenerateOptions, Message, ModelInfo, ModelStats, Prompt, Relevance, RerankOptions, Result,
+    Session, TemplateOptions, TokenStream, extract, train::Trainable,
 };
 
 /// A model that is ready to run. Shared freely: calls from many tasks run side by side.
@@ -151,6 +153,38 @@ pub trait TextModelExt: TextModel {
     ) -> impl Future<Output = Result<Completion>> + Send {
         let prompt = prompt.into();
         async move { Completion::from_stream(self.generate(prompt, options).await?).await }
+    }
+
+    /// A value of the caller's own type, filled in by the model. The answer is held to the type's JSON schema
+    /// ([`Constraint::JsonSchema`](crate::Constraint)); a conversation tells the model the schema as well, behind the person's last message.
+    ///
+    /// # Errors
+    /// As [`complete`](Self::complete); [`Error::InvalidOption`] where the schema has what cannot be held to; [`Error::Incomplete`] where
+    /// `max_tokens` cut the answer; [`Error::InvalidAnswer`] where the type refuses what its schema admits.
+    fn extract<T: JsonSchema + DeserializeOwned>(
+        &self,
+        prompt: impl Into<Prompt>,
+        options: GenerateOptions,
+    ) -> impl Future<Output = Result<T>> + Send {
+        let stream = self.extract_stream::<T>(prompt, options);
+        async move { stream.await?.finish().await }
+    }
+
+    /// [`extract`](Self::extract) as it is written: all of the value that is certain, again and again, and then the value.
+    ///
+    /// # Errors
+    /// As [`TextModel::generate`].
+    fn extract_stream<T: JsonSchema + DeserializeOwned>(
+        &self,
+        prompt: impl Into<Prompt>,
+        options: GenerateOptions,
+    ) -> impl Future<Output = Result<ExtractStream<T>>> + Send {
+        let schema = extract::schema_of::<T>();
+        let prompt = extract::with_schema(prompt.into(), &schema);
+        async move {
+            let options = extract::with_constraint(options, schema)?;
+            Ok(ExtractStream::new(self.generate(prompt, options).await?.events()))
+        }
     }
 
     /// Completes several prompts concurrently, each with its own result, in their order. The same as that many concurrent

@@ -9,8 +9,8 @@ use std::{
 
 use futures::{FutureExt as _, Stream, StreamExt as _, stream};
 use inference_core::{
-    CancellationToken, Error, FinishReason, GenerateOptions, Metrics, Prompt, StopCause, TextModel, Token,
-    TokenStream, ToolCall, backend::OutputParser,
+    CancellationToken, Constraint, Error, Feature, FinishReason, GenerateOptions, Metrics, Prompt, StopCause,
+    TextModel, Token, TokenStream, ToolCall, backend::OutputParser,
 };
 
 pub(crate) use self::parts::{Part, Shape, Step};
@@ -67,6 +67,16 @@ pub(crate) struct Answer {
     pub(crate) ended: Ended,
 }
 
+/// The field that a constraint of the engine's came from; `format` is what the API calls the form of the answer.
+fn constraint_field(options: &GenerateOptions, format: &'static str) -> &'static str {
+    match (&options.constraint, &options.tool_choice) {
+        (Some(Constraint::JsonSchema(_)), None) => format,
+        (Some(_), None) => "structured_outputs",
+        (_, Some(_)) => "tool_choice",
+        (None, None) => "tools",
+    }
+}
+
 impl Ticket {
     /// Waits for a place, and for the model to be loaded.
     ///
@@ -118,8 +128,17 @@ impl Ticket {
             let context = self.model().info().context_length;
             options.max_tokens = Some(self.server.settings().default_max_tokens.unwrap_or(context));
         }
+        let format = if field == "input" { "text.format" } else { "response_format" };
+        let shaped_by = constraint_field(&options, format);
         let call = async {
-            self.model().generate(prompt, options).await.map_err(|error| self.failure(&error, field))
+            let called = self.model().generate(prompt, options).await;
+            called.map_err(|error| match &error {
+                Error::InvalidOption { option: "constraint", .. }
+                | Error::Unsupported { feature: Feature::Constraint, .. } => {
+                    ApiError::from(&error).with_param(shaped_by)
+                }
+                _ => self.failure(&error, field),
+            })
         };
         let mut tokens = within(self.deadline, call).await?;
         let parser = (shape != Shape::Raw).then(|| tokens.take_parser());

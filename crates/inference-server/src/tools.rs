@@ -1,7 +1,9 @@
 //! What a request says about tools and about the form of the answer, whichever API it came by.
 
-use inference_core::GenerateOptions;
+use inference_core::{Constraint, GenerateOptions};
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
+use utoipa::ToSchema;
 
 use crate::{
     error::{ApiError, ApiResult},
@@ -30,22 +32,11 @@ pub(crate) enum ToolChoice {
     Named(String),
 }
 
-/// A form that the answer has to have.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Constraint {
-    /// Calls of these tools and nothing else.
-    Calls { names: Vec<String> },
-    /// Any JSON object.
-    JsonObject,
-    /// JSON that this schema admits.
-    JsonSchema { schema: Value },
-}
-
 impl Tools {
     /// Gives the template the tools; what the answer's marks then mean. `field` is what the API calls the choice.
     ///
     /// # Errors
-    /// The choice names a tool that there is not, or needs what is not supported.
+    /// The choice names a tool that there is not.
     pub(crate) fn apply(self, options: GenerateOptions, field: &str) -> ApiResult<(GenerateOptions, Shape)> {
         let names: Vec<String> = self.definitions.iter().filter_map(name_of).collect();
         if let ToolChoice::Named(name) = &self.choice
@@ -59,38 +50,14 @@ impl Tools {
             }
             return Ok((options, Shape::NoTools));
         }
-        let constraint = match self.choice {
-            ToolChoice::Required => Some(Constraint::Calls { names }),
-            ToolChoice::Named(name) => Some(Constraint::Calls { names: vec![name] }),
-            ToolChoice::Auto | ToolChoice::None => None,
+        let options = options.tools(self.definitions);
+        let options = match self.choice {
+            ToolChoice::Required => options.tool_choice(inference_core::ToolChoice::Required),
+            ToolChoice::Named(name) => options.tool_choice(inference_core::ToolChoice::Named(name)),
+            ToolChoice::Auto | ToolChoice::None => options,
         };
-        let options = constrain(options, constraint, field)?.tools(self.definitions);
         Ok((options, Shape::Tools { single: self.single }))
     }
-}
-
-/// Holds the answer to a form.
-///
-/// # Errors
-/// The engines cannot do that yet: nothing is promised that would not be kept.
-pub(crate) fn constrain(
-    options: GenerateOptions,
-    constraint: Option<Constraint>,
-    field: &str,
-) -> ApiResult<GenerateOptions> {
-    let what = match constraint {
-        None => return Ok(options),
-        Some(Constraint::Calls { names }) => format!("an answer that has to call {}", names.join(" or ")),
-        Some(Constraint::JsonObject) => "an answer that has to be a JSON object".to_owned(),
-        Some(Constraint::JsonSchema { schema }) => {
-            let title = schema.get("title").and_then(Value::as_str).unwrap_or("given");
-            format!("an answer that has to follow a JSON schema ({title})")
-        }
-    };
-    Err(ApiError::unsupported(
-        field,
-        format!("{what} is not supported: no engine here constrains its output"),
-    ))
 }
 
 /// OpenAI's `response_format`, and `text.format` of its Responses API, which has the schema one level higher.
@@ -107,13 +74,48 @@ pub(crate) fn response_format(format: Option<&Value>, field: &str) -> ApiResult<
     };
     match format.get("type").and_then(Value::as_str) {
         Some("text") => Ok(None),
-        Some("json_object") => Ok(Some(Constraint::JsonObject)),
-        Some("json_schema") => Ok(Some(Constraint::JsonSchema { schema: schema()? })),
+        Some("json_object") => Ok(Some(Constraint::json_object())),
+        Some("json_schema") => Ok(Some(Constraint::json_schema(schema()?))),
         other => {
             let found = other.unwrap_or("none");
             let message = format!("{found:?}, expected \"text\", \"json_object\" or \"json_schema\"");
             Err(ApiError::invalid(format!("{field}.type"), message))
         }
+    }
+}
+
+/// A shape that is none of OpenAI's: `{"regex": …}`, `{"grammar": …}` or `{"choice": […]}`.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct StructuredOutputs {
+    /// A regular expression that the whole answer matches.
+    regex: Option<String>,
+    /// A grammar in Lark's notation.
+    grammar: Option<String>,
+    /// Texts of which the answer is one.
+    choice: Option<Vec<String>>,
+}
+
+/// The shape that a request asks for: OpenAI's field, which is called `field`, or ours.
+///
+/// # Errors
+/// There are two, or the format is none that the API has.
+pub(crate) fn constraint(
+    format: Option<&Value>,
+    field: &str,
+    own: Option<StructuredOutputs>,
+) -> ApiResult<Option<Constraint>> {
+    let format = response_format(format, field)?;
+    let Some(StructuredOutputs { regex, grammar, choice }) = own else { return Ok(format) };
+    let own = [regex.map(Constraint::regex), grammar.map(Constraint::lark), choice.map(Constraint::choice)];
+    let mut given = own.into_iter().flatten().chain(format);
+    match (given.next(), given.next()) {
+        (Some(one), None) => Ok(Some(one)),
+        (None, _) => Err(ApiError::invalid("structured_outputs", "expected `regex`, `grammar` or `choice`")),
+        (Some(_), Some(_)) => Err(ApiError::invalid(
+            "structured_outputs",
+            format!("an answer has one shape: set one field, and not `{field}`"),
+        )),
     }
 }
 
@@ -133,10 +135,11 @@ pub(crate) fn definition(function: &Map<String, Value>, parameters: &str, field:
     if schema.is_some_and(|schema| !schema.is_object()) {
         return Err(ApiError::invalid(format!("{field}.{parameters}"), "expected a JSON schema, an object"));
     }
-    if function.get("strict").is_some_and(|strict| strict == true) {
-        let message = "strict arguments are not supported: no engine here constrains its output";
-        return Err(ApiError::unsupported(format!("{field}.strict"), message));
-    }
+    let strict = match function.get("strict") {
+        None | Some(Value::Null) => false,
+        Some(Value::Bool(strict)) => *strict,
+        Some(_) => return Err(ApiError::invalid(format!("{field}.strict"), "expected true or false")),
+    };
     let known = ["name", "description", "strict", "type", "cache_control", parameters];
     if let Some(unknown) = function.keys().find(|key| !known.contains(&key.as_str())) {
         let message = format!("`{unknown}` is no field that this server knows");
@@ -147,6 +150,9 @@ pub(crate) fn definition(function: &Map<String, Value>, parameters: &str, field:
         tool["description"] = description.clone();
     }
     tool["parameters"] = schema.cloned().unwrap_or_else(|| json!({"type": "object", "properties": {}}));
+    if strict {
+        tool["strict"] = Value::Bool(true);
+    }
     Ok(json!({"type": "function", "function": tool}))
 }
 
@@ -196,14 +202,16 @@ mod tests {
     }
 
     #[test]
-    fn a_choice_that_cannot_be_kept_is_refused() {
+    fn a_choice_is_the_engines_and_one_that_cannot_be_is_refused() {
         let apply = |choice| tools(choice).apply(GenerateOptions::new(), "tool_choice");
         let (options, shape) = apply(ToolChoice::Auto).unwrap();
         assert_eq!((options.template.tools.unwrap().len(), shape), (1, Shape::Tools { single: false }));
         let (options, shape) = apply(ToolChoice::None).unwrap();
         assert_eq!((options.template.tools, shape), (None, Shape::NoTools));
-        assert_eq!(apply(ToolChoice::Required).unwrap_err().code, "unsupported");
-        assert_eq!(apply(ToolChoice::Named("add".into())).unwrap_err().code, "unsupported");
+        let choice = |choice| apply(choice).unwrap().0.tool_choice.unwrap();
+        assert_eq!(choice(ToolChoice::Required), inference_core::ToolChoice::Required);
+        let named = choice(ToolChoice::Named("add".into()));
+        assert_eq!(named, inference_core::ToolChoice::Named("add".into()));
         assert!(apply(ToolChoice::Named("sub".into())).unwrap_err().message.contains("no tool \"sub\""));
     }
 
@@ -215,20 +223,38 @@ mod tests {
         };
         assert_eq!(wrong(json!({"name": "a b"})), "tools[0].function.name");
         assert_eq!(wrong(json!({"name": "a", "parameters": []})), "tools[0].function.parameters");
-        assert_eq!(wrong(json!({"name": "a", "strict": true})), "tools[0].function.strict");
+        assert_eq!(wrong(json!({"name": "a", "strict": "yes"})), "tools[0].function.strict");
+        let strict = json!({"name": "a", "strict": true});
+        let strict = definition(strict.as_object().unwrap(), "parameters", "tools[0].function").unwrap();
+        assert_eq!(strict["function"]["strict"], true);
         assert_eq!(wrong(json!({"name": "a", "desc": ""})), "tools[0].function.desc");
     }
 
     #[test]
     fn formats_are_told_apart() {
         let format = |value: Value| response_format(Some(&value), "response_format");
-        assert_eq!(format(json!({"type": "text"})).unwrap(), None);
-        assert_eq!(format(json!({"type": "json_object"})).unwrap(), Some(Constraint::JsonObject));
-        let schema = json!({"type": "object"});
-        let expected = Some(Constraint::JsonSchema { schema: schema.clone() });
-        assert_eq!(format(json!({"type": "json_schema", "schema": schema})).unwrap(), expected);
+        let schema_of = |value: Value| match format(value).unwrap() {
+            Some(Constraint::JsonSchema(schema)) => (*schema).clone(),
+            other => panic!("{other:?}"),
+        };
+        assert!(format(json!({"type": "text"})).unwrap().is_none());
+        assert_eq!(schema_of(json!({"type": "json_object"})), json!({"type": "object"}));
+        let schema = json!({"type": "object", "title": "t"});
+        assert_eq!(schema_of(json!({"type": "json_schema", "schema": schema})), schema);
         let nested = json!({"type": "json_schema", "json_schema": {"name": "n", "schema": schema}});
-        assert_eq!(format(nested).unwrap(), expected);
+        assert_eq!(schema_of(nested), schema);
         assert_eq!(format(json!({"type": "xml"})).unwrap_err().param.unwrap(), "response_format.type");
+        let own = |value: Value| serde_json::from_value::<StructuredOutputs>(value).unwrap();
+        let shape = |format: Option<&Value>, value| constraint(format, "response_format", Some(own(value)));
+        assert!(matches!(shape(None, json!({"regex": "a+"})), Ok(Some(Constraint::Regex(_)))));
+        assert!(matches!(shape(None, json!({"grammar": "start: \"a\""})), Ok(Some(Constraint::Lark(_)))));
+        assert!(matches!(shape(None, json!({"choice": ["a"]})), Ok(Some(Constraint::Choice(_)))));
+        for (format, value) in [
+            (None, json!({})),
+            (None, json!({"regex": "a", "choice": ["a"]})),
+            (Some(json!({"type": "json_object"})), json!({"regex": "a"})),
+        ] {
+            assert_eq!(shape(format.as_ref(), value).unwrap_err().param.unwrap(), "structured_outputs");
+        }
     }
 }

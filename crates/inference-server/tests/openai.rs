@@ -286,6 +286,28 @@ async fn a_responses_stream_numbers_its_events() {
 }
 
 #[tokio::test]
+async fn a_shape_that_the_engine_cannot_hold_to_is_refused_by_its_field() {
+    let server = mock_server(Settings::new()).await;
+    let chat = "/v1/chat/completions";
+    let cases = [
+        (json!({"response_format": {"type": "json_object"}}), "response_format"),
+        (json!({"structured_outputs": {"regex": "a+"}}), "structured_outputs"),
+        (json!({"tools": tools(), "tool_choice": "required"}), "tool_choice"),
+    ];
+    for (fields, param) in cases {
+        let (status, error) = server.refused(chat, with(ask("a"), &fields)).await;
+        assert_eq!((status, error["error"]["param"].as_str()), (400, Some(param)), "{error}");
+        assert!(
+            error["error"]["message"].as_str().unwrap().contains("does not support constraint"),
+            "{error}"
+        );
+    }
+    let format = json!({"input": "a", "text": {"format": {"type": "json_object"}}});
+    let (_, error) = server.refused("/v1/responses", format).await;
+    assert_eq!(error["error"]["param"], "text.format", "{error}");
+}
+
+#[tokio::test]
 async fn what_would_be_ignored_is_refused_by_name() {
     let server = scripted_server();
     let chat = "/v1/chat/completions";
@@ -297,8 +319,9 @@ async fn what_would_be_ignored_is_refused_by_name() {
         (json!({"n": 100_000}), "n"),
         (json!({"logit_bias": {"x": 1}}), "logit_bias"),
         (json!({"logit_bias": {"7": 1}, "functions": []}), "functions"),
-        (json!({"response_format": {"type": "json_object"}}), "response_format"),
-        (json!({"tools": tools(), "tool_choice": "required"}), "tool_choice"),
+        (json!({"response_format": {"type": "xml"}}), "response_format.type"),
+        (json!({"structured_outputs": {}}), "structured_outputs"),
+        (json!({"tool_choice": "required"}), "tool_choice"),
         (json!({"tools": [{"type": "web_search"}]}), "tools[0].type"),
         (json!({"top_logprobs": 3}), "top_logprobs"),
         (json!({"stream_options": {"include_usage": true}}), "stream_options"),

@@ -8,13 +8,14 @@
 //!   rest of the bookkeeping for an engine.
 //! - [`ChatTemplate`] renders a conversation the way the model was trained on it.
 //! - [`AnswerParser`] separates text, reasoning and tool calls in what the model generates, by the [`AnswerFormat`] of its
-//!   family. [`ChatOutputParser`] does it for a stream, [`ThinkingBudget`] for an engine that limits reasoning.
+//!   family. [`TextPipeline::constraint`] holds an answer to a shape. [`ChatOutputParser`] does it for a stream, [`ThinkingBudget`] for an engine that limits reasoning.
 //!
 //! Nothing in a model folder is trusted: files are bounded, a hostile tokenizer or template is an error and neither a
 //! panic nor an endless loop.
 #![forbid(unsafe_code)]
 
 mod answer;
+mod constraint;
 mod detokenizer;
 mod embedding;
 mod output_parser;

@@ -11,6 +11,7 @@ use inference_core::{
 
 use crate::{
     AnswerFormat, AnswerParser, ChatOutputParser, ChatTemplate, EncodeLimits, ThinkingBudget, Tokenizer,
+    constraint::Compiler,
 };
 
 /// Tokens of a prompt's end that tell whether its answer begins within reasoning: a delimiter and white space.
@@ -37,6 +38,7 @@ struct Inner {
     format: Arc<AnswerFormat>,
     /// The ids of the delimiter that ends reasoning, where the family has one.
     thinking_end: Option<Arc<[u32]>>,
+    compiler: Compiler,
 }
 
 /// A prompt that is ready for an engine.
@@ -114,6 +116,7 @@ impl TextPipeline {
             supports_tools: sources.contains("tools"),
             format: Arc::new(format),
             thinking_end: thinking_end.map(Into::into),
+            compiler: Compiler::default(),
         })))
     }
 
@@ -121,6 +124,14 @@ impl TextPipeline {
     #[must_use]
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.0.tokenizer
+    }
+
+    pub(crate) fn compiler(&self) -> &Compiler {
+        &self.0.compiler
+    }
+
+    pub(crate) fn format(&self) -> &AnswerFormat {
+        &self.0.format
     }
 
     /// Whether the chat template writes the definitions of tools.

@@ -24,10 +24,13 @@ use std::{
 
 use futures::{StreamExt as _, executor::block_on};
 use inference_core::{
-    ChatEvent, ChatStream, Classification, ClassifyOptions, Completion, EmbedOptions, Embedding, Finish,
-    GenerateOptions, LoadOptions, Message, Metrics, ModelInfo, ModelStats, Prompt, Relevance, RerankOptions,
-    Result, TemplateOptions, TextModel, TextModelExt as _, Token, TokenStream,
+    ChatEvent, ChatStream, Classification, ClassifyOptions, Completion, EmbedOptions, Embedding,
+    ExtractStream, Finish, GenerateOptions, LoadOptions, Message, Metrics, ModelInfo, ModelStats, Prompt,
+    Relevance, RerankOptions, Result, TemplateOptions, TextModel, TextModelExt as _, Token, TokenStream,
 };
+use schemars::JsonSchema;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 /// Loads the model in a folder with the best of the linked backends: set options, then [`load`](Load::load).
 pub fn load_model(path: impl Into<PathBuf>) -> Load {
@@ -114,6 +117,30 @@ impl Model {
     /// As [`TextModel::generate`], and whatever ended the answer.
     pub fn complete(&self, prompt: impl Into<Prompt>, options: GenerateOptions) -> Result<Completion> {
         block_on(self.0.complete(prompt, options))
+    }
+
+    /// A value of the caller's own type, filled in by the model.
+    ///
+    /// # Errors
+    /// As [`TextModelExt::extract`](crate::TextModelExt::extract).
+    pub fn extract<T: JsonSchema + DeserializeOwned>(
+        &self,
+        prompt: impl Into<Prompt>,
+        options: GenerateOptions,
+    ) -> Result<T> {
+        block_on(self.0.extract(prompt, options))
+    }
+
+    /// [`extract`](Self::extract) as it is written.
+    ///
+    /// # Errors
+    /// As [`TextModelExt::extract_stream`](crate::TextModelExt::extract_stream).
+    pub fn extract_stream<T: JsonSchema + DeserializeOwned>(
+        &self,
+        prompt: impl Into<Prompt>,
+        options: GenerateOptions,
+    ) -> Result<Values<T>> {
+        block_on(self.0.extract_stream(prompt, options)).map(Values)
     }
 
     /// Completes several prompts side by side, each with its own result, in their order.
@@ -296,6 +323,28 @@ impl Events {
 
 impl Iterator for Events {
     type Item = Result<ChatEvent>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        block_on(self.0.next())
+    }
+}
+
+/// A value that grows while the model writes it. Dropping it cancels the generation.
+#[derive(Debug)]
+pub struct Values<T>(ExtractStream<T>);
+
+impl<T: DeserializeOwned> Values<T> {
+    /// The whole value. Reads and drops the partial ones that are left.
+    ///
+    /// # Errors
+    /// As [`ExtractStream::finish`].
+    pub fn finish(&mut self) -> Result<T> {
+        block_on(self.0.finish())
+    }
+}
+
+impl<T: DeserializeOwned> Iterator for Values<T> {
+    type Item = Result<Value>;
 
     fn next(&mut self) -> Option<Self::Item> {
         block_on(self.0.next())

@@ -35,6 +35,9 @@
 //! | have it whole, or many at once | [`TextModelExt::complete`], [`TextModelExt::batch_generate`] |
 //! | have reasoning and tool calls of any prompt | [`TokenStream::events`], [`Completion::answer`] |
 //! | tokenize, decode and count | [`TextModel::tokenize`], [`TextModel::decode`], [`TextModelExt::count_tokens`] |
+//! | have a value of a type of one's own | [`TextModelExt::extract`], [`TextModelExt::extract_stream`] |
+//! | hold an answer to a JSON schema, a regular expression, a grammar | [`GenerateOptions::constraint`] |
+//! | let a model call functions until it has its answer | [`agent`] |
 //! | score labels in one forward pass | [`TextModel::classify`] |
 //! | embed texts as vectors, or say how relevant documents are | [`TextModel::embed`], [`TextModel::rerank`] |
 //! | choose the engine | `load_model(path).backend("cpu")`; [`explain`] says what each makes of a model |
@@ -64,6 +67,7 @@
 //! No async runtime is prescribed: every future here runs under any executor.
 #![forbid(unsafe_code)]
 
+pub mod agent;
 pub mod blocking;
 #[cfg(feature = "hub")]
 mod load;
@@ -81,11 +85,12 @@ pub use inference_core::mock;
 #[doc(inline)]
 pub use inference_core::{
     Alternative, AssistantMessage, CancellationToken, ChatEvent, ChatStream, Classification, ClassifyOptions,
-    Completion, ContextOverflow, EmbedOptions, Embedding, EmbeddingFormat, EmbeddingVector, Error, Feature,
-    Finish, FinishReason, GenerateOptions, KvBits, LabelScore, LoadOptions, LoadProgress, LogitsProcessor,
-    Message, Metrics, ModelInfo, ModelStats, Pooling, Prompt, Relevance, RerankOptions, Result, Role,
-    SamplingOptions, Session, StopCause, TemplateOptions, TextModel, TextModelExt, TextProgress, Token,
-    TokenStream, ToolCall, Xtc, discover, explain, train,
+    Completion, Constraint, ConstraintState, ConstraintVocabulary, ContextOverflow, EmbedOptions, Embedding,
+    EmbeddingFormat, EmbeddingVector, Error, ExtractStream, Feature, Finish, FinishReason, GenerateOptions,
+    KvBits, LabelScore, LoadOptions, LoadProgress, LogitsProcessor, Message, Metrics, ModelInfo, ModelStats,
+    Pooling, Prompt, Relevance, RerankOptions, Result, Role, SamplingOptions, Session, StopCause,
+    TemplateOptions, TextModel, TextModelExt, TextProgress, Token, TokenConstraint, TokenMask, TokenStream,
+    ToolCall, ToolChoice, Xtc, discover, explain, train,
 };
 #[doc(inline)]
 #[cfg(not(feature = "hub"))]

@@ -54,7 +54,7 @@ impl CudaSteps {
         let lanes = decoder.assign(&rows.iter().map(|row| row.id.0).collect::<Vec<_>>())?;
         let lanes: BTreeMap<RowId, usize> = rows.iter().map(|row| row.id).zip(lanes).collect();
         rows.sort_by_key(|row| (lanes[&row.id], row.id));
-        let greedy = rows.iter().all(Row::is_greedy);
+        let greedy = rows.iter().all(|row| row.is_greedy() && !row.is_shaped());
         if !greedy {
             // MLX may still read the logits of the step before.
             decoder.wait_for_mlx()?;
@@ -69,6 +69,8 @@ impl CudaSteps {
             }
         }
         if !greedy {
+            // While the GPU computes the logits.
+            rows.iter_mut().try_for_each(Row::compute_mask)?;
             steps.iter().try_for_each(|(pending, _)| pending.wait()).map_err(exception)?;
             let logits = ops::concatenate(&steps.iter().map(|(_, logits)| logits).collect::<Vec<_>>(), 0)?;
             choose(&mut rows.iter_mut().collect::<Vec<_>>(), &logits)?;

@@ -31,6 +31,7 @@ pub(super) fn decode_batch(model: &dyn Architecture, rows: &mut [Row]) -> Result
 
 /// Submits a token for every row, chosen from its logits `[rows, V]`.
 pub(super) fn choose(rows: &mut [&mut Row], logits: &Array) -> Result<()> {
+    let logits = &masked(rows, logits)?;
     let choices = if rows.iter().all(|row| row.is_greedy()) {
         let choice = greedy(logits)?;
         let (ids, scores) = (Rc::new(choice.ids), Rc::new(choice.scores));
@@ -41,8 +42,34 @@ pub(super) fn choose(rows: &mut [&mut Row], logits: &Array) -> Result<()> {
     submit(&choices)?;
     for (row, choice) in rows.iter_mut().zip(choices) {
         row.in_flight.push_back(choice);
+        row.constraints.forget_mask();
     }
     Ok(())
+}
+
+/// The logits `[rows, V]` without the tokens that rows may not say: those are −∞. The masks are computed while the device computes
+/// the logits.
+fn masked(rows: &mut [&mut Row], logits: &Array) -> Result<Array> {
+    if !rows.iter().any(|row| row.is_shaped()) {
+        return Ok(logits.clone());
+    }
+    transforms::async_eval([logits])?;
+    rows.iter_mut().try_for_each(|row| row.compute_mask())?;
+    let width = logits.dim(-1) as usize;
+    let mut allowed = Vec::with_capacity(rows.len() * width);
+    for row in rows.iter() {
+        let end = allowed.len() + width;
+        if let Some(mask) = row.mask() {
+            let bits = mask.words().iter().flat_map(|word| (0..32).map(move |bit| word >> bit & 1 == 1));
+            allowed.extend(bits.take(width));
+            allowed.resize(end, false);
+        } else {
+            allowed.resize(end, true);
+        }
+    }
+    let allowed = Array::from_slice(&allowed, &[rows.len() as i32, width as i32]);
+    let nothing = Array::from_f32(f32::NEG_INFINITY).as_dtype(logits.dtype())?;
+    ops::select(&allowed, logits, &nothing)
 }
 
 /// The choices of rows that differ: those that only draw are computed together, each other by itself.

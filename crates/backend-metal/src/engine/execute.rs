@@ -265,7 +265,7 @@ impl Scheduler {
                 Ok(()) => {
                     for mut row in rows {
                         match row.constraints.failure() {
-                            Some(error) => row.finish(Err(error)),
+                            Some(error) => self.fail(row, error),
                             None => {
                                 stepped.push(row.id);
                                 self.running.push(row);
@@ -288,6 +288,18 @@ impl Scheduler {
             let _ = mlx_rs::memory::clear_cache();
         }
         stepped
+    }
+
+    /// Ends a row whose next token cannot be chosen, once the tokens before it are delivered.
+    fn fail(&mut self, mut row: Row, error: Error) {
+        row.in_flight.pop_back();
+        while !row.in_flight.is_empty() {
+            match self.read(row) {
+                Some(rest) => row = rest,
+                None => return,
+            }
+        }
+        row.finish(Err(error));
     }
 
     /// Reads the last choices of rows that need them for the next; whether there were any.

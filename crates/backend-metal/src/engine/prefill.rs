@@ -7,12 +7,7 @@ use std::time::Instant;
 
 use mlx_rs::{Array, error::Result, transforms};
 
-use super::{
-    decode::{choose, submit},
-    pace::Pace,
-    plan::RowId,
-    row::Row,
-};
+use super::{decode::choose, pace::Pace, plan::RowId, row::Row};
 use crate::{
     mlx::slice,
     nn::{Architecture, Rows, SharedPrefix},
@@ -185,10 +180,7 @@ impl PrefillRun {
                 }
                 let hidden = slice(hidden, 1, hidden.dim(1) - 1, hidden.dim(1))?;
                 let logits = model.logits(&hidden)?.reshape(&[1, -1])?;
-                let choice = row.choose(&logits)?;
-                submit([&choice])?;
-                row.in_flight.push_back(choice);
-                Ok(())
+                choose(&mut [row], &logits)
             }
             Work::Batch { hidden, prompts, width } => {
                 finish_batch(model, &mut self.rows, hidden, prompts, *width)

@@ -2,7 +2,10 @@
 
 use std::collections::VecDeque;
 
-use inference_core::{FinishReason, GenerateOptions, StopCause, backend::ResponseWriter};
+use inference_core::{
+    FinishReason, GenerateOptions, StopCause, TokenMask,
+    backend::{ConstraintRun, ResponseWriter},
+};
 use inference_text::ThinkingBudget;
 use mlx_rs::{Array, error::Result as MlxResult, ops};
 
@@ -25,6 +28,8 @@ pub(crate) struct Request {
     /// The model's end-of-sequence ids.
     pub(crate) eos: Vec<u32>,
     pub(crate) budget: Option<ThinkingBudget>,
+    /// What holds the answer to a shape.
+    pub(crate) shape: Option<ConstraintRun>,
     /// The session that it is a turn of.
     pub(crate) turn: Option<SessionTurn>,
     /// The answer's way to the caller.
@@ -66,14 +71,14 @@ pub(super) struct Row {
 impl Row {
     /// Accepts a request.
     pub(super) fn new(id: RowId, request: Request, cache: KvCache, vocab_size: usize) -> Self {
-        let Request { prompt, options, eos, budget, turn, writer } = request;
+        let Request { prompt, options, eos, budget, shape, turn, writer } = request;
         Self {
             id,
             cache,
             reservation: Reservation::default(),
             solo: false,
             sampler: Sampler::new(&options, &eos, vocab_size),
-            constraints: Constraints::new(&options, budget),
+            constraints: Constraints::new(&options, budget, shape, &eos),
             prefilled: 0,
             in_flight: VecDeque::with_capacity(2),
             prompt_len: prompt.len(),
@@ -111,6 +116,9 @@ impl Row {
                 self.constraints.unforce(id);
             }
         }
+        let ahead = self.constraints.taken().unwrap_or(0).saturating_sub(self.generated());
+        self.constraints.take_back(ahead);
+        self.constraints.forget_mask();
     }
 
     /// Its keys and values, and the tokens that they are of. After this only [`finish`](Self::finish) may be called.
@@ -206,6 +214,43 @@ impl Row {
         plain && self.session().is_none() && self.wants_more() && !self.solo
     }
 
+    /// Works out which tokens may come next, where that is limited. It reads the last choice, which the device has made by the time
+    /// that it computes the logits for the next.
+    ///
+    /// # Errors
+    /// MLX's own.
+    pub(super) fn compute_mask(&mut self) -> MlxResult<()> {
+        while let Some(taken) = self.constraints.taken() {
+            let id = match taken.checked_sub(self.generated()) {
+                None => self.tokens[self.prompt_len + taken],
+                Some(ahead) => match self.in_flight.get(ahead) {
+                    None => break,
+                    Some(unread) => {
+                        let chosen = unread.read()?;
+                        if !chosen.is_finite {
+                            // The row ends when it is delivered.
+                            return Ok(());
+                        }
+                        chosen.token.id
+                    }
+                },
+            };
+            self.constraints.take(id);
+        }
+        self.constraints.compute_mask();
+        Ok(())
+    }
+
+    /// Whether the next token may be limited to some.
+    pub(super) fn is_shaped(&self) -> bool {
+        self.constraints.taken().is_some()
+    }
+
+    /// The tokens that may come next; `None` where all may.
+    pub(super) fn mask(&self) -> Option<&TokenMask> {
+        self.constraints.mask()
+    }
+
     /// Whether the choice is the likeliest of the raw logits.
     pub(super) fn is_greedy(&self) -> bool {
         self.sampler.is_greedy() && self.constraints.is_idle()
@@ -225,7 +270,9 @@ impl Row {
     /// Chooses the next token from logits [1, V].
     pub(super) fn choose(&mut self, logits: &Array) -> MlxResult<InFlight> {
         let step = self.chosen();
-        let logits = self.sampler.adjust(logits, self.recent()?.as_ref(), step)?;
+        // Where an answer has its shape and can only end, it does.
+        let counted = if self.constraints.has_to_end() { usize::MAX } else { step };
+        let logits = self.sampler.adjust(logits, self.recent()?.as_ref(), counted)?;
         if let Some(id) = self.constraints.forced() {
             return Ok(InFlight::own(self.sampler.force(&logits, id)?, Some(id)));
         }

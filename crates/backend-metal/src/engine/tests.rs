@@ -191,7 +191,15 @@ impl Bench {
         let (writer, stream) =
             ResponseWriter::channel(&self.info, &self.stats, detokenizer, &options, len, Instant::now())
                 .unwrap();
-        self.scheduler.push(Request { prompt, options, budget: None, eos: Vec::new(), turn: None, writer });
+        self.scheduler.push(Request {
+            prompt,
+            options,
+            budget: None,
+            shape: None,
+            eos: Vec::new(),
+            turn: None,
+            writer,
+        });
         stream
     }
 

@@ -9,6 +9,7 @@ use crate::{
     model,
     options::{GenerateArgs, LoadArgs, TokenIds},
     render::Out,
+    shape::ShapeArgs,
     stream::{self, Show, Style},
 };
 
@@ -18,6 +19,7 @@ use crate::{
   inference generate 'The capital of'
   inference generate --model ~/models/Qwen3-0.6B 'Once upon a time'
   inference generate --model ~/models/Qwen3-0.6B - --max-tokens 500 --temperature 0.8 < story.txt
+  inference generate --json-schema person.json 'Ada Lovelace, born in 1815, as JSON: '
   inference generate --model ~/models/Qwen3-0.6B --prompt-tokens '[151644,872,198]' --json
 
 --json prints a line a token, {\"token\":{\"id\":…,\"text\":…}}, then \
@@ -41,6 +43,9 @@ pub(crate) struct Args {
     #[command(flatten)]
     generate: GenerateArgs,
 
+    #[command(flatten)]
+    shape: ShapeArgs,
+
     /// Print JSON Lines
     #[arg(long, help_heading = "Output")]
     pub(crate) json: bool,
@@ -56,7 +61,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
         (text, None) => Prompt::Text(super::prompt_or_stdin(text.unwrap_or_default())?),
     };
     let scope = Scope::enter();
-    let options = args.generate.options(scope.token());
+    let options = args.shape.apply(args.generate.options(scope.token()))?;
     options.validate()?;
     let path = model::or_demo(args.model.as_ref())?;
     let model = model::load(&path, &args.load, scope.token(), args.quiet || args.json).await?;

@@ -9,26 +9,28 @@ use super::{
 };
 
 impl Run {
-    pub(crate) fn choose(&self, step: usize) -> Result<Token> {
+    pub(crate) fn choose(&mut self, step: usize) -> Result<Token> {
+        let mask = self.mask()?;
         let mut logits = logits(&self.history, self.salt);
         let early = step < self.options.min_tokens.unwrap_or(0);
         if early && !self.fault.is("min_tokens_puts_the_end_off") {
             logits[EOS as usize] = f64::NEG_INFINITY;
         }
-        let sampling = &self.options.sampling;
-        let log_probabilities = self.processed(logits)?;
-        let mut temperature = f64::from(sampling.temperature_or_greedy());
-        if self.fault.is("temperature_zero_is_greedy") && sampling.temperature.is_some() {
+        let free = self.processed(logits)?;
+        let log_probabilities = self.shaped(&free, mask.as_ref());
+        let mut temperature = f64::from(self.options.sampling.temperature_or_greedy());
+        if self.fault.is("temperature_zero_is_greedy") && self.options.sampling.temperature.is_some() {
             temperature = temperature.max(1.0);
         }
         let id = if temperature == 0.0 {
-            sampler::argmax(&log_probabilities).unwrap_or(0)
+            self.likeliest(&log_probabilities)
         } else {
             self.draw(&log_probabilities, temperature, step)
         };
         let mut token = Token::new(id as u32, syllable(id as u32));
         if self.fault.is("unasked_they_are_absent") || self.options.log_probabilities.is_some() {
-            let mut reported = log_probabilities;
+            let before = self.fault.is("log_probabilities_are_of_the_allowed");
+            let mut reported = if before { free } else { log_probabilities };
             if self.fault.is("they_match_the_logits") {
                 reported.iter_mut().for_each(|l| *l /= std::f64::consts::LN_2);
             }
@@ -37,6 +39,7 @@ impl Run {
             }
             self.report(&mut token, &reported);
         }
+        self.tell(token.id)?;
         Ok(token)
     }
 

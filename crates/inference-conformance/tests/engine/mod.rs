@@ -10,6 +10,7 @@ mod faults;
 mod language;
 mod model;
 mod session;
+mod shape;
 mod train;
 
 use std::{

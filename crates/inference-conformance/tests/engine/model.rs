@@ -17,7 +17,7 @@ use inference_core::{
     Error, FinishReason, GenerateOptions, LabelScore, LoadOptions, ModelInfo, ModelManifest, ModelStats,
     Prompt, Relevance, RerankOptions, Result, Session, StopCause, TemplateOptions, TextModel, Token,
     TokenStream,
-    backend::{OutputParser, ResponseWriter, SharedStats, Verbatim},
+    backend::{ConstraintRun, OutputParser, ResponseWriter, SharedStats, Verbatim},
     train::Trainable,
 };
 
@@ -25,7 +25,7 @@ use super::{
     ACTIVE_BYTES, Fault, embedding, faults,
     language::{EOS, VOCAB, logits, render, syllable, tokenise},
     session::Kept,
-    shared_shutdown,
+    shape, shared_shutdown,
 };
 
 #[derive(Debug)]
@@ -54,8 +54,8 @@ impl std::ops::Deref for Model {
 }
 
 #[derive(Debug)]
-struct Shared {
-    stats: SharedStats,
+pub(crate) struct Shared {
+    pub(crate) stats: SharedStats,
     shutdown: CancellationToken,
     /// Held while a request runs, by the engine that runs one at a time.
     gate: Mutex<()>,
@@ -197,6 +197,7 @@ impl Core {
         if self.restless {
             salt = self.shared.requests.fetch_add(1, Ordering::Relaxed);
         }
+        let shape = shape::start(&self.fault, &options)?;
         let told = faults::options_for_writer(&self.fault, &options);
         let (info, stats) = (&self.info, &self.shared.stats);
         let (writer, stream) =
@@ -216,6 +217,7 @@ impl Core {
             fault: self.fault.clone(),
             shared: self.shared.clone(),
             unseeded: started.elapsed().subsec_nanos().into(),
+            shape,
         };
         std::thread::spawn(move || run.finish());
         Ok(stream)
@@ -393,8 +395,9 @@ pub(crate) struct Run {
     pub(crate) started: Instant,
     pub(crate) salt: u64,
     pub(crate) fault: Fault,
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
     pub(crate) unseeded: u64,
+    pub(crate) shape: Option<ConstraintRun>,
 }
 
 impl Run {
@@ -468,12 +471,19 @@ impl Run {
             if self.writer.generated_tokens() >= self.writer.max_tokens() {
                 return Ok(FinishReason::Length);
             }
+            if self.fault.is("each_request_has_its_own_constraint") {
+                // Time for the neighbours to come.
+                std::thread::park_timeout(Duration::from_millis(20));
+            }
             if self.fault.is("one_of_many_leaves_the_others_alone") {
                 std::thread::park_timeout(Duration::from_millis(5));
             }
             let token = self.choose(self.writer.generated_tokens())?;
             let id = token.id;
-            let end = self.writer.push(token);
+            let mut end = self.writer.push(token);
+            if end == Some(FinishReason::Length) && self.fault.is("a_text_that_is_cut_says_so") {
+                end = Some(FinishReason::Stop(StopCause::EndOfSequence(EOS)));
+            }
             let unspoken = matches!(
                 end,
                 Some(FinishReason::Stop(StopCause::EndOfSequence(_) | StopCause::StopToken(_)))

@@ -6,9 +6,10 @@ use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    DEFAULT_MAX_TOKENS, Extensions, LogitsProcessor, Processor, SamplingOptions, TemplateOptions, Xtc,
+    DEFAULT_MAX_TOKENS, Extensions, LogitsProcessor, Processor, SamplingOptions, TemplateOptions, ToolChoice,
+    Xtc, tools::is_strict,
 };
-use crate::{Error, Feature, Result};
+use crate::{Constraint, Error, Feature, Result};
 
 /// Options of one generation. Cheap to clone.
 ///
@@ -33,6 +34,10 @@ pub struct GenerateOptions {
     pub generation_config: Option<bool>,
     /// Edits the logits after bias and penalties, before anything else.
     pub logits_processor: Option<Processor>,
+    /// The shape that the answer is held to.
+    pub constraint: Option<Constraint>,
+    /// Whether and which tools the answer calls; unset: [`ToolChoice::Auto`].
+    pub tool_choice: Option<ToolChoice>,
     /// Strings that end the text, themselves left out of it.
     pub stop: Option<Arc<[String]>>,
     /// Token ids that end the text besides the model's own.
@@ -168,6 +173,21 @@ impl GenerateOptions {
         self
     }
 
+    /// Holds the answer to a shape: a JSON schema, say. The masks of tokens are computed while the device computes their logits.
+    #[must_use]
+    pub fn constraint(mut self, constraint: Constraint) -> Self {
+        self.constraint = Some(constraint);
+        self
+    }
+
+    /// Has the answer call tools, or leaves that to the model. It needs [`tools`](Self::tools), and a model whose calls have a
+    /// notation that is known.
+    #[must_use]
+    pub fn tool_choice(mut self, choice: ToolChoice) -> Self {
+        self.tool_choice = Some(choice);
+        self
+    }
+
     /// Ends the text before any of these strings.
     #[must_use]
     pub fn stop<S: Into<String>>(mut self, strings: impl IntoIterator<Item = S>) -> Self {
@@ -237,12 +257,27 @@ impl GenerateOptions {
         self.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS)
     }
 
+    /// Whether tokens are held to a shape: by a [`Constraint`], by strict tools, or because calls are required.
+    #[must_use]
+    pub fn is_constrained(&self) -> bool {
+        let tools = self.template.tools.as_deref().unwrap_or_default();
+        let calls = self.tool_choice.as_ref().is_some_and(|choice| *choice != ToolChoice::Auto);
+        self.constraint.is_some() || calls || tools.iter().any(is_strict)
+    }
+
     /// Checks the values.
     ///
     /// # Errors
     /// [`Error::InvalidOption`] names the first that makes no sense.
     pub fn validate(&self) -> Result<()> {
         self.sampling.validate()?;
+        if let Some(constraint) = &self.constraint {
+            constraint.validate()?;
+        }
+        if self.is_constrained() && self.ignore_eos {
+            let reason = "a text that is held to a shape ends by an end-of-sequence token".to_owned();
+            return Err(Error::invalid_option("ignore_eos", reason));
+        }
         if self.stop.iter().any(|stop| stop.iter().any(String::is_empty)) {
             let reason = "an empty string would end every text at once".to_owned();
             return Err(Error::invalid_option("stop", reason));
@@ -265,6 +300,7 @@ impl GenerateOptions {
             self.context_overflow.filter(|p| *p != ContextOverflow::Stop).map(|_| Feature::ContextOverflow),
             self.thinking_budget.map(|_| Feature::ThinkingBudget),
             self.logits_processor.as_ref().map(|_| Feature::LogitsProcessor),
+            self.is_constrained().then_some(Feature::Constraint),
         ];
         own.into_iter()
             .flatten()

@@ -9,6 +9,7 @@ mod generate;
 mod load;
 mod processor;
 mod sampling;
+mod tools;
 
 use std::{
     any::{Any, TypeId, type_name},
@@ -26,6 +27,7 @@ pub use self::{
     load::{KvBits, LoadOptions, LoadProgress, Progress},
     processor::{LogitsProcessor, Processor},
     sampling::{SamplingOptions, Xtc},
+    tools::ToolChoice,
 };
 use crate::{Error, Feature, Result};
 

@@ -26,7 +26,7 @@ use crate::{
     prefill::is_prefill,
     sampling::{OneOrMany, Sampling, of_answer},
     server::Server,
-    tools::{self, Tools},
+    tools::{self, StructuredOutputs, Tools},
 };
 
 /// The largest number of alternatives, as OpenAI has it.
@@ -70,6 +70,8 @@ pub(crate) struct ChatRequest {
     tool_choice: Option<Value>,
     parallel_tool_calls: Option<bool>,
     response_format: Option<Value>,
+    /// A regular expression, a grammar or texts that the answer is held to.
+    structured_outputs: Option<StructuredOutputs>,
     /// Given to the chat template under this name; `none` also sets `enable_thinking` to false.
     reasoning_effort: Option<String>,
     /// Tokens of reasoning at most.
@@ -172,8 +174,8 @@ impl ChatRequest {
             options = options.template_variable(name, value);
         }
         options.template.continue_final_message = is_prefill(&messages);
-        let format = tools::response_format(self.response_format.as_ref(), "response_format")?;
-        options = tools::constrain(options, format, "response_format")?;
+        let format = self.response_format.as_ref();
+        options.constraint = tools::constraint(format, "response_format", self.structured_outputs)?;
         let (options, shape) = tools.apply(options, "tool_choice")?;
         Ok(Plan { messages, options, shape, answers })
     }

@@ -25,6 +25,7 @@ use crate::{
     sampling::{OneOrMany, Sampling, of_answer},
     server::Server,
     sse::{self, Events, Gone},
+    tools::{self, StructuredOutputs},
 };
 
 /// The largest number of alternatives, as OpenAI has it.
@@ -67,6 +68,10 @@ pub(crate) struct CompletionRequest {
     ignore_eos: Option<bool>,
     /// Whether each choice has the ids of its tokens, as `token_ids`.
     return_token_ids: Option<bool>,
+    /// As in the chat API.
+    response_format: Option<Value>,
+    /// A regular expression, a grammar or texts that the answer is held to.
+    structured_outputs: Option<StructuredOutputs>,
     /// Only null: nothing is filled in before a given end.
     suffix: Option<Value>,
     /// Only as many as `n`.
@@ -186,6 +191,8 @@ impl CompletionRequest {
         let mut options = sampling.options()?;
         options.log_probabilities = self.logprobs;
         let ids = self.return_token_ids.unwrap_or(false);
+        let format = self.response_format.as_ref();
+        options.constraint = tools::constraint(format, "response_format", self.structured_outputs)?;
         Ok(Plan { prompts, options, answers, echo, logprobs: self.logprobs.is_some(), ids })
     }
 }

@@ -148,8 +148,8 @@ impl ResponsesRequest {
         let effort = self.reasoning.as_ref().and_then(|reasoning| reasoning.effort.as_deref());
         let options = with_effort(options, effort);
         let format = self.text.as_ref().and_then(|text| text.format.as_ref());
-        let format = tools::response_format(format, "text.format")?;
-        let options = tools::constrain(options, format, "text.format")?;
+        let mut options = options;
+        options.constraint = tools::response_format(format, "text.format")?;
         let (options, shape) = tools.apply(options, "tool_choice")?;
         Ok(Plan { conversation, messages, options, shape, logprobs, echo })
     }
@@ -212,9 +212,11 @@ impl ResponsesRequest {
         let tool = |tool: &Value| {
             let mut flat = tool["function"].clone();
             flat["type"] = json!("function");
-            flat["strict"] = json!(false);
+            flat["strict"] = json!(flat.get("strict") == Some(&Value::Bool(true)));
             flat
         };
+        let format = self.text.as_ref().and_then(|text| text.format.clone());
+        let format = format.unwrap_or_else(|| json!({"type": "text"}));
         json!({
             "instructions": self.instructions,
             "max_output_tokens": self.max_output_tokens,
@@ -223,7 +225,7 @@ impl ResponsesRequest {
             "reasoning": {"effort": self.reasoning.as_ref().and_then(|r| r.effort.as_deref()), "summary": null},
             "store": self.store.unwrap_or(true),
             "temperature": self.temperature,
-            "text": {"format": {"type": "text"}},
+            "text": {"format": format},
             "tool_choice": self.tool_choice.clone().unwrap_or_else(|| json!("auto")),
             "tools": definitions.iter().map(tool).collect::<Vec<_>>(),
             "top_logprobs": self.top_logprobs.unwrap_or(0),

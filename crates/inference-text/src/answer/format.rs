@@ -3,6 +3,7 @@
 use inference_core::backend::StopStrings;
 
 use super::scanner::Quoting;
+use crate::constraint::CallNotation;
 
 /// What a delimiter begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -106,6 +107,8 @@ pub struct AnswerFormat {
     pub(super) begin: StopStrings,
     /// What an answer begins with that may be nothing but calls.
     pub(super) bare: &'static [char],
+    /// How calls are written that are held to their tools' schemas.
+    calls: Option<CallNotation>,
 }
 
 impl AnswerFormat {
@@ -142,7 +145,7 @@ impl AnswerFormat {
         } else {
             &[]
         };
-        Ok(Self { delimiters, begin, bare })
+        Ok(Self { delimiters, begin, bare, calls: CallNotation::of_template(template) })
     }
 
     /// Whether a rendered prompt ends with a delimiter that opens reasoning: its answer begins within reasoning.
@@ -159,6 +162,16 @@ impl AnswerFormat {
 
     fn reasoning(&self) -> impl Iterator<Item = &Delimiter> {
         self.delimiters.iter().filter(|delimiter| delimiter.kind == Kind::Reasoning)
+    }
+
+    /// How calls are written; `None` where that is not known well enough to hold a model to it.
+    pub(crate) fn call_notation(&self) -> Option<CallNotation> {
+        self.calls
+    }
+
+    /// The delimiter that begins reasoning; `None` where the family has none, or writes a header.
+    pub(crate) fn thinking_begin(&self) -> Option<&'static str> {
+        self.reasoning().next().map(|delimiter| delimiter.text)
     }
 
     /// Whether the family has delimiters for reasoning.

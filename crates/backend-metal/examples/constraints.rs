@@ -1,0 +1,113 @@
+//! What a constraint costs: tokens per second with a JSON schema and without, the time of masks, and of a schema's first use.
+//!
+//! ```text
+//! cargo run --release --example constraints -- FOLDER [TOKENS]
+//! ```
+
+use std::{
+    error::Error,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use backend_metal as _;
+use futures::{executor::block_on, future::try_join_all};
+use inference_core::{
+    Constraint, GenerateOptions, ModelInfo, Prompt, Result, TemplateOptions, TextModel, TextModelExt as _,
+    load_model,
+};
+use inference_text::{PromptLimits, TextPipeline};
+use serde_json::{Value, json};
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let folder = std::env::args().nth(1).ok_or("the folder of a model is missing")?;
+    let tokens = std::env::args().nth(2).map_or(Ok(96), |tokens| tokens.parse())?;
+    block_on(async {
+        let model = load_model(&folder).backend("cpu").await?;
+        let ids = masks(Path::new(&folder), &*model, tokens).await?;
+        println!("{} tokens: {:?}", ids.len(), model.decode(ids[..ids.len().min(40)].to_vec()).await?);
+        for rows in [1, 8] {
+            let mut shares = Vec::new();
+            for round in 0..3 {
+                let free =
+                    speed(&*model, rows, GenerateOptions::new().max_tokens(tokens).ignore_eos(true)).await?;
+                let held = GenerateOptions::new()
+                    .max_tokens(tokens)
+                    .constraint(Constraint::json_schema(schema(rows * 10 + round)));
+                let held = speed(&*model, rows, held).await?;
+                println!("{rows} rows: {free:.1} tokens/s without, {held:.1} with: {:.3}", held / free);
+                shares.push(held / free);
+            }
+            shares.sort_by(f64::total_cmp);
+            println!("{rows} rows: {:.3} (the middle of three)", shares[1]);
+        }
+        model.close().await?;
+        Ok(())
+    })
+}
+
+/// A schema that an answer can go on with for ever; each number gives another.
+fn schema(number: usize) -> Value {
+    let item = json!({
+        "type": "object",
+        "properties": {
+            "name": {"type": "string"}, "age": {"type": "integer", "minimum": 0, "maximum": 150 + number},
+            "role": {"enum": ["reader", "writer", "owner"]}, "tags": {"type": "array", "items": {"type": "string"}},
+        },
+        "required": ["name", "age", "role", "tags"], "additionalProperties": false,
+    });
+    json!({"type": "array", "items": item, "minItems": 50})
+}
+
+/// Tokens per second of rows side by side, from the first token to the last.
+async fn speed(model: &dyn TextModel, rows: usize, options: GenerateOptions) -> Result<f64> {
+    let prompt = |row| Prompt::from(format!("Row {row}: a list of people follows, as JSON."));
+    let options = options.temperature(1.0);
+    let answers =
+        try_join_all((0..rows).map(|row| model.complete(prompt(row), options.clone().seed(row as u64))))
+            .await?;
+    let tokens: usize = answers.iter().map(|answer| answer.tokens.len() - 1).sum();
+    let longest = answers.iter().map(|answer| answer.finish.metrics.decode).max().unwrap_or_default();
+    Ok(tokens as f64 / longest.as_secs_f64())
+}
+
+/// Prints how long masks take along an answer, and the first use of a schema; the answer's tokens.
+async fn masks(folder: &Path, model: &dyn TextModel, tokens: usize) -> Result<Vec<u32>> {
+    let text = TextPipeline::load(folder)?;
+    let mut info = ModelInfo::default();
+    (info.vocab_size, info.context_length) = (model.info().vocab_size, model.info().context_length);
+    let limits = PromptLimits::new(&info, 0);
+    let options = |number| GenerateOptions::new().constraint(Constraint::json_schema(schema(number)));
+    let prompt = text.prepare(Prompt::from("a"), &TemplateOptions::new(), limits.clone()).await?;
+    let mut firsts = Vec::new();
+    for number in 0..12 {
+        let began = Instant::now();
+        text.constraint(&prompt, &options(number), limits.clone()).await?;
+        firsts.push(began.elapsed());
+    }
+    println!(
+        "the tokenizer's trie and the first schema: {:?}; further schemas: {:?}",
+        firsts[0],
+        quantiles(&mut firsts[1..])
+    );
+    let held = options(0).max_tokens(tokens).temperature(1.0).seed(1);
+    let ids: Vec<u32> = model.complete("People:", held).await?.tokens.iter().map(|token| token.id).collect();
+    let mut times = Vec::new();
+    if let Some(mut run) = text.constraint(&prompt, &options(99), limits).await? {
+        for id in &ids {
+            let began = Instant::now();
+            run.mask()?;
+            times.push(began.elapsed());
+            run.accept(*id)?;
+        }
+    }
+    println!("masks along an answer: {:?}", quantiles(&mut times));
+    Ok(ids)
+}
+
+/// The middle, the 99th of 100, and the longest.
+fn quantiles(times: &mut [Duration]) -> [Duration; 3] {
+    times.sort();
+    let at = |share: f64| times[((times.len() - 1) as f64 * share).round() as usize];
+    [at(0.5), at(0.99), at(1.0)]
+}

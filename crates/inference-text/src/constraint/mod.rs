@@ -1,0 +1,77 @@
+//! Answers that are held to a shape: which tokens may come next.
+//!
+//! llguidance computes the masks. `trie` gives it the tokens' bytes, `grammar` and `schema` what may be said, `tools` the notations of
+//! calls. `compiler` bounds its work and keeps what was compiled. `gate` lets the model reason first; `answer` puts both together
+//! for one request.
+
+mod answer;
+mod compiler;
+mod gate;
+mod grammar;
+mod schema;
+mod tools;
+mod trie;
+
+use inference_core::{Constraint, Error, GenerateOptions, Result, backend::ConstraintRun};
+
+use self::{answer::ConstrainedAnswer, gate::Gate, grammar::Grammar};
+pub(crate) use self::{compiler::Compiler, tools::CallNotation};
+use crate::{Prepared, PromptLimits, TextPipeline};
+
+/// What is wrong with a constraint.
+fn invalid(reason: impl Into<String>) -> Error {
+    Error::invalid_option("constraint", reason)
+}
+
+impl TextPipeline {
+    /// What holds the answer to this prompt to the shape that the options ask for; `None` where they ask for none. Grammars are
+    /// compiled off the caller's executor, and kept for the next request.
+    ///
+    /// # Errors
+    /// [`Error::InvalidOption`]: the constraint is malformed, asks for what cannot be held to, or is too large; [`Error::Cancelled`].
+    pub async fn constraint(
+        &self,
+        prompt: &Prepared,
+        options: &GenerateOptions,
+        limits: PromptLimits,
+    ) -> Result<Option<ConstraintRun>> {
+        if !options.is_constrained() {
+            return Ok(None);
+        }
+        let vocab_size = limits.vocab_size;
+        let starts_in_reasoning = prompt.starts_in_reasoning;
+        let options = options.clone();
+        let work = move |text: &Self, _: PromptLimits| {
+            text.start_constraint(&options, starts_in_reasoning, vocab_size)
+        };
+        self.run(limits, work).await.map(Some)
+    }
+
+    fn start_constraint(
+        &self,
+        options: &GenerateOptions,
+        starts_in_reasoning: bool,
+        vocab_size: usize,
+    ) -> Result<ConstraintRun> {
+        let compiler = self.compiler();
+        let tokenizer = self.tokenizer();
+        let tokens = compiler.tokens(tokenizer)?;
+        let state = match (&options.constraint, self.call_grammar(options)?) {
+            (Some(Constraint::Custom(custom)), None) => custom.start(&tokens.vocabulary(vocab_size))?,
+            (Some(Constraint::Custom(_)), Some(_)) => {
+                return Err(invalid(
+                    "a constraint of one's own does not go together with required or strict calls",
+                ));
+            }
+            (Some(constraint), None) => compiler.start(tokenizer, Grammar::of(constraint)?, vocab_size)?,
+            (None, Some(calls)) => compiler.start(tokenizer, calls.into_grammar(None)?, vocab_size)?,
+            (Some(constraint), Some(calls)) => {
+                compiler.start(tokenizer, calls.into_grammar(Some(Grammar::of(constraint)?))?, vocab_size)?
+            }
+            (None, None) => return Err(invalid("there is none")),
+        };
+        let gate = Gate::new(self.format(), &tokens, starts_in_reasoning);
+        let answer = ConstrainedAnswer::new(gate, state, tokens);
+        Ok(ConstraintRun::new(Box::new(answer), vocab_size))
+    }
+}

@@ -1,0 +1,112 @@
+//! JSON schemas, before they are compiled: what could be misread is refused, and so is what is too large.
+
+use inference_core::Result;
+use serde_json::{Map, Value, json};
+
+use super::{grammar::MAX_SOURCE, invalid};
+
+/// Schemas within schemas at most.
+const MAX_DEPTH: usize = 64;
+
+/// White space between the parts of a text: none, one space, or a line break and the indentation behind it. Without a bound, a
+/// model could go on with it for ever.
+const WHITE_SPACE: &str = r"( |\n[ \t]{0,12})";
+
+/// Keywords whose value is a schema.
+const ONE: [&str; 12] = [
+    "items",
+    "additionalItems",
+    "additionalProperties",
+    "unevaluatedItems",
+    "unevaluatedProperties",
+    "contains",
+    "propertyNames",
+    "not",
+    "if",
+    "then",
+    "else",
+    "contentSchema",
+];
+/// Keywords whose value is a list of schemas.
+const LIST: [&str; 5] = ["allOf", "anyOf", "oneOf", "prefixItems", "items"];
+/// Keywords whose value is an object of schemas.
+const NAMED: [&str; 6] =
+    ["properties", "patternProperties", "$defs", "definitions", "dependentSchemas", "dependencies"];
+
+/// A schema as llguidance is given it.
+///
+/// # Errors
+/// It is no schema, too large or too deep, or has a keyword that llguidance would read in another way than the standard.
+pub(super) fn prepare(schema: &Value) -> Result<String> {
+    let refuse = |reason: String| Err(invalid(format!("JSON schema: {reason}")));
+    // Nothing recursive before its depth is known.
+    check(schema)?;
+    let mut object = match schema {
+        Value::Object(object) => object.clone(),
+        Value::Bool(true) => Map::new(),
+        Value::Bool(false) => return refuse("it is `false`, which no value is valid by".to_owned()),
+        other => return refuse(format!("it is {other}, expected an object")),
+    };
+    if let Some(key) = object.keys().find(|key| key.starts_with("x-guidance")) {
+        return refuse(format!("`{key}` is no keyword of a JSON schema"));
+    }
+    object.insert(
+        "x-guidance".to_owned(),
+        json!({"whitespace_flexible": true, "whitespace_pattern": WHITE_SPACE}),
+    );
+    let text = Value::Object(object).to_string();
+    if text.len() > MAX_SOURCE {
+        return refuse(format!("{} bytes, expected at most {MAX_SOURCE}", text.len()));
+    }
+    Ok(text)
+}
+
+/// Walks through a schema and all schemas in it, without recursion.
+fn check(schema: &Value) -> Result<()> {
+    let refuse = |reason: String| Err(invalid(format!("JSON schema: {reason}")));
+    let mut left = vec![(schema, 0_usize)];
+    if !is_shallow(schema) {
+        return refuse(format!("more than {MAX_VALUE_DEPTH} values within each other"));
+    }
+    while let Some((schema, depth)) = left.pop() {
+        let Value::Object(keywords) = schema else { continue };
+        if depth > MAX_DEPTH {
+            return refuse(format!("more than {MAX_DEPTH} schemas within each other"));
+        }
+        if depth > 0 && keywords.contains_key("$id") {
+            return refuse("`$id` below the top cannot be held to".to_owned());
+        }
+        for (keyword, value) in keywords {
+            let keyword = keyword.as_str();
+            match value {
+                Value::Object(schemas) if NAMED.contains(&keyword) => {
+                    left.extend(schemas.values().map(|schema| (schema, depth + 1)));
+                }
+                Value::Array(schemas) if LIST.contains(&keyword) => {
+                    left.extend(schemas.iter().map(|schema| (schema, depth + 1)));
+                }
+                value if ONE.contains(&keyword) => left.push((value, depth + 1)),
+                _ => {}
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Values within values at most: what `serde_json` reads.
+const MAX_VALUE_DEPTH: usize = 127;
+
+fn is_shallow(value: &Value) -> bool {
+    let mut left = vec![(value, 0_usize)];
+    while let Some((value, depth)) = left.pop() {
+        if depth > MAX_VALUE_DEPTH {
+            return false;
+        }
+        match value {
+            Value::Array(values) => left.extend(values.iter().map(|value| (value, depth + 1))),
+            Value::Object(values) => left.extend(values.values().map(|value| (value, depth + 1))),
+            _ => {}
+        }
+    }
+    true
+}
