@@ -43,13 +43,14 @@ impl MlxModel {
         let text = spawn_blocking(move || TextPipeline::load(&path));
         let loading = Handle::load(device, manifest.clone(), options);
         let (text, (handle, loaded)) = try_join(text, loading).await?;
-        let Loaded { config, layout, embedding } = loaded;
+        let Loaded { config, layout, embedding, decode_steps } = loaded;
         let mut info = ModelInfo::from_manifest(device.id(), &manifest)?;
         info.eos_token_ids = text.tokenizer().eos_ids().to_vec();
         info.vocab_size = config.vocab_size;
         info.layers = config.layers;
         info.hidden_size = config.hidden_size;
         info.context_length = config.context_length;
+        info.decode_steps = Some(decode_steps);
         let length_dependent = config.length_dependent;
         let embedding = EmbeddingModel {
             config: embedding,

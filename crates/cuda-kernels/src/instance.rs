@@ -153,7 +153,9 @@ impl Instance {
                 ("PlainArgs", "256", format!("plain<{bits}, {group}, {epilogue}, {activation}>"))
             }
             Self::Attention { head_dim, heads, .. } => {
-                ("AttentionArgs", "256", format!("attention<{head_dim}, {heads}>"))
+                // Few registers leave room for the products that start meanwhile; more heads need all they can get.
+                let bounds = if heads <= 2 { "256, 3" } else { "256" };
+                ("AttentionArgs", bounds, format!("attention<{head_dim}, {heads}>"))
             }
             Self::Embed { layout, .. } => {
                 let (bits, group) = layout.parameters();

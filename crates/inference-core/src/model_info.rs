@@ -34,6 +34,9 @@ pub struct ModelInfo {
     pub quantization: Option<Quantization>,
     /// Ids that end a text.
     pub eos_token_ids: Vec<u32>,
+    /// How the engine computes decode steps, in words, where it has several ways. It is decided when the model is loaded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub decode_steps: Option<String>,
 }
 
 impl ModelInfo {
@@ -56,6 +59,7 @@ impl ModelInfo {
             dtype: manifest.float_dtype(),
             quantization: manifest.quantization().copied(),
             eos_token_ids: manifest.eos_token_ids()?,
+            decode_steps: None,
         })
     }
 

@@ -30,6 +30,12 @@ struct OfRequest {
     status: u16,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfDecodeSteps {
+    model: String,
+    computed_by: String,
+}
+
 /// Bounds of a histogram in seconds.
 #[derive(Debug, Clone)]
 struct Seconds(&'static [f64]);
@@ -63,6 +69,7 @@ pub(crate) struct ServerMetrics {
     waiting: Family<OfModel, Gauge>,
     loaded: Family<OfModel, Gauge>,
     memory: Family<OfModel, Gauge>,
+    decode_steps: Family<OfDecodeSteps, Gauge>,
 }
 
 impl Default for ServerMetrics {
@@ -83,6 +90,7 @@ impl Default for ServerMetrics {
             waiting: Family::default(),
             loaded: Family::default(),
             memory: Family::default(),
+            decode_steps: Family::default(),
         };
         metrics.register();
         metrics
@@ -108,6 +116,8 @@ impl ServerMetrics {
         r.register("running", "Answers that run", self.running.clone());
         r.register("waiting", "Requests that wait", self.waiting.clone());
         r.register("model_loaded", "Whether the model is loaded", self.loaded.clone());
+        let steps = "What computes the decode steps of a loaded model";
+        r.register("decode_steps", steps, self.decode_steps.clone());
         let memory = "The engine's memory in use, process-wide where its allocator is";
         r.register_with_unit("memory", memory, Unit::Bytes, self.memory.clone());
     }
@@ -145,6 +155,7 @@ impl ServerMetrics {
 
     /// All of it in OpenMetrics' text format.
     pub(crate) fn encode(&self, models: &Models) -> String {
+        self.decode_steps.clear();
         for entry in models.entries() {
             let label = of(entry.name());
             let number = |value: usize| i64::try_from(value).unwrap_or(i64::MAX);
@@ -152,6 +163,10 @@ impl ServerMetrics {
             self.waiting.get_or_create(&label).set(number(entry.queue.waiting()));
             let model = entry.loaded();
             self.loaded.get_or_create(&label).set(i64::from(model.is_some()));
+            if let Some(how) = model.as_ref().and_then(|model| model.info().decode_steps.clone()) {
+                let label = OfDecodeSteps { model: label.model.clone(), computed_by: how };
+                self.decode_steps.get_or_create(&label).set(1);
+            }
             let bytes = model.map_or(0, |model| model.stats().memory.active_bytes);
             self.memory.get_or_create(&label).set(i64::try_from(bytes).unwrap_or(i64::MAX));
         }

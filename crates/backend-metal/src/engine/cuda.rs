@@ -1,6 +1,6 @@
 //! Decode steps by CUDA graphs, where model and requests allow it.
 
-use std::{collections::BTreeMap, rc::Rc};
+use std::{collections::BTreeMap, fmt, rc::Rc};
 
 use mlx_rs::{Array, Stream, error::Result, ops};
 
@@ -14,38 +14,45 @@ use crate::{
 #[derive(Debug, Clone, Copy)]
 pub struct DisableCudaGraphs;
 
-/// A model's decode steps on the CUDA kernels, if those know the model.
+/// A model's decode steps on the CUDA kernels, or why MLX computes them.
 #[derive(Debug)]
-pub(super) struct CudaSteps(Option<CudaDecoder>);
+pub(super) struct CudaSteps(std::result::Result<CudaDecoder, String>);
+
+/// What computes decode steps.
+impl fmt::Display for CudaSteps {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Ok(_) => f.write_str("CUDA graphs"),
+            Err(why) => write!(f, "MLX's operations: {why}"),
+        }
+    }
+}
 
 impl CudaSteps {
-    /// No steps: MLX computes all.
-    pub(super) fn none() -> Self {
-        Self(None)
+    /// No steps: MLX computes all, because of this.
+    pub(super) fn none(why: impl Into<String>) -> Self {
+        Self(Err(why.into()))
     }
 
     /// The steps of this model, whose stream is in scope.
     pub(super) fn new(model: &dyn Architecture, stream: &Stream) -> Self {
         if !mlx::on_cuda() {
-            return Self::none();
+            return Self::none("no CUDA here");
         }
         let folder = directories::ProjectDirs::from("", "", "inference");
         let folder = folder.map(|folders| folders.cache_dir().join("cuda-kernels"));
         let decoder = model.describe().map_err(|why| why.to_string()).and_then(|description| {
             CudaDecoder::new(description, folder, stream.clone()).map_err(|why| why.to_string())
         });
-        match decoder {
-            Ok(decoder) => Self(Some(decoder)),
-            Err(why) => {
-                tracing::info!("MLX computes decode steps operation by operation: {why}");
-                Self::none()
-            }
+        if let Err(why) = &decoder {
+            tracing::info!("MLX computes decode steps operation by operation: {why}");
         }
+        Self(decoder)
     }
 
     /// Submits the next token of every row, without waiting for it; `false` if MLX has to compute it.
     pub(super) fn decode(&mut self, rows: &mut [Row]) -> Result<bool> {
-        let Some(decoder) = &mut self.0 else { return Ok(false) };
+        let Ok(decoder) = &mut self.0 else { return Ok(false) };
         if !rows.iter().all(|row| row.cache.can_lend()) || !decoder.takes(rows.len())? {
             decoder.release()?;
             return Ok(false);
@@ -80,7 +87,7 @@ impl CudaSteps {
 
     /// Gives the memory of rows that no longer run back to MLX.
     pub(super) fn retain(&mut self, rows: &[Row]) -> Result<()> {
-        let Some(decoder) = &mut self.0 else { return Ok(()) };
+        let Ok(decoder) = &mut self.0 else { return Ok(()) };
         decoder.retain(|key| rows.iter().any(|row| row.id.0 == key))
     }
 }

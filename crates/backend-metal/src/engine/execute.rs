@@ -280,7 +280,7 @@ impl Scheduler {
         if let Err(error) = guard(self.config.backend, "wait for a step", || self.cuda.retain(&self.running))
         {
             tracing::warn!("decode steps on CUDA graphs end: {error}");
-            self.cuda = CudaSteps::none();
+            self.cuda = CudaSteps::none(error.to_string());
         }
         self.steps += u64::from(!stepped.is_empty());
         if !stepped.is_empty() && self.steps.is_multiple_of(CLEAR_EVERY) {

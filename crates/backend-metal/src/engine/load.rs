@@ -4,7 +4,7 @@ use inference_core::{
     Error, KvBits, LoadOptions, ModelManifest, Result,
     backend::{AdapterManifest, EmbeddingConfig, MemoryControl as _, MemoryLimits},
 };
-use mlx_rs::with_stream;
+use mlx_rs::{Array, with_stream};
 
 use super::{
     budget::{Budget, free_memory},
@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     load,
-    mlx::{Device, Memory, Mode, Scheme, memory},
+    mlx::{Device, Memory, Mode, Scheme, fused, memory},
     nn::{self, ModelConfig},
 };
 
@@ -22,6 +22,9 @@ const DEFAULT_MAX_BATCH: usize = 32;
 
 /// Prompt tokens computed at once where the caller sets none.
 const DEFAULT_PREFILL_CHUNK: usize = 1024;
+
+/// The same on a GPU, whose products are faster the more rows they have.
+const GPU_PREFILL_CHUNK: usize = 2048;
 
 /// Bytes of keys and values kept of ended texts where the caller sets no budget.
 const DEFAULT_PREFIX_CACHE: u64 = 512 << 20;
@@ -47,6 +50,8 @@ pub(crate) struct Loaded {
     pub(crate) layout: String,
     /// What its folder says about embeddings.
     pub(crate) embedding: EmbeddingConfig,
+    /// What computes its decode steps.
+    pub(crate) decode_steps: String,
 }
 
 /// Loads a model. `observe` is called as weights come in and while they are awaited; the load ends once it returns `false`.
@@ -92,13 +97,7 @@ fn load_within_limits(
         options.adapter.as_ref().map(|folder| AdapterManifest::read(folder, &manifest)).transpose()?;
     let manifest = load::with_trained_weights(manifest, adapter.as_ref())?;
     let stream = device.stream();
-    let model = with_stream(&stream, || {
-        let model = load::load(device.id(), &manifest, observe)?;
-        if let Some(adapter) = &adapter {
-            load::attach(&*model, adapter)?;
-        }
-        Ok::<_, Error>(model)
-    })?;
+    let model = with_stream(&stream, || load_weights(device, &manifest, adapter.as_ref(), observe))?;
     let mut config = model.config().clone();
     let context_length = context_length(&manifest, &config, options)?;
     config.context_length = context_length;
@@ -110,7 +109,10 @@ fn load_within_limits(
     let engine = EngineConfig {
         backend: device.id(),
         max_batch: options.max_batch.unwrap_or(DEFAULT_MAX_BATCH),
-        prefill_chunk: options.prefill_chunk.unwrap_or(DEFAULT_PREFILL_CHUNK),
+        prefill_chunk: options.prefill_chunk.unwrap_or(match device {
+            Device::Cpu => DEFAULT_PREFILL_CHUNK,
+            Device::Metal | Device::Cuda => GPU_PREFILL_CHUNK,
+        }),
         prefix_cache: options.prefix_cache.unwrap_or(DEFAULT_PREFIX_CACHE),
         kv_scheme,
         context_length,
@@ -124,7 +126,8 @@ fn load_within_limits(
     let stream = scheduler.stream.clone();
     scheduler.dense = with_stream(&stream, || load::load_dense(&embedding, &config))?;
     let layout = scheduler.new_cache().format_id();
-    Ok((scheduler, Loaded { config, layout, embedding }))
+    let decode_steps = decode_steps(device, &scheduler);
+    Ok((scheduler, Loaded { config, layout, embedding, decode_steps }))
 }
 
 /// How many tokens a text may have: as many as were asked for, or as the model was made for.
@@ -144,6 +147,50 @@ fn context_length(manifest: &ModelManifest, config: &ModelConfig, options: &Load
         tracing::warn!(context_length, made_for, "the context is longer than the model was made for");
     }
     Ok(context_length)
+}
+
+/// Loads the weights and the adapter's, on the stream in scope.
+fn load_weights(
+    device: Device,
+    manifest: &ModelManifest,
+    adapter: Option<&AdapterManifest>,
+    observe: &mut dyn FnMut(load::Progress) -> bool,
+) -> Result<Box<dyn nn::Architecture>> {
+    let model = load::load(device.id(), manifest, observe)?;
+    if let Some(adapter) = adapter {
+        load::attach(&*model, adapter)?;
+    }
+    if device == Device::Cuda {
+        // What weights were read into is memory of the host, which MLX would give out as if it were the GPU's.
+        let _ = memory::clear_cache();
+        if !model.config().encodes {
+            warm_up(&*model);
+        }
+    }
+    Ok(model)
+}
+
+/// What computes the decode steps of a model that was loaded.
+fn decode_steps(device: Device, scheduler: &Scheduler) -> String {
+    match device {
+        Device::Cpu if scheduler.config.disable_cpu_kernels => "MLX's operations".to_owned(),
+        Device::Cpu => "the CPU's kernels".to_owned(),
+        Device::Metal => "MLX's operations".to_owned(),
+        Device::Cuda => scheduler.cuda.to_string(),
+    }
+}
+
+/// Computes two tokens, so that MLX compiles the kernels that are ours now and not for the first request. Where it cannot, because
+/// CUDA's headers are missing, say, it does without.
+fn warm_up(model: &dyn nn::Architecture) {
+    let compute = || {
+        let hidden = model.hidden(&Array::from_slice(&[0_u32, 0], &[1, 2]), nn::Rows::Uncached)?;
+        hidden.eval()
+    };
+    if let Err(error) = compute() {
+        tracing::warn!("kernels for CUDA cannot be compiled, MLX's operations are used: {error}");
+        fused::give_up();
+    }
 }
 
 /// Positions are 32-bit whole numbers in MLX.

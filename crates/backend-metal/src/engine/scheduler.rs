@@ -114,7 +114,7 @@ impl Scheduler {
             trainings: VecDeque::new(),
             prefixes,
             sessions: Sessions::default(),
-            cuda: CudaSteps::none(),
+            cuda: CudaSteps::none("they were not asked for"),
             steps: 0,
         }
     }
@@ -170,14 +170,15 @@ impl Scheduler {
     /// Computes decode steps as CUDA graphs where that can be done. They use the weights as they are now.
     pub(super) fn use_cuda_graphs(&mut self) {
         let (stream, disabled) = (self.stream.clone(), self.config.disable_cuda_graphs);
-        if !disabled {
-            self.cuda = with_stream(&stream, || CudaSteps::new(&*self.model, &stream));
-        }
+        self.cuda = match disabled {
+            true => CudaSteps::none("the option DisableCudaGraphs is set"),
+            false => with_stream(&stream, || CudaSteps::new(&*self.model, &stream)),
+        };
     }
 
     pub(super) fn push_training(&mut self, job: TrainJob) {
         // Training changes the weights.
-        self.cuda = CudaSteps::none();
+        self.cuda = CudaSteps::none("the weights are being trained");
         self.trainings.push_back(job);
     }
 

@@ -443,3 +443,17 @@ fn nothing_is_kept_of_a_dropped_stream() {
     assert_eq!(bench.scheduler.step(), Progress::Idle);
     assert_eq!((bench.stats.snapshot().cancelled, bench.stats.snapshot().active), (1, 0));
 }
+
+#[test]
+fn decode_steps_say_what_computes_them() {
+    let mut bench = Bench::new();
+    bench.scheduler.use_cuda_graphs();
+    assert_eq!(bench.scheduler.cuda.to_string(), "MLX's operations: no CUDA here");
+    let mut bench = Bench::with(|config| config.disable_cuda_graphs = true);
+    bench.scheduler.use_cuda_graphs();
+    assert_eq!(bench.scheduler.cuda.to_string(), "MLX's operations: the option DisableCudaGraphs is set");
+    // The request is computed all the same.
+    let stream = bench.request(4, 7, 3);
+    let [outcome] = bench.run([stream]);
+    is_answer(&outcome, 7, 3);
+}

@@ -11,6 +11,9 @@ use mlx_rs::{
 
 use super::device::on_cuda;
 
+/// Bytes from which on memory is looked after.
+const LARGE: usize = 4 << 20;
+
 /// Evaluates an array and reads its bytes in row-major order.
 pub(crate) fn with_bytes<T>(x: &Array, read: impl FnOnce(&[u8]) -> T) -> Result<T> {
     let x = x.contiguous()?;
@@ -87,6 +90,25 @@ pub(crate) fn filled<E: FillError>(
     Ok(array)
 }
 
+/// The array in memory of the GPU, where CUDA computes. What was written on the host lies in memory that CUDA moves page by page as it
+/// is touched: rows of an embedding that are read here and there came at 0.3 GB/s on an H100.
+pub(super) fn on_device(array: Array) -> Result<Array> {
+    if !on_cuda() || array.ndim() == 0 || array.size() == 0 {
+        return Ok(array);
+    }
+    let mut shape = array.shape().to_vec();
+    shape[0] = 0;
+    // A concatenation has memory of its own, whatever the type of its elements.
+    let copy = ops::concatenate(&[&array, &ops::zeros_dtype(&shape, array.dtype())?], 0)?;
+    copy.eval()?;
+    drop(array);
+    if copy.nbytes() >= LARGE {
+        // MLX would give the memory out again as if it were the GPU's.
+        mlx_rs::memory::clear_cache()?;
+    }
+    Ok(copy)
+}
+
 /// What says that there is no memory for an array.
 pub(crate) trait FillError {
     /// MLX failed.
@@ -118,9 +140,10 @@ impl FillError for inference_core::Error {
 /// Whether there is memory for an array of so many bytes: MLX writes to the null pointer of an allocation that failed.
 fn check_memory<E: FillError>(needed: u64) -> std::result::Result<(), E> {
     // Smaller ones are not worth the question.
-    const LARGE: u64 = 4 << 20;
     match free_memory() {
-        Some(available) if needed >= LARGE && needed > available => Err(E::no_memory(needed, available)),
+        Some(available) if needed >= LARGE as u64 && needed > available => {
+            Err(E::no_memory(needed, available))
+        }
         _ => Ok(()),
     }
 }

@@ -1,20 +1,25 @@
 //! Everything that touches MLX's C interface: each call of `mlx_sys` and all code for MLX that is `unsafe` is in here.
 //!
 //! - `array`: operations that mlx-rs does not offer in safe form, and the memory of arrays.
-//! - `quantized`: quantised matrices.
-//! - `primitive`: operations of our own in MLX's graph, which run on the CPU.
+//! - `quantized`: quantised matrices; `fast`: MLX's fused operations.
+//! - `primitive`: operations of our own in MLX's graph, which run on the CPU; `cuda_kernel` and `fused`: those that run on CUDA.
 //! - `vjp`: functions in Rust that MLX calls and differentiates; `checkpointing`: gradients that are computed again.
 //! - `device`, `memory`: devices and streams, the allocator.
 //! - `reader`: tensors of files in MLX's memory.
 
 mod array;
 mod checkpointing;
+mod cuda_kernel;
 mod device;
 mod exit;
+pub(crate) mod fast;
+pub(crate) mod fused;
 pub(crate) mod memory;
 pub(crate) mod primitive;
 mod quantized;
 mod reader;
+#[cfg(test)]
+pub(crate) mod stand_in;
 mod vjp;
 
 pub use self::reader::Progress;

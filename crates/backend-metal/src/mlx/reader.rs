@@ -21,7 +21,7 @@ use inference_core::{
 use mlx_rs::Array;
 
 use super::{
-    array::{filled, use_large_pages},
+    array::{filled, on_device, use_large_pages},
     device::on_cpu,
 };
 
@@ -82,7 +82,7 @@ impl<'a> Reader<'a> {
         let dtype = mlx_dtype(dtype).ok_or_else(|| {
             Error::backend("mlx", "read a tensor", format!("MLX has no elements of type {dtype:?}"))
         })?;
-        filled(shape, dtype, |mut memory| {
+        let array = filled(shape, dtype, |mut memory| {
             // Parts of joined matrices are smaller than a large page. Longer arrays get theirs piece by piece, as they are read.
             if on_cpu() && memory.len() <= AT_ONCE {
                 use_large_pages(memory);
@@ -97,7 +97,8 @@ impl<'a> Reader<'a> {
                 memory = rest;
             }
             Ok(())
-        })
+        })?;
+        on_device(array).map_err(|error| Error::backend("mlx", "copy a tensor to the GPU", error))
     }
 
     /// Whether two tensors of the same size have the same bytes. Stops at the first difference.

@@ -4,13 +4,13 @@ use std::rc::Rc;
 
 use cuda_kernels::{AttentionSpec, DevicePtr};
 use inference_core::Result as LoadResult;
-use mlx_rs::{Array, Dtype, error::Result, fast, ops};
+use mlx_rs::{Array, Dtype, error::Result, ops};
 
 use super::{
     attention_params::AttentionParams,
     cache::LayerState,
     cpu::{self, QkNormRope},
-    cuda::{SpecBuilder, Unsupported},
+    cuda::{self, SpecBuilder, Unsupported},
     dimensions::{Dimensions, Heads},
     exec::ExecMode,
     forward_pass::ForwardPass,
@@ -20,7 +20,11 @@ use super::{
     rope::{Offsets, Rope},
     weights::Weights,
 };
-use crate::mlx::{scalar, slice};
+use crate::mlx::{
+    fast,
+    fused::{self, Rotation},
+    scalar, slice,
+};
 
 /// The norms of queries and keys.
 #[derive(Debug, Clone)]
@@ -247,7 +251,10 @@ impl Attention {
             // There is nothing to do to them.
             ExecMode::CpuKernels if pass.is_packed() && self.rope.is_none() => self.rotate(x, pass)?,
             ExecMode::CpuKernels => self.fused_qk_norm_rope(x, pass)?,
-            _ => self.rotate(x, pass)?,
+            _ => match self.fused_on_cuda(x, pass)? {
+                Some(ready) => ready,
+                None => self.rotate(x, pass)?,
+            },
         };
         if let Some(scale) = self.query_scale {
             queries = scale.apply(queries, pass)?;
@@ -309,6 +316,30 @@ impl Attention {
         let table = self.rope.as_ref().map(|rope| pass.rotary_table(rope)).transpose()?;
         let heads = [self.heads, self.kv_heads, self.head_dim];
         cpu::qk_norm_rope(joined, &QkNormRope { heads, norms, rotary: table.as_ref() }).transpose()
+    }
+
+    /// The same as one kernel of CUDA after the projection; `None` where that does not know the layer.
+    fn fused_on_cuda(&self, x: &Array, pass: &mut ForwardPass<'_>) -> Result<Option<[Array; 3]>> {
+        let (Some(projection), Some(rope)) = (self.qkv_proj.joined(), &self.rope) else { return Ok(None) };
+        if !cuda::fused::is_in_use() || pass.is_packed() || self.rope_first || self.clip.is_some() {
+            return Ok(None);
+        }
+        let norms = match &self.norm {
+            QkNorm::Heads(q_norm, k_norm) => Some([q_norm.parts()?, k_norm.parts()?]),
+            QkNorm::None => None,
+            QkNorm::Whole(..) | QkNorm::Own(..) | QkNorm::Unweighted(_) => return Ok(None),
+        };
+        let Some((frequencies, magnitude)) = rope.rotation()? else { return Ok(None) };
+        let norms = norms.as_ref().map(|norms| norms.each_ref().map(|(weights, eps)| (weights, *eps)));
+        let rotation = Rotation { frequencies, magnitude: *magnitude, interleaved: rope.is_interleaved() };
+        let heads = [self.heads, self.kv_heads, self.head_dim];
+        let how = fused::QkNormRope { heads, norms, rotation: Some(rotation) };
+        let qkv = projection.forward(x)?;
+        match cuda::fused::qk_norm_rope(&qkv, &pass.starts(), &how) {
+            Some(ready) => ready.map(Some),
+            // The projection is not computed unless it is asked for.
+            None => Ok(None),
+        }
     }
 
     /// The same with MLX's operations.

@@ -81,6 +81,8 @@ pub(crate) struct ForwardPass<'a> {
     layer_inputs: Option<Array>,
     /// By the address of their rope, which outlives the pass.
     rotary_tables: Vec<(*const Rope, RotaryTable)>,
+    /// What [`starts`](Self::starts) gives, once it was asked.
+    known_starts: Option<Array>,
 }
 
 impl<'a> ForwardPass<'a> {
@@ -141,6 +143,7 @@ impl<'a> ForwardPass<'a> {
             shown: HashMap::new(),
             layer_inputs: None,
             rotary_tables: Vec::new(),
+            known_starts: None,
         })
     }
 
@@ -152,6 +155,16 @@ impl<'a> ForwardPass<'a> {
     /// Where the tokens of each row begin.
     pub(crate) fn offsets(&self) -> &Offsets {
         &self.offsets
+    }
+
+    /// Where the tokens of each row begin, `[B]` (i32).
+    pub(crate) fn starts(&mut self) -> Array {
+        let (offsets, rows) = (&self.offsets, self.lengths.len());
+        let starts = self.known_starts.get_or_insert_with(|| match offsets {
+            Offsets::Same(start) => Array::from_slice(&vec![*start as i32; rows], &[rows as i32]),
+            Offsets::Each(starts) => starts.clone(),
+        });
+        starts.clone()
     }
 
     /// The length of the text that each row is part of.

@@ -6,7 +6,7 @@ use mlx_rs::{Array, error::Result, ops};
 use super::{
     adapter::RowSource,
     cpu::{self, Operand},
-    exec::{on_cpu, on_cuda},
+    exec::{ExecMode, on_cpu, on_cuda},
     parameter::{Weight, WeightTransform},
     weights::{FLOATS, Weights, take_joined},
 };
@@ -118,9 +118,9 @@ impl Matrix {
         }
         let product = match (self, bias) {
             (Self::Dense(transposed), Some(bias)) => {
-                return ops::addmm(bias.get()?, x, transposed.get()?, None, None);
+                return ops::addmm(bias.get()?, x, factor(x, &transposed.get()?)?, None, None);
             }
-            (Self::Dense(transposed), None) => return x.matmul(transposed.get()?),
+            (Self::Dense(transposed), None) => return x.matmul(factor(x, &transposed.get()?)?),
             (Self::Quantized(packed), _) => {
                 let rows = x.size() / x.dim(-1).max(1) as usize;
                 // MLX's CUDA kernel is not deterministic with one group per row and several rows of x.
@@ -190,6 +190,13 @@ impl RowSource for Matrix {
             }
         }
     }
+}
+
+/// The matrix as x `[.., in]` is multiplied by it: MLX flattens x for a matrix `[in, out]`, which takes two operations more, and not
+/// for a stack of one.
+fn factor(x: &Array, w: &Array) -> Result<Array> {
+    let one_row = ExecMode::current() == ExecMode::Mlx && x.ndim() == 3 && x.dim(0) == 1 && w.ndim() == 2;
+    if one_row { w.expand_dims(0) } else { Ok(w.clone()) }
 }
 
 /// Whether these matrices have the same types and quantisation, so that they can be fused.

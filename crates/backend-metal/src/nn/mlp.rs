@@ -11,7 +11,7 @@ use mlx_rs::{
 use super::{
     activation::{Activation, Gating},
     cpu::{self, Halves},
-    cuda::{SpecBuilder, Unsupported},
+    cuda::{SpecBuilder, Unsupported, fused},
     dimensions::Dimensions,
     exec::ExecMode,
     linear::{Linear, Projections},
@@ -24,6 +24,9 @@ impl Gating {
     pub(crate) fn apply_joined(self, joined: &Array, interleaved: bool) -> Result<Array> {
         let halves = if interleaved { Halves::Interleaved(joined) } else { Halves::Joined(joined) };
         if let Some(gated) = cpu::glu(halves, self) {
+            return gated;
+        }
+        if let Some(gated) = fused::glu(joined, self, interleaved) {
             return gated;
         }
         if !interleaved {
@@ -166,7 +169,9 @@ impl GatedMlp {
 
     /// `[B, T, hidden]` → the same
     pub(crate) fn forward(&self, x: &Array) -> Result<Array> {
-        if let (Some(joined), ExecMode::CpuKernels) = (self.gate_up_proj.joined(), ExecMode::current()) {
+        if let Some(joined) = self.gate_up_proj.joined()
+            && (ExecMode::current() == ExecMode::CpuKernels || fused::is_in_use())
+        {
             return self.down_proj.forward(&self.gating.apply_joined(&joined.forward(x)?, false)?);
         }
         let [gate, up] = self.gate_up_proj.forward(x)?;

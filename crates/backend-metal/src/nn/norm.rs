@@ -1,13 +1,15 @@
 //! RMS norm.
 
 use inference_core::Result as LoadResult;
-use mlx_rs::{Array, error::Result, fast};
+use mlx_rs::{Array, error::Result};
 
 use super::{
     cpu,
+    cuda::fused as cuda,
     parameter::{Weight, WeightTransform},
     weights::Weights,
 };
+use crate::mlx::fast;
 
 /// Root mean square normalisation over the last axis, with a weight for each element.
 #[derive(Debug, Clone)]
@@ -39,8 +41,11 @@ impl RmsNorm {
 
     /// x + norm(y): `[.., size]` each.
     pub(crate) fn add(&self, x: &Array, y: &Array) -> Result<Array> {
-        let parts = Some(self.parts()?);
-        match is_small(x).then(|| cpu::add_rms_norm([x, y], parts, None)).flatten() {
+        let parts = self.parts()?;
+        if let Some(added) = cuda::add_rms_norm([x, y], Some(&parts), None) {
+            return added.map(|[sum]| sum);
+        }
+        match is_small(x).then(|| cpu::add_rms_norm([x, y], Some(parts), None)).flatten() {
             Some(added) => added.map(|[sum]| sum),
             None => x.add(self.forward(y)?),
         }
@@ -49,6 +54,9 @@ impl RmsNorm {
     /// The sum x + y and its norm. With `before`, y is normalised first. `[.., size]` each.
     pub(crate) fn of_sum(&self, x: &Array, y: &Array, before: Option<&Self>) -> Result<[Array; 2]> {
         let (first, second) = (before.map(Self::parts).transpose()?, Some(self.parts()?));
+        if let Some(added) = cuda::add_rms_norm([x, y], first.as_ref(), second.as_ref()) {
+            return added;
+        }
         match is_small(x).then(|| cpu::add_rms_norm([x, y], first, second)).flatten() {
             Some(added) => added,
             None => {

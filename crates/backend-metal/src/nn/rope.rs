@@ -1,10 +1,12 @@
 //! Rotary position embeddings (rope), with every scaling that config.json can ask for.
 
+use std::cell::OnceCell;
+
 use inference_core::Result as LoadResult;
 use mlx_rs::{
     Array,
     error::{Exception, Result},
-    fast, ops,
+    ops,
 };
 use serde_json::Value;
 
@@ -13,6 +15,7 @@ use super::{
     rope_scaling::{LongRope, Settings, llama3, longrope, yarn},
     weights::Weights,
 };
+use crate::mlx::fast::{self, Rotation};
 
 /// Where the tokens of each row begin.
 #[derive(Debug, Clone)]
@@ -44,6 +47,8 @@ pub(crate) struct Rope {
     scale: f32,
     /// Factor of queries and keys, `[head_dim]`: of any text, and of those past the length of longrope.
     attention_factors: [Option<Array>; 2],
+    /// What [`rotation`](Self::rotation) gives, once it was asked.
+    known_rotation: OnceCell<Option<(Array, f32)>>,
 }
 
 /// The `freqs` of MLX's rope, `base^(2i / dims)`: the reciprocals of transformers' `inv_freq`.
@@ -147,6 +152,21 @@ impl Rope {
         Ok(Some((scaled.collect(), self.factor(0)?)))
     }
 
+    /// The [frequencies](Self::frequencies) as an array, `[pairs]`, and the factor of queries and keys.
+    ///
+    /// # Errors
+    /// MLX's own.
+    pub(crate) fn rotation(&self) -> Result<Option<&(Array, f32)>> {
+        if self.known_rotation.get().is_none() {
+            let found = self.frequencies()?.map(|(frequencies, factor)| {
+                (Array::from_slice(&frequencies, &[frequencies.len() as i32]), factor)
+            });
+            // Nobody else can have set it meanwhile.
+            let _ = self.known_rotation.set(found);
+        }
+        Ok(self.known_rotation.get().and_then(Option::as_ref))
+    }
+
     /// The factor of queries and keys of a text of this length, as it is multiplied.
     fn factors(&self, length: usize) -> Option<&Array> {
         let is_long = matches!(self.freqs, RopeFreqs::Long { original, .. } if length > original);
@@ -227,13 +247,10 @@ impl Rope {
         offsets: &Offsets,
         freqs: Option<&Array>,
     ) -> Result<Array> {
+        let how = Rotation { dims: self.dims, interleaved: self.interleaved, base, scale: self.scale, freqs };
         match offsets {
-            Offsets::Same(offset) => {
-                fast::rope(x, self.dims, self.interleaved, base, self.scale, *offset as i32, freqs)
-            }
-            Offsets::Each(each) => {
-                fast::rope_dynamic(x, self.dims, self.interleaved, base, self.scale, each, freqs)
-            }
+            Offsets::Same(offset) => fast::rope(x, how, *offset as i32),
+            Offsets::Each(each) => fast::rope_each(x, how, each),
         }
     }
 
@@ -291,6 +308,7 @@ impl Rope {
             interleaved: false,
             scale,
             attention_factors: factors.map(|factor| leading(factor, dims, head_dim)),
+            known_rotation: OnceCell::new(),
         })
     }
 }
@@ -348,6 +366,7 @@ mod tests {
             interleaved: false,
             scale,
             attention_factors: [attention_factor; 2].map(|factor| leading(factor, 16, HEADS[2] as usize)),
+            known_rotation: OnceCell::new(),
         };
         [
             rope(RopeFreqs::Base(10_000.0), 1.0, 1.0),

@@ -5,12 +5,12 @@ use std::collections::HashMap;
 use mlx_rs::{
     Array,
     error::{Exception, Result},
-    fast::{self, ScaledDotProductAttentionMask as Mask},
+    fast::ScaledDotProductAttentionMask as Mask,
     ops,
 };
 
 use super::{attention_params::AttentionParams, parameter::Weight};
-use crate::mlx::{scalar, slice};
+use crate::mlx::{fast, scalar, slice};
 
 /// Causal masks, shared by all layers that show as many positions.
 #[derive(Debug, Default)]
@@ -31,7 +31,7 @@ impl Masks {
         if tokens > 1 && window.is_none() && !params.needs_manual() {
             let sinks = params.sinks.as_ref().map(Weight::get).transpose()?;
             let (mask, sinks) = (Some(Mask::Causal), sinks.as_ref());
-            return fast::scaled_dot_product_attention(queries, keys, values, params.scale, mask, sinks);
+            return fast::attention([queries, keys, values], params.scale, mask, sinks);
         }
         let needed = tokens > 1 || window.is_some();
         let mask = needed.then(|| self.mask(tokens, seen, window)).transpose()?;
@@ -72,14 +72,7 @@ pub(super) fn masked(
         return manual_attention(queries, keys, values, params, mask);
     }
     let sinks = params.sinks.as_ref().map(Weight::get).transpose()?;
-    fast::scaled_dot_product_attention(
-        queries,
-        keys,
-        values,
-        params.scale,
-        mask.map(Mask::Array),
-        sinks.as_ref(),
-    )
+    fast::attention([queries, keys, values], params.scale, mask.map(Mask::Array), sinks.as_ref())
 }
 
 /// The same, operation by operation: see [`AttentionParams::needs_manual`].

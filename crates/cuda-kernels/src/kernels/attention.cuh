@@ -115,6 +115,7 @@ DEVICE void attention(const AttentionArgs& a) {
   const u32 kv = blockIdx.y / parts, first = kv * group + (blockIdx.y % parts) * HEADS;
   const u32 heads = min((u32)HEADS, group - (blockIdx.y % parts) * HEADS);
   MARK(0);
+  let_next_start();
   const u64 key_base = loadp(a.keys + row), value_base = loadp(a.values + row);
   const int position = loadi(a.position + row);
   const u32 capacity = (u32)loadi(a.row_capacity + row);
@@ -131,7 +132,6 @@ DEVICE void attention(const AttentionArgs& a) {
   if (position < 0) {
     if (blockIdx.x > 0) return;
     wait_for_previous();
-    let_next_start();
     for (u32 i = tid; i < heads * D; i += blockDim.x) ((u16*)a.out)[(u64)row * width + first * D + i] = 0;
     return;
   }
@@ -184,7 +184,6 @@ DEVICE void attention(const AttentionArgs& a) {
   __syncthreads();
   MARK(2);
   wait_for_previous();
-  if (tid == 0) let_next_start();
   MARK(3);
   const float* mine = a.qkv + (u64)row * (a.heads + 2 * a.kv_heads) * D;
   const bool is_query = warp < HEADS, is_key = warp == HEADS;

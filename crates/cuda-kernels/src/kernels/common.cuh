@@ -126,9 +126,13 @@ DEVICE void multiply(float c[4], uint4 a, u32 b0, u32 b1) {
       : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
 }
 
-// Programmatic dependent launch: a kernel starts while the one before it runs, and waits here for its memory.
+// Programmatic dependent launch: a kernel starts while those before it run, and waits here for their memory. It lets the next one
+// start at once, so that the copies of two or three products are under way: whoever waits for a kernel waits for those before it,
+// because each waits itself.
 DEVICE void wait_for_previous() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-DEVICE void let_next_start() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+DEVICE void let_next_start() {
+  if (threadIdx.x == 0) asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
 
 DEVICE u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
 

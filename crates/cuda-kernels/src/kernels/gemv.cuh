@@ -165,6 +165,7 @@ DEVICE void gemv(const GemvArgs& a) {
   float* sums = (float*)(xs + ROWS * xstride);
   u8* scales = (u8*)(sums + (S::dense ? 0 : (ROWS * (a.k / S::sub) + 3) / 4 * 4));
   u8* ring = scales + a.slots * RT * 2 * a.scale_bytes;
+  let_next_start();
   if (tid == 0) {
     for (u32 i = 0; i < a.stages; i++) barrier_init(full + i, COPY_WARPS * 32), barrier_init(empty + i, WARPS);
     for (u32 i = 0; i < a.slots; i++) barrier_init(freed + i, WARPS);
@@ -180,7 +181,6 @@ DEVICE void gemv(const GemvArgs& a) {
   if (PRO == 2 && tid * 8 < a.k) elements8(a.post, tid * 8, post);
   MARK(0);
   wait_for_previous();
-  if (tid == 0) let_next_start();
   MARK(1);
   prologue<ROWS, BITS, GROUP, PRO, RT>(a, smem, xs, sums, xstride, tid, norm, post);
   const u32 g = lane / 4, t = lane % 4;

@@ -13,8 +13,8 @@ struct EmbedArgs {
 // One block for each row and each 256 columns.
 template <int BITS, int GROUP>
 DEVICE void embed(const EmbedArgs& a) {
+  let_next_start();
   wait_for_previous();
-  if (threadIdx.x == 0) let_next_start();
   const u32 row = blockIdx.y, i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i >= a.k) return;
   const u32 token = (u32)loadi(a.token + row);
@@ -33,8 +33,8 @@ struct PlainArgs {
 // y = W · x for any number of rows and columns: a warp for each output. Epilogues as in `gemv`, but for the choice of a token.
 template <int BITS, int GROUP, int EPI, int ACT>
 DEVICE void plain(const PlainArgs& a) {
+  let_next_start();
   wait_for_previous();
-  if (threadIdx.x == 0) let_next_start();
   const u32 lane = threadIdx.x % 32, n = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
   if (n >= a.n) return;
   for (u32 r = 0; r < a.rows; r++) {
@@ -89,8 +89,8 @@ DEVICE float block_sum(float v, float* parts) {
 // The prologue of `gemv` alone, one block for each row: what `plain` reads.
 DEVICE void norm_rows(const NormArgs& a) {
   __shared__ float parts[32];
+  let_next_start();
   wait_for_previous();
-  if (threadIdx.x == 0) let_next_start();
   const u64 at = (u64)blockIdx.x * a.k;
   float root = 0.f, s = 0.f;
   if (a.sandwich) {
@@ -127,8 +127,8 @@ struct ArgmaxArgs {
 DEVICE void argmax(const ArgmaxArgs& a) {
   __shared__ float values[32];
   __shared__ int indices[32];
+  let_next_start();
   wait_for_previous();
-  if (threadIdx.x == 0) let_next_start();
   const u32 row = blockIdx.x, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   float best = __int_as_float(0xff800000);
   int at = 0x7fffffff;

@@ -32,6 +32,7 @@ fn describe(entry: &Entry) -> Value {
         json!({
             "backend": info.backend, "architecture": info.architecture, "context_length": info.context_length,
             "vocab_size": info.vocab_size, "parameters": info.parameters, "weight_bytes": info.weight_bytes,
+            "decode_steps": info.decode_steps,
         })
     });
     json!({

@@ -8,5 +8,6 @@ mod fixtures;
 mod golden;
 mod heads;
 mod hostile;
+mod nodes;
 mod readme;
 mod training;

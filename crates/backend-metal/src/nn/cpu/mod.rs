@@ -14,4 +14,4 @@ pub(super) use in_place::{KvSlot, attend_in_place};
 pub(crate) use kernel::start_kernels;
 pub(super) use product::{Operand, gather_matmul, matmul, matmul_differentiable};
 pub(super) use recurrence::{causal_conv, linear_attention};
-pub(super) use vectors::{Halves, activate, add_rms_norm, argmax, glu, layer_norm, rms_norm};
+pub(super) use vectors::{Halves, NormWeight, activate, add_rms_norm, argmax, glu, layer_norm, rms_norm};

@@ -37,11 +37,13 @@ pub(super) struct Spread {
 /// What is measured, and how often.
 pub(super) fn subject(model: &ModelInfo, backend: &BackendInfo, trials: String) -> comfy_table::Table {
     let parameters = render::count(model.parameters);
-    render::facts([
+    let mut facts = vec![
         ("model", format!("{}, {}, {parameters} parameters", render::path(&model.path), model.architecture)),
         ("backend", format!("{}, {} on {}", backend.id, backend.version, backend.device)),
         ("trials", trials),
-    ])
+    ];
+    facts.extend(model.decode_steps.clone().map(|how| ("decode steps", how)));
+    render::facts(facts)
 }
 
 impl Spread {
