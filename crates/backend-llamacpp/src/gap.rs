@@ -18,7 +18,7 @@ impl TokensByBytes {
         for id in 0..u32::try_from(tokenizer.vocab_size()).unwrap_or(u32::MAX) {
             let bytes = tokenizer.token_bytes(id).filter(|_| tokenizer.special(id).is_none());
             if let Some(bytes) = bytes.filter(|bytes| !bytes.is_empty()) {
-                ids.entry(bytes.into_owned()).or_default().push(id);
+                ids.entry(bytes.to_vec()).or_default().push(id);
             }
         }
         Self(ids)

@@ -45,7 +45,7 @@ impl Vocabulary {
     fn left_out(&self, text: &str, last: u32, count: usize) -> Option<Vec<u32>> {
         let bytes = self.tokenizer.token_bytes(last)?;
         let by_bytes = self.by_bytes.get_or_init(|| TokensByBytes::new(&self.tokenizer));
-        by_bytes.left_out(text, &bytes, count)
+        by_bytes.left_out(text, bytes, count)
     }
 }
 

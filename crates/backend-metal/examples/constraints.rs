@@ -85,11 +85,8 @@ async fn masks(folder: &Path, model: &dyn TextModel, tokens: usize) -> Result<Ve
         text.constraint(&prompt, &options(number), limits.clone()).await?;
         firsts.push(began.elapsed());
     }
-    println!(
-        "the tokenizer's trie and the first schema: {:?}; further schemas: {:?}",
-        firsts[0],
-        quantiles(&mut firsts[1..])
-    );
+    let (first, further) = (firsts[0], quantiles(&mut firsts[1..]));
+    println!("the tokenizer's trie and the first schema: {first:?}; further schemas: {further:?}");
     let held = options(0).max_tokens(tokens).temperature(1.0).seed(1);
     let ids: Vec<u32> = model.complete("People:", held).await?.tokens.iter().map(|token| token.id).collect();
     let mut times = Vec::new();

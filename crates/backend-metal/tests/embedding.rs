@@ -50,7 +50,7 @@ const VARIANTS: [&str; 9] = [
 
 /// The folder of a variant with its weights, its config changed, and what the references make of it.
 fn folder(name: &str, change: impl FnOnce(&mut Value, &mut Vec<Rule>)) -> (TempDir, Golden) {
-    (support::folder(name, change), support::read(support::root().join(name).join("embedding.json")))
+    (support::folder(name, change), support::read(&support::root().join(name).join("embedding.json")))
 }
 
 fn load(folder: &Path, options: LoadOptions) -> Arc<dyn TextModel> {

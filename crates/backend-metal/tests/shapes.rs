@@ -169,7 +169,7 @@ async fn it_goes_together_with_the_rest() {
     validates(&schema, &answer.answer.text).unwrap();
     assert!(answer.tokens.iter().all(|token| token.log_probability.unwrap() <= 0.0));
     let forbidden = |_: &[u32], _: &[u32], logits: &mut [f32]| {
-        logits.iter_mut().for_each(|logit| *logit = logit.max(-5.0) + 1.0)
+        logits.iter_mut().for_each(|logit| *logit = logit.max(-5.0) + 1.0);
     };
     let answer = model.complete(question(1), everything.logits_processor(forbidden)).await.unwrap();
     validates(&schema, &answer.answer.text).unwrap();

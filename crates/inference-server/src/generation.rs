@@ -1,6 +1,7 @@
 //! One answer in the making, whichever API asked for it.
 
 mod parts;
+mod read;
 
 use std::{
     sync::Arc,

@@ -5,6 +5,7 @@ mod call;
 mod calls;
 mod format;
 mod literal;
+mod notation;
 mod scanner;
 mod schema;
 #[cfg(test)]
@@ -20,6 +21,7 @@ use inference_core::{
 use serde_json::Value;
 
 pub use self::format::AnswerFormat;
+pub(crate) use self::notation::{CallForm, CallNotation};
 use self::{
     begun::{Begun, Unread},
     call::{Calls, ParsedCall},

@@ -5,7 +5,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
 };
 
-use super::{ConstraintState, TokenMask};
+use super::{custom::ConstraintState, mask::TokenMask};
 use crate::{Error, Result};
 
 /// A [`ConstraintState`] whose panics and errors end its own request alone.

@@ -2,8 +2,7 @@
 
 use inference_core::backend::StopStrings;
 
-use super::scanner::Quoting;
-use crate::constraint::CallNotation;
+use super::{notation::CallNotation, scanner::Quoting};
 
 /// What a delimiter begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

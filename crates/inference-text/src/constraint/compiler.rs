@@ -17,7 +17,7 @@ use lru::LruCache;
 
 use super::{
     grammar::{Grammar, Source},
-    invalid,
+    invalid::invalid,
     trie::{Tokens, environment},
 };
 use crate::Tokenizer;

@@ -2,10 +2,10 @@
 
 use inference_core::{Constraint, Result};
 
-use super::{invalid, schema};
-
-/// Bytes of a grammar, a regular expression or a schema at most.
-pub(super) const MAX_SOURCE: usize = 256 << 10;
+use super::{
+    invalid::invalid,
+    schema::{self, MAX_SOURCE},
+};
 
 /// Brackets within brackets of a grammar or a regular expression at most.
 const MAX_DEPTH: usize = 100;

@@ -8,20 +8,16 @@ mod answer;
 mod compiler;
 mod gate;
 mod grammar;
+mod invalid;
 mod schema;
 mod tools;
 mod trie;
 
-use inference_core::{Constraint, Error, GenerateOptions, Result, backend::ConstraintRun};
+use inference_core::{Constraint, GenerateOptions, Result, backend::ConstraintRun};
 
-use self::{answer::ConstrainedAnswer, gate::Gate, grammar::Grammar};
-pub(crate) use self::{compiler::Compiler, tools::CallNotation};
+pub(crate) use self::compiler::Compiler;
+use self::{answer::ConstrainedAnswer, gate::Gate, grammar::Grammar, invalid::invalid};
 use crate::{Prepared, PromptLimits, TextPipeline};
-
-/// What is wrong with a constraint.
-fn invalid(reason: impl Into<String>) -> Error {
-    Error::invalid_option("constraint", reason)
-}
 
 impl TextPipeline {
     /// What holds the answer to this prompt to the shape that the options ask for; `None` where they ask for none. Grammars are

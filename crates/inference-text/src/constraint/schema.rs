@@ -3,7 +3,10 @@
 use inference_core::Result;
 use serde_json::{Map, Value, json};
 
-use super::{grammar::MAX_SOURCE, invalid};
+use super::invalid::invalid;
+
+/// Bytes of a grammar, a regular expression or a schema at most.
+pub(super) const MAX_SOURCE: usize = 256 << 10;
 
 /// Schemas within schemas at most.
 const MAX_DEPTH: usize = 64;

@@ -7,92 +7,16 @@ use serde_json::{Map, Value, json};
 
 use super::{
     grammar::{Grammar, Source},
-    invalid, schema,
+    invalid::invalid,
+    schema,
 };
-use crate::{TextPipeline, Tokenizer};
+use crate::{
+    TextPipeline, Tokenizer,
+    answer::{CallForm, CallNotation},
+};
 
 /// Tools that a grammar is made for at most.
 const MAX_TOOLS: usize = 128;
-
-/// How a family writes calls: `begin open call (separator call)* close`, once or several times.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct CallNotation {
-    /// What tells calls from text; empty where an answer that is nothing but calls begins with `open`.
-    begin: &'static str,
-    open: &'static str,
-    /// Between the calls of one list; `None` where each call has a `begin` of its own.
-    separator: Option<&'static str>,
-    close: &'static str,
-    form: Form,
-}
-
-/// How one call is written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Form {
-    /// The name and the arguments as JSON, between these texts.
-    Json(&'static str, &'static str, &'static str),
-    /// `<function=name>` and `<parameter=key>`.
-    Function,
-    /// `name` and `<arg_key>`.
-    ArgTags,
-    /// `name(key=value)`.
-    Python,
-}
-
-const NAME_AND_ARGUMENTS: Form = Form::Json("{\"name\": \"", "\", \"arguments\": ", "}");
-const NAME_AND_PARAMETERS: Form = Form::Json("{\"name\": \"", "\", \"parameters\": ", "}");
-
-const fn notation(
-    begin: &'static str,
-    open: &'static str,
-    separator: Option<&'static str>,
-    close: &'static str,
-    form: Form,
-) -> CallNotation {
-    CallNotation { begin, open, separator, close, form }
-}
-
-impl CallNotation {
-    /// The notation that a chat template has the model use; `None` where it is none of those that can be held to.
-    pub(crate) fn of_template(template: &str) -> Option<Self> {
-        let has = |text: &str| template.contains(text);
-        Some(if has("<tool_call>") && has("<function=") {
-            notation("<tool_call>", "\n", None, "\n</tool_call>", Form::Function)
-        } else if has("<tool_call>") && has("<arg_key>") {
-            notation("<tool_call>", "", None, "\n</tool_call>", Form::ArgTags)
-        } else if has("<tool_call>") {
-            notation("<tool_call>", "\n", None, "\n</tool_call>", NAME_AND_ARGUMENTS)
-        } else if has("<TOOLCALL>") {
-            notation("<TOOLCALL>", "[", Some(", "), "]</TOOLCALL>", NAME_AND_ARGUMENTS)
-        } else if has("<|tool_call|>") {
-            let close = if has("<|/tool_call|>") { "]<|/tool_call|>" } else { "]" };
-            notation("<|tool_call|>", "[", Some(", "), close, NAME_AND_ARGUMENTS)
-        } else if has("[TOOL_CALLS]") && has("[ARGS]") {
-            notation("[TOOL_CALLS]", "", None, "", Form::Json("", "[ARGS]", ""))
-        } else if has("[TOOL_CALLS]") {
-            notation("[TOOL_CALLS]", "[", Some(", "), "]", NAME_AND_ARGUMENTS)
-        } else if has("<|tool_call_start|>") {
-            notation("<|tool_call_start|>", "[", Some(", "), "]<|tool_call_end|>", Form::Python)
-        } else if has("<|tool_calls_section_begin|>") {
-            let form = Form::Json(
-                "<|tool_call_begin|>functions.",
-                ":0<|tool_call_argument_begin|>",
-                "<|tool_call_end|>",
-            );
-            notation("<|tool_calls_section_begin|>", "", Some(""), "<|tool_calls_section_end|>", form)
-        } else if has("<｜tool▁calls▁begin｜>") && !has("function<｜tool▁sep｜>") && !has("'<｜tool▁sep｜>'")
-        {
-            let form = Form::Json("<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>");
-            notation("<｜tool▁calls▁begin｜>", "", Some(""), "<｜tool▁calls▁end｜>", form)
-        } else if has("[func_name1(") {
-            notation("", "[", Some(", "), "]", Form::Python)
-        } else if has("<|python_tag|>") || has("\"parameters\": dictionary") {
-            notation("", "", Some("; "), "", NAME_AND_PARAMETERS)
-        } else {
-            return None;
-        })
-    }
-}
 
 /// What may be called, and what may be said besides.
 pub(super) struct CallGrammar<'a> {
@@ -148,7 +72,7 @@ fn is_strict(tool: &Value) -> bool {
 impl Tool {
     /// Reads a definition. `held` says whether the arguments follow the schema; elsewhere they are any, as far as the notation can
     /// write them.
-    fn read(tool: &Value, held: bool, form: Form) -> Result<Self> {
+    fn read(tool: &Value, held: bool, form: CallForm) -> Result<Self> {
         let function = tool.get("function").unwrap_or(tool);
         let name = function.get("name").and_then(Value::as_str).unwrap_or_default();
         if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || "_-.".contains(c)) {
@@ -160,7 +84,7 @@ impl Tool {
         let any = || json!({"type": "object"});
         let parameters = match (parameters, form) {
             (None, _) => json!({"type": "object", "properties": {}, "additionalProperties": false}),
-            (Some(_), Form::Json(..)) if !held => any(),
+            (Some(_), CallForm::Json(..)) if !held => any(),
             (Some(schema), _) => schema.clone(),
         };
         Ok(Self { name: name.to_owned(), parameters })
@@ -281,20 +205,20 @@ impl Rules<'_> {
         Ok(format!("@{name}"))
     }
 
-    fn call(&mut self, tool: &Tool, form: Form) -> Result<String> {
+    fn call(&mut self, tool: &Tool, form: CallForm) -> Result<String> {
         let name = &tool.name;
         Ok(match form {
-            Form::Json(head, middle, tail) => {
+            CallForm::Json(head, middle, tail) => {
                 let arguments = self.json(&tool.parameters)?;
                 let head = self.literal(&format!("{head}{name}{middle}"));
                 format!("{head} {arguments} {}", self.literal(tail))
             }
-            Form::Function => {
+            CallForm::Function => {
                 let bare = Bare { before: "<parameter=", between: ">\n", end: "</parameter>", behind: "\n" };
                 let arguments = self.bare_arguments(tool, bare)?;
                 format!("{} {arguments} \"</function>\"", quoted(&format!("<function={name}>\n")))
             }
-            Form::ArgTags => {
+            CallForm::ArgTags => {
                 let bare = Bare {
                     before: "\n<arg_key>",
                     between: "</arg_key>\n<arg_value>",
@@ -303,7 +227,7 @@ impl Rules<'_> {
                 };
                 format!("{} {}", quoted(name), self.bare_arguments(tool, bare)?)
             }
-            Form::Python => {
+            CallForm::Python => {
                 let mut arguments = Vec::new();
                 for argument in arguments_of(tool)? {
                     let value = self.json(&argument.schema)?;
@@ -377,6 +301,7 @@ impl Rules<'_> {
 }
 
 /// How an argument without quotes is written.
+#[derive(Clone, Copy)]
 struct Bare {
     before: &'static str,
     between: &'static str,

@@ -113,9 +113,10 @@ impl AddedTokens {
     pub(super) fn build(&mut self, path: &Path, normalizer: &Normalizer) -> Result<()> {
         let invalid = |reason: String| Error::invalid_key(path, "added_tokens", reason);
         let limits = super::EncodeLimits::default();
-        let mut bytes = 0;
+        let length = self.tokens.values().map(|token| token.content.len()).sum();
+        let (mut bytes, mut work) = (0, Work::new(&limits, length));
         for (id, token) in self.tokens.iter().filter(|(_, token)| token.normalized) {
-            let normalized = normalizer.apply(&token.content, &mut Work::new(&limits));
+            let normalized = normalizer.apply(&token.content, &mut work);
             let normalized = normalized.map_err(|error| invalid(error.to_string()))?.text;
             bytes += normalized.len();
             if bytes > 2 * MAX_ADDED_BYTES {

@@ -84,12 +84,15 @@ impl Default for EncodeLimits {
 pub(super) struct Work<'a> {
     limits: &'a EncodeLimits,
     clock: WorkClock,
+    /// Bytes of the text as the caller gave it: what steps make of it earns no time.
+    bytes: usize,
     done: usize,
 }
 
 impl<'a> Work<'a> {
-    pub(super) fn new(limits: &'a EncodeLimits) -> Self {
-        Self { limits, clock: WorkClock::start(), done: 0 }
+    /// No work yet on a text of so many bytes.
+    pub(super) fn new(limits: &'a EncodeLimits, bytes: usize) -> Self {
+        Self { limits, clock: WorkClock::start(), bytes, done: 0 }
     }
 
     /// Notes that this many bytes of text need no further work of one kind.
@@ -105,7 +108,8 @@ impl<'a> Work<'a> {
         if self.limits.cancel.is_cancelled() {
             return Err(Error::Cancelled);
         }
-        let earned = Duration::from_millis((self.done as u64 * 1000) / MIN_BYTES_PER_SECOND as u64);
+        let done = self.done.min(self.bytes) as u64;
+        let earned = Duration::from_millis(done * 1000 / MIN_BYTES_PER_SECOND as u64);
         if self.clock.exceeds(GRACE + earned) {
             let reason = "takes too long to tokenize: the tokenizer's patterns or vocabulary are too slow for this text";
             return Err(Error::invalid_prompt(reason));

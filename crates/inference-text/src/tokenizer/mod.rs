@@ -21,7 +21,6 @@ mod template;
 mod vocab;
 
 use std::{
-    borrow::Cow,
     fmt,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
@@ -36,7 +35,7 @@ use self::{
     model::{Model, Spelling, WordCache},
     normalizer::Normalizer,
     pattern::PatternCompiler,
-    pieces::{Piece, Pieces},
+    pieces::Pieces,
     pre_tokenizer::PreTokenizer,
     special::ends,
     template::TextTemplate,
@@ -142,7 +141,7 @@ impl Tokenizer {
             let reason = format!("has {} bytes, expected at most {MAX_TEXT_BYTES}", text.len());
             return Err(Error::invalid_prompt(reason));
         }
-        let mut work = Work::new(limits);
+        let mut work = Work::new(limits, text.len());
         // The crate below indexes and unwraps by what the file says. The file is checked; this is the second line.
         let encoded = catch_unwind(AssertUnwindSafe(|| self.pipeline.encode(text, add_special, &mut work)));
         encoded.unwrap_or_else(|_| {
@@ -227,26 +226,16 @@ impl Tokenizer {
         self.pipeline.id_to_token(id)
     }
 
-    /// The bytes that a token adds to a text that it does not begin: a part of a character, perhaps. `None` for an id outside the
-    /// vocabulary.
-    #[must_use]
-    pub fn token_bytes(&self, id: u32) -> Option<Cow<'_, [u8]>> {
-        match self.pieces.get(id, false) {
-            Piece::Nothing => None,
-            Piece::Text(bytes) => Some(Cow::Borrowed(bytes)),
-            Piece::Byte(byte) => Some(Cow::Owned(vec![byte])),
-        }
-    }
-
     /// The text of a special token, which texts for readers leave out; `None` for any other.
     #[must_use]
     pub fn special(&self, id: u32) -> Option<&str> {
         self.pieces.special(id)
     }
 
-    /// The bytes that a token adds to a text that it does not begin, special tokens' text included; `None` for an id that the
-    /// vocabulary lacks.
-    pub(crate) fn token_bytes(&self, id: u32) -> Option<&[u8]> {
+    /// The bytes that a token adds to a text that it does not begin: a part of a character, perhaps, or a special token's text. `None`
+    /// for an id that the vocabulary lacks.
+    #[must_use]
+    pub fn token_bytes(&self, id: u32) -> Option<&[u8]> {
         self.pieces.bytes(id)
     }
 

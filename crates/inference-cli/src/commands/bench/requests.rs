@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use futures::{StreamExt as _, future::try_join_all};
-use inference::{CancellationToken, FinishReason, GenerateOptions, ModelInfo, Prompt, TextModel};
+use inference::{CancellationToken, GenerateOptions, ModelInfo, Prompt, TextModel};
 use inference_core::backend::BackendInfo;
 use rand::{RngExt as _, rngs::StdRng};
 use serde::Serialize;
@@ -12,20 +12,9 @@ use serde::Serialize;
 use super::{
     http::Clients,
     report::{Program, Spread, subject},
+    trial::{Request, Shape},
 };
 use crate::render::{self, Out};
-
-/// The requests of one trial.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Shape {
-    pub(super) batch: usize,
-    /// Tokens of each prompt.
-    pub(super) prompt_tokens: usize,
-    /// Tokens that each request generates.
-    pub(super) generate_tokens: usize,
-    /// Whether they go over HTTP.
-    pub(super) http: bool,
-}
 
 /// What one trial showed.
 #[derive(Debug, Clone, Copy)]
@@ -34,16 +23,6 @@ pub(super) struct Trial {
     decode: f64,
     first_token: Duration,
     peak_memory: u64,
-}
-
-/// What the caller of one request saw.
-#[derive(Debug)]
-pub(super) struct Request {
-    /// When each token came, from the start of the trial.
-    pub(super) tokens: Vec<Duration>,
-    /// 0 where the caller cannot tell.
-    pub(super) peak_memory: u64,
-    pub(super) reason: FinishReason,
 }
 
 /// Where requests go.
@@ -216,7 +195,7 @@ mod tests {
         Request {
             tokens: milliseconds.iter().map(|ms| Duration::from_millis(*ms)).collect(),
             peak_memory: milliseconds[0],
-            reason: FinishReason::Length,
+            reason: inference::FinishReason::Length,
         }
     }
 
