@@ -114,10 +114,9 @@ mod terminal {
     /// A terminal: the side of the person, and the program's.
     fn open() -> (File, OwnedFd) {
         let (mut person, mut program) = (0, 0);
-        let size = libc::winsize { ws_row: 24, ws_col: 200, ws_xpixel: 0, ws_ypixel: 0 };
-        let (name, settings) = (std::ptr::null_mut(), std::ptr::null_mut());
+        let (name, settings, size) = (std::ptr::null_mut(), std::ptr::null_mut(), std::ptr::null_mut());
         // SAFETY: the pointers are null or to values that outlive the call.
-        let opened = unsafe { libc::openpty(&mut person, &mut program, name, settings, &size) };
+        let opened = unsafe { libc::openpty(&mut person, &mut program, name, settings, size) };
         assert_eq!(opened, 0, "{}", std::io::Error::last_os_error());
         // SAFETY: both were just opened, and nobody else has them.
         unsafe { (File::from_raw_fd(person), OwnedFd::from_raw_fd(program)) }
