@@ -46,7 +46,7 @@ impl Tokens {
                 bytes.push(TokTrie::SPECIAL_TOKEN_MARKER);
             }
             if !text.is_empty() {
-                bytes.extend_from_slice(text);
+                bytes.extend_from_slice(&text);
                 if !eos.contains(&id) {
                     texts.allow(id);
                 }

@@ -244,12 +244,6 @@ impl Tokenizer {
         self.pieces.special(id)
     }
 
-    /// The bytes that a token adds to a text that it does not begin, special tokens' text included; `None` for an id that the
-    /// vocabulary lacks.
-    pub(crate) fn token_bytes(&self, id: u32) -> Option<&[u8]> {
-        self.pieces.bytes(id)
-    }
-
     /// The tokens that have a name.
     #[must_use]
     pub fn special_tokens(&self) -> &SpecialTokens {

@@ -137,14 +137,6 @@ impl Pieces {
         self.ends.len()
     }
 
-    /// The bytes of a token that is not the first of its text.
-    pub(crate) fn bytes(&self, id: u32) -> Option<&[u8]> {
-        let id = id as usize;
-        self.kinds.get(id).filter(|kind| kind.known)?;
-        let start = if id == 0 { 0 } else { self.ends[id - 1] as usize };
-        Some(&self.bytes[start..self.ends[id] as usize])
-    }
-
     /// What a token adds that is not the first of its text.
     pub(crate) fn get(&self, id: u32, skip_special: bool) -> Piece<'_> {
         let id = id as usize;
