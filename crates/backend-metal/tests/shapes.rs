@@ -249,8 +249,9 @@ async fn reasoning_comes_first() {
 struct Person {
     name: Name,
     age: u8,
-    score: Option<f32>,
+    score: Option<bool>,
     role: Job,
+    #[schemars(length(max = 2))]
     tags: Vec<Tag>,
 }
 
@@ -277,7 +278,7 @@ async fn typed_values_grow_and_are_whole() {
     let model = model().await;
     let mut whole = 0;
     for seed in 0..8 {
-        let options = GenerateOptions::new().max_tokens(300).temperature(1.0).seed(seed);
+        let options = GenerateOptions::new().max_tokens(400).temperature(1.0).seed(seed);
         let question = vec![Message::user("Who is it?")];
         let mut stream = model.extract_stream::<Person>(question.clone(), options.clone()).await.unwrap();
         let mut last = Value::Null;

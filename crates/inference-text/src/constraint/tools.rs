@@ -214,7 +214,13 @@ impl Rules<'_> {
                 format!("{head} {arguments} {}", self.literal(tail))
             }
             CallForm::Function => {
-                let bare = Bare { before: "<parameter=", between: ">\n", end: "</parameter>", behind: "\n" };
+                let bare = Bare {
+                    before: "<parameter=",
+                    between: ">\n",
+                    line_break: "/\\n?/",
+                    end: "</parameter>",
+                    behind: "\n",
+                };
                 let arguments = self.bare_arguments(tool, bare)?;
                 format!("{} {arguments} \"</function>\"", quoted(&format!("<function={name}>\n")))
             }
@@ -222,6 +228,7 @@ impl Rules<'_> {
                 let bare = Bare {
                     before: "\n<arg_key>",
                     between: "</arg_key>\n<arg_value>",
+                    line_break: "\"\"",
                     end: "</arg_value>",
                     behind: "",
                 };
@@ -264,7 +271,7 @@ impl Rules<'_> {
         let mut written = Vec::new();
         for argument in arguments_of(tool)? {
             let head = quoted(&format!("{}{}{}", bare.before, argument.key, bare.between));
-            let value = self.bare_value(tool, &argument, bare.end)?;
+            let value = self.bare_value(tool, &argument, &bare)?;
             let value = format!("{head} {value} {}", quoted(bare.behind));
             written.push(if argument.required { value } else { format!("({value})?") });
         }
@@ -272,14 +279,15 @@ impl Rules<'_> {
     }
 
     /// A value without quotes, and the tag that ends it.
-    fn bare_value(&mut self, tool: &Tool, argument: &Argument, end: &str) -> Result<String> {
+    fn bare_value(&mut self, tool: &Tool, argument: &Argument, bare: &Bare) -> Result<String> {
         let schema = &argument.schema;
+        let (line_break, end) = (bare.line_break, quoted(bare.end));
         let place = self.values;
         self.values += 1;
         if let Some(texts) = schema.get("enum").and_then(Value::as_array) {
             let texts: Option<Vec<String>> = texts.iter().map(|text| text.as_str().map(quoted)).collect();
             if let Some(texts) = texts.filter(|texts| !texts.is_empty()) {
-                return Ok(format!("({}) /\\n?/ {}", texts.join(" | "), quoted(end)));
+                return Ok(format!("({}) {line_break} {end}", texts.join(" | ")));
             }
         }
         if schema.get("type").and_then(Value::as_str) == Some("string") {
@@ -290,13 +298,13 @@ impl Rules<'_> {
             if let Some(keyword) = limit {
                 return Err(cannot(tool, argument, &format!("`{keyword}` of a text without quotes")));
             }
-            let _ = writeln!(self.lark, "text_{place}[lazy]: /(.|\\n)*/ {}", quoted(end));
+            let _ = writeln!(self.lark, "text_{place}[lazy]: /(.|\\n)*/ {end}");
             return Ok(format!("text_{place}"));
         }
         if may_be_text(schema) {
             return Err(cannot(tool, argument, "a value that may be a text or something else"));
         }
-        Ok(format!("{} /\\n?/ {}", self.json(schema)?, quoted(end)))
+        Ok(format!("{} {line_break} {end}", self.json(schema)?))
     }
 }
 
@@ -305,6 +313,8 @@ impl Rules<'_> {
 struct Bare {
     before: &'static str,
     between: &'static str,
+    /// In Lark's notation: what may stand between a value that is no bare text and its end.
+    line_break: &'static str,
     end: &'static str,
     behind: &'static str,
 }
