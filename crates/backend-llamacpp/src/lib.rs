@@ -40,7 +40,7 @@
 //! # ROCm
 //!
 //! `rocm` is the same engine where there is an AMD GPU and a llama-server that was built with HIP. It was never run: there was no such
-//! machine. Its probe and its list of devices are tested on recorded outputs.
+//! machine. Its probe and its list of devices are tested on files made after the documented formats.
 #![forbid(unsafe_code)]
 
 mod backend;
