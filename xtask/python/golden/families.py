@@ -388,7 +388,7 @@ for base in (
     for storage in ("bf16", "q4") if base in PUBLISHED else ("bf16", "q4", "q8"):
         if storage == "bf16" and VARIANTS[base].get("topk_group"):
             continue  # rounding picks other groups of experts, and the logits are others
-        if storage == "bf16" and base in ("minimax_m2", "qwen3_5_moe", "gemma4_text", "mistral3"):
+        if storage == "bf16" and base in ("minimax_m2", "qwen3_5_moe", "gemma3n_text", "gemma4_text", "mistral3", "phimoe"):
             continue  # the same, without groups; other variants of gemma4 and mistral have that form
         VARIANTS.setdefault(f"{base}+{storage}", stored(base, storage))
 
@@ -557,6 +557,7 @@ def tensors(config, storage):
             "qk": (0, 1.6 / fan**0.5),
             "router": (0, 3 / fan**0.5),
             "modality": (0, fan**0.5),
+            "mixing": (0, 0.4 / fan**0.5),
             "head": (0, 3 / fan**0.5),
             "embed": (0, 2 / fan**0.5 if "gemma" in text["model_type"] else 2.5 / fan**0.5 if tied else 1.0),
             "bias": (0, 0.3),

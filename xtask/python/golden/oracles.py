@@ -126,7 +126,8 @@ def widen(folder, config, scratch):
     for name in [name for name in tensors if ".feed_forward.experts.gate_proj." in name]:  # Llama 4
         prefix = name.split("gate_proj.")[0]
         gate, up, down = (tensors.pop(f"{prefix}{part}_proj.weight").swapaxes(1, 2) for part in ("gate", "up", "down"))
-        tensors |= {prefix + "gate_up_proj": np.concatenate([gate, up], 2), prefix + "down_proj": np.ascontiguousarray(down)}
+        joined = np.ascontiguousarray(np.concatenate([gate, up], 2))
+        tensors |= {prefix + "gate_up_proj": joined, prefix + "down_proj": np.ascontiguousarray(down)}
     for name in [name for name in tensors if ".experts.gate_proj." in name]:
         join_experts(tensors, name)
     if config["model_type"] == "mistral4":

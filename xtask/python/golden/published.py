@@ -74,6 +74,8 @@ def role(name, shape, offset):
         return "norm1"
     if layer in ("embed_tokens", "embed_tokens_per_layer", "embeddings"):
         return "embed"
+    if layer in ("prediction_coefs", "correction_coefs"):
+        return "mixing"
     if layer == "modality_router":  # of inputs that are divided by their number
         return "modality"
     if layer == "lm_head":

@@ -187,10 +187,8 @@ fn rows_of_other_states_are_as_alone() {
         "deepseek_v3",
         "gemma4_text",
         "mamba2",
-        "nemotron_h",
         "gemma3n_text",
         "llama4_text",
-        "mistral4",
     ] {
         let variant = Variant::named(name);
         let model = variant.load();
