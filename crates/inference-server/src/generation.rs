@@ -10,9 +10,10 @@ use std::{
 use futures::{FutureExt as _, Stream, StreamExt as _, stream};
 use inference_core::{
     CancellationToken, Error, FinishReason, GenerateOptions, Metrics, Prompt, StopCause, TextModel, Token,
-    TokenStream, ToolCall, backend::OutputParser,
+    TokenStream, ToolCall,
 };
 
+use self::parts::Reader;
 pub(crate) use self::parts::{Part, Shape, Step};
 use crate::{
     error::{ApiError, ApiResult},
@@ -126,18 +127,12 @@ impl Ticket {
         Ok(Generation {
             ticket: self.clone(),
             tokens,
-            parser,
-            shape,
+            reader: Reader::new(parser, shape, cancel.clone()),
             cancel,
             interval: self.server.settings().stream_interval,
             times: self.server.metrics().times(&self.model),
             last: None,
             count: 0,
-            undecided: 0,
-            held: Vec::new(),
-            reasoning: 0,
-            calling: false,
-            called: false,
             ended: false,
             finished: false,
         })
@@ -157,8 +152,7 @@ impl Ticket {
 pub(crate) struct Generation {
     ticket: Arc<Ticket>,
     tokens: TokenStream,
-    parser: Option<Box<dyn OutputParser>>,
-    shape: Shape,
+    reader: Reader,
     cancel: CancellationToken,
     /// Tokens that come within this time are taken together.
     interval: Duration,
@@ -166,14 +160,6 @@ pub(crate) struct Generation {
     /// When the last token came.
     last: Option<Instant>,
     count: usize,
-    /// Tokens that no part was made of yet.
-    undecided: usize,
-    /// These tokens, where log-probabilities are asked for.
-    held: Vec<Token>,
-    reasoning: usize,
-    /// Whether a call has begun and not ended.
-    calling: bool,
-    called: bool,
     ended: bool,
     finished: bool,
 }
@@ -215,13 +201,13 @@ impl Generation {
         loop {
             match next {
                 Some(Ok(token)) => {
-                    self.read(&token, &mut decided);
+                    self.reader.read(&token, &mut decided);
                     step.tokens.push(token);
                 }
                 Some(Err(error)) => return Err(self.ticket.failure(&error, "prompt")),
                 None => {
                     self.ended = true;
-                    self.read_end(&mut decided);
+                    self.reader.read_end(&mut decided);
                     break;
                 }
             }
@@ -234,7 +220,7 @@ impl Generation {
             }
         }
         self.measure(step.tokens.len());
-        self.sort(decided, &mut step);
+        self.reader.sort(decided, &mut step);
         Ok(step)
     }
 
@@ -261,7 +247,7 @@ impl Generation {
         });
         let finish = finish.await?;
         let end = match finish.reason {
-            _ if self.called => End::Calls,
+            _ if self.reader.called => End::Calls,
             FinishReason::Stop(StopCause::StopString(text)) => End::StopString(text),
             FinishReason::Stop(_) => End::Stop,
             FinishReason::Length => End::Length,
@@ -271,7 +257,7 @@ impl Generation {
         self.finished = true;
         let ticket = &self.ticket;
         ticket.server.metrics().finished(&ticket.model, &finish.metrics, ticket.received.elapsed());
-        Ok(Ended { end, metrics: finish.metrics, reasoning_tokens: self.reasoning })
+        Ok(Ended { end, metrics: finish.metrics, reasoning_tokens: self.reader.reasoning })
     }
 
     /// Reads it to its end.

@@ -4,16 +4,14 @@ mod http;
 mod report;
 mod requests;
 mod sentences;
+mod shape;
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use inference::{TextModel, registry::Registry};
 use rand::{SeedableRng as _, rngs::StdRng};
 
-use self::{
-    http::Clients,
-    requests::{Shape, Target},
-};
+use self::{http::Clients, requests::Target, shape::Shape};
 use crate::{
     failure::{INTERRUPTED, Usage},
     http::LocalServer,

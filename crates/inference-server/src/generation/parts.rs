@@ -1,9 +1,7 @@
 //! An answer's tokens as parts: text, reasoning and calls.
 
-use inference_core::{ChatEvent, Token, ToolCall};
+use inference_core::{CancellationToken, ChatEvent, Token, ToolCall, backend::OutputParser};
 use serde_json::Value;
-
-use super::Generation;
 
 /// What becomes of the marks in an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,7 +51,36 @@ pub(super) struct Decided {
     tokens: Vec<Token>,
 }
 
-impl Generation {
+/// Makes parts of an answer's tokens.
+#[derive(Debug)]
+pub(super) struct Reader {
+    parser: Option<Box<dyn OutputParser>>,
+    shape: Shape,
+    /// Ends the answer after its first call, where it may have but one.
+    cancel: CancellationToken,
+    /// Tokens that no part was made of yet.
+    undecided: usize,
+    /// These tokens, where log-probabilities are asked for.
+    held: Vec<Token>,
+    /// Tokens of reasoning so far.
+    pub(super) reasoning: usize,
+    /// Whether a call has begun and not ended.
+    calling: bool,
+    /// Whether there was a call.
+    pub(super) called: bool,
+}
+
+impl Reader {
+    /// Of an answer whose marks this parser reads; without one the text is taken as it is.
+    pub(super) fn new(
+        parser: Option<Box<dyn OutputParser>>,
+        shape: Shape,
+        cancel: CancellationToken,
+    ) -> Self {
+        let (undecided, held, reasoning, calling, called) = (0, Vec::new(), 0, false, false);
+        Self { parser, shape, cancel, undecided, held, reasoning, calling, called }
+    }
+
     /// Reads a token, and counts it as reasoning if what it decides is: the parser holds text back until it knows.
     pub(super) fn read(&mut self, token: &Token, decided: &mut Vec<Decided>) {
         self.undecided += 1;
@@ -69,6 +96,7 @@ impl Generation {
         self.decide(events, decided);
     }
 
+    /// Reads what the parser held back to the end.
     pub(super) fn read_end(&mut self, decided: &mut Vec<Decided>) {
         let mut events = Vec::new();
         if let Some(parser) = &mut self.parser {

@@ -7,7 +7,7 @@ use futures::future::try_join_all;
 use inference::FinishReason;
 use serde_json::json;
 
-use super::requests::{Request, Shape};
+use super::shape::{Request, Shape};
 use crate::http::{Connection, completion};
 
 /// One connection for each request of a trial; they stay open from trial to trial.

@@ -12,20 +12,9 @@ use serde::Serialize;
 use super::{
     http::Clients,
     report::{Program, Spread, subject},
+    shape::{Request, Shape},
 };
 use crate::render::{self, Out};
-
-/// The requests of one trial.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Shape {
-    pub(super) batch: usize,
-    /// Tokens of each prompt.
-    pub(super) prompt_tokens: usize,
-    /// Tokens that each request generates.
-    pub(super) generate_tokens: usize,
-    /// Whether they go over HTTP.
-    pub(super) http: bool,
-}
 
 /// What one trial showed.
 #[derive(Debug, Clone, Copy)]
@@ -34,16 +23,6 @@ pub(super) struct Trial {
     decode: f64,
     first_token: Duration,
     peak_memory: u64,
-}
-
-/// What the caller of one request saw.
-#[derive(Debug)]
-pub(super) struct Request {
-    /// When each token came, from the start of the trial.
-    pub(super) tokens: Vec<Duration>,
-    /// 0 where the caller cannot tell.
-    pub(super) peak_memory: u64,
-    pub(super) reason: FinishReason,
 }
 
 /// Where requests go.

@@ -193,8 +193,8 @@ impl Clients<'_> {
 }
 
 /// What the server counts as running or waiting, once all clients are gone and it had this long to notice.
-pub(super) async fn left_over(address: SocketAddr, patience: Duration) -> anyhow::Result<Vec<String>> {
-    let until = Instant::now() + patience;
+pub(super) async fn left_over(address: SocketAddr, within: Duration) -> anyhow::Result<Vec<String>> {
+    let until = Instant::now() + within;
     loop {
         let counts = counts(address).await?;
         if counts.is_empty() || Instant::now() >= until {
