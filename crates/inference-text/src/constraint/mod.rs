@@ -24,7 +24,7 @@ impl TextPipeline {
     /// compiled off the caller's executor, and kept for the next request.
     ///
     /// # Errors
-    /// [`Error::InvalidOption`]: the constraint is malformed, asks for what cannot be held to, or is too large; [`Error::Cancelled`].
+    /// [`Error::InvalidOption`](inference_core::Error::InvalidOption): the constraint is malformed, asks for what cannot be held to, or is too large; [`Error::Cancelled`](inference_core::Error::Cancelled).
     pub async fn constraint(
         &self,
         prompt: &Prepared,
