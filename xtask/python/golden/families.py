@@ -378,7 +378,7 @@ def stored(base, storage):
     return dict(config, quantization=dict(AFFINE, bits={"q4": 4, "q8": 8}[storage]))
 
 
-for base in ("deepseek_v3-dense", "gemma4_text-kv", "mistral4-dense", "nemotron_h-pattern"):
+for base in ("deepseek_v3-dense", "gemma4_text-kv", "nemotron_h-pattern"):
     VARIANTS[base + "+bf16"] = stored(base, "bf16")
 # Every family in every form, whatever else there is of it.
 for base in (
