@@ -82,14 +82,14 @@ def check_seed():
 def check_processors():
     context, logits = mx.array([4, 1, 1, 3]), mx.array([[1.0, -2.0, 3.0, 4.0, 5.0]])
 
-    def run(options, prompt_tokens=4):
+    def run(options, prompt_tokens=4, ask=None):
         x = mx.array(logits)
-        for processor in child.make_processors(options, prompt_tokens):
+        for processor in child.make_processors(options, prompt_tokens, ask):
             x = processor(context, x)
         return x[0].tolist()
 
     neutral = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "penalty_window": 3}
-    assert child.make_processors(neutral, 4) == []
+    assert child.make_processors(neutral, 4, None) == []
     assert run({"repetition_penalty": 2.0, "penalty_window": 3}) == [1.0, -4.0, 3.0, 2.0, 5.0]
     assert run({"presence_penalty": 1.0, "penalty_window": 3}) == [1.0, -3.0, 3.0, 3.0, 5.0]
     assert run({"frequency_penalty": 1.0, "penalty_window": 3}) == [1.0, -4.0, 3.0, 3.0, 5.0]
@@ -99,6 +99,16 @@ def check_processors():
     assert run({"logit_bias": [[3, 2.0]], "repetition_penalty": 2.0, "penalty_window": 1})[3] == 3.0
     assert run({"eos": [4], "min_tokens": 1})[4] == -math.inf
     assert run({"eos": [4], "min_tokens": 1}, prompt_tokens=3)[4] == 5.0
+    asked = []
+
+    def ask(token):
+        asked.append(token)
+        return [0b01010]
+
+    no = -math.inf
+    assert run({"masked": True}, ask=ask) == [no, -2.0, no, 4.0, no] and asked == [None]
+    assert run({"masked": True}, prompt_tokens=3, ask=ask) == [no, -2.0, no, 4.0, no] and asked == [None, 3]
+    assert run({"masked": True}, ask=lambda token: None) == logits[0].tolist(), "the request is gone"
 
 
 def check_credit():
@@ -106,7 +116,7 @@ def check_credit():
         def __init__(self, credit):
             self.credit = credit
 
-    worker = child.Worker(None, None)
+    worker = child.Worker(None, None, None)
     worker.max_batch = 2
     assert worker.idle() and not worker.can_step()
     worker.running = {1: Row(0)}
