@@ -48,6 +48,9 @@ const STREAM_INTERVAL: Duration = Duration::from_millis(5);
 /// Samples that are printed.
 const SAMPLES: u32 = 40;
 
+/// The shortest run whose growth is judged.
+const SHORTEST_JUDGED: Duration = Duration::from_secs(20);
+
 /// How often the process is looked at; a printed sample has the lowest figures since the one before.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -267,8 +270,11 @@ impl Soak<'_> {
         }
     }
 
-    /// Counts as a failure what grew from quarter to quarter.
+    /// Counts as a failure what grew from quarter to quarter. A run that is too short ends while caches still fill.
     fn judge_growth(&self) {
+        if self.clock.began.elapsed() < SHORTEST_JUDGED {
+            return;
+        }
         for growth in self.watch.borrow().growth() {
             self.totals.borrow_mut().fail(growth);
         }

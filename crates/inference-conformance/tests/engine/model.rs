@@ -471,6 +471,10 @@ impl Run {
             if self.writer.generated_tokens() >= self.writer.max_tokens() {
                 return Ok(FinishReason::Length);
             }
+            let last = self.writer.generated_tokens() + 1 == self.writer.max_tokens();
+            if last && self.fault.is("a_text_that_is_cut_says_so") {
+                return Ok(FinishReason::Stop(StopCause::EndOfSequence(EOS)));
+            }
             if self.fault.is("each_request_has_its_own_constraint") {
                 // Time for the neighbours to come.
                 std::thread::park_timeout(Duration::from_millis(20));
@@ -480,10 +484,7 @@ impl Run {
             }
             let token = self.choose(self.writer.generated_tokens())?;
             let id = token.id;
-            let mut end = self.writer.push(token);
-            if end == Some(FinishReason::Length) && self.fault.is("a_text_that_is_cut_says_so") {
-                end = Some(FinishReason::Stop(StopCause::EndOfSequence(EOS)));
-            }
+            let end = self.writer.push(token);
             let unspoken = matches!(
                 end,
                 Some(FinishReason::Stop(StopCause::EndOfSequence(_) | StopCause::StopToken(_)))
