@@ -311,8 +311,9 @@ const TOOL_TEMPLATES: [(&str, &str); 6] = [
     ("llama 3", "{% if tools %}{{ '<|python_tag|>' }}{% endif %}BASE"),
 ];
 
-fn tools(strict: bool) -> Vec<Value> {
-    let parameters = json!({
+/// A text without quotes has no bound on its length; without one, others go on for long.
+fn tools(strict: bool, family: &str) -> Vec<Value> {
+    let mut parameters = json!({
         "type": "object",
         "properties": {
             "city": {"type": "string"}, "days": {"type": "integer", "minimum": 1, "maximum": 9},
@@ -320,6 +321,9 @@ fn tools(strict: bool) -> Vec<Value> {
         },
         "required": ["days", "unit"], "additionalProperties": false,
     });
+    if !["qwen3-coder", "glm"].contains(&family) {
+        parameters["properties"]["city"]["maxLength"] = json!(8);
+    }
     let clock = json!({"type": "object", "properties": {}, "additionalProperties": false});
     let tool = |name: &str, parameters: Value| json!({"type": "function", "function": {"name": name, "strict": strict, "parameters": parameters}});
     vec![tool("weather", parameters), tool("clock", clock)]
@@ -328,8 +332,10 @@ fn tools(strict: bool) -> Vec<Value> {
 fn check_calls(family: &str, answer: &Completion) {
     assert!(answer.answer.unparsed_tool_calls.is_empty(), "{family}: {:?}", answer.text);
     for call in &answer.answer.tool_calls {
-        let definition =
-            tools(true).into_iter().find(|tool| tool["function"]["name"] == call.name.as_str()).unwrap();
+        let definition = tools(true, family)
+            .into_iter()
+            .find(|tool| tool["function"]["name"] == call.name.as_str())
+            .unwrap();
         let arguments = Value::Object(call.arguments.clone()).to_string();
         validates(&definition["function"]["parameters"], &arguments)
             .unwrap_or_else(|error| panic!("{family}: {error} in {:?}", answer.text));
@@ -342,16 +348,20 @@ async fn required_calls_follow_their_schemas_in_each_notation() {
         let model = with_template(template).await;
         let mut called = 0;
         for seed in 0..6 {
+            // This model was never taught to end an answer behind a call.
+            let eager = model.info().eos_token_ids.iter().map(|id| (*id, 20.0));
             let options =
-                GenerateOptions::new().max_tokens(200).temperature(1.0).seed(seed).tools(tools(false));
-            let answer = model
-                .complete(question(seed), options.clone().tool_choice(ToolChoice::Required))
-                .await
-                .unwrap();
-            if ended(&answer) {
-                assert!(!answer.answer.tool_calls.is_empty(), "{family}: {:?}", answer.text);
-                check_calls(family, &answer);
-                called += 1;
+                GenerateOptions::new().max_tokens(300).temperature(1.0).seed(seed).logit_bias(eager);
+            let options = options.tools(tools(false, family));
+            // Where calls stand in one list, it may go on without end; a tool that is named is called once.
+            for choice in [ToolChoice::Required, ToolChoice::Named("weather".into())] {
+                let options = options.clone().tool_choice(choice);
+                let answer = model.complete(question(seed), options).await.unwrap();
+                if ended(&answer) {
+                    assert!(!answer.answer.tool_calls.is_empty(), "{family}: {:?}", answer.text);
+                    check_calls(family, &answer);
+                    called += 1;
+                }
             }
             let named = options.tool_choice(ToolChoice::Named("clock".into()));
             let answer = model.complete(question(seed), named).await.unwrap();
@@ -364,8 +374,7 @@ async fn required_calls_follow_their_schemas_in_each_notation() {
                 answer.text
             );
         }
-        // A text without quotes may go on for ever: few answers of this small model end.
-        assert!(called > 0, "{family}: none was whole");
+        assert!(called >= 2, "{family}: {called} of 12 were whole");
     }
 }
 
@@ -373,9 +382,9 @@ async fn required_calls_follow_their_schemas_in_each_notation() {
 async fn strict_tools_leave_the_text_free() {
     for (family, template) in TOOL_TEMPLATES {
         let model = with_template(template).await;
-        let options = GenerateOptions::new().max_tokens(60).tools(tools(true));
+        let options = GenerateOptions::new().max_tokens(60).tools(tools(true, family));
         // What it says of itself has no call: the demo model knows none.
-        let free = model.complete(question(3), options.clone().tools(tools(false))).await.unwrap();
+        let free = model.complete(question(3), options.clone().tools(tools(false, family))).await.unwrap();
         let strict = model.complete(question(3), options).await.unwrap();
         assert_eq!(strict.text, free.text, "{family}");
         assert!(ended(&strict) && strict.answer.tool_calls.is_empty(), "{family}: {:?}", strict.text);

@@ -68,24 +68,24 @@ pub fn read_value(path: &Path, limit: u64) -> Result<Value> {
     parse_with(path, &text, |deserializer| Strict::read(deserializer, limit))
 }
 
-/// Python writes numbers that JSON lacks, such as `Infinity`. They become `{"__float__": "Infinity"}`, as transformers 5 writes them.
+/// Python writes `Infinity` for the bound of what has none, which JSON lacks. It becomes `{"__float__": "Infinity"}`, as transformers 5
+/// writes it. `-Infinity` and `NaN`, which no configuration needs, stay what they are: a fault.
 fn tagged_floats(text: String) -> String {
-    const NAMES: [&str; 3] = ["-Infinity", "Infinity", "NaN"];
-    if !NAMES.iter().any(|name| text.contains(name)) {
+    const NAME: &str = "Infinity";
+    if !text.contains(NAME) {
         return text;
     }
     let (mut out, mut rest, mut quoted) = (String::with_capacity(text.len() + 64), &*text, false);
     while let Some(first) = rest.chars().next() {
-        let name = NAMES.into_iter().find(|name| !quoted && rest.starts_with(name));
-        let length = match (name, first) {
-            (Some(name), _) => {
-                out.extend([r#"{"__float__": ""#, name, r#""}"#]);
-                rest = &rest[name.len()..];
-                continue;
-            }
+        if !quoted && rest.starts_with(NAME) && !out.ends_with('-') {
+            out.extend([r#"{"__float__": ""#, NAME, r#""}"#]);
+            rest = &rest[NAME.len()..];
+            continue;
+        }
+        let length = match first {
             // What is escaped ends no string.
-            (None, '\\') => 1 + rest[1..].chars().next().map_or(0, char::len_utf8),
-            (None, first) => {
+            '\\' => 1 + rest[1..].chars().next().map_or(0, char::len_utf8),
+            first => {
                 quoted ^= first == '"';
                 first.len_utf8()
             }

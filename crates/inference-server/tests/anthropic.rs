@@ -96,6 +96,7 @@ async fn errors_have_the_apis_shape() {
     }
     let mut forced = body(&json!([{"role": "user", "content": "x"}]));
     forced["tool_choice"] = json!({"type": "any"});
+    forced["tools"] = json!([]);
     let (_, error) = server.refused("/v1/messages", forced).await;
     assert!(error["error"]["message"].as_str().unwrap().starts_with("tool_choice:"), "{error}");
     let mut unknown = body(&json!([{"role": "user", "content": "x"}]));

@@ -57,11 +57,47 @@ pub(super) fn prepare(schema: &Value) -> Result<String> {
         "x-guidance".to_owned(),
         json!({"whitespace_flexible": true, "whitespace_pattern": WHITE_SPACE}),
     );
-    let text = Value::Object(object).to_string();
+    let mut schema = Value::Object(object);
+    spell_formats(&mut schema);
+    let text = schema.to_string();
     if text.len() > MAX_SOURCE {
         return refuse(format!("{} bytes, expected at most {MAX_SOURCE}", text.len()));
     }
     Ok(text)
+}
+
+const DATE: &str = r"[0-9]{4}-((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)|02-(0[1-9]|1[0-9]|2[0-8]))";
+const TIME: &str =
+    r"([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,9})?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])";
+
+/// Puts a pattern in the place of dates and times: llguidance's formats allow leap seconds at any minute and the last days of any
+/// month. These leave both out. What has a pattern of its own gets the other beside it.
+fn spell_formats(schema: &mut Value) {
+    let Value::Object(keywords) = schema else { return };
+    let pattern = match keywords.get("format").and_then(Value::as_str) {
+        Some("date") => Some(format!("^{DATE}$")),
+        Some("time") => Some(format!("^{TIME}$")),
+        Some("date-time") => Some(format!("^{DATE}T{TIME}$")),
+        _ => None,
+    };
+    for (keyword, value) in keywords.iter_mut() {
+        let keyword = keyword.as_str();
+        match value {
+            Value::Object(schemas) if NAMED.contains(&keyword) => {
+                schemas.values_mut().for_each(spell_formats)
+            }
+            Value::Array(schemas) if LIST.contains(&keyword) => schemas.iter_mut().for_each(spell_formats),
+            value if ONE.contains(&keyword) => spell_formats(value),
+            _ => {}
+        }
+    }
+    let Some(pattern) = pattern else { return };
+    keywords.remove("format");
+    if !keywords.contains_key("pattern") {
+        keywords.insert("pattern".to_owned(), pattern.into());
+    } else if let Value::Array(all) = keywords.entry("allOf").or_insert_with(|| json!([])) {
+        all.push(json!({"pattern": pattern}));
+    }
 }
 
 /// Walks through a schema and all schemas in it, without recursion.
