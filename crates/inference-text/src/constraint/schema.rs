@@ -84,7 +84,7 @@ fn spell_formats(schema: &mut Value) {
         let keyword = keyword.as_str();
         match value {
             Value::Object(schemas) if NAMED.contains(&keyword) => {
-                schemas.values_mut().for_each(spell_formats)
+                schemas.values_mut().for_each(spell_formats);
             }
             Value::Array(schemas) if LIST.contains(&keyword) => schemas.iter_mut().for_each(spell_formats),
             value if ONE.contains(&keyword) => spell_formats(value),
