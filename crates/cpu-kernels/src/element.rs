@@ -116,6 +116,23 @@ pub(crate) fn narrow<E: Element, S: Simd>(from: &[f32], to: &mut [E]) {
     }
 }
 
+/// Adds elements to sums.
+#[inline(always)]
+pub(crate) fn add_to<E: Element, S: Simd>(from: &[E], sums: &mut [f32]) {
+    assert_eq!(from.len(), sums.len(), "operands of one length");
+    let whole = from.len() - from.len() % S::LANES;
+    for i in (0..whole).step_by(S::LANES) {
+        // SAFETY: see `Isa::run`; `LANES` elements begin here in both slices.
+        unsafe {
+            let sum = sums.as_mut_ptr().add(i);
+            S::store(sum, S::add(S::load(sum), E::load::<S>(from.as_ptr().add(i))));
+        }
+    }
+    for (sum, from) in sums[whole..].iter_mut().zip(&from[whole..]) {
+        *sum += from.widen();
+    }
+}
+
 /// A copy in `f32`.
 pub(crate) fn to_f32_vec(floats: Floats<'_>) -> Vec<f32> {
     with_slice!(floats, Floats, floats => floats.iter().map(|x| x.widen()).collect())

@@ -5,6 +5,7 @@ use std::marker::PhantomData;
 use crate::{
     operand::Matrices,
     scales::{RowScales, element_bytes},
+    scratch::Scratch,
     simd::{Kernel, Simd},
     storage::{MAX_BLOCK_BYTES, Storage, block_bytes, padded_len},
 };
@@ -36,14 +37,14 @@ pub(crate) struct UnpackPanel<'a, T> {
 }
 
 impl<T: Storage> Kernel for UnpackPanel<'_, T> {
-    type Output = Vec<f32>;
+    type Output = Scratch;
 
     /// `[strips, inputs, strip]`, with the inputs padded to whole blocks.
     #[inline(always)]
-    fn run<S: Simd>(self) -> Vec<f32> {
+    fn run<S: Simd>(self) -> Scratch {
         let (width, strip) = (padded_len::<T, S>(self.w.inputs), strip_vectors::<S>() * S::LANES);
-        let mut panel = vec![0.0_f32; self.count.div_ceil(strip) * width * strip];
-        let mut rows = vec![0.0_f32; S::LANES * width];
+        let mut panel = Scratch::new(self.count.div_ceil(strip) * width * strip);
+        let mut rows = Scratch::new(S::LANES * width);
         let unpacker = RowUnpacker::<T, S>::new(self.w, self.first, self.count);
         for (index, panel) in panel.chunks_exact_mut(width * strip).enumerate() {
             for first in (0..strip).step_by(S::LANES) {
@@ -97,16 +98,22 @@ impl Gemm<'_> {
         let strip = V * S::LANES;
         let stride = self.panel.len() / self.count.div_ceil(strip);
         assert!(stride >= self.inputs * strip, "a strip of all inputs");
-        let mut products = vec![0.0_f32; BLOCK_ROWS * self.count];
-        let mut padded = vec![0.0_f32; BLOCK_ROWS * strip];
+        let mut products = Scratch::new(BLOCK_ROWS * self.count);
+        let mut padded = Scratch::new(BLOCK_ROWS * strip);
         for (block, rows) in self.rows.chunks(BLOCK_ROWS).enumerate() {
             let x: [&[f32]; BLOCK_ROWS] =
                 std::array::from_fn(|m| &self.x[rows[m.min(rows.len() - 1)] * self.inputs..][..self.inputs]);
             for (panel, first) in self.panel.chunks_exact(stride).zip((0..self.count).step_by(strip)) {
-                // SAFETY: see `Isa::run`. The strip is as long as rows of `x`, by the assertion, and `padded` has room for the
-                // products.
-                unsafe { multiply::<S, V>(panel, x, &mut padded) };
-                let width = strip.min(self.count - first);
+                let width = self.count - first;
+                // SAFETY: see `Isa::run`. The strip is as long as rows of `x`, by the assertion. Both buffers have room for the
+                // products: `BLOCK_ROWS` rows of a whole strip.
+                unsafe {
+                    if width >= strip {
+                        multiply::<S, V>(panel, x, products[first..].as_mut_ptr(), self.count);
+                        continue;
+                    }
+                    multiply::<S, V>(panel, x, padded.as_mut_ptr(), strip);
+                }
                 for (m, padded) in padded.chunks_exact(strip).enumerate() {
                     products[m * self.count + first..][..width].copy_from_slice(&padded[..width]);
                 }
@@ -116,12 +123,17 @@ impl Gemm<'_> {
     }
 }
 
-/// The products of rows of `x` with a strip of a panel: `[BLOCK_ROWS, strip]`.
+/// The products of rows of `x` with a strip of a panel: `[BLOCK_ROWS, strip]`, with rows of `out` this many elements apart.
 ///
 /// # Safety
 /// The machine has the instruction set. Rows have one length, the strip is as long, and `out` has room for the products.
 #[inline(always)]
-unsafe fn multiply<S: Simd, const V: usize>(strip: &[f32], x: [&[f32]; BLOCK_ROWS], out: &mut [f32]) {
+unsafe fn multiply<S: Simd, const V: usize>(
+    strip: &[f32],
+    x: [&[f32]; BLOCK_ROWS],
+    out: *mut f32,
+    stride: usize,
+) {
     // SAFETY: the caller's.
     unsafe {
         let (mut at, width) = (strip.as_ptr(), V * S::LANES);
@@ -144,7 +156,7 @@ unsafe fn multiply<S: Simd, const V: usize>(strip: &[f32], x: [&[f32]; BLOCK_ROW
             }
             for (m, sums) in sums.into_iter().enumerate() {
                 for (v, sum) in sums.into_iter().enumerate() {
-                    let to = out.as_mut_ptr().add(m * width + v * S::LANES);
+                    let to = out.add(m * stride + v * S::LANES);
                     let before = if start == 0 { S::splat(0.0) } else { S::load(to) };
                     S::store(to, S::add(before, sum));
                 }
@@ -214,9 +226,10 @@ impl<'a, T: Storage, S: Simd> RowUnpacker<'a, T, S> {
     }
 }
 
-/// Rows of a panel: a multiple of `step` that fits the cache and leaves work for all threads.
+/// Rows of a panel: a multiple of `step` that fits the cache and gives all threads as many panels.
 pub(crate) fn panel_rows(outputs: usize, row_bytes: usize, step: usize, threads: usize) -> usize {
-    let fits = PANEL_BYTES / row_bytes.max(1);
-    let even = outputs.div_ceil(2 * threads);
-    (fits.min(even) / step * step).clamp(step, 8 * step)
+    let fits = (PANEL_BYTES / row_bytes.max(1) / step * step).clamp(step, 8 * step);
+    // At least two for each thread: they are not equally fast.
+    let panels = outputs.div_ceil(fits).max(2 * threads).next_multiple_of(threads);
+    outputs.div_ceil(panels).next_multiple_of(step).min(fits)
 }

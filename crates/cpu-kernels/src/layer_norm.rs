@@ -1,16 +1,14 @@
 //! Norms by mean and variance, and the residual additions before them.
 
 use crate::{
-    element::{Element, to_f32_vec},
+    element::{Element, add_to, narrow, to_f32_vec, widen},
     error::Result,
     kernels::Kernels,
     operand::{Floats, FloatsMut, length, with_slice},
+    scratch::Scratch,
     shared_slice::SharedSlice,
     simd::{Kernel, Simd},
 };
-
-/// Sums that are accumulated side by side, so that the compiler keeps them in vectors.
-const LANES: usize = 16;
 
 /// A norm by mean and variance: `(x − mean) / √(variance + eps) · weight + bias`.
 #[derive(Debug, Clone, Copy)]
@@ -83,35 +81,61 @@ impl<X: Element, Y: Element, O: Element> Kernel for Row<'_, X, Y, O> {
     #[inline(always)]
     fn run<S: Simd>(self) {
         let Self { x, y, weight, bias, eps, out } = self;
-        let mut sums: Vec<f32> = x.iter().map(|x| x.widen()).collect();
+        let mut sums = Scratch::new(x.len());
+        widen::<X, S>(x, &mut sums);
         if let Some(y) = y {
-            for (sum, y) in sums.iter_mut().zip(y) {
-                *sum += y.widen();
-            }
+            add_to::<Y, S>(y, &mut sums);
         }
         let count = sums.len() as f32;
-        let mean = total(&sums, |x| x) / count;
-        let variance = total(&sums, |x| (x - mean) * (x - mean)) / count;
+        let mean = total::<S>(&sums, 0.0, false) / count;
+        let variance = total::<S>(&sums, mean, true) / count;
         let scale = 1.0 / (variance + eps).sqrt();
-        let normalised = out.iter_mut().zip(&sums).zip(weight);
-        match bias {
-            None => normalised.for_each(|((out, x), weight)| *out = O::round((x - mean) * scale * weight)),
-            Some(bias) => normalised.zip(bias).for_each(|(((out, x), weight), bias)| {
-                *out = O::round((x - mean) * scale * weight + bias);
-            }),
-        }
+        normalize::<S>(&mut sums, [mean, scale], weight, bias);
+        narrow::<O, S>(&sums, out);
     }
 }
 
-/// The sum of what each element gives.
+/// The sum of `x − mean`, or of its squares.
 #[inline(always)]
-fn total(x: &[f32], of: impl Fn(f32) -> f32) -> f32 {
-    let mut sums = [0.0_f32; LANES];
-    let (chunks, rest) = x.as_chunks::<LANES>();
-    for chunk in chunks {
-        for (sum, x) in sums.iter_mut().zip(chunk) {
-            *sum += of(*x);
+fn total<S: Simd>(x: &[f32], mean: f32, squares: bool) -> f32 {
+    let (step, term) = (4 * S::LANES, |x: f32| if squares { (x - mean) * (x - mean) } else { x - mean });
+    let whole = x.len() - x.len() % step;
+    // SAFETY: see `Isa::run`; four vectors begin here.
+    let sum = unsafe {
+        let (mean, mut sums) = (S::splat(mean), [S::splat(0.0); 4]);
+        for i in (0..whole).step_by(step) {
+            for (j, sum) in sums.iter_mut().enumerate() {
+                let x = S::sub(S::load(x.as_ptr().add(i + j * S::LANES)), mean);
+                *sum = if squares { S::fma(x, x, *sum) } else { S::add(*sum, x) };
+            }
+        }
+        S::reduce_add(S::add(S::add(sums[0], sums[1]), S::add(sums[2], sums[3])))
+    };
+    sum + x[whole..].iter().map(|x| term(*x)).sum::<f32>()
+}
+
+/// Makes each x `(x − mean) · scale · weight + bias`.
+#[inline(always)]
+fn normalize<S: Simd>(x: &mut [f32], [mean, scale]: [f32; 2], weight: &[f32], bias: Option<&[f32]>) {
+    let len = x.len();
+    assert!(weight.len() == len && bias.is_none_or(|bias| bias.len() == len), "operands of one length");
+    let whole = len - len % S::LANES;
+    for i in (0..whole).step_by(S::LANES) {
+        // SAFETY: see `Isa::run`; `LANES` elements begin here in all slices.
+        unsafe {
+            let at = x.as_mut_ptr().add(i);
+            let value = S::mul(S::sub(S::load(at), S::splat(mean)), S::splat(scale));
+            let weight = S::load(weight.as_ptr().add(i));
+            S::store(
+                at,
+                match bias {
+                    Some(bias) => S::fma(value, weight, S::load(bias.as_ptr().add(i))),
+                    None => S::mul(value, weight),
+                },
+            );
         }
     }
-    sums.iter().sum::<f32>() + rest.iter().map(|x| of(*x)).sum::<f32>()
+    for i in whole..len {
+        x[i] = (x[i] - mean) * scale * weight[i] + bias.map_or(0.0, |bias| bias[i]);
+    }
 }

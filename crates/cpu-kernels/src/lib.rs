@@ -75,6 +75,7 @@ mod pool;
 mod quantization;
 mod rope;
 mod scales;
+mod scratch;
 mod shared_slice;
 mod simd;
 mod storage;

@@ -3,7 +3,7 @@
 use half::{bf16, f16};
 
 use crate::{
-    element::{Element, narrow},
+    element::{Element, add_to, narrow},
     isa::Isa,
     operand::{FloatsMut, with_slice},
     shared_slice::SharedSlice,
@@ -37,14 +37,9 @@ impl<'a> MatmulOutput<'a> {
     /// Adds the bias to products `[rows, count]` and writes them to these rows, from output `first` on. Each task has rows and
     /// outputs of its own.
     pub(crate) fn write(&self, isa: Isa, rows: &[usize], first: usize, products: &mut [f32]) {
-        let count = products.len() / rows.len();
-        if let Some(bias) = self.bias {
-            for products in products.chunks_exact_mut(count) {
-                products.iter_mut().zip(&bias[first..]).for_each(|(product, bias)| *product += bias);
-            }
-        }
+        let bias = self.bias.map(|bias| &bias[first..]);
         with_slice!(&self.memory, Memory, memory => {
-            isa.run(WriteRows { memory, outputs: self.outputs, rows, first, products });
+            isa.run(WriteRows { memory, outputs: self.outputs, rows, first, products, bias });
         });
     }
 }
@@ -54,7 +49,9 @@ struct WriteRows<'a, E> {
     outputs: usize,
     rows: &'a [usize],
     first: usize,
-    products: &'a [f32],
+    products: &'a mut [f32],
+    /// From output `first` on.
+    bias: Option<&'a [f32]>,
 }
 
 impl<E: Element> Kernel for WriteRows<'_, E> {
@@ -63,7 +60,10 @@ impl<E: Element> Kernel for WriteRows<'_, E> {
     #[inline(always)]
     fn run<S: Simd>(self) {
         let count = self.products.len() / self.rows.len();
-        for (row, products) in self.rows.iter().zip(self.products.chunks_exact(count)) {
+        for (row, products) in self.rows.iter().zip(self.products.chunks_exact_mut(count)) {
+            if let Some(bias) = self.bias {
+                add_to::<f32, S>(&bias[..count], products);
+            }
             // SAFETY: each task has rows and outputs of its own.
             let to = unsafe { self.memory.part(row * self.outputs + self.first, count) };
             narrow::<E, S>(products, to);

@@ -134,6 +134,7 @@ fn numbers_that_make_no_sense_are_wrong_usage() {
         &["soak", "--prompt-tokens", huge],
         &["bench", "--trials", huge],
         &["bench", "--classify", huge],
+        &["bench", "--embed", huge],
         &["bench", "--batch=100000", "--prompt-tokens=100000"],
         &["parity", "--a=mock", "--b=mock", "--tolerance=nan"],
         &["parity", "--a=mock", "--b=mock", "--tolerance=-1"],

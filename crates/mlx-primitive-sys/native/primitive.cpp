@@ -1,7 +1,9 @@
 // A custom primitive of MLX's graph: a function of the caller's that computes outputs from inputs on a CPU stream. src/lib.rs
 // declares this interface for Rust. Handles are mlx-c's, whose private headers convert them; no function of mlx-c is called.
 #include <cstdio>
+#include <deque>
 #include <memory>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -56,6 +58,79 @@ namespace {
 
 using mlx::core::array;
 
+// Memory of outputs that were dropped, for outputs of the same size. MLX's allocator for CPUs keeps nothing, and memory that is new
+// to the process is cleared by the system page by page, which takes longer than many kernels. MLX counts it as active.
+class BufferCache {
+ public:
+  // The process has one, which is never destroyed: MLX drops arrays until the end.
+  static BufferCache& global() {
+    static auto* cache = new BufferCache;
+    return *cache;
+  }
+
+  mlx::core::allocator::Buffer take(size_t bytes) {
+    if (bytes >= least) {
+      std::lock_guard lock(mutex_);
+      // The last ones are the likeliest to be in the processor's caches.
+      for (auto buffer = buffers_.rbegin(); buffer != buffers_.rend(); ++buffer) {
+        const size_t held = size(*buffer);
+        if (held >= bytes && held - bytes < page) {
+          auto taken = *buffer;
+          buffers_.erase(std::next(buffer).base());
+          bytes_ -= held;
+          return taken;
+        }
+      }
+    }
+    return mlx::core::allocator::malloc(bytes);
+  }
+
+  void give(mlx::core::allocator::Buffer buffer) {
+    const size_t bytes = size(buffer);
+    if (bytes < least || bytes > most) {
+      return mlx::core::allocator::free(buffer);
+    }
+    std::lock_guard lock(mutex_);
+    buffers_.push_back(buffer);
+    bytes_ += bytes;
+    shrink(most);
+  }
+
+  void clear() {
+    std::lock_guard lock(mutex_);
+    shrink(0);
+  }
+
+  size_t bytes() {
+    std::lock_guard lock(mutex_);
+    return bytes_;
+  }
+
+ private:
+  // Smaller ones are no work for the allocator.
+  static constexpr size_t least = size_t{64} << 10;
+  static constexpr size_t most = size_t{64} << 20;
+  // An allocator may round sizes up.
+  static constexpr size_t page = size_t{16} << 10;
+
+  static size_t size(mlx::core::allocator::Buffer buffer) {
+    return mlx::core::allocator::allocator().size(buffer);
+  }
+
+  // Frees the oldest buffers.
+  void shrink(size_t bytes) {
+    while (bytes_ > bytes) {
+      bytes_ -= size(buffers_.front());
+      mlx::core::allocator::free(buffers_.front());
+      buffers_.pop_front();
+    }
+  }
+
+  std::mutex mutex_;
+  std::deque<mlx::core::allocator::Buffer> buffers_;
+  size_t bytes_ = 0;
+};
+
 // The caller's function, owned.
 struct Function {
   mlx_primitive_function function;
@@ -102,7 +177,9 @@ class CustomPrimitive : public mlx::core::Primitive {
       if (donor >= 0 && can_take(inputs[donor], outputs[i])) {
         outputs[i].copy_shared_buffer(inputs[donor]);
       } else {
-        outputs[i].set_data(mlx::core::allocator::malloc(outputs[i].nbytes()));
+        outputs[i].set_data(
+            BufferCache::global().take(outputs[i].nbytes()),
+            [](mlx::core::allocator::Buffer buffer) { BufferCache::global().give(buffer); });
       }
       places.emplace_back(outputs[i]);
     }
@@ -196,6 +273,16 @@ extern "C" int mlx_primitive(
     return 1;
   }
   return 0;
+}
+
+// Bytes of memory that are kept for later outputs. MLX counts them as active.
+extern "C" size_t mlx_primitive_cached_bytes() {
+  return BufferCache::global().bytes();
+}
+
+// Frees that memory.
+extern "C" void mlx_primitive_clear_cache() {
+  BufferCache::global().clear();
 }
 
 // Where an evaluated array begins in the memory of the GPU; MLX must be its CUDA build. MLX's own access to the memory of an array

@@ -78,6 +78,12 @@ unsafe extern "C" {
         capacity: usize,
     ) -> c_int;
 
+    /// Bytes of memory that are kept for later outputs, 64 MiB at most. MLX counts them as active.
+    pub fn mlx_primitive_cached_bytes() -> usize;
+
+    /// Frees that memory.
+    pub fn mlx_primitive_clear_cache();
+
     /// Where an evaluated array begins in the memory of the GPU. MLX must be its CUDA build: others keep arrays elsewhere.
     pub fn mlx_cuda_address(array: mlx_array) -> *mut c_void;
 }

@@ -23,7 +23,7 @@ use crate::{
 const BATCH_TOKENS: usize = 16 * 1024;
 
 /// The same on the CPU, where what a pass makes should stay in the caches.
-const CPU_BATCH_TOKENS: usize = 1024;
+const CPU_BATCH_TOKENS: usize = 2048;
 
 /// Logits computed in one forward pass: 256 MiB of f32.
 const BATCH_LOGITS: usize = 1 << 26;

@@ -30,15 +30,19 @@ pub(crate) struct Memory;
 
 /// The memory in use; zeros if MLX cannot tell.
 pub(crate) fn usage() -> MemoryUsage {
+    // SAFETY: it may be called at any time.
+    let kept = unsafe { mlx_primitive_sys::mlx_primitive_cached_bytes() } as u64;
     let mut usage = MemoryUsage::default();
-    usage.active_bytes = memory::active_memory().unwrap_or(0) as u64;
+    usage.active_bytes = (memory::active_memory().unwrap_or(0) as u64).saturating_sub(kept);
     usage.peak_bytes = PEAK.load(Ordering::Relaxed).max(memory::peak_memory().unwrap_or(0) as u64);
-    usage.cache_bytes = memory::cache_memory().unwrap_or(0) as u64;
+    usage.cache_bytes = memory::cache_memory().unwrap_or(0) as u64 + kept;
     usage
 }
 
-/// Frees the memory that is kept for later arrays: MLX's cache, and the heap on a CPU.
+/// Frees the memory that is kept for later arrays: MLX's cache, that of primitives, and the heap on a CPU.
 pub(crate) fn clear_cache() -> mlx_rs::error::Result<()> {
+    // SAFETY: it may be called at any time.
+    unsafe { mlx_primitive_sys::mlx_primitive_clear_cache() };
     heap::trim();
     memory::clear_cache()
 }

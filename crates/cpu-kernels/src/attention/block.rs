@@ -12,6 +12,7 @@ use crate::{
     element::{Element, narrow},
     kv::{KvCache, KvView, Queries},
     operand::{Floats, with_slice},
+    scratch::Scratch,
     shared_slice::SharedSlice,
     simd::{Kernel, Simd},
 };
@@ -44,18 +45,20 @@ pub(super) struct AttentionBlock<'a, E> {
 struct Buffers {
     /// `head_dim`, padded to pairs of vectors.
     width: usize,
+    /// Keys of a block: as many as there are, padded to pairs of vectors, or `KEY_BLOCK`.
+    block: usize,
     /// Scaled queries, `[queries, width]`.
-    queries: Vec<f32>,
-    /// `[queries, KEY_BLOCK]`
-    scores: Vec<f32>,
+    queries: Scratch,
+    /// `[queries, block]`
+    scores: Scratch,
     /// Sums of values, `[queries, width]`.
-    sums: Vec<f32>,
+    sums: Scratch,
     /// Keys, then values, in `f32`: `[converted_keys, width]`.
-    converted: Vec<f32>,
+    converted: Scratch,
     /// Keys or values that are converted at a time.
     converted_keys: usize,
-    /// `[width, KEY_BLOCK]`, or empty for few queries.
-    transposed_keys: Vec<f32>,
+    /// `[width, block]`, or empty for few queries.
+    transposed_keys: Scratch,
 }
 
 impl<E: Element> Kernel for AttentionBlock<'_, E> {
@@ -64,14 +67,15 @@ impl<E: Element> Kernel for AttentionBlock<'_, E> {
     #[inline(always)]
     fn run<S: Simd>(self) {
         let count = self.heads.len() * self.tokens.len();
-        let mut buffers = self.buffers::<S>();
         let mut softmax = OnlineSoftmax::new(self.sinks(), count);
-        let end = self.end_of_keys(count - 1);
-        for start in (self.first_key(0)..end).step_by(KEY_BLOCK) {
-            let keys = start..end.min(start + KEY_BLOCK);
+        let (first, end) = (self.first_key(0), self.end_of_keys(count - 1));
+        let mut buffers = self.buffers::<S>(end - first);
+        let block = buffers.block;
+        for start in (first..end).step_by(block) {
+            let keys = start..end.min(start + block);
             self.score_keys::<S>(&mut buffers, keys.clone());
             let Buffers { width, scores, sums, .. } = &mut buffers;
-            for (query, scores) in scores.chunks_exact_mut(KEY_BLOCK).enumerate() {
+            for (query, scores) in scores.chunks_exact_mut(block).enumerate() {
                 let seen = self.first_key(query).clamp(keys.start, keys.end) - start
                     ..self.end_of_keys(query).clamp(keys.start, keys.end) - start;
                 let rescale = softmax.update::<S>(query, scores, seen, self.params.softcap);
@@ -134,11 +138,12 @@ impl<E: Element> AttentionBlock<'_, E> {
     }
 
     #[inline(always)]
-    fn buffers<S: Simd>(&self) -> Buffers {
+    fn buffers<S: Simd>(&self, keys: usize) -> Buffers {
         let AttentionParams { head_dim, scale, .. } = *self.params;
         let count = self.heads.len() * self.tokens.len();
         let width = head_dim.next_multiple_of(2 * S::LANES);
-        let mut queries = vec![0.0_f32; count * width];
+        let block = KEY_BLOCK.min(keys.next_multiple_of(2 * S::LANES));
+        let mut queries = Scratch::zeroed(count * width);
         let offset = self.row * self.queries.row_stride;
         for (index, query) in queries.chunks_exact_mut(width).enumerate() {
             let (head, token) = (self.head(index), self.token(index));
@@ -146,28 +151,35 @@ impl<E: Element> AttentionBlock<'_, E> {
             query.iter_mut().for_each(|query| *query *= scale);
         }
         let few = count <= FEW_QUERIES;
-        let converted_keys = if few { FEW_KEYS } else { KEY_BLOCK };
+        let converted_keys = if few { FEW_KEYS } else { block };
         Buffers {
             width,
+            block,
             queries,
-            scores: vec![0.0; count * KEY_BLOCK],
-            sums: vec![0.0; count * width],
-            converted: vec![0.0; converted_keys * width],
+            scores: Scratch::new(count * block),
+            sums: Scratch::zeroed(count * width),
+            converted: Scratch::zeroed(converted_keys * width),
             converted_keys,
-            transposed_keys: vec![0.0; if few { 0 } else { KEY_BLOCK * width }],
+            transposed_keys: Scratch::new(if few { 0 } else { block * width }),
         }
     }
 
-    /// The vectors of a token and those after it, and their stride, if few queries can use them in place: whole vectors of floats.
+    /// The vectors of a token and those after it, and their stride, if they can be used in place: whole vectors of floats, and
+    /// few queries, as many would convert them again and again.
     #[inline(always)]
     fn in_place<'b>(&self, view: &KvView<'b>, token: usize, width: usize) -> Option<(Floats<'b>, usize)> {
-        let few = self.heads.len() * self.tokens.len() <= FEW_QUERIES;
         match view {
-            KvView::Floats(heads) if few && self.params.head_dim == width => {
+            KvView::Floats(heads) if self.is_few() && self.params.head_dim == width => {
                 Some(heads.from(self.kv_head, token))
             }
             _ => None,
         }
+    }
+
+    /// Whether there are so few queries that keys are not transposed for them.
+    #[inline(always)]
+    fn is_few(&self) -> bool {
+        self.heads.len() * self.tokens.len() <= FEW_QUERIES
     }
 
     /// Converts vectors of these tokens to `f32`.
@@ -181,11 +193,12 @@ impl<E: Element> AttentionBlock<'_, E> {
     /// Computes the scores of all queries for these keys.
     #[inline(always)]
     fn score_keys<S: Simd>(&self, buffers: &mut Buffers, keys: Range<usize>) {
-        let Buffers { width, queries, scores, converted, converted_keys, transposed_keys, .. } = buffers;
-        let (width, view) = (*width, &self.cache.keys);
+        let Buffers { width, block, queries, scores, converted, converted_keys, transposed_keys, .. } =
+            buffers;
+        let (width, block, view) = (*width, *block, &self.cache.keys);
         if let Some((keys_in_place, stride)) = self.in_place(view, keys.start, width) {
             with_slice!(keys_in_place, Floats, data => {
-                score::<S, _>(queries, width, data, stride, scores, 0..keys.len());
+                score::<S, _>(queries, width, data, stride, (scores, block), 0..keys.len());
             });
             return;
         }
@@ -195,18 +208,18 @@ impl<E: Element> AttentionBlock<'_, E> {
             let converted = &mut converted[..(end - at) * width];
             self.convert::<S>(view, keys.start + at, width, converted);
             if few {
-                score::<S, _>(queries, width, converted, width, scores, at..end);
+                score::<S, _>(queries, width, converted, width, (scores, block), at..end);
             }
         }
         if !few {
-            transpose_keys::<S>(converted, width, transposed_keys);
+            transpose_keys::<S>(converted, width, transposed_keys, block);
             scores.fill(0.0);
             WeightedSum {
                 weights: queries,
                 weights_stride: width,
                 vectors: &transposed_keys[..],
-                stride: KEY_BLOCK,
-                width: KEY_BLOCK,
+                stride: block,
+                width: block,
                 count: self.params.head_dim,
             }
             .add_to::<S>(scores);
@@ -216,11 +229,11 @@ impl<E: Element> AttentionBlock<'_, E> {
     /// Adds the values of these keys, weighted by their scores, to the sums.
     #[inline(always)]
     fn add_values<S: Simd>(&self, buffers: &mut Buffers, keys: Range<usize>) {
-        let Buffers { width, scores, sums, converted, converted_keys, .. } = buffers;
-        let (width, view) = (*width, &self.cache.values);
+        let Buffers { width, block, scores, sums, converted, converted_keys, .. } = buffers;
+        let (width, block, view) = (*width, *block, &self.cache.values);
         if let Some((values, stride)) = self.in_place(view, keys.start, width) {
             with_slice!(values, Floats, vectors => {
-                WeightedSum { weights: scores, weights_stride: KEY_BLOCK, vectors, stride, width, count: keys.len() }
+                WeightedSum { weights: scores, weights_stride: block, vectors, stride, width, count: keys.len() }
                     .add_to::<S>(sums);
             });
             return;
@@ -230,7 +243,7 @@ impl<E: Element> AttentionBlock<'_, E> {
             let converted = &mut converted[..count * width];
             self.convert::<S>(view, keys.start + at, width, converted);
             let (weights, vectors) = (&scores[at..], &*converted);
-            WeightedSum { weights, weights_stride: KEY_BLOCK, vectors, stride: width, width, count }
+            WeightedSum { weights, weights_stride: block, vectors, stride: width, width, count }
                 .add_to::<S>(sums);
         }
     }

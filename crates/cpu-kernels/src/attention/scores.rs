@@ -4,26 +4,24 @@ use std::ops::Range;
 
 use crate::{element::Element, simd::Simd};
 
-/// Keys of a block.
+/// Keys of a block, if there are as many.
 pub(super) const KEY_BLOCK: usize = 64;
 
-/// The products of each query with each key, `width` elements each, as scores `[queries, KEY_BLOCK]` at these places.
+/// The products of each query with each key, `width` elements each, as scores `[queries, block]` at these
+/// places.
 #[inline(always)]
 pub(super) fn score<S: Simd, E: Element>(
     queries: &[f32],
     width: usize,
     keys: &[E],
     stride: usize,
-    scores: &mut [f32],
+    (scores, block): (&mut [f32], usize),
     places: Range<usize>,
 ) {
     let last = places.len().saturating_sub(1) * stride;
     assert!(last + width <= keys.len() && width.is_multiple_of(2 * S::LANES), "whole vectors");
-    assert!(
-        places.end <= KEY_BLOCK && queries.len() / width * KEY_BLOCK == scores.len(),
-        "scores of all queries"
-    );
-    for (queries, scores) in queries.chunks(2 * width).zip(scores.chunks_mut(2 * KEY_BLOCK)) {
+    assert!(places.end <= block && queries.len() / width * block == scores.len(), "scores of all queries");
+    for (queries, scores) in queries.chunks(2 * width).zip(scores.chunks_mut(2 * block)) {
         for (index, place) in places.clone().enumerate() {
             // SAFETY: see `Isa::run`; keys and queries are whole vectors, `width` long.
             unsafe {
@@ -31,7 +29,7 @@ pub(super) fn score<S: Simd, E: Element>(
                 if queries.len() == width {
                     [scores[place]] = products::<S, E, 1>(queries.as_ptr(), key, width);
                 } else {
-                    [scores[place], scores[KEY_BLOCK + place]] =
+                    [scores[place], scores[block + place]] =
                         products::<S, E, 2>(queries.as_ptr(), key, width);
                 }
             }
@@ -70,16 +68,16 @@ unsafe fn products<S: Simd, E: Element, const M: usize>(
     }
 }
 
-/// Transposes keys `[KEY_BLOCK, width]` to `[width, KEY_BLOCK]`.
+/// Transposes keys `[block, width]` to `[width, block]`.
 #[inline(always)]
-pub(super) fn transpose_keys<S: Simd>(keys: &[f32], width: usize, out: &mut [f32]) {
-    assert!(keys.len() == KEY_BLOCK * width && out.len() == keys.len(), "operands of one length");
-    assert!(width.is_multiple_of(S::LANES) && KEY_BLOCK.is_multiple_of(S::LANES), "whole vectors");
-    for first in (0..KEY_BLOCK).step_by(S::LANES) {
+pub(super) fn transpose_keys<S: Simd>(keys: &[f32], width: usize, out: &mut [f32], block: usize) {
+    assert!(keys.len() == block * width && out.len() == keys.len(), "operands of one length");
+    assert!(width.is_multiple_of(S::LANES) && block.is_multiple_of(S::LANES), "whole vectors");
+    for first in (0..block).step_by(S::LANES) {
         for i in (0..width).step_by(S::LANES) {
-            let (from, to) = (&keys[first * width + i..], &mut out[i * KEY_BLOCK + first..]);
+            let (from, to) = (&keys[first * width + i..], &mut out[i * block + first..]);
             // SAFETY: see `Isa::run`; at least `LANES` keys and elements are left, by the assertions.
-            unsafe { S::transpose(from.as_ptr(), width, to.as_mut_ptr(), KEY_BLOCK) };
+            unsafe { S::transpose(from.as_ptr(), width, to.as_mut_ptr(), block) };
         }
     }
 }

@@ -62,7 +62,10 @@ impl OnlineSoftmax {
             scores[seen.end..].fill(0.0);
             let at = scores.as_ptr();
             let total = vectors().fold(S::splat(0.0), |total, i| S::add(total, S::load(at.add(i))));
-            let rescale = (self.max[query] - max).exp();
+            // Nothing was summed before the first scores, nor is anything rescaled while the largest stays.
+            let before = self.max[query];
+            let rescale =
+                if before == max || before == f32::NEG_INFINITY { 1.0 } else { (before - max).exp() };
             self.totals[query] = self.totals[query] * rescale + S::reduce_add(total);
             self.max[query] = max;
             rescale

@@ -1,5 +1,6 @@
 //! `inference bench`: how fast an engine runs a model, on random prompts.
 
+mod embeddings;
 mod http;
 mod report;
 mod requests;
@@ -43,10 +44,17 @@ With --classify each trial has short sentences of its own:
   classify_ms                until all of them are classified, in one call
   generate_ms                until one token was generated after each of them, one request after the other
 
+With --embed each trial embeds texts of --prompt-tokens random tokens in one call, and then texts of all lengths up to that:
+
+  texts_per_second           the former
+  tokens_per_second          the former
+  mixed_tokens_per_second    the latter
+
 Examples:
   inference bench --model ~/models/Qwen3-0.6B --batch 8 --json
   inference bench --model ~/models/Qwen3-0.6B --batch 8 --http
-  inference bench --model ~/models/Qwen3-0.6B --classify 1000"
+  inference bench --model ~/models/Qwen3-0.6B --classify 1000
+  inference bench --model ~/models/all-MiniLM-L6-v2 --embed 1000 --prompt-tokens 32"
 )]
 pub(crate) struct Args {
     /// The model's folder [default: the demo model]
@@ -77,6 +85,11 @@ pub(crate) struct Args {
     #[arg(long, value_name = "SENTENCES", value_parser = super::positive,
         conflicts_with_all = ["prompt_tokens", "generate_tokens", "batch", "http"])]
     classify: Option<usize>,
+
+    /// Embed this many texts in one call, in place of the above
+    #[arg(long, value_name = "TEXTS", value_parser = super::positive,
+        conflicts_with_all = ["generate_tokens", "batch", "http", "classify"])]
+    embed: Option<usize>,
 
     /// Trials that are measured
     #[arg(long, value_name = "TIMES", default_value_t = 5, value_parser = super::positive)]
@@ -147,6 +160,19 @@ async fn run_on(
         }
         return Ok(ExitCode::SUCCESS);
     }
+    if let Some(count) = args.embed {
+        let texts = (count, args.prompt_tokens);
+        let trial = async |random: &mut StdRng| embeddings::Trial::run(model, texts, random, cancel).await;
+        let Some(trials) = measure(args, scope, trial).await? else {
+            return Ok(ExitCode::from(INTERRUPTED));
+        };
+        let report = embeddings::Report::new(count, args.seed, subject, &trials);
+        match args.json {
+            true => out.json(&report)?,
+            false => report.print(&mut out)?,
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
     let trial = async |random: &mut StdRng| requests::Trial::run(target, shape, random, cancel).await;
     let Some(trials) = measure(args, scope, trial).await? else {
         return Ok(ExitCode::from(INTERRUPTED));
@@ -161,11 +187,14 @@ async fn run_on(
 
 impl Args {
     fn shape(&self) -> anyhow::Result<Shape> {
-        let Self { batch, prompt_tokens, generate_tokens, http, .. } = *self;
-        let tokens = prompt_tokens.saturating_add(generate_tokens).saturating_mul(batch);
+        let Self { batch, prompt_tokens, generate_tokens, http, embed, .. } = *self;
+        let (option, tokens) = match embed {
+            Some(texts) => ("--embed", prompt_tokens.saturating_mul(texts)),
+            None => ("--batch", prompt_tokens.saturating_add(generate_tokens).saturating_mul(batch)),
+        };
         if tokens > MOST_TOKENS {
             let message =
-                format!("--batch: the requests have {tokens} tokens, expected at most {MOST_TOKENS}");
+                format!("{option}: the requests have {tokens} tokens, expected at most {MOST_TOKENS}");
             return Err(Usage(message).into());
         }
         Ok(Shape { batch, prompt_tokens, generate_tokens, http })
