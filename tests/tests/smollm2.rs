@@ -89,8 +89,11 @@ fn it_answers_and_continues_as_transformers_has_it() {
 
 #[derive(Debug, Deserialize, JsonSchema)]
 struct Person {
+    // A small model that draws at a high temperature may not find the end of a text by itself.
+    #[schemars(length(max = 40))]
     name: String,
     birth_year: u16,
+    #[schemars(length(max = 40))]
     birth_city: String,
     profession: Profession,
     children: u8,

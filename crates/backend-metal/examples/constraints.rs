@@ -89,16 +89,17 @@ async fn masks(folder: &Path, model: &dyn TextModel, tokens: usize) -> Result<Ve
     println!("the tokenizer's trie and the first schema: {first:?}; further schemas: {further:?}");
     let held = options(0).max_tokens(tokens).temperature(1.0).seed(1);
     let ids: Vec<u32> = model.complete("People:", held).await?.tokens.iter().map(|token| token.id).collect();
-    let mut times = Vec::new();
+    let (mut times, mut forced) = (Vec::new(), 0);
     if let Some(mut run) = text.constraint(&prompt, &options(99), limits).await? {
         for id in &ids {
             let began = Instant::now();
-            run.mask()?;
+            let allowed = run.mask()?.count();
             times.push(began.elapsed());
+            forced += usize::from(allowed == 1);
             run.accept(*id)?;
         }
     }
-    println!("masks along an answer: {:?}", quantiles(&mut times));
+    println!("masks along an answer: {:?}; {forced} of {} allow one token", quantiles(&mut times), times.len());
     Ok(ids)
 }
 

@@ -59,17 +59,25 @@ fn masked(rows: &mut [&mut Row], logits: &Array) -> Result<Array> {
     let mut allowed = Vec::with_capacity(rows.len() * width);
     for row in rows.iter() {
         let end = allowed.len() + width;
-        if let Some(mask) = row.mask() {
-            let bits = mask.words().iter().flat_map(|word| (0..32).map(move |bit| word >> bit & 1 == 1));
-            allowed.extend(bits.take(width));
-            allowed.resize(end, false);
-        } else {
-            allowed.resize(end, true);
+        match row.mask() {
+            Some(mask) => mask.words().iter().for_each(|word| push_bits(*word, &mut allowed)),
+            None => allowed.resize(end, true),
         }
+        // The last word may go on behind the vocabulary, and logits behind the mask.
+        allowed.resize(end, false);
     }
     let allowed = Array::from_slice(&allowed, &[rows.len() as i32, width as i32]);
     let nothing = Array::from_f32(f32::NEG_INFINITY).as_dtype(logits.dtype())?;
     ops::select(&allowed, logits, &nothing)
+}
+
+/// Pushes the bits of a word of a mask, the lowest first. Most words allow all of their tokens or none.
+fn push_bits(word: u32, allowed: &mut Vec<bool>) {
+    match word {
+        0 => allowed.extend_from_slice(&[false; 32]),
+        u32::MAX => allowed.extend_from_slice(&[true; 32]),
+        _ => allowed.extend((0..32).map(|bit| word >> bit & 1 == 1)),
+    }
 }
 
 /// The choices of rows that differ: those that only draw are computed together, each other by itself.
