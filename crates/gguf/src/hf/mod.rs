@@ -9,6 +9,7 @@ mod merges;
 mod pre_tokenizer;
 mod rope;
 mod tokenizer;
+mod word_piece;
 
 use serde_json::{Map, Value};
 
