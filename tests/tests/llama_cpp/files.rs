@@ -101,7 +101,7 @@ fn an_adapter_acts_as_its_merged_weights_do() {
     let merged = story("llama_cpp", &merged_path, LlamaCppOptions::new());
     let first = |answer: &Completion| (answer.tokens[0].id, answer.tokens[0].log_probability.unwrap());
     let (plain, applied, merged) = (first(&plain), first(&applied), first(&merged));
-    assert!(applied.0 != plain.0 || (applied.1 - plain.1).abs() > 0.1, "{plain:?} {applied:?}");
+    assert!(applied.0 != plain.0 || (applied.1 - plain.1).abs() > 0.02, "{plain:?} {applied:?}");
     assert!(applied.0 == merged.0 && (applied.1 - merged.1).abs() < 5e-3, "{merged:?} {applied:?}");
 }
 

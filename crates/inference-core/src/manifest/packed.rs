@@ -15,16 +15,19 @@ use std::{
 };
 
 use half::{bf16, f16};
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use super::quantization::{QuantMode, Quantization, Settings};
+use super::{
+    compressed,
+    quantization::{QuantMode, Settings},
+};
 use crate::{
     Dtype, Error, Result,
     safetensors::TensorInfo,
     tensor_source::{ReadAt, TensorSource},
 };
 
-type Tensors = BTreeMap<String, TensorInfo>;
+pub(super) type Tensors = BTreeMap<String, TensorInfo>;
 
 /// Bits of every value that is packed.
 const BITS: usize = 4;
@@ -46,7 +49,7 @@ enum Packing {
 }
 
 /// Why matrices cannot be represented.
-fn refused(path: &Path, key: &str, reason: impl Into<String>) -> Error {
+pub(super) fn refused(path: &Path, key: &str, reason: impl Into<String>) -> Error {
     let advice = "use the weights that it was made of, or MLX's quantisation of them";
     Error::invalid_key(path, format!("quantization_config.{key}"), format!("{}: {advice}", reason.into()))
 }
@@ -54,13 +57,13 @@ fn refused(path: &Path, key: &str, reason: impl Into<String>) -> Error {
 /// What a model is in MLX's form.
 pub(super) struct Unpacked {
     pub(super) tensors: Tensors,
-    /// How it is quantised then.
-    pub(super) quantization: Option<Quantization>,
+    /// How it is quantised then, as MLX writes it into config.json.
+    pub(super) quantization: Option<Value>,
     /// The type of the activations, where the tensors do not decide it.
     pub(super) float: Option<Dtype>,
 }
 
-/// The tensors of GPTQ, AWQ and FP8 in MLX's form. `None` for other methods, which backends name.
+/// The tensors of GPTQ, AWQ, FP8 and compressed-tensors in MLX's form. `None` for other methods, which backends name.
 ///
 /// # Errors
 /// [`Error::InvalidModel`] names the setting or tensor that has no such form.
@@ -77,6 +80,9 @@ pub(super) fn unpack(
     let (found, mut tensors) = (settings.default, tensors.clone());
     let fields = config.get(&settings.key).cloned().unwrap_or_default();
     let files: Arc<[PathBuf]> = files.into();
+    if found.mode == QuantMode::CompressedTensors {
+        return compressed::unpack(config_path, &fields, &files, tensors).map(Some);
+    }
     let end = if found.mode == QuantMode::Fp8 { ".weight_scale_inv" } else { ".qweight" };
     let stems = tensors.keys().filter_map(|name| name.strip_suffix(end)).map(str::to_owned);
     let stems: Vec<String> = stems.collect();
@@ -101,14 +107,16 @@ pub(super) fn unpack(
             for stem in stems {
                 affine(&files, &mut tensors, &stem, packing, found.group_size as usize, centred)?;
             }
-            let quantization = Some(Quantization::new(BITS as u32, found.group_size, QuantMode::Affine));
+            let quantization =
+                Some(json!({"bits": BITS, "group_size": found.group_size, "mode": "affine"}));
             let float = (!centred).then_some(Dtype::F32);
             Ok(Some(Unpacked { tensors, quantization, float }))
         }
         QuantMode::Fp8 if fields.get("weight_block_size").is_some_and(|size| !size.is_null()) => {
             let block = block_size(config_path, &fields)?;
             for stem in stems {
-                scaled(&files, &mut tensors, &stem, block)?;
+                let scales = format!("{stem}.weight_scale_inv");
+                scaled(&files, &mut tensors, &stem, &scales, block)?;
             }
             Ok(Some(Unpacked { tensors, quantization: None, float: None }))
         }
@@ -318,23 +326,7 @@ impl Packed {
 
     /// Writes a scale or bias, unless its type cannot hold it.
     fn put(&self, value: f32, out: &mut [u8]) -> Result<()> {
-        let kept = match self.float {
-            Dtype::F16 => {
-                let half = f16::from_f32(value);
-                out.copy_from_slice(&half.to_le_bytes());
-                half.to_f32()
-            }
-            Dtype::Bf16 => {
-                let half = bf16::from_f32(value);
-                out.copy_from_slice(&half.to_le_bytes());
-                half.to_f32()
-            }
-            _ => {
-                out.copy_from_slice(&value.to_le_bytes());
-                value
-            }
-        };
-        if kept == value && value.is_finite() {
+        if put(self.float, value, out) {
             return Ok(());
         }
         let reason = format!(
@@ -391,7 +383,7 @@ impl Packed {
     }
 }
 
-fn number(dtype: Dtype, bytes: &[u8]) -> f32 {
+pub(super) fn number(dtype: Dtype, bytes: &[u8]) -> f32 {
     match (dtype, bytes) {
         (Dtype::F16, [a, b]) => f16::from_le_bytes([*a, *b]).to_f32(),
         (Dtype::Bf16, [a, b]) => bf16::from_le_bytes([*a, *b]).to_f32(),
@@ -400,10 +392,37 @@ fn number(dtype: Dtype, bytes: &[u8]) -> f32 {
     }
 }
 
+/// Writes a number in a type; whether that holds it.
+pub(super) fn put(dtype: Dtype, value: f32, out: &mut [u8]) -> bool {
+    let kept = match dtype {
+        Dtype::F16 => {
+            let half = f16::from_f32(value);
+            out.copy_from_slice(&half.to_le_bytes());
+            half.to_f32()
+        }
+        Dtype::Bf16 => {
+            let half = bf16::from_f32(value);
+            out.copy_from_slice(&half.to_le_bytes());
+            half.to_f32()
+        }
+        _ => {
+            out.copy_from_slice(&value.to_le_bytes());
+            value
+        }
+    };
+    kept == value && value.is_finite()
+}
+
 /// Puts one matrix of scaled FP8 in full, in bfloat16, which is what its publishers' own conversion writes.
-fn scaled(files: &Arc<[PathBuf]>, tensors: &mut Tensors, stem: &str, block: [usize; 2]) -> Result<()> {
+pub(super) fn scaled(
+    files: &Arc<[PathBuf]>,
+    tensors: &mut Tensors,
+    stem: &str,
+    scales: &str,
+    block: [usize; 2],
+) -> Result<()> {
     let name = format!("{stem}.weight");
-    let scales = tensors.remove(&format!("{stem}.weight_scale_inv"));
+    let scales = tensors.remove(scales);
     let Some((weight, scales)) = tensors.get(&name).cloned().zip(scales) else {
         return Err(Error::invalid_key(files[0].clone(), name, "is missing, but the files hold its scales"));
     };
