@@ -1,6 +1,22 @@
 //! GGUF files in pieces, so that tests can write others: split, with other keys, with other tensors.
 
-use std::{fs, io, path::Path};
+use std::{fs, io, path::Path, process::Command};
+
+/// Writes the golden fixtures as GGUF files into a folder: `xtask/python/gguf/make.py`, with the interpreter that `cargo xtask test`
+/// names.
+///
+/// # Panics
+/// There is no such interpreter, or it fails.
+pub fn write_fixtures(folder: &Path) {
+    const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+    let python =
+        std::env::var("GGUF_PYTHON").unwrap_or_else(|_| format!("{ROOT}/target/gguf-venv/bin/python"));
+    let mut make = Command::new(&python);
+    make.arg(format!("{ROOT}/xtask/python/gguf/make.py"));
+    make.arg(format!("{ROOT}/crates/backend-metal/tests/fixtures")).arg(folder);
+    let made = make.status().unwrap_or_else(|error| panic!("{python}: {error}: run `cargo xtask test`"));
+    assert!(made.success(), "{python}: run `cargo xtask test`, which makes the environment");
+}
 
 /// How far tensors are apart.
 const ALIGNMENT: usize = 32;

@@ -7,9 +7,13 @@ use inference::{
     Completion, Error, Feature, GenerateOptions, LoadOptions, TextModelExt as _, llamacpp::LlamaCppOptions,
     load_model,
 };
-use tests::gguf_file::{GgufFile, Tensor};
+use tests::gguf_file::{GgufFile, Tensor, write_fixtures};
 
-use crate::{load_file, parity::unquantized, smollm2};
+use crate::{
+    load_file,
+    parity::{compare, unquantized},
+    smollm2,
+};
 
 fn story(backend: &str, file: &Path, own: LlamaCppOptions) -> Completion {
     let model = load_file(backend, file, own).unwrap();
@@ -50,6 +54,44 @@ fn a_split_model_is_the_whole_one() {
         let error = load_file(backend, &first, LlamaCppOptions::new()).unwrap_err();
         assert!(error.to_string().contains("smollm2-00002-of-00002.gguf"), "{error}");
     }
+}
+
+/// Architectures of which llama.cpp's loader takes the fixtures as they are, or without what it does not know.
+const ARCHITECTURES: [&str; 12] = [
+    "llama",
+    "mixtral",
+    "qwen2",
+    "qwen3",
+    "gemma2-window",
+    "gemma3_text",
+    "granite",
+    "glm4",
+    "glm4_moe",
+    "ernie4_5_moe-plain",
+    "olmoe-plain",
+    "qwen2_moe-plain",
+];
+
+#[test]
+fn architectures_say_what_llama_cpp_says() {
+    let folder = tempfile::tempdir().unwrap();
+    write_fixtures(folder.path());
+    let prompt: Vec<u32> = (0..32).map(|i| 3 + i * 7 % 120).collect();
+    let options = GenerateOptions::new().max_tokens(16).temperature(0.0).ignore_eos(true);
+    let mut failures = Vec::new();
+    for name in ARCHITECTURES {
+        let path = folder.path().join(format!("{name}.gguf"));
+        let say = |backend, options| {
+            let own = LlamaCppOptions::new().cache_types("f32", "f32");
+            let model = load_file(backend, &path, own).map_err(|error| format!("{name}: {error}"))?;
+            block_on(model.complete(prompt.clone(), options)).map_err(|error| format!("{name}: {error}"))
+        };
+        match (say("cpu", options.clone().log_probabilities(2)), say("llama_cpp", options.clone())) {
+            (Ok(ours), Ok(theirs)) => println!("{name}: {} tokens", compare(&ours, &theirs, 1e-3)),
+            (Err(error), _) | (_, Err(error)) => failures.push(error),
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
 
 /// How much of an adapter's product is added, beside its scale: alpha ÷ rank.

@@ -76,7 +76,7 @@ fn margin(answer: &Completion, at: usize) -> f32 {
 }
 
 /// Greedy answers are the same as far as ours leads its second choice by more than `tie`; the tokens that were compared.
-fn compare(ours: &Completion, theirs: &Completion, tie: f32) -> usize {
+pub(crate) fn compare(ours: &Completion, theirs: &Completion, tie: f32) -> usize {
     for (at, (our, their)) in ours.tokens.iter().zip(&theirs.tokens).enumerate() {
         if our.id != their.id {
             let margin = margin(ours, at);
