@@ -126,12 +126,13 @@ fn every_architecture_gives_what_transformers_gives() {
 #[test]
 fn families_with_fixed_settings_give_what_their_folders_give() {
     let prompt: Vec<u32> = (0..32).map(|i| 3 + i * 7 % 120).collect();
-    let settings: [(&str, &[(&str, Value)]); 7] = [
+    let settings: [(&str, &[(&str, Value)]); 8] = [
         ("gpt_oss", &[("swiglu_limit", 7.0.into())]),
         ("gpt_oss+mxfp4", &[("swiglu_limit", 7.0.into())]),
         ("smollm3", &[("no_rope_layers", vec![1, 1, 1, 0].into())]),
         ("cohere2", &[("sliding_window_pattern", 4.into())]),
         ("starcoder2", &[("sliding_window", Value::Null)]),
+        ("phimoe", &[("router_jitter_noise", 0.01.into())]),
         ("olmoe", &[("norm_topk_prob", false.into())]),
         ("qwen2_moe", &[("norm_topk_prob", false.into()), ("use_sliding_window", false.into())]),
     ];

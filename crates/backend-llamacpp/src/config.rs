@@ -61,7 +61,8 @@ impl<'a> OfFile<'a> {
         let length = file.metadata().map_err(|source| Error::io("read", path, source))?.len();
         let wrong = |error: gguf::Error| Error::invalid_file(path, error.to_string());
         let metadata = gguf::Header::read(&file, length).map_err(wrong)?.metadata;
-        let architecture = metadata.text("general.architecture").map_err(wrong)?.unwrap_or_default().to_owned();
+        let architecture =
+            metadata.text("general.architecture").map_err(wrong)?.unwrap_or_default().to_owned();
         Ok(Self { path, metadata, architecture })
     }
 

@@ -83,7 +83,8 @@ impl Sampler {
             .into_iter()
             .map(|(id, bias)| if bias.is_finite() { json!([id, bias]) } else { json!([id, false]) });
         fields.insert("logit_bias".to_owned(), biases.collect());
-        fields.insert("seed".to_owned(), json!(seed_of(self.seed.wrapping_add(draw.wrapping_mul(DRAW)), step)));
+        fields
+            .insert("seed".to_owned(), json!(seed_of(self.seed.wrapping_add(draw.wrapping_mul(DRAW)), step)));
         fields
     }
 }
@@ -176,9 +177,8 @@ mod tests {
     fn biases_add_up_and_bans_are_false() {
         let biases = [(1, 2.0), (1, 0.5), (2, f32::NEG_INFINITY), (3, 1.0), (100, 4.0)];
         let sampler = Sampler::new(&GenerateOptions::new().logit_bias(biases), 100, 4096).unwrap();
-        let biased = |more: &[(u32, f32)]| {
-            sampler.fields(0, 0, &more.iter().copied().collect())["logit_bias"].clone()
-        };
+        let biased =
+            |more: &[(u32, f32)]| sampler.fields(0, 0, &more.iter().copied().collect())["logit_bias"].clone();
         assert_eq!(biased(&[]), json!([[1, 2.5], [2, false], [3, 1.0]]));
         let banned = f32::NEG_INFINITY;
         assert_eq!(

@@ -14,6 +14,7 @@ mod quantization;
 mod read;
 mod shards;
 mod side_parts;
+mod unpacked;
 
 use std::{
     collections::BTreeMap,

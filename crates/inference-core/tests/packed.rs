@@ -234,7 +234,8 @@ fn scaled_floats_have_their_values() {
 
 /// The settings of compressed-tensors, and what a layer has beside its values.
 fn compressed(format: &str) -> Value {
-    let weights = json!({"num_bits": 4, "type": "int", "symmetric": true, "strategy": "group", "group_size": 32});
+    let weights =
+        json!({"num_bits": 4, "type": "int", "symmetric": true, "strategy": "group", "group_size": 32});
     let activations = json!({"num_bits": 8, "type": "int", "dynamic": true, "strategy": "token"});
     let group = json!({"targets": ["Linear"], "weights": weights, "input_activations": activations});
     json!({"quant_method": "compressed-tensors", "format": format, "ignore": ["lm_head"], "config_groups": {"group_0": group}})
@@ -279,21 +280,24 @@ fn packed_words_of_compressed_tensors_have_their_values() {
     });
     // Zeros of eight rows are in a word.
     let mut tensors = pack_quantized(groups);
-    let zeros =
-        words(OUTPUTS / 8, groups, |word, group| packed(|i| zero(word * 8 + i, group)));
+    let zeros = words(OUTPUTS / 8, groups, |word, group| packed(|i| zero(word * 8 + i, group)));
     tensors.push(("l.weight_zero_point", "I32", vec![OUTPUTS / 8, groups], zeros));
     let manifest = write(&folder, &compressed("pack-quantized"), &tensors);
     assert_eq!(manifest.float_dtype(), Some(Dtype::F32));
-    let asymmetric = |output: usize, input: usize| {
-        value(output, input) as f32 - zero(output, input / GROUP) as f32
-    };
+    let asymmetric =
+        |output: usize, input: usize| value(output, input) as f32 - zero(output, input / GROUP) as f32;
     check(&folder, &manifest, |output, input| {
         scale(output, input / GROUP).to_f32() * asymmetric(output, input)
     });
     // The first versions had a byte for each.
     let bytes_of = |i: usize| (zero(i / groups, i % groups) as i32 - 8) as u8;
     tensors.pop();
-    tensors.push(("l.weight_zero_point", "I8", vec![OUTPUTS, groups], (0..OUTPUTS * groups).map(bytes_of).collect()));
+    tensors.push((
+        "l.weight_zero_point",
+        "I8",
+        vec![OUTPUTS, groups],
+        (0..OUTPUTS * groups).map(bytes_of).collect(),
+    ));
     let manifest = write(&folder, &compressed("pack-quantized"), &tensors);
     check(&folder, &manifest, |output, input| {
         scale(output, input / GROUP).to_f32() * asymmetric(output, input)
@@ -339,10 +343,8 @@ fn bytes_of_compressed_tensors_have_their_values() {
         let count = shape.iter().product::<usize>();
         let scales = (0..count).flat_map(|i| bf16::from_f32(0.5 + i as f32).to_le_bytes()).collect();
         let across = shape.get(1).copied().unwrap_or(1);
-        let tensors = [
-            ("l.weight", "F8_E4M3", vec![16, 16], codes.clone()),
-            ("l.weight_scale", "BF16", shape, scales),
-        ];
+        let tensors =
+            [("l.weight", "F8_E4M3", vec![16, 16], codes.clone()), ("l.weight_scale", "BF16", shape, scales)];
         let manifest = write(&folder, &config, &tensors);
         assert_eq!((manifest.quantization(), manifest.float_dtype()), (None, Some(Dtype::Bf16)));
         let found = bytes(&folder, &manifest, "l.weight");

@@ -4,8 +4,8 @@ use std::{path::PathBuf, sync::Arc};
 
 use futures::executor::block_on;
 use inference::{
-    EmbedOptions, Embedding, Error, Feature, GenerateOptions, Pooling, Prompt, RerankOptions, TemplateOptions,
-    TextModel, llamacpp::LlamaCppOptions,
+    EmbedOptions, Embedding, Error, Feature, GenerateOptions, Pooling, Prompt, RerankOptions,
+    TemplateOptions, TextModel, llamacpp::LlamaCppOptions,
 };
 
 use crate::{fetched, load, load_file, smollm2};
@@ -49,14 +49,16 @@ fn both() -> (Arc<dyn TextModel>, Arc<dyn TextModel>) {
 fn vectors_are_ours() {
     let (ours, theirs) = both();
     for text in texts() {
-        let tokenize =
-            |model: &dyn TextModel| block_on(model.tokenize(text.as_str().into(), TemplateOptions::new())).unwrap();
+        let tokenize = |model: &dyn TextModel| {
+            block_on(model.tokenize(text.as_str().into(), TemplateOptions::new())).unwrap()
+        };
         assert_eq!(tokenize(&*theirs), tokenize(&*ours), "{text:?}");
     }
     let normalized = EmbedOptions::new().normalize(true);
     for options in [EmbedOptions::new(), EmbedOptions::new().normalize(false), normalized.dimensions(100)] {
         for (our, their) in embed(&*ours, options.clone()).iter().zip(embed(&*theirs, options.clone())) {
-            let (our, their) = ((our.to_floats(), our.prompt_tokens), (their.to_floats(), their.prompt_tokens));
+            let (our, their) =
+                ((our.to_floats(), our.prompt_tokens), (their.to_floats(), their.prompt_tokens));
             assert_eq!((our.0.len(), our.1), (their.0.len(), their.1));
             let near = cosine(&our.0, &their.0);
             assert!(near >= 0.999, "{near}");

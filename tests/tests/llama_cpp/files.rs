@@ -167,6 +167,7 @@ fn what_is_no_adapter_is_refused_by_name() {
     }
     // mlx_lm's own format is another engine's.
     let options = LoadOptions::new().adapter(folder.path());
-    let error = block_on(async { load_model(smollm2()).backend("llama_cpp").options(options).await }).unwrap_err();
+    let error =
+        block_on(async { load_model(smollm2()).backend("llama_cpp").options(options).await }).unwrap_err();
     assert!(matches!(&error, Error::Unsupported { feature: Feature::Adapter, .. }), "{error}");
 }

@@ -80,7 +80,12 @@ pub(crate) fn compare(ours: &Completion, theirs: &Completion, tie: f32) -> usize
     for (at, (our, their)) in ours.tokens.iter().zip(&theirs.tokens).enumerate() {
         if our.id != their.id {
             let margin = margin(ours, at);
-            assert!(margin < tie, "token {at}: {} with a margin of {margin}, {} by llama.cpp", our.id, their.id);
+            assert!(
+                margin < tie,
+                "token {at}: {} with a margin of {margin}, {} by llama.cpp",
+                our.id,
+                their.id
+            );
             return at;
         }
         assert_eq!(our.text, their.text, "token {at}");
@@ -92,7 +97,8 @@ pub(crate) fn compare(ours: &Completion, theirs: &Completion, tie: f32) -> usize
 
 /// Log-probabilities of the likeliest tokens at each place of an answer.
 fn along(model: &dyn TextModel, prompt: &[u32], answer: &[u32]) -> Vec<HashMap<u32, f32>> {
-    let options = GenerateOptions::new().max_tokens(1).temperature(0.0).ignore_eos(true).log_probabilities(16);
+    let options =
+        GenerateOptions::new().max_tokens(1).temperature(0.0).ignore_eos(true).log_probabilities(16);
     (0..answer.len())
         .map(|at| {
             let text = [prompt, &answer[..at]].concat();

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use futures::{executor::block_on, future::join_all};
 use inference::{
-    Completion, Constraint, Error, FinishReason, GenerateOptions, Message, Prompt, StopCause, TemplateOptions,
-    TextModelExt as _, ToolChoice, llamacpp::LlamaCppOptions,
+    Completion, Constraint, Error, FinishReason, GenerateOptions, Message, Prompt, StopCause,
+    TemplateOptions, TextModelExt as _, ToolChoice, llamacpp::LlamaCppOptions,
 };
 use inference_conformance::sampler;
 use schemars::JsonSchema;
@@ -71,7 +71,8 @@ fn each_kind_of_constraint_is_kept_however_tokens_are_chosen() {
         let again = say(Constraint::json_schema(city()));
         assert_eq!(again.text, say(Constraint::json_schema(city())).text);
     }
-    let greedy = GenerateOptions::new().max_tokens(80).temperature(0.0).constraint(Constraint::json_schema(city()));
+    let greedy =
+        GenerateOptions::new().max_tokens(80).temperature(0.0).constraint(Constraint::json_schema(city()));
     let answer = block_on(model.complete(ask, greedy)).unwrap();
     assert!(answer.text.contains("Paris"), "{:?}", answer.text);
 }
@@ -88,8 +89,7 @@ fn long_texts_within_a_shape_are_the_models_own() {
         GenerateOptions::new().max_tokens(200).temperature(1.0).seed(seed).constraint(constraint)
     };
     for seed in 0..4 {
-        let answer =
-            block_on(model.complete(question("Tell me a story, in JSON."), options(seed))).unwrap();
+        let answer = block_on(model.complete(question("Tell me a story, in JSON."), options(seed))).unwrap();
         let value: Value = serde_json::from_str(&answer.text).unwrap();
         assert!(ended(&answer) && value["story"].as_str().unwrap().chars().count() <= 200, "{value}");
     }
@@ -171,7 +171,10 @@ fn a_session_goes_on_after_a_constraint() {
         let mut loaded = model.load_session(file.path()).await.unwrap();
         assert_eq!(loaded.tokens().await, held);
         let alone = model.complete(held.clone(), options.clone()).await.unwrap();
-        assert_eq!(loaded.complete("", options).await.map(|answer| answer.text).unwrap_or_default(), alone.text);
+        assert_eq!(
+            loaded.complete("", options).await.map(|answer| answer.text).unwrap_or_default(),
+            alone.text
+        );
         assert!(!more.text.is_empty());
     });
 }
@@ -190,9 +193,7 @@ fn calls_follow_their_schemas() {
     file.set_text("tokenizer.chat_template", TEMPLATE);
     file.write(&path).unwrap();
     let model = load_file("llama_cpp", &path, LlamaCppOptions::new()).unwrap();
-    let tool = |strict: bool| {
-        json!({"type": "function", "function": {"name": "report", "strict": strict, "parameters": city()}})
-    };
+    let tool = |strict: bool| json!({"type": "function", "function": {"name": "report", "strict": strict, "parameters": city()}});
     let ask = || question("Report that Rome has 2,800,000 people.");
     let options = GenerateOptions::new().max_tokens(120).temperature(0.0);
     for (temperature, seed) in [(0.0, 0), (1.0, 1), (1.0, 2)] {

@@ -24,14 +24,14 @@ ARCHITECTURES = dict(
 # Families whose tensors are named as the package itself names them.
 MAPPED = dict(
     cohere2="cohere2", ernie4_5="ernie4_5", exaone4="exaone4", glm4="glm4", hunyuan_v1_dense="hunyuan-dense", minicpm="minicpm",
-    ernie4_5_moe="ernie4_5-moe", glm4_moe="glm4moe", minimax_m2="minimax-m2", nemotron="nemotron", olmoe="olmoe", qwen2_moe="qwen2moe", seed_oss="seed_oss", stablelm="stablelm", starcoder2="starcoder2",
+    ernie4_5_moe="ernie4_5-moe", glm4_moe="glm4moe", minimax_m2="minimax-m2", nemotron="nemotron", olmoe="olmoe", phimoe="phimoe", qwen2_moe="qwen2moe", seed_oss="seed_oss", stablelm="stablelm", starcoder2="starcoder2",
 )
 ARCHITECTURES |= MAPPED
 FIXTURES = [
     "llama", "llama-tied-llama3", "llama-yarn", "llama-bias-linear", "mixtral", "qwen2", "qwen3", "qwen3_moe", "gemma",
     "gemma2-window", "gemma3_text", "phi3", "phi3-partial", "phi3-longrope", "olmo2", "granite", "smollm3", "gpt_oss",
     "gpt_oss+mxfp4", "cohere2", "ernie4_5", "exaone4", "glm4", "hunyuan_v1_dense", "minicpm", "minicpm-tied", "minimax_m2", "nemotron",
-    "seed_oss", "stablelm", "starcoder2", "ernie4_5_moe", "glm4_moe", "olmoe", "qwen2_moe",
+    "seed_oss", "stablelm", "starcoder2", "ernie4_5_moe", "glm4_moe", "olmoe", "phimoe", "qwen2_moe",
 ]
 LAYER = {
     "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
@@ -158,7 +158,7 @@ def metadata(writer, config):
         base *= config["rope_scaling"]["alpha"] ** (size / (size - 2))
     writer.add_rope_freq_base(base)
     writer.add_rope_dimension_count(config.get("rotary_dim") or int(size * config.get("partial_rotary_factor", 1.0)))
-    if config.get("sliding_window") and kind in ("gemma2", "gemma3_text", "phi3", "gpt_oss", "cohere2", "exaone4"):
+    if config.get("sliding_window") and kind in ("gemma2", "gemma3_text", "phi3", "phimoe", "gpt_oss", "cohere2", "exaone4"):
         writer.add_sliding_window(config["sliding_window"])
     if kind == "gemma3_text":
         writer.add_uint32("gemma3.attention.sliding_window_pattern", config["sliding_window_pattern"])

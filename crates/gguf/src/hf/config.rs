@@ -80,7 +80,12 @@ impl<'a> Fields<'a> {
                 self.set(&mut config, "residual_multiplier", "residual_scale")?;
                 self.set(&mut config, "logits_scaling", "logit_scale")?;
             }
-            "phi3" | "gpt-oss" => self.window(&mut config)?,
+            "phi3" | "phimoe" | "gpt-oss" => {
+                self.window(&mut config)?;
+                if self.tensor("output.bias").is_some() {
+                    config.insert("lm_head_bias".to_owned(), json!(true));
+                }
+            }
             "minicpm" => self.minicpm(&mut config)?,
             _ => self.others(&mut config)?,
         }

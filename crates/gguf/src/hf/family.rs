@@ -40,6 +40,13 @@ const SHARED_EXPERTS: &[(&str, &str)] = &[
     ("ffn_down_shexp", "mlp.shared_experts.down_proj"),
 ];
 
+const BLOCK_SPARSE: &[(&str, &str)] = &[
+    ("ffn_gate_inp", "block_sparse_moe.gate"),
+    ("ffn_gate_exps", "block_sparse_moe.switch_mlp.gate_proj"),
+    ("ffn_up_exps", "block_sparse_moe.switch_mlp.up_proj"),
+    ("ffn_down_exps", "block_sparse_moe.switch_mlp.down_proj"),
+];
+
 const SANDWICH: &[(&str, &str)] = &[("ffn_norm", "pre_feedforward_layernorm")];
 
 /// The key of families whose norms are of mean and variance.
@@ -117,12 +124,7 @@ const FAMILIES: &[Family] = &[
     Family {
         architecture: "minimax-m2",
         model_type: "minimax_m2",
-        names: &[
-            ("ffn_gate_inp", "block_sparse_moe.gate"),
-            ("ffn_gate_exps", "block_sparse_moe.switch_mlp.gate_proj"),
-            ("ffn_up_exps", "block_sparse_moe.switch_mlp.up_proj"),
-            ("ffn_down_exps", "block_sparse_moe.switch_mlp.down_proj"),
-        ],
+        names: BLOCK_SPARSE,
         correction: "block_sparse_moe.e_score_correction_bias",
         ..PLAIN
     },
@@ -159,6 +161,7 @@ const FAMILIES: &[Family] = &[
         correction: "mlp.gate.e_score_correction_bias",
         ..PLAIN
     },
+    Family { architecture: "phimoe", model_type: "phimoe", names: BLOCK_SPARSE, ..PLAIN },
     Family { architecture: "seed_oss", model_type: "seed_oss", ..PLAIN },
     Family {
         architecture: "stablelm",
@@ -315,18 +318,19 @@ mod tests {
                 "blk.7.ffn_gate_inp_shexp.weight",
                 (layer("mlp.shared_expert_gate.weight"), None, 0.0),
             ),
-            (
-                "glm4moe",
-                "blk.7.exp_probs_b.bias",
-                (layer("mlp.gate.e_score_correction_bias"), None, 0.0),
-            ),
+            ("glm4moe", "blk.7.exp_probs_b.bias", (layer("mlp.gate.e_score_correction_bias"), None, 0.0)),
             ("llama", "rope_freqs.weight", (String::new(), None, 0.0)),
         ] {
             assert_eq!(named(architecture, name), Some(expected), "{architecture} {name}");
         }
-        for name in
-            ["blk.7.exp_probs_b.bias", "blk.7.ssm_a", "blk.x.attn_q.weight", "blk.7.unknown.weight", "token_embd", "v.patch.weight"]
-        {
+        for name in [
+            "blk.7.exp_probs_b.bias",
+            "blk.7.ssm_a",
+            "blk.x.attn_q.weight",
+            "blk.7.unknown.weight",
+            "token_embd",
+            "v.patch.weight",
+        ] {
             assert_eq!(named("llama", name), None, "{name}");
         }
     }

@@ -94,7 +94,8 @@ impl Model {
         rope::add(&fields, &mut config, read)?;
         let heads = [fields.heads, fields.kv_heads];
         let mut named = Vec::new();
-        for (index, tensor) in tensors.iter().enumerate().filter(|(_, tensor)| !fields.predicts_more(tensor)) {
+        for (index, tensor) in tensors.iter().enumerate().filter(|(_, tensor)| !fields.predicts_more(tensor))
+        {
             match family.target(&tensor.name) {
                 Some(Target::Ignored) => {}
                 Some(Target::Tensor { name, paired, added }) => {

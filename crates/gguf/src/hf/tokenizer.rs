@@ -364,9 +364,7 @@ fn kinds(metadata: &Metadata, tokens: usize) -> Result<Vec<Kind>> {
     match metadata.integers(KEY)? {
         None => Ok(vec![Kind::Normal; tokens]),
         Some(numbers) if numbers.len() == tokens => numbers.into_iter().map(kind).collect(),
-        Some(numbers) => {
-            Err(Error::at(KEY, format!("has {} entries for {tokens} tokens", numbers.len())))
-        }
+        Some(numbers) => Err(Error::at(KEY, format!("has {} entries for {tokens} tokens", numbers.len()))),
     }
 }
 

@@ -38,7 +38,8 @@ pub(super) fn decoder() -> Value {
 
 /// What is put around one text, or two: tokens with their ids.
 pub(super) fn post_processor(begin: (&str, usize), end: (&str, usize)) -> Value {
-    let special = |(token, _): (&str, usize), kind: u8| json!({"SpecialToken": {"id": token, "type_id": kind}});
+    let special =
+        |(token, _): (&str, usize), kind: u8| json!({"SpecialToken": {"id": token, "type_id": kind}});
     let text = |name: &str, kind: u8| json!({"Sequence": {"id": name, "type_id": kind}});
     let single = [special(begin, 0), text("A", 0), special(end, 0)];
     let pair: Vec<Value> = single.iter().cloned().chain([text("B", 1), special(end, 1)]).collect();

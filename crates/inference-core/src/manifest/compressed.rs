@@ -17,7 +17,7 @@ use std::{
 
 use serde_json::{Map, Value, json};
 
-use super::packed::{Tensors, Unpacked, number, put, refused, scaled};
+use super::unpacked::{Tensors, Unpacked, number, put, refused, scaled};
 use crate::{
     Dtype, Error, Result,
     safetensors::TensorInfo,
@@ -87,7 +87,11 @@ fn check(path: &Path, fields: &Value) -> Result<()> {
     let own = groups.into_iter().flat_map(Map::values).filter_map(|group| group.get("format"));
     for format in fields.get("format").into_iter().chain(own).filter(|format| !format.is_null()) {
         if !format.as_str().is_some_and(|format| FORMATS.contains(&format)) {
-            return Err(refused(path, "format", format!("is {format}, expected one of {}", FORMATS.join(", "))));
+            return Err(refused(
+                path,
+                "format",
+                format!("is {format}, expected one of {}", FORMATS.join(", ")),
+            ));
         }
     }
     let sparse = fields.get("sparsity_config").and_then(|sparsity| sparsity.get("format"));
@@ -106,7 +110,8 @@ fn describe(settings: &BTreeMap<String, (usize, usize)>) -> Option<Value> {
     let mut counts = BTreeMap::new();
     settings.values().for_each(|setting| *counts.entry(*setting).or_insert(0_usize) += 1);
     let (default, _) = counts.into_iter().max_by_key(|(_, count)| *count)?;
-    let describe = |(bits, group): (usize, usize)| json!({"bits": bits, "group_size": group, "mode": "affine"});
+    let describe =
+        |(bits, group): (usize, usize)| json!({"bits": bits, "group_size": group, "mode": "affine"});
     let mut config = describe(default);
     for (stem, setting) in settings.iter().filter(|(_, setting)| **setting != default) {
         config[stem.as_str()] = describe(*setting);
@@ -203,18 +208,19 @@ impl Matrix {
     /// Takes a matrix out of the tensors, checked.
     fn take(files: &Arc<[PathBuf]>, tensors: &mut Tensors, stem: &str) -> Result<Self> {
         let mut part = |part: &str| tensors.remove(&format!("{stem}.{part}"));
-        let missing = |part: &str| Error::invalid_key(files[0].clone(), format!("{stem}.{part}"), "is missing");
+        let missing =
+            |part: &str| Error::invalid_key(files[0].clone(), format!("{stem}.{part}"), "is missing");
         let packed = part("weight_packed");
         let is_packed = packed.is_some();
         let values = packed.or_else(|| part("weight")).ok_or_else(|| missing("weight"))?;
         let scales = part("weight_scale").ok_or_else(|| missing("weight_scale"))?;
         let (zeros, order) = (part("weight_zero_point"), part("weight_g_idx"));
         let shape = part("weight_shape");
-        let invalid = |reason: String| {
-            Error::invalid_key(&files[values.file], format!("{stem}.weight_packed"), reason)
-        };
+        let invalid =
+            |reason: String| Error::invalid_key(&files[values.file], format!("{stem}.weight_packed"), reason);
         let unknown = |what: &TensorInfo| {
-            let reason = format!("has {:?} of {}, expected words of 2, 4 or 8 bits a value", what.shape, what.dtype);
+            let reason =
+                format!("has {:?} of {}, expected words of 2, 4 or 8 bits a value", what.shape, what.dtype);
             invalid(reason)
         };
         let [outputs, columns] = values.shape[..] else { return Err(unknown(&values)) };
@@ -251,7 +257,9 @@ impl Matrix {
                 scales.dtype,
                 zeros.map(|zeros| zeros.shape)
             );
-            let reason = format!("{found}: expected scales for groups that divide by 32: use the weights that it was made of");
+            let reason = format!(
+                "{found}: expected scales for groups that divide by 32: use the weights that it was made of"
+            );
             return Err(invalid(reason));
         };
         let (files, stem) = (files.clone(), stem.to_owned());
@@ -379,7 +387,8 @@ fn block_structure(fields: &Value) -> Option<[usize; 2]> {
     let groups = fields.get("config_groups")?.as_object()?;
     groups.values().find_map(|group| {
         let sizes = group.get("weights")?.get("block_structure")?.as_array()?;
-        let size = |at: usize| sizes.get(at)?.as_u64().and_then(|n| usize::try_from(n).ok()).filter(|n| *n > 0);
+        let size =
+            |at: usize| sizes.get(at)?.as_u64().and_then(|n| usize::try_from(n).ok()).filter(|n| *n > 0);
         Some([size(0)?, size(1)?])
     })
 }
