@@ -3,3 +3,4 @@
 #[cfg(doctest)]
 mod book;
 pub mod checkpoint;
+pub mod gguf_file;

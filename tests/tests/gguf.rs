@@ -4,7 +4,6 @@
 
 use std::{
     path::{Path, PathBuf},
-    process::Command,
     sync::{Arc, OnceLock},
 };
 
@@ -23,18 +22,12 @@ const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 /// How far logits of float32 are from the reference's at most.
 const TOLERANCE: f32 = 2e-4;
 
-/// The files that `xtask/python/gguf/make.py` writes, with the interpreter that `cargo xtask test` names.
+/// The files that `xtask/python/gguf/make.py` writes.
 fn files() -> &'static Path {
     static FILES: OnceLock<TempDir> = OnceLock::new();
     let files = FILES.get_or_init(|| {
         let folder = tempfile::tempdir().unwrap();
-        let python =
-            std::env::var("GGUF_PYTHON").unwrap_or_else(|_| format!("{ROOT}/target/gguf-venv/bin/python"));
-        let mut make = Command::new(&python);
-        make.arg(format!("{ROOT}/xtask/python/gguf/make.py"));
-        make.arg(format!("{ROOT}/crates/backend-metal/tests/fixtures")).arg(folder.path());
-        let made = make.status().unwrap_or_else(|error| panic!("{python}: {error}: run `cargo xtask test`"));
-        assert!(made.success(), "{python}: run `cargo xtask test`, which makes the environment");
+        tests::gguf_file::write_fixtures(folder.path());
         folder
     });
     files.path()
@@ -88,8 +81,10 @@ fn every_architecture_gives_what_transformers_gives() {
         "olmo2",
         "granite",
         "ernie4_5",
+        "ernie4_5_moe",
         "exaone4",
         "glm4",
+        "glm4_moe",
         "hunyuan_v1_dense",
         "minicpm",
         "minicpm-tied",
@@ -131,20 +126,25 @@ fn every_architecture_gives_what_transformers_gives() {
 #[test]
 fn families_with_fixed_settings_give_what_their_folders_give() {
     let prompt: Vec<u32> = (0..32).map(|i| 3 + i * 7 % 120).collect();
-    let settings: [(&str, &str, Value); 5] = [
-        ("gpt_oss", "swiglu_limit", 7.0.into()),
-        ("gpt_oss+mxfp4", "swiglu_limit", 7.0.into()),
-        ("smollm3", "no_rope_layers", vec![1, 1, 1, 0].into()),
-        ("cohere2", "sliding_window_pattern", 4.into()),
-        ("starcoder2", "sliding_window", Value::Null),
+    let settings: [(&str, &[(&str, Value)]); 8] = [
+        ("gpt_oss", &[("swiglu_limit", 7.0.into())]),
+        ("gpt_oss+mxfp4", &[("swiglu_limit", 7.0.into())]),
+        ("smollm3", &[("no_rope_layers", vec![1, 1, 1, 0].into())]),
+        ("cohere2", &[("sliding_window_pattern", 4.into())]),
+        ("starcoder2", &[("sliding_window", Value::Null)]),
+        ("phimoe", &[("router_jitter_noise", 0.01.into())]),
+        ("olmoe", &[("norm_topk_prob", false.into())]),
+        ("qwen2_moe", &[("norm_topk_prob", false.into()), ("use_sliding_window", false.into())]),
     ];
-    for (name, key, value) in settings {
+    for (name, values) in settings {
         let fixture = |part: &str| {
             let path = format!("{ROOT}/crates/backend-metal/tests/fixtures/{name}/{part}.json");
             std::fs::read(path).unwrap()
         };
         let mut config: Value = serde_json::from_slice(&fixture("config")).unwrap();
-        config[key] = value;
+        for (key, value) in values {
+            config[*key] = value.clone();
+        }
         let folder = tempfile::tempdir().unwrap();
         let rules: Vec<tests::checkpoint::Rule> = serde_json::from_slice(&fixture("tensors")).unwrap();
         tests::checkpoint::write(folder.path(), &config, &rules).unwrap();

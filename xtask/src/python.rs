@@ -110,6 +110,21 @@ pub(crate) fn minilm() -> Result<PathBuf> {
     Ok(model)
 }
 
+/// The same as GGUF. It is made once.
+///
+/// # Errors
+/// As [`mlx_lm`].
+pub(crate) fn minilm_gguf() -> Result<PathBuf> {
+    let (python, folder) = (gguf()?, minilm()?);
+    let file = sh::root().join("target/minilm/all-MiniLM-L6-v2.gguf");
+    if !file.exists() {
+        let part = file.with_extension("part");
+        sh::run(sh::utf8(&python)?, ["xtask/python/gguf/bert.py", sh::utf8(&folder)?, sh::utf8(&part)?])?;
+        std::fs::rename(part, &file)?;
+    }
+    Ok(file)
+}
+
 /// Makes the golden fixtures anew.
 ///
 /// # Errors

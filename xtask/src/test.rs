@@ -15,6 +15,7 @@ use crate::{page, python, sh};
 pub(crate) fn run(args: &[String]) -> Result<()> {
     let (python, clients) = (python::mlx_lm()?, python::clients()?);
     let (gguf, smollm2, minilm) = (python::gguf()?, python::smollm2()?, python::minilm()?);
+    let minilm_gguf = python::minilm_gguf()?;
     python::llama_server()?;
     let seed = std::env::var("PROPTEST_RNG_SEED").unwrap_or_else(|_| "1".to_owned());
     let variables = || {
@@ -24,6 +25,7 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
             ("GGUF_PYTHON", gguf.display().to_string()),
             ("SMOLLM2_GGUF", smollm2.display().to_string()),
             ("MINILM_FOLDER", minilm.display().to_string()),
+            ("MINILM_GGUF", minilm_gguf.display().to_string()),
             ("PROPTEST_RNG_SEED", seed.clone()),
         ]
     };

@@ -13,7 +13,7 @@ use inference_core::{
 use crate::{
     ID, ROCM_ID,
     model::{Engine, LlamaModel},
-    options::{Constraint, LlamaCppOptions},
+    options::LlamaCppOptions,
     rocm,
     server::{self, Server},
 };
@@ -44,6 +44,7 @@ const CAPABILITIES: Capabilities = Capabilities::from_features(&[
     Feature::PresencePenalty,
     Feature::FrequencyPenalty,
     Feature::LogProbabilities,
+    Feature::Constraint,
     Feature::Stop,
     Feature::MinTokens,
     Feature::ContextLength,
@@ -52,6 +53,7 @@ const CAPABILITIES: Capabilities = Capabilities::from_features(&[
     Feature::KvBits,
     Feature::Session,
     Feature::Tokenize,
+    Feature::Embed,
 ]);
 
 /// llama.cpp's llama-server, one child process for each model.
@@ -108,7 +110,7 @@ impl Backend for LlamaCppBackend {
     }
 
     fn extensions(&self) -> &'static [TypeId] {
-        const { &[TypeId::of::<LlamaCppOptions>(), TypeId::of::<Constraint>()] }
+        const { &[TypeId::of::<LlamaCppOptions>()] }
     }
 
     fn supports(&self, model: &ModelManifest) -> Support {

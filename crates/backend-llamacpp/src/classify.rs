@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use inference_core::{CancellationToken, Classification, ClassifyOptions, Error, LabelScore, Prompt, Result};
+use inference_core::{
+    CancellationToken, Classification, ClassifyOptions, Error, Feature, LabelScore, Prompt, Result,
+};
 use inference_text::PromptLimits;
 use serde_json::{Value, json};
 
@@ -20,7 +22,7 @@ impl Inner {
         prompts: Vec<Prompt>,
         options: ClassifyOptions,
     ) -> Result<Vec<Classification>> {
-        self.keeper.check_open()?;
+        self.check_generates(Feature::Classify)?;
         let labels = options.labels.clone().unwrap_or_default();
         let limits = PromptLimits::new(&self.info, 0).with_cancel(options.cancel.clone());
         let label_tokens = self.text.encode_labels(&options, limits.clone()).await?;

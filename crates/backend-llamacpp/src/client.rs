@@ -235,6 +235,11 @@ impl Requests {
         }
     }
 
+    /// The error of an answer that makes no sense.
+    pub(crate) fn failed(&self, action: &'static str, reason: String) -> Error {
+        Error::backend(self.shared.backend, action, reason)
+    }
+
     fn resident(&self) -> u64 {
         let status = self.id.and_then(|id| std::fs::read_to_string(format!("/proc/{id}/status")).ok());
         status.map_or(0, |status| kilobytes(&status, "VmRSS:"))

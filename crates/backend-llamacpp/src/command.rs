@@ -8,9 +8,9 @@ use std::{
 };
 
 use child_process::Launch;
-use inference_core::KvBits;
+use inference_core::{KvBits, Pooling};
 
-use crate::{options::LlamaCppOptions, server::Server};
+use crate::{adapter::Adapter, config::pooling_name, options::LlamaCppOptions, server::Server};
 
 /// Prompt tokens that are computed at once where the caller has no wish: cancelling waits for one batch.
 const PREFILL_CHUNK: usize = 512;
@@ -38,6 +38,9 @@ pub(crate) struct Setup {
     pub(crate) slots: usize,
     pub(crate) prefill_chunk: Option<usize>,
     pub(crate) kv_bits: Option<KvBits>,
+    /// How a model for embeddings makes one vector of a text.
+    pub(crate) pooling: Option<Pooling>,
+    pub(crate) adapters: Vec<Adapter>,
     /// Devices by name; none: the server's choice.
     pub(crate) devices: Option<Vec<String>>,
     pub(crate) options: LlamaCppOptions,
@@ -81,8 +84,10 @@ impl Setup {
     fn arguments(&self, socket: &Path, folder: &Path) -> Vec<OsString> {
         let mut arguments: Vec<OsString> = Vec::new();
         let mut add = |option: &str, value: OsString| arguments.extend([option.into(), value]);
-        let chunk = self.prefill_chunk.unwrap_or(PREFILL_CHUNK).to_string();
         let slot = (self.context + CONTEXT_SPARE).next_multiple_of(CONTEXT_STEP);
+        // A text becomes a vector as a whole.
+        let chunk = if self.pooling.is_some() { slot } else { self.prefill_chunk.unwrap_or(PREFILL_CHUNK) };
+        let chunk = chunk.to_string();
         let (keys, values) = self.cache_types();
         add("--model", self.model.clone().into());
         add("--host", socket.into());
@@ -93,6 +98,12 @@ impl Setup {
         add("--ubatch-size", chunk.into());
         add("--cache-type-k", keys.into());
         add("--cache-type-v", values.into());
+        if let Some(name) = self.pooling.and_then(pooling_name) {
+            add("--pooling", name.into());
+        }
+        if !self.adapters.is_empty() {
+            add("--lora-scaled", Adapter::argument(&self.adapters).into());
+        }
         if let Some(layers) = self.options.gpu_layers {
             add("--gpu-layers", layers.to_string().into());
         }
@@ -110,6 +121,7 @@ impl Setup {
         if self.server.has("--cache-ram") {
             add("--cache-ram", "0".into());
         }
+        arguments.extend(self.pooling.map(|_| "--embeddings".into()));
         let plain = ["--no-kv-unified", "--slots", "--offline", "--no-mmproj"];
         arguments.extend(plain.iter().filter(|option| self.server.has(option)).map(OsString::from));
         let pages = ["--no-ui", "--no-webui"];

@@ -10,11 +10,6 @@ pub(crate) fn refused(backend: &'static str, action: &str, error: &ServerError) 
         let what = format!("the attempt to {action} ({})", error.message);
         return Error::out_of_memory(what, 0, 0);
     }
-    let lower = error.message.to_lowercase();
-    if error.kind == "invalid_request_error" && ["grammar", "schema"].iter().any(|what| lower.contains(what))
-    {
-        return Error::invalid_option("extension", format!("the constraint is refused: {}", error.message));
-    }
     let kind = if error.kind.is_empty() { "error" } else { &error.kind };
     Error::backend(backend, action, format!("llama-server: {} ({kind})", error.message))
 }
@@ -62,11 +57,6 @@ mod tests {
             Error::OutOfMemory { .. }
         ));
         assert!(matches!(refused("x", "decode", &said("decode failed")), Error::Backend { .. }));
-        let grammar = ServerError {
-            message: "Failed to initialize samplers: failed to parse grammar".to_owned(),
-            kind: "invalid_request_error".to_owned(),
-        };
-        assert!(matches!(refused("x", "generate", &grammar), Error::InvalidOption { .. }));
         // The end of what llama-server b10434 says of a file that is cut short, and of one that does not fit.
         let path = Path::new("m.gguf");
         let broken = "exited with code 1; its last lines on stderr:\nllama_model_load: error loading model: tensor data is not \

@@ -1,12 +1,13 @@
 //! One generation: the child's tokens in, the caller's text out.
 //!
-//! An answer is one request to the child or several, each of which goes on from the text so far: after a minimum of tokens, and
-//! after an end that is none by the contract.
+//! An answer is one request to the child or several, each of which goes on from the text so far: after a minimum of tokens,
+//! after an end that is none by the contract, and as its shape needs it.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use inference_core::{
-    CancellationToken, Error, FinishReason, Metrics, Result, StopCause, Token, backend::ResponseWriter,
+    CancellationToken, Error, FinishReason, Metrics, Result, StopCause, Token, TokenMask,
+    backend::ResponseWriter,
 };
 use inference_text::Tokenizer;
 use serde_json::{Value, json};
@@ -17,6 +18,7 @@ use crate::{
     next_token::{NO_PARSER, next_token},
     protocol::{Part, Probabilities, StopType},
     sampling::Sampler,
+    shape::{Shape, Step, nothing_left},
     slots::TakenSlot,
     turn::Turn,
 };
@@ -70,6 +72,8 @@ pub(crate) struct Generation {
     /// Cancelled when the model is closed or dropped.
     pub(crate) shutdown: CancellationToken,
     pub(crate) asked: Asked,
+    /// What holds the answer to a shape.
+    pub(crate) shape: Option<Shape>,
     /// The prompt and what was generated.
     pub(crate) text: Vec<u32>,
     /// Tokens of the prompt.
@@ -86,6 +90,8 @@ enum Ending {
     Complete(FinishReason),
     /// It goes on with another request.
     GoesOn,
+    /// The server chose a token that the shape does not have.
+    Barred,
 }
 
 impl Generation {
@@ -124,13 +130,25 @@ impl Generation {
         if let Some(turn) = &self.turn {
             turn.restore(&self.client, &slot, &self.text).await?;
         }
+        let mut barred = false;
         loop {
             let before = self.text.len();
-            let ending = self.request(&slot).await;
-            // The last token that was chosen is not computed.
-            slot.holds(self.text[..self.text.len().saturating_sub(1)].to_vec());
-            match ending? {
+            let ending = match self.step(barred)? {
+                Step::Forced(id) => self.forced(id, &slot).await?,
+                step => {
+                    let ending = match step {
+                        Step::Masked(mask) => self.masked(&slot, &mask).await,
+                        _ => self.request(&slot).await,
+                    };
+                    // The last token that was chosen is not computed.
+                    slot.holds(self.text[..self.text.len().saturating_sub(1)].to_vec());
+                    ending?
+                }
+            };
+            barred = matches!(ending, Ending::Barred);
+            match ending {
                 Ending::Complete(reason) => return Ok(reason),
+                Ending::Barred => {}
                 Ending::GoesOn if self.text.len() > before => {}
                 Ending::GoesOn => {
                     let reason = "llama-server ended an answer that has no token";
@@ -140,12 +158,56 @@ impl Generation {
         }
     }
 
+    /// How the next token is got.
+    fn step(&mut self, barred: bool) -> Result<Step> {
+        let (_, ends_banned) = self.limit();
+        match &mut self.shape {
+            // Then no token is wanted.
+            Some(shape) if self.writer.max_tokens() > 0 => shape.step(barred, ends_banned),
+            _ => Ok(Step::Free),
+        }
+    }
+
+    /// Takes a token that has to come.
+    async fn forced(&mut self, id: u32, slot: &TakenSlot) -> Result<Ending> {
+        self.keeps_up().await;
+        if self.writer.is_cancelled() || self.shutdown.is_cancelled() {
+            return Ok(Ending::Complete(FinishReason::Cancelled));
+        }
+        self.writer.begin(slot.shared);
+        Ok(self.push(Token::new(id, ""))?.unwrap_or(Ending::GoesOn))
+    }
+
+    /// One token, of those that a mask has.
+    async fn masked(&mut self, slot: &TakenSlot, mask: &TokenMask) -> Result<Ending> {
+        self.keeps_up().await;
+        let requests = self.client.weak();
+        let ways = self.shape.as_ref().map(|shape| shape.biases(mask)).unwrap_or_default();
+        for (draw, biases) in (1..).zip(ways) {
+            let mut body = self.body(slot.index, 1, draw, &biases);
+            (body["stream"], body["return_progress"]) = (json!(false), json!(false));
+            let answer = requests.post::<Part>("/completion", &body, "generate");
+            let Some(part) = self.unless_cancelled(answer).await else {
+                return Ok(Ending::Complete(FinishReason::Cancelled));
+            };
+            let part = part?;
+            self.writer.begin(part.timings.cache_n);
+            self.prefill.get_or_insert(part.timings.prefill());
+            if let Some(id) = part.tokens.first().filter(|id| mask.allows(**id)) {
+                return Ok(self.push(Token::new(*id, ""))?.unwrap_or(Ending::GoesOn));
+            }
+        }
+        Err(nothing_left())
+    }
+
     /// One request to the child.
     async fn request(&mut self, slot: &TakenSlot) -> Result<Ending> {
         let requests = self.client.weak();
         let start = self.text.len();
         let (limit, banned) = self.limit();
-        let body = self.body(slot.index, limit, banned);
+        let banned = if banned { self.asked.ends.as_slice() } else { &[] };
+        let banned = banned.iter().map(|id| (*id, f32::NEG_INFINITY)).collect();
+        let body = self.body(slot.index, limit, 0, &banned);
         let mut parts = match self.unless_cancelled(requests.stream(&body)).await {
             Some(parts) => parts?,
             None => return Ok(Ending::Complete(FinishReason::Cancelled)),
@@ -173,16 +235,16 @@ impl Generation {
                 };
                 for id in ids {
                     let token = self.token(&requests, id, None).await?;
-                    if let Some(reason) = self.push(token) {
-                        return Ok(Ending::Complete(reason));
+                    if let Some(ending) = self.push(token)? {
+                        return Ok(ending);
                     }
                 }
             }
             known = part.tokens_predicted.max(known + part.tokens.len());
             for (at, id) in part.tokens.iter().enumerate() {
                 let token = self.token(&requests, *id, part.completion_probabilities.get(at)).await?;
-                if let Some(reason) = self.push(token) {
-                    return Ok(Ending::Complete(reason));
+                if let Some(ending) = self.push(token)? {
+                    return Ok(ending);
                 }
             }
             if part.stop {
@@ -202,9 +264,8 @@ impl Generation {
         }
     }
 
-    fn body(&self, slot: usize, limit: usize, banned: bool) -> Value {
-        let banned = if banned { self.asked.ends.as_slice() } else { &[] };
-        let mut body = self.asked.sampler.fields(self.writer.generated_tokens(), banned);
+    fn body(&self, slot: usize, limit: usize, draw: u64, biases: &BTreeMap<u32, f32>) -> Value {
+        let mut body = self.asked.sampler.fields(self.writer.generated_tokens(), draw, biases);
         let own = json!({
             "prompt": self.text, "n_predict": limit, "id_slot": slot, "cache_prompt": true, "stream": true,
             "return_tokens": true, "return_progress": true, "chat_parser": NO_PARSER, "n_probs": self.asked.log_probabilities.map_or(0, |top| top.max(1)),
@@ -217,13 +278,7 @@ impl Generation {
 
     /// The next part of the stream, once the reader keeps up; `None` where the request is cancelled.
     async fn next(&mut self, parts: &mut Parts) -> Result<Option<Part>> {
-        if self.writer.is_full() {
-            let Self { writer, shutdown, .. } = &*self;
-            tokio::select! {
-                () = shutdown.cancelled() => {}
-                () = writer.ready() => {}
-            }
-        }
+        self.keeps_up().await;
         match self.unless_cancelled(parts.next()).await {
             None => Ok(None),
             Some(Ok(Some(part))) => Ok(Some(part)),
@@ -231,6 +286,17 @@ impl Generation {
             Some(Ok(None)) => {
                 let reason = "llama-server ended an answer before its last part".to_owned();
                 Err(Error::stopped(self.client.backend(), reason))
+            }
+        }
+    }
+
+    /// Waits for a slow reader.
+    async fn keeps_up(&mut self) {
+        if self.writer.is_full() {
+            let Self { writer, shutdown, .. } = &*self;
+            tokio::select! {
+                () = shutdown.cancelled() => {}
+                () = writer.ready() => {}
             }
         }
     }
@@ -273,13 +339,18 @@ impl Generation {
         Ok(token)
     }
 
-    /// Takes a token; why the answer is complete, if it is.
-    fn push(&mut self, token: Token) -> Option<FinishReason> {
+    /// Takes a token; how the request ends with it, if it does.
+    fn push(&mut self, token: Token) -> Result<Option<Ending>> {
         if self.writer.max_tokens() == 0 {
             // The prompt is computed, and nothing more was wanted.
-            return Some(FinishReason::Length);
+            return Ok(Some(Ending::Complete(FinishReason::Length)));
         }
         let id = token.id;
+        if let Some(shape) = &mut self.shape
+            && !shape.take(id)?
+        {
+            return Ok(Some(Ending::Barred));
+        }
         let complete = self.writer.push(token);
         // A token that ended the text is no part of it.
         if !matches!(
@@ -288,7 +359,7 @@ impl Generation {
         ) {
             self.text.push(id);
         }
-        complete
+        Ok(complete.map(Ending::Complete))
     }
 
     /// What a request that the server ended means for the answer.
@@ -297,10 +368,6 @@ impl Generation {
         match stop {
             _ if generated >= self.writer.max_tokens() => Ending::Complete(FinishReason::Length),
             // An end by llama.cpp's list that the model's files do not name.
-            StopType::Eos if self.asked.sampler.constraint.is_some() => {
-                let last = self.text.last().copied().unwrap_or_default();
-                Ending::Complete(FinishReason::Stop(StopCause::EndOfSequence(last)))
-            }
             StopType::Eos => Ending::GoesOn,
             // The ends are no longer banned.
             StopType::Limit if generated >= self.asked.min_tokens && self.asked.min_tokens > 0 => {
@@ -341,8 +408,8 @@ impl Generation {
         }
         for id in whole.tokens.iter().skip(known.len()).copied().collect::<Vec<_>>() {
             let token = self.token(requests, id, None).await?;
-            if let Some(reason) = self.push(token) {
-                return Ok(Ending::Complete(reason));
+            if let Some(ending) = self.push(token)? {
+                return Ok(ending);
             }
         }
         self.prefill.get_or_insert(whole.timings.prefill());

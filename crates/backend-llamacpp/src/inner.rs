@@ -4,17 +4,19 @@ use std::{sync::Arc, time::Instant};
 
 use child_process::Keeper;
 use inference_core::{
-    CancellationToken, GenerateOptions, ModelInfo, ModelManifest, Prompt, Result, TokenStream,
+    CancellationToken, Feature, GenerateOptions, ModelInfo, ModelManifest, Prompt, Result, TokenStream,
     backend::SharedStats,
 };
 use inference_text::{Prepared, PromptLimits, TextPipeline};
 use tokio::sync::OwnedMutexGuard;
 
 use crate::{
+    adapter::Adapter,
     client::Client,
     command::Setup,
     generation::{Asked, Generation, Vocabulary},
     sampling::Sampler,
+    shape::Shape,
     turn::{SessionText, Turn},
 };
 
@@ -40,7 +42,8 @@ impl Inner {
     /// How the child writes the state of a slot.
     pub(crate) fn state_layout(&self) -> String {
         let (keys, values) = self.setup.cache_types();
-        format!("llama.cpp {}, keys {keys}, values {values}", self.setup.server.version)
+        let adapters = Adapter::layout(&self.setup.adapters);
+        format!("llama.cpp {}, keys {keys}, values {values}{adapters}", self.setup.server.version)
     }
 
     /// Starts an answer. With the text of a session, the prompt goes on from that.
@@ -51,11 +54,15 @@ impl Inner {
         called: Instant,
         session: Option<OwnedMutexGuard<SessionText>>,
     ) -> Result<TokenStream> {
-        self.keeper.check_open()?;
+        self.check_generates(Feature::Generate)?;
         self.text.check_options(&prompt, &options)?;
         let sampler = Sampler::new(&options, self.info.vocab_size, self.info.context_length)?;
         let held = session.as_ref().map_or(&[][..], |session| session.tokens.as_slice());
         let prompt = self.prepare(held, prompt, &options).await?;
+        let limits = PromptLimits::new(&self.info, 0).with_cancel(options.cancel.clone());
+        let run = self.text.constraint(&prompt, &options, limits).await?;
+        let (filtered, liftable) = (sampler.is_filtered(), sampler.is_liftable());
+        let shape = run.map(|run| Shape::new(run, self.info.eos_token_ids.clone(), filtered, liftable));
         let client = self.client().await?;
         let (writer, stream) = self.text.response(&self.info, &self.stats, &prompt, &options, called)?;
         let generation = Generation {
@@ -70,6 +77,7 @@ impl Inner {
                 log_probabilities: options.log_probabilities,
                 vocab_size: self.info.vocab_size,
             },
+            shape,
             prompt: prompt.ids.len(),
             text: prompt.ids,
             turn: session.map(Turn::new),

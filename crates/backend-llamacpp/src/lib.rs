@@ -24,13 +24,30 @@
 //! - **Stop strings, stop tokens, the end of a text**: the contract's, on this side. llama.cpp ends texts at ids that a model's files do
 //!   not name; such a text goes on with a further request.
 //! - **A minimum of tokens**: a request that bans the ends, and one that goes on.
+//! - **Constraints**: the matcher of every other engine ([`inference_text`]), and not the server's grammars, which differ. Where it leaves
+//!   most tokens, the server goes on alone until it chooses one that is not allowed; that one is drawn anew with the mask as a logit
+//!   bias. Where it leaves few, each token is a request. With top-p, min-p, XTC or top-k, which come after the mask, each always is.
 //! - **Tokens that end inside a character**: llama-server's stream leaves them out. Their ids are told from the
 //!   character's bytes, or else the answer is computed again without a stream.
 //!
 //! # What is refused
 //!
 //! Features that [`Capabilities`](inference_core::backend::Capabilities) lack, by the core; and log-probabilities together with a logit
-//! bias or penalties, because llama-server reports the model's own, before those.
+//! bias, penalties or a constraint, because llama-server reports the model's own, before those.
+//!
+//! # Embeddings
+//!
+//! A file of an encoder, one that names its pooling, and one that is loaded with [`LlamaCppOptions::pooling`] is loaded for embeddings,
+//! and for them alone. llama-server pools by the mean, the first or the last token, as it was started; another pooling is refused. A
+//! GGUF file has no prefixes, and no limit on tokens but the context.
+//!
+//! Reranking is refused: llama.cpp gives the tokens of query and document one type, where models that score pairs were trained on two.
+//!
+//! # Adapters
+//!
+//! LoRA adapters in GGUF, by [`LlamaCppOptions::lora`]. Those in mlx_lm's format, of
+//! [`LoadOptions::adapter`](inference_core::LoadOptions::adapter), are refused: llama.cpp's convert_lora_to_gguf.py makes GGUF of adapters
+//! in the format of peft.
 //!
 //! # A slow reader
 //!
@@ -43,11 +60,13 @@
 //! machine. Its probe and its list of devices are tested on files made after the documented formats.
 #![forbid(unsafe_code)]
 
+mod adapter;
 mod backend;
 mod classify;
 mod client;
 mod command;
 mod config;
+mod embedding;
 mod events;
 mod failure;
 mod gap;
@@ -62,11 +81,12 @@ mod rocm;
 mod sampling;
 mod server;
 mod session;
+mod shape;
 mod slots;
 mod turn;
 
 pub use backend::{DESCRIPTOR, LlamaCppBackend, ROCM_DESCRIPTOR};
-pub use options::{Constraint, LlamaCppOptions};
+pub use options::LlamaCppOptions;
 pub use server::use_server;
 
 /// The backend's id.

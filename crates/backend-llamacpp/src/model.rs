@@ -5,13 +5,15 @@ use std::{path::Path, sync::Arc, time::Instant};
 use async_trait::async_trait;
 use child_process::Keeper;
 use inference_core::{
-    CancellationToken, Classification, ClassifyOptions, Error, GenerateOptions, LoadOptions, ModelInfo,
-    ModelManifest, ModelStats, Prompt, Result, Session, TemplateOptions, TextModel, TokenStream,
+    CancellationToken, Classification, ClassifyOptions, EmbedOptions, Embedding, Error, Feature,
+    GenerateOptions, LoadOptions, ModelInfo, ModelManifest, ModelStats, Prompt, Result, Session,
+    TemplateOptions, TextModel, TokenStream,
     backend::{SharedStats, spawn_blocking},
 };
 use inference_text::{PromptLimits, TextPipeline};
 
 use crate::{
+    adapter::Adapter,
     client::Client,
     command::Setup,
     config,
@@ -48,7 +50,7 @@ impl LlamaModel {
         let text = spawn_blocking(move || TextPipeline::load(&path));
         let client = Client::start(&setup, options.on_progress.as_ref(), &options.cancel).await?;
         let text = text.await?;
-        complete(&mut info, &client).await?;
+        complete(&mut info, &client, setup.pooling.is_some()).await?;
         let ends = text.tokenizer().eos_ids().iter().copied();
         info.eos_token_ids = ends.filter(|id| (*id as usize) < info.vocab_size).collect();
         let keeper = Keeper::new(setup.options.restart);
@@ -76,6 +78,7 @@ fn setup(
     let model = manifest.files().first().ok_or_else(missing)?;
     let model = std::path::absolute(model).map_err(|source| Error::io("resolve", model, source))?;
     let stored = manifest.files().iter().filter_map(|path| std::fs::metadata(path).ok());
+    let pooling = config::pooling(engine.backend, manifest, own.pooling)?;
     let slots = config::slots(
         manifest,
         info.context_length,
@@ -92,6 +95,8 @@ fn setup(
         slots,
         prefill_chunk: options.prefill_chunk,
         kv_bits: options.kv_bits,
+        pooling,
+        adapters: Adapter::read(manifest, &own.lora)?,
         devices: engine.devices.clone(),
         options: own,
     })
@@ -111,7 +116,7 @@ fn check_head_width(manifest: &ModelManifest, options: &LoadOptions) -> Result<(
 }
 
 /// Adds what the server knows of the model and the file's manifest does not, and checks that its slots have the context.
-async fn complete(info: &mut ModelInfo, client: &Arc<Client>) -> Result<()> {
+async fn complete(info: &mut ModelInfo, client: &Arc<Client>, whole: bool) -> Result<()> {
     let requests = client.weak();
     let (models, slots) = client
         .run(async move {
@@ -132,9 +137,11 @@ async fn complete(info: &mut ModelInfo, client: &Arc<Client>) -> Result<()> {
             "llama-server does not say how many ids the model has",
         ));
     }
-    // The server holds slots to the context that the model was made for.
+    // The server holds slots to the context that the model was made for, of which a text that is computed as a `whole` has all.
     let room = slots.iter().map(|slot| slot.n_ctx).min().unwrap_or(info.context_length);
-    if room <= info.context_length {
+    if whole {
+        info.context_length = room.min(info.context_length);
+    } else if room <= info.context_length {
         info.context_length = room.saturating_sub(1).max(1);
     }
     Ok(())
@@ -154,6 +161,10 @@ impl TextModel for LlamaModel {
         self.0.classify(prompts, options).await
     }
 
+    async fn embed(&self, prompts: Vec<Prompt>, options: EmbedOptions) -> Result<Vec<Embedding>> {
+        self.0.embed(prompts, options).await
+    }
+
     async fn tokenize(&self, prompt: Prompt, options: TemplateOptions) -> Result<Vec<u32>> {
         self.0.keeper.check_open()?;
         Ok(self.0.text.prepare(prompt, &options, PromptLimits::without_context(&self.0.info)).await?.ids)
@@ -166,12 +177,12 @@ impl TextModel for LlamaModel {
     }
 
     async fn session(&self) -> Result<Session> {
-        self.0.keeper.check_open()?;
+        self.0.check_generates(Feature::Session)?;
         Ok(Session::new(Box::new(LlamaSession::new(self.0.clone())), ""))
     }
 
     async fn load_session(&self, path: &Path) -> Result<Session> {
-        self.0.keeper.check_open()?;
+        self.0.check_generates(Feature::Session)?;
         let (session, note) = LlamaSession::load(self.0.clone(), path).await?;
         Ok(Session::new(Box::new(session), note))
     }

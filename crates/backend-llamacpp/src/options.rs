@@ -2,7 +2,7 @@
 
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
-use serde_json::Value;
+use inference_core::Pooling;
 
 /// How to run the llama-server of one model. Pass it to
 /// [`LoadOptions::extension`](inference_core::LoadOptions::extension).
@@ -25,6 +25,8 @@ pub struct LlamaCppOptions {
     pub(crate) threads: Option<usize>,
     pub(crate) flash_attention: Option<bool>,
     pub(crate) cache_types: Option<(String, String)>,
+    pub(crate) pooling: Option<Pooling>,
+    pub(crate) lora: Vec<(PathBuf, f32)>,
     pub(crate) restart: bool,
     pub(crate) load_timeout: Duration,
     pub(crate) hang_timeout: Duration,
@@ -41,6 +43,8 @@ impl Default for LlamaCppOptions {
             threads: None,
             flash_attention: None,
             cache_types: None,
+            pooling: None,
+            lora: Vec::new(),
             restart: true,
             load_timeout: Duration::from_secs(600),
             hang_timeout: Duration::from_secs(600),
@@ -113,6 +117,21 @@ impl LlamaCppOptions {
         self
     }
 
+    /// Loads the model for embeddings, with this pooling: mean, cls or last. Unset: for embeddings where the file is of an encoder or
+    /// names a pooling.
+    #[must_use]
+    pub fn pooling(mut self, pooling: Pooling) -> Self {
+        self.pooling = Some(pooling);
+        self
+    }
+
+    /// Adds the LoRA adapter in this GGUF file, its effect multiplied with `scale`: 1 for what it was trained to. Several add up.
+    #[must_use]
+    pub fn lora(mut self, path: impl Into<PathBuf>, scale: f32) -> Self {
+        self.lora.push((path.into(), scale));
+        self
+    }
+
     /// Whether the first call after a crash starts a new child and loads the model again. On by default. When off, each call
     /// after a crash fails with [`Error::Stopped`](inference_core::Error::Stopped).
     #[must_use]
@@ -135,25 +154,4 @@ impl LlamaCppOptions {
         self.hang_timeout = timeout;
         self
     }
-}
-
-/// What the answer has to be, by llama.cpp's own grammars. Pass it to
-/// [`GenerateOptions::extension`](inference_core::GenerateOptions::extension).
-///
-/// It cannot be had together with `min_tokens` or `ignore_eos`, which would put tokens where the grammar has none.
-///
-/// ```
-/// use backend_llamacpp::Constraint;
-/// use inference_core::GenerateOptions;
-///
-/// let options = GenerateOptions::new().extension(Constraint::Grammar("root ::= \"yes\" | \"no\"".to_owned()));
-/// assert!(options.extensions.get::<Constraint>().is_some());
-/// ```
-#[derive(Debug, Clone, PartialEq)]
-#[non_exhaustive]
-pub enum Constraint {
-    /// JSON of this schema.
-    JsonSchema(Value),
-    /// A text of this grammar, in llama.cpp's notation (GBNF).
-    Grammar(String),
 }

@@ -109,6 +109,23 @@ impl Probabilities {
     }
 }
 
+/// The vectors of one text, as `/embedding` gives them.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Embedded {
+    pub(crate) index: usize,
+    /// One where it pools.
+    embedding: Vec<Vec<Option<f32>>>,
+}
+
+impl Embedded {
+    /// The vector, where there is one. JSON has `null` for what is no number.
+    pub(crate) fn only(mut self) -> Option<Vec<f32>> {
+        let vector = self.embedding.pop().filter(|vector| self.embedding.is_empty() && !vector.is_empty())?;
+        Some(vector.into_iter().map(|x| x.unwrap_or(f32::NAN)).collect())
+    }
+}
+
 /// What the server says went wrong.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]

@@ -9,10 +9,14 @@ use std::collections::BTreeMap;
 use inference_core::{Error, GenerateOptions, Result, SamplingOptions};
 use serde_json::{Map, Value, json};
 
-use crate::options::Constraint;
-
 /// llama.cpp takes this seed for a wish for a random one.
 const RANDOM_SEED: u32 = u32::MAX;
+
+/// Logit biases up to which logits are not far apart.
+const MOST_BIAS: f32 = 32.0;
+
+/// Apart in the seeds of one token's draws.
+const DRAW: u64 = 0xd1b5_4a32_d192_ed03;
 
 /// How the tokens of one answer are chosen.
 #[derive(Debug, Clone)]
@@ -20,7 +24,8 @@ pub(crate) struct Sampler {
     fields: Map<String, Value>,
     biases: BTreeMap<u32, f32>,
     seed: u64,
-    pub(crate) constraint: Option<Constraint>,
+    filtered: bool,
+    liftable: bool,
 }
 
 impl Sampler {
@@ -30,8 +35,7 @@ impl Sampler {
     /// [`Error::InvalidOption`] names options that exclude each other here.
     pub(crate) fn new(options: &GenerateOptions, vocab_size: usize, context: usize) -> Result<Self> {
         let sampling = &options.sampling;
-        let constraint = options.extensions.get::<Constraint>().cloned();
-        check(options, constraint.is_some())?;
+        check(options)?;
         let mut biases = BTreeMap::new();
         for (id, bias) in sampling.logit_bias.iter().flat_map(|biases| biases.iter()) {
             if (*id as usize) < vocab_size {
@@ -40,39 +44,61 @@ impl Sampler {
         }
         let is_greedy = sampling.temperature_or_greedy() == 0.0;
         let fields = fields(sampling, is_greedy, context);
-        Ok(Self { fields, biases, seed: sampling.seed_or_random(), constraint })
+        let filters = [
+            sampling.top_p.is_some_and(|p| p < 1.0),
+            sampling.min_p.is_some_and(|p| p > 0.0),
+            sampling.top_k.is_some_and(|k| k > 0),
+            sampling.xtc.is_some(),
+        ];
+        let scaled = sampling.repetition_penalty.is_some_and(|penalty| penalty != 1.0);
+        let liftable = !scaled && biases.values().all(|bias| *bias <= MOST_BIAS);
+        Ok(Self {
+            fields,
+            biases,
+            seed: sampling.seed_or_random(),
+            filtered: !is_greedy && filters.contains(&true),
+            liftable,
+        })
     }
 
-    /// The fields of a request whose answer begins with token number `step`, where these ids are banned.
-    pub(crate) fn fields(&self, step: usize, banned: &[u32]) -> Map<String, Value> {
+    /// Whether some tokens that have a probability cannot be drawn.
+    pub(crate) fn is_filtered(&self) -> bool {
+        self.filtered
+    }
+
+    /// Whether tokens whose logits are lifted far above the others keep their distances, and are above them.
+    pub(crate) fn is_liftable(&self) -> bool {
+        self.liftable
+    }
+
+    /// The fields of a request whose answer begins with token number `step`, for draw number `draw` of that token, with more biases.
+    pub(crate) fn fields(&self, step: usize, draw: u64, more: &BTreeMap<u32, f32>) -> Map<String, Value> {
         let mut fields = self.fields.clone();
         let mut biases = self.biases.clone();
-        biases.extend(banned.iter().map(|id| (*id, f32::NEG_INFINITY)));
+        for (id, bias) in more {
+            *biases.entry(*id).or_insert(0.0) += bias;
+        }
         // `false` is how a token is banned.
         let biases = biases
             .into_iter()
             .map(|(id, bias)| if bias.is_finite() { json!([id, bias]) } else { json!([id, false]) });
         fields.insert("logit_bias".to_owned(), biases.collect());
-        fields.insert("seed".to_owned(), json!(seed_of(self.seed, step)));
-        let constraint = self.constraint.as_ref().map(|constraint| match constraint {
-            Constraint::JsonSchema(schema) => ("json_schema", schema.clone()),
-            Constraint::Grammar(grammar) => ("grammar", json!(grammar)),
-        });
-        fields.extend(constraint.map(|(name, value)| (name.to_owned(), value)));
+        fields
+            .insert("seed".to_owned(), json!(seed_of(self.seed.wrapping_add(draw.wrapping_mul(DRAW)), step)));
         fields
     }
 }
 
 /// Refuses what cannot be had together.
-fn check(options: &GenerateOptions, constrained: bool) -> Result<()> {
+fn check(options: &GenerateOptions) -> Result<()> {
     if options.log_probabilities.is_some() && options.sampling.edits_logits() {
         let reason = "llama-server reports the model's own, before logit bias and penalties, and one of those is set: leave one of \
             the two out";
         return Err(Error::invalid_option("log_probabilities", reason));
     }
-    if constrained && (options.ignore_eos || options.min_tokens.is_some_and(|tokens| tokens > 0)) {
-        let reason = "a constraint says itself where the text ends: leave out min_tokens and ignore_eos";
-        return Err(Error::invalid_option("extension", reason));
+    if options.log_probabilities.is_some() && options.is_constrained() {
+        let reason = "llama-server reports the model's own, not those of the tokens that a constraint leaves: leave one of the two out";
+        return Err(Error::invalid_option("log_probabilities", reason));
     }
     Ok(())
 }
@@ -120,12 +146,12 @@ fn seed_of(seed: u64, step: usize) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use inference_core::Xtc;
+    use inference_core::{Constraint, Xtc};
 
     use super::*;
 
     fn sampled(options: &GenerateOptions) -> Map<String, Value> {
-        Sampler::new(options, 100, 4096).unwrap().fields(0, &[])
+        Sampler::new(options, 100, 4096).unwrap().fields(0, 0, &BTreeMap::new())
     }
 
     #[test]
@@ -151,10 +177,13 @@ mod tests {
     fn biases_add_up_and_bans_are_false() {
         let biases = [(1, 2.0), (1, 0.5), (2, f32::NEG_INFINITY), (3, 1.0), (100, 4.0)];
         let sampler = Sampler::new(&GenerateOptions::new().logit_bias(biases), 100, 4096).unwrap();
-        assert_eq!(sampler.fields(0, &[])["logit_bias"], json!([[1, 2.5], [2, false], [3, 1.0]]));
+        let biased =
+            |more: &[(u32, f32)]| sampler.fields(0, 0, &more.iter().copied().collect())["logit_bias"].clone();
+        assert_eq!(biased(&[]), json!([[1, 2.5], [2, false], [3, 1.0]]));
+        let banned = f32::NEG_INFINITY;
         assert_eq!(
-            sampler.fields(0, &[3, 9])["logit_bias"],
-            json!([[1, 2.5], [2, false], [3, false], [9, false]])
+            biased(&[(1, 1.0), (2, 8.0), (3, banned), (9, banned)]),
+            json!([[1, 3.5], [2, false], [3, false], [9, false]])
         );
     }
 
@@ -176,10 +205,7 @@ mod tests {
         assert_eq!(refused(probable.clone().logit_bias([(1, 1.0)])), "log_probabilities");
         assert_eq!(refused(probable.clone().presence_penalty(1.0)), "log_probabilities");
         assert!(Sampler::new(&probable.presence_penalty(0.0), 100, 4096).is_ok());
-        let constrained = GenerateOptions::new().extension(Constraint::Grammar("root ::= \"a\"".to_owned()));
-        assert_eq!(refused(constrained.clone().min_tokens(2)), "extension");
-        assert_eq!(refused(constrained.clone().ignore_eos(true)), "extension");
-        let fields = Sampler::new(&constrained, 100, 4096).unwrap().fields(0, &[]);
-        assert_eq!(fields["grammar"], json!("root ::= \"a\""));
+        let constrained = GenerateOptions::new().constraint(Constraint::choice(["a"]));
+        assert_eq!(refused(constrained.log_probabilities(0)), "log_probabilities");
     }
 }

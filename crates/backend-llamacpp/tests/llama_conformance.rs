@@ -9,7 +9,7 @@ mod common;
 use std::time::Duration;
 
 use backend_llamacpp::{DESCRIPTOR, use_server};
-use common::{server, smollm2};
+use common::{minilm, server, smollm2};
 use inference_conformance::{Subject, run};
 use inference_core::{LoadOptions, Message};
 
@@ -21,8 +21,11 @@ fn smollm2_keeps_the_contract() {
         1, 9690, 198, 2683, 359, 253, 5356, 5646, 11173, 3365, 3511, 308, 34519, 28, 7018, 411, 407, 19712,
         8182, 2, 198, 1, 4093, 198, 26843, 2, 198, 1, 520, 9531, 198,
     ];
+    let embedder = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink(minilm(), embedder.path().join("model.gguf")).unwrap();
     let subject = Subject::new(DESCRIPTOR, smollm2().parent().unwrap())
         .load_options(options)
+        .embedder_folder(embedder.path())
         .rendering(vec![Message::user("Hi")], rendered.to_vec())
         .long_prompt(640)
         .prefill_chunk(512)

@@ -24,6 +24,8 @@ pub struct Subject {
     load_options: LoadOptions,
     loader: Option<Loader>,
     model: Arc<Mutex<Option<Arc<dyn TextModel>>>>,
+    embedder_folder: Option<PathBuf>,
+    embedder: Arc<Mutex<Option<Arc<dyn TextModel>>>>,
     reranker_folder: Option<PathBuf>,
     reranker: Arc<Mutex<Option<Arc<dyn TextModel>>>>,
     pub(crate) expected: BTreeMap<String, String>,
@@ -46,6 +48,8 @@ impl Subject {
             load_options: LoadOptions::new(),
             loader: None,
             model: Arc::default(),
+            embedder_folder: None,
+            embedder: Arc::default(),
             reranker_folder: None,
             reranker: Arc::default(),
             expected: BTreeMap::new(),
@@ -72,6 +76,13 @@ impl Subject {
     #[must_use]
     pub fn load_options(mut self, options: LoadOptions) -> Self {
         self.load_options = options;
+        self
+    }
+
+    /// The folder of a model that embeds, where the subject's own does not.
+    #[must_use]
+    pub fn embedder_folder(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.embedder_folder = Some(folder.into());
         self
     }
 
@@ -214,12 +225,28 @@ impl Subject {
     /// # Errors
     /// It cannot be loaded.
     pub async fn reranker(&self) -> Result<Arc<dyn TextModel>> {
-        let Some(folder) = &self.reranker_folder else { return self.model().await };
-        let mut model = self.reranker.lock().await;
+        self.other(self.reranker_folder.as_ref(), &self.reranker).await
+    }
+
+    /// The model that embeds, loaded at the first call: the subject's own where no other was given.
+    ///
+    /// # Errors
+    /// It cannot be loaded.
+    pub async fn embedder(&self) -> Result<Arc<dyn TextModel>> {
+        self.other(self.embedder_folder.as_ref(), &self.embedder).await
+    }
+
+    async fn other(
+        &self,
+        folder: Option<&PathBuf>,
+        model: &Mutex<Option<Arc<dyn TextModel>>>,
+    ) -> Result<Arc<dyn TextModel>> {
+        let Some(folder) = folder else { return self.model().await };
+        let mut model = model.lock().await;
         if let Some(model) = &*model {
             return Ok(model.clone());
         }
-        let loaded = self.load_folder(folder, self.load_options.clone()).await?;
+        let loaded = self.load_folder(folder, self.base_load_options()).await?;
         *model = Some(loaded.clone());
         Ok(loaded)
     }
@@ -273,7 +300,7 @@ impl Subject {
     /// The subject without the model that clauses have shared: the next clause loads a new one.
     #[must_use]
     pub fn without_model(&self) -> Self {
-        Self { model: Arc::default(), reranker: Arc::default(), ..self.clone() }
+        Self { model: Arc::default(), embedder: Arc::default(), reranker: Arc::default(), ..self.clone() }
     }
 }
 

@@ -1,5 +1,6 @@
 //! What a model's folder says about itself, read from its config and tensor headers alone.
 
+mod compressed;
 mod config;
 mod context;
 mod estimate;
@@ -13,6 +14,7 @@ mod quantization;
 mod read;
 mod shards;
 mod side_parts;
+mod unpacked;
 
 use std::{
     collections::BTreeMap,
@@ -21,7 +23,7 @@ use std::{
 };
 
 use serde::de::DeserializeOwned;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use self::{
     config::Config,
@@ -145,8 +147,7 @@ impl ModelManifest {
         };
         if let Value::Object(config) = &mut self.config {
             config.remove(&settings.key);
-            if let Some(Quantization { bits, group_size, mode }) = unpacked.quantization {
-                let quantization = json!({"bits": bits, "group_size": group_size, "mode": mode.name()});
+            if let Some(quantization) = unpacked.quantization {
                 config.insert("quantization".to_owned(), quantization);
             }
         }

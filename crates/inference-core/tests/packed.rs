@@ -1,4 +1,4 @@
-//! GPTQ, AWQ and block-scaled FP8: what is read has the values of each format's own formula.
+//! GPTQ, AWQ, block-scaled FP8 and compressed-tensors: what is read has the values of each format's own formula.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
@@ -93,9 +93,19 @@ fn floats(manifest: &ModelManifest, name: &str, bytes: &[u8]) -> Vec<f32> {
     }
 }
 
-/// Checks `scale · q + bias` of every element.
+/// Checks `scale · q + bias` of every element, in groups of 32.
 fn check(folder: &Folder, manifest: &ModelManifest, expected: impl Fn(usize, usize) -> f32) {
-    assert_eq!(manifest.quantization_of("l").unwrap(), Some(Quantization::new(4, 32, QuantMode::Affine)));
+    check_affine(folder, manifest, (4, GROUP), expected);
+}
+
+fn check_affine(
+    folder: &Folder,
+    manifest: &ModelManifest,
+    (bits, group): (usize, usize),
+    expected: impl Fn(usize, usize) -> f32,
+) {
+    let setting = Quantization::new(bits as u32, group as u32, QuantMode::Affine);
+    assert_eq!(manifest.quantization_of("l").unwrap(), Some(setting));
     assert_eq!(manifest.quant_method(), None);
     assert_eq!(manifest.parameters(), (INPUTS * OUTPUTS) as u64);
     let words = bytes(folder, manifest, "l.weight");
@@ -103,8 +113,10 @@ fn check(folder: &Folder, manifest: &ModelManifest, expected: impl Fn(usize, usi
     let [scales, biases] =
         ["l.scales", "l.biases"].map(|name| floats(manifest, name, &bytes(folder, manifest, name)));
     for (output, input) in (0..OUTPUTS * INPUTS).map(|i| (i / INPUTS, i % INPUTS)) {
-        let q = words[output * INPUTS / 8 + input / 8] >> (4 * (input % 8)) & 15;
-        let at = output * INPUTS / GROUP + input / GROUP;
+        let per_word = 32 / bits;
+        let word = words[(output * INPUTS + input) / per_word];
+        let q = word >> (bits * (input % per_word)) & ((1 << bits) - 1);
+        let at = (output * INPUTS + input) / group;
         let (found, expected) = (scales[at] * q as f32 + biases[at], expected(output, input));
         assert!(
             (found - expected).abs() <= expected.abs() * 1e-6 + 1e-9,
@@ -217,6 +229,160 @@ fn scaled_floats_have_their_values() {
         let value = f32::from_bits(bits) * 120.0_f32.exp2();
         let scale = 0.5 + (i / 16 / 8 * 2 + i % 16 / 8) as f32;
         assert_eq!(bf16::from_le_bytes(*found), bf16::from_f32(value * scale), "{code:#x} at {i}");
+    }
+}
+
+/// The settings of compressed-tensors, and what a layer has beside its values.
+fn compressed(format: &str) -> Value {
+    let weights =
+        json!({"num_bits": 4, "type": "int", "symmetric": true, "strategy": "group", "group_size": 32});
+    let activations = json!({"num_bits": 8, "type": "int", "dynamic": true, "strategy": "token"});
+    let group = json!({"targets": ["Linear"], "weights": weights, "input_activations": activations});
+    json!({"quant_method": "compressed-tensors", "format": format, "ignore": ["lm_head"], "config_groups": {"group_0": group}})
+}
+
+type Named = (&'static str, &'static str, Vec<usize>, Vec<u8>);
+
+fn pack_quantized(scales: usize) -> Vec<Named> {
+    let shape = [OUTPUTS as i64, INPUTS as i64].iter().flat_map(|n| n.to_le_bytes()).collect();
+    vec![
+        (
+            "l.weight_packed",
+            "I32",
+            vec![OUTPUTS, INPUTS / 8],
+            words(OUTPUTS, INPUTS / 8, |output, word| packed(|i| value(output, word * 8 + i))),
+        ),
+        ("l.weight_shape", "I64", vec![2], shape),
+        (
+            "l.weight_scale",
+            "F16",
+            vec![OUTPUTS, scales],
+            (0..OUTPUTS * scales).flat_map(|i| scale(i / scales, i % scales).to_le_bytes()).collect(),
+        ),
+        ("l.input_scale", "F32", vec![1], vec![0; 4]),
+    ]
+}
+
+#[test]
+fn packed_words_of_compressed_tensors_have_their_values() {
+    let groups = INPUTS / GROUP;
+    let folder = Folder::new();
+    // q + 8 is stored, so that the middle is 8.
+    let manifest = write(&folder, &compressed("pack-quantized"), &pack_quantized(groups));
+    assert_eq!((manifest.float_dtype(), manifest.tensors().len()), (Some(Dtype::F16), 3));
+    check(&folder, &manifest, |output, input| {
+        scale(output, input / GROUP).to_f32() * (value(output, input) as f32 - 8.0)
+    });
+    // A scale for each row is one for each group.
+    let manifest = write(&folder, &compressed("pack-quantized"), &pack_quantized(1));
+    check_affine(&folder, &manifest, (4, 64), |output, input| {
+        scale(output, 0).to_f32() * (value(output, input) as f32 - 8.0)
+    });
+    // Zeros of eight rows are in a word.
+    let mut tensors = pack_quantized(groups);
+    let zeros = words(OUTPUTS / 8, groups, |word, group| packed(|i| zero(word * 8 + i, group)));
+    tensors.push(("l.weight_zero_point", "I32", vec![OUTPUTS / 8, groups], zeros));
+    let manifest = write(&folder, &compressed("pack-quantized"), &tensors);
+    assert_eq!(manifest.float_dtype(), Some(Dtype::F32));
+    let asymmetric =
+        |output: usize, input: usize| value(output, input) as f32 - zero(output, input / GROUP) as f32;
+    check(&folder, &manifest, |output, input| {
+        scale(output, input / GROUP).to_f32() * asymmetric(output, input)
+    });
+    // The first versions had a byte for each.
+    let bytes_of = |i: usize| (zero(i / groups, i % groups) as i32 - 8) as u8;
+    tensors.pop();
+    tensors.push((
+        "l.weight_zero_point",
+        "I8",
+        vec![OUTPUTS, groups],
+        (0..OUTPUTS * groups).map(bytes_of).collect(),
+    ));
+    let manifest = write(&folder, &compressed("pack-quantized"), &tensors);
+    check(&folder, &manifest, |output, input| {
+        scale(output, input / GROUP).to_f32() * asymmetric(output, input)
+    });
+    // Inputs of a group that lie apart are put in full.
+    let order = |input: usize| (input * 5 + 1) % groups;
+    let order_bytes = (0..INPUTS).flat_map(|input| (order(input) as u32).to_le_bytes()).collect();
+    tensors.push(("l.weight_g_idx", "I32", vec![INPUTS], order_bytes));
+    let manifest = write(&folder, &compressed("pack-quantized"), &tensors);
+    assert_eq!((manifest.quantization(), manifest.tensors().len()), (None, 1));
+    let found = floats(&manifest, "l.weight", &bytes(&folder, &manifest, "l.weight"));
+    for (i, found) in found.into_iter().enumerate() {
+        let (output, input) = (i / INPUTS, i % INPUTS);
+        let q = value(output, input) as f32 - zero(output, order(input)) as f32;
+        let expected = f16::from_f32(scale(output, order(input)).to_f32() * q).to_f32();
+        assert_eq!(found, expected, "{output} {input}");
+    }
+}
+
+#[test]
+fn bytes_of_compressed_tensors_have_their_values() {
+    let byte = |i: usize| (drawn(5, i) % 256) as u8;
+    let values = || (0..OUTPUTS * INPUTS).map(byte).collect::<Vec<u8>>();
+    let folder = Folder::new();
+    for rows in [OUTPUTS, 1] {
+        let scales = (0..rows).flat_map(|row| scale(row, 0).to_le_bytes()).collect();
+        let shape = if rows == 1 { vec![1] } else { vec![rows, 1] };
+        let tensors =
+            [("l.weight", "I8", vec![OUTPUTS, INPUTS], values()), ("l.weight_scale", "F16", shape, scales)];
+        let manifest = write(&folder, &compressed("int-quantized"), &tensors);
+        check_affine(&folder, &manifest, (8, 64), |output, input| {
+            let q = byte(output * INPUTS + input).cast_signed();
+            scale(if rows == 1 { 0 } else { output }, 0).to_f32() * f32::from(q)
+        });
+    }
+    // Floats of eight bits: one scale, one for each row, one for each block of which the last are cut.
+    let codes: Vec<u8> = (0..=255).map(|code: u8| if code & 0x7f == 0x7f { 0 } else { code }).collect();
+    let mut config = compressed("float-quantized");
+    config["config_groups"]["group_0"]["weights"]["block_structure"] = json!([8, 12]);
+    for (shape, block) in
+        [(vec![1], [16, 16]), (vec![16, 1], [1, 16]), (vec![16, 2], [1, 8]), (vec![2, 2], [8, 12])]
+    {
+        let count = shape.iter().product::<usize>();
+        let scales = (0..count).flat_map(|i| bf16::from_f32(0.5 + i as f32).to_le_bytes()).collect();
+        let across = shape.get(1).copied().unwrap_or(1);
+        let tensors =
+            [("l.weight", "F8_E4M3", vec![16, 16], codes.clone()), ("l.weight_scale", "BF16", shape, scales)];
+        let manifest = write(&folder, &config, &tensors);
+        assert_eq!((manifest.quantization(), manifest.float_dtype()), (None, Some(Dtype::Bf16)));
+        let found = bytes(&folder, &manifest, "l.weight");
+        for (i, (found, code)) in found.as_chunks().0.iter().zip(&codes).enumerate() {
+            let bits = u32::from(code & 0x80) << 24 | u32::from(code & 0x7f) << 20;
+            let value = f32::from_bits(bits) * 120.0_f32.exp2();
+            let scale = 0.5 + (i / 16 / block[0] * across + i % 16 / block[1]) as f32;
+            assert_eq!(bf16::from_le_bytes(*found), bf16::from_f32(value * scale), "{code:#x} at {i}");
+        }
+    }
+}
+
+#[test]
+fn what_compressed_tensors_has_and_mlx_has_not_is_named() {
+    let groups = INPUTS / GROUP;
+    let mut sparse = compressed("pack-quantized");
+    sparse["sparsity_config"] = json!({"format": "sparse-24-bitmask"});
+    let mut turned = compressed("pack-quantized");
+    turned["transform_config"] = json!({"config_groups": {"R1": {"type": "hadamard"}}});
+    let mut mixed = compressed("mixed-precision");
+    mixed["config_groups"]["group_0"]["format"] = json!("nvfp4-pack-quantized");
+    let (plain, mut narrow, mut wrong) =
+        (compressed("pack-quantized"), pack_quantized(groups), pack_quantized(groups));
+    // Three bits a value.
+    (narrow[0].2, narrow[0].3) = (vec![OUTPUTS, INPUTS * 3 / 32], vec![0; OUTPUTS * INPUTS * 3 / 8]);
+    (wrong[2].2, wrong[2].3) = (vec![OUTPUTS, 4], vec![0; OUTPUTS * 8]);
+    let whole = pack_quantized(groups);
+    for (config, tensors, says) in [
+        (compressed("marlin-24"), &whole, "marlin-24"),
+        (sparse, &whole, "sparse-24-bitmask"),
+        (turned, &whole, "turns activations"),
+        (mixed, &whole, "nvfp4-pack-quantized"),
+        (plain.clone(), &narrow, "words of 2, 4 or 8 bits"),
+        (plain, &wrong, "groups that divide by 32"),
+    ] {
+        let folder = Folder::new();
+        let manifest = write(&folder, &config, tensors);
+        assert!(manifest.unread().unwrap().contains(says), "{:?} does not say {says:?}", manifest.unread());
     }
 }
 

@@ -1,7 +1,8 @@
 """Writes small GGUF files of the golden fixtures' weights, as llama.cpp's converter would: python make.py FIXTURES OUT
 
 OUT/<variant>.gguf has the weights of a fixture in float32, so that the fixture's logits are to come out. OUT/<type>.gguf has random
-weights in that type, and OUT/<type>-full.gguf their elements in float32, so that both are to give the same logits.
+weights in that type, and OUT/<type>-full.gguf their elements in float32, so that both are to give the same logits. OUT/<variant>-plain.gguf
+is without what llama.cpp's loader does not know in that architecture.
 """
 
 import json
@@ -10,7 +11,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from gguf import GGMLQuantizationType as Type, GGUFWriter, RopeScalingType, dequantize, get_tensor_name_map, quantize
+from gguf import MODEL_ARCH, GGMLQuantizationType as Type, GGUFWriter, RopeScalingType, dequantize, get_tensor_name_map, quantize
 from gguf.constants import GGML_QUANT_SIZES, MODEL_ARCH_NAMES
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "golden"))
@@ -23,14 +24,14 @@ ARCHITECTURES = dict(
 # Families whose tensors are named as the package itself names them.
 MAPPED = dict(
     cohere2="cohere2", ernie4_5="ernie4_5", exaone4="exaone4", glm4="glm4", hunyuan_v1_dense="hunyuan-dense", minicpm="minicpm",
-    minimax_m2="minimax-m2", nemotron="nemotron", seed_oss="seed_oss", stablelm="stablelm", starcoder2="starcoder2",
+    ernie4_5_moe="ernie4_5-moe", glm4_moe="glm4moe", minimax_m2="minimax-m2", nemotron="nemotron", olmoe="olmoe", phimoe="phimoe", qwen2_moe="qwen2moe", seed_oss="seed_oss", stablelm="stablelm", starcoder2="starcoder2",
 )
 ARCHITECTURES |= MAPPED
 FIXTURES = [
     "llama", "llama-tied-llama3", "llama-yarn", "llama-bias-linear", "mixtral", "qwen2", "qwen3", "qwen3_moe", "gemma",
     "gemma2-window", "gemma3_text", "phi3", "phi3-partial", "phi3-longrope", "olmo2", "granite", "smollm3", "gpt_oss",
     "gpt_oss+mxfp4", "cohere2", "ernie4_5", "exaone4", "glm4", "hunyuan_v1_dense", "minicpm", "minicpm-tied", "minimax_m2", "nemotron",
-    "seed_oss", "stablelm", "starcoder2",
+    "seed_oss", "stablelm", "starcoder2", "ernie4_5_moe", "glm4_moe", "olmoe", "phimoe", "qwen2_moe",
 ]
 LAYER = {
     "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
@@ -64,9 +65,13 @@ def mapped(config, tensors):
             value = paired(value, heads[name.split(".")[-2]])
         if kind == "nemotron" and name.endswith("norm.weight"):
             value = value + 1
-        out[name.replace("e_score_correction_bias", "e_score_correction.bias")] = value
+        # The converter drops extents of 1.
+        out[name.replace("e_score_correction_bias", "e_score_correction.bias")] = value.squeeze()
     out |= {name: np.stack([each[i] for i in range(len(each))]) for name, each in experts.items()}
-    return {names.get_name(name, (".weight", ".bias")) or name: value for name, value in out.items()}
+    # No published mixture of Qwen 2 has dense layers, so the package has no names for them.
+    dense = get_tensor_name_map(MODEL_ARCH.QWEN2, config["num_hidden_layers"])
+    ends = (".weight", ".bias")
+    return {names.get_name(name, ends) or dense.get_name(name, ends) or name: value for name, value in out.items()}
 
 
 def translated(config, tensors):
@@ -153,7 +158,7 @@ def metadata(writer, config):
         base *= config["rope_scaling"]["alpha"] ** (size / (size - 2))
     writer.add_rope_freq_base(base)
     writer.add_rope_dimension_count(config.get("rotary_dim") or int(size * config.get("partial_rotary_factor", 1.0)))
-    if config.get("sliding_window") and kind in ("gemma2", "gemma3_text", "phi3", "gpt_oss", "cohere2", "exaone4"):
+    if config.get("sliding_window") and kind in ("gemma2", "gemma3_text", "phi3", "phimoe", "gpt_oss", "cohere2", "exaone4"):
         writer.add_sliding_window(config["sliding_window"])
     if kind == "gemma3_text":
         writer.add_uint32("gemma3.attention.sliding_window_pattern", config["sliding_window_pattern"])
@@ -176,9 +181,26 @@ def metadata(writer, config):
         writer.add_embedding_scale(config["scale_emb"])
         writer.add_residual_scale(config["scale_depth"] / config["num_hidden_layers"] ** 0.5)
         writer.add_logit_scale(config["hidden_size"] / config["dim_model_base"])
-    if count := config.get("num_local_experts") or config.get("num_experts"):
+    if kind == "olmoe" and config["clip_qkv"]:
+        writer.add_clamp_kqv(config["clip_qkv"])
+    if kind == "qwen2_moe":
+        writer.add_expert_shared_feed_forward_length(config["shared_expert_intermediate_size"])
+    if kind == "ernie4_5_moe":
+        writer.add_expert_shared_count(config["moe_num_shared_experts"])
+        writer.add_expert_shared_feed_forward_length(config["moe_num_shared_experts"] * config["moe_intermediate_size"])
+        writer.add_leading_dense_block_count(config["moe_layer_start_index"])
+        writer.add_interleave_moe_layer_step(config["moe_layer_interval"])
+    if kind == "glm4_moe":
+        writer.add_expert_shared_count(config["n_shared_experts"])
+        writer.add_leading_dense_block_count(config["first_k_dense_replace"])
+        writer.add_expert_weights_scale(config["routed_scaling_factor"])
+        writer.add_expert_weights_norm(config["norm_topk_prob"])
+        writer.add_expert_group_count(config["n_group"])
+        writer.add_expert_group_used_count(config["topk_group"])
+    experts = ("num_local_experts", "num_experts", "moe_num_experts", "n_routed_experts")
+    if count := next((config[key] for key in experts if key in config), None):
         writer.add_expert_count(count)
-        writer.add_expert_used_count(config["num_experts_per_tok"])
+        writer.add_expert_used_count(config.get("num_experts_per_tok") or config["moe_k"])
         if kind != "mixtral":
             writer.add_expert_feed_forward_length(config.get("moe_intermediate_size", config["intermediate_size"]))
     rope(writer, config)
@@ -248,6 +270,36 @@ def fixture(folder, out):
     write(out / f"{folder.name}.gguf", config, translated(config, {spec[0]: make(*spec) for spec in specs}))
 
 
+# What llama.cpp takes for granted: all layers are mixtures of experts, or all behind the first; OLMoE's as many keys as queries, which are
+# not clipped.
+PLAIN = dict(
+    ernie4_5_moe=dict(moe_layer_end_index=-1),
+    olmoe=dict(num_key_value_heads=4, attention_bias=False, clip_qkv=None),
+    qwen2_moe=dict(decoder_sparse_step=1, mlp_only_layers=[]),
+)
+
+
+def plain(folder, out):
+    config = json.loads((folder / "config.json").read_text()) | PLAIN[folder.name]
+    first, specs = config.get("moe_layer_start_index", 0), {}
+    given = {spec[0]: spec for spec in json.loads((folder / "tensors.json").read_text())}
+    for name, (_, dtype, shape, *rest) in given.items():
+        if folder.name == "olmoe" and any(part in name for part in ("k_proj.w", "v_proj.w", "k_norm.w")):
+            shape = [config["hidden_size"], *shape[1:]]
+        layer = int(name.split(".")[2]) if ".layers." in name else -1
+        dense_part = ".mlp." in name and folder.name != "olmoe" and layer >= first
+        if not name.endswith("proj.bias") or folder.name != "olmoe":
+            if not dense_part:
+                specs[name] = [name, dtype, shape, *rest]
+    # The second layer's experts, in all layers that have them.
+    for name, (_, *rest) in given.items():
+        if folder.name != "olmoe" and name.startswith("model.layers.1.mlp."):
+            for layer in range(first, config["num_hidden_layers"]):
+                own = name.replace("layers.1.", f"layers.{layer}.")
+                specs[own] = [own, *rest]
+    write(out / f"{folder.name}-plain.gguf", config, translated(config, {name: make(*spec) for name, spec in specs.items()}))
+
+
 def blocks(random, kind, shape, spread):
     """Random weights in a type: quantised where the package can, else bits with small scales."""
     try:
@@ -301,6 +353,8 @@ def quantised(name, out, kinds):
 def main(fixtures, out):
     for name in FIXTURES:
         fixture(Path(fixtures) / name, out)
+    for name in PLAIN:
+        plain(Path(fixtures) / name, out)
     for kind in ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "MXFP4"):
         quantised(kind, out, (Type[kind], Type[kind]))
     quantised("Q4_K_M", out, (Type.Q4_K, Type.Q6_K))

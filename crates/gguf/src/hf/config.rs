@@ -43,7 +43,10 @@ impl<'a> Fields<'a> {
             experts: None,
         };
         fields.hidden_size = fields.needed("embedding_length")?;
+        // The last ones predict tokens behind the next one.
+        let more = fields.count("nextn_predict_layers")?.unwrap_or(0);
         fields.layers = fields.needed("block_count")?;
+        fields.layers = fields.layers.saturating_sub(more).max(1);
         let heads = fields.same_in_layers("attention.head_count")?;
         let heads = heads.ok_or_else(|| fields.missing("attention.head_count"))?;
         let kv_heads = fields.same_in_layers("attention.head_count_kv")?.unwrap_or(heads);
@@ -77,7 +80,12 @@ impl<'a> Fields<'a> {
                 self.set(&mut config, "residual_multiplier", "residual_scale")?;
                 self.set(&mut config, "logits_scaling", "logit_scale")?;
             }
-            "phi3" | "gpt-oss" => self.window(&mut config)?,
+            "phi3" | "phimoe" | "gpt-oss" => {
+                self.window(&mut config)?;
+                if self.tensor("output.bias").is_some() {
+                    config.insert("lm_head_bias".to_owned(), json!(true));
+                }
+            }
             "minicpm" => self.minicpm(&mut config)?,
             _ => self.others(&mut config)?,
         }
@@ -152,7 +160,20 @@ impl<'a> Fields<'a> {
                 self.window(config)?;
                 self.layer_types(config, 4)?;
             }
-            "ernie4_5" => put(config, "use_bias", has("blk.0.attn_q.bias")),
+            "ernie4_5" | "ernie4_5-moe" => put(config, "use_bias", has("blk.0.attn_q.bias")),
+            "glm4moe" => put(config, "use_qk_norm", has("blk.0.attn_q_norm.weight")),
+            "olmoe" => {
+                self.set(config, "clip_qkv", "attention.clamp_kqv")?;
+                // The files do not say; llama.cpp takes it for granted, and the published models have it so.
+                put(config, "norm_topk_prob", json!(false));
+            }
+            "qwen2moe" => {
+                put(config, "qkv_bias", has("blk.0.attn_q.bias"));
+                put(config, "decoder_sparse_step", json!(1));
+                put(config, "use_sliding_window", json!(false));
+                let width = self.count("expert_shared_feed_forward_length")?.unwrap_or(0);
+                put(config, "shared_expert_intermediate_size", json!(width));
+            }
             "seed_oss" => put(config, "attention_out_bias", has("blk.0.attn_output.bias")),
             "stablelm" => {
                 put(config, "use_qkv_bias", has("blk.0.attn_q.bias"));
@@ -209,25 +230,64 @@ impl<'a> Fields<'a> {
     fn experts(&self, config: &mut Map<String, Value>) -> Result<()> {
         let Some(experts) = self.experts else { return Ok(()) };
         let mut put = |key: &str, value: Value| config.insert(key.to_owned(), value);
-        put("num_experts_per_tok", json!(self.needed("expert_used_count")?));
-        if self.family.architecture == "qwen3moe" {
-            put("num_experts", json!(experts));
-            put("moe_intermediate_size", json!(self.needed("expert_feed_forward_length")?));
-            // The files do not say; llama.cpp takes it for granted, and every published model has it.
-            put("norm_topk_prob", json!(true));
-            let dense = |tensor: &Tensor| {
-                let layer = tensor.name.strip_prefix("blk.")?.strip_suffix(".ffn_gate.weight")?;
-                layer.parse::<u64>().ok()
-            };
-            put("mlp_only_layers", self.tensors.iter().filter_map(dense).collect());
-        } else {
-            put("num_local_experts", json!(experts));
-            let width = self.count("expert_feed_forward_length")?;
-            if let Some(width) = width {
-                put("intermediate_size", json!(width));
+        let used = self.needed("expert_used_count")?;
+        put("num_experts_per_tok", json!(used));
+        let width = self.count("expert_feed_forward_length")?;
+        match self.family.architecture {
+            "qwen3moe" | "qwen2moe" => {
+                put("num_experts", json!(experts));
+                put("moe_intermediate_size", json!(self.needed("expert_feed_forward_length")?));
+                // The files do not say; llama.cpp takes it for granted, and every published model has it.
+                put("norm_topk_prob", json!(self.family.architecture == "qwen3moe"));
+                put("mlp_only_layers", json!(self.layers_with("ffn_gate.weight")));
+            }
+            "ernie4_5-moe" => {
+                let sparse = self.layers_with("ffn_gate_inp.weight");
+                put("moe_num_experts", json!(experts));
+                put("moe_k", json!(used));
+                put("moe_intermediate_size", json!(self.needed("expert_feed_forward_length")?));
+                put("moe_num_shared_experts", json!(self.count("expert_shared_count")?.unwrap_or(0)));
+                put("moe_layer_start_index", json!(sparse.first()));
+                put("moe_layer_end_index", json!(sparse.last()));
+                put("moe_layer_interval", json!(self.count("interleave_moe_layer_step")?.unwrap_or(1)));
+            }
+            "glm4moe" => {
+                put("n_routed_experts", json!(experts));
+                put("moe_intermediate_size", json!(self.needed("expert_feed_forward_length")?));
+                put("n_shared_experts", json!(self.count("expert_shared_count")?.unwrap_or(0)));
+                put("first_k_dense_replace", json!(self.count("leading_dense_block_count")?.unwrap_or(0)));
+                put("n_group", json!(self.count("expert_group_count")?.unwrap_or(1).max(1)));
+                put("topk_group", json!(self.count("expert_group_used_count")?.unwrap_or(1).max(1)));
+                let norm = self.metadata.flag(&self.key("expert_weights_norm"))?;
+                put("norm_topk_prob", json!(norm.unwrap_or(true)));
+                put("routed_scaling_factor", single(self.number("expert_weights_scale")?.unwrap_or(1.0)));
+            }
+            other => {
+                put(if other == "olmoe" { "num_experts" } else { "num_local_experts" }, json!(experts));
+                if let Some(width) = width {
+                    put("intermediate_size", json!(width));
+                }
             }
         }
         Ok(())
+    }
+
+    /// The layers that have this tensor, in order.
+    fn layers_with(&self, part: &str) -> Vec<u64> {
+        let layer = |tensor: &Tensor| {
+            let (layer, found) = tensor.name.strip_prefix("blk.")?.split_once('.')?;
+            layer.parse::<u64>().ok().filter(|layer| found == part && *layer < self.layers)
+        };
+        let mut layers: Vec<u64> = self.tensors.iter().filter_map(layer).collect();
+        layers.sort_unstable();
+        layers
+    }
+
+    /// Whether a tensor is of a layer that predicts tokens behind the next one.
+    pub(super) fn predicts_more(&self, tensor: &Tensor) -> bool {
+        let layer = || tensor.name.strip_prefix("blk.")?.split_once('.')?.0.parse::<u64>().ok();
+        let more = self.count("nextn_predict_layers").ok().flatten().unwrap_or(0);
+        layer().is_some_and(|layer| layer >= self.layers && layer < self.layers.saturating_add(more))
     }
 
     /// The window of attention, where it is one.

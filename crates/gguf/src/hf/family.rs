@@ -17,6 +17,8 @@ pub(super) struct Family {
     pub(super) epsilon: [&'static str; 2],
     /// Names of a layer's tensors that differ from [`LAYER`].
     names: &'static [(&'static str, &'static str)],
+    /// The name of what corrects the scores of experts.
+    correction: &'static str,
     /// Whether activations leave the range of half precision.
     pub(super) needs_wide_activations: bool,
 }
@@ -28,8 +30,22 @@ const PLAIN: Family = Family {
     norm_added: 0.0,
     epsilon: ["attention.layer_norm_rms_epsilon", "rms_norm_eps"],
     names: &[],
+    correction: "",
     needs_wide_activations: false,
 };
+
+const SHARED_EXPERTS: &[(&str, &str)] = &[
+    ("ffn_gate_shexp", "mlp.shared_experts.gate_proj"),
+    ("ffn_up_shexp", "mlp.shared_experts.up_proj"),
+    ("ffn_down_shexp", "mlp.shared_experts.down_proj"),
+];
+
+const BLOCK_SPARSE: &[(&str, &str)] = &[
+    ("ffn_gate_inp", "block_sparse_moe.gate"),
+    ("ffn_gate_exps", "block_sparse_moe.switch_mlp.gate_proj"),
+    ("ffn_up_exps", "block_sparse_moe.switch_mlp.up_proj"),
+    ("ffn_down_exps", "block_sparse_moe.switch_mlp.down_proj"),
+];
 
 const SANDWICH: &[(&str, &str)] = &[("ffn_norm", "pre_feedforward_layernorm")];
 
@@ -108,12 +124,8 @@ const FAMILIES: &[Family] = &[
     Family {
         architecture: "minimax-m2",
         model_type: "minimax_m2",
-        names: &[
-            ("ffn_gate_inp", "block_sparse_moe.gate"),
-            ("ffn_gate_exps", "block_sparse_moe.switch_mlp.gate_proj"),
-            ("ffn_up_exps", "block_sparse_moe.switch_mlp.up_proj"),
-            ("ffn_down_exps", "block_sparse_moe.switch_mlp.down_proj"),
-        ],
+        names: BLOCK_SPARSE,
+        correction: "block_sparse_moe.e_score_correction_bias",
         ..PLAIN
     },
     Family {
@@ -123,6 +135,33 @@ const FAMILIES: &[Family] = &[
         epsilon: [LAYER_NORM, "norm_eps"],
         ..PLAIN
     },
+    Family { architecture: "olmoe", model_type: "olmoe", ..PLAIN },
+    Family {
+        architecture: "qwen2moe",
+        model_type: "qwen2_moe",
+        names: &[
+            ("ffn_gate_inp_shexp", "mlp.shared_expert_gate"),
+            ("ffn_gate_shexp", "mlp.shared_expert.gate_proj"),
+            ("ffn_up_shexp", "mlp.shared_expert.up_proj"),
+            ("ffn_down_shexp", "mlp.shared_expert.down_proj"),
+        ],
+        ..PLAIN
+    },
+    Family {
+        architecture: "ernie4_5-moe",
+        model_type: "ernie4_5_moe",
+        names: SHARED_EXPERTS,
+        correction: "mlp.moe_statics.e_score_correction_bias",
+        ..PLAIN
+    },
+    Family {
+        architecture: "glm4moe",
+        model_type: "glm4_moe",
+        names: SHARED_EXPERTS,
+        correction: "mlp.gate.e_score_correction_bias",
+        ..PLAIN
+    },
+    Family { architecture: "phimoe", model_type: "phimoe", names: BLOCK_SPARSE, ..PLAIN },
     Family { architecture: "seed_oss", model_type: "seed_oss", ..PLAIN },
     Family {
         architecture: "stablelm",
@@ -214,9 +253,8 @@ impl Family {
         if part == "attn_sinks" {
             return Some(self.tensor(format!("{prefix}.self_attn.sinks"), part, end));
         }
-        if part == "exp_probs_b" && self.architecture == "minimax-m2" {
-            let name = format!("{prefix}.block_sparse_moe.e_score_correction_bias");
-            return Some(self.tensor(name, part, end));
+        if part == "exp_probs_b" && !self.correction.is_empty() {
+            return Some(self.tensor(format!("{prefix}.{}", self.correction), part, end));
         }
         if part == "attn_rot_embd" {
             return Some(Target::Ignored);
@@ -275,13 +313,24 @@ mod tests {
             ),
             ("nemotron", "blk.7.ffn_norm.weight", (layer("post_attention_layernorm.weight"), None, 1.0)),
             ("nemotron", "blk.7.ffn_norm.bias", (layer("post_attention_layernorm.bias"), None, 0.0)),
+            (
+                "qwen2moe",
+                "blk.7.ffn_gate_inp_shexp.weight",
+                (layer("mlp.shared_expert_gate.weight"), None, 0.0),
+            ),
+            ("glm4moe", "blk.7.exp_probs_b.bias", (layer("mlp.gate.e_score_correction_bias"), None, 0.0)),
             ("llama", "rope_freqs.weight", (String::new(), None, 0.0)),
         ] {
             assert_eq!(named(architecture, name), Some(expected), "{architecture} {name}");
         }
-        for name in
-            ["blk.7.ssm_a", "blk.x.attn_q.weight", "blk.7.unknown.weight", "token_embd", "v.patch.weight"]
-        {
+        for name in [
+            "blk.7.exp_probs_b.bias",
+            "blk.7.ssm_a",
+            "blk.x.attn_q.weight",
+            "blk.7.unknown.weight",
+            "token_embd",
+            "v.patch.weight",
+        ] {
             assert_eq!(named("llama", name), None, "{name}");
         }
     }

@@ -9,6 +9,7 @@ mod merges;
 mod pre_tokenizer;
 mod rope;
 mod tokenizer;
+mod word_piece;
 
 use serde_json::{Map, Value};
 
@@ -45,7 +46,12 @@ pub struct Named {
     pub rows: Rows,
     /// What was added to its elements, and is to be taken away again.
     pub added: f32,
+    /// Whether its numbers are a matrix of one row: the converter drops extents of 1.
+    pub row: bool,
 }
+
+/// Matrices that have one row.
+const ROWS: [&str; 2] = [".shared_expert_gate.weight", ".moe_statics.e_score_correction_bias"];
 
 /// The order of a tensor's rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,7 +94,8 @@ impl Model {
         rope::add(&fields, &mut config, read)?;
         let heads = [fields.heads, fields.kv_heads];
         let mut named = Vec::new();
-        for (index, tensor) in tensors.iter().enumerate() {
+        for (index, tensor) in tensors.iter().enumerate().filter(|(_, tensor)| !fields.predicts_more(tensor))
+        {
             match family.target(&tensor.name) {
                 Some(Target::Ignored) => {}
                 Some(Target::Tensor { name, paired, added }) => {
@@ -96,7 +103,8 @@ impl Model {
                         Some(which) => paired_rows(tensor, heads[which])?,
                         None => Rows::Same,
                     };
-                    named.push(Named { name, tensor: index, rows, added });
+                    let row = tensor.shape.len() == 1 && ROWS.iter().any(|end| name.ends_with(end));
+                    named.push(Named { name, tensor: index, rows, added, row });
                 }
                 None => {
                     let reason = format!("is no tensor that a {} is known to have", family.architecture);

@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 use super::{
     merges::{MOST_MERGES, merges},
     pre_tokenizer::{PreTokenizer, byte_level},
+    word_piece,
 };
 use crate::{Error, Metadata, Result, Strings};
 
@@ -48,6 +49,8 @@ enum Model {
     ByteLevel(PreTokenizer),
     /// SentencePiece with scores, and whether a space is put before a text.
     SentencePiece { space: bool },
+    /// Whole words, or their longest beginnings.
+    WordPiece,
 }
 
 /// The files of a model that say how text becomes tokens, each made when it is asked for.
@@ -75,7 +78,8 @@ impl Model {
                 let space = metadata.flag("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
                 Ok(Self::SentencePiece { space })
             }
-            Some(other) => Err(Error::at(MODEL, format!("is {other:?}, expected gpt2 or llama"))),
+            Some("bert") => Ok(Self::WordPiece),
+            Some(other) => Err(Error::at(MODEL, format!("is {other:?}, expected gpt2, llama or bert"))),
             None => Err(Error::at(MODEL, "is missing: the file has no tokenizer")),
         }
     }
@@ -104,8 +108,12 @@ impl<'a> TextFiles<'a> {
                 format!("has {} tokens, expected at most {MOST_TOKENS}", listed.len()),
             ));
         }
+        let kinds = kinds(metadata, listed.len())?;
         let name = |(id, token): (usize, &str)| match token {
             "" => format!("[EMPTY_{id}]"),
+            token if matches!(model, Model::WordPiece) => {
+                word_piece::unmarked(token, matches!(kinds[id], Kind::Control | Kind::Unknown))
+            }
             token => token.to_owned(),
         };
         let tokens: Vec<String> = listed.iter().enumerate().map(name).collect();
@@ -113,16 +121,6 @@ impl<'a> TextFiles<'a> {
         if let Some(twice) = tokens.iter().find(|token| !seen.insert(token.as_str())) {
             return Err(Error::at(TOKENS, format!("has {twice:?} twice")));
         }
-        let kinds = match metadata.integers("tokenizer.ggml.token_type")? {
-            None => vec![Kind::Normal; tokens.len()],
-            Some(numbers) if numbers.len() == tokens.len() => {
-                numbers.into_iter().map(kind).collect::<Result<_>>()?
-            }
-            Some(numbers) => {
-                let reason = format!("has {} entries for {} tokens", numbers.len(), tokens.len());
-                return Err(Error::at("tokenizer.ggml.token_type", reason));
-            }
-        };
         Ok(Self { metadata, model, tokens, kinds })
     }
 
@@ -143,11 +141,12 @@ impl<'a> TextFiles<'a> {
             match self.model {
                 Model::ByteLevel(pre) => pre.json(),
                 Model::SentencePiece { .. } => Value::Null,
+                Model::WordPiece => word_piece::pre_tokenizer(),
             },
         );
         put("post_processor", self.post_processor()?);
         put("decoder", self.decoder());
-        put("model", self.bpe()?);
+        put("model", self.model()?);
         Ok(serde_json::to_vec(&file).unwrap_or_default())
     }
 
@@ -172,6 +171,7 @@ impl<'a> TextFiles<'a> {
             Model::ByteLevel(pre) if pre.composes => json!({"type": "NFC"}),
             Model::ByteLevel(_) => Value::Null,
             Model::SentencePiece { space: false } => replace,
+            Model::WordPiece => word_piece::normalizer(),
             Model::SentencePiece { space: true } => {
                 json!({"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, replace]})
             }
@@ -179,7 +179,11 @@ impl<'a> TextFiles<'a> {
     }
 
     fn decoder(&self) -> Value {
-        let Model::SentencePiece { space } = self.model else { return byte_level() };
+        let space = match self.model {
+            Model::SentencePiece { space } => space,
+            Model::ByteLevel(_) => return byte_level(),
+            Model::WordPiece => return word_piece::decoder(),
+        };
         let mut steps = vec![
             json!({"type": "Replace", "pattern": {"String": "▁"}, "content": " "}),
             json!({"type": "ByteFallback"}),
@@ -201,6 +205,10 @@ impl<'a> TextFiles<'a> {
         let default = match self.model {
             Model::ByteLevel(pre) => pre.adds_bos,
             Model::SentencePiece { .. } => true,
+            Model::WordPiece => {
+                let begin = self.needed(&["bos", "cls"])?;
+                return Ok(word_piece::post_processor(begin, self.needed(&["seperator", "eos"])?));
+            }
         };
         let mut single = vec![json!({"Sequence": {"id": "A", "type_id": 0}})];
         let mut tokens = Map::new();
@@ -221,9 +229,12 @@ impl<'a> TextFiles<'a> {
         Ok(json!({"type": "TemplateProcessing", "single": single, "pair": single, "special_tokens": tokens}))
     }
 
-    fn bpe(&self) -> Result<Value> {
+    fn model(&self) -> Result<Value> {
         let vocab: Map<String, Value> =
             self.tokens.iter().enumerate().map(|(id, token)| (token.clone(), json!(id))).collect();
+        if matches!(self.model, Model::WordPiece) {
+            return Ok(word_piece::model(&vocab, self.needed(&["unknown"])?.0));
+        }
         let mut model = Map::new();
         let mut put = |key: &str, value: Value| model.insert(key.to_owned(), value);
         put("type", json!("BPE"));
@@ -235,6 +246,7 @@ impl<'a> TextFiles<'a> {
                 put("ignore_merges", json!(pre.ignore_merges));
                 put("merges", byte_level_merges(merges)?);
             }
+            Model::WordPiece => {}
             Model::SentencePiece { .. } => {
                 put("byte_fallback", json!(true));
                 put("fuse_unk", json!(true));
@@ -322,6 +334,16 @@ impl<'a> TextFiles<'a> {
         Ok(config)
     }
 
+    /// The token with the first of these roles that the file has, and its id.
+    fn needed(&self, roles: &[&str]) -> Result<(&str, usize)> {
+        for role in roles {
+            if let Some(id) = self.id(role)? {
+                return Ok((&self.tokens[id], id));
+            }
+        }
+        Err(Error::at(format!("tokenizer.ggml.{}_token_id", roles[0]), "is missing"))
+    }
+
     /// The id of a token with a role.
     fn id(&self, role: &str) -> Result<Option<usize>> {
         let key = format!("tokenizer.ggml.{role}_token_id");
@@ -333,6 +355,16 @@ impl<'a> TextFiles<'a> {
         let found = usize::try_from(id).ok().filter(|id| *id < self.tokens.len());
         let beyond = || Error::at(key, format!("is {id}, expected one of the {} tokens", self.tokens.len()));
         found.map(Some).ok_or_else(beyond)
+    }
+}
+
+/// The kind of each of so many tokens.
+fn kinds(metadata: &Metadata, tokens: usize) -> Result<Vec<Kind>> {
+    const KEY: &str = "tokenizer.ggml.token_type";
+    match metadata.integers(KEY)? {
+        None => Ok(vec![Kind::Normal; tokens]),
+        Some(numbers) if numbers.len() == tokens => numbers.into_iter().map(kind).collect(),
+        Some(numbers) => Err(Error::at(KEY, format!("has {} entries for {tokens} tokens", numbers.len()))),
     }
 }
 

@@ -46,7 +46,7 @@ async fn alone(model: &dyn TextModel, prompt: Prompt, options: EmbedOptions) -> 
 
 /// Vectors come in the texts' order, and each is what the text gives alone.
 pub async fn a_batch_gives_what_its_texts_give_alone(subject: &Subject) -> ClauseResult {
-    let model = subject.model().await?;
+    let model = subject.embedder().await?;
     let mut prompts = some_prompts(subject, &*model);
     prompts.extend((0..9).map(|salt| some_ids(&*model, 3 + 5 * salt % 16, salt + 20).into()));
     let together = model.embed(prompts.clone(), EmbedOptions::new()).await?;
@@ -62,14 +62,14 @@ pub async fn a_batch_gives_what_its_texts_give_alone(subject: &Subject) -> Claus
 
 /// An empty list is no error.
 pub async fn no_texts_have_no_vectors(subject: &Subject) -> ClauseResult {
-    let none = subject.model().await?.embed(vec![], EmbedOptions::new()).await?;
+    let none = subject.embedder().await?.embed(vec![], EmbedOptions::new()).await?;
     ensure!(none.is_empty(), "{} vectors of no text", none.len());
     Ok(())
 }
 
 /// Normalised vectors have the length 1; 8 bits and single bits stand for the same vector.
 pub async fn vectors_have_the_form_that_was_asked_for(subject: &Subject) -> ClauseResult {
-    let model = subject.model().await?;
+    let model = subject.embedder().await?;
     let embed = async |format: EmbeddingFormat| {
         alone(&*model, subject.prompt.clone(), EmbedOptions::new().normalize(true).format(format)).await
     };
@@ -93,7 +93,7 @@ pub async fn vectors_have_the_form_that_was_asked_for(subject: &Subject) -> Clau
 
 /// Fewer dimensions are the first ones of all; more than there are is an error.
 pub async fn fewer_dimensions_are_the_first_ones(subject: &Subject) -> ClauseResult {
-    let model = subject.model().await?;
+    let model = subject.embedder().await?;
     let options = EmbedOptions::new().normalize(false);
     let whole = alone(&*model, subject.prompt.clone(), options.clone()).await?.to_floats();
     let half = whole.len().div_ceil(2);
@@ -109,7 +109,7 @@ pub async fn fewer_dimensions_are_the_first_ones(subject: &Subject) -> ClauseRes
 
 /// A prefix stands before the text; a name that the folder does not have is an error.
 pub async fn a_prefix_is_part_of_the_text(subject: &Subject) -> ClauseResult {
-    let model = subject.model().await?;
+    let model = subject.embedder().await?;
     let (prefix, text) = ("find this: ", "a red house");
     let options = EmbedOptions::new().prefix(prefix);
     let found = alone(&*model, text.into(), options).await?;
@@ -127,7 +127,7 @@ pub async fn a_prefix_is_part_of_the_text(subject: &Subject) -> ClauseResult {
 
 /// One text that cannot be computed fails the call.
 pub async fn texts_are_checked(subject: &Subject) -> ClauseResult {
-    let model = subject.model().await?;
+    let model = subject.embedder().await?;
     for bad in [vec![], vec![model.info().vocab_size as u32], vec![1, u32::MAX]] {
         let said = format!("{bad:?}");
         let prompts = vec![subject.prompt.clone(), bad.into()];
@@ -141,7 +141,7 @@ pub async fn texts_are_checked(subject: &Subject) -> ClauseResult {
 
 /// A text that is longer than the model's context is an error, or cut where that was asked for.
 pub async fn a_text_too_long_is_refused_or_cut(subject: &Subject) -> ClauseResult {
-    let model = subject.model().await?;
+    let model = subject.embedder().await?;
     let context = model.info().context_length;
     if context > 1 << 17 {
         return Err(Failure::inconclusive(format!("the context of {context} tokens takes long to fill")));
@@ -158,7 +158,7 @@ pub async fn a_text_too_long_is_refused_or_cut(subject: &Subject) -> ClauseResul
 
 /// Progress grows to the number of texts.
 pub async fn progress_counts_the_texts(subject: &Subject) -> ClauseResult {
-    let model = subject.model().await?;
+    let model = subject.embedder().await?;
     let seen = Arc::new(Mutex::new(Vec::new()));
     let sink = seen.clone();
     let options = EmbedOptions::new().on_progress(move |progress| {
@@ -179,7 +179,7 @@ pub async fn progress_counts_the_texts(subject: &Subject) -> ClauseResult {
 
 /// A call that is cancelled fails with `Error::Cancelled`.
 pub async fn a_cancelled_call_is_an_error(subject: &Subject) -> ClauseResult {
-    let model = subject.model().await?;
+    let model = subject.embedder().await?;
     let options = EmbedOptions::new();
     options.cancel.cancel();
     match model.embed(some_prompts(subject, &*model), options).await {

@@ -94,7 +94,10 @@ pub(super) fn infos(
         _ => vec![(named.name.clone(), Part::Elements { added: named.added }, Dtype::F32)],
     };
     let info = |(name, part, dtype): (String, Part, Dtype)| {
-        let (shape, source) = part.of(path, named, file, stored, dtype);
+        let (mut shape, source) = part.of(path, named, file, stored, dtype);
+        if named.row {
+            shape.insert(0, 1);
+        }
         let mut info = TensorInfo::in_file(file, dtype, shape, stored.range.clone());
         // What lies in the file as it is needs no detour.
         if part != Part::Stored || named.rows != hf::Rows::Same {
