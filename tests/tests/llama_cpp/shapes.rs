@@ -53,13 +53,14 @@ fn each_kind_of_constraint_is_kept_however_tokens_are_chosen() {
     ];
     let four_digits = |text: &str| text.len() == 6 && text[1..5].chars().all(|c| c.is_ascii_digit());
     let of_lark = |text: &str| ["yes!", "no!", "yes?", "no?"].contains(&text);
-    for (seed, options) in (0..).zip(ways.iter().cycle().take(10)) {
+    for (seed, options) in (0..).zip(&ways) {
         let say = |constraint: Constraint| {
             let options = options.clone().seed(seed).constraint(constraint);
             block_on(model.complete(ask.clone(), options)).unwrap()
         };
         let answer = say(Constraint::json_schema(city()));
         assert!(ended(&answer) && is_city(&answer.text), "{:?} {:?}", answer.text, answer.finish.reason);
+        assert_eq!(answer.text, say(Constraint::json_schema(city())).text, "a seed gives one answer");
         let answer = say(Constraint::regex(r"<[0-9]{4}>"));
         assert!(ended(&answer) && four_digits(&answer.text), "{:?}", answer.text);
         let answer = say(Constraint::lark("start: word mark\nword: \"yes\" | \"no\"\nmark: /[!?]/"));
@@ -67,9 +68,6 @@ fn each_kind_of_constraint_is_kept_however_tokens_are_chosen() {
         let answer = say(Constraint::choice(["é (x)", "Paris", "日本語"]));
         assert!(ended(&answer), "{:?}", answer.text);
         assert!(["é (x)", "Paris", "日本語"].contains(&answer.text.as_str()), "{:?}", answer.text);
-        // A seed gives the same answer again.
-        let again = say(Constraint::json_schema(city()));
-        assert_eq!(again.text, say(Constraint::json_schema(city())).text);
     }
     let greedy =
         GenerateOptions::new().max_tokens(80).temperature(0.0).constraint(Constraint::json_schema(city()));
