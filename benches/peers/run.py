@@ -26,7 +26,7 @@ LLAMA_FLAGS = "-DGGML_NATIVE=ON -DLLAMA_CURL=OFF " + " ".join(
     f"-DCMAKE_{language}_FLAGS='-mno-amx-tile -mno-amx-int8 -mno-amx-bf16'" for language in ("C", "CXX")
 ) if platform.machine() == "x86_64" else "-DGGML_NATIVE=ON -DLLAMA_CURL=OFF"
 
-CASES = ["qwen3-0.6b-4", "qwen3-0.6b-16", "llama3.2-1b-16", "gemma3-1b-4", "qwen3-moe-small-4"]
+CASES = ["qwen3-0.6b-4", "qwen3-0.6b-16", "llama3.2-1b-16", "gemma3-1b-4", "qwen3-moe-small-4", "qwen3.5-0.8b-4"]
 
 
 def main():

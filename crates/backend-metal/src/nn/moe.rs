@@ -12,6 +12,7 @@ use super::{
     activation::{Activation, Gating},
     adapter::{AdapterSlots, SlotKind},
     block::FeedForward,
+    cpu,
     linear::Linear,
     matrix::{Matrix, alike},
     mlp::GatedMlp,
@@ -95,6 +96,9 @@ impl Routing {
 
     /// Scores `[.., experts]` → the picked experts and their weights, `[.., top_k]` each.
     pub(crate) fn pick(&self, scores: &Array) -> Result<[Array; 2]> {
+        if let Some(picked) = cpu::route(scores, self) {
+            return picked;
+        }
         let scores = scores.as_dtype(Dtype::Float32)?;
         let scores = match self.scoring {
             Scoring::Softmax => ops::softmax_axis(&scores, -1, true)?,
