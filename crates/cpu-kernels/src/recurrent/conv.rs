@@ -1,6 +1,6 @@
 //! Causal convolutions, one for each channel.
 
-use super::{Block, Sequences};
+use super::sequences::{Block, Sequences};
 use crate::{
     element::Element,
     error::{Error, Result},
@@ -90,13 +90,13 @@ impl Kernels {
     ) -> Result<()> {
         match (x.data, window) {
             (Floats::F32(data), Floats::F32(window)) => {
-                self.convolve_of_type(conv, x, [data, window], block, out)
+                self.convolve_of_type(conv, x, [data, window], block, out);
             }
             (Floats::F16(data), Floats::F16(window)) => {
-                self.convolve_of_type(conv, x, [data, window], block, out)
+                self.convolve_of_type(conv, x, [data, window], block, out);
             }
             (Floats::Bf16(data), Floats::Bf16(window)) => {
-                self.convolve_of_type(conv, x, [data, window], block, out)
+                self.convolve_of_type(conv, x, [data, window], block, out);
             }
             _ => return Err(types_differ()),
         }

@@ -1,6 +1,6 @@
 //! The norm of what a recurrent layer computes, and its gate.
 
-use super::{Block, Sequences};
+use super::sequences::{Block, Sequences};
 use crate::{
     element::{Element, to_f32_vec},
     error::{Error, Result},

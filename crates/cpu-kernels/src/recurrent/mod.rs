@@ -7,11 +7,10 @@
 mod conv;
 mod gated_norm;
 mod scan;
-
-use std::ops::Range;
+mod sequences;
 
 use crate::{
-    error::{Error, Result},
+    error::Result,
     kernels::Kernels,
     operand::{Floats, FloatsMut, length, product},
 };
@@ -19,39 +18,12 @@ use crate::{
 pub use conv::CausalConv;
 pub use gated_norm::GatedNorm;
 pub use scan::{LinearAttention, Rule};
+pub use sequences::Sequences;
+
+use sequences::Block;
 
 /// Tokens, of one row or of several, that go through the kernels together.
 const BLOCK: usize = 64;
-
-/// Vectors of the tokens of several rows, `[rows, tokens, width]`, in a larger memory. The elements of a vector are contiguous.
-#[derive(Debug, Clone, Copy)]
-pub struct Sequences<'a> {
-    /// The memory, from the first element of the first vector.
-    pub data: Floats<'a>,
-    /// Elements from one row to the next.
-    pub row_stride: usize,
-    /// Elements from one token to the next.
-    pub token_stride: usize,
-}
-
-impl Sequences<'_> {
-    /// Checks that the memory holds so many vectors of this width.
-    fn check(&self, operand: &'static str, [rows, tokens, width]: [usize; 3]) -> Result<()> {
-        if rows * tokens * width == 0 {
-            return Ok(());
-        }
-        let last = product(operand, &[rows - 1, self.row_stride])?
-            .saturating_add(product(operand, &[tokens - 1, self.token_stride])?)
-            .saturating_add(width);
-        let found = self.data.len();
-        if last > found { Err(Error::Length { operand, found, expected: last }) } else { Ok(()) }
-    }
-
-    /// Where the vector of a token begins.
-    fn at(&self, row: usize, token: usize) -> usize {
-        row * self.row_stride + token * self.token_stride
-    }
-}
 
 /// A recurrent layer and its inputs.
 #[derive(Debug, Clone, Copy)]
@@ -71,25 +43,6 @@ pub struct RecurrentLayer<'a> {
     pub gates: Sequences<'a>,
     /// How it is gated.
     pub norm: GatedNorm<'a>,
-}
-
-/// Some tokens of some rows.
-#[derive(Debug, Clone)]
-struct Block {
-    rows: Range<usize>,
-    tokens: Range<usize>,
-}
-
-impl Block {
-    /// Row and token of the vector `index` of the block.
-    fn place(&self, index: usize) -> [usize; 2] {
-        let tokens = self.tokens.len();
-        [self.rows.start + index / tokens, self.tokens.start + index % tokens]
-    }
-
-    fn len(&self) -> usize {
-        self.rows.len() * self.tokens.len()
-    }
 }
 
 impl Kernels {

@@ -4,7 +4,7 @@
 //! and a state space model with the time step Δ `S = a S + k ⊗ Δ v; o = Sᵀq + D v`. The columns of S do not depend on each other. So a
 //! task takes some columns through all tokens of a block, and they stay in the first-level cache.
 
-use super::{Block, Sequences};
+use super::sequences::{Block, Sequences};
 use crate::{
     element::Element,
     error::{Error, Result},

@@ -17,5 +17,5 @@ pub(super) use product::{Operand, gather_matmul, matmul, matmul_differentiable};
 pub(super) use recurrence::{
     ConvWeights, GateNorm, HeadSizes, RecurrentLayer, Rule, causal_conv, recurrent_layer,
 };
-pub(super) use routing::route;
+pub(super) use routing::{Picking, route};
 pub(super) use vectors::{Halves, NormWeight, activate, add_rms_norm, argmax, glu, layer_norm, rms_norm};

@@ -14,7 +14,7 @@ use super::{
     kernel::{KernelResult, kernel_result, kernels, promoted},
     operand::{FloatView, floats_mut, sequences},
 };
-use crate::mlx::primitive::{Input, Shape, primitive};
+use crate::mlx::primitive::{Input, Output, Shape, primitive};
 
 /// A convolution of each channel over its latest tokens.
 #[derive(Debug)]
@@ -47,7 +47,7 @@ pub(in crate::nn) fn causal_conv(
     let dtype = x.dtype();
     let arrays = [x, window, &weights.weight].into_iter().chain(&weights.bias).chain(lengths);
     let floats = [x, window, &weights.weight].into_iter().chain(&weights.bias);
-    promoted(floats.map(|array| array.dtype()))?;
+    promoted(floats.map(Array::dtype))?;
     let silu = weights.silu()?;
     if ExecMode::current() != ExecMode::CpuKernels || window.dtype() != dtype {
         return None;
@@ -157,7 +157,7 @@ pub(in crate::nn) fn recurrent_layer(
     };
     let floats = [*x, &weights.weight, steps, dt_bias, a_log, own, gates];
     let optional = weights.bias.iter().chain(norm.norm.map(|(weight, _)| weight));
-    promoted(floats.into_iter().chain(optional.clone()).map(|array| array.dtype()))?;
+    promoted(floats.into_iter().chain(optional.clone()).map(Array::dtype))?;
     let (silu, dtype) = (weights.silu()?, x.dtype());
     if ExecMode::current() != ExecMode::CpuKernels {
         return None;
@@ -175,9 +175,16 @@ pub(in crate::nn) fn recurrent_layer(
     }
     let arrays = [&state, &window].into_iter().chain(floats).chain(optional).chain(&input.lengths);
     let arrays: Vec<_> = arrays.collect();
-    let [biased, padded] = [weights.bias.is_some(), input.lengths.is_some()];
-    let (sizes, eps) = (*sizes, norm.norm.map(|(_, eps)| eps));
-    let GateNorm { group, gate_first, .. } = *norm;
+    let how = How {
+        sizes: *sizes,
+        silu,
+        limits,
+        biased: weights.bias.is_some(),
+        eps: norm.norm.map(|(_, eps)| eps),
+        group: norm.group,
+        gate_first: norm.gate_first,
+        padded: input.lengths.is_some(),
+    };
     let out = [x.dim(0), x.dim(1), (sizes.heads * sizes.value_dim) as i32];
     let shapes = [
         Shape { sizes: &out, dtype, donor: None },
@@ -185,49 +192,71 @@ pub(in crate::nn) fn recurrent_layer(
         Shape { sizes: state.shape(), dtype: Dtype::Float32, donor: Some(0) },
     ];
     let computed = primitive(c"recurrent_layer", &arrays, shapes, move |inputs, outputs| {
-        let ([_, window, x, weight, steps, dt_bias, a_log, own, gates], rest) =
-            inputs.split_first_chunk().ok_or(MISSING)?;
-        let mut rest = rest.iter().copied().peekable();
-        let mut floats = |is_there: bool| rest.next_if(|_| is_there).map(FloatView::of).transpose();
-        let (bias, norm_weight) = (floats(biased)?, floats(eps.is_some())?);
-        let lengths = lengths_of(inputs.last().filter(|_| padded))?;
-        let ([rows, tokens, channels], skip) = (sizes_of(*x)?, FloatView::of(*own)?);
-        let [window, weight] = [FloatView::of(*window)?, FloatView::of(*weight)?];
-        let [dt_bias, a_log] = [FloatView::of(*dt_bias)?, FloatView::of(*a_log)?];
-        let rule = match limits {
-            None => cpu_kernels::Rule::Delta { betas: sequences(*own)? },
-            Some(limits) => cpu_kernels::Rule::StateSpace { limits, skip: skip.floats() },
-        };
-        let HeadSizes { key_heads, heads, key_dim, value_dim, starts } = sizes;
-        let norm = norm_weight.as_ref().zip(eps);
-        let layer = cpu_kernels::RecurrentLayer {
-            sizes: [rows, tokens],
-            lengths: lengths.as_deref(),
-            x: sequences(*x)?,
-            conv: conv(channels, &weight, bias.as_ref(), silu),
-            attention: LinearAttention {
-                key_heads,
-                heads,
-                key_dim,
-                value_dim,
-                starts,
-                steps: sequences(*steps)?,
-                dt_bias: dt_bias.floats(),
-                a_log: a_log.floats(),
-                rule,
-            },
-            gates: sequences(*gates)?,
-            norm: GatedNorm {
-                norm: norm.map(|(weight, eps)| RmsNorm { weight: weight.floats(), eps }),
-                group,
-                gate_first,
-            },
-        };
-        let [output, after, state] = outputs else { return Err("three outputs were expected".into()) };
-        let outputs = [floats_mut(output)?, floats_mut(after)?];
-        kernel_result(kernels()?.recurrent_layer(&layer, window.floats(), state.elements::<f32>()?, outputs))
+        run_layer(&how, inputs, outputs)
     });
     Some(computed.map(|[output, window, state]| (output, vec![window, state])))
+}
+
+/// What a layer is computed with, besides its arrays.
+#[derive(Debug, Clone, Copy)]
+struct How {
+    sizes: HeadSizes,
+    /// Whether the convolution has SiLU behind it.
+    silu: bool,
+    /// Of the time step of a state space model; `None` is the delta rule.
+    limits: Option<[f32; 2]>,
+    /// Whether the convolution has a bias.
+    biased: bool,
+    /// Epsilon of the norm, if there is one.
+    eps: Option<f32>,
+    group: usize,
+    gate_first: bool,
+    /// Whether the lengths of rows are known.
+    padded: bool,
+}
+
+fn run_layer(how: &How, inputs: &[Input<'_>], outputs: &mut [Output<'_>]) -> KernelResult {
+    let ([_, window, x, weight, steps, dt_bias, a_log, own, gates], rest) =
+        inputs.split_first_chunk().ok_or(MISSING)?;
+    let mut rest = rest.iter().copied().peekable();
+    let mut floats = |is_there: bool| rest.next_if(|_| is_there).map(FloatView::of).transpose();
+    let (bias, norm_weight) = (floats(how.biased)?, floats(how.eps.is_some())?);
+    let lengths = lengths_of(inputs.last().filter(|_| how.padded))?;
+    let ([rows, tokens, channels], skip) = (sizes_of(*x)?, FloatView::of(*own)?);
+    let [window, weight] = [FloatView::of(*window)?, FloatView::of(*weight)?];
+    let [dt_bias, a_log] = [FloatView::of(*dt_bias)?, FloatView::of(*a_log)?];
+    let rule = match how.limits {
+        None => cpu_kernels::Rule::Delta { betas: sequences(*own)? },
+        Some(limits) => cpu_kernels::Rule::StateSpace { limits, skip: skip.floats() },
+    };
+    let HeadSizes { key_heads, heads, key_dim, value_dim, starts } = how.sizes;
+    let norm = norm_weight.as_ref().zip(how.eps);
+    let layer = cpu_kernels::RecurrentLayer {
+        sizes: [rows, tokens],
+        lengths: lengths.as_deref(),
+        x: sequences(*x)?,
+        conv: conv(channels, &weight, bias.as_ref(), how.silu),
+        attention: LinearAttention {
+            key_heads,
+            heads,
+            key_dim,
+            value_dim,
+            starts,
+            steps: sequences(*steps)?,
+            dt_bias: dt_bias.floats(),
+            a_log: a_log.floats(),
+            rule,
+        },
+        gates: sequences(*gates)?,
+        norm: GatedNorm {
+            norm: norm.map(|(weight, eps)| RmsNorm { weight: weight.floats(), eps }),
+            group: how.group,
+            gate_first: how.gate_first,
+        },
+    };
+    let [output, after, state] = outputs else { return Err("three outputs were expected".into()) };
+    let outputs = [floats_mut(output)?, floats_mut(after)?];
+    kernel_result(kernels()?.recurrent_layer(&layer, window.floats(), state.elements::<f32>()?, outputs))
 }
 
 /// The states before the first token.

@@ -4,24 +4,35 @@ use cpu_kernels::Routing;
 use mlx_rs::{Array, Dtype, error::Result};
 
 use super::{
-    super::{exec::ExecMode, moe},
+    super::exec::ExecMode,
     kernel::{kernel_result, kernels, promoted},
     operand::FloatView,
 };
 use crate::mlx::primitive::{Shape, primitive};
 
-/// Scores `[.., experts]` → the picked experts (u32) and their weights (f32), `[.., top_k]` each.
-pub(in crate::nn) fn route(scores: &Array, routing: &moe::Routing) -> Option<Result<[Array; 2]>> {
-    if ExecMode::current() != ExecMode::CpuKernels || promoted([scores.dtype()]).is_none() {
+/// How experts are picked and weighted: see `cpu_kernels::Routing`, which has a bias besides.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::nn) struct Picking {
+    pub(in crate::nn) sigmoid: bool,
+    pub(in crate::nn) groups: Option<[usize; 2]>,
+    pub(in crate::nn) top_k: usize,
+    pub(in crate::nn) normalise: Option<f32>,
+    pub(in crate::nn) scale: f32,
+}
+
+/// Scores `[.., experts]`, and what is added to them for the choice, `[experts]` → the picked experts (u32) and their weights (f32),
+/// `[.., top_k]` each.
+pub(in crate::nn) fn route(scores: &Array, bias: Option<&Array>, how: Picking) -> Option<Result<[Array; 2]>> {
+    let known =
+        promoted([scores.dtype()]).is_some() && bias.is_none_or(|bias| bias.dtype() == Dtype::Float32);
+    if ExecMode::current() != ExecMode::CpuKernels || !known {
         return None;
     }
     let (experts, rows) = scores.shape().split_last()?;
-    let sizes = [rows, &[routing.top_k as i32]].concat();
+    let (experts, sizes) = (*experts as usize, [rows, &[how.top_k as i32]].concat());
     let shape = |dtype| Shape { sizes: &sizes, dtype, donor: None };
-    let arrays: Vec<_> = [scores].into_iter().chain(&routing.bias).collect();
-    let (experts, sigmoid) = (*experts as usize, routing.scoring == moe::Scoring::Sigmoid);
-    let (groups, top_k, scale) = (routing.groups, routing.top_k, routing.scale);
-    let normalise = routing.normalise.then_some(routing.epsilon);
+    let arrays: Vec<_> = [scores].into_iter().chain(bias).collect();
+    let Picking { sigmoid, groups, top_k, normalise, scale } = how;
     Some(primitive(
         c"route",
         &arrays,
