@@ -13,9 +13,13 @@ import argparse
 import json
 import os
 import platform
+import random
 import statistics
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
 import venv
 from pathlib import Path
 
@@ -26,7 +30,7 @@ LLAMA_FLAGS = "-DGGML_NATIVE=ON -DLLAMA_CURL=OFF " + " ".join(
     f"-DCMAKE_{language}_FLAGS='-mno-amx-tile -mno-amx-int8 -mno-amx-bf16'" for language in ("C", "CXX")
 ) if platform.machine() == "x86_64" else "-DGGML_NATIVE=ON -DLLAMA_CURL=OFF"
 
-CASES = ["qwen3-0.6b-4", "qwen3-0.6b-16", "llama3.2-1b-16", "gemma3-1b-4", "qwen3-moe-small-4"]
+CASES = ["qwen3-0.6b-4", "qwen3-0.6b-16", "llama3.2-1b-16", "gemma3-1b-4", "qwen3-moe-small-4", "qwen3.5-0.8b-4"]
 
 
 def main():
@@ -34,6 +38,7 @@ def main():
     parser.add_argument("--program", type=Path, required=True, help="the program `inference`, built for release")
     parser.add_argument("--work", type=Path, default=Path("target/peers"), help="where environment and checkpoints are kept")
     parser.add_argument("--python", type=Path, help="a Python that has the peers already")
+    parser.add_argument("--llama-server", type=Path, help="llama.cpp as this server, not as llama-cpp-python; for one request at once")
     parser.add_argument("--only", action="append", choices=CASES, help="this model, not all")
     parser.add_argument("--skip", action="append", default=[], choices=list(PEERS), help="not this peer")
     parser.add_argument("--threads", type=int, default=2)
@@ -77,6 +82,8 @@ def measure(case, python, options):
         model = gguf if peer == "llama.cpp" else folder
         if peer not in options.skip and int(bits) in takes and (options.batch == 1 or peer == "llama.cpp"):
             runs[peer] = lambda source=source, model=model: child(python, source, [model, *sizes], options.threads)
+            if peer == "llama.cpp" and options.llama_server:
+                runs[peer] = lambda: served(options.llama_server, gguf, sizes)
     figures = {peer: [] for peer in runs}
     for _ in range(options.rounds):
         for peer, run in runs.items():
@@ -99,6 +106,39 @@ def ours(program, folder, sizes):
         return None
     report = json.loads(done.stdout)
     return {key: report[f"{key}_tokens_per_second"]["median"] for key in ("prefill", "decode")}
+
+
+def served(program, gguf, sizes):
+    """llama.cpp by what its server says of a request. The first one warms up."""
+    prompt, generate, threads, _ = sizes
+    port = 8123
+    command = [program, "-m", gguf, "-t", threads, "-tb", threads, "-c", prompt + generate + 64, "-ub", 512, "-np", 1, "-fa", "off"]
+    command += ["--device", "none", "--cache-ram", 0, "--port", port]
+    libraries = os.environ | {"LD_LIBRARY_PATH": str(program.resolve().parent)}
+    with subprocess.Popen([str(part) for part in command], env=libraries, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        try:
+            for turn in range(2):
+                ids = [random.Random(turn).randrange(300, 120000) for _ in range(prompt)]
+                asked = {"prompt": ids, "n_predict": generate, "ignore_eos": True, "cache_prompt": False, "samplers": ["top_k"], "top_k": 1}
+                times = post(server, f"http://127.0.0.1:{port}/completion", asked)["timings"]
+        finally:
+            server.terminate()
+    return {"prefill": times["prompt_per_second"], "decode": times["predicted_per_second"]}
+
+
+def post(server, address, body):
+    """What a server answers, once it is ready."""
+    request = urllib.request.Request(address, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    while server.poll() is None:
+        try:
+            return json.load(urllib.request.urlopen(request))
+        except urllib.error.HTTPError as error:
+            if error.code != 503:
+                raise
+        except urllib.error.URLError:
+            pass
+        time.sleep(0.2)
+    sys.exit(f"llama-server ended with {server.returncode}")
 
 
 def child(python, source, arguments, threads):

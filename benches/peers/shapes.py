@@ -28,10 +28,35 @@ class Shape:
     def gemma(self):
         return self["model_type"].startswith("gemma")
 
-    def tensors(self):
-        """Names in the published layout, with their shapes. Experts are stacked, as mlx_lm has them."""
+    @property
+    def hybrid(self):
+        return self["model_type"] == "qwen3_5"
+
+    def mixer(self, index):
+        """The matrices and norms of a layer's attention, or of what it has in its place."""
         hidden, width = self["hidden_size"], self["head_dim"]
         queries, keys = self["num_attention_heads"] * width, self["num_key_value_heads"] * width
+        if self.hybrid and (index + 1) % self["full_attention_interval"]:
+            heads, value = self["linear_num_value_heads"], self["linear_value_head_dim"]
+            inner = 2 * self["linear_num_key_heads"] * self["linear_key_head_dim"] + heads * value
+            for name, rows in (("qkv", inner), ("z", heads * value), ("b", heads), ("a", heads)):
+                yield f"linear_attn.in_proj_{name}.weight", (rows, hidden)
+            yield "linear_attn.conv1d.weight", (inner, self["linear_conv_kernel_dim"], 1)
+            yield "linear_attn.A_log", (heads,)
+            yield "linear_attn.dt_bias", (heads,)
+            yield "linear_attn.norm.weight", (value,)
+            yield "linear_attn.out_proj.weight", (hidden, heads * value)
+            return
+        for name, rows in (("q_proj", queries * (2 if self.hybrid else 1)), ("k_proj", keys), ("v_proj", keys)):
+            yield f"self_attn.{name}.weight", (rows, hidden)
+        yield "self_attn.o_proj.weight", (hidden, queries)
+        if self.gemma or self["model_type"].startswith("qwen3"):
+            yield "self_attn.q_norm.weight", (width,)
+            yield "self_attn.k_norm.weight", (width,)
+
+    def tensors(self):
+        """Names in the published layout, with their shapes. Experts are stacked and convolutions turned, as mlx_lm has them."""
+        hidden = self["hidden_size"]
         yield "model.embed_tokens.weight", (self["vocab_size"], hidden)
         for index in range(self["num_hidden_layers"]):
             layer = f"model.layers.{index}"
@@ -39,12 +64,8 @@ class Shape:
             norms += ["pre_feedforward_layernorm", "post_feedforward_layernorm"] if self.gemma else []
             for norm in norms:
                 yield f"{layer}.{norm}.weight", (hidden,)
-            for name, rows in (("q_proj", queries), ("k_proj", keys), ("v_proj", keys)):
-                yield f"{layer}.self_attn.{name}.weight", (rows, hidden)
-            yield f"{layer}.self_attn.o_proj.weight", (hidden, queries)
-            if self.gemma or self["model_type"].startswith("qwen3"):
-                yield f"{layer}.self_attn.q_norm.weight", (width,)
-                yield f"{layer}.self_attn.k_norm.weight", (width,)
+            for name, shape in self.mixer(index):
+                yield f"{layer}.{name}", shape
             if self.experts:
                 inner = self["moe_intermediate_size"]
                 yield f"{layer}.mlp.gate.weight", (self.experts, hidden)
@@ -60,7 +81,7 @@ class Shape:
         """Elements of matrices that one token is multiplied with."""
         total = 0
         for name, shape in self.tensors():
-            if len(shape) > 1:
+            if len(shape) == 2 or "switch_mlp" in name:
                 share = self["num_experts_per_tok"] / self.experts if "switch_mlp" in name else 1
                 total += int(np.prod(shape) * share)
         return total
@@ -81,6 +102,13 @@ SHAPES = {
     "qwen3-0.6b": Shape(_config(
         **_QWEN3, architectures=["Qwen3ForCausalLM"], model_type="qwen3", hidden_size=1024, intermediate_size=3072,
         num_hidden_layers=28, num_attention_heads=16, num_key_value_heads=8, max_window_layers=28), "qwen3"),
+    "qwen3.5-0.8b": Shape(_config(
+        architectures=["Qwen3_5ForCausalLM"], model_type="qwen3_5", hidden_size=1024, intermediate_size=3584, num_hidden_layers=24,
+        num_attention_heads=8, num_key_value_heads=2, head_dim=256, vocab_size=248320, full_attention_interval=4,
+        linear_conv_kernel_dim=4, linear_key_head_dim=128, linear_value_head_dim=128, linear_num_key_heads=16,
+        linear_num_value_heads=16,
+        rope_parameters=dict(rope_type="default", rope_theta=1e7, partial_rotary_factor=0.25, mrope_section=[11, 11, 10],
+                             mrope_interleaved=True)), "qwen35"),
     "llama3.2-1b": Shape(_config(
         architectures=["LlamaForCausalLM"], model_type="llama", hidden_size=2048, intermediate_size=8192,
         num_hidden_layers=16, num_attention_heads=32, num_key_value_heads=8, head_dim=64, rope_theta=5e5,
@@ -112,7 +140,7 @@ def write_checkpoint(shape, bits, folder):
     random = np.random.default_rng(0)
     specs = []
     for name, size in shape.tensors():
-        if len(size) == 1 or bits == 16:
+        if len(size) == 1 or bits == 16 or "conv1d" in name:
             specs.append((name, "BF16", size, lambda size=size: _bf16(_floats(random, size))))
             continue
         base, groups = name.removesuffix(".weight"), (*size[:-1], size[-1] // GROUP)
@@ -139,11 +167,21 @@ def write_gguf(shape, bits, path):
     writer.add_head_count_kv(shape["num_key_value_heads"])
     writer.add_key_length(shape["head_dim"])
     writer.add_value_length(shape["head_dim"])
-    writer.add_rope_freq_base(shape["rope_theta"])
+    writer.add_rope_freq_base(shape.config.get("rope_theta") or shape["rope_parameters"]["rope_theta"])
     writer.add_layer_norm_rms_eps(shape["rms_norm_eps"])
     writer.add_vocab_size(shape["vocab_size"])
     if shape.gemma:
         writer.add_sliding_window(shape["sliding_window"])
+    if shape.hybrid:
+        rope = shape["rope_parameters"]
+        writer.add_rope_dimension_count(int(shape["head_dim"] * rope["partial_rotary_factor"]))
+        writer.add_rope_dimension_sections([*rope["mrope_section"], 0])
+        writer.add_full_attention_interval(shape["full_attention_interval"])
+        writer.add_ssm_conv_kernel(shape["linear_conv_kernel_dim"])
+        writer.add_ssm_state_size(shape["linear_key_head_dim"])
+        writer.add_ssm_group_count(shape["linear_num_key_heads"])
+        writer.add_ssm_time_step_rank(shape["linear_num_value_heads"])
+        writer.add_ssm_inner_size(shape["linear_num_value_heads"] * shape["linear_value_head_dim"])
     if shape.experts:
         writer.add_expert_count(shape.experts)
         writer.add_expert_used_count(shape["num_experts_per_tok"])
@@ -161,10 +199,16 @@ def write_gguf(shape, bits, path):
     random = np.random.default_rng(0)
     for name, size in shape.tensors():
         name = name.replace(".mlp.switch_mlp.", ".mlp.experts.")
-        target = names.get_name(name, try_suffixes=(".weight",))
+        if name.endswith(".dt_bias"):
+            name = name.replace(".dt_bias", ".dt_proj.bias")
+        target = names.get_name(name, try_suffixes=(".weight", ".bias"))
         if target is None:
             raise ValueError(f"GGUF has no name for {name} of {shape.gguf}")
-        if len(size) == 1:
+        if target.endswith("ssm_a"):
+            writer.add_tensor(target, -np.exp(_floats(random, size)))
+        elif "conv1d" in target:
+            writer.add_tensor(target, _floats(random, size[:2]))
+        elif len(size) == 1:
             writer.add_tensor(target, 1 + _floats(random, size))
         elif bits == 16:
             data = _bf16(_floats(random, size)).view(np.uint8).reshape(*size[:-1], size[-1] * 2)

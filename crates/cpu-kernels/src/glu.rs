@@ -126,7 +126,7 @@ pub(crate) fn sigmoid(x: f32) -> f32 {
 
 /// eˣ within two units in the last place, without branches, so that the compiler vectorises loops over it.
 #[inline(always)]
-fn exp(x: f32) -> f32 {
+pub(crate) fn exp(x: f32) -> f32 {
     // The range with normal results. Adding 1.5 · 2²³ rounds to an integer.
     let x = x.clamp(-87.0, 88.0);
     const ROUND: f32 = 12_582_912.0;

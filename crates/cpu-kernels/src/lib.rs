@@ -1,4 +1,4 @@
-//! CPU kernels for language models: matrix products, attention, norms, rotary embeddings and activations.
+//! CPU kernels for language models: matrix products, attention, recurrent layers, norms, rotary embeddings and activations.
 //!
 //! Operands are plain memory in row-major order: slices of `f32`, `f16` or `bf16`, and matrices as MLX quantises them. Sums are
 //! in single precision, and rounded once. All kernels share one thread pool. It has as many threads as the process may run at
@@ -73,7 +73,9 @@ mod norm;
 mod operand;
 mod pool;
 mod quantization;
+mod recurrent;
 mod rope;
+mod routing;
 mod scales;
 mod scratch;
 mod shared_slice;
@@ -93,4 +95,6 @@ pub use layer_norm::LayerNorm;
 pub use norm::RmsNorm;
 pub use operand::{Floats, FloatsMut, Matrices, Scales, Weights};
 pub use quantization::{QuantMode, Quantization};
+pub use recurrent::{CausalConv, GatedNorm, LinearAttention, RecurrentLayer, Rule, Sequences};
 pub use rope::RotaryTable;
+pub use routing::Routing;

@@ -5,7 +5,7 @@ use mlx_rs::{Array, Dtype, error::Result, ops};
 
 use super::{
     activation::Activation,
-    cpu,
+    cpu::{self, ConvWeights},
     forward_pass::RecurrentInput,
     parameter::{Weight, WeightTransform},
     weights::Weights,
@@ -44,6 +44,20 @@ impl CausalConv {
         })
     }
 
+    /// Its weights.
+    pub(super) fn weights(&self) -> Result<ConvWeights> {
+        Ok(ConvWeights {
+            weight: self.weight.get()?,
+            bias: self.bias.as_ref().map(Weight::get).transpose()?,
+            activation: self.activation,
+        })
+    }
+
+    /// The state before the first token of inputs `[B, T, channels]`.
+    pub(crate) fn no_state(&self, x: &Array) -> Result<Array> {
+        ops::zeros_dtype(&[x.dim(0), self.kernel - 1, self.channels], x.dtype())
+    }
+
     /// `[B, T, channels]` → the same, and the state after the tokens.
     pub(crate) fn forward(
         &self,
@@ -52,17 +66,13 @@ impl CausalConv {
         state: Option<&Array>,
     ) -> Result<[Array; 2]> {
         let (batch, tokens, before) = (x.dim(0), x.dim(1), self.kernel - 1);
-        let weight = self.weight.get()?.reshape(&[self.channels, self.kernel])?;
-        let bias = self.bias.as_ref().map(Weight::get).transpose()?;
-        let state = match state {
-            Some(state) => state.clone(),
-            None => ops::zeros_dtype(&[batch, before, self.channels], x.dtype())?,
-        };
-        if input.lengths.is_none()
-            && let Some(output) = cpu::causal_conv([x, &state, &weight], bias.as_ref(), self.activation)
-        {
+        let weights = self.weights()?;
+        let state = state.map_or_else(|| self.no_state(x), |state| Ok(state.clone()))?;
+        if let Some(output) = cpu::causal_conv([x, &state], &weights, input.lengths.as_ref()) {
             return output;
         }
+        let ConvWeights { weight, bias, .. } = weights;
+        let weight = weight.reshape(&[self.channels, self.kernel])?;
         let all = ops::concatenate(&[&state, x], 1)?;
         let state = match &input.lengths {
             None => slice(&all, 1, tokens, tokens + before)?,

@@ -343,7 +343,7 @@ impl<'a> ForwardPass<'a> {
     pub(crate) fn recur(
         &mut self,
         layer: usize,
-        step: impl FnOnce(RecurrentInput) -> Result<(Array, Vec<Array>)>,
+        step: impl FnOnce(RecurrentInput) -> Result<Step>,
     ) -> Result<Array> {
         match &mut self.rows {
             Rows::Packed(_) => Err(Exception::custom(NOT_PACKED)),
@@ -440,6 +440,9 @@ pub(crate) enum Visible<'a> {
     /// Where the mask is true, `[T, S]` or `[rows, 1, 1, S]`; without one, all.
     Masked(Option<&'a Array>),
 }
+
+/// What a recurrent layer computes: its output, and the state after the tokens.
+pub(crate) type Step = (Array, Vec<Array>);
 
 /// What a recurrent layer computes a step from.
 #[derive(Debug)]

@@ -13,8 +13,10 @@ use super::{
     block::Mixer,
     cache::LayerState,
     causal_conv::CausalConv,
+    cpu::{self, GateNorm, HeadSizes, RecurrentLayer, Rule},
     dimensions::Dimensions,
-    forward_pass::ForwardPass,
+    exec::ExecMode,
+    forward_pass::{ForwardPass, RecurrentInput, Step},
     linear::{Linear, Projections},
     linear_attention::LinearAttention,
     norm::RmsNorm,
@@ -147,41 +149,75 @@ impl GatedDeltaNet {
     }
 }
 
-impl Mixer for GatedDeltaNet {
-    fn forward(&self, x: &Array, pass: &mut ForwardPass<'_>, layer: usize) -> Result<Array> {
-        let (batch, tokens) = (x.dim(0), x.dim(1));
-        let [qkv, z, b, a] = self.project(x)?;
+impl GatedDeltaNet {
+    /// What lies between the projections, as one operation of the CPU's kernels, if they know it.
+    fn on_kernels(&self, [qkv, z, b, a]: [&Array; 4], input: &RecurrentInput) -> Result<Option<Step>> {
+        if ExecMode::current() != ExecMode::CpuKernels {
+            return Ok(None);
+        }
+        let (keys, value_dim) = (self.sizes.keys(), self.sizes.linear_value_head_dim);
+        let (weight, eps) = self.norm.parts()?;
+        let layer = RecurrentLayer {
+            x: qkv,
+            conv: self.conv.weights()?,
+            sizes: HeadSizes {
+                key_heads: self.sizes.linear_num_key_heads,
+                heads: self.sizes.linear_num_value_heads,
+                key_dim: self.sizes.linear_key_head_dim,
+                value_dim,
+                starts: [0, keys, 2 * keys],
+            },
+            steps: a,
+            dt_bias: &self.dt_bias.get()?,
+            a_log: &self.a_log.get()?,
+            rule: Rule::Delta { betas: b },
+            gates: z,
+            norm: GateNorm { norm: Some((&weight, eps)), group: value_dim, gate_first: false },
+        };
+        cpu::recurrent_layer(&layer, input).transpose()
+    }
+
+    /// The same with MLX's operations.
+    fn on_mlx(&self, [qkv, z, b, a]: [&Array; 4], input: &RecurrentInput) -> Result<Step> {
+        let (batch, tokens) = (qkv.dim(0), qkv.dim(1));
         let (keys, heads) = (self.sizes.keys() as i32, self.sizes.linear_num_value_heads as i32);
-        let wide = |x: &Array| x.as_dtype(Dtype::Float32);
+        let (dtype, wide) = (qkv.dtype(), |x: &Array| x.as_dtype(Dtype::Float32));
         let rate = ops::exp(wide(&self.a_log.get()?)?)?;
-        let step = ops::logaddexp(wide(&a)?.add(wide(&self.dt_bias.get()?)?)?, Array::from_f32(0.0))?;
-        let decay = step.multiply(rate)?.negative()?;
-        let beta = Some(sigmoid(wide(&b)?)?);
-        let mixed = pass.recur(layer, |input| {
-            let (window, state) = match input.states.as_deref() {
-                Some([window, state]) => (Some(window), Some(state)),
-                _ => (None, None),
-            };
-            let [qkv, window] = self.conv.forward(&qkv, &input, window)?;
-            let parts = wide(&qkv)?.split_at_indices(&[keys, 2 * keys], -1)?;
-            let split = |x: &Array, dim: usize| x.reshape(&[batch, tokens, -1, dim as i32]);
-            let key_dim = self.sizes.linear_key_head_dim;
-            let attention = LinearAttention {
-                queries: unit(&split(&parts[0], key_dim)?)?
-                    .multiply(Array::from_f32((key_dim as f32).sqrt().recip()))?,
-                keys: unit(&split(&parts[1], key_dim)?)?,
-                values: split(&parts[2], self.sizes.linear_value_head_dim)?,
-                decay,
-                beta,
-            };
-            let [mixed, state] = attention.forward(&input, state)?;
-            Ok((mixed, vec![window, state]))
-        })?;
+        let step = ops::logaddexp(wide(a)?.add(wide(&self.dt_bias.get()?)?)?, Array::from_f32(0.0))?;
+        let (window, state) = match input.states.as_deref() {
+            Some([window, state]) => (Some(window), Some(state)),
+            _ => (None, None),
+        };
+        let [qkv, window] = self.conv.forward(qkv, input, window)?;
+        let parts = wide(&qkv)?.split_at_indices(&[keys, 2 * keys], -1)?;
+        let split = |x: &Array, dim: usize| x.reshape(&[batch, tokens, -1, dim as i32]);
+        let key_dim = self.sizes.linear_key_head_dim;
+        let attention = LinearAttention {
+            queries: unit(&split(&parts[0], key_dim)?)?
+                .multiply(Array::from_f32((key_dim as f32).sqrt().recip()))?,
+            keys: unit(&split(&parts[1], key_dim)?)?,
+            values: split(&parts[2], self.sizes.linear_value_head_dim)?,
+            decay: step.multiply(rate)?.negative()?,
+            beta: Some(sigmoid(wide(b)?)?),
+        };
+        let [mixed, state] = attention.forward(input, state)?;
         let z = z.reshape(&[batch, tokens, heads, -1])?;
         // Rounded where the reference rounds.
-        let normalised = self.norm.forward(&mixed.as_dtype(x.dtype())?)?;
+        let normalised = self.norm.forward(&mixed.as_dtype(dtype)?)?;
         let gated = wide(&normalised)?.multiply(Activation::Silu.apply(&wide(&z)?)?)?;
-        self.out_proj.forward(&gated.as_dtype(x.dtype())?.reshape(&[batch, tokens, -1])?)
+        Ok((gated.as_dtype(dtype)?.reshape(&[batch, tokens, -1])?, vec![window, state]))
+    }
+}
+
+impl Mixer for GatedDeltaNet {
+    fn forward(&self, x: &Array, pass: &mut ForwardPass<'_>, layer: usize) -> Result<Array> {
+        let [qkv, z, b, a] = self.project(x)?;
+        let parts = [&qkv, &z, &b, &a];
+        let mixed = pass.recur(layer, |input| match self.on_kernels(parts, &input)? {
+            Some(computed) => Ok(computed),
+            None => self.on_mlx(parts, &input),
+        })?;
+        self.out_proj.forward(&mixed)
     }
 
     fn state(&self) -> LayerState {

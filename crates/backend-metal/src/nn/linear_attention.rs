@@ -6,13 +6,13 @@
 //!
 //! | mode | tokens | computed by |
 //! |---|---|---|
-//! | `CpuKernels` | any | `cpu::linear_attention`, token by token |
+//! | `CpuKernels` | any | `cpu::recurrent_layer`, token by token, with all that lies between the projections of a layer |
 //! | any other | 1 | MLX, as written above |
 //! | any other | T | MLX, in chunks: products within a chunk, and S from chunk to chunk |
 
 use mlx_rs::{Array, Dtype, error::Result, ops};
 
-use super::{cpu, forward_pass::RecurrentInput};
+use super::forward_pass::RecurrentInput;
 use crate::mlx::slice;
 
 /// Tokens of a chunk, a power of two.
@@ -44,10 +44,6 @@ impl LinearAttention {
         };
         if let Some(lengths) = &input.lengths {
             self.without_padding(lengths)?;
-        }
-        let parts = [&self.queries, &self.keys, &self.values, &self.decay];
-        if let Some(output) = cpu::linear_attention(parts, self.beta.as_ref(), &state) {
-            return output;
         }
         // Heads first, and those of keys repeated.
         let group = heads / self.keys.dim(2);
@@ -194,18 +190,19 @@ fn unit_lower_inverse(n: &Array, size: i32) -> Result<Array> {
 
 #[cfg(test)]
 mod tests {
+    use std::ops::Range;
+
     use mlx_rs::{Device, random, with_device};
 
     use super::*;
-    use crate::nn::exec::ExecMode;
 
     fn float(seed: u64, shape: &[i32]) -> Array {
         random::uniform::<f32, f32>(-1.0, 1.0, shape, &random::key(seed).unwrap()).unwrap()
     }
 
-    /// By tokens on the CPU, in chunks with MLX, and in two parts of which the second goes on from the first's state.
+    /// Token by token, in chunks, and with padding.
     #[test]
-    fn linear_attention_is_the_same_however_it_is_computed() {
+    fn chunks_are_the_same_as_tokens_one_by_one() {
         with_device(Device::cpu(), || {
             for (tokens, delta, heads) in [(1, true, 4), (150, true, 4), (70, false, 6), (1, false, 2)] {
                 let number = Array::from_f32;
@@ -219,12 +216,32 @@ mod tests {
                 };
                 let state = float(6, &[2, heads, 16, 8]);
                 let whole = RecurrentInput { states: None, lengths: None };
-                let ours = inputs.clone().forward(&whole, Some(&state)).unwrap();
-                let mlx = ExecMode::Mlx.scope(|| inputs.clone().forward(&whole, Some(&state))).unwrap();
-                for (ours, mlx) in ours.iter().zip(&mlx) {
-                    let far = ours.subtract(mlx).unwrap().abs().unwrap().max(false).unwrap();
-                    assert!(far.item_exact::<f32>() < 1e-5, "{tokens} tokens, delta {delta}: {far:?}");
+                let cut = |x: &Array, rows: Range<i32>, tokens: Range<i32>| {
+                    slice(&slice(x, 0, rows.start, rows.end).unwrap(), 1, tokens.start, tokens.end).unwrap()
+                };
+                let part = |rows: Range<i32>, tokens: Range<i32>| LinearAttention {
+                    queries: cut(&inputs.queries, rows.clone(), tokens.clone()),
+                    keys: cut(&inputs.keys, rows.clone(), tokens.clone()),
+                    values: cut(&inputs.values, rows.clone(), tokens.clone()),
+                    decay: cut(&inputs.decay, rows.clone(), tokens.clone()),
+                    beta: inputs.beta.as_ref().map(|beta| cut(beta, rows, tokens)),
+                };
+                let near = |found: &Array, expected: &Array, what: &str| {
+                    let far = found.subtract(expected).unwrap().abs().unwrap().max(false).unwrap();
+                    assert!(
+                        far.item_exact::<f32>() < 1e-5,
+                        "{what}: {tokens} tokens, delta {delta}: {far:?}"
+                    );
+                };
+                let [chunked, after] = inputs.clone().forward(&whole, Some(&state)).unwrap();
+                let (mut outputs, mut last) = (Vec::new(), state.clone());
+                for token in 0..tokens {
+                    let [output, next] = part(0..2, token..token + 1).forward(&whole, Some(&last)).unwrap();
+                    outputs.push(output);
+                    last = next;
                 }
+                near(&chunked, &ops::concatenate(&outputs, 1).unwrap(), "outputs");
+                near(&after, &last, "states");
                 // Padding on the right changes neither state nor what comes before it.
                 let lengths = Some(Array::from_slice(&[tokens, tokens / 2], &[2]));
                 let padded = RecurrentInput { states: None, lengths };
@@ -232,22 +249,10 @@ mod tests {
                 if half == 0 {
                     continue;
                 }
-                let cut = |x: &Array| slice(&slice(x, 0, 1, 2).unwrap(), 1, 0, half).unwrap();
-                let short = LinearAttention {
-                    queries: cut(&inputs.queries),
-                    keys: cut(&inputs.keys),
-                    values: cut(&inputs.values),
-                    decay: cut(&inputs.decay),
-                    beta: inputs.beta.as_ref().map(cut),
-                };
                 let own = slice(&state, 0, 1, 2).unwrap();
-                for mode in [ExecMode::CpuKernels, ExecMode::Mlx] {
-                    let [_, all] = mode.scope(|| inputs.clone().forward(&padded, Some(&state))).unwrap();
-                    let [_, short] = mode.scope(|| short.clone().forward(&whole, Some(&own))).unwrap();
-                    let all = slice(&all, 0, 1, 2).unwrap();
-                    let far = all.subtract(&short).unwrap().abs().unwrap().max(false).unwrap();
-                    assert!(far.item_exact::<f32>() < 1e-5, "padded, {tokens} tokens, {mode:?}: {far:?}");
-                }
+                let [_, all] = inputs.clone().forward(&padded, Some(&state)).unwrap();
+                let [_, short] = part(1..2, 0..half).forward(&whole, Some(&own)).unwrap();
+                near(&slice(&all, 0, 1, 2).unwrap(), &short, "padded");
             }
         });
     }

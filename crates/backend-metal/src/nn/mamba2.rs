@@ -10,8 +10,16 @@ use mlx_rs::{
 use serde::{Deserialize, Deserializer, de::Error as _};
 
 use super::{
-    activation::Activation, block::Mixer, cache::LayerState, causal_conv::CausalConv,
-    forward_pass::ForwardPass, linear::Linear, linear_attention::LinearAttention, parameter::Weight,
+    activation::Activation,
+    block::Mixer,
+    cache::LayerState,
+    causal_conv::CausalConv,
+    cpu::{self, GateNorm, HeadSizes, RecurrentLayer, Rule},
+    exec::ExecMode,
+    forward_pass::{ForwardPass, RecurrentInput, Step},
+    linear::Linear,
+    linear_attention::LinearAttention,
+    parameter::Weight,
     weights::Weights,
 };
 
@@ -185,43 +193,84 @@ impl Mamba2 {
     }
 }
 
-impl Mixer for Mamba2 {
-    fn forward(&self, x: &Array, pass: &mut ForwardPass<'_>, layer: usize) -> Result<Array> {
-        let (batch, tokens) = (x.dim(0), x.dim(1));
-        let (inner, channels) = (self.sizes.inner() as i32, self.sizes.channels() as i32);
+impl Mamba2 {
+    /// What lies between the projections, as one operation of the CPU's kernels, if they know it.
+    fn on_kernels(&self, [gate, mixed, step]: [&Array; 3], input: &RecurrentInput) -> Result<Option<Step>> {
+        if ExecMode::current() != ExecMode::CpuKernels {
+            return Ok(None);
+        }
+        let SsmSizes { heads, head_dim, groups, state, time_step_limit, norm, eps, .. } = self.sizes;
+        let inner = self.sizes.inner();
+        let weight = self.norm.as_ref().map(Weight::get).transpose()?;
+        let layer = RecurrentLayer {
+            x: mixed,
+            conv: self.conv.weights()?,
+            sizes: HeadSizes {
+                key_heads: groups,
+                heads,
+                key_dim: state,
+                value_dim: head_dim,
+                starts: [inner + groups * state, inner, 0],
+            },
+            steps: step,
+            dt_bias: &self.dt_bias.get()?,
+            a_log: &self.a_log.get()?,
+            rule: Rule::StateSpace { limits: time_step_limit.0, skip: &self.d.get()? },
+            gates: gate,
+            norm: GateNorm {
+                norm: weight.as_ref().map(|weight| (weight, eps)),
+                group: inner / groups,
+                gate_first: norm == SsmNorm::AfterGate,
+            },
+        };
+        cpu::recurrent_layer(&layer, input).transpose()
+    }
+
+    /// The same with MLX's operations.
+    fn on_mlx(&self, [gate, mixed, step]: [&Array; 3], input: &RecurrentInput) -> Result<Step> {
+        let (batch, tokens, dtype) = (mixed.dim(0), mixed.dim(1), mixed.dtype());
+        let inner = self.sizes.inner() as i32;
         let [groups, state] = [self.sizes.groups, self.sizes.state].map(|size| size as i32);
         let wide = |x: &Array| x.as_dtype(Dtype::Float32);
+        let step = ops::logaddexp(wide(step)?.add(wide(&self.dt_bias.get()?)?)?, Array::from_f32(0.0))?;
+        let [low, high] = self.sizes.time_step_limit.0.map(Array::from_f32);
+        let step = ops::minimum(ops::maximum(&step, low)?, high)?;
+        let decay = step.multiply(ops::exp(wide(&self.a_log.get()?)?)?)?.negative()?;
+        let (window, before) = match input.states.as_deref() {
+            Some([window, state]) => (Some(window), Some(state)),
+            _ => (None, None),
+        };
+        let [mixed, window] = self.conv.forward(mixed, input, window)?;
+        let parts = wide(&mixed)?.split_at_indices(&[inner, inner + groups * state], -1)?;
+        let split = |x: &Array, width: i32| x.reshape(&[batch, tokens, -1, width]);
+        let values = split(&parts[0], self.sizes.head_dim as i32)?;
+        let attention = LinearAttention {
+            queries: split(&parts[2], state)?,
+            keys: split(&parts[1], state)?,
+            values: values.multiply(step.expand_dims(3)?)?,
+            decay,
+            beta: None,
+        };
+        let [output, after] = attention.forward(input, before)?;
+        let output = output.add(values.multiply(wide(&self.d.get()?)?.expand_dims(1)?)?)?;
+        let gated = self.gated(&output.reshape(&[batch, tokens, -1])?, &wide(gate)?, dtype)?;
+        Ok((gated, vec![window, after]))
+    }
+}
+
+impl Mixer for Mamba2 {
+    fn forward(&self, x: &Array, pass: &mut ForwardPass<'_>, layer: usize) -> Result<Array> {
+        let (inner, channels) = (self.sizes.inner() as i32, self.sizes.channels() as i32);
         let mut projected = self.in_proj.forward(x)?;
         if let Some(factors) = &self.factors {
             projected = projected.multiply(factors.as_dtype(projected.dtype())?)?;
         }
         let parts = projected.split_at_indices(&[inner, inner + channels], -1)?;
-        let (gate, mixed, step) = (&parts[0], &parts[1], &parts[2]);
-        let step = ops::logaddexp(wide(step)?.add(wide(&self.dt_bias.get()?)?)?, Array::from_f32(0.0))?;
-        let [low, high] = self.sizes.time_step_limit.0.map(Array::from_f32);
-        let step = ops::minimum(ops::maximum(&step, low)?, high)?;
-        let decay = step.multiply(ops::exp(wide(&self.a_log.get()?)?)?)?.negative()?;
-        let mixed = pass.recur(layer, |input| {
-            let (window, before) = match input.states.as_deref() {
-                Some([window, state]) => (Some(window), Some(state)),
-                _ => (None, None),
-            };
-            let [mixed, window] = self.conv.forward(mixed, &input, window)?;
-            let parts = wide(&mixed)?.split_at_indices(&[inner, inner + groups * state], -1)?;
-            let split = |x: &Array, width: i32| x.reshape(&[batch, tokens, -1, width]);
-            let values = split(&parts[0], self.sizes.head_dim as i32)?;
-            let attention = LinearAttention {
-                queries: split(&parts[2], state)?,
-                keys: split(&parts[1], state)?,
-                values: values.multiply(step.expand_dims(3)?)?,
-                decay,
-                beta: None,
-            };
-            let [output, after] = attention.forward(&input, before)?;
-            let skipped = values.multiply(wide(&self.d.get()?)?.expand_dims(1)?)?;
-            Ok((output.add(skipped)?, vec![window, after]))
+        let parts = [&parts[0], &parts[1], &parts[2]];
+        let gated = pass.recur(layer, |input| match self.on_kernels(parts, &input)? {
+            Some(computed) => Ok(computed),
+            None => self.on_mlx(parts, &input),
         })?;
-        let gated = self.gated(&mixed.reshape(&[batch, tokens, -1])?, &wide(gate)?, x.dtype())?;
         self.out_proj.forward(&gated)
     }
 

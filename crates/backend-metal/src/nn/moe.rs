@@ -12,6 +12,7 @@ use super::{
     activation::{Activation, Gating},
     adapter::{AdapterSlots, SlotKind},
     block::FeedForward,
+    cpu,
     linear::Linear,
     matrix::{Matrix, alike},
     mlp::GatedMlp,
@@ -95,6 +96,16 @@ impl Routing {
 
     /// Scores `[.., experts]` → the picked experts and their weights, `[.., top_k]` each.
     pub(crate) fn pick(&self, scores: &Array) -> Result<[Array; 2]> {
+        let how = cpu::Picking {
+            sigmoid: self.scoring == Scoring::Sigmoid,
+            groups: self.groups,
+            top_k: self.top_k,
+            normalise: self.normalise.then_some(self.epsilon),
+            scale: self.scale,
+        };
+        if let Some(picked) = cpu::route(scores, self.bias.as_ref(), how) {
+            return picked;
+        }
         let scores = scores.as_dtype(Dtype::Float32)?;
         let scores = match self.scoring {
             Scoring::Softmax => ops::softmax_axis(&scores, -1, true)?,

@@ -235,6 +235,28 @@ fn recurrent_states_go_back_to_chunks() {
     }
 }
 
+/// A pass of which only the first layers were computed is given up, and the text goes another way from where it began.
+#[test]
+fn a_pass_that_is_given_up_leaves_recurrent_states_as_they_were() {
+    device();
+    for name in ["qwen3_5", "lfm2", "granitemoehybrid", "mamba2", "nemotron_h"] {
+        let model = Variant::named(name).load();
+        let (first, given_up, second) = (text(1, 12), text(2, 7), text(3, 9));
+        let whole = [&first[..], &second].concat();
+        let fresh = cached(&*model, &whole, &mut model.new_cache()).pop().unwrap();
+        for layers in 0..=model.config().states.len() {
+            let mut cache = model.new_cache();
+            let _ = cached(&*model, &first, &mut cache);
+            let _ = model.hidden(&tokens(&given_up), Rows::Cached(&mut [&mut cache])).unwrap();
+            mlx_rs::transforms::eval(&cache.layer_arrays(0..layers)).unwrap();
+            assert!(cache.abandon_pass(first.len(), layers), "{name}, {layers} layers");
+            let logits = cached(&*model, &second, &mut cache).pop().unwrap();
+            let far = distance(&logits, &fresh);
+            assert!(far <= TOLERANCE, "{name}, {layers} layers: {far} apart");
+        }
+    }
+}
+
 /// Buffers are filled to the last position where prompts are as long as they grow by.
 #[test]
 fn rows_that_fill_their_buffers_are_as_alone() {

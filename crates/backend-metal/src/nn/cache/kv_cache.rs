@@ -181,7 +181,9 @@ impl KvCache {
     /// made new arrays, which compute the whole pass.
     pub(crate) fn abandon_pass(&mut self, len: usize, layers: usize) -> bool {
         let mut buffer = self.buffer.borrow_mut();
-        let left = &mut buffer.layers[layers..];
+        // Layers without attention have no buffers.
+        let asked = self.parts.iter().take(layers).filter(|parts| parts.attention.is_some()).count();
+        let left = &mut buffer.layers[asked..];
         if !self.can_rewind_to(len) || left.iter().any(|layer| !layer.writable) {
             return false;
         }

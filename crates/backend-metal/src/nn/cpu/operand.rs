@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use cpu_kernels::{Floats, FloatsMut, Heads};
+use cpu_kernels::{Floats, FloatsMut, Heads, Sequences};
 use half::{bf16, f16};
 use mlx_rs::Dtype;
 
@@ -65,6 +65,18 @@ pub(super) fn floats_mut<'a>(output: &'a mut Output<'_>) -> KernelResult<FloatsM
 /// Floats where they lie, and all that lies between.
 pub(super) fn span(input: Input<'_>) -> KernelResult<Floats<'_>> {
     Ok(by_type!(Floats, input, Input::span))
+}
+
+/// Vectors `[rows, tokens, width]` where they lie.
+pub(super) fn sequences(input: Input<'_>) -> KernelResult<Sequences<'_>> {
+    let (&[_, _, width], &[row_stride, token_stride, stride]) = (input.shape(), input.strides()) else {
+        return Err("vectors that are not [rows, tokens, width]".into());
+    };
+    if stride != 1 && width != 1 {
+        return Err("vectors whose elements lie apart".into());
+    }
+    let [row_stride, token_stride] = [row_stride, token_stride].map(|stride| stride as usize);
+    Ok(Sequences { data: span(input)?, row_stride, token_stride })
 }
 
 /// Vectors `[rows, heads, tokens, head_dim]` where they lie.

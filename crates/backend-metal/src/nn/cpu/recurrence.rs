@@ -1,328 +1,271 @@
-//! Steps of recurrent layers on plain memory: convolutions of channels, and linear attention token by token.
+//! Recurrent layers: convolutions of channels, and linear attention behind them.
 
-use half::{bf16, f16};
-use mlx_rs::{Array, Dtype, error::Result};
+use std::borrow::Cow;
+
+use cpu_kernels::{GatedNorm, LinearAttention, RmsNorm};
+use mlx_rs::{Array, Dtype, error::Result, ops};
 
 use super::{
-    super::{activation::Activation, exec::ExecMode},
-    kernel::{KernelResult, kernels, promoted},
+    super::{
+        activation::Activation,
+        exec::ExecMode,
+        forward_pass::{RecurrentInput, Step},
+    },
+    kernel::{KernelResult, kernel_result, kernels, promoted},
+    operand::{FloatView, floats_mut, sequences},
 };
-use crate::mlx::primitive::{Element, Input, Output, Shape, primitive};
+use crate::mlx::primitive::{Input, Output, Shape, primitive};
 
-/// Multiplications that are worth another thread.
-const THREAD_WORK: usize = 1 << 20;
-
-/// A float in memory.
-trait Float: Element + Send + Sync {
-    fn wide(self) -> f32;
-    fn narrow(x: f32) -> Self;
+/// A convolution of each channel over its latest tokens.
+#[derive(Debug)]
+pub(in crate::nn) struct ConvWeights {
+    /// The taps of each channel, oldest first: `[channels, kernel]`, with any axes of one element.
+    pub(in crate::nn) weight: Array,
+    /// `[channels]`
+    pub(in crate::nn) bias: Option<Array>,
+    pub(in crate::nn) activation: Option<Activation>,
 }
 
-impl Float for f32 {
-    fn wide(self) -> f32 {
-        self
-    }
-    fn narrow(x: f32) -> Self {
-        x
-    }
-}
-
-impl Float for f16 {
-    fn wide(self) -> f32 {
-        self.to_f32()
-    }
-    fn narrow(x: f32) -> Self {
-        Self::from_f32(x)
+impl ConvWeights {
+    /// Whether the activation is SiLU; `None` if the kernels lack it.
+    fn silu(&self) -> Option<bool> {
+        match self.activation {
+            None => Some(false),
+            Some(Activation::Silu) => Some(true),
+            Some(_) => None,
+        }
     }
 }
 
-impl Float for bf16 {
-    fn wide(self) -> f32 {
-        self.to_f32()
-    }
-    fn narrow(x: f32) -> Self {
-        Self::from_f32(x)
-    }
-}
-
-/// The convolution of each channel over its last tokens: x `[B, T, channels]`, the inputs before `[B, kernel - 1, channels]`, the
-/// weights `[channels, kernel]` → the output, and the inputs before the next token.
+/// The convolution: x `[B, T, channels]`, the inputs before `[B, kernel - 1, channels]` → the output, and the inputs before the next
+/// token. `lengths` `[B]` (i32): how many tokens of each row are not padding.
 pub(in crate::nn) fn causal_conv(
-    [x, state, weight]: [&Array; 3],
-    bias: Option<&Array>,
-    activation: Option<Activation>,
+    [x, window]: [&Array; 2],
+    weights: &ConvWeights,
+    lengths: Option<&Array>,
 ) -> Option<Result<[Array; 2]>> {
     let dtype = x.dtype();
-    let known = promoted([dtype]).is_some() && [state, weight].iter().all(|of| of.dtype() == dtype);
-    let silu = match activation {
-        None => false,
-        Some(Activation::Silu) => true,
-        Some(_) => return None,
-    };
-    if ExecMode::current() != ExecMode::CpuKernels || !known || bias.is_some_and(|bias| bias.dtype() != dtype)
-    {
+    let arrays = [x, window, &weights.weight].into_iter().chain(&weights.bias).chain(lengths);
+    let floats = [x, window, &weights.weight].into_iter().chain(&weights.bias);
+    promoted(floats.map(Array::dtype))?;
+    let silu = weights.silu()?;
+    if ExecMode::current() != ExecMode::CpuKernels || window.dtype() != dtype {
         return None;
     }
-    let arrays: Vec<_> = [x, state, weight].into_iter().chain(bias).collect();
-    let shapes = [x, state].map(|of| Shape { sizes: of.shape(), dtype, donor: None });
-    Some(primitive(c"causal_conv", &arrays, shapes, move |inputs, outputs| match dtype {
-        Dtype::Float16 => convolve::<f16>(inputs, outputs, silu),
-        Dtype::Bfloat16 => convolve::<bf16>(inputs, outputs, silu),
-        _ => convolve::<f32>(inputs, outputs, silu),
+    let arrays: Vec<_> = arrays.collect();
+    let (biased, padded) = (weights.bias.is_some(), lengths.is_some());
+    let shapes = [x, window].map(|of| Shape { sizes: of.shape(), dtype, donor: None });
+    Some(primitive(c"causal_conv", &arrays, shapes, move |inputs, outputs| {
+        let ([x, window, weight], rest) = inputs.split_first_chunk().ok_or(MISSING)?;
+        let bias = rest.first().filter(|_| biased).copied().map(FloatView::of).transpose()?;
+        let lengths = lengths_of(inputs.last().filter(|_| padded))?;
+        let [rows, tokens, channels] = sizes_of(*x)?;
+        let (window, weight) = (FloatView::of(*window)?, FloatView::of(*weight)?);
+        let [output, after] = outputs else { return Err("two outputs were expected".into()) };
+        kernel_result(kernels()?.causal_conv(
+            [rows, tokens],
+            lengths.as_deref(),
+            &sequences(*x)?,
+            &conv(channels, &weight, bias.as_ref(), silu),
+            window.floats(),
+            [floats_mut(output)?, floats_mut(after)?],
+        ))
     }))
 }
 
-fn convolve<T: Float>(inputs: &[Input<'_>], outputs: &mut [Output<'_>], silu: bool) -> KernelResult {
-    let (&[_, tokens, channels], &[_, kernel]) = (inputs[0].shape(), inputs[2].shape()) else {
-        return Err("a convolution of [B, T, channels]".into());
+const MISSING: &str = "inputs are missing";
+
+/// Rows, tokens and width of an input `[B, T, ..]`.
+fn sizes_of(input: Input<'_>) -> KernelResult<[usize; 3]> {
+    let sizes =
+        <[i32; 3]>::try_from(input.shape()).map_err(|_| "vectors that are not [rows, tokens, width]")?;
+    Ok(sizes.map(|size| size as usize))
+}
+
+/// The lengths of rows, where padding is known.
+fn lengths_of<'a>(input: Option<&Input<'a>>) -> KernelResult<Option<Cow<'a, [i32]>>> {
+    input.map(|input| input.elements::<i32>()).transpose()
+}
+
+fn conv<'a>(
+    channels: usize,
+    weight: &'a FloatView<'_>,
+    bias: Option<&'a FloatView<'_>>,
+    silu: bool,
+) -> cpu_kernels::CausalConv<'a> {
+    let weight = weight.floats();
+    let kernel = weight.len().checked_div(channels).unwrap_or(0);
+    cpu_kernels::CausalConv { channels, kernel, weight, bias: bias.map(FloatView::floats), silu }
+}
+
+/// The sizes of linear attention.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::nn) struct HeadSizes {
+    pub(in crate::nn) key_heads: usize,
+    pub(in crate::nn) heads: usize,
+    pub(in crate::nn) key_dim: usize,
+    pub(in crate::nn) value_dim: usize,
+    /// Where queries, keys and values begin in the output of the convolution.
+    pub(in crate::nn) starts: [usize; 3],
+}
+
+/// What becomes of a value: see `cpu_kernels::Rule`.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::nn) enum Rule<'a> {
+    /// The gated delta rule, with β before its sigmoid, `[B, T, heads]`.
+    Delta { betas: &'a Array },
+    /// A state space model: limits of the time step, and the factors of values in the output, `[heads]`.
+    StateSpace { limits: [f32; 2], skip: &'a Array },
+}
+
+/// The norm of the output and its gate: see `cpu_kernels::GatedNorm`.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::nn) struct GateNorm<'a> {
+    pub(in crate::nn) norm: Option<(&'a Array, f32)>,
+    pub(in crate::nn) group: usize,
+    pub(in crate::nn) gate_first: bool,
+}
+
+/// A recurrent layer between its projections.
+#[derive(Debug)]
+pub(in crate::nn) struct RecurrentLayer<'a> {
+    /// The inputs of the convolution, `[B, T, channels]`.
+    pub(in crate::nn) x: &'a Array,
+    pub(in crate::nn) conv: ConvWeights,
+    pub(in crate::nn) sizes: HeadSizes,
+    /// The time steps before bias and softplus, `[B, T, heads]`.
+    pub(in crate::nn) steps: &'a Array,
+    /// `[heads]` each.
+    pub(in crate::nn) dt_bias: &'a Array,
+    pub(in crate::nn) a_log: &'a Array,
+    pub(in crate::nn) rule: Rule<'a>,
+    /// `[B, T, heads · value_dim]`
+    pub(in crate::nn) gates: &'a Array,
+    pub(in crate::nn) norm: GateNorm<'a>,
+}
+
+/// The layer's output `[B, T, heads · value_dim]`, of the type of x, and its state after the tokens: the inputs of the convolution before
+/// the next token, `[B, kernel - 1, channels]`, and `[B, heads, key_dim, value_dim]` in single precision.
+pub(in crate::nn) fn recurrent_layer(
+    layer: &RecurrentLayer<'_>,
+    input: &RecurrentInput,
+) -> Option<Result<Step>> {
+    let RecurrentLayer { x, conv: weights, sizes, steps, dt_bias, a_log, gates, norm, .. } = layer;
+    let (limits, own) = match layer.rule {
+        Rule::Delta { betas } => (None, betas),
+        Rule::StateSpace { limits, skip } => (Some(limits), skip),
     };
-    let [tokens, channels, kernel] = [tokens, channels, kernel].map(|size| size as usize);
-    let (x, state) = (inputs[0].elements::<T>()?, inputs[1].elements::<T>()?);
-    let weight = inputs[2].transposed::<T>()?;
-    let weight: Vec<f32> = weight.iter().map(|weight| weight.wide()).collect();
-    let bias = inputs.get(3).map(|bias| bias.elements::<T>()).transpose()?;
-    let bias: Vec<f32> =
-        bias.map_or_else(|| vec![0.0; channels], |bias| bias.iter().map(|b| b.wide()).collect());
-    let before = kernel - 1;
-    let [output, after] = outputs else { return Err("two outputs were expected".into()) };
-    let rows = x.chunks_exact(tokens * channels).zip(state.chunks_exact(before * channels));
-    let output = output.elements::<T>()?.chunks_exact_mut(tokens * channels);
-    let after = after.elements::<T>()?.chunks_exact_mut(before * channels);
-    let mut sums = vec![0.0; channels];
-    for (((x, state), output), after) in rows.zip(output).zip(after) {
-        // The inputs of token `at`, where the first `before` are those of the state.
-        let input = |at: usize| match at.checked_sub(before) {
-            None => &state[at * channels..(at + 1) * channels],
-            Some(at) => &x[at * channels..(at + 1) * channels],
-        };
-        for (token, output) in output.chunks_exact_mut(channels).enumerate() {
-            sums.copy_from_slice(&bias);
-            for (tap, weight) in weight.chunks_exact(channels).enumerate() {
-                for ((sum, x), weight) in sums.iter_mut().zip(input(token + tap)).zip(weight) {
-                    *sum += x.wide() * weight;
-                }
-            }
-            for (output, sum) in output.iter_mut().zip(&sums) {
-                *output = T::narrow(if silu { sum / (1.0 + exp(-sum)) } else { *sum });
-            }
-        }
-        for (at, after) in after.chunks_exact_mut(channels).enumerate() {
-            after.copy_from_slice(input(tokens + at));
-        }
-    }
-    Ok(())
-}
-
-/// eˣ to about the last bit, in operations that compilers turn into those of vectors.
-#[inline(always)]
-fn exp(x: f32) -> f32 {
-    // 1.5 · 2²³: what is added to it is rounded to a whole number, which its lowest bits are.
-    const ROUND: f32 = 12_582_912.0;
-    const LN2_HIGH: f32 = 0.693_359_4;
-    const LN2_LOW: f32 = -2.121_944_4e-4;
-    let x = x.clamp(-87.0, 88.0);
-    let rounded = x * std::f32::consts::LOG2_E + ROUND;
-    let whole = rounded - ROUND;
-    let r = x - whole * LN2_HIGH - whole * LN2_LOW;
-    let p = ((((r / 720.0 + 1.0 / 120.0) * r + 1.0 / 24.0) * r + 1.0 / 6.0) * r + 0.5) * r * r + r + 1.0;
-    let power = rounded.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127) << 23;
-    p * f32::from_bits(power)
-}
-
-/// Linear attention, in single precision: queries, keys, values and decay, β and the state, as `nn::LinearAttention` has them → the
-/// output `[B, T, heads, value_dim]` and the state after it, `[B, heads, key_dim, value_dim]`.
-pub(in crate::nn) fn linear_attention(
-    [queries, keys, values, decay]: [&Array; 4],
-    beta: Option<&Array>,
-    state: &Array,
-) -> Option<Result<[Array; 2]>> {
+    let floats = [*x, &weights.weight, steps, dt_bias, a_log, own, gates];
+    let optional = weights.bias.iter().chain(norm.norm.map(|(weight, _)| weight));
+    promoted(floats.into_iter().chain(optional.clone()).map(Array::dtype))?;
+    let (silu, dtype) = (weights.silu()?, x.dtype());
     if ExecMode::current() != ExecMode::CpuKernels {
         return None;
     }
-    let arrays: Vec<_> = [queries, keys, values, decay, state].into_iter().chain(beta).collect();
-    if arrays.iter().any(|array| array.dtype() != Dtype::Float32) {
+    let states = match input.states.as_deref() {
+        Some([window, state]) => Ok([window.clone(), state.clone()]),
+        _ => no_states(x, &weights.weight, sizes),
+    };
+    let [window, state] = match states {
+        Ok(states) => states,
+        Err(error) => return Some(Err(error)),
+    };
+    if window.dtype() != dtype || state.dtype() != Dtype::Float32 {
         return None;
     }
-    let shapes = [
-        Shape { sizes: values.shape(), dtype: Dtype::Float32, donor: None },
-        Shape { sizes: state.shape(), dtype: Dtype::Float32, donor: Some(4) },
-    ];
-    Some(primitive(c"linear_attention", &arrays, shapes, scan))
-}
-
-/// The heads of one row that a thread computes.
-struct Scan<'a> {
-    queries: &'a [f32],
-    keys: &'a [f32],
-    values: &'a [f32],
-    decay: &'a [f32],
-    beta: Option<&'a [f32]>,
-    /// Tokens, heads of keys, heads, and the widths of keys and values.
-    sizes: [usize; 5],
-}
-
-fn scan(inputs: &[Input<'_>], outputs: &mut [Output<'_>]) -> KernelResult {
-    let (&[_, tokens, key_heads, key_dim], &[_, _, heads, value_dim]) =
-        (inputs[1].shape(), inputs[2].shape())
-    else {
-        return Err("linear attention of [B, T, heads, head_dim]".into());
+    let arrays = [&state, &window].into_iter().chain(floats).chain(optional).chain(&input.lengths);
+    let arrays: Vec<_> = arrays.collect();
+    let how = How {
+        sizes: *sizes,
+        silu,
+        limits,
+        biased: weights.bias.is_some(),
+        eps: norm.norm.map(|(_, eps)| eps),
+        group: norm.group,
+        gate_first: norm.gate_first,
+        padded: input.lengths.is_some(),
     };
-    let sizes = [tokens, key_heads, heads, key_dim, value_dim].map(|size| size as usize);
-    let [tokens, key_heads, heads, key_dim, value_dim] = sizes;
-    let (queries, keys) = (inputs[0].elements::<f32>()?, inputs[1].elements::<f32>()?);
-    let (values, decay) = (inputs[2].elements::<f32>()?, inputs[3].elements::<f32>()?);
-    let beta = inputs.get(5).map(|beta| beta.elements::<f32>()).transpose()?;
-    let [output, state] = outputs else { return Err("two outputs were expected".into()) };
-    let (output, state) = (output.elements::<f32>()?, state.elements::<f32>()?);
-    let work = tokens * heads * key_dim * value_dim;
-    let threads = kernels()?.threads().min(work / THREAD_WORK).clamp(1, heads);
-    let share = heads.div_ceil(threads);
-    let rows = output.chunks_exact_mut(tokens * heads * value_dim);
-    for (row, (output, state)) in rows.zip(state.chunks_exact_mut(heads * key_dim * value_dim)).enumerate() {
-        let scan = Scan {
-            queries: &queries[row * tokens * key_heads * key_dim..],
-            keys: &keys[row * tokens * key_heads * key_dim..],
-            values: &values[row * tokens * heads * value_dim..],
-            decay: &decay[row * tokens * heads..],
-            beta: beta.as_deref().map(|beta| &beta[row * tokens * heads..]),
-            sizes,
-        };
-        if threads == 1 {
-            scan.run(0, state, |token, head, head_output| {
-                output[(token * heads + head) * value_dim..][..value_dim].copy_from_slice(head_output);
-            });
-        } else {
-            scan.run_on_threads(share, state, output)?;
-        }
-    }
-    Ok(())
+    let out = [x.dim(0), x.dim(1), (sizes.heads * sizes.value_dim) as i32];
+    let shapes = [
+        Shape { sizes: &out, dtype, donor: None },
+        Shape { sizes: window.shape(), dtype, donor: None },
+        Shape { sizes: state.shape(), dtype: Dtype::Float32, donor: Some(0) },
+    ];
+    let computed = primitive(c"recurrent_layer", &arrays, shapes, move |inputs, outputs| {
+        run_layer(&how, inputs, outputs)
+    });
+    Some(computed.map(|[output, window, state]| (output, vec![window, state])))
 }
 
-impl Scan<'_> {
-    /// Computes all heads, `share` of them on each thread.
-    fn run_on_threads(&self, share: usize, state: &mut [f32], output: &mut [f32]) -> KernelResult {
-        let [tokens, _, heads, key_dim, value_dim] = self.sizes;
-        // Each thread fills its own heads, which lie apart in the output.
-        let computed = std::thread::scope(|scope| {
-            let parts = state.chunks_mut(share * key_dim * value_dim).enumerate();
-            let threads = parts.map(|(part, state)| {
-                scope.spawn(move || {
-                    let (first, own) = (part * share, state.len() / (key_dim * value_dim));
-                    let mut output = vec![0.0; tokens * own * value_dim];
-                    self.run(first, state, |token, head, head_output| {
-                        let at = (token * own + head - first) * value_dim;
-                        output[at..at + value_dim].copy_from_slice(head_output);
-                    });
-                    (first, own, output)
-                })
-            });
-            let threads: Vec<_> = threads.collect();
-            threads.into_iter().map(std::thread::ScopedJoinHandle::join).collect::<Vec<_>>()
-        });
-        for part in computed {
-            let Ok((first, own, part)) = part else {
-                return Err("a thread of linear attention failed".into());
-            };
-            for (token, part) in part.chunks_exact(own * value_dim).enumerate() {
-                let at = (token * heads + first) * value_dim;
-                output[at..at + own * value_dim].copy_from_slice(part);
-            }
-        }
-        Ok(())
-    }
-
-    /// Computes the heads from `first` on whose states these are.
-    fn run(&self, first: usize, state: &mut [f32], mut write: impl FnMut(usize, usize, &[f32])) {
-        let [tokens, key_heads, heads, key_dim, value_dim] = self.sizes;
-        let group = heads / key_heads;
-        let mut work = vec![0.0; 2 * value_dim];
-        let (added, output) = work.split_at_mut(value_dim);
-        for (index, state) in state.chunks_exact_mut(key_dim * value_dim).enumerate() {
-            let head = first + index;
-            for token in 0..tokens {
-                let key = (token * key_heads + head / group) * key_dim;
-                let place = token * heads + head;
-                let token_inputs = Token {
-                    query: &self.queries[key..key + key_dim],
-                    key: &self.keys[key..key + key_dim],
-                    value: &self.values[place * value_dim..(place + 1) * value_dim],
-                    kept: self.decay[place].exp(),
-                    beta: self.beta.map(|beta| beta[place]),
-                };
-                token_inputs.step(state, added, output);
-                write(token, head, output);
-            }
-        }
-    }
+/// What a layer is computed with, besides its arrays.
+#[derive(Debug, Clone, Copy)]
+struct How {
+    sizes: HeadSizes,
+    /// Whether the convolution has SiLU behind it.
+    silu: bool,
+    /// Of the time step of a state space model; `None` is the delta rule.
+    limits: Option<[f32; 2]>,
+    /// Whether the convolution has a bias.
+    biased: bool,
+    /// Epsilon of the norm, if there is one.
+    eps: Option<f32>,
+    group: usize,
+    gate_first: bool,
+    /// Whether the lengths of rows are known.
+    padded: bool,
 }
 
-/// One token of one head.
-struct Token<'a> {
-    query: &'a [f32],
-    key: &'a [f32],
-    value: &'a [f32],
-    /// What is left of the state.
-    kept: f32,
-    beta: Option<f32>,
+fn run_layer(how: &How, inputs: &[Input<'_>], outputs: &mut [Output<'_>]) -> KernelResult {
+    let ([_, window, x, weight, steps, dt_bias, a_log, own, gates], rest) =
+        inputs.split_first_chunk().ok_or(MISSING)?;
+    let mut rest = rest.iter().copied().peekable();
+    let mut floats = |is_there: bool| rest.next_if(|_| is_there).map(FloatView::of).transpose();
+    let (bias, norm_weight) = (floats(how.biased)?, floats(how.eps.is_some())?);
+    let lengths = lengths_of(inputs.last().filter(|_| how.padded))?;
+    let ([rows, tokens, channels], skip) = (sizes_of(*x)?, FloatView::of(*own)?);
+    let [window, weight] = [FloatView::of(*window)?, FloatView::of(*weight)?];
+    let [dt_bias, a_log] = [FloatView::of(*dt_bias)?, FloatView::of(*a_log)?];
+    let rule = match how.limits {
+        None => cpu_kernels::Rule::Delta { betas: sequences(*own)? },
+        Some(limits) => cpu_kernels::Rule::StateSpace { limits, skip: skip.floats() },
+    };
+    let HeadSizes { key_heads, heads, key_dim, value_dim, starts } = how.sizes;
+    let norm = norm_weight.as_ref().zip(how.eps);
+    let layer = cpu_kernels::RecurrentLayer {
+        sizes: [rows, tokens],
+        lengths: lengths.as_deref(),
+        x: sequences(*x)?,
+        conv: conv(channels, &weight, bias.as_ref(), how.silu),
+        attention: LinearAttention {
+            key_heads,
+            heads,
+            key_dim,
+            value_dim,
+            starts,
+            steps: sequences(*steps)?,
+            dt_bias: dt_bias.floats(),
+            a_log: a_log.floats(),
+            rule,
+        },
+        gates: sequences(*gates)?,
+        norm: GatedNorm {
+            norm: norm.map(|(weight, eps)| RmsNorm { weight: weight.floats(), eps }),
+            group: how.group,
+            gate_first: how.gate_first,
+        },
+    };
+    let [output, after, state] = outputs else { return Err("three outputs were expected".into()) };
+    let outputs = [floats_mut(output)?, floats_mut(after)?];
+    kernel_result(kernels()?.recurrent_layer(&layer, window.floats(), state.elements::<f32>()?, outputs))
 }
 
-impl Token<'_> {
-    /// Updates the state `[key_dim, value_dim]` and computes the output. `added` is memory to work in.
-    fn step(&self, state: &mut [f32], added: &mut [f32], output: &mut [f32]) {
-        #[cfg(target_arch = "x86_64")]
-        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-            // SAFETY: the processor has what the function asks for.
-            return unsafe { self.step_avx2(state, added, output) };
-        }
-        self.step_on(state, added, output);
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx2,fma")]
-    fn step_avx2(&self, state: &mut [f32], added: &mut [f32], output: &mut [f32]) {
-        self.step_on(state, added, output);
-    }
-
-    #[inline(always)]
-    fn step_on(&self, state: &mut [f32], added: &mut [f32], output: &mut [f32]) {
-        let width = self.value.len();
-        match self.beta {
-            None => {
-                added.copy_from_slice(self.value);
-                state.iter_mut().for_each(|state| *state *= self.kept);
-            }
-            Some(beta) => {
-                added.fill(0.0);
-                for (row, key) in state.chunks_exact_mut(width).zip(self.key) {
-                    for (state, added) in row.iter_mut().zip(&mut *added) {
-                        *state *= self.kept;
-                        *added += key * *state;
-                    }
-                }
-                for (added, value) in added.iter_mut().zip(self.value) {
-                    *added = (value - *added) * beta;
-                }
-            }
-        }
-        output.fill(0.0);
-        for ((row, key), query) in state.chunks_exact_mut(width).zip(self.key).zip(self.query) {
-            for ((state, added), output) in row.iter_mut().zip(&*added).zip(&mut *output) {
-                *state += key * added;
-                *output += query * *state;
-            }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_exponential_is_that_of_the_standard_library() {
-        for at in -8700..8800 {
-            let x = at as f32 / 100.0;
-            assert!((exp(x) - x.exp()).abs() <= 3e-7 * x.exp(), "{x}");
-        }
-    }
+/// The states before the first token.
+fn no_states(x: &Array, weight: &Array, sizes: &HeadSizes) -> Result<[Array; 2]> {
+    let (rows, channels) = (x.dim(0), x.dim(2));
+    let before = weight.size() as i32 / channels - 1;
+    let state = [sizes.heads, sizes.key_dim, sizes.value_dim].map(|size| size as i32);
+    Ok([
+        ops::zeros_dtype(&[rows, before, channels], x.dtype())?,
+        ops::zeros_dtype(&[rows, state[0], state[1], state[2]], Dtype::Float32)?,
+    ])
 }
