@@ -9,11 +9,11 @@ use crate::{
 const MAX_STAGES: usize = 16;
 /// Warps that multiply.
 const WARPS: usize = 8;
-/// Bytes that a stage has at most, without padding.
-const STAGE: usize = 32 << 10;
-/// Bytes of shared memory that attention may need beside a product.
+/// Bytes that a stage of a dense matrix has at most, without padding, and one of a quantised matrix.
+const STAGE: [usize; 2] = [32 << 10, 16 << 10];
+/// Bytes of shared memory that attention may need beside a dense product. (Quantised ones are bound by arithmetic.)
 const ATTENTION: usize = 28 << 10;
-/// Tiles of a block from which on blocks ask for the next one.
+/// Tiles of a dense matrix for each block from which on blocks ask for the next one.
 const MANY: usize = 4;
 
 /// A product whose matrix can be copied by 16 bytes.
@@ -77,7 +77,7 @@ impl Geometry {
         let grid = tiles.min(limits.multiprocessors);
 
         // Pieces of which every warp has its share, each a multiple of 16 bytes.
-        let most = STAGE / (8 * subtiles) * 8 / bits;
+        let most = STAGE[usize::from(quantized)] / (8 * subtiles) * 8 / bits;
         let step = (WARPS * sub).max(128);
         let pieces = k.div_ceil(most / step * step);
         let piece = if pieces == 1 { k } else { k.div_ceil(pieces).next_multiple_of(step) };
@@ -96,7 +96,11 @@ impl Geometry {
         let most = MAX_STAGES.min(per_block).max(2);
         // All but what attention needs, unless x or the scales take most of it. Two blocks on one multiprocessor would let the next
         // product's copy ahead, but they end up unevenly: Llama-3.1-8B lost a third of its speed.
-        let all_but_attention = if fixed > limits.shared / 3 { 0 } else { limits.shared - ATTENTION };
+        let all_but_attention = match () {
+            () if fixed > limits.shared / 3 => 0,
+            () if quantized => limits.shared * 3 / 4,
+            () => limits.shared - ATTENTION,
+        };
         let stages = [all_but_attention, limits.shared - 1024].into_iter().find_map(|budget| {
             let left = budget.checked_sub(fixed)?;
             (2..=most).rev().find(|&stages| stages * stage + slots_for(stages).max(1) * slot <= left)
@@ -112,7 +116,7 @@ impl Geometry {
             stride: stride as u32,
             scale_bytes: scale_bytes as u32,
             subtiles: subtiles as u32,
-            asks: tiles >= MANY * grid,
+            asks: !quantized && tiles >= MANY * grid,
             even: (k / sub).is_multiple_of(2) && (piece / sub).is_multiple_of(2),
             shared: (fixed + stages * stage + slots.max(1) * slot) as u32,
         })
@@ -186,6 +190,14 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn blocks_ask_for_tiles_where_a_dense_matrix_has_many() {
+        let asks = |layout, rows| Geometry::new(&[weight(layout, rows, 1024)], false, 1, H100).map(|g| g.asks);
+        assert_eq!(asks(Layout::Dense, 151_936), Some(true));
+        assert_eq!(asks(Layout::Dense, 4096), Some(false));
+        assert_eq!(asks(Layout::Affine { bits: 4, group: 64 }, 151_936), Some(false));
     }
 
     #[test]

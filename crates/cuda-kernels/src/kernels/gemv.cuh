@@ -193,8 +193,7 @@ DEVICE void gemv(const GemvArgs& a) {
   MARK(2);
   Turn stage, slot;
   u32 turn = 0;
-  // What is added to has to be known early.
-  const bool asks = EPI != 1 && a.next;
+  const bool asks = S::dense && EPI != 1 && a.next;
   bool done = false;
   for (u32 first = blockIdx.x, seen = 0; asks ? !done : first < a.tiles; first += S::batch * gridDim.x, seen += S::batch, turn ^= 1) {
     // The tile whose epilogue is this warp's; where tiles are asked for, it is known later.

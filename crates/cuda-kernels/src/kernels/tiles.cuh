@@ -222,19 +222,19 @@ DEVICE const u8* locate_row(const GemvArgs& a, u32 tile, u32 r) {
 
 // The warps that copy; `warp` counts from 0 among them.
 //
-// Where blocks have many tiles, they take the next from a counter: some multiprocessors read memory faster than others. It is asked for
-// when a tile begins and told to all warps in `order` when it ends; whoever asks last sets the counter back to zero.
+// Where blocks have many tiles of a dense matrix, they take the next from a counter: some multiprocessors read memory faster than others.
+// It is asked for when a tile begins and told to all warps in `order` when it ends; whoever asks last sets the counter back to zero.
 template <int BITS, int GROUP, int RT, bool GATED>
 DEVICE void produce(const GemvArgs& a, u32* order, u32 scales, u32 ring, u64* full, u64* empty, u64* freed, u32 warp, u32 lane) {
   constexpr bool dense = BITS == 16;
   constexpr u32 ROWS_EACH = RT * 8 / COPY_WARPS;
   const u32 stage_bytes = RT * 8 * a.stride;
-  const bool leads = warp == 0 && lane == 0;
+  const bool asks = dense && a.next, leads = warp == 0 && lane == 0;
   Turn stage, slot;
   u32 tile = blockIdx.x, place = 0;
   while (tile < a.tiles) {
     u32 turn = 0;
-    if (a.next && leads) turn = atomicAdd(a.next, 1u);
+    if (asks && leads) turn = atomicAdd(a.next, 1u);
     const u8* from[ROWS_EACH];
 #pragma unroll
     for (u32 i = 0; i < ROWS_EACH; i++) from[i] = locate_row<RT, GATED>(a, tile, i * COPY_WARPS + warp) + lane * 16;
@@ -274,7 +274,7 @@ DEVICE void produce(const GemvArgs& a, u32* order, u32 scales, u32 ring, u64* fu
       barrier_arrive_after_copies(full + stage.index);
       stage.next(a.stages);
     }
-    if (!a.next) {
+    if (!asks) {
       tile += gridDim.x;
       continue;
     }
@@ -286,7 +286,7 @@ DEVICE void produce(const GemvArgs& a, u32* order, u32 scales, u32 ring, u64* fu
     producers_sync();
     tile = *(volatile u32*)(order + place);
   }
-  if (a.next) {
+  if (asks) {
     // Those who multiply see that there is none.
     if (stage.round > 0) barrier_wait(empty + stage.index, (stage.round - 1) & 1);
     barrier_arrive(full + stage.index);

@@ -30,10 +30,10 @@ const CURVE: (usize, usize) = (60, 10);
 /// MLX's setting for a process: whether it collects kernels in CUDA graphs.
 const GRAPHS: &str = "MLX_USE_CUDA_GRAPHS";
 
-/// Has MLX launch kernels one by one, unless the person says otherwise: where buffers lie elsewhere in every step, its graphs cost
-/// more than they save. It is for the beginning of the program.
-pub(crate) fn launch_plainly() {
-    if std::env::var_os(GRAPHS).is_none() {
+/// Has MLX launch kernels one by one where its graphs cost more than they save: where most buffers lie elsewhere in every step. What the
+/// person has set stays. It is for the beginning of the program.
+pub(crate) fn choose_launches(args: &Args) {
+    if args.changes_most_buffers() && std::env::var_os(GRAPHS).is_none() {
         // SAFETY: the program has no other thread yet that could read the environment.
         unsafe { std::env::set_var(GRAPHS, "0") };
     }
