@@ -96,10 +96,12 @@ impl Geometry {
         let most = MAX_STAGES.min(per_block).max(2);
         // All but what attention needs, unless x or the scales take most of it. Two blocks on one multiprocessor would let the next
         // product's copy ahead, but they end up unevenly: Llama-3.1-8B lost a third of its speed.
-        let all_but_attention = match () {
-            () if fixed > limits.shared / 3 => 0,
-            () if quantized => limits.shared * 3 / 4,
-            () => limits.shared - ATTENTION,
+        let all_but_attention = if fixed > limits.shared / 3 {
+            0
+        } else if quantized {
+            limits.shared * 3 / 4
+        } else {
+            limits.shared.saturating_sub(ATTENTION)
         };
         let stages = [all_but_attention, limits.shared - 1024].into_iter().find_map(|budget| {
             let left = budget.checked_sub(fixed)?;
@@ -194,7 +196,8 @@ mod tests {
 
     #[test]
     fn blocks_ask_for_tiles_where_a_dense_matrix_has_many() {
-        let asks = |layout, rows| Geometry::new(&[weight(layout, rows, 1024)], false, 1, H100).map(|g| g.asks);
+        let asks =
+            |layout, rows| Geometry::new(&[weight(layout, rows, 1024)], false, 1, H100).map(|g| g.asks);
         assert_eq!(asks(Layout::Dense, 151_936), Some(true));
         assert_eq!(asks(Layout::Dense, 4096), Some(false));
         assert_eq!(asks(Layout::Affine { bits: 4, group: 64 }, 151_936), Some(false));

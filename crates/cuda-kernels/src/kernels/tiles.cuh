@@ -246,18 +246,28 @@ DEVICE void produce(const GemvArgs& a, u32* order, u32 scales, u32 ring, u64* fu
       u32 to[ROWS_EACH];
 #pragma unroll
       for (u32 i = 0; i < ROWS_EACH; i++) to[i] = ring + stage.index * stage_bytes + (i * COPY_WARPS + warp) * a.stride + lane * 16;
-      // All lanes at once, but for the end: no loop depends on the lane, and copies of several rows follow each other.
-#pragma unroll 2
-      for (u32 b = 512; b <= bytes; b += 512) {
-#pragma unroll
-        for (u32 i = 0; i < ROWS_EACH; i++) copy16(to[i], from[i]), to[i] += 512, from[i] += 512;
-      }
-      const u32 rest = bytes % 512;
-      if (rest > 0) {
+      if (!dense && bytes >= 1024) {
+        // Row by row: with matrices of 4 bits that took 5 % less time.
 #pragma unroll
         for (u32 i = 0; i < ROWS_EACH; i++) {
-          if (lane * 16 < rest) copy16(to[i], from[i]);
-          from[i] += rest;
+#pragma unroll 4
+          for (u32 b = 0; b + lane * 16 < bytes; b += 512) copy16(to[i] + b, from[i] + b);
+          from[i] += bytes;
+        }
+      } else {
+        // All lanes at once, but for the end: no loop depends on the lane, and copies of several rows follow each other.
+#pragma unroll 2
+        for (u32 b = 512; b <= bytes; b += 512) {
+#pragma unroll
+          for (u32 i = 0; i < ROWS_EACH; i++) copy16(to[i], from[i]), to[i] += 512, from[i] += 512;
+        }
+        const u32 rest = bytes % 512;
+        if (rest > 0) {
+#pragma unroll
+          for (u32 i = 0; i < ROWS_EACH; i++) {
+            if (lane * 16 < rest) copy16(to[i], from[i]);
+            from[i] += rest;
+          }
         }
       }
       if (!dense && p == 0) {
