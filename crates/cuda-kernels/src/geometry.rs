@@ -55,6 +55,20 @@ impl From<&Device> for Limits {
     }
 }
 
+impl Limits {
+    /// Shared memory of a product: all but what attention needs, unless x or the scales take most of it. Two blocks on one
+    /// multiprocessor would let the next product's copy ahead, but they end up unevenly: Llama-3.1-8B lost a third of its speed.
+    fn beside_attention(self, fixed: usize, quantized: bool) -> usize {
+        if fixed > self.shared / 3 {
+            0
+        } else if quantized {
+            self.shared * 3 / 4
+        } else {
+            self.shared.saturating_sub(ATTENTION)
+        }
+    }
+}
+
 impl Geometry {
     /// The geometry for `rows` rows of x; `None` where addresses or sizes are not multiples of what copies need, or
     /// where x does not fit into shared memory.
@@ -94,15 +108,7 @@ impl Geometry {
         let slots_for = |stages: usize| if quantized { (stages / pieces + 2).min(MAX_STAGES) } else { 0 };
         let per_block = tiles.div_ceil(grid) * pieces;
         let most = MAX_STAGES.min(per_block).max(2);
-        // All but what attention needs, unless x or the scales take most of it. Two blocks on one multiprocessor would let the next
-        // product's copy ahead, but they end up unevenly: Llama-3.1-8B lost a third of its speed.
-        let all_but_attention = if fixed > limits.shared / 3 {
-            0
-        } else if quantized {
-            limits.shared * 3 / 4
-        } else {
-            limits.shared.saturating_sub(ATTENTION)
-        };
+        let all_but_attention = limits.beside_attention(fixed, quantized);
         let stages = [all_but_attention, limits.shared - 1024].into_iter().find_map(|budget| {
             let left = budget.checked_sub(fixed)?;
             (2..=most).rev().find(|&stages| stages * stage + slots_for(stages).max(1) * slot <= left)

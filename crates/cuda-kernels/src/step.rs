@@ -317,9 +317,7 @@ impl<'a> Planner<'a> {
             *matrix = weight.into();
         }
         if geometry.asks && product.epilogue != Epilogue::Add {
-            // Each product its own: the next one begins while this one runs.
-            argument.next = state.tiles.ptr().offset(4 * self.counters);
-            self.counters += 1;
+            argument.next = self.counter();
         }
         let row = |ptr: DevicePtr, bytes: usize| ptr.offset(first * bytes);
         let prologue = argument.set_input(product.input, k, first);
@@ -352,6 +350,12 @@ impl<'a> Planner<'a> {
             Size::new([geometry.grid as usize, 1, 1], 384, geometry.shared),
             &argument,
         );
+    }
+
+    /// A counter of tiles. Each product has its own: the next one begins while this one runs.
+    fn counter(&mut self) -> DevicePtr {
+        self.counters += 1;
+        self.state.tiles.ptr().offset(4 * (self.counters - 1))
     }
 
     fn plain(&mut self, product: &Product<'a>) {
