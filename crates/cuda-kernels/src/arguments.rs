@@ -62,6 +62,7 @@ pub(crate) struct GemvArgs {
     pub(crate) best: DevicePtr,
     pub(crate) best_index: DevicePtr,
     pub(crate) ticket: DevicePtr,
+    pub(crate) next: DevicePtr,
     pub(crate) token: DevicePtr,
     pub(crate) position: DevicePtr,
     pub(crate) history: DevicePtr,
@@ -191,4 +192,4 @@ macro_rules! arguments {
         const _: () = assert!(size_of::<$name>() == $size);
     )* };
 }
-arguments!(GemvArgs: 312, AttentionArgs: 160, EmbedArgs: 64, PlainArgs: 160, NormArgs: 80, ArgmaxArgs: 48);
+arguments!(GemvArgs: 320, AttentionArgs: 160, EmbedArgs: 64, PlainArgs: 160, NormArgs: 80, ArgmaxArgs: 48);

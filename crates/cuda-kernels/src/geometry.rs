@@ -9,8 +9,12 @@ use crate::{
 const MAX_STAGES: usize = 16;
 /// Warps that multiply.
 const WARPS: usize = 8;
-/// Bytes that a stage has at most, without padding.
-const STAGE: usize = 16 << 10;
+/// Bytes that a stage of a dense matrix has at most, without padding, and one of a quantised matrix.
+const STAGE: [usize; 2] = [32 << 10, 16 << 10];
+/// Bytes of shared memory that attention may need beside a dense product. (Quantised ones are bound by arithmetic.)
+const ATTENTION: usize = 28 << 10;
+/// Tiles of a dense matrix for each block from which on blocks ask for the next one.
+const MANY: usize = 4;
 
 /// A product whose matrix can be copied by 16 bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +35,8 @@ pub(crate) struct Geometry {
     pub(crate) even: bool,
     /// Eights of rows in a tile.
     pub(crate) subtiles: u32,
+    /// Whether blocks take their tiles from a counter.
+    pub(crate) asks: bool,
     /// Bytes of shared memory in all.
     pub(crate) shared: u32,
 }
@@ -46,6 +52,20 @@ pub(crate) struct Limits {
 impl From<&Device> for Limits {
     fn from(device: &Device) -> Self {
         Self { multiprocessors: device.multiprocessors() as usize, shared: device.shared_memory() as usize }
+    }
+}
+
+impl Limits {
+    /// Shared memory of a product: all but what attention needs, unless x or the scales take most of it. Two blocks on one
+    /// multiprocessor would let the next product's copy ahead, but they end up unevenly: Llama-3.1-8B lost a third of its speed.
+    fn beside_attention(self, fixed: usize, quantized: bool) -> usize {
+        if fixed > self.shared / 3 {
+            0
+        } else if quantized {
+            self.shared * 3 / 4
+        } else {
+            self.shared.saturating_sub(ATTENTION)
+        }
     }
 }
 
@@ -71,7 +91,7 @@ impl Geometry {
         let grid = tiles.min(limits.multiprocessors);
 
         // Pieces of which every warp has its share, each a multiple of 16 bytes.
-        let most = STAGE / (8 * subtiles) * 8 / bits;
+        let most = STAGE[usize::from(quantized)] / (8 * subtiles) * 8 / bits;
         let step = (WARPS * sub).max(128);
         let pieces = k.div_ceil(most / step * step);
         let piece = if pieces == 1 { k } else { k.div_ceil(pieces).next_multiple_of(step) };
@@ -84,13 +104,11 @@ impl Geometry {
 
         let sums = if quantized { (rows * (k / sub)).next_multiple_of(4) * 4 } else { 0 };
         let meeting = if rows == 1 { 4096 } else { 8192 };
-        let fixed = 384 + 64 * rows + meeting * subtiles + rows * (2 * k + 16) + sums;
+        let fixed = 512 + 64 * rows + meeting * subtiles + rows * (2 * k + 16) + sums;
         let slots_for = |stages: usize| if quantized { (stages / pieces + 2).min(MAX_STAGES) } else { 0 };
         let per_block = tiles.div_ceil(grid) * pieces;
         let most = MAX_STAGES.min(per_block).max(2);
-        // All but what attention needs, unless x or the scales take most of it. Two blocks on one multiprocessor would let the next
-        // product's copy ahead, but they end up unevenly: Llama-3.1-8B lost a third of its speed.
-        let all_but_attention = if fixed > limits.shared / 3 { 0 } else { limits.shared * 3 / 4 };
+        let all_but_attention = limits.beside_attention(fixed, quantized);
         let stages = [all_but_attention, limits.shared - 1024].into_iter().find_map(|budget| {
             let left = budget.checked_sub(fixed)?;
             (2..=most).rev().find(|&stages| stages * stage + slots_for(stages).max(1) * slot <= left)
@@ -106,6 +124,7 @@ impl Geometry {
             stride: stride as u32,
             scale_bytes: scale_bytes as u32,
             subtiles: subtiles as u32,
+            asks: !quantized && tiles >= MANY * grid,
             even: (k / sub).is_multiple_of(2) && (piece / sub).is_multiple_of(2),
             shared: (fixed + stages * stage + slots.max(1) * slot) as u32,
         })
@@ -179,6 +198,15 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn blocks_ask_for_tiles_where_a_dense_matrix_has_many() {
+        let asks =
+            |layout, rows| Geometry::new(&[weight(layout, rows, 1024)], false, 1, H100).map(|g| g.asks);
+        assert_eq!(asks(Layout::Dense, 151_936), Some(true));
+        assert_eq!(asks(Layout::Dense, 4096), Some(false));
+        assert_eq!(asks(Layout::Affine { bits: 4, group: 64 }, 151_936), Some(false));
     }
 
     #[test]

@@ -9,6 +9,9 @@ pub(crate) const MAX_ROWS: usize = 8;
 /// Clusters that share the positions of a head, at most.
 pub(crate) const MAX_CLUSTERS: usize = 8;
 
+/// Products of a layer, at most.
+const PRODUCTS: usize = 6;
+
 /// The buffers. Those of rows hold [`MAX_ROWS`].
 #[derive(Debug)]
 pub(crate) struct State {
@@ -42,6 +45,8 @@ pub(crate) struct State {
     pub(crate) part_state: Buffer,
     /// Counters of blocks, all zero between kernels.
     pub(crate) tickets: Buffer,
+    /// Counters of tiles, u32, one for each product of a step; all zero between kernels.
+    pub(crate) tiles: Buffer,
     /// The best token of each block.
     pub(crate) best: Buffer,
     pub(crate) best_index: Buffer,
@@ -114,6 +119,7 @@ impl State {
             part: zeroed(2 * width * MAX_CLUSTERS, 4)?,
             part_state: zeroed(2 * spec.heads * MAX_CLUSTERS, 8)?,
             tickets: zeroed(spec.heads + 1, 4)?,
+            tiles: zeroed(PRODUCTS * spec.layers.len() + 1, 4)?,
             best: zeroed(blocks, 4)?,
             best_index: zeroed(blocks, 4)?,
             ropes: ropes.collect::<Result<_>>()?,

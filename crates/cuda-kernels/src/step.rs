@@ -72,6 +72,8 @@ pub(crate) struct Planner<'a> {
     rows: usize,
     class: Class,
     launches: Vec<Planned>,
+    /// Counters of tiles that are in use.
+    counters: usize,
 }
 
 impl<'a> Planner<'a> {
@@ -82,7 +84,8 @@ impl<'a> Planner<'a> {
         limits: Limits,
         class: Class,
     ) -> Vec<Planned> {
-        let mut planner = Self { spec, state, limits, rows: class.rows, class, launches: Vec::new() };
+        let mut planner =
+            Self { spec, state, limits, rows: class.rows, class, launches: Vec::new(), counters: 0 };
         planner.embed();
         let [mut x, mut spare] = [state.x[0].ptr(), state.x[1].ptr()];
         let y = state.y.ptr();
@@ -313,6 +316,9 @@ impl<'a> Planner<'a> {
         for (matrix, weight) in argument.matrices.iter_mut().zip(product.weights) {
             *matrix = weight.into();
         }
+        if geometry.asks && product.epilogue != Epilogue::Add {
+            argument.next = self.counter();
+        }
         let row = |ptr: DevicePtr, bytes: usize| ptr.offset(first * bytes);
         let prologue = argument.set_input(product.input, k, first);
         let bytes = if matches!(product.epilogue, Epilogue::Gated(_)) { 2 } else { 4 };
@@ -344,6 +350,12 @@ impl<'a> Planner<'a> {
             Size::new([geometry.grid as usize, 1, 1], 384, geometry.shared),
             &argument,
         );
+    }
+
+    /// A counter of tiles. Each product has its own: the next one begins while this one runs.
+    fn counter(&mut self) -> DevicePtr {
+        self.counters += 1;
+        self.state.tiles.ptr().offset(4 * (self.counters - 1))
     }
 
     fn plain(&mut self, product: &Product<'a>) {

@@ -101,6 +101,8 @@ pub(crate) fn all() -> Vec<(String, Shape)> {
             "head 32".to_owned(),
             Shape { head_dim: 32, rotated: 32, qk_norm: true, window: Some(40), ..llama.clone() },
         ),
+        ("many tokens".to_owned(), Shape { vocabulary: 20_000, layers: 1, ..llama.clone() }),
+        ("many tokens 4-bit".to_owned(), Shape { vocabulary: 20_000, layers: 1, ..qwen3.clone() }),
         ("long text".to_owned(), Shape { capacity: 5000, layers: 1, heads: 8, ..llama.clone() }),
         (
             "odd vocabulary and width".to_owned(),

@@ -151,8 +151,8 @@ DEVICE void barrier_wait(u64* bar, u32 parity) {
       : "memory");
 }
 // A copy of 16 bytes, both at multiples of 16, that goes on by itself.
-DEVICE void copy16(void* to, const void* from) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from) : "memory");
+DEVICE void copy16(u32 to, const void* from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
 }
 // Arrives once the copies of this thread so far are there.
 DEVICE void barrier_arrive_after_copies(u64* bar) {

@@ -1,5 +1,5 @@
 // y = W · f(x) for one to eight rows of x, with W read once: one block for each multiprocessor, which walks over tiles of 8 rows of W
-// (16 where gate and up are multiplied together). Four warps copy tiles into a ring in shared memory, and begin before the previous
+// (16 where gate and up are multiplied together, or there are many). Four warps copy tiles into a ring in shared memory, and begin before the previous
 // kernel has ended; eight share the columns and multiply with matrix instructions (x in rows 0 to 7 of A, W as B). The copies are of
 // 16 bytes: the copy engine was no faster.
 //
@@ -159,6 +159,7 @@ DEVICE void gemv(const GemvArgs& a) {
   typedef Shared<ROWS, BITS, GROUP, RT> S;
   extern __shared__ __align__(128) u8 smem[];
   u64 *full = (u64*)smem, *empty = full + MAX_STAGES, *freed = empty + MAX_STAGES;
+  u32* order = (u32*)(smem + S::order);
   const u32 tid = threadIdx.x, warp = tid / 32, lane = tid % 32;
   const u32 xstride = a.k * 2 + 16;
   u8* xs = smem + S::x;
@@ -167,12 +168,13 @@ DEVICE void gemv(const GemvArgs& a) {
   u8* ring = scales + a.slots * RT * 2 * a.scale_bytes;
   let_next_start();
   if (tid == 0) {
+    order[0] = blockIdx.x;
     for (u32 i = 0; i < a.stages; i++) barrier_init(full + i, COPY_WARPS * 32), barrier_init(empty + i, WARPS);
     for (u32 i = 0; i < a.slots; i++) barrier_init(freed + i, WARPS);
   }
   __syncthreads();
   if (warp >= WARPS) {
-    produce<BITS, GROUP, RT, GATED>(a, scales, ring, full, empty, freed, warp - WARPS, lane);
+    produce<BITS, GROUP, RT, GATED>(a, order, shared_address(scales), shared_address(ring), full, empty, freed, warp - WARPS, lane);
     return;
   }
   // The weights of norms are there already, but far away.
@@ -191,21 +193,30 @@ DEVICE void gemv(const GemvArgs& a) {
   MARK(2);
   Turn stage, slot;
   u32 turn = 0;
-  for (u32 first = blockIdx.x; first < a.tiles; first += S::batch * gridDim.x, turn ^= 1) {
-    // The tile whose epilogue is this warp's.
-    const u32 own = first + warp * gridDim.x, n = own * WIDE + 2 * t;
-    const bool mine = warp < S::batch && own < a.tiles && g < ROWS;
+  const bool asks = S::dense && EPI != 1 && a.next;
+  bool done = false;
+  for (u32 first = blockIdx.x, seen = 0; asks ? !done : first < a.tiles; first += S::batch * gridDim.x, seen += S::batch, turn ^= 1) {
+    // The tile whose epilogue is this warp's; where tiles are asked for, it is known later.
+    u32 own = asks || warp >= S::batch ? a.tiles : first + warp * gridDim.x;
     float2 old[RT] = {};
-    if (EPI == 1 && mine) {
+    if (EPI == 1 && own < a.tiles && g < ROWS) {
 #pragma unroll
       for (int rt = 0; rt < RT; rt++) {
-        const float* p = (float*)a.out + (u64)g * a.out_stride + n + rt * 8;
+        const float* p = (float*)a.out + (u64)g * a.out_stride + own * WIDE + 2 * t + rt * 8;
         old[rt] = make_float2(load1(p), load1(p + 1));
       }
     }
     __syncwarp();
 #pragma unroll 1
-    for (u32 b = 0; b < S::batch && first + b * gridDim.x < a.tiles; b++) {
+    for (u32 b = 0; b < S::batch; b++) {
+      u32 tile = first + b * gridDim.x;
+      if (asks) {
+        barrier_wait(full + stage.index, stage.round & 1);
+        tile = *(volatile u32*)(order + (seen + b) % ORDER);
+        done = tile >= a.tiles;
+        if (b == warp) own = tile;
+      }
+      if (tile >= a.tiles) break;
       float acc[RT][2][4] = {};
       const u8* tile_scales = scales + slot.index * RT * 2 * a.scale_bytes;
       for (u32 p = 0; p < a.pieces; p++) {
@@ -231,7 +242,8 @@ DEVICE void gemv(const GemvArgs& a) {
     }
     consumers_sync();
     MARK(5);
-    if (!mine) continue;
+    if (own >= a.tiles || g >= ROWS) continue;
+    const u32 n = own * WIDE + 2 * t;
     float root = 1.f;
     if (PRO != 0 && HALF_KIND == 0) root = rsqrtf(sum_of_warps((float*)(smem + S::squares) + g * WARPS) * a.inverse_k + a.eps);
     float2 v[RT];
