@@ -99,7 +99,11 @@ async fn masks(folder: &Path, model: &dyn TextModel, tokens: usize) -> Result<Ve
             run.accept(*id)?;
         }
     }
-    println!("masks along an answer: {:?}; {forced} of {} allow one token", quantiles(&mut times), times.len());
+    println!(
+        "masks along an answer: {:?}; {forced} of {} allow one token",
+        quantiles(&mut times),
+        times.len()
+    );
     Ok(ids)
 }
 

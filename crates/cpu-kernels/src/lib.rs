@@ -55,6 +55,7 @@ mod attention;
 #[cfg(target_arch = "x86_64")]
 mod bf16_dot;
 mod cpu_features;
+mod draw;
 mod element;
 mod error;
 mod gemm;
@@ -86,6 +87,7 @@ mod tiles;
 
 pub use activation::ElementActivation;
 pub use attention::{AttentionBackward, AttentionParams, PackedTexts};
+pub use draw::Draw;
 pub use error::{Error, Result};
 pub use glu::{Glu, GluInput};
 pub use isa::Isa;

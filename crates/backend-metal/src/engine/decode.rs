@@ -10,7 +10,7 @@ use mlx_rs::{Array, error::Result, ops, transforms};
 use super::{
     in_flight::InFlight,
     row::Row,
-    sampler::{draw, greedy, log_softmax, pick},
+    sampler::{draw_from, greedy},
 };
 use crate::{
     mlx::slice,
@@ -92,9 +92,8 @@ fn choose_each(rows: &mut [&mut Row], logits: &Array) -> Result<Vec<InFlight>> {
             let places: Vec<u32> = indices.iter().map(|index| *index as u32).collect();
             logits.take_axis(Array::from_slice(&places, &[places.len() as i32]), 0)?
         };
-        let log_probabilities = log_softmax(&own.as_type::<f32>()?)?;
-        let ids = draw(&samplers, log_probabilities.clone())?;
-        let (scores, ids) = (Rc::new(pick(&log_probabilities, &ids)?), Rc::new(ids));
+        let drawn = draw_from(&samplers, &own)?;
+        let (scores, ids) = (Rc::new(drawn.scores), Rc::new(drawn.ids));
         for (place, index) in indices.into_iter().enumerate() {
             chosen.insert(index, InFlight::shared(&ids, &scores, place));
         }

@@ -13,7 +13,7 @@ use mlx_rs::{
 
 use crate::{
     mlx::random_bits,
-    nn::{argmax, argmax_with_score},
+    nn::{self, Draw, argmax, argmax_with_score},
 };
 
 /// What is wrong with logits that no token can be chosen from.
@@ -144,6 +144,9 @@ impl Sampler {
         if temperature == 0.0 && self.top_logprobs.is_none() {
             return greedy(logits);
         }
+        if self.top_logprobs.is_none() {
+            return draw_from(&[(self, step)], logits);
+        }
         let log_probabilities = log_softmax(logits)?;
         let ids = if temperature == 0.0 {
             argmax(logits)?
@@ -153,6 +156,19 @@ impl Sampler {
         let scores = pick(&log_probabilities, &ids)?;
         let logprobs = self.top_logprobs.map(|top| report(&log_probabilities, &ids, top)).transpose()?;
         Ok(Choice { ids, scores, logprobs })
+    }
+
+    /// The draw of the token at `step` as the CPU's kernels take it; `None` with XTC, which they do not have.
+    fn kernel_draw(&self, step: usize) -> Option<Draw> {
+        let SamplingOptions { top_p, min_p, top_k, xtc, .. } = self.options;
+        let random = mix(self.seed, step as u64);
+        xtc.is_none().then(|| Draw {
+            key: [(random >> 32) as u32, random as u32],
+            temperature: self.options.temperature_or_greedy(),
+            top_p: top_p.filter(|p| *p < 1.0),
+            min_p: min_p.filter(|p| *p > 0.0),
+            top_k: top_k.filter(|k| *k > 0),
+        })
     }
 
     /// Takes this token, whatever the adjusted logits [1, V] say.
@@ -196,13 +212,25 @@ pub(super) fn greedy(logits: &Array) -> Result<Choice> {
 }
 
 /// Of each row of [B, V] the value of one token: [B].
-pub(super) fn pick(values: &Array, ids: &Array) -> Result<Array> {
+fn pick(values: &Array, ids: &Array) -> Result<Array> {
     values.take_along_axis(ids.reshape(&[-1, 1])?, -1)?.reshape(&[-1])
+}
+
+/// Draws a token for each row, a sampler at a step, from the rows' logits [B, V].
+pub(super) fn draw_from(rows: &[(&Sampler, usize)], logits: &Array) -> Result<Choice> {
+    let draws: Option<Vec<Draw>> = rows.iter().map(|(sampler, step)| sampler.kernel_draw(*step)).collect();
+    if let Some(drawn) = draws.and_then(|draws| nn::draw(logits, draws)) {
+        let [ids, scores] = drawn?;
+        return Ok(Choice { ids, scores, logprobs: None });
+    }
+    let log_probabilities = log_softmax(&logits.as_type::<f32>()?)?;
+    let ids = draw(rows, log_probabilities.clone())?;
+    Ok(Choice { scores: pick(&log_probabilities, &ids)?, ids, logprobs: None })
 }
 
 /// Draws a token for each row, a sampler at a step, from the rows' log-probabilities [B, V], by the Gumbel-max trick: [B], u32. The
 /// noise belongs to the ids, so that two tokens which change places by rounding do not change the draw.
-pub(super) fn draw(rows: &[(&Sampler, usize)], log_probabilities: Array) -> Result<Array> {
+fn draw(rows: &[(&Sampler, usize)], log_probabilities: Array) -> Result<Array> {
     let width = log_probabilities.dim(-1);
     let scores = filter(rows, log_probabilities)?
         .divide(column(rows.iter().map(|(sampler, _)| sampler.options.temperature_or_greedy())))?;
@@ -282,7 +310,7 @@ fn column(values: impl Iterator<Item = f32>) -> Array {
 }
 
 /// Log-probabilities of logits [B, V], in f32.
-pub(super) fn log_softmax(logits: &Array) -> Result<Array> {
+fn log_softmax(logits: &Array) -> Result<Array> {
     logits.subtract(ops::logsumexp_axis(logits, -1, true)?)
 }
 
@@ -320,6 +348,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::nn::ExecMode;
 
     fn array(values: &[f32]) -> Array {
         Array::from_slice(values, &[1, values.len() as i32])
@@ -463,6 +492,43 @@ mod tests {
             let alone =
                 rows.iter().zip(parts).map(|(row, part)| draw(&[*row], part).unwrap().item_exact::<u32>());
             assert_eq!(together, alone.collect::<Vec<_>>());
+        });
+    }
+
+    /// Both have the noise of the same bits, and filters that differ by rounding alone.
+    #[test]
+    fn the_kernels_draw_what_mlx_draws() {
+        with_device(Device::cpu(), || {
+            for size in [1, 2, 63, 64, 1001] {
+                let options = |n: u64| {
+                    let o = GenerateOptions::new().temperature(0.5 + n as f32 / 7.0).seed(n * 77);
+                    match n % 6 {
+                        0 => o,
+                        1 => o.top_p(0.8),
+                        2 => o.top_k(5).min_p(0.1),
+                        3 => o.min_p(0.02),
+                        4 => o.top_k(40).top_p(0.95),
+                        _ => o.top_k(2000).top_p(0.999),
+                    }
+                };
+                let samplers: Vec<_> = (0..12).map(|n| Sampler::new(&options(n), &[], size)).collect();
+                let logits =
+                    (0..12 * size).map(|i| (i * i * 37 % 10_007) as f32 / 1000.0).collect::<Vec<_>>();
+                let logits = Array::from_slice(&logits, &[12, size as i32]);
+                for step in 0..20 {
+                    let rows: Vec<_> = samplers.iter().map(|sampler| (sampler, step)).collect();
+                    let log_probabilities = log_softmax(&logits).unwrap();
+                    let expected = draw(&rows, log_probabilities.clone()).unwrap();
+                    let drawn = ExecMode::CpuKernels.scope(|| draw_from(&rows, &logits)).unwrap();
+                    let [ids, expected_ids] =
+                        [&drawn.ids, &expected].map(|ids| ids.to_vec_exact::<u32>().unwrap());
+                    assert_eq!(ids, expected_ids, "{size} tokens, step {step}");
+                    let scores = pick(&log_probabilities, &expected).unwrap().to_vec_exact::<f32>().unwrap();
+                    for (score, expected) in drawn.scores.to_vec_exact::<f32>().unwrap().iter().zip(scores) {
+                        assert!((score - expected).abs() < 1e-5, "{score} for {expected}");
+                    }
+                }
+            }
         });
     }
 

@@ -2,7 +2,7 @@
 
 use mlx_rs::{Array, error::Result, ops};
 
-use super::cpu;
+use super::cpu::{self, Draw};
 
 /// The index of the largest element of the last axis, u32: `[.., n]` → `[..]`.
 pub(crate) fn argmax(x: &Array) -> Result<Array> {
@@ -20,6 +20,12 @@ pub(crate) fn argmax_with_score(x: &Array) -> Result<(Array, Array)> {
     let ids = ids?;
     let score = x.take_along_axis(ids.reshape(&[-1, 1])?, -1)?.reshape(&[-1])?;
     Ok((ids, score.as_type::<f32>()?))
+}
+
+/// Draws a token of each row of logits, u32, with its log-probability, f32: `[B, V]` → `[B]`, `[B]`. `None` where the CPU's kernels do not
+/// compute.
+pub(crate) fn draw(logits: &Array, draws: Vec<Draw>) -> Option<Result<[Array; 2]>> {
+    cpu::draw(logits, draws)
 }
 
 /// `x · w`, `[.., in]`, `[in, out]` → `[.., out]`, with gradients by both.

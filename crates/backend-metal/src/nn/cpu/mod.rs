@@ -11,6 +11,7 @@ mod routing;
 mod vectors;
 
 pub(super) use attention::{QkNormRope, RotaryTable, attention, attention_packed, qk_norm_rope};
+pub(crate) use cpu_kernels::Draw;
 pub(super) use in_place::{KvSlot, attend_in_place};
 pub(crate) use kernel::start_kernels;
 pub(super) use product::{Operand, gather_matmul, matmul, matmul_differentiable};
@@ -18,4 +19,6 @@ pub(super) use recurrence::{
     ConvWeights, GateNorm, HeadSizes, RecurrentLayer, Rule, causal_conv, recurrent_layer,
 };
 pub(super) use routing::{Picking, route};
-pub(super) use vectors::{Halves, NormWeight, activate, add_rms_norm, argmax, glu, layer_norm, rms_norm};
+pub(super) use vectors::{
+    Halves, NormWeight, activate, add_rms_norm, argmax, draw, glu, layer_norm, rms_norm,
+};

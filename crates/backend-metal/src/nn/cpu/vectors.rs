@@ -1,6 +1,6 @@
 //! What is done to vectors between products: norms and gates.
 
-use cpu_kernels::{ElementActivation, GluInput, LayerNorm, RmsNorm};
+use cpu_kernels::{Draw, ElementActivation, GluInput, LayerNorm, RmsNorm};
 use mlx_rs::{Array, Dtype, error::Result};
 
 use super::{
@@ -135,6 +135,21 @@ pub(in crate::nn) fn argmax(x: &Array) -> Option<Result<Array>> {
     }
     Some(primitive_one(c"argmax", &[x], rows, Dtype::Uint32, move |inputs, output| {
         kernel_result(kernels()?.argmax(FloatView::of(inputs[0])?.floats(), output.elements::<u32>()?))
+    }))
+}
+
+/// A token of each row of logits, u32, and its log-probability, f32: `[B, V]` → `[B]`, `[B]`.
+pub(in crate::nn) fn draw(logits: &Array, draws: Vec<Draw>) -> Option<Result<[Array; 2]>> {
+    if ExecMode::current() != ExecMode::CpuKernels || promoted([logits.dtype()]).is_none() {
+        return None;
+    }
+    let sizes = [draws.len() as i32];
+    let outputs = [Dtype::Uint32, Dtype::Float32].map(|dtype| Shape { sizes: &sizes, dtype, donor: None });
+    Some(primitive(c"draw", &[logits], outputs, move |inputs, outputs| {
+        let logits = FloatView::of(inputs[0])?;
+        let [ids, scores] = outputs else { return Err("ids and log-probabilities were expected".into()) };
+        let (ids, scores) = (ids.elements::<u32>()?, scores.elements::<f32>()?);
+        kernel_result(kernels()?.draw(logits.floats(), &draws, ids, scores))
     }))
 }
 
