@@ -46,7 +46,7 @@ pub(crate) use attention_params::AttentionParams;
 pub(crate) use block::{Block, FeedForward, LayerNormBlock, Mixer, PreNorm};
 pub(crate) use cache::{KvCache, LayerState, Rotation, SNAPSHOTS};
 pub(crate) use causal_conv::{CausalConv, is_converted};
-pub(crate) use cpu::start_kernels;
+pub(crate) use cpu::{Draw, start_kernels};
 pub(crate) use cuda::{CudaDecoder, Lane, Pending, SpecBuilder, Unsupported};
 pub(crate) use decoder::{Decoder, LayerInputs, Streams};
 pub(crate) use dense_layer::DenseLayer;
