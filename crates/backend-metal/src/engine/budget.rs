@@ -3,7 +3,7 @@
 use std::cell::Cell;
 
 use crate::{
-    mlx::{self, Device, Scheme, memory},
+    mlx::{self, Device, QuantizationScheme, memory},
     nn::{KvCache, ModelConfig, SNAPSHOTS},
 };
 
@@ -36,14 +36,14 @@ impl Budget {
     /// The budget of a model whose keys and values are kept by this scheme, in the memory that `free` tells.
     pub(super) fn new(
         config: &ModelConfig,
-        scheme: Option<Scheme>,
+        scheme: Option<QuantizationScheme>,
         free: impl Fn() -> Option<u64> + 'static,
     ) -> Self {
         let size = if config.dtype == "f32" { 4 } else { 2 };
         let position = |elements: usize| match scheme {
             None => elements * size,
             // A scale and a bias for each group.
-            Some(Scheme { bits, group_size, .. }) => {
+            Some(QuantizationScheme { bits, group_size, .. }) => {
                 elements * bits / 8 + elements / group_size.max(1) * 2 * size
             }
         };
@@ -164,7 +164,7 @@ mod tests {
     use super::*;
     use crate::nn::{LayerState, Rotation};
 
-    fn budget(scheme: Option<Scheme>) -> Budget {
+    fn budget(scheme: Option<QuantizationScheme>) -> Budget {
         let config = ModelConfig {
             vocab_size: 100,
             layers: 2,

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     load,
-    mlx::{Device, Memory, Mode, Scheme, fused, memory},
+    mlx::{Device, Memory, QuantizationMode, QuantizationScheme, fused, memory},
     nn::{self, ModelConfig},
 };
 
@@ -197,9 +197,9 @@ fn warm_up(model: &dyn nn::Architecture) {
 const MOST_POSITIONS: usize = i32::MAX as usize;
 
 /// How keys and values of heads that are so wide are quantised.
-fn kv_scheme(bits: KvBits, head_dim: usize) -> Result<Scheme> {
+fn kv_scheme(bits: KvBits, head_dim: usize) -> Result<QuantizationScheme> {
     let group_size = bits.group_size(head_dim).ok_or_else(|| bits.unsupported_error(head_dim))?;
-    Ok(Scheme { mode: Mode::Affine, bits: bits.get(), group_size })
+    Ok(QuantizationScheme { mode: QuantizationMode::Affine, bits: bits.get(), group_size })
 }
 
 /// Sets the options' limits, and returns those that they replace.

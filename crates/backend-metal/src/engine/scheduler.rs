@@ -24,7 +24,7 @@ use super::{
     session::{SessionCommand, Sessions},
 };
 use crate::{
-    mlx::{self, Scheme, memory},
+    mlx::{self, QuantizationScheme, memory},
     nn::{Architecture, DenseLayer, ExecMode, KvCache, Rotation},
     train::TrainJob,
 };
@@ -39,7 +39,7 @@ pub(super) struct EngineConfig {
     /// Bytes of keys and values that are kept of ended texts.
     pub(super) prefix_cache: u64,
     /// How keys and values are quantised.
-    pub(super) kv_scheme: Option<Scheme>,
+    pub(super) kv_scheme: Option<QuantizationScheme>,
     /// Whether MLX's own operations compute everything.
     pub(super) disable_cpu_kernels: bool,
     /// Whether MLX computes decode steps on CUDA, too.

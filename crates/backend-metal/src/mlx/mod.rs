@@ -32,7 +32,10 @@ pub(crate) use self::{
     device::{Device, allow_graph_cache_misses, mlx_version, on_cpu, on_cuda, synchronize},
     exit::at_exit,
     memory::Memory,
-    quantized::{MXFP4, Mode, QuantizedMatrix, Scheme, dequantize, gather_qmm, quantize, quantized_matmul},
+    quantized::{
+        MXFP4, QuantizationMode, QuantizationScheme, QuantizedMatrix, dequantize, gather_qmm, quantize,
+        quantized_matmul,
+    },
     reader::{Reader, Tensors, mlx_dtype},
     vjp::take_failure,
 };

@@ -12,9 +12,9 @@ use super::array::{call, handle};
 
 /// How a matrix is quantised.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct Scheme {
+pub(crate) struct QuantizationScheme {
     /// The mode.
-    pub(crate) mode: Mode,
+    pub(crate) mode: QuantizationMode,
     /// Bits per element.
     pub(crate) bits: usize,
     /// Elements of a row per scale.
@@ -23,7 +23,7 @@ pub(crate) struct Scheme {
 
 /// MLX's modes of quantisation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum Mode {
+pub(crate) enum QuantizationMode {
     /// Integers with a scale and a bias per group.
     Affine,
     /// Four-bit floats; scales are powers of two.
@@ -34,7 +34,7 @@ pub(crate) enum Mode {
     Mxfp8,
 }
 
-impl Mode {
+impl QuantizationMode {
     /// Whether groups have a bias.
     pub(crate) fn has_biases(self) -> bool {
         self == Self::Affine
@@ -51,22 +51,23 @@ impl Mode {
 }
 
 /// MXFP4 as gpt-oss checkpoints store it and MLX reads it.
-pub(crate) const MXFP4: Scheme = Scheme { mode: Mode::Mxfp4, bits: 4, group_size: 32 };
+pub(crate) const MXFP4: QuantizationScheme =
+    QuantizationScheme { mode: QuantizationMode::Mxfp4, bits: 4, group_size: 32 };
 
 /// What MLX has kernels for. The error says what it lacks.
-impl TryFrom<Quantization> for Scheme {
+impl TryFrom<Quantization> for QuantizationScheme {
     type Error = String;
 
     fn try_from(quantization: Quantization) -> std::result::Result<Self, String> {
         let Quantization { mode, bits, group_size, .. } = quantization;
         let (known, supported) = match mode {
             QuantMode::Affine => {
-                (Mode::Affine, matches!(bits, 2..=6 | 8) && matches!(group_size, 32 | 64 | 128))
+                (QuantizationMode::Affine, matches!(bits, 2..=6 | 8) && matches!(group_size, 32 | 64 | 128))
             }
-            QuantMode::Mxfp4 => (Mode::Mxfp4, (bits, group_size) == (4, 32)),
-            QuantMode::Nvfp4 => (Mode::Nvfp4, (bits, group_size) == (4, 16)),
-            QuantMode::Mxfp8 => (Mode::Mxfp8, (bits, group_size) == (8, 32)),
-            _ => (Mode::Affine, false),
+            QuantMode::Mxfp4 => (QuantizationMode::Mxfp4, (bits, group_size) == (4, 32)),
+            QuantMode::Nvfp4 => (QuantizationMode::Nvfp4, (bits, group_size) == (4, 16)),
+            QuantMode::Mxfp8 => (QuantizationMode::Mxfp8, (bits, group_size) == (8, 32)),
+            _ => (QuantizationMode::Affine, false),
         };
         if supported {
             return Ok(Self { mode: known, bits: bits as usize, group_size: group_size as usize });
@@ -75,19 +76,19 @@ impl TryFrom<Quantization> for Scheme {
     }
 }
 
-impl From<Scheme> for Quantization {
-    fn from(Scheme { mode, bits, group_size }: Scheme) -> Self {
+impl From<QuantizationScheme> for Quantization {
+    fn from(QuantizationScheme { mode, bits, group_size }: QuantizationScheme) -> Self {
         let mode = match mode {
-            Mode::Affine => QuantMode::Affine,
-            Mode::Mxfp4 => QuantMode::Mxfp4,
-            Mode::Nvfp4 => QuantMode::Nvfp4,
-            Mode::Mxfp8 => QuantMode::Mxfp8,
+            QuantizationMode::Affine => QuantMode::Affine,
+            QuantizationMode::Mxfp4 => QuantMode::Mxfp4,
+            QuantizationMode::Nvfp4 => QuantMode::Nvfp4,
+            QuantizationMode::Mxfp8 => QuantMode::Mxfp8,
         };
         Self::new(bits as u32, group_size as u32, mode)
     }
 }
 
-impl Scheme {
+impl QuantizationScheme {
     fn bits(self) -> mlx_sys::mlx_optional_int {
         mlx_sys::mlx_optional_int { value: self.bits as i32, has_value: true }
     }
@@ -107,7 +108,7 @@ pub(crate) struct QuantizedMatrix {
     /// Shaped like the scales; affine only.
     pub(crate) biases: Option<Array>,
     /// How it is quantised.
-    pub(crate) scheme: Scheme,
+    pub(crate) scheme: QuantizationScheme,
 }
 
 /// `x · wᵀ`: `[.., in]` → `[.., out]`.
@@ -184,7 +185,7 @@ pub(crate) fn dequantize(w: &QuantizedMatrix, dtype: Dtype) -> Result<Array> {
 }
 
 /// Quantises floats `[.., out, in]`.
-pub(crate) fn quantize(w: &Array, scheme: Scheme) -> Result<QuantizedMatrix> {
+pub(crate) fn quantize(w: &Array, scheme: QuantizationScheme) -> Result<QuantizedMatrix> {
     let stream = Stream::thread_local_or_default();
     // SAFETY: the vector is made, filled, read and freed here; its arrays get handles of their own.
     let mut arrays = unsafe {

@@ -10,7 +10,7 @@ use super::{
     parameter::{Weight, WeightTransform},
     weights::{FLOATS, Weights, take_joined},
 };
-use crate::mlx::{QuantizedMatrix, Scheme, dequantize, gather_qmm, quantized_matmul, slice};
+use crate::mlx::{QuantizationScheme, QuantizedMatrix, dequantize, gather_qmm, quantized_matmul, slice};
 
 /// From this many rows on, dequantising first is cheaper on CUDA: MLX's quantised kernels read the matrix once for every few rows.
 /// On an H200, 4096 × 4096 in 4 bits: 101 µs against 108 for 16 rows, 139 against 112 for 32.
@@ -91,7 +91,7 @@ impl Matrix {
     ) -> LoadResult<Self> {
         let scheme = weights.scheme()?;
         weights.registry().add_quantized(weights.name("weight"));
-        let Scheme { mode, bits, group_size } = scheme;
+        let QuantizationScheme { mode, bits, group_size } = scheme;
         if !inputs.is_multiple_of(group_size) || !(inputs * bits).is_multiple_of(32) {
             let reason =
                 format!("{inputs} inputs do not divide into groups of {group_size} with {bits} bits");

@@ -10,7 +10,7 @@ use super::{
     parameter::{Weight, WeightTransform},
     registry::ParamRegistry,
 };
-use crate::mlx::{Reader, Scheme, mlx_dtype};
+use crate::mlx::{QuantizationScheme, Reader, mlx_dtype};
 
 /// The types of weights that are not quantised.
 pub(crate) const FLOATS: &[Dtype] = &[Dtype::F32, Dtype::F16, Dtype::Bf16];
@@ -226,7 +226,7 @@ impl<'a> Weights<'a> {
     ///
     /// # Errors
     /// As [`scheme`].
-    pub(crate) fn scheme(&self) -> Result<Scheme> {
+    pub(crate) fn scheme(&self) -> Result<QuantizationScheme> {
         scheme(self.manifest(), &self.path)
     }
 
@@ -262,11 +262,11 @@ impl<'a> Weights<'a> {
 ///
 /// # Errors
 /// [`Error::InvalidModel`] where it says nothing, or what MLX cannot do.
-pub(crate) fn scheme(manifest: &ModelManifest, path: &str) -> Result<Scheme> {
+pub(crate) fn scheme(manifest: &ModelManifest, path: &str) -> Result<QuantizationScheme> {
     let invalid = |reason: String| Error::invalid_key(manifest.config_path(), "quantization", reason);
     let found = manifest.quantization_of(path)?;
     let found = found.ok_or_else(|| invalid(format!("{path} has no scales, so it is not quantised")))?;
-    Scheme::try_from(found).map_err(|reason| invalid(format!("{reason}, as {path} is quantised")))
+    QuantizationScheme::try_from(found).map_err(|reason| invalid(format!("{reason}, as {path} is quantised")))
 }
 
 impl Weight {

@@ -8,7 +8,7 @@ use super::{
     golden::{TOLERANCE, cached, distance, rows},
 };
 use crate::{
-    mlx::{Mode, Scheme},
+    mlx::{QuantizationMode, QuantizationScheme},
     nn::{Architecture, ExecMode, KvCache, Rotation, Rows, SharedPrefix},
 };
 
@@ -283,7 +283,7 @@ fn rotating_and_quantised_rows_are_as_alone() {
                 mode.scope(|| are_as_alone(&check, &empty, &[size, size - 1, size + 1], false));
             }
             if head_dim.is_multiple_of(32) {
-                let scheme = Scheme { mode: Mode::Affine, bits: 8, group_size: 32 };
+                let scheme = QuantizationScheme { mode: QuantizationMode::Affine, bits: 8, group_size: 32 };
                 let empty = model.new_cache().quantized(Some(scheme));
                 // Where a number lies between two steps, its last bit decides between them.
                 let tolerance = variant.golden.std / 50.0;

@@ -6,7 +6,7 @@ use mlx_rs::{Array, error::Exception};
 use super::{delta::Delta, layout::Layout};
 use crate::{
     load::writer::size,
-    mlx::{QuantizedMatrix, Reader, Scheme, dequantize, mlx_dtype, quantize},
+    mlx::{QuantizationScheme, QuantizedMatrix, Reader, dequantize, mlx_dtype, quantize},
 };
 
 /// Tensors that are read together, and the tensors written from them.
@@ -28,11 +28,11 @@ pub(super) enum Work {
     /// As it is, but for its type.
     Copy,
     /// A quantised matrix: weight, scales and biases.
-    Quantize(Scheme),
+    Quantize(QuantizationScheme),
     /// Weight, scales and biases unpacked; a stack cut to as many pieces as there are outputs.
-    Dequantize(Scheme),
+    Dequantize(QuantizationScheme),
     /// Unpacked where it is packed, given what an adapter adds, and packed again or cut as [`Work::Dequantize`] has it.
-    Fuse { packed: Option<Scheme>, delta: Box<Delta> },
+    Fuse { packed: Option<QuantizationScheme>, delta: Box<Delta> },
 }
 
 impl Job {
@@ -86,7 +86,12 @@ impl Job {
     }
 
     /// The parts of packed sources in full.
-    fn unpack(&self, reader: &Reader<'_>, scheme: Scheme, dtype: mlx_rs::Dtype) -> Result<Vec<Array>> {
+    fn unpack(
+        &self,
+        reader: &Reader<'_>,
+        scheme: QuantizationScheme,
+        dtype: mlx_rs::Dtype,
+    ) -> Result<Vec<Array>> {
         let read = |source: &TensorInfo| {
             let array = reader.read(&[source], source.dtype, &mlx_shape(&source.shape)?)?;
             self.layout.split(&array).map_err(mlx)

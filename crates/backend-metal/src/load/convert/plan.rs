@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     arch,
-    mlx::{MXFP4, Scheme},
+    mlx::{MXFP4, QuantizationScheme},
     nn::FLOATS,
 };
 
@@ -25,8 +25,8 @@ pub(super) struct Plan {
     pub(super) jobs: Vec<Job>,
     /// What the config says of single matrices.
     settings: Map<String, Value>,
-    default: Option<Scheme>,
-    rules: Vec<(String, Option<Scheme>)>,
+    default: Option<QuantizationScheme>,
+    rules: Vec<(String, Option<QuantizationScheme>)>,
     /// The type of weights that are not quantised.
     dtype: Option<Dtype>,
     /// Whether the config's quantisation stands.
@@ -342,7 +342,7 @@ impl Plan {
     }
 
     /// The scheme of a matrix: that of the last rule that fits, or the default; none for what is no matrix of the language model.
-    fn choose(&self, stem: &str, shape: &[usize], dtype: Dtype) -> Option<Scheme> {
+    fn choose(&self, stem: &str, shape: &[usize], dtype: Dtype) -> Option<QuantizationScheme> {
         let rule = self.rules.iter().rev().find(|(pattern, _)| fits(pattern, stem));
         let scheme = rule.map_or(self.default, |(_, scheme)| *scheme)?;
         let columns = shape.last().copied().unwrap_or(0);
@@ -392,11 +392,11 @@ pub(super) fn is_part_of_packed(source: &ModelManifest, name: &str) -> bool {
     })
 }
 
-fn scheme(option: &'static str, quantization: &Quantization) -> Result<Scheme> {
-    Scheme::try_from(*quantization).map_err(|reason| invalid_option(option, reason))
+fn scheme(option: &'static str, quantization: &Quantization) -> Result<QuantizationScheme> {
+    QuantizationScheme::try_from(*quantization).map_err(|reason| invalid_option(option, reason))
 }
 
-fn describe(scheme: Scheme) -> Map<String, Value> {
+fn describe(scheme: QuantizationScheme) -> Map<String, Value> {
     let mode = Quantization::from(scheme).mode.name();
     let settings =
         [("group_size", json!(scheme.group_size)), ("bits", json!(scheme.bits)), ("mode", json!(mode))];

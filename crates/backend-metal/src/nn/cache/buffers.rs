@@ -9,7 +9,7 @@ use mlx_rs::{
 };
 
 use super::window::Window;
-use crate::mlx::{QuantizedMatrix, Scheme, dequantize, quantize, slice, slice_update};
+use crate::mlx::{QuantizationScheme, QuantizedMatrix, dequantize, quantize, slice, slice_update};
 
 /// Buffers grow by this many positions, so that one growth serves many tokens.
 pub(super) const STEP: usize = 256;
@@ -38,7 +38,7 @@ pub(super) struct LayerBuffers {
 }
 
 /// Keys and values `[.., head_dim]` in the form in which they are kept: as they are, or quantised into elements, scales and biases.
-pub(crate) fn quantize_kv(new: [&Array; 2], scheme: Option<Scheme>) -> Result<Vec<Array>> {
+pub(crate) fn quantize_kv(new: [&Array; 2], scheme: Option<QuantizationScheme>) -> Result<Vec<Array>> {
     let Some(scheme) = scheme else { return Ok(new.map(Array::clone).into()) };
     let mut arrays = Vec::with_capacity(6);
     for array in new {
@@ -49,7 +49,7 @@ pub(crate) fn quantize_kv(new: [&Array; 2], scheme: Option<Scheme>) -> Result<Ve
 }
 
 /// The keys and values that [`quantize_kv`] made these arrays of.
-pub(super) fn dequantize_kv(arrays: &[Array], scheme: Option<Scheme>) -> Result<[Array; 2]> {
+pub(super) fn dequantize_kv(arrays: &[Array], scheme: Option<QuantizationScheme>) -> Result<[Array; 2]> {
     match (arrays, scheme) {
         ([keys, values], None) => Ok([keys.clone(), values.clone()]),
         ([keys @ .., _, _, _], Some(scheme)) if keys.len() == 3 => {
@@ -181,7 +181,7 @@ impl LayerBuffers {
 /// One layer of one row.
 pub(super) struct Layer<'a> {
     pub(super) window: Window,
-    pub(super) scheme: Option<Scheme>,
+    pub(super) scheme: Option<QuantizationScheme>,
     pub(super) buffers: &'a mut LayerBuffers,
 }
 

@@ -19,7 +19,7 @@ use super::{
     window::{SinkMask, Window},
 };
 use crate::{
-    mlx::{Scheme, slice},
+    mlx::{QuantizationScheme, slice},
     nn::cpu::KvSlot,
 };
 
@@ -32,7 +32,7 @@ pub(crate) struct KvCache {
     /// One for each layer with attention.
     pub(super) windows: Vec<Window>,
     /// How keys and values are quantised.
-    pub(super) scheme: Option<Scheme>,
+    pub(super) scheme: Option<QuantizationScheme>,
     /// How many tokens are held.
     pub(super) len: usize,
     /// The length of the whole text, if it was announced.
@@ -113,7 +113,7 @@ impl KvCache {
 
     /// The same with quantised keys and values. The group size divides the width of a head.
     #[must_use]
-    pub(crate) fn quantized(mut self, scheme: Option<Scheme>) -> Self {
+    pub(crate) fn quantized(mut self, scheme: Option<QuantizationScheme>) -> Self {
         self.scheme = scheme;
         self
     }
@@ -226,7 +226,7 @@ impl KvCache {
         let windows =
             self.windows.iter().map(|window| window.size.map_or("all".to_owned(), |w| w.to_string()));
         let mut format = windows.collect::<Vec<_>>().join(" ");
-        if let Some(Scheme { bits, group_size, .. }) = self.scheme {
+        if let Some(QuantizationScheme { bits, group_size, .. }) = self.scheme {
             format += &format!(", {bits} bits by {group_size}");
         }
         match self.recurrent.layers() {
@@ -383,7 +383,7 @@ impl KvCache {
     }
 
     /// How keys and values are quantised.
-    pub(crate) fn scheme(&self) -> Option<Scheme> {
+    pub(crate) fn scheme(&self) -> Option<QuantizationScheme> {
         self.scheme
     }
 
@@ -475,7 +475,7 @@ mod tests {
     use mlx_rs::{Device, random};
 
     use super::*;
-    use crate::mlx::Mode;
+    use crate::mlx::QuantizationMode;
 
     /// Keys that say which position they are of; values that are their negatives.
     fn tokens(positions: Range<usize>) -> [Array; 2] {
@@ -602,7 +602,7 @@ mod tests {
     fn quantised_ones_are_as_near_as_their_bits_and_as_small() {
         Device::set_default(&Device::cpu());
         for (bits, share) in [(8, (64 + 4) as f64 / 128.0), (4, (32 + 4) as f64 / 128.0)] {
-            let scheme = Scheme { mode: Mode::Affine, bits, group_size: 64 };
+            let scheme = QuantizationScheme { mode: QuantizationMode::Affine, bits, group_size: 64 };
             // All in order, in a window that is filled, wrapped by chunks and gone round one by one.
             for window in [None, Some(20)] {
                 let mut plain = KvCache::new([window]);

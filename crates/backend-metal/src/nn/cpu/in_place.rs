@@ -11,7 +11,7 @@ use super::{
     operand::{FloatView, Vectors, floats_mut, span},
 };
 use crate::mlx::{
-    Scheme,
+    QuantizationScheme,
     primitive::{Element, Input, Output, Shape, primitive},
 };
 
@@ -34,7 +34,7 @@ pub(crate) struct KvSlot {
 pub(in crate::nn) fn attend_in_place(
     queries: &Array,
     new: &[Array],
-    scheme: Option<Scheme>,
+    scheme: Option<QuantizationScheme>,
     slots: &[KvSlot],
     params: &AttentionParams,
 ) -> Option<Result<[Array; 2]>> {
@@ -81,7 +81,7 @@ pub(in crate::nn) fn attend_in_place(
 struct InPlace {
     /// For each row its first slot and how many are in use afterwards.
     rows: Vec<(usize, usize)>,
-    scheme: Option<Scheme>,
+    scheme: Option<QuantizationScheme>,
     /// Arrays of the new keys and values, and of each row.
     parts: usize,
     /// Inputs that are read: queries, new keys and values, those of the rows, sinks.
@@ -124,10 +124,10 @@ impl InPlace {
 }
 
 /// Keys or values as the kernels read them.
-fn view<'a>(arrays: &[Input<'a>], scheme: Option<Scheme>) -> KernelResult<KvView<'a>> {
+fn view<'a>(arrays: &[Input<'a>], scheme: Option<QuantizationScheme>) -> KernelResult<KvView<'a>> {
     match (arrays, scheme) {
         ([floats], None) => Ok(KvView::Floats(Vectors::of(*floats)?.heads(0)?)),
-        ([words, scales, biases], Some(Scheme { bits, group_size, .. })) => {
+        ([words, scales, biases], Some(QuantizationScheme { bits, group_size, .. })) => {
             Ok(KvView::Quantized(QuantizedHeads {
                 bits,
                 group_size,

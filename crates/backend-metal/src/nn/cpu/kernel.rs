@@ -3,7 +3,7 @@
 use cpu_kernels::{Kernels, QuantMode};
 use mlx_rs::Dtype;
 
-use crate::mlx::{Mode, Scheme, primitive::KernelError};
+use crate::mlx::{QuantizationMode, QuantizationScheme, primitive::KernelError};
 
 /// What an operation comes to on the stream.
 pub(super) type KernelResult<T = ()> = Result<T, KernelError>;
@@ -24,13 +24,13 @@ pub(super) fn kernel_result<T>(result: cpu_kernels::Result<T>) -> KernelResult<T
     result.map_err(|error| error.to_string().into())
 }
 
-impl From<Scheme> for cpu_kernels::Quantization {
-    fn from(Scheme { mode, bits, group_size }: Scheme) -> Self {
+impl From<QuantizationScheme> for cpu_kernels::Quantization {
+    fn from(QuantizationScheme { mode, bits, group_size }: QuantizationScheme) -> Self {
         let mode = match mode {
-            Mode::Affine => QuantMode::Affine,
-            Mode::Mxfp4 => QuantMode::Mxfp4,
-            Mode::Nvfp4 => QuantMode::Nvfp4,
-            Mode::Mxfp8 => QuantMode::Mxfp8,
+            QuantizationMode::Affine => QuantMode::Affine,
+            QuantizationMode::Mxfp4 => QuantMode::Mxfp4,
+            QuantizationMode::Nvfp4 => QuantMode::Nvfp4,
+            QuantizationMode::Mxfp8 => QuantMode::Mxfp8,
         };
         Self { mode, bits, group_size }
     }

@@ -241,19 +241,27 @@ mod tests {
 
     use super::*;
     use crate::{
-        mlx::{Mode, Scheme, dequantize, quantize},
+        mlx::{QuantizationMode, QuantizationScheme, dequantize, quantize},
         nn::{
             cpu::kernel::testing::{FLOATS, check, drawn, wide},
             exec::ExecMode,
         },
     };
 
-    fn schemes() -> impl Iterator<Item = Scheme> {
-        let affine = [2, 3, 4, 5, 6, 8]
-            .into_iter()
-            .flat_map(|bits| [32, 64, 128].map(|group_size| Scheme { mode: Mode::Affine, bits, group_size }));
-        let floats = [(Mode::Mxfp4, 4, 32), (Mode::Nvfp4, 4, 16), (Mode::Mxfp8, 8, 32)];
-        affine.chain(floats.map(|(mode, bits, group_size)| Scheme { mode, bits, group_size }))
+    fn schemes() -> impl Iterator<Item = QuantizationScheme> {
+        let affine = [2, 3, 4, 5, 6, 8].into_iter().flat_map(|bits| {
+            [32, 64, 128].map(|group_size| QuantizationScheme {
+                mode: QuantizationMode::Affine,
+                bits,
+                group_size,
+            })
+        });
+        let floats = [
+            (QuantizationMode::Mxfp4, 4, 32),
+            (QuantizationMode::Nvfp4, 4, 16),
+            (QuantizationMode::Mxfp8, 8, 32),
+        ];
+        affine.chain(floats.map(|(mode, bits, group_size)| QuantizationScheme { mode, bits, group_size }))
     }
 
     enum Stored {

@@ -6,7 +6,7 @@ use cuda_kernels::{DecoderSpec, DevicePtr, Half, LayerSpec, Layout, NormWeight, 
 use mlx_rs::{Array, Dtype};
 
 use crate::{
-    mlx::{Mode, Scheme, device_address},
+    mlx::{QuantizationMode, QuantizationScheme, device_address},
     nn::{
         linear::{Embedding, Linear, Projections},
         matrix::Matrix,
@@ -193,7 +193,7 @@ impl SpecBuilder {
                 })
             }
             Matrix::Quantized(packed) => {
-                let (Scheme { mode: Mode::Affine, bits, group_size }, Some(biases)) =
+                let (QuantizationScheme { mode: QuantizationMode::Affine, bits, group_size }, Some(biases)) =
                     (packed.scheme, &packed.biases)
                 else {
                     return unsupported(format!("weights in {:?}", packed.scheme.mode));
