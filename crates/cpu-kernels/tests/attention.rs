@@ -5,7 +5,7 @@ mod common;
 
 use common::{Kind, Vector, close, kernels, kinds, vector};
 use cpu_kernels::{
-    AttentionParams, Floats, Heads, Kernels, KvCache, KvView, PackedTexts, QuantizedHeads, Queries,
+    AttentionParams, Floats, FloatsMut, Heads, Kernels, KvCache, KvView, PackedTexts, QuantizedHeads, Queries,
 };
 use proptest::prelude::*;
 
@@ -185,6 +185,35 @@ fn quantised_operands_that_do_not_fit_are_refused() {
     assert!(run(8, 32, &kept.words[1..], 4, 4).is_err());
     assert!(run(8, 32, &kept.words, 4, 5).is_err());
     assert!(run(8, 16, &kept.words, 4, 4).is_err());
+}
+
+/// A model whose weights are no numbers must not look as if it worked.
+#[test]
+fn a_query_that_is_no_number_shows() {
+    let how = AttentionParams {
+        heads: 1,
+        kv_heads: 1,
+        head_dim: 32,
+        scale: 1.0,
+        window: None,
+        softcap: None,
+        sinks: None,
+    };
+    for tokens in [1, 5, 12, 100] {
+        let keys = vector(Kind::F32, tokens * 32, 1);
+        let (bad, all) = (vec![f32::NAN; tokens * 32], heads(&keys, tokens, 32));
+        let queries = Heads { data: Floats::F32(&bad), head_stride: tokens * 32, token_stride: 32 };
+        let mut out = vec![0.0_f32; tokens * 32];
+        let (cache, kernels) = (KvView::Floats(all), Kernels::new().unwrap());
+        let caches = [KvCache { keys: cache, values: cache, len: tokens }];
+        let rows = Queries { first: queries, row_stride: 0, tokens };
+        kernels.attention(&rows, &caches, &how, FloatsMut::F32(&mut out)).unwrap();
+        assert!(out.iter().all(|x| x.is_nan()), "{tokens} tokens");
+        out.fill(0.0);
+        let texts = PackedTexts { queries, keys: all, values: all, lengths: &[tokens] };
+        kernels.attention_packed(&texts, &how, false, FloatsMut::F32(&mut out)).unwrap();
+        assert!(out.iter().all(|x| x.is_nan()), "{tokens} tokens of a text");
+    }
 }
 
 #[test]

@@ -263,8 +263,9 @@ fn bench_reports_every_figure_with_its_spread() {
         assert!(report[figure]["min"].as_f64().unwrap() > 0.0, "{figure}: {report}");
     }
     assert_eq!((&report["sentences"], &report["trials"]), (&json!(9), &json!(2)));
-    let texts = bench(&["--embed=9", "--prompt-tokens=5", "--trials=2", "--json"]);
-    let report = &json_lines(&texts)[0];
+    let texts =
+        ["bench", "--backend=mock", "--embed=9", "--prompt-tokens=5", "--trials=2", "--json", "--model"];
+    let report = &json_lines(&inference(&texts).arg(folder.path()).output().unwrap())[0];
     assert_eq!((&report["texts"], &report["tokens"]["max"]), (&json!(9), &json!(45.0)));
     assert_eq!(report["mixed_tokens"]["max"], json!(25.0), "1, 1, 2, 2, 3, 3, 4, 4 and 5: {report}");
     for figure in ["texts_per_second", "tokens_per_second", "mixed_tokens_per_second"] {
