@@ -90,6 +90,8 @@ fn every_architecture_gives_what_transformers_gives() {
         "minicpm-tied",
         "minimax_m2",
         "nemotron",
+        "qwen3_5",
+        "qwen3_5_moe",
         "seed_oss",
         "stablelm",
     ];
@@ -175,6 +177,7 @@ fn block_types_lose_nothing() {
         ("MXFP4", Some(4)),
         ("Q4_K_M", Some(4)),
         ("Q4_K_M-moe", Some(4)),
+        ("Q4_K_M-hybrid", Some(4)),
         ("Q2_K", None),
         ("Q3_K", None),
         ("Q6_K", None),

@@ -174,6 +174,13 @@ impl<'a> Fields<'a> {
                 let width = self.count("expert_shared_feed_forward_length")?.unwrap_or(0);
                 put(config, "shared_expert_intermediate_size", json!(width));
             }
+            // The first layers have no attention.
+            "qwen35" | "qwen35moe" => {
+                put(config, "attention_bias", json!(!self.layers_with("attn_q.bias").is_empty()));
+                if let Some(width) = self.count("expert_shared_feed_forward_length")? {
+                    put(config, "shared_expert_intermediate_size", json!(width));
+                }
+            }
             "seed_oss" => put(config, "attention_out_bias", has("blk.0.attn_output.bias")),
             "stablelm" => {
                 put(config, "use_qkv_bias", has("blk.0.attn_q.bias"));
@@ -234,11 +241,11 @@ impl<'a> Fields<'a> {
         put("num_experts_per_tok", json!(used));
         let width = self.count("expert_feed_forward_length")?;
         match self.family.architecture {
-            "qwen3moe" | "qwen2moe" => {
+            "qwen3moe" | "qwen2moe" | "qwen35moe" => {
                 put("num_experts", json!(experts));
                 put("moe_intermediate_size", json!(self.needed("expert_feed_forward_length")?));
                 // The files do not say; llama.cpp takes it for granted, and every published model has it.
-                put("norm_topk_prob", json!(self.family.architecture == "qwen3moe"));
+                put("norm_topk_prob", json!(self.family.architecture != "qwen2moe"));
                 put("mlp_only_layers", json!(self.layers_with("ffn_gate.weight")));
             }
             "ernie4_5-moe" => {
