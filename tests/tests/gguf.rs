@@ -86,6 +86,8 @@ fn every_architecture_gives_what_transformers_gives() {
         "glm4",
         "glm4_moe",
         "hunyuan_v1_dense",
+        "lfm2",
+        "lfm2_moe",
         "minicpm",
         "minicpm-tied",
         "minimax_m2",

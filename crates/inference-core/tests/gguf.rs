@@ -60,7 +60,7 @@ fn number(number: u32) -> Vec<u8> {
 }
 
 fn keys(architecture: &str) -> Vec<Key> {
-    vec![
+    let mut keys = vec![
         ("general.architecture", 8, text(architecture)),
         ("llama.embedding_length", 4, number(32)),
         ("llama.block_count", 4, number(1)),
@@ -84,7 +84,11 @@ fn keys(architecture: &str) -> Vec<Key> {
         ("tokenizer.ggml.merges", 9, texts(&["a b"])),
         ("tokenizer.ggml.eos_token_id", 4, number(3)),
         ("tokenizer.chat_template", 8, text("{{ messages }}")),
-    ]
+    ];
+    for key in &mut keys {
+        key.0 = key.0.replace("llama.", &format!("{architecture}.")).leak();
+    }
+    keys
 }
 
 /// Rows of one block each: its scale is 1, and its elements are `row` − 8.
@@ -106,9 +110,6 @@ fn floats(numbers: &[f32]) -> Vec<u8> {
 /// A gated delta net of two heads of keys, of 2, and four of values, of 32.
 fn delta_net(change: impl FnOnce(&mut Vec<Key>, &mut Vec<Tensor<'_>>)) -> Vec<u8> {
     let mut keys = keys("qwen35");
-    for key in &mut keys {
-        key.0 = key.0.replace("llama.", "qwen35.").leak();
-    }
     for (key, value) in [
         ("qwen35.ssm.conv_kernel", 3),
         ("qwen35.ssm.state_size", 2),
@@ -333,4 +334,46 @@ fn gated_delta_nets_that_make_no_sense_are_refused() {
     let error = manifest.read_tensor(&manifest.tensors()["model.layers.0.linear_attn.A_log"]).unwrap_err();
     let says = "blk.0.ssm_a: has the element 0.5, expected a number below 0";
     assert!(message(&error).contains("model.gguf") && message(&error).contains(says), "{error}");
+}
+
+#[test]
+fn short_convolutions_are_told_from_attention() {
+    let folder = Folder::new();
+    let counts = [&5_u32.to_le_bytes()[..], &2_u64.to_le_bytes(), &number(0), &number(1)].concat();
+    let with = |change: &dyn Fn(&mut Vec<Key>)| {
+        let mut keys = keys("lfm2");
+        keys.iter_mut().filter(|key| key.0 == "lfm2.block_count").for_each(|key| key.2 = number(2));
+        keys.push(("lfm2.shortconv.l_cache", 4, number(3)));
+        keys.push(("lfm2.attention.head_count_kv", 9, counts.clone()));
+        change(&mut keys);
+        let convolution = ("blk.0.shortconv.conv.weight", &[3, 32][..], F32, floats(&[0.5; 96]));
+        let embedding = ("token_embd.weight", &[32, 4][..], Q4_0, rows(4));
+        gguf(&keys, &[embedding, convolution])
+    };
+    let manifest = ModelManifest::read(folder.write("model.gguf", with(&|_| ()))).unwrap();
+    assert_eq!((manifest.unread(), manifest.model_type()), (None, "lfm2"));
+    let config = manifest.config();
+    assert_eq!(config["layer_types"], serde_json::json!(["conv", "full_attention"]));
+    assert_eq!((&config["num_key_value_heads"], &config["conv_L_cache"]), (&1.into(), &3.into()));
+    assert_eq!(manifest.tensors()["model.layers.0.conv.conv.weight"].shape, [32, 3, 1]);
+    for (file, says) in [
+        (with(&|keys| keys.retain(|key| !key.0.contains("l_cache"))), "lfm2.shortconv.l_cache is missing"),
+        (
+            with(&|keys| keys.push(("lfm2.attention.sliding_window", 4, number(9)))),
+            "lfm2.attention.sliding_window is 9, which is not supported",
+        ),
+        (
+            with(&|keys| {
+                keys.iter_mut().for_each(|key| {
+                    if key.1 == 9 && key.0.contains("kv") {
+                        key.2 = [&counts[..4], &2_u64.to_le_bytes(), &number(1), &number(2)].concat();
+                    }
+                })
+            }),
+            "lfm2.attention.head_count_kv differs between layers",
+        ),
+    ] {
+        let manifest = ModelManifest::read(folder.write("model.gguf", file)).unwrap();
+        assert!(manifest.unread().is_some_and(|why| why.contains(says)), "{:?}: {says:?}", manifest.unread());
+    }
 }

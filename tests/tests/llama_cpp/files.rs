@@ -57,7 +57,7 @@ fn a_split_model_is_the_whole_one() {
 }
 
 /// Architectures of which llama.cpp's loader takes the fixtures as they are, or without what it does not know.
-const ARCHITECTURES: [&str; 14] = [
+const ARCHITECTURES: [&str; 16] = [
     "llama",
     "mixtral",
     "qwen2",
@@ -70,6 +70,8 @@ const ARCHITECTURES: [&str; 14] = [
     "ernie4_5_moe-plain",
     "olmoe-plain",
     "qwen2_moe-plain",
+    "lfm2-plain",
+    "lfm2_moe-plain",
     "qwen3_5-plain",
     "qwen3_5_moe-plain",
 ];

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from gguf import MODEL_ARCH, GGMLQuantizationType as Type, GGUFWriter, RopeScalingType, dequantize, get_tensor_name_map, quantize
+from gguf import MODEL_ARCH, ExpertGatingFuncType, GGMLQuantizationType as Type, GGUFWriter, RopeScalingType, dequantize, get_tensor_name_map, quantize
 from gguf.constants import GGML_QUANT_SIZES, MODEL_ARCH_NAMES
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "golden"))
@@ -25,7 +25,7 @@ ARCHITECTURES = dict(
 MAPPED = dict(
     cohere2="cohere2", ernie4_5="ernie4_5", exaone4="exaone4", glm4="glm4", hunyuan_v1_dense="hunyuan-dense", minicpm="minicpm",
     ernie4_5_moe="ernie4_5-moe", glm4_moe="glm4moe", minimax_m2="minimax-m2", nemotron="nemotron", olmoe="olmoe", phimoe="phimoe", qwen2_moe="qwen2moe", seed_oss="seed_oss", stablelm="stablelm", starcoder2="starcoder2",
-    qwen3_5_text="qwen35", qwen3_5_moe_text="qwen35moe",
+    qwen3_5_text="qwen35", qwen3_5_moe_text="qwen35moe", lfm2="lfm2", lfm2_moe="lfm2moe",
 )
 ARCHITECTURES |= MAPPED
 FIXTURES = [
@@ -33,7 +33,7 @@ FIXTURES = [
     "gemma2-window", "gemma3_text", "phi3", "phi3-partial", "phi3-longrope", "olmo2", "granite", "smollm3", "gpt_oss",
     "gpt_oss+mxfp4", "cohere2", "ernie4_5", "exaone4", "glm4", "hunyuan_v1_dense", "minicpm", "minicpm-tied", "minimax_m2", "nemotron",
     "seed_oss", "stablelm", "starcoder2", "ernie4_5_moe", "glm4_moe", "olmoe", "phimoe", "qwen2_moe",
-    "qwen3_5", "qwen3_5_moe",
+    "qwen3_5", "qwen3_5_moe", "lfm2", "lfm2_moe",
 ]
 LAYER = {
     "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
@@ -100,6 +100,8 @@ def mapped(config, tensors):
         if ".experts." in name:
             prefix, _, rest = name.partition(".experts.")
             number, part, _ = rest.split(".")
+            if kind == "lfm2_moe":
+                prefix = prefix.removeprefix("model.")
             experts.setdefault(f"{prefix}.experts.{part}.weight", {})[int(number)] = value
             continue
         if kind == "minicpm" and name.split(".")[-2] in heads:
@@ -107,7 +109,8 @@ def mapped(config, tensors):
         if kind == "nemotron" and name.endswith("norm.weight"):
             value = value + 1
         # The converter drops extents of 1.
-        out[name.replace("e_score_correction_bias", "e_score_correction.bias")] = value.squeeze()
+        name = name.replace("e_score_correction_bias", "e_score_correction.bias").replace(".expert_bias", ".expert_bias.bias")
+        out[name] = value.squeeze()
     out |= {name: np.stack([each[i] for i in range(len(each))]) for name, each in experts.items()}
     # No published mixture of Qwen 2 has dense layers, so the package has no names for them.
     dense = get_tensor_name_map(MODEL_ARCH.QWEN2, config["num_hidden_layers"])
@@ -187,7 +190,12 @@ def metadata(writer, config):
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_feed_forward_length(config["intermediate_size"])
     writer.add_head_count(config["num_attention_heads"])
-    writer.add_head_count_kv(config["num_key_value_heads"])
+    if kind in ("lfm2", "lfm2_moe"):
+        types = config.get("layer_types") or [i in config["full_attn_idxs"] and "full_attention" for i in range(config["num_hidden_layers"])]
+        writer.add_head_count_kv([config["num_key_value_heads"] * (layer == "full_attention") for layer in types])
+        writer.add_shortconv_l_cache(config["conv_L_cache"])
+    else:
+        writer.add_head_count_kv(config["num_key_value_heads"])
     writer.add_key_length(size)
     writer.add_value_length(size)
     if kind in ("cohere2", "nemotron", "stablelm", "starcoder2"):
@@ -234,6 +242,10 @@ def metadata(writer, config):
         writer.add_ssm_group_count(config["linear_num_key_heads"])
         writer.add_ssm_time_step_rank(config["linear_num_value_heads"])
         writer.add_ssm_inner_size(config["linear_num_value_heads"] * config["linear_value_head_dim"])
+    if kind == "lfm2_moe":
+        writer.add_leading_dense_block_count(config["num_dense_layers"])
+        writer.add_expert_weights_scale(config["routed_scaling_factor"])
+        writer.add_expert_gating_func(ExpertGatingFuncType.SIGMOID)
     if kind == "ernie4_5_moe":
         writer.add_expert_shared_count(config["moe_num_shared_experts"])
         writer.add_expert_shared_feed_forward_length(config["moe_num_shared_experts"] * config["moe_intermediate_size"])
@@ -326,11 +338,13 @@ def fixture(folder, out):
 
 
 # What llama.cpp takes for granted: all layers are mixtures of experts, or all behind the first; OLMoE's as many keys as queries, which are
-# not clipped; heads of keys and values of one width.
+# not clipped; heads of keys and values of one width; LFM 2's convolutions have no biases, and its experts no scale.
 PLAIN = dict(
     ernie4_5_moe=dict(moe_layer_end_index=-1),
     olmoe=dict(num_key_value_heads=4, attention_bias=False, clip_qkv=None),
     qwen2_moe=dict(decoder_sparse_step=1, mlp_only_layers=[]),
+    lfm2=dict(conv_bias=False),
+    lfm2_moe=dict(routed_scaling_factor=1),
     qwen3_5=dict(linear_value_head_dim=16),
     qwen3_5_moe=dict(linear_value_head_dim=16),
 )
@@ -349,7 +363,7 @@ def plain(folder, out):
             shape = [config["hidden_size"], *shape[1:]]
         layer = int(name.split(".layers.")[1].split(".")[0]) if ".layers." in name else -1
         dense_part = ".mlp." in name and mixed and layer >= first
-        if not name.endswith("proj.bias") or folder.name != "olmoe":
+        if not name.endswith(".bias") or folder.name not in ("olmoe", "lfm2"):
             if not dense_part:
                 specs[name] = [name, dtype, shape, *rest]
     # The second layer's experts, in all layers that have them.

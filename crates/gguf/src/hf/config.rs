@@ -87,6 +87,7 @@ impl<'a> Fields<'a> {
                 }
             }
             "minicpm" => self.minicpm(&mut config)?,
+            "lfm2" | "lfm2moe" => self.lfm2(&mut config)?,
             _ => self.others(&mut config)?,
         }
         self.experts(&mut config)?;
@@ -211,6 +212,25 @@ impl<'a> Fields<'a> {
         Ok(())
     }
 
+    fn lfm2(&self, config: &mut Map<String, Value>) -> Result<()> {
+        if let Some(window) = self.count("attention.sliding_window")?.filter(|window| *window > 0) {
+            let reason = format!("is {window}, which is not supported in this family");
+            return Err(Error::at(self.key("attention.sliding_window"), reason));
+        }
+        let convolutions = self.layers_with("shortconv.conv.weight");
+        // As many layers as there are tensors for at most.
+        let layers = 0..self.layers.min(self.tensors.len() as u64);
+        let kind = |layer: u64| if convolutions.contains(&layer) { "conv" } else { "full_attention" };
+        let biases = self.layers_with("shortconv.conv.bias");
+        let mut put = |key: &str, value: Value| config.insert(key.to_owned(), value);
+        put("layer_types", layers.map(|layer| json!(kind(layer))).collect());
+        put("conv_L_cache", json!(self.needed("shortconv.l_cache")?));
+        put("conv_bias", json!(!biases.is_empty()));
+        // The file has the width itself.
+        put("block_auto_adjust_ff_dim", json!(false));
+        Ok(())
+    }
+
     /// Which layers have a window: a flag for each, or all but one of so many.
     fn layer_types(&self, config: &mut Map<String, Value>, pattern: u64) -> Result<()> {
         let key = self.key("attention.sliding_window_pattern");
@@ -247,6 +267,15 @@ impl<'a> Fields<'a> {
                 // The files do not say; llama.cpp takes it for granted, and every published model has it.
                 put("norm_topk_prob", json!(self.family.architecture != "qwen2moe"));
                 put("mlp_only_layers", json!(self.layers_with("ffn_gate.weight")));
+            }
+            "lfm2moe" => {
+                put("num_experts", json!(experts));
+                put("moe_intermediate_size", json!(self.needed("expert_feed_forward_length")?));
+                put("num_dense_layers", json!(self.count("leading_dense_block_count")?.unwrap_or(0)));
+                put("use_expert_bias", json!(!self.layers_with("exp_probs_b.bias").is_empty()));
+                // The files do not say; llama.cpp takes it for granted, and the published model has it so.
+                put("norm_topk_prob", json!(true));
+                put("routed_scaling_factor", single(self.number("expert_weights_scale")?.unwrap_or(1.0)));
             }
             "ernie4_5-moe" => {
                 let sparse = self.layers_with("ffn_gate_inp.weight");
@@ -337,13 +366,15 @@ impl<'a> Fields<'a> {
         Error::at(self.key(name), "is missing or no size, expected a whole number from 1")
     }
 
-    /// A number that may be listed for each layer, but has to be the same in all.
+    /// A number that may be listed for each layer, but has to be the same in all that have what it counts.
     fn same_in_layers(&self, name: &str) -> Result<Option<u64>> {
         let key = self.key(name);
         let Ok(Some(listed)) = self.metadata.integers(&key) else { return self.count(name) };
-        match listed.first().filter(|first| listed.iter().all(|n| n == *first)) {
-            Some(first) => Ok(u64::try_from(*first).ok()),
-            None => Err(Error::at(key, "differs between layers, which is not supported")),
+        let mut counts = listed.iter().filter(|count| **count != 0);
+        match counts.next() {
+            Some(first) if counts.all(|count| count == first) => Ok(u64::try_from(*first).ok()),
+            Some(_) => Err(Error::at(key, "differs between layers, which is not supported")),
+            None => Ok(None),
         }
     }
 }

@@ -51,6 +51,26 @@ const SHARED_EXPERT: &[(&str, &str)] = &[
     ("ffn_down_shexp", "mlp.shared_expert.down_proj"),
 ];
 
+const LFM2: &[(&str, &str)] = &[
+    ("token_embd_norm", "model.embedding_norm"),
+    ("output_norm", "model.embedding_norm"),
+    ("attn_norm", "operator_norm"),
+    ("attn_output", "self_attn.out_proj"),
+    ("attn_q_norm", "self_attn.q_layernorm"),
+    ("attn_k_norm", "self_attn.k_layernorm"),
+    ("shortconv.conv", "conv.conv"),
+    ("shortconv.in_proj", "conv.in_proj"),
+    ("shortconv.out_proj", "conv.out_proj"),
+    ("ffn_norm", "ffn_norm"),
+    ("ffn_gate", "feed_forward.w1"),
+    ("ffn_up", "feed_forward.w3"),
+    ("ffn_down", "feed_forward.w2"),
+    ("ffn_gate_inp", "feed_forward.gate"),
+    ("ffn_gate_exps", "feed_forward.switch_mlp.gate_proj"),
+    ("ffn_up_exps", "feed_forward.switch_mlp.up_proj"),
+    ("ffn_down_exps", "feed_forward.switch_mlp.down_proj"),
+];
+
 const BLOCK_SPARSE: &[(&str, &str)] = &[
     ("ffn_gate_inp", "block_sparse_moe.gate"),
     ("ffn_gate_exps", "block_sparse_moe.switch_mlp.gate_proj"),
@@ -130,6 +150,14 @@ const FAMILIES: &[Family] = &[
         architecture: "hunyuan-dense",
         model_type: "hunyuan_v1_dense",
         names: &[("attn_q_norm", "self_attn.query_layernorm"), ("attn_k_norm", "self_attn.key_layernorm")],
+        ..PLAIN
+    },
+    Family { architecture: "lfm2", model_type: "lfm2", names: LFM2, ..PLAIN },
+    Family {
+        architecture: "lfm2moe",
+        model_type: "lfm2_moe",
+        names: LFM2,
+        correction: "feed_forward.expert_bias",
         ..PLAIN
     },
     Family { architecture: "minicpm", model_type: "minicpm", paired: true, ..PLAIN },
@@ -271,7 +299,7 @@ impl Family {
             return Some(Target::Ignored);
         }
         let Some(rest) = stem.strip_prefix("blk.") else {
-            let known = ROOT.iter().find(|known| known.0 == stem)?.1;
+            let known = self.names.iter().chain(ROOT).find(|known| known.0 == stem)?.1;
             return Some(self.tensor(format!("{known}.{end}"), stem, end));
         };
         let (layer, part) = rest.split_once('.')?;
@@ -283,17 +311,19 @@ impl Family {
         if part == "attn_rot_embd" {
             return Some(Target::Ignored);
         }
-        // Files of the first mixtures of experts have one tensor for each expert: ffn_gate.3.
-        if let Some((part, expert)) = part.split_once('.') {
-            let names = [("ffn_gate", "w1"), ("ffn_down", "w2"), ("ffn_up", "w3")];
-            let known = names.iter().find(|known| known.0 == part)?.1;
-            let expert: u32 = expert.parse().ok()?;
-            return Some(self.tensor(format!("{prefix}.mlp.experts.{expert}.{known}.{end}"), part, end));
-        }
         let delta_net = if self.has_delta_nets { DELTA_NET } else { &[] };
-        let known = self.names.iter().chain(delta_net).chain(LAYER).find(|known| known.0 == part)?.1;
-        let name = if BARE.contains(&known) { known.to_owned() } else { format!("{known}.{end}") };
-        Some(self.tensor(format!("{prefix}.{name}"), part, end))
+        if let Some((_, known)) =
+            self.names.iter().chain(delta_net).chain(LAYER).find(|known| known.0 == part)
+        {
+            let name = if BARE.contains(known) { (*known).to_owned() } else { format!("{known}.{end}") };
+            return Some(self.tensor(format!("{prefix}.{name}"), part, end));
+        }
+        // Files of the first mixtures of experts have one tensor for each expert: ffn_gate.3.
+        let (part, expert) = part.split_once('.')?;
+        let names = [("ffn_gate", "w1"), ("ffn_down", "w2"), ("ffn_up", "w3")];
+        let known = names.iter().find(|known| known.0 == part)?.1;
+        let expert: u32 = expert.parse().ok()?;
+        Some(self.tensor(format!("{prefix}.mlp.experts.{expert}.{known}.{end}"), part, end))
     }
 
     fn tensor(&self, name: String, part: &str, end: &str) -> Target {
@@ -371,6 +401,13 @@ mod tests {
                 "blk.7.exp_probs_b.bias",
                 (layer("mlp.gate.e_score_correction_bias"), None, Change::Nothing),
             ),
+            ("lfm2", "blk.7.shortconv.conv.weight", (layer("conv.conv.weight"), None, Change::Nothing)),
+            (
+                "lfm2",
+                "token_embd_norm.weight",
+                ("model.embedding_norm.weight".to_owned(), None, Change::Nothing),
+            ),
+            ("lfm2moe", "blk.7.exp_probs_b.bias", (layer("feed_forward.expert_bias"), None, Change::Nothing)),
             ("qwen35", "blk.7.attn_norm.weight", (layer("input_layernorm.weight"), None, Change::Nothing)),
             (
                 "qwen35",
@@ -386,6 +423,8 @@ mod tests {
         for name in [
             "blk.7.exp_probs_b.bias",
             "blk.7.ssm_a",
+            "token_embd_norm.weight",
+            "blk.7.shortconv.conv.weight",
             "blk.x.attn_q.weight",
             "blk.7.unknown.weight",
             "token_embd",

@@ -93,9 +93,10 @@ pub enum Dropped {
 impl Dropped {
     pub(super) fn of(name: &str, tensor: &Tensor) -> Option<Self> {
         const ROWS: [&str; 2] = [".shared_expert_gate.weight", ".moe_statics.e_score_correction_bias"];
+        const CONVOLUTIONS: [&str; 2] = [".conv1d.weight", ".conv.conv.weight"];
         match tensor.shape.len() {
             1 if ROWS.iter().any(|end| name.ends_with(end)) => Some(Self::First),
-            2 if name.ends_with(".conv1d.weight") => Some(Self::Last),
+            2 if CONVOLUTIONS.iter().any(|end| name.ends_with(end)) => Some(Self::Last),
             _ => None,
         }
     }
