@@ -94,12 +94,15 @@ fn every_architecture_gives_what_transformers_gives() {
         "nemotron",
         "qwen3_5",
         "qwen3_5_moe",
+        "qwen3_next",
+        "qwen3_next-legacy",
         "seed_oss",
         "stablelm",
     ];
     let mut failures = Vec::new();
     for name in variants {
-        let golden = format!("{ROOT}/crates/backend-metal/tests/fixtures/{name}/golden.json");
+        let fixture = name.trim_end_matches("-legacy");
+        let golden = format!("{ROOT}/crates/backend-metal/tests/fixtures/{fixture}/golden.json");
         let golden: Value = serde_json::from_slice(&std::fs::read(golden).unwrap()).unwrap();
         let prompt: Vec<u32> = numbers(&golden, "prompt");
         let mut lengths: Vec<usize> = numbers::<usize>(&golden, "positions").iter().map(|p| p + 1).collect();

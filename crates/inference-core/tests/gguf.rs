@@ -109,15 +109,19 @@ fn floats(numbers: &[f32]) -> Vec<u8> {
 
 /// A gated delta net of two heads of keys, of 2, and four of values, of 32.
 fn delta_net(change: impl FnOnce(&mut Vec<Key>, &mut Vec<Tensor<'_>>)) -> Vec<u8> {
-    let mut keys = keys("qwen35");
+    delta_net_of("qwen35", change)
+}
+
+fn delta_net_of(architecture: &str, change: impl FnOnce(&mut Vec<Key>, &mut Vec<Tensor<'_>>)) -> Vec<u8> {
+    let mut keys = keys(architecture);
     for (key, value) in [
-        ("qwen35.ssm.conv_kernel", 3),
-        ("qwen35.ssm.state_size", 2),
-        ("qwen35.ssm.group_count", 2),
-        ("qwen35.ssm.time_step_rank", 4),
-        ("qwen35.ssm.inner_size", 128),
+        ("conv_kernel", 3),
+        ("state_size", 2),
+        ("group_count", 2),
+        ("time_step_rank", 4),
+        ("inner_size", 128),
     ] {
-        keys.push((key, 4, number(value)));
+        keys.push((format!("{architecture}.ssm.{key}").leak(), 4, number(value)));
     }
     let mut tensors = vec![
         ("token_embd.weight", &[32, 4][..], Q4_0, rows(4)),
@@ -271,6 +275,16 @@ fn heads_of_gated_delta_nets_get_their_order_back() {
     assert_eq!(heads("out_proj.weight"), [0, 2, 1, 3, 4, 6, 5, 7], "heads are parts of rows here");
     assert_eq!(tensor("conv1d.weight").shape, [136, 3, 1]);
     assert_eq!(read("norm.weight"), floats(&[1.0; 32]));
+    // A layer behind the others predicts one token more.
+    let more = delta_net(|keys, tensors| {
+        keys.iter_mut().filter(|key| key.0.ends_with("block_count")).for_each(|key| key.2 = number(2));
+        keys.push(("qwen35.nextn_predict_layers", 4, number(1)));
+        tensors.push(("blk.1.nextn.eh_proj.weight", &[64, 32], Q4_0, rows(64)));
+        tensors.push(("blk.1.attn_q.weight", &[32, 4], Q4_0, rows(4)));
+    });
+    let with_more = ModelManifest::read(folder.write("more.gguf", more)).unwrap();
+    assert_eq!((with_more.unread(), with_more.parameters()), (None, manifest.parameters()));
+    assert_eq!(with_more.config()["num_hidden_layers"], 1);
     // Heads of half a group cannot stay packed.
     let path = folder.write(
         "model.gguf",
@@ -286,6 +300,39 @@ fn heads_of_gated_delta_nets_get_their_order_back() {
     let bytes = manifest.read_tensor(out).unwrap();
     let firsts: Vec<_> = bytes.as_chunks().0.iter().step_by(16).map(|x| f32::from_le_bytes(*x)).collect();
     assert_eq!(firsts, [-8.0, -7.0, -8.0, -7.0, -6.0, -5.0, -6.0, -5.0]);
+}
+
+#[test]
+fn a_matrix_of_b_and_a_is_taken_apart_with_the_others() {
+    let folder = Folder::new();
+    let file = |gate: bool, ba: Tensor<'static>| {
+        delta_net_of("qwen3next", move |_, tensors| {
+            tensors[2] = ba;
+            if gate {
+                tensors.push(("blk.0.attn_gate.weight", &[32, 128], Q4_0, rows(128)));
+            }
+        })
+    };
+    let ba = || ("blk.0.ssm_ba.weight", &[32, 8][..], Q4_0, rows(8));
+    let manifest = ModelManifest::read(folder.write("model.gguf", file(true, ba()))).unwrap();
+    assert_eq!(manifest.unread(), None);
+    let heads = |name: &str| {
+        let tensor = &manifest.tensors()[&format!("model.layers.0.linear_attn.{name}.weight")];
+        let rows =
+            manifest.read_tensor(tensor).unwrap().chunks(16).map(|row| row[0] & 15).collect::<Vec<_>>();
+        (tensor.shape[0], rows)
+    };
+    assert_eq!([heads("in_proj_b"), heads("in_proj_a")], [(4, vec![0, 1, 4, 5]), (4, vec![2, 3, 6, 7])]);
+    assert_eq!(heads("in_proj_z").1[..4], [0, 1, 2, 3], "heads of values keep their order");
+    let manifest = ModelManifest::read(folder.write("model.gguf", file(false, ba()))).unwrap();
+    assert_eq!(manifest.tensors()["model.layers.0.linear_attn.in_proj_ba.weight"].shape, [8, 4]);
+    for wrong in
+        [("blk.0.ssm_ba.weight", &[32, 6][..], Q4_0, rows(6)), ("blk.0.ssm_ba.weight", &[32], Q4_0, rows(1))]
+    {
+        let manifest = ModelManifest::read(folder.write("model.gguf", file(true, wrong))).unwrap();
+        let why = manifest.unread().unwrap();
+        assert!(why.contains("blk.0.ssm_ba.weight has the extents"), "{why}");
+    }
 }
 
 #[test]
@@ -368,7 +415,7 @@ fn short_convolutions_are_told_from_attention() {
                     if key.1 == 9 && key.0.contains("kv") {
                         key.2 = [&counts[..4], &2_u64.to_le_bytes(), &number(1), &number(2)].concat();
                     }
-                })
+                });
             }),
             "lfm2.attention.head_count_kv differs between layers",
         ),

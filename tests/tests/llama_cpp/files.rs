@@ -57,7 +57,7 @@ fn a_split_model_is_the_whole_one() {
 }
 
 /// Architectures of which llama.cpp's loader takes the fixtures as they are, or without what it does not know.
-const ARCHITECTURES: [&str; 16] = [
+const ARCHITECTURES: [&str; 17] = [
     "llama",
     "mixtral",
     "qwen2",
@@ -74,6 +74,7 @@ const ARCHITECTURES: [&str; 16] = [
     "lfm2_moe-plain",
     "qwen3_5-plain",
     "qwen3_5_moe-plain",
+    "qwen3_next-plain",
 ];
 
 #[test]

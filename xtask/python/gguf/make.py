@@ -25,7 +25,7 @@ ARCHITECTURES = dict(
 MAPPED = dict(
     cohere2="cohere2", ernie4_5="ernie4_5", exaone4="exaone4", glm4="glm4", hunyuan_v1_dense="hunyuan-dense", minicpm="minicpm",
     ernie4_5_moe="ernie4_5-moe", glm4_moe="glm4moe", minimax_m2="minimax-m2", nemotron="nemotron", olmoe="olmoe", phimoe="phimoe", qwen2_moe="qwen2moe", seed_oss="seed_oss", stablelm="stablelm", starcoder2="starcoder2",
-    qwen3_5_text="qwen35", qwen3_5_moe_text="qwen35moe", lfm2="lfm2", lfm2_moe="lfm2moe",
+    qwen3_5_text="qwen35", qwen3_5_moe_text="qwen35moe", lfm2="lfm2", lfm2_moe="lfm2moe", qwen3_next="qwen3next",
 )
 ARCHITECTURES |= MAPPED
 FIXTURES = [
@@ -33,7 +33,7 @@ FIXTURES = [
     "gemma2-window", "gemma3_text", "phi3", "phi3-partial", "phi3-longrope", "olmo2", "granite", "smollm3", "gpt_oss",
     "gpt_oss+mxfp4", "cohere2", "ernie4_5", "exaone4", "glm4", "hunyuan_v1_dense", "minicpm", "minicpm-tied", "minimax_m2", "nemotron",
     "seed_oss", "stablelm", "starcoder2", "ernie4_5_moe", "glm4_moe", "olmoe", "phimoe", "qwen2_moe",
-    "qwen3_5", "qwen3_5_moe", "lfm2", "lfm2_moe",
+    "qwen3_5", "qwen3_5_moe", "qwen3_next", "lfm2", "lfm2_moe",
 ]
 LAYER = {
     "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
@@ -59,26 +59,35 @@ def tiled(value, groups, heads, axis=0):
 
 
 def delta_nets(config, tensors):
-    """The tensors of Qwen 3.5 as the converter changes them, by names that the package knows."""
+    """The tensors of Qwen 3.5 and Qwen3-Next as the converter changes them, by names that the package knows."""
     out, groups, heads = {}, config["linear_num_key_heads"], config["linear_num_value_heads"]
-    keys = 2 * groups * config["linear_key_head_dim"]
+    width, is_next = config["linear_key_head_dim"], config["model_type"] == "qwen3_next"
+    keys = 2 * groups * width
     for name, value in tensors.items():
         name = name.replace("language_model.", "")
         part = name.rpartition(".linear_attn.")[2].removesuffix(".weight")
         if name.startswith(("model.visual.", "mtp.")):
             continue
-        if ".experts." in name:
+        if ".experts." in name and not is_next:
             stem, _, matrix = name.rpartition(".")
             both = ("gate_proj", "up_proj") if matrix == "gate_up_proj" else (matrix,)
             for number, expert in enumerate(value):
                 for proj, half in zip(both, np.split(expert, len(both))):
                     out[f"{stem}.{number}.{proj}.weight"] = half
             continue
-        if part in ("in_proj_qkv", "conv1d"):
+        if part == "in_proj_qkvz" and not config.get("legacy"):
+            grouped = value.reshape(groups, -1, value.shape[-1])
+            *qkv, z = np.split(grouped, [width, 2 * width, width + grouped.shape[1] // 2], axis=1)
+            out[name.replace("qkvz", "qkv")] = np.concatenate([each.reshape(-1, value.shape[-1]) for each in qkv])
+            out[name.replace("qkvz", "z")] = z.reshape(-1, value.shape[-1])
+            continue
+        if is_next:
+            pass  # its heads keep their order
+        elif part in ("in_proj_qkv", "conv1d"):
             value = np.concatenate([value[:keys], tiled(value[keys:], groups, heads)])
-        if part in ("in_proj_z", "in_proj_a", "in_proj_b", "A_log", "dt_bias"):
+        elif part in ("in_proj_z", "in_proj_a", "in_proj_b", "A_log", "dt_bias"):
             value = tiled(value, groups, heads)
-        if part == "out_proj":
+        elif part == "out_proj":
             value = tiled(value, groups, heads, axis=1)
         if part == "A_log":
             value = -np.exp(value)
@@ -94,7 +103,7 @@ def mapped(config, tensors):
     arch = next(arch for arch, name in MODEL_ARCH_NAMES.items() if name == MAPPED[kind])
     names = get_tensor_name_map(arch, config["num_hidden_layers"])
     heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
-    if kind.startswith("qwen3_5"):
+    if kind.startswith(("qwen3_5", "qwen3_next")):
         tensors = delta_nets(config, tensors)
     for name, value in tensors.items():
         if ".experts." in name:
@@ -232,11 +241,13 @@ def metadata(writer, config):
         writer.add_logit_scale(config["hidden_size"] / config["dim_model_base"])
     if kind == "olmoe" and config["clip_qkv"]:
         writer.add_clamp_kqv(config["clip_qkv"])
-    if kind in ("qwen2_moe", "qwen3_5_moe_text"):
+    if kind in ("qwen2_moe", "qwen3_5_moe_text", "qwen3_next"):
         writer.add_expert_shared_feed_forward_length(config["shared_expert_intermediate_size"])
     if kind.startswith("qwen3_5"):
         writer.add_rope_dimension_sections([*config["mrope_section"], 0])
-        writer.add_full_attention_interval(config["full_attention_interval"])
+    if kind.startswith(("qwen3_5", "qwen3_next")):
+        types = config.get("layer_types")
+        writer.add_full_attention_interval(types.index("full_attention") + 1 if types else config["full_attention_interval"])
         writer.add_ssm_conv_kernel(config["linear_conv_kernel_dim"])
         writer.add_ssm_state_size(config["linear_key_head_dim"])
         writer.add_ssm_group_count(config["linear_num_key_heads"])
@@ -331,10 +342,10 @@ def read_config(folder):
     return text | text.get("rope_parameters", {})
 
 
-def fixture(folder, out):
-    config = read_config(folder)
+def fixture(folder, out, end="", **more):
+    config = read_config(folder) | more
     specs = json.loads((folder / "tensors.json").read_text())
-    write(out / f"{folder.name}.gguf", config, translated(config, {spec[0]: make(*spec) for spec in specs}))
+    write(out / f"{folder.name}{end}.gguf", config, translated(config, {spec[0]: make(*spec) for spec in specs}))
 
 
 # What llama.cpp takes for granted: all layers are mixtures of experts, or all behind the first; OLMoE's as many keys as queries, which are
@@ -347,30 +358,32 @@ PLAIN = dict(
     lfm2_moe=dict(routed_scaling_factor=1),
     qwen3_5=dict(linear_value_head_dim=16),
     qwen3_5_moe=dict(linear_value_head_dim=16),
+    qwen3_next=dict(linear_value_head_dim=16, mlp_only_layers=[], attention_bias=False),
 )
 
 
 def plain(folder, out):
     config = read_config(folder) | PLAIN[folder.name]
     first, specs = config.get("moe_layer_start_index", 0), {}
-    mixed = folder.name in ("ernie4_5_moe", "qwen2_moe")
+    mixed = folder.name in ("ernie4_5_moe", "qwen2_moe", "qwen3_next")
+    sparse = 0 if folder.name == "qwen3_next" else 1
     given = {spec[0]: spec for spec in json.loads((folder / "tensors.json").read_text())}
     for name, (_, dtype, shape, *rest) in given.items():
-        if ".linear_attn." in name:
-            # Values, keys and values, and a head of values.
-            shape = [{32: 64, 96: 128, 8: 16}.get(extent, extent) for extent in shape]
+        if ".linear_attn." in name and "in_proj_ba" not in name:
+            # Values, keys and values, both with z, and a head of values.
+            shape = [{32: 64, 96: 128, 128: 192, 8: 16}.get(extent, extent) for extent in shape]
         if folder.name == "olmoe" and any(part in name for part in ("k_proj.w", "v_proj.w", "k_norm.w")):
             shape = [config["hidden_size"], *shape[1:]]
         layer = int(name.split(".layers.")[1].split(".")[0]) if ".layers." in name else -1
         dense_part = ".mlp." in name and mixed and layer >= first
-        if not name.endswith(".bias") or folder.name not in ("olmoe", "lfm2"):
+        if not name.endswith(".bias") or folder.name not in ("olmoe", "lfm2", "qwen3_next"):
             if not dense_part:
                 specs[name] = [name, dtype, shape, *rest]
-    # The second layer's experts, in all layers that have them.
+    # One layer's experts, in all layers that have them.
     for name, (_, *rest) in given.items():
-        if mixed and name.startswith("model.layers.1.mlp."):
+        if mixed and name.startswith(f"model.layers.{sparse}.mlp."):
             for layer in range(first, config["num_hidden_layers"]):
-                own = name.replace("layers.1.", f"layers.{layer}.")
+                own = name.replace(f"layers.{sparse}.", f"layers.{layer}.")
                 specs[own] = [own, *rest]
     write(out / f"{folder.name}-plain.gguf", config, translated(config, {name: make(*spec) for name, spec in specs.items()}))
 
@@ -447,6 +460,8 @@ def quantised(name, out, kinds):
 def main(fixtures, out):
     for name in FIXTURES:
         fixture(Path(fixtures) / name, out)
+    # Before the converter took their matrices apart.
+    fixture(Path(fixtures) / "qwen3_next", out, "-legacy", legacy=True)
     for name in PLAIN:
         plain(Path(fixtures) / name, out)
     for kind in ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "MXFP4"):

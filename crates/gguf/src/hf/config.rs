@@ -176,7 +176,7 @@ impl<'a> Fields<'a> {
                 put(config, "shared_expert_intermediate_size", json!(width));
             }
             // The first layers have no attention.
-            "qwen35" | "qwen35moe" => {
+            "qwen35" | "qwen35moe" | "qwen3next" => {
                 put(config, "attention_bias", json!(!self.layers_with("attn_q.bias").is_empty()));
                 if let Some(width) = self.count("expert_shared_feed_forward_length")? {
                     put(config, "shared_expert_intermediate_size", json!(width));
@@ -220,7 +220,8 @@ impl<'a> Fields<'a> {
         let convolutions = self.layers_with("shortconv.conv.weight");
         // As many layers as there are tensors for at most.
         let layers = 0..self.layers.min(self.tensors.len() as u64);
-        let kind = |layer: u64| if convolutions.contains(&layer) { "conv" } else { "full_attention" };
+        let convolves = |layer: u64| convolutions.binary_search(&layer).is_ok();
+        let kind = |layer: u64| if convolves(layer) { "conv" } else { "full_attention" };
         let biases = self.layers_with("shortconv.conv.bias");
         let mut put = |key: &str, value: Value| config.insert(key.to_owned(), value);
         put("layer_types", layers.map(|layer| json!(kind(layer))).collect());
@@ -261,7 +262,7 @@ impl<'a> Fields<'a> {
         put("num_experts_per_tok", json!(used));
         let width = self.count("expert_feed_forward_length")?;
         match self.family.architecture {
-            "qwen3moe" | "qwen2moe" | "qwen35moe" => {
+            "qwen3moe" | "qwen2moe" | "qwen35moe" | "qwen3next" => {
                 put("num_experts", json!(experts));
                 put("moe_intermediate_size", json!(self.needed("expert_feed_forward_length")?));
                 // The files do not say; llama.cpp takes it for granted, and every published model has it.

@@ -18,12 +18,21 @@ pub(super) struct Family {
     pub(super) epsilon: [&'static str; 2],
     /// Names of a layer's tensors that differ from [`LAYER`].
     names: &'static [(&'static str, &'static str)],
-    /// Whether most layers have a gated delta net in the place of attention.
-    pub(super) has_delta_nets: bool,
+    /// How files have gated delta nets, where most layers have one in the place of attention.
+    pub(super) delta_nets: Option<DeltaNets>,
     /// The name of what corrects the scores of experts.
     correction: &'static str,
     /// Whether activations leave the range of half precision.
     pub(super) needs_wide_activations: bool,
+}
+
+/// The order of the heads of values in gated delta nets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum DeltaNets {
+    /// As transformers has them: those that share a head of keys are side by side.
+    Grouped,
+    /// The first one of each head of keys, then the next of each.
+    Tiled,
 }
 
 const PLAIN: Family = Family {
@@ -33,7 +42,7 @@ const PLAIN: Family = Family {
     norm_added: 0.0,
     epsilon: ["attention.layer_norm_rms_epsilon", "rms_norm_eps"],
     names: &[],
-    has_delta_nets: false,
+    delta_nets: None,
     correction: "",
     needs_wide_activations: false,
 };
@@ -177,12 +186,19 @@ const FAMILIES: &[Family] = &[
     },
     Family { architecture: "olmoe", model_type: "olmoe", ..PLAIN },
     Family { architecture: "qwen2moe", model_type: "qwen2_moe", names: SHARED_EXPERT, ..PLAIN },
-    Family { architecture: "qwen35", model_type: "qwen3_5", has_delta_nets: true, ..PLAIN },
+    Family { architecture: "qwen35", model_type: "qwen3_5", delta_nets: Some(DeltaNets::Tiled), ..PLAIN },
     Family {
         architecture: "qwen35moe",
         model_type: "qwen3_5_moe",
         names: SHARED_EXPERT,
-        has_delta_nets: true,
+        delta_nets: Some(DeltaNets::Tiled),
+        ..PLAIN
+    },
+    Family {
+        architecture: "qwen3next",
+        model_type: "qwen3_next",
+        names: SHARED_EXPERT,
+        delta_nets: Some(DeltaNets::Grouped),
         ..PLAIN
     },
     Family {
@@ -242,6 +258,8 @@ const LAYER: &[(&str, &str)] = &[
 const DELTA_NET: &[(&str, &str)] = &[
     ("attn_qkv", "linear_attn.in_proj_qkv"),
     ("attn_gate", "linear_attn.in_proj_z"),
+    ("ssm_in", "linear_attn.in_proj_qkvz"),
+    ("ssm_ba", "linear_attn.in_proj_ba"),
     ("ssm_beta", "linear_attn.in_proj_b"),
     ("ssm_alpha", "linear_attn.in_proj_a"),
     ("ssm_conv1d", "linear_attn.conv1d"),
@@ -311,7 +329,7 @@ impl Family {
         if part == "attn_rot_embd" {
             return Some(Target::Ignored);
         }
-        let delta_net = if self.has_delta_nets { DELTA_NET } else { &[] };
+        let delta_net = if self.delta_nets.is_some() { DELTA_NET } else { &[] };
         if let Some((_, known)) =
             self.names.iter().chain(delta_net).chain(LAYER).find(|known| known.0 == part)
         {

@@ -37,6 +37,13 @@ pub enum Rows {
         /// The order of the heads.
         tiles: Tiles,
     },
+    /// These are one half of each group of rows.
+    Half {
+        /// Groups, which twice the rows divide into.
+        groups: usize,
+        /// Whether it is the second half.
+        second: bool,
+    },
 }
 
 /// Heads that share what there is one of for each group: transformers has the heads of a group side by side, the file first one of
@@ -118,6 +125,12 @@ impl Rows {
         Ok(Self::Paired { heads })
     }
 
+    /// How many rows transformers has of so many that are stored.
+    #[must_use]
+    pub fn count(self, stored: usize) -> usize {
+        if matches!(self, Self::Half { .. }) { stored / 2 } else { stored }
+    }
+
     /// The stored row that is row `row` of `rows` for transformers.
     #[must_use]
     pub fn stored(self, row: usize, rows: usize) -> usize {
@@ -134,6 +147,10 @@ impl Rows {
                 let (head, within) = ((row - first) / width, (row - first) % width);
                 first + tiles.stored(head) * width + within
             }
+            Self::Half { groups, second } => {
+                let width = rows / groups;
+                row / width * (2 * width) + usize::from(second) * width + row % width
+            }
         }
     }
 }
@@ -148,6 +165,15 @@ mod tests {
         let rows = Rows::Tiled { first: 3, tiles };
         let stored: Vec<_> = (0..11).map(|row| rows.stored(row, 11)).collect();
         assert_eq!(stored, [0, 1, 2, 3, 4, 7, 8, 5, 6, 9, 10]);
+    }
+
+    #[test]
+    fn halves_are_taken_of_each_group() {
+        let half = |second| {
+            let rows = Rows::Half { groups: 2, second };
+            (0..rows.count(8)).map(|row| rows.stored(row, 4)).collect::<Vec<_>>()
+        };
+        assert_eq!([half(false), half(true)], [[0, 1, 4, 5], [2, 3, 6, 7]]);
     }
 
     #[test]

@@ -56,7 +56,7 @@ impl Model {
         let fields = Fields::new(metadata, tensors, family)?;
         let mut config = fields.config()?;
         rope::add(&fields, &mut config, read)?;
-        let delta_net = family.has_delta_nets.then(|| DeltaNet::add(&fields, &mut config)).transpose()?;
+        let delta_net = family.delta_nets.map(|_| DeltaNet::add(&fields, &mut config)).transpose()?;
         let heads = [fields.heads, fields.kv_heads];
         let mut named = Vec::new();
         for (index, tensor) in tensors.iter().enumerate().filter(|(_, tensor)| !fields.predicts_more(tensor))
@@ -64,13 +64,15 @@ impl Model {
             match family.target(&tensor.name) {
                 Some(Target::Ignored) => {}
                 Some(Target::Tensor { name, paired, change }) => {
-                    let (rows, columns) = match (paired, &delta_net) {
-                        (Some(which), _) => (Rows::paired(tensor, heads[which])?, None),
-                        (None, Some(delta_net)) => delta_net.order(&name, tensor)?,
-                        (None, None) => (Rows::Same, None),
+                    let placed = match (paired, &delta_net) {
+                        (Some(which), _) => vec![(name, Rows::paired(tensor, heads[which])?, None)],
+                        (None, Some(delta_net)) => delta_net.place(name, tensor)?,
+                        (None, None) => vec![(name, Rows::Same, None)],
                     };
-                    let dropped = Dropped::of(&name, tensor);
-                    named.push(Named { name, tensor: index, rows, columns, change, dropped });
+                    named.extend(placed.into_iter().map(|(name, rows, columns)| {
+                        let dropped = Dropped::of(&name, tensor);
+                        Named { name, tensor: index, rows, columns, change, dropped }
+                    }));
                 }
                 None => {
                     let reason = format!("is no tensor that a {} is known to have", family.architecture);

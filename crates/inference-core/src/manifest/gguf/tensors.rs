@@ -174,6 +174,9 @@ impl Part {
         if let Some(last) = shape.last_mut() {
             *last = width;
         }
+        if let Some(rows) = shape.iter_mut().nth_back(1) {
+            *rows = named.rows.count(*rows);
+        }
         // The elements of a vector whose order differs are rows of one each.
         let vector = shape.len() == 1 && named.rows != hf::Rows::Same;
         let (stored_row, row, rows) = if vector {
