@@ -86,16 +86,23 @@ fn every_architecture_gives_what_transformers_gives() {
         "glm4",
         "glm4_moe",
         "hunyuan_v1_dense",
+        "lfm2",
+        "lfm2_moe",
         "minicpm",
         "minicpm-tied",
         "minimax_m2",
         "nemotron",
+        "qwen3_5",
+        "qwen3_5_moe",
+        "qwen3_next",
+        "qwen3_next-legacy",
         "seed_oss",
         "stablelm",
     ];
     let mut failures = Vec::new();
     for name in variants {
-        let golden = format!("{ROOT}/crates/backend-metal/tests/fixtures/{name}/golden.json");
+        let fixture = name.trim_end_matches("-legacy");
+        let golden = format!("{ROOT}/crates/backend-metal/tests/fixtures/{fixture}/golden.json");
         let golden: Value = serde_json::from_slice(&std::fs::read(golden).unwrap()).unwrap();
         let prompt: Vec<u32> = numbers(&golden, "prompt");
         let mut lengths: Vec<usize> = numbers::<usize>(&golden, "positions").iter().map(|p| p + 1).collect();
@@ -175,6 +182,7 @@ fn block_types_lose_nothing() {
         ("MXFP4", Some(4)),
         ("Q4_K_M", Some(4)),
         ("Q4_K_M-moe", Some(4)),
+        ("Q4_K_M-hybrid", Some(4)),
         ("Q2_K", None),
         ("Q3_K", None),
         ("Q6_K", None),

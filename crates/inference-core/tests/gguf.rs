@@ -55,9 +55,12 @@ fn gguf(keys: &[(&str, u32, Vec<u8>)], tensors: &[Tensor<'_>]) -> Vec<u8> {
     [file, data].concat()
 }
 
+fn number(number: u32) -> Vec<u8> {
+    number.to_le_bytes().to_vec()
+}
+
 fn keys(architecture: &str) -> Vec<Key> {
-    let number = |n: u32| n.to_le_bytes().to_vec();
-    vec![
+    let mut keys = vec![
         ("general.architecture", 8, text(architecture)),
         ("llama.embedding_length", 4, number(32)),
         ("llama.block_count", 4, number(1)),
@@ -81,7 +84,11 @@ fn keys(architecture: &str) -> Vec<Key> {
         ("tokenizer.ggml.merges", 9, texts(&["a b"])),
         ("tokenizer.ggml.eos_token_id", 4, number(3)),
         ("tokenizer.chat_template", 8, text("{{ messages }}")),
-    ]
+    ];
+    for key in &mut keys {
+        key.0 = key.0.replace("llama.", &format!("{architecture}.")).leak();
+    }
+    keys
 }
 
 /// Rows of one block each: its scale is 1, and its elements are `row` − 8.
@@ -94,6 +101,38 @@ fn model() -> Vec<u8> {
     let queries = ("blk.0.attn_q.weight", &[32, 8][..], Q4_0, rows(8));
     let norm = ("output_norm.weight", &[32][..], F32, 1.0_f32.to_le_bytes().repeat(32));
     gguf(&keys("llama"), &[embedding, queries, norm])
+}
+
+fn floats(numbers: &[f32]) -> Vec<u8> {
+    numbers.iter().flat_map(|number| number.to_le_bytes()).collect()
+}
+
+/// A gated delta net of two heads of keys, of 2, and four of values, of 32.
+fn delta_net(change: impl FnOnce(&mut Vec<Key>, &mut Vec<Tensor<'_>>)) -> Vec<u8> {
+    delta_net_of("qwen35", change)
+}
+
+fn delta_net_of(architecture: &str, change: impl FnOnce(&mut Vec<Key>, &mut Vec<Tensor<'_>>)) -> Vec<u8> {
+    let mut keys = keys(architecture);
+    for (key, value) in [
+        ("conv_kernel", 3),
+        ("state_size", 2),
+        ("group_count", 2),
+        ("time_step_rank", 4),
+        ("inner_size", 128),
+    ] {
+        keys.push((format!("{architecture}.ssm.{key}").leak(), 4, number(value)));
+    }
+    let mut tensors = vec![
+        ("token_embd.weight", &[32, 4][..], Q4_0, rows(4)),
+        ("blk.0.ssm_a", &[4], F32, floats(&[-1.0, -2.0, -3.0, -4.0])),
+        ("blk.0.ssm_beta.weight", &[32, 4], Q4_0, rows(4)),
+        ("blk.0.ssm_out.weight", &[128, 2], Q4_0, rows(8)),
+        ("blk.0.ssm_conv1d.weight", &[3, 136], F32, floats(&[0.5; 3 * 136])),
+        ("blk.0.ssm_norm.weight", &[32], F32, floats(&[1.0; 32])),
+    ];
+    change(&mut keys, &mut tensors);
+    gguf(&keys, &tensors)
 }
 
 struct Files(PathBuf);
@@ -214,4 +253,174 @@ fn what_is_not_known_is_named_and_what_is_broken_refused() {
     let path = folder.write("model.gguf", &whole[..whole.len() - 40]);
     let error = ModelManifest::read(&path).unwrap_err();
     assert!(message(&error).contains("model.gguf") && message(&error).contains("cut short"), "{error}");
+}
+
+#[test]
+fn heads_of_gated_delta_nets_get_their_order_back() {
+    let folder = Folder::new();
+    let path = folder.write("model.gguf", delta_net(|_, _| ()));
+    let manifest = ModelManifest::read(&path).unwrap();
+    assert_eq!((manifest.unread(), manifest.model_type()), (None, "qwen3_5"));
+    for (key, value) in
+        [("linear_value_head_dim", 32), ("linear_num_key_heads", 2), ("full_attention_interval", 4)]
+    {
+        assert_eq!(manifest.config()[key], value, "{key}");
+    }
+    let tensor = |name: &str| &manifest.tensors()[&format!("model.layers.0.linear_attn.{name}")];
+    let read = |name: &str| manifest.read_tensor(tensor(name)).unwrap();
+    // The file has the first of each pair before the second ones.
+    assert_eq!(read("A_log"), floats(&[1.0_f32.ln(), 3.0_f32.ln(), 2.0_f32.ln(), 4.0_f32.ln()]));
+    let heads = |name| read(name).chunks(16).map(|head| head[0] & 15).collect::<Vec<_>>();
+    assert_eq!(heads("in_proj_b.weight"), [0, 2, 1, 3]);
+    assert_eq!(heads("out_proj.weight"), [0, 2, 1, 3, 4, 6, 5, 7], "heads are parts of rows here");
+    assert_eq!(tensor("conv1d.weight").shape, [136, 3, 1]);
+    assert_eq!(read("norm.weight"), floats(&[1.0; 32]));
+    // A layer behind the others predicts one token more.
+    let more = delta_net(|keys, tensors| {
+        keys.iter_mut().filter(|key| key.0.ends_with("block_count")).for_each(|key| key.2 = number(2));
+        keys.push(("qwen35.nextn_predict_layers", 4, number(1)));
+        tensors.push(("blk.1.nextn.eh_proj.weight", &[64, 32], Q4_0, rows(64)));
+        tensors.push(("blk.1.attn_q.weight", &[32, 4], Q4_0, rows(4)));
+    });
+    let with_more = ModelManifest::read(folder.write("more.gguf", more)).unwrap();
+    assert_eq!((with_more.unread(), with_more.parameters()), (None, manifest.parameters()));
+    assert_eq!(with_more.config()["num_hidden_layers"], 1);
+    // Heads of half a group cannot stay packed.
+    let path = folder.write(
+        "model.gguf",
+        delta_net(|keys, tensors| {
+            keys.iter_mut().filter(|key| key.0.ends_with("inner_size")).for_each(|key| key.2 = number(64));
+            tensors[3] = ("blk.0.ssm_out.weight", &[64, 2], Q4_0, rows(4));
+            tensors[4] = ("blk.0.ssm_conv1d.weight", &[3, 72], F32, floats(&[0.5; 3 * 72]));
+        }),
+    );
+    let manifest = ModelManifest::read(&path).unwrap();
+    let out = &manifest.tensors()["model.layers.0.linear_attn.out_proj.weight"];
+    assert_eq!((out.dtype, &out.shape[..]), (Dtype::F32, &[2, 64][..]));
+    let bytes = manifest.read_tensor(out).unwrap();
+    let firsts: Vec<_> = bytes.as_chunks().0.iter().step_by(16).map(|x| f32::from_le_bytes(*x)).collect();
+    assert_eq!(firsts, [-8.0, -7.0, -8.0, -7.0, -6.0, -5.0, -6.0, -5.0]);
+}
+
+#[test]
+fn a_matrix_of_b_and_a_is_taken_apart_with_the_others() {
+    let folder = Folder::new();
+    let file = |gate: bool, ba: Tensor<'static>| {
+        delta_net_of("qwen3next", move |_, tensors| {
+            tensors[2] = ba;
+            if gate {
+                tensors.push(("blk.0.attn_gate.weight", &[32, 128], Q4_0, rows(128)));
+            }
+        })
+    };
+    let ba = || ("blk.0.ssm_ba.weight", &[32, 8][..], Q4_0, rows(8));
+    let manifest = ModelManifest::read(folder.write("model.gguf", file(true, ba()))).unwrap();
+    assert_eq!(manifest.unread(), None);
+    let heads = |name: &str| {
+        let tensor = &manifest.tensors()[&format!("model.layers.0.linear_attn.{name}.weight")];
+        let rows =
+            manifest.read_tensor(tensor).unwrap().chunks(16).map(|row| row[0] & 15).collect::<Vec<_>>();
+        (tensor.shape[0], rows)
+    };
+    assert_eq!([heads("in_proj_b"), heads("in_proj_a")], [(4, vec![0, 1, 4, 5]), (4, vec![2, 3, 6, 7])]);
+    assert_eq!(heads("in_proj_z").1[..4], [0, 1, 2, 3], "heads of values keep their order");
+    let manifest = ModelManifest::read(folder.write("model.gguf", file(false, ba()))).unwrap();
+    assert_eq!(manifest.tensors()["model.layers.0.linear_attn.in_proj_ba.weight"].shape, [8, 4]);
+    for wrong in
+        [("blk.0.ssm_ba.weight", &[32, 6][..], Q4_0, rows(6)), ("blk.0.ssm_ba.weight", &[32], Q4_0, rows(1))]
+    {
+        let manifest = ModelManifest::read(folder.write("model.gguf", file(true, wrong))).unwrap();
+        let why = manifest.unread().unwrap();
+        assert!(why.contains("blk.0.ssm_ba.weight has the extents"), "{why}");
+    }
+}
+
+#[test]
+fn gated_delta_nets_that_make_no_sense_are_refused() {
+    let folder = Folder::new();
+    let set = |name: &'static str, value| {
+        delta_net(move |keys, _| match keys.iter_mut().find(|key| key.0 == name) {
+            Some(key) => key.2 = number(value),
+            None => keys.push((name, 4, number(value))),
+        })
+    };
+    let swap = |at: usize, tensor: Tensor<'static>| delta_net(move |_, tensors| tensors[at] = tensor);
+    for (file, says) in [
+        (set("qwen35.ssm.group_count", 3), "qwen35.ssm.time_step_rank is 4, expected a multiple of 3"),
+        (set("qwen35.ssm.inner_size", 126), "qwen35.ssm.inner_size is 126, expected a multiple of 4"),
+        (set("qwen35.ssm.state_size", 0), "qwen35.ssm.state_size is missing or no size"),
+        (set("qwen35.ssm.conv_kernel", u32::MAX), "qwen35.ssm.conv_kernel is missing or no size"),
+        (set("qwen35.ssm.state_size", i32::MAX as u32), "blk.0.ssm_conv1d.weight has the extents [136, 3]"),
+        (set("qwen35.full_attention_interval", 1), "qwen35.full_attention_interval is 1, expected"),
+        (
+            delta_net(|keys, _| keys.retain(|key| !key.0.ends_with("time_step_rank"))),
+            "qwen35.ssm.time_step_rank is missing",
+        ),
+        (
+            swap(1, ("blk.0.ssm_a", &[3], F32, vec![0; 12])),
+            "blk.0.ssm_a has the extents [3], expected 4 heads",
+        ),
+        (
+            swap(3, ("blk.0.ssm_out.weight", &[3, 2], F32, vec![0; 24])),
+            "blk.0.ssm_out.weight has the extents [2, 3], expected 4 heads",
+        ),
+        (
+            swap(4, ("blk.0.ssm_conv1d.weight", &[3, 8], F32, vec![0; 96])),
+            "blk.0.ssm_conv1d.weight has the extents [8, 3], expected 4 heads of equal width behind the first 8",
+        ),
+        (swap(2, ("blk.0.ssm_beta.weight", &[8, 4, 2], F32, vec![0; 256])), "blk.0.ssm_beta.weight has the"),
+    ] {
+        let path = folder.write("model.gguf", file);
+        let manifest = ModelManifest::read(&path).unwrap();
+        assert!(manifest.unread().is_some_and(|why| why.contains(says)), "{:?}: {says:?}", manifest.unread());
+    }
+    // That an element is no exponential is seen when it is read.
+    let path =
+        folder.write("model.gguf", swap(1, ("blk.0.ssm_a", &[4], F32, floats(&[-1.0, 0.5, -1.0, -1.0]))));
+    let manifest = ModelManifest::read(&path).unwrap();
+    let error = manifest.read_tensor(&manifest.tensors()["model.layers.0.linear_attn.A_log"]).unwrap_err();
+    let says = "blk.0.ssm_a: has the element 0.5, expected a number below 0";
+    assert!(message(&error).contains("model.gguf") && message(&error).contains(says), "{error}");
+}
+
+#[test]
+fn short_convolutions_are_told_from_attention() {
+    let folder = Folder::new();
+    let counts = [&5_u32.to_le_bytes()[..], &2_u64.to_le_bytes(), &number(0), &number(1)].concat();
+    let with = |change: &dyn Fn(&mut Vec<Key>)| {
+        let mut keys = keys("lfm2");
+        keys.iter_mut().filter(|key| key.0 == "lfm2.block_count").for_each(|key| key.2 = number(2));
+        keys.push(("lfm2.shortconv.l_cache", 4, number(3)));
+        keys.push(("lfm2.attention.head_count_kv", 9, counts.clone()));
+        change(&mut keys);
+        let convolution = ("blk.0.shortconv.conv.weight", &[3, 32][..], F32, floats(&[0.5; 96]));
+        let embedding = ("token_embd.weight", &[32, 4][..], Q4_0, rows(4));
+        gguf(&keys, &[embedding, convolution])
+    };
+    let manifest = ModelManifest::read(folder.write("model.gguf", with(&|_| ()))).unwrap();
+    assert_eq!((manifest.unread(), manifest.model_type()), (None, "lfm2"));
+    let config = manifest.config();
+    assert_eq!(config["layer_types"], serde_json::json!(["conv", "full_attention"]));
+    assert_eq!((&config["num_key_value_heads"], &config["conv_L_cache"]), (&1.into(), &3.into()));
+    assert_eq!(manifest.tensors()["model.layers.0.conv.conv.weight"].shape, [32, 3, 1]);
+    for (file, says) in [
+        (with(&|keys| keys.retain(|key| !key.0.contains("l_cache"))), "lfm2.shortconv.l_cache is missing"),
+        (
+            with(&|keys| keys.push(("lfm2.attention.sliding_window", 4, number(9)))),
+            "lfm2.attention.sliding_window is 9, which is not supported",
+        ),
+        (
+            with(&|keys| {
+                keys.iter_mut().for_each(|key| {
+                    if key.1 == 9 && key.0.contains("kv") {
+                        key.2 = [&counts[..4], &2_u64.to_le_bytes(), &number(1), &number(2)].concat();
+                    }
+                });
+            }),
+            "lfm2.attention.head_count_kv differs between layers",
+        ),
+    ] {
+        let manifest = ModelManifest::read(folder.write("model.gguf", file)).unwrap();
+        assert!(manifest.unread().is_some_and(|why| why.contains(says)), "{:?}: {says:?}", manifest.unread());
+    }
 }

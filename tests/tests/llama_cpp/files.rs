@@ -57,7 +57,7 @@ fn a_split_model_is_the_whole_one() {
 }
 
 /// Architectures of which llama.cpp's loader takes the fixtures as they are, or without what it does not know.
-const ARCHITECTURES: [&str; 12] = [
+const ARCHITECTURES: [&str; 17] = [
     "llama",
     "mixtral",
     "qwen2",
@@ -70,6 +70,11 @@ const ARCHITECTURES: [&str; 12] = [
     "ernie4_5_moe-plain",
     "olmoe-plain",
     "qwen2_moe-plain",
+    "lfm2-plain",
+    "lfm2_moe-plain",
+    "qwen3_5-plain",
+    "qwen3_5_moe-plain",
+    "qwen3_next-plain",
 ];
 
 #[test]

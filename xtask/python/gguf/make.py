@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from gguf import MODEL_ARCH, GGMLQuantizationType as Type, GGUFWriter, RopeScalingType, dequantize, get_tensor_name_map, quantize
+from gguf import MODEL_ARCH, ExpertGatingFuncType, GGMLQuantizationType as Type, GGUFWriter, RopeScalingType, dequantize, get_tensor_name_map, quantize
 from gguf.constants import GGML_QUANT_SIZES, MODEL_ARCH_NAMES
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "golden"))
@@ -25,6 +25,7 @@ ARCHITECTURES = dict(
 MAPPED = dict(
     cohere2="cohere2", ernie4_5="ernie4_5", exaone4="exaone4", glm4="glm4", hunyuan_v1_dense="hunyuan-dense", minicpm="minicpm",
     ernie4_5_moe="ernie4_5-moe", glm4_moe="glm4moe", minimax_m2="minimax-m2", nemotron="nemotron", olmoe="olmoe", phimoe="phimoe", qwen2_moe="qwen2moe", seed_oss="seed_oss", stablelm="stablelm", starcoder2="starcoder2",
+    qwen3_5_text="qwen35", qwen3_5_moe_text="qwen35moe", lfm2="lfm2", lfm2_moe="lfm2moe", qwen3_next="qwen3next",
 )
 ARCHITECTURES |= MAPPED
 FIXTURES = [
@@ -32,6 +33,7 @@ FIXTURES = [
     "gemma2-window", "gemma3_text", "phi3", "phi3-partial", "phi3-longrope", "olmo2", "granite", "smollm3", "gpt_oss",
     "gpt_oss+mxfp4", "cohere2", "ernie4_5", "exaone4", "glm4", "hunyuan_v1_dense", "minicpm", "minicpm-tied", "minimax_m2", "nemotron",
     "seed_oss", "stablelm", "starcoder2", "ernie4_5_moe", "glm4_moe", "olmoe", "phimoe", "qwen2_moe",
+    "qwen3_5", "qwen3_5_moe", "qwen3_next", "lfm2", "lfm2_moe",
 ]
 LAYER = {
     "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
@@ -49,16 +51,66 @@ def paired(weight, heads):
     return weight.reshape(heads, 2, half, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
 
 
+def tiled(value, groups, heads, axis=0):
+    """The first head of each group, then the next of each."""
+    shape = value.shape
+    split = value.reshape(*shape[:axis], groups, heads // groups, -1, *shape[axis + 1 :])
+    return split.swapaxes(axis, axis + 1).reshape(shape)
+
+
+def delta_nets(config, tensors):
+    """The tensors of Qwen 3.5 and Qwen3-Next as the converter changes them, by names that the package knows."""
+    out, groups, heads = {}, config["linear_num_key_heads"], config["linear_num_value_heads"]
+    width, is_next = config["linear_key_head_dim"], config["model_type"] == "qwen3_next"
+    keys = 2 * groups * width
+    for name, value in tensors.items():
+        name = name.replace("language_model.", "")
+        part = name.rpartition(".linear_attn.")[2].removesuffix(".weight")
+        if name.startswith(("model.visual.", "mtp.")):
+            continue
+        if ".experts." in name and not is_next:
+            stem, _, matrix = name.rpartition(".")
+            both = ("gate_proj", "up_proj") if matrix == "gate_up_proj" else (matrix,)
+            for number, expert in enumerate(value):
+                for proj, half in zip(both, np.split(expert, len(both))):
+                    out[f"{stem}.{number}.{proj}.weight"] = half
+            continue
+        if part == "in_proj_qkvz" and not config.get("legacy"):
+            grouped = value.reshape(groups, -1, value.shape[-1])
+            *qkv, z = np.split(grouped, [width, 2 * width, width + grouped.shape[1] // 2], axis=1)
+            out[name.replace("qkvz", "qkv")] = np.concatenate([each.reshape(-1, value.shape[-1]) for each in qkv])
+            out[name.replace("qkvz", "z")] = z.reshape(-1, value.shape[-1])
+            continue
+        if is_next:
+            pass  # its heads keep their order
+        elif part in ("in_proj_qkv", "conv1d"):
+            value = np.concatenate([value[:keys], tiled(value[keys:], groups, heads)])
+        elif part in ("in_proj_z", "in_proj_a", "in_proj_b", "A_log", "dt_bias"):
+            value = tiled(value, groups, heads)
+        elif part == "out_proj":
+            value = tiled(value, groups, heads, axis=1)
+        if part == "A_log":
+            value = -np.exp(value)
+        if name.endswith("norm.weight") and part != "norm":
+            value = value + 1
+        out[name.replace(".dt_bias", ".dt_proj.bias")] = value
+    return out
+
+
 def mapped(config, tensors):
     """The tensors by the names that the package has for them."""
     kind, out, experts = config["model_type"], {}, {}
     arch = next(arch for arch, name in MODEL_ARCH_NAMES.items() if name == MAPPED[kind])
     names = get_tensor_name_map(arch, config["num_hidden_layers"])
     heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
+    if kind.startswith(("qwen3_5", "qwen3_next")):
+        tensors = delta_nets(config, tensors)
     for name, value in tensors.items():
         if ".experts." in name:
             prefix, _, rest = name.partition(".experts.")
             number, part, _ = rest.split(".")
+            if kind == "lfm2_moe":
+                prefix = prefix.removeprefix("model.")
             experts.setdefault(f"{prefix}.experts.{part}.weight", {})[int(number)] = value
             continue
         if kind == "minicpm" and name.split(".")[-2] in heads:
@@ -66,7 +118,8 @@ def mapped(config, tensors):
         if kind == "nemotron" and name.endswith("norm.weight"):
             value = value + 1
         # The converter drops extents of 1.
-        out[name.replace("e_score_correction_bias", "e_score_correction.bias")] = value.squeeze()
+        name = name.replace("e_score_correction_bias", "e_score_correction.bias").replace(".expert_bias", ".expert_bias.bias")
+        out[name] = value.squeeze()
     out |= {name: np.stack([each[i] for i in range(len(each))]) for name, each in experts.items()}
     # No published mixture of Qwen 2 has dense layers, so the package has no names for them.
     dense = get_tensor_name_map(MODEL_ARCH.QWEN2, config["num_hidden_layers"])
@@ -146,7 +199,12 @@ def metadata(writer, config):
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_feed_forward_length(config["intermediate_size"])
     writer.add_head_count(config["num_attention_heads"])
-    writer.add_head_count_kv(config["num_key_value_heads"])
+    if kind in ("lfm2", "lfm2_moe"):
+        types = config.get("layer_types") or [i in config["full_attn_idxs"] and "full_attention" for i in range(config["num_hidden_layers"])]
+        writer.add_head_count_kv([config["num_key_value_heads"] * (layer == "full_attention") for layer in types])
+        writer.add_shortconv_l_cache(config["conv_L_cache"])
+    else:
+        writer.add_head_count_kv(config["num_key_value_heads"])
     writer.add_key_length(size)
     writer.add_value_length(size)
     if kind in ("cohere2", "nemotron", "stablelm", "starcoder2"):
@@ -183,8 +241,22 @@ def metadata(writer, config):
         writer.add_logit_scale(config["hidden_size"] / config["dim_model_base"])
     if kind == "olmoe" and config["clip_qkv"]:
         writer.add_clamp_kqv(config["clip_qkv"])
-    if kind == "qwen2_moe":
+    if kind in ("qwen2_moe", "qwen3_5_moe_text", "qwen3_next"):
         writer.add_expert_shared_feed_forward_length(config["shared_expert_intermediate_size"])
+    if kind.startswith("qwen3_5"):
+        writer.add_rope_dimension_sections([*config["mrope_section"], 0])
+    if kind.startswith(("qwen3_5", "qwen3_next")):
+        types = config.get("layer_types")
+        writer.add_full_attention_interval(types.index("full_attention") + 1 if types else config["full_attention_interval"])
+        writer.add_ssm_conv_kernel(config["linear_conv_kernel_dim"])
+        writer.add_ssm_state_size(config["linear_key_head_dim"])
+        writer.add_ssm_group_count(config["linear_num_key_heads"])
+        writer.add_ssm_time_step_rank(config["linear_num_value_heads"])
+        writer.add_ssm_inner_size(config["linear_num_value_heads"] * config["linear_value_head_dim"])
+    if kind == "lfm2_moe":
+        writer.add_leading_dense_block_count(config["num_dense_layers"])
+        writer.add_expert_weights_scale(config["routed_scaling_factor"])
+        writer.add_expert_gating_func(ExpertGatingFuncType.SIGMOID)
     if kind == "ernie4_5_moe":
         writer.add_expert_shared_count(config["moe_num_shared_experts"])
         writer.add_expert_shared_feed_forward_length(config["moe_num_shared_experts"] * config["moe_intermediate_size"])
@@ -264,38 +336,54 @@ def write(path, config, tensors, types={}):
     writer.close()
 
 
-def fixture(folder, out):
+def read_config(folder):
     config = json.loads((folder / "config.json").read_text())
+    text = config.get("text_config", config)
+    return text | text.get("rope_parameters", {})
+
+
+def fixture(folder, out, end="", **more):
+    config = read_config(folder) | more
     specs = json.loads((folder / "tensors.json").read_text())
-    write(out / f"{folder.name}.gguf", config, translated(config, {spec[0]: make(*spec) for spec in specs}))
+    write(out / f"{folder.name}{end}.gguf", config, translated(config, {spec[0]: make(*spec) for spec in specs}))
 
 
 # What llama.cpp takes for granted: all layers are mixtures of experts, or all behind the first; OLMoE's as many keys as queries, which are
-# not clipped.
+# not clipped; heads of keys and values of one width; LFM 2's convolutions have no biases, and its experts no scale.
 PLAIN = dict(
     ernie4_5_moe=dict(moe_layer_end_index=-1),
     olmoe=dict(num_key_value_heads=4, attention_bias=False, clip_qkv=None),
     qwen2_moe=dict(decoder_sparse_step=1, mlp_only_layers=[]),
+    lfm2=dict(conv_bias=False),
+    lfm2_moe=dict(routed_scaling_factor=1),
+    qwen3_5=dict(linear_value_head_dim=16),
+    qwen3_5_moe=dict(linear_value_head_dim=16),
+    qwen3_next=dict(linear_value_head_dim=16, mlp_only_layers=[], attention_bias=False),
 )
 
 
 def plain(folder, out):
-    config = json.loads((folder / "config.json").read_text()) | PLAIN[folder.name]
+    config = read_config(folder) | PLAIN[folder.name]
     first, specs = config.get("moe_layer_start_index", 0), {}
+    mixed = folder.name in ("ernie4_5_moe", "qwen2_moe", "qwen3_next")
+    sparse = 0 if folder.name == "qwen3_next" else 1
     given = {spec[0]: spec for spec in json.loads((folder / "tensors.json").read_text())}
     for name, (_, dtype, shape, *rest) in given.items():
+        if ".linear_attn." in name and "in_proj_ba" not in name:
+            # Values, keys and values, both with z, and a head of values.
+            shape = [{32: 64, 96: 128, 128: 192, 8: 16}.get(extent, extent) for extent in shape]
         if folder.name == "olmoe" and any(part in name for part in ("k_proj.w", "v_proj.w", "k_norm.w")):
             shape = [config["hidden_size"], *shape[1:]]
-        layer = int(name.split(".")[2]) if ".layers." in name else -1
-        dense_part = ".mlp." in name and folder.name != "olmoe" and layer >= first
-        if not name.endswith("proj.bias") or folder.name != "olmoe":
+        layer = int(name.split(".layers.")[1].split(".")[0]) if ".layers." in name else -1
+        dense_part = ".mlp." in name and mixed and layer >= first
+        if not name.endswith(".bias") or folder.name not in ("olmoe", "lfm2", "qwen3_next"):
             if not dense_part:
                 specs[name] = [name, dtype, shape, *rest]
-    # The second layer's experts, in all layers that have them.
+    # One layer's experts, in all layers that have them.
     for name, (_, *rest) in given.items():
-        if folder.name != "olmoe" and name.startswith("model.layers.1.mlp."):
+        if mixed and name.startswith(f"model.layers.{sparse}.mlp."):
             for layer in range(first, config["num_hidden_layers"]):
-                own = name.replace("layers.1.", f"layers.{layer}.")
+                own = name.replace(f"layers.{sparse}.", f"layers.{layer}.")
                 specs[own] = [own, *rest]
     write(out / f"{folder.name}-plain.gguf", config, translated(config, {name: make(*spec) for name, spec in specs.items()}))
 
@@ -317,6 +405,13 @@ def blocks(random, kind, shape, spread):
         return data.reshape(*shape[:-1], -1)
 
 
+# Of eight heads of values, all in one block of 256, with two of keys.
+HYBRID = dict(
+    model_type="qwen3_5_text", full_attention_interval=2, mrope_section=[3, 3, 2], partial_rotary_factor=0.25, linear_conv_kernel_dim=3,
+    linear_key_head_dim=32, linear_num_key_heads=2, linear_value_head_dim=32, linear_num_value_heads=8,
+)
+
+
 def quantised(name, out, kinds):
     """A model with 256 inputs everywhere; `kinds` are the type of most matrices, and of the others."""
     config = dict(
@@ -330,22 +425,34 @@ def quantised(name, out, kinds):
         shapes |= {f"ffn_{part}_exps": (4, 256, 256) for part in ("gate", "up", "down")}
     else:
         shapes |= {f"ffn_{part}": (256, 256) for part in ("gate", "up", "down")}
+    rests = dict(attn_norm=(256,), ffn_norm=(256,))
+    if "moe" in name:
+        rests |= dict(attn_q_norm=(64,), attn_k_norm=(64,), ffn_gate_inp=(4, 256))
+    layers = [(shapes, rests)] * 2
+    if "hybrid" in name:
+        config |= HYBRID
+        rests = dict(attn_norm=(256,), post_attention_norm=(256,))
+        net = dict(attn_qkv=(384, 256), attn_gate=(256, 256), ssm_alpha=(8, 256), ssm_beta=(8, 256), ssm_out=(256, 256))
+        net |= {part: shape for part, shape in shapes.items() if "ffn" in part}
+        layers[0] = (net, rests | dict(ssm_conv1d=(384, 3), ssm_norm=(32,), ssm_dt=(8,), ssm_a=(8,)))
+        layers[1] = (shapes | dict(attn_q=(512, 256)), rests | dict(attn_q_norm=(64,), attn_k_norm=(64,)))
     random = np.random.default_rng(7)
     packed, types = {}, {}
     named = {"token_embd.weight": (128, 256)}
-    for layer in range(2):
+    for layer, (shapes, _) in enumerate(layers):
         named |= {f"blk.{layer}.{part}.weight": shape for part, shape in shapes.items()}
     for key, shape in named.items():
-        types[key] = kinds[1] if "attn_v" in key or "down" in key or "token" in key else kinds[0]
+        others = ("attn_v", "down", "token", "attn_qkv", "ssm_alpha")
+        types[key] = kinds[1] if any(part in key for part in others) else kinds[0]
         packed[key] = blocks(random, types[key], shape, 0.2 if "token" in key else 0.1)
     full = {key: dequantize(value, types[key]).astype(np.float32) for key, value in packed.items()}
     norms = {"output_norm.weight": (256,)}
-    for layer in range(2):
-        norms |= {f"blk.{layer}.{part}.weight": (256,) for part in ("attn_norm", "ffn_norm")}
-        if "moe" in name:
-            norms |= {f"blk.{layer}.{part}.weight": (64,) for part in ("attn_q_norm", "attn_k_norm")}
-            norms[f"blk.{layer}.ffn_gate_inp.weight"] = (4, 256)
+    for layer, (_, rests) in enumerate(layers):
+        norms |= {f"blk.{layer}.{part}.weight": shape for part, shape in rests.items()}
     rest = {key: random.normal(1, 0.1, shape).astype(np.float32) for key, shape in norms.items()}
+    rest = {key.replace("ssm_dt.weight", "ssm_dt.bias"): value for key, value in rest.items()}
+    if (rate := rest.pop("blk.0.ssm_a.weight", None)) is not None:
+        rest["blk.0.ssm_a"] = -rate
     write(out / f"{name}.gguf", config, packed | rest, types)
     write(out / f"{name}-full.gguf", config, full | rest)
 
@@ -353,12 +460,15 @@ def quantised(name, out, kinds):
 def main(fixtures, out):
     for name in FIXTURES:
         fixture(Path(fixtures) / name, out)
+    # Before the converter took their matrices apart.
+    fixture(Path(fixtures) / "qwen3_next", out, "-legacy", legacy=True)
     for name in PLAIN:
         plain(Path(fixtures) / name, out)
     for kind in ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "MXFP4"):
         quantised(kind, out, (Type[kind], Type[kind]))
     quantised("Q4_K_M", out, (Type.Q4_K, Type.Q6_K))
     quantised("Q4_K_M-moe", out, (Type.Q4_K, Type.Q6_K))
+    quantised("Q4_K_M-hybrid", out, (Type.Q4_K, Type.Q6_K))
 
 
 if __name__ == "__main__":

@@ -87,6 +87,7 @@ impl<'a> Fields<'a> {
                 }
             }
             "minicpm" => self.minicpm(&mut config)?,
+            "lfm2" | "lfm2moe" => self.lfm2(&mut config)?,
             _ => self.others(&mut config)?,
         }
         self.experts(&mut config)?;
@@ -174,6 +175,13 @@ impl<'a> Fields<'a> {
                 let width = self.count("expert_shared_feed_forward_length")?.unwrap_or(0);
                 put(config, "shared_expert_intermediate_size", json!(width));
             }
+            // The first layers have no attention.
+            "qwen35" | "qwen35moe" | "qwen3next" => {
+                put(config, "attention_bias", json!(!self.layers_with("attn_q.bias").is_empty()));
+                if let Some(width) = self.count("expert_shared_feed_forward_length")? {
+                    put(config, "shared_expert_intermediate_size", json!(width));
+                }
+            }
             "seed_oss" => put(config, "attention_out_bias", has("blk.0.attn_output.bias")),
             "stablelm" => {
                 put(config, "use_qkv_bias", has("blk.0.attn_q.bias"));
@@ -201,6 +209,26 @@ impl<'a> Fields<'a> {
         {
             config.insert(key.to_owned(), single(value));
         }
+        Ok(())
+    }
+
+    fn lfm2(&self, config: &mut Map<String, Value>) -> Result<()> {
+        if let Some(window) = self.count("attention.sliding_window")?.filter(|window| *window > 0) {
+            let reason = format!("is {window}, which is not supported in this family");
+            return Err(Error::at(self.key("attention.sliding_window"), reason));
+        }
+        let convolutions = self.layers_with("shortconv.conv.weight");
+        // As many layers as there are tensors for at most.
+        let layers = 0..self.layers.min(self.tensors.len() as u64);
+        let convolves = |layer: u64| convolutions.binary_search(&layer).is_ok();
+        let kind = |layer: u64| if convolves(layer) { "conv" } else { "full_attention" };
+        let biases = self.layers_with("shortconv.conv.bias");
+        let mut put = |key: &str, value: Value| config.insert(key.to_owned(), value);
+        put("layer_types", layers.map(|layer| json!(kind(layer))).collect());
+        put("conv_L_cache", json!(self.needed("shortconv.l_cache")?));
+        put("conv_bias", json!(!biases.is_empty()));
+        // The file has the width itself.
+        put("block_auto_adjust_ff_dim", json!(false));
         Ok(())
     }
 
@@ -234,12 +262,21 @@ impl<'a> Fields<'a> {
         put("num_experts_per_tok", json!(used));
         let width = self.count("expert_feed_forward_length")?;
         match self.family.architecture {
-            "qwen3moe" | "qwen2moe" => {
+            "qwen3moe" | "qwen2moe" | "qwen35moe" | "qwen3next" => {
                 put("num_experts", json!(experts));
                 put("moe_intermediate_size", json!(self.needed("expert_feed_forward_length")?));
                 // The files do not say; llama.cpp takes it for granted, and every published model has it.
-                put("norm_topk_prob", json!(self.family.architecture == "qwen3moe"));
+                put("norm_topk_prob", json!(self.family.architecture != "qwen2moe"));
                 put("mlp_only_layers", json!(self.layers_with("ffn_gate.weight")));
+            }
+            "lfm2moe" => {
+                put("num_experts", json!(experts));
+                put("moe_intermediate_size", json!(self.needed("expert_feed_forward_length")?));
+                put("num_dense_layers", json!(self.count("leading_dense_block_count")?.unwrap_or(0)));
+                put("use_expert_bias", json!(!self.layers_with("exp_probs_b.bias").is_empty()));
+                // The files do not say; llama.cpp takes it for granted, and the published model has it so.
+                put("norm_topk_prob", json!(true));
+                put("routed_scaling_factor", single(self.number("expert_weights_scale")?.unwrap_or(1.0)));
             }
             "ernie4_5-moe" => {
                 let sparse = self.layers_with("ffn_gate_inp.weight");
@@ -330,13 +367,15 @@ impl<'a> Fields<'a> {
         Error::at(self.key(name), "is missing or no size, expected a whole number from 1")
     }
 
-    /// A number that may be listed for each layer, but has to be the same in all.
+    /// A number that may be listed for each layer, but has to be the same in all that have what it counts.
     fn same_in_layers(&self, name: &str) -> Result<Option<u64>> {
         let key = self.key(name);
         let Ok(Some(listed)) = self.metadata.integers(&key) else { return self.count(name) };
-        match listed.first().filter(|first| listed.iter().all(|n| n == *first)) {
-            Some(first) => Ok(u64::try_from(*first).ok()),
-            None => Err(Error::at(key, "differs between layers, which is not supported")),
+        let mut counts = listed.iter().filter(|count| **count != 0);
+        match counts.next() {
+            Some(first) if counts.all(|count| count == first) => Ok(u64::try_from(*first).ok()),
+            Some(_) => Err(Error::at(key, "differs between layers, which is not supported")),
+            None => Ok(None),
         }
     }
 }

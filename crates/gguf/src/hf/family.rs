@@ -1,5 +1,6 @@
 //! The families that are known, and what their tensors are called.
 
+use super::layout::Change;
 use crate::{Error, Metadata, Result};
 
 /// What llama.cpp's converter does to the models of one architecture.
@@ -17,10 +18,21 @@ pub(super) struct Family {
     pub(super) epsilon: [&'static str; 2],
     /// Names of a layer's tensors that differ from [`LAYER`].
     names: &'static [(&'static str, &'static str)],
+    /// How files have gated delta nets, where most layers have one in the place of attention.
+    pub(super) delta_nets: Option<DeltaNets>,
     /// The name of what corrects the scores of experts.
     correction: &'static str,
     /// Whether activations leave the range of half precision.
     pub(super) needs_wide_activations: bool,
+}
+
+/// The order of the heads of values in gated delta nets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum DeltaNets {
+    /// As transformers has them: those that share a head of keys are side by side.
+    Grouped,
+    /// The first one of each head of keys, then the next of each.
+    Tiled,
 }
 
 const PLAIN: Family = Family {
@@ -30,6 +42,7 @@ const PLAIN: Family = Family {
     norm_added: 0.0,
     epsilon: ["attention.layer_norm_rms_epsilon", "rms_norm_eps"],
     names: &[],
+    delta_nets: None,
     correction: "",
     needs_wide_activations: false,
 };
@@ -38,6 +51,33 @@ const SHARED_EXPERTS: &[(&str, &str)] = &[
     ("ffn_gate_shexp", "mlp.shared_experts.gate_proj"),
     ("ffn_up_shexp", "mlp.shared_experts.up_proj"),
     ("ffn_down_shexp", "mlp.shared_experts.down_proj"),
+];
+
+const SHARED_EXPERT: &[(&str, &str)] = &[
+    ("ffn_gate_inp_shexp", "mlp.shared_expert_gate"),
+    ("ffn_gate_shexp", "mlp.shared_expert.gate_proj"),
+    ("ffn_up_shexp", "mlp.shared_expert.up_proj"),
+    ("ffn_down_shexp", "mlp.shared_expert.down_proj"),
+];
+
+const LFM2: &[(&str, &str)] = &[
+    ("token_embd_norm", "model.embedding_norm"),
+    ("output_norm", "model.embedding_norm"),
+    ("attn_norm", "operator_norm"),
+    ("attn_output", "self_attn.out_proj"),
+    ("attn_q_norm", "self_attn.q_layernorm"),
+    ("attn_k_norm", "self_attn.k_layernorm"),
+    ("shortconv.conv", "conv.conv"),
+    ("shortconv.in_proj", "conv.in_proj"),
+    ("shortconv.out_proj", "conv.out_proj"),
+    ("ffn_norm", "ffn_norm"),
+    ("ffn_gate", "feed_forward.w1"),
+    ("ffn_up", "feed_forward.w3"),
+    ("ffn_down", "feed_forward.w2"),
+    ("ffn_gate_inp", "feed_forward.gate"),
+    ("ffn_gate_exps", "feed_forward.switch_mlp.gate_proj"),
+    ("ffn_up_exps", "feed_forward.switch_mlp.up_proj"),
+    ("ffn_down_exps", "feed_forward.switch_mlp.down_proj"),
 ];
 
 const BLOCK_SPARSE: &[(&str, &str)] = &[
@@ -89,6 +129,7 @@ const FAMILIES: &[Family] = &[
         architecture: "gpt-oss",
         model_type: "gpt_oss",
         names: &[
+            ("attn_sinks", "self_attn.sinks"),
             ("ffn_gate_inp", "mlp.router"),
             ("ffn_gate_exps", "mlp.experts.gate_proj"),
             ("ffn_up_exps", "mlp.experts.up_proj"),
@@ -120,6 +161,14 @@ const FAMILIES: &[Family] = &[
         names: &[("attn_q_norm", "self_attn.query_layernorm"), ("attn_k_norm", "self_attn.key_layernorm")],
         ..PLAIN
     },
+    Family { architecture: "lfm2", model_type: "lfm2", names: LFM2, ..PLAIN },
+    Family {
+        architecture: "lfm2moe",
+        model_type: "lfm2_moe",
+        names: LFM2,
+        correction: "feed_forward.expert_bias",
+        ..PLAIN
+    },
     Family { architecture: "minicpm", model_type: "minicpm", paired: true, ..PLAIN },
     Family {
         architecture: "minimax-m2",
@@ -136,15 +185,20 @@ const FAMILIES: &[Family] = &[
         ..PLAIN
     },
     Family { architecture: "olmoe", model_type: "olmoe", ..PLAIN },
+    Family { architecture: "qwen2moe", model_type: "qwen2_moe", names: SHARED_EXPERT, ..PLAIN },
+    Family { architecture: "qwen35", model_type: "qwen3_5", delta_nets: Some(DeltaNets::Tiled), ..PLAIN },
     Family {
-        architecture: "qwen2moe",
-        model_type: "qwen2_moe",
-        names: &[
-            ("ffn_gate_inp_shexp", "mlp.shared_expert_gate"),
-            ("ffn_gate_shexp", "mlp.shared_expert.gate_proj"),
-            ("ffn_up_shexp", "mlp.shared_expert.up_proj"),
-            ("ffn_down_shexp", "mlp.shared_expert.down_proj"),
-        ],
+        architecture: "qwen35moe",
+        model_type: "qwen3_5_moe",
+        names: SHARED_EXPERT,
+        delta_nets: Some(DeltaNets::Tiled),
+        ..PLAIN
+    },
+    Family {
+        architecture: "qwen3next",
+        model_type: "qwen3_next",
+        names: SHARED_EXPERT,
+        delta_nets: Some(DeltaNets::Grouped),
         ..PLAIN
     },
     Family {
@@ -200,6 +254,24 @@ const LAYER: &[(&str, &str)] = &[
     ("ffn_down_exps", "mlp.switch_mlp.down_proj"),
 ];
 
+/// The tensors of a gated delta net.
+const DELTA_NET: &[(&str, &str)] = &[
+    ("attn_qkv", "linear_attn.in_proj_qkv"),
+    ("attn_gate", "linear_attn.in_proj_z"),
+    ("ssm_in", "linear_attn.in_proj_qkvz"),
+    ("ssm_ba", "linear_attn.in_proj_ba"),
+    ("ssm_beta", "linear_attn.in_proj_b"),
+    ("ssm_alpha", "linear_attn.in_proj_a"),
+    ("ssm_conv1d", "linear_attn.conv1d"),
+    ("ssm_a", "linear_attn.A_log"),
+    ("ssm_dt", "linear_attn.dt_bias"),
+    ("ssm_norm", "linear_attn.norm"),
+    ("ssm_out", "linear_attn.out_proj"),
+];
+
+/// Tensors whose names have no ending.
+const BARE: [&str; 3] = ["self_attn.sinks", "linear_attn.A_log", "linear_attn.dt_bias"];
+
 /// The tensors outside of layers.
 const ROOT: &[(&str, &str)] =
     &[("token_embd", "model.embed_tokens"), ("output_norm", "model.norm"), ("output", "lm_head")];
@@ -211,7 +283,7 @@ pub(super) enum Target {
         name: String,
         /// Whether its rows are paired by heads: 0 of queries, 1 of keys.
         paired: Option<usize>,
-        added: f32,
+        change: Change,
     },
     /// config.json has what it says, or it can be computed.
     Ignored,
@@ -236,44 +308,52 @@ impl Family {
 
     /// What becomes of the tensor of this name; `None` where it is not known.
     pub(super) fn target(&self, name: &str) -> Option<Target> {
-        let (stem, end) = name.rsplit_once('.')?;
-        if !matches!(end, "weight" | "bias") {
-            return None;
-        }
+        let (stem, end) = match name.rsplit_once('.')? {
+            (stem, end @ ("weight" | "bias")) => (stem, end),
+            (_, "ssm_a") => (name, ""),
+            _ => return None,
+        };
         if matches!(stem, "rope_freqs" | "rope_factors_long" | "rope_factors_short") {
             return Some(Target::Ignored);
         }
         let Some(rest) = stem.strip_prefix("blk.") else {
-            let known = ROOT.iter().find(|known| known.0 == stem)?.1;
+            let known = self.names.iter().chain(ROOT).find(|known| known.0 == stem)?.1;
             return Some(self.tensor(format!("{known}.{end}"), stem, end));
         };
         let (layer, part) = rest.split_once('.')?;
         let layer: u32 = layer.parse().ok()?;
         let prefix = format!("model.layers.{layer}");
-        if part == "attn_sinks" {
-            return Some(self.tensor(format!("{prefix}.self_attn.sinks"), part, end));
-        }
         if part == "exp_probs_b" && !self.correction.is_empty() {
             return Some(self.tensor(format!("{prefix}.{}", self.correction), part, end));
         }
         if part == "attn_rot_embd" {
             return Some(Target::Ignored);
         }
-        // Files of the first mixtures of experts have one tensor for each expert: ffn_gate.3.
-        if let Some((part, expert)) = part.split_once('.') {
-            let names = [("ffn_gate", "w1"), ("ffn_down", "w2"), ("ffn_up", "w3")];
-            let known = names.iter().find(|known| known.0 == part)?.1;
-            let expert: u32 = expert.parse().ok()?;
-            return Some(self.tensor(format!("{prefix}.mlp.experts.{expert}.{known}.{end}"), part, end));
+        let delta_net = if self.delta_nets.is_some() { DELTA_NET } else { &[] };
+        if let Some((_, known)) =
+            self.names.iter().chain(delta_net).chain(LAYER).find(|known| known.0 == part)
+        {
+            let name = if BARE.contains(known) { (*known).to_owned() } else { format!("{known}.{end}") };
+            return Some(self.tensor(format!("{prefix}.{name}"), part, end));
         }
-        let known = self.names.iter().chain(LAYER).find(|known| known.0 == part)?.1;
-        Some(self.tensor(format!("{prefix}.{known}.{end}"), part, end))
+        // Files of the first mixtures of experts have one tensor for each expert: ffn_gate.3.
+        let (part, expert) = part.split_once('.')?;
+        let names = [("ffn_gate", "w1"), ("ffn_down", "w2"), ("ffn_up", "w3")];
+        let known = names.iter().find(|known| known.0 == part)?.1;
+        let expert: u32 = expert.parse().ok()?;
+        Some(self.tensor(format!("{prefix}.mlp.experts.{expert}.{known}.{end}"), part, end))
     }
 
     fn tensor(&self, name: String, part: &str, end: &str) -> Target {
         let paired = ["attn_q", "attn_k"].iter().position(|paired| self.paired && *paired == part);
-        let is_norm = end == "weight" && part.ends_with("_norm");
-        Target::Tensor { name, paired, added: if is_norm { self.norm_added } else { 0.0 } }
+        let change = if part == "ssm_a" {
+            Change::NegativeExponential
+        } else if end == "weight" && part.ends_with("_norm") && self.norm_added != 0.0 {
+            Change::Added(self.norm_added)
+        } else {
+            Change::Nothing
+        };
+        Target::Tensor { name, paired, change }
     }
 }
 
@@ -285,10 +365,10 @@ mod tests {
         FAMILIES.iter().find(|family| family.architecture == name).unwrap()
     }
 
-    fn named(architecture: &str, name: &str) -> Option<(String, Option<usize>, f32)> {
+    fn named(architecture: &str, name: &str) -> Option<(String, Option<usize>, Change)> {
         match family(architecture).target(name)? {
-            Target::Tensor { name, paired, added } => Some((name, paired, added)),
-            Target::Ignored => Some((String::new(), None, 0.0)),
+            Target::Tensor { name, paired, change } => Some((name, paired, change)),
+            Target::Ignored => Some((String::new(), None, Change::Nothing)),
         }
     }
 
@@ -296,36 +376,73 @@ mod tests {
     fn tensors_get_the_names_of_transformers() {
         let layer = |part: &str| format!("model.layers.7.{part}");
         for (architecture, name, expected) in [
-            ("llama", "token_embd.weight", ("model.embed_tokens.weight".to_owned(), None, 0.0)),
-            ("llama", "blk.7.attn_q.weight", (layer("self_attn.q_proj.weight"), Some(0), 0.0)),
-            ("llama", "blk.7.attn_k.bias", (layer("self_attn.k_proj.bias"), Some(1), 0.0)),
-            ("llama", "blk.7.ffn_up.3.weight", (layer("mlp.experts.3.w3.weight"), None, 0.0)),
-            ("qwen3", "blk.7.attn_q.weight", (layer("self_attn.q_proj.weight"), None, 0.0)),
-            ("gemma3", "blk.7.ffn_norm.weight", (layer("pre_feedforward_layernorm.weight"), None, 1.0)),
-            ("gemma3", "blk.7.attn_k_norm.weight", (layer("self_attn.k_norm.weight"), None, 1.0)),
-            ("gemma3", "output_norm.weight", ("model.norm.weight".to_owned(), None, 1.0)),
-            ("gpt-oss", "blk.7.attn_sinks.weight", (layer("self_attn.sinks"), None, 0.0)),
-            ("gpt-oss", "blk.7.ffn_up_exps.bias", (layer("mlp.experts.up_proj.bias"), None, 0.0)),
+            ("llama", "token_embd.weight", ("model.embed_tokens.weight".to_owned(), None, Change::Nothing)),
+            ("llama", "blk.7.attn_q.weight", (layer("self_attn.q_proj.weight"), Some(0), Change::Nothing)),
+            ("llama", "blk.7.attn_k.bias", (layer("self_attn.k_proj.bias"), Some(1), Change::Nothing)),
+            ("llama", "blk.7.ffn_up.3.weight", (layer("mlp.experts.3.w3.weight"), None, Change::Nothing)),
+            ("qwen3", "blk.7.attn_q.weight", (layer("self_attn.q_proj.weight"), None, Change::Nothing)),
+            (
+                "gemma3",
+                "blk.7.ffn_norm.weight",
+                (layer("pre_feedforward_layernorm.weight"), None, Change::Added(1.0)),
+            ),
+            (
+                "gemma3",
+                "blk.7.attn_k_norm.weight",
+                (layer("self_attn.k_norm.weight"), None, Change::Added(1.0)),
+            ),
+            ("gemma3", "output_norm.weight", ("model.norm.weight".to_owned(), None, Change::Added(1.0))),
+            ("gpt-oss", "blk.7.attn_sinks.weight", (layer("self_attn.sinks"), None, Change::Nothing)),
+            ("gpt-oss", "blk.7.ffn_up_exps.bias", (layer("mlp.experts.up_proj.bias"), None, Change::Nothing)),
             (
                 "minimax-m2",
                 "blk.7.exp_probs_b.bias",
-                (layer("block_sparse_moe.e_score_correction_bias"), None, 0.0),
+                (layer("block_sparse_moe.e_score_correction_bias"), None, Change::Nothing),
             ),
-            ("nemotron", "blk.7.ffn_norm.weight", (layer("post_attention_layernorm.weight"), None, 1.0)),
-            ("nemotron", "blk.7.ffn_norm.bias", (layer("post_attention_layernorm.bias"), None, 0.0)),
+            (
+                "nemotron",
+                "blk.7.ffn_norm.weight",
+                (layer("post_attention_layernorm.weight"), None, Change::Added(1.0)),
+            ),
+            (
+                "nemotron",
+                "blk.7.ffn_norm.bias",
+                (layer("post_attention_layernorm.bias"), None, Change::Nothing),
+            ),
             (
                 "qwen2moe",
                 "blk.7.ffn_gate_inp_shexp.weight",
-                (layer("mlp.shared_expert_gate.weight"), None, 0.0),
+                (layer("mlp.shared_expert_gate.weight"), None, Change::Nothing),
             ),
-            ("glm4moe", "blk.7.exp_probs_b.bias", (layer("mlp.gate.e_score_correction_bias"), None, 0.0)),
-            ("llama", "rope_freqs.weight", (String::new(), None, 0.0)),
+            (
+                "glm4moe",
+                "blk.7.exp_probs_b.bias",
+                (layer("mlp.gate.e_score_correction_bias"), None, Change::Nothing),
+            ),
+            ("lfm2", "blk.7.shortconv.conv.weight", (layer("conv.conv.weight"), None, Change::Nothing)),
+            (
+                "lfm2",
+                "token_embd_norm.weight",
+                ("model.embedding_norm.weight".to_owned(), None, Change::Nothing),
+            ),
+            ("lfm2moe", "blk.7.exp_probs_b.bias", (layer("feed_forward.expert_bias"), None, Change::Nothing)),
+            ("qwen35", "blk.7.attn_norm.weight", (layer("input_layernorm.weight"), None, Change::Nothing)),
+            (
+                "qwen35",
+                "blk.7.attn_qkv.weight",
+                (layer("linear_attn.in_proj_qkv.weight"), None, Change::Nothing),
+            ),
+            ("qwen35", "blk.7.ssm_a", (layer("linear_attn.A_log"), None, Change::NegativeExponential)),
+            ("qwen35", "blk.7.ssm_dt.bias", (layer("linear_attn.dt_bias"), None, Change::Nothing)),
+            ("llama", "rope_freqs.weight", (String::new(), None, Change::Nothing)),
         ] {
             assert_eq!(named(architecture, name), Some(expected), "{architecture} {name}");
         }
         for name in [
             "blk.7.exp_probs_b.bias",
             "blk.7.ssm_a",
+            "token_embd_norm.weight",
+            "blk.7.shortconv.conv.weight",
             "blk.x.attn_q.weight",
             "blk.7.unknown.weight",
             "token_embd",

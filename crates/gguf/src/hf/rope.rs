@@ -19,7 +19,8 @@ pub(super) fn add(
     let base = fields.number("rope.freq_base")?.unwrap_or(10_000.0);
     config.insert("rope_theta".to_owned(), single(base));
     let rotated = fields.count("rope.dimension_count")?.unwrap_or(fields.head_dim);
-    if rotated != fields.head_dim && fields.head_dim > 0 {
+    // Also where it is all of a head: families differ in what they take for granted.
+    if fields.head_dim > 0 {
         let share = rotated as f64 / fields.head_dim as f64;
         config.insert("partial_rotary_factor".to_owned(), json!(share));
     }

@@ -66,6 +66,10 @@ pub(super) fn infos(
     };
     settings.1 |= stored.kind.is_quantized();
     let matrix = named.name.strip_suffix(".weight").filter(|_| stored.shape.len() > 1);
+    // The parts of rows that change places have to be whole groups.
+    let columns = stored.shape.last().copied().unwrap_or(1);
+    let keeps_groups = named.columns.is_none_or(|tiles| (columns / tiles.heads).is_multiple_of(GROUP));
+    let form = if keeps_groups { form } else { Form::Full };
     let parts: Vec<(String, Part, Dtype)> = match (packing, matrix) {
         (Packing::Affine { bits, wide }, Some(stem)) if form == Form::Packed => {
             settings.0.insert(stem.to_owned(), (bits, "affine"));
@@ -83,7 +87,7 @@ pub(super) fn infos(
                 (format!("{stem}.scales"), Part::Exponents, Dtype::U8),
             ]
         }
-        (Packing::Float, _) if named.added == 0.0 => {
+        (Packing::Float, _) if named.change == hf::Change::Nothing => {
             let dtype = match stored.kind {
                 TensorType::F16 => Dtype::F16,
                 TensorType::BF16 => Dtype::Bf16,
@@ -91,16 +95,18 @@ pub(super) fn infos(
             };
             vec![(named.name.clone(), Part::Stored, dtype)]
         }
-        _ => vec![(named.name.clone(), Part::Elements { added: named.added }, Dtype::F32)],
+        _ => vec![(named.name.clone(), Part::Elements { change: named.change }, Dtype::F32)],
     };
     let info = |(name, part, dtype): (String, Part, Dtype)| {
         let (mut shape, source) = part.of(path, named, file, stored, dtype);
-        if named.row {
-            shape.insert(0, 1);
+        match named.dropped {
+            Some(hf::Dropped::First) => shape.insert(0, 1),
+            Some(hf::Dropped::Last) => shape.push(1),
+            None => {}
         }
         let mut info = TensorInfo::in_file(file, dtype, shape, stored.range.clone());
         // What lies in the file as it is needs no detour.
-        if part != Part::Stored || named.rows != hf::Rows::Same {
+        if part != Part::Stored || named.rows != hf::Rows::Same || named.columns.is_some() {
             info.source = Some(Arc::new(source));
         }
         (name, info)
@@ -113,8 +119,8 @@ pub(super) fn infos(
 enum Part {
     /// The bytes as they are.
     Stored,
-    /// The elements in single precision, less what the converter added.
-    Elements { added: f32 },
+    /// The elements in single precision, as they were before the converter changed them.
+    Elements { change: hf::Change },
     /// The whole numbers of affine groups, packed.
     Values,
     /// Their scales.
@@ -142,6 +148,8 @@ struct RowsOf {
     /// Rows of each matrix, and their order.
     rows: usize,
     order: hf::Rows,
+    /// The order of the parts of each row.
+    columns: Option<hf::Tiles>,
     part: Part,
 }
 
@@ -166,6 +174,9 @@ impl Part {
         if let Some(last) = shape.last_mut() {
             *last = width;
         }
+        if let Some(rows) = shape.iter_mut().nth_back(1) {
+            *rows = named.rows.count(*rows);
+        }
         // The elements of a vector whose order differs are rows of one each.
         let vector = shape.len() == 1 && named.rows != hf::Rows::Same;
         let (stored_row, row, rows) = if vector {
@@ -184,6 +195,7 @@ impl Part {
             row,
             rows,
             order: named.rows,
+            columns: named.columns,
             part: self,
         };
         (shape, source)
@@ -209,22 +221,42 @@ impl TensorSource for RowsOf {
                 files.read_at(self.file, start(stored), blocks)?;
             }
         }
-        self.decode(&blocks, memory)
+        self.decode(&blocks, memory)?;
+        self.arrange(memory);
+        Ok(())
     }
 }
 
 impl RowsOf {
+    /// Puts the parts of each row in their order.
+    fn arrange(&self, memory: &mut [u8]) {
+        let Some(tiles) = self.columns else { return };
+        let width = self.row / tiles.heads;
+        let mut stored = vec![0; self.row];
+        for row in memory.chunks_exact_mut(self.row) {
+            stored.copy_from_slice(row);
+            for (head, part) in row.chunks_exact_mut(width).enumerate() {
+                let from = tiles.stored(head) * width;
+                part.copy_from_slice(&stored[from..from + width]);
+            }
+        }
+    }
+
     fn decode(&self, blocks: &[u8], memory: &mut [u8]) -> Result<()> {
         let done = match self.part {
             Part::Stored => {
                 memory.copy_from_slice(blocks);
                 Some(())
             }
-            Part::Elements { added } => {
+            Part::Elements { change } => {
                 let mut elements = vec![0.0; memory.len() / size_of::<f32>()];
                 let done = self.kind.dequantize(blocks, &mut elements);
                 for (out, element) in memory.as_chunks_mut().0.iter_mut().zip(elements) {
-                    *out = (element - added).to_le_bytes();
+                    let Some(before) = change.undo(element) else {
+                        let reason = format!("has the element {element}, expected a number below 0");
+                        return Err(Error::invalid_key(&self.path, &self.name, reason));
+                    };
+                    *out = before.to_le_bytes();
                 }
                 done
             }
