@@ -4,7 +4,7 @@ use crate::{
     element::{Element, widen},
     error::Result,
     kernels::Kernels,
-    operand::{Floats, length, with_slice},
+    operand::{Floats, FloatsMut, length, with_slice},
     scratch::Scratch,
     shared_slice::SharedSlice,
     simd::{Kernel, Simd, exp},
@@ -59,6 +59,42 @@ impl Kernels {
             unsafe { (ids.part(row, 1)[0], scores.part(row, 1)[0]) = (id, score) };
         }));
         Ok(())
+    }
+}
+
+/// Makes the logits of banned tokens −∞: of each row of `logits` `[rows, size]` those whose bit in `allowed` is 0, 32 tokens a word,
+/// the lowest bit first, and those behind its last word. A row without bits stays as it is.
+///
+/// # Errors
+/// Operands whose sizes do not match.
+pub fn ban(allowed: &[Option<&[u32]>], logits: FloatsMut<'_>) -> Result<()> {
+    let size = logits.len().checked_div(allowed.len()).unwrap_or(0);
+    length("logits", logits.len(), allowed.len() * size)?;
+    with_slice!(logits, FloatsMut, logits => {
+        for (words, row) in allowed.iter().zip(logits.chunks_exact_mut(size.max(1))) {
+            if let Some(words) = words {
+                ban_row(words, row);
+            }
+        }
+    });
+    Ok(())
+}
+
+fn ban_row<E: Element>(words: &[u32], row: &mut [E]) {
+    let banned = E::round(f32::NEG_INFINITY);
+    let words = words.iter().copied().chain(std::iter::repeat(0));
+    for (word, part) in words.zip(row.chunks_mut(32)) {
+        match word {
+            u32::MAX => {}
+            0 => part.fill(banned),
+            _ => {
+                for (bit, logit) in part.iter_mut().enumerate() {
+                    if word >> bit & 1 == 0 {
+                        *logit = banned;
+                    }
+                }
+            }
+        }
     }
 }
 
@@ -326,6 +362,18 @@ mod tests {
             );
         }
         assert_eq!(ln(1.0), 0.0);
+    }
+
+    #[test]
+    fn banned_tokens_have_no_logit() {
+        let mut logits = vec![1.0_f32; 3 * 70];
+        ban(&[Some(&[u32::MAX, 0b101]), None, Some(&[0, u32::MAX, u32::MAX])], FloatsMut::F32(&mut logits))
+            .unwrap();
+        let left = |row: usize| -> Vec<usize> { (0..70).filter(|id| logits[row * 70 + id] == 1.0).collect() };
+        assert_eq!(left(0), (0..33).chain([34]).collect::<Vec<_>>());
+        assert_eq!(left(1).len(), 70);
+        assert_eq!(left(2), (32..70).collect::<Vec<_>>());
+        assert!(ban(&[None, None], FloatsMut::F32(&mut [0.0; 3])).is_err());
     }
 
     #[test]

@@ -87,7 +87,7 @@ mod tiles;
 
 pub use activation::ElementActivation;
 pub use attention::{AttentionBackward, AttentionParams, PackedTexts};
-pub use draw::Draw;
+pub use draw::{Draw, ban};
 pub use error::{Error, Result};
 pub use glu::{Glu, GluInput};
 pub use isa::Isa;

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     mlx::slice,
-    nn::{Architecture, KvCache, Rows},
+    nn::{Architecture, KvCache, Rows, ban},
 };
 
 /// Submits the next token of every row, without waiting for it.
@@ -55,29 +55,8 @@ fn masked(rows: &mut [&mut Row], logits: &Array) -> Result<Array> {
     }
     transforms::async_eval([logits])?;
     rows.iter_mut().try_for_each(|row| row.compute_mask())?;
-    let width = logits.dim(-1) as usize;
-    let mut allowed = Vec::with_capacity(rows.len() * width);
-    for row in rows.iter() {
-        let end = allowed.len() + width;
-        match row.mask() {
-            Some(mask) => mask.words().iter().for_each(|word| push_bits(*word, &mut allowed)),
-            None => allowed.resize(end, true),
-        }
-        // The last word may go on behind the vocabulary, and logits behind the mask.
-        allowed.resize(end, false);
-    }
-    let allowed = Array::from_slice(&allowed, &[rows.len() as i32, width as i32]);
-    let nothing = Array::from_f32(f32::NEG_INFINITY).as_dtype(logits.dtype())?;
-    ops::select(&allowed, logits, &nothing)
-}
-
-/// Pushes the bits of a word of a mask, the lowest first. Most words allow all of their tokens or none.
-fn push_bits(word: u32, allowed: &mut Vec<bool>) {
-    match word {
-        0 => allowed.extend_from_slice(&[false; 32]),
-        u32::MAX => allowed.extend_from_slice(&[true; 32]),
-        _ => allowed.extend((0..32).map(|bit| word >> bit & 1 == 1)),
-    }
+    let allowed: Vec<_> = rows.iter().map(|row| row.mask().map(|mask| mask.words().to_vec())).collect();
+    ban(logits, &allowed)
 }
 
 /// The choices of rows that differ: those that only draw are computed together, each other by itself.

@@ -64,7 +64,7 @@ pub(crate) use mla::{LatentAttention, LatentSizes};
 pub(crate) use mlp::{GatedMlp, PlainMlp};
 pub(crate) use moe::{ExpertSizes, Experts, Moe, Routing, Scoring, SharedExpert};
 pub(crate) use norm::{LayerNorm, Norm, RmsNorm};
-pub(crate) use ops::{argmax, argmax_with_score, draw};
+pub(crate) use ops::{argmax, argmax_with_score, ban, draw};
 pub(crate) use packed::PackedTokens;
 pub(crate) use parameter::{Param, ParamOverride, Weight, WeightTransform, layer_of};
 pub(crate) use relative_bias::{BUCKETS, RelativeBias};

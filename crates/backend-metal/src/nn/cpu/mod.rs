@@ -20,5 +20,5 @@ pub(super) use recurrence::{
 };
 pub(super) use routing::{Picking, route};
 pub(super) use vectors::{
-    Halves, NormWeight, activate, add_rms_norm, argmax, draw, glu, layer_norm, rms_norm,
+    Halves, NormWeight, activate, add_rms_norm, argmax, ban, draw, glu, layer_norm, rms_norm,
 };

@@ -153,6 +153,21 @@ pub(in crate::nn) fn draw(logits: &Array, draws: Vec<Draw>) -> Option<Result<[Ar
     }))
 }
 
+/// Logits `[B, V]` without the tokens that rows may not have, which are −∞: for each row a bit for each token, or all.
+pub(in crate::nn) fn ban(logits: &Array, allowed: &[Option<Vec<u32>>]) -> Option<Result<Array>> {
+    if ExecMode::current() != ExecMode::CpuKernels || promoted([logits.dtype()]).is_none() {
+        return None;
+    }
+    let (shape, allowed) =
+        (Shape { sizes: logits.shape(), dtype: logits.dtype(), donor: Some(0) }, allowed.to_vec());
+    let banned = primitive(c"ban", &[logits], [shape], move |_, outputs| {
+        let [output] = outputs else { return Err("logits were expected".into()) };
+        let allowed: Vec<_> = allowed.iter().map(Option::as_deref).collect();
+        kernel_result(cpu_kernels::ban(&allowed, floats_mut(output)?))
+    });
+    Some(banned.map(|[banned]| banned))
+}
+
 /// Where the two halves of a feed-forward block are.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::nn) enum Halves<'a> {
