@@ -62,9 +62,9 @@ impl OnlineSoftmax {
             scores[seen.end..].fill(0.0);
             let at = scores.as_ptr();
             let total = vectors().fold(S::splat(0.0), |total, i| S::add(total, S::load(at.add(i))));
-            // Nothing was summed before the first scores, nor is anything rescaled while the largest stays. NaN has to show.
+            // Nothing was summed before the first scores, nor is anything rescaled while the largest stays. What is no number has to show.
             let before = self.max[query];
-            let stays = before == max || before == f32::NEG_INFINITY && !max.is_nan();
+            let stays = max.is_finite() && (before == max || before == f32::NEG_INFINITY);
             let rescale = if stays { 1.0 } else { (before - max).exp() };
             self.totals[query] = self.totals[query] * rescale + S::reduce_add(total);
             self.max[query] = max;
