@@ -129,11 +129,16 @@ impl<E: Element> Kernel for DrawRow<'_, E> {
 #[inline(always)]
 fn log_softmax<S: Simd>(values: &mut [f32]) -> f32 {
     let (chunks, rest) = values.as_chunks::<LANES>();
-    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let (mut lanes, mut bad) = ([f32::NEG_INFINITY; LANES], [false; LANES]);
     for chunk in chunks {
-        for (lane, x) in lanes.iter_mut().zip(chunk) {
+        for ((lane, bad), x) in lanes.iter_mut().zip(&mut bad).zip(chunk) {
             *lane = if *x > *lane { *x } else { *lane };
+            *bad |= x.is_nan() || *x == f32::INFINITY;
         }
+    }
+    // Comparisons and the vectors' `exp` take NaN and infinities for numbers.
+    if bad.contains(&true) || rest.iter().any(|x| x.is_nan() || *x == f32::INFINITY) {
+        return f32::NAN;
     }
     let largest = lanes.into_iter().chain(rest.iter().copied()).fold(f32::NEG_INFINITY, f32::max);
     let whole = values.len() - values.len() % S::LANES;
@@ -146,9 +151,7 @@ fn log_softmax<S: Simd>(values: &mut [f32]) -> f32 {
         S::reduce_add(sums)
     };
     sum += values[whole..].iter().map(|x| (x - largest).exp()).sum::<f32>();
-    // The vectors' `exp` takes NaN and infinities for numbers.
-    let zeros: f32 = values.iter().map(|x| if *x < f32::INFINITY { 0.0 } else { f32::NAN }).sum();
-    let total = largest + sum.ln() + zeros;
+    let total = largest + sum.ln();
     values.iter_mut().for_each(|x| *x -= total);
     largest - total
 }

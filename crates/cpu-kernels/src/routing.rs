@@ -23,7 +23,7 @@ pub struct Routing<'a> {
     /// Experts for each token.
     pub top_k: usize,
     /// Weights are divided by their sum and this, if there is one.
-    pub normalise: Option<f32>,
+    pub normalize: Option<f32>,
     /// Factor of the weights.
     pub scale: f32,
 }
@@ -113,7 +113,7 @@ impl<X: Element> Kernel for Token<'_, X> {
         for (weight, pick) in weights.iter_mut().zip(&*picks) {
             *weight = probabilities[*pick as usize];
         }
-        let sum = routing.normalise.map_or(1.0, |epsilon| weights.iter().sum::<f32>() + epsilon);
+        let sum = routing.normalize.map_or(1.0, |epsilon| weights.iter().sum::<f32>() + epsilon);
         weights.iter_mut().for_each(|weight| *weight = *weight / sum * routing.scale);
     }
 }

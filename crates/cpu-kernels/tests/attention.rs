@@ -14,6 +14,10 @@ fn heads(data: &Vector, capacity: usize, head_dim: usize) -> Heads<'_> {
     Heads { data: data.floats(), head_stride: capacity * head_dim, token_stride: head_dim }
 }
 
+fn one_head(head_dim: usize) -> AttentionParams<'static> {
+    AttentionParams { heads: 1, kv_heads: 1, head_dim, scale: 1.0, window: None, softcap: None, sinks: None }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
 
@@ -164,15 +168,7 @@ fn quantised_operands_that_do_not_fit_are_refused() {
         row_stride: 0,
         tokens: 1,
     };
-    let how = AttentionParams {
-        heads: 1,
-        kv_heads: 1,
-        head_dim: 32,
-        scale: 1.0,
-        window: None,
-        softcap: None,
-        sinks: None,
-    };
+    let how = one_head(32);
     let run = |bits, group_size, words: &[u32], capacity, len| {
         let (scales, biases) = (kept.scales.floats(), kept.biases.floats());
         let all = KvView::Quantized(QuantizedHeads { bits, group_size, words, scales, biases, capacity });
@@ -190,15 +186,7 @@ fn quantised_operands_that_do_not_fit_are_refused() {
 /// A model whose weights are no numbers must not look as if it worked.
 #[test]
 fn a_query_that_is_no_number_shows() {
-    let how = AttentionParams {
-        heads: 1,
-        kv_heads: 1,
-        head_dim: 32,
-        scale: 1.0,
-        window: None,
-        softcap: None,
-        sinks: None,
-    };
+    let how = one_head(32);
     for tokens in (1..40).chain([64, 65, 100]) {
         let keys = vector(Kind::F32, tokens * 32, 1);
         let (bad, all) = (vec![f32::NAN; tokens * 32], heads(&keys, tokens, 32));
@@ -221,15 +209,7 @@ fn operands_that_do_not_fit_are_refused() {
     let kernels = Kernels::new().unwrap();
     let (data, mut out) = (vector(Kind::F32, 8, 1), vector(Kind::F32, 8, 0));
     let all = heads(&data, 2, 4);
-    let how = AttentionParams {
-        heads: 1,
-        kv_heads: 1,
-        head_dim: 4,
-        scale: 1.0,
-        window: None,
-        softcap: None,
-        sinks: None,
-    };
+    let how = one_head(4);
     let mut run = |tokens, len, how: &AttentionParams<'_>| {
         let queries = Queries { first: all, row_stride: 8, tokens };
         kernels.attention(
@@ -313,15 +293,7 @@ proptest! {
 fn texts_that_do_not_fit_are_refused() {
     let (data, mut out) = (vector(Kind::F32, 12, 1), vector(Kind::F32, 12, 0));
     let all = Heads { data: data.floats(), head_stride: 4, token_stride: 4 };
-    let how = AttentionParams {
-        heads: 1,
-        kv_heads: 1,
-        head_dim: 4,
-        scale: 1.0,
-        window: None,
-        softcap: None,
-        sinks: None,
-    };
+    let how = one_head(4);
     let mut run = |lengths: &[usize]| {
         let texts = PackedTexts { queries: all, keys: all, values: all, lengths };
         Kernels::new().unwrap().attention_packed(&texts, &how, false, out.floats_mut())

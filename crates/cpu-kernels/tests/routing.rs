@@ -12,7 +12,7 @@ proptest! {
 
     #[test]
     fn picks_are_the_largest([tokens, groups, size] in [1..40_usize, 1..6, 1..20], top_k in 1..12_usize, best in 1..6_usize,
-                             [sigmoid, biased, grouped, normalised] in any::<[bool; 4]>(), seed in any::<u64>(), kind in kinds(),
+                             [sigmoid, biased, grouped, normalized] in any::<[bool; 4]>(), seed in any::<u64>(), kind in kinds(),
                              kernels in kernels()) {
         let (experts, best) = (groups * size, best.min(groups));
         let top_k = top_k.min(if grouped { best * size } else { experts });
@@ -20,7 +20,7 @@ proptest! {
         let Vector::F32(bias) = vector(Kind::F32, experts, seed ^ 1) else { unreachable!() };
         let routing = Routing {
             sigmoid, bias: biased.then_some(&bias[..]), groups: grouped.then_some([groups, best]), top_k,
-            normalise: normalised.then_some(1e-3), scale: 1.7,
+            normalize: normalized.then_some(1e-3), scale: 1.7,
         };
         let (mut picks, mut weights) = (vec![0; tokens * top_k], vec![0.0; tokens * top_k]);
         kernels.route(scores.floats(), experts, &routing, &mut picks, &mut weights).unwrap();
@@ -39,7 +39,7 @@ proptest! {
             for (index, pick) in picks.iter().enumerate() {
                 let pick = *pick as usize;
                 prop_assert!(!picks[..index].contains(&(pick as u32)), "{picks:?}");
-                let exact = probability(pick) / if normalised { sum + f64::from(1e-3_f32) } else { 1.0 } * f64::from(1.7_f32);
+                let exact = probability(pick) / if normalized { sum + f64::from(1e-3_f32) } else { 1.0 } * f64::from(1.7_f32);
                 let found = f64::from(weights[token * top_k + index]);
                 prop_assert!((found - exact).abs() < 1e-5, "{found}, expected {exact}");
                 // No group that is left out is better, and no expert of the groups that are not.
@@ -61,7 +61,7 @@ proptest! {
 #[test]
 fn senseless_scores_and_sizes() {
     let kernels = Kernels::new().unwrap();
-    let routing = Routing { sigmoid: true, bias: None, groups: None, top_k: 2, normalise: None, scale: 1.0 };
+    let routing = Routing { sigmoid: true, bias: None, groups: None, top_k: 2, normalize: None, scale: 1.0 };
     let scores = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::NAN];
     let (mut picks, mut weights) = ([9; 2], [0.0; 2]);
     kernels.route(Floats::F32(&scores), 4, &routing, &mut picks, &mut weights).unwrap();

@@ -50,7 +50,7 @@ pub(crate) struct Routing {
     /// Experts for each token.
     pub(crate) top_k: usize,
     /// Whether the weights of the picked experts are made to sum to one.
-    pub(crate) normalise: bool,
+    pub(crate) normalize: bool,
     /// What is added to that sum before weights are divided by it.
     pub(crate) epsilon: f32,
     /// Factor of the weights.
@@ -77,21 +77,21 @@ pub(crate) struct SharedExpert {
 
 impl Routing {
     /// Probabilities of all experts.
-    pub(crate) fn softmax(top_k: usize, normalise: bool) -> Self {
+    pub(crate) fn softmax(top_k: usize, normalize: bool) -> Self {
         Self {
             scoring: Scoring::Softmax,
             bias: None,
             groups: None,
             top_k,
-            normalise,
+            normalize,
             epsilon: 0.0,
             scale: 1.0,
         }
     }
 
     /// Each expert's own probability.
-    pub(crate) fn sigmoid(top_k: usize, normalise: bool) -> Self {
-        Self { scoring: Scoring::Sigmoid, epsilon: 1e-20, ..Self::softmax(top_k, normalise) }
+    pub(crate) fn sigmoid(top_k: usize, normalize: bool) -> Self {
+        Self { scoring: Scoring::Sigmoid, epsilon: 1e-20, ..Self::softmax(top_k, normalize) }
     }
 
     /// Scores `[.., experts]` → the picked experts and their weights, `[.., top_k]` each.
@@ -100,7 +100,7 @@ impl Routing {
             sigmoid: self.scoring == Scoring::Sigmoid,
             groups: self.groups,
             top_k: self.top_k,
-            normalise: self.normalise.then_some(self.epsilon),
+            normalize: self.normalize.then_some(self.epsilon),
             scale: self.scale,
         };
         if let Some(picked) = cpu::route(scores, self.bias.as_ref(), how) {
@@ -120,7 +120,7 @@ impl Routing {
         }
         let picks = stop_gradient(largest(&choice, self.top_k)?)?;
         let mut weights = take_along_axis(&scores, &picks, -1)?;
-        if self.normalise {
+        if self.normalize {
             let sum = weights.sum_axis(-1, true)?;
             let sum = if self.epsilon > 0.0 { sum.add(Array::from_f32(self.epsilon))? } else { sum };
             weights = weights.divide(sum)?;

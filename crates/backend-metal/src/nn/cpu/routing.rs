@@ -16,7 +16,7 @@ pub(in crate::nn) struct Picking {
     pub(in crate::nn) sigmoid: bool,
     pub(in crate::nn) groups: Option<[usize; 2]>,
     pub(in crate::nn) top_k: usize,
-    pub(in crate::nn) normalise: Option<f32>,
+    pub(in crate::nn) normalize: Option<f32>,
     pub(in crate::nn) scale: f32,
 }
 
@@ -32,7 +32,7 @@ pub(in crate::nn) fn route(scores: &Array, bias: Option<&Array>, how: Picking) -
     let (experts, sizes) = (*experts as usize, [rows, &[how.top_k as i32]].concat());
     let shape = |dtype| Shape { sizes: &sizes, dtype, donor: None };
     let arrays: Vec<_> = [scores].into_iter().chain(bias).collect();
-    let Picking { sigmoid, groups, top_k, normalise, scale } = how;
+    let Picking { sigmoid, groups, top_k, normalize, scale } = how;
     Some(primitive(
         c"route",
         &arrays,
@@ -40,7 +40,7 @@ pub(in crate::nn) fn route(scores: &Array, bias: Option<&Array>, how: Picking) -
         move |inputs, outputs| {
             let scores = FloatView::of(inputs[0])?;
             let bias = inputs.get(1).map(|bias| bias.elements::<f32>()).transpose()?;
-            let routing = Routing { sigmoid, bias: bias.as_deref(), groups, top_k, normalise, scale };
+            let routing = Routing { sigmoid, bias: bias.as_deref(), groups, top_k, normalize, scale };
             let [picks, weights] = outputs else { return Err("two outputs were expected".into()) };
             let (picks, weights) = (picks.elements::<u32>()?, weights.elements::<f32>()?);
             kernel_result(kernels()?.route(scores.floats(), experts, &routing, picks, weights))
