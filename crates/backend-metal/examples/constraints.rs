@@ -11,13 +11,16 @@ use std::{
 };
 
 use backend_metal as _;
-use futures::{executor::block_on, future::try_join_all};
+use futures::{TryStreamExt as _, executor::block_on, future::try_join_all};
 use inference_core::{
     Constraint, GenerateOptions, ModelInfo, Prompt, Result, TemplateOptions, TextModel, TextModelExt as _,
     load_model,
 };
 use inference_text::{PromptLimits, TextPipeline};
 use serde_json::{Value, json};
+
+/// Rounds by turns, without and with.
+const ROUNDS: usize = 5;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let folder = std::env::args().nth(1).ok_or("the folder of a model is missing")?;
@@ -27,19 +30,24 @@ fn main() -> Result<(), Box<dyn Error>> {
         let ids = masks(Path::new(&folder), &*model, tokens).await?;
         println!("{} tokens: {:?}", ids.len(), model.decode(ids[..ids.len().min(40)].to_vec()).await?);
         for rows in [1, 8] {
-            let mut shares = Vec::new();
-            for round in 0..3 {
-                let free =
-                    speed(&*model, rows, GenerateOptions::new().max_tokens(tokens).ignore_eos(true)).await?;
-                let held = GenerateOptions::new()
-                    .max_tokens(tokens)
-                    .constraint(Constraint::json_schema(schema(rows * 10 + round)));
-                let held = speed(&*model, rows, held).await?;
-                println!("{rows} rows: {free:.1} tokens/s without, {held:.1} with: {:.3}", held / free);
-                shares.push(held / free);
+            let mut shares = [Vec::new(), Vec::new()];
+            for round in 0..ROUNDS {
+                let options = GenerateOptions::new().max_tokens(tokens);
+                let free = speed(&*model, rows, options.clone().ignore_eos(true)).await?;
+                let constraint = Constraint::json_schema(schema(rows * 10 + round));
+                let held = speed(&*model, rows, options.constraint(constraint)).await?;
+                for ((name, shares), (free, held)) in
+                    ["whole run", "all decode"].iter().zip(&mut shares).zip(free.iter().zip(held))
+                {
+                    let share = held / free;
+                    println!("{rows} rows, {name}: {free:.1} tokens/s without, {held:.1} with: {share:.3}");
+                    shares.push(share);
+                }
             }
-            shares.sort_by(f64::total_cmp);
-            println!("{rows} rows: {:.3} (the middle of three)", shares[1]);
+            for (name, shares) in ["whole run", "all decode"].iter().zip(&mut shares) {
+                shares.sort_by(f64::total_cmp);
+                println!("{rows} rows, {name}: {:.3} (the median)", shares[ROUNDS / 2]);
+            }
         }
         model.close().await?;
         Ok(())
@@ -59,16 +67,28 @@ fn schema(number: usize) -> Value {
     json!({"type": "array", "items": item, "minItems": 50})
 }
 
-/// Tokens per second of rows side by side, from the first token to the last.
-async fn speed(model: &dyn TextModel, rows: usize, options: GenerateOptions) -> Result<f64> {
-    let prompt = |row| Prompt::from(format!("Row {row}: a list of people follows, as JSON."));
-    let options = options.temperature(1.0);
-    let answers =
-        try_join_all((0..rows).map(|row| model.complete(prompt(row), options.clone().seed(row as u64))))
-            .await?;
-    let tokens: usize = answers.iter().map(|answer| answer.tokens.len() - 1).sum();
-    let longest = answers.iter().map(|answer| answer.finish.metrics.decode).max().unwrap_or_default();
-    Ok(tokens as f64 / longest.as_secs_f64())
+/// Tokens per second of rows side by side: of the whole run, and while all of them decode.
+async fn speed(model: &dyn TextModel, rows: usize, options: GenerateOptions) -> Result<[f64; 2]> {
+    let began = Instant::now();
+    let times = try_join_all((0..rows).map(|row| {
+        let prompt = Prompt::from(format!("Row {row}: a list of people follows, as JSON."));
+        let options = options.clone().temperature(1.0).seed(row as u64);
+        async move {
+            let stream = model.generate(prompt, options).await?;
+            stream.map_ok(|_| Instant::now()).try_collect::<Vec<_>>().await
+        }
+    }))
+    .await?;
+    let ends = times.iter().flat_map(|times| times.first().zip(times.last()));
+    let (first, last): (Vec<Instant>, Vec<Instant>) = ends.unzip();
+    let rate = |from: Option<Instant>, to: Option<Instant>| {
+        let (from, to) = from.zip(to)?;
+        let tokens = times.iter().flatten().filter(|time| (from..=to).contains(time)).count();
+        Some(tokens as f64 / to.checked_duration_since(from)?.as_secs_f64())
+    };
+    let whole = rate(Some(began), last.iter().max().copied());
+    let steady = rate(first.iter().max().copied(), last.iter().min().copied());
+    Ok([whole, steady].map(|rate| rate.unwrap_or(f64::NAN)))
 }
 
 /// Prints how long masks take along an answer, and the first use of a schema; the answer's tokens.

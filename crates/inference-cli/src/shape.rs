@@ -30,6 +30,9 @@ pub(crate) struct ShapeArgs {
 }
 
 impl ShapeArgs {
+    /// The names of the flags, of which one at most is given.
+    pub(crate) const NAMES: [&str; 4] = ["json-schema", "regex", "grammar", "choice"];
+
     /// Adds the shape to the options.
     pub(crate) fn apply(&self, options: GenerateOptions) -> anyhow::Result<GenerateOptions> {
         let constraint =

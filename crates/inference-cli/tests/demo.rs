@@ -41,6 +41,37 @@ fn a_conversation_has_many_turns() {
 }
 
 #[test]
+fn answers_have_the_shape_that_is_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let schema = file(
+        "sum.json",
+        r#"{"type":"object","properties":{"sum":{"type":"integer","minimum":0,"maximum":99}},"required":["sum"],"additionalProperties":false}"#,
+    );
+    let said = |arguments: &[&str]| text(&run(arguments));
+    let answers = [
+        said(&["generate", "--model", DEMO, "--quiet", "--json-schema", &schema, "2+2 as JSON: "]),
+        said(&["chat", "--quiet", "--json-schema", &schema, "What is 2+2?"]),
+    ];
+    for answer in answers {
+        assert!(serde_json::from_str::<Value>(&answer).unwrap()["sum"].is_u64(), "{answer}");
+    }
+    assert_eq!(said(&["chat", "--quiet", "--regex", "four[!?]", "What is 2+2?"]).trim().len(), 5);
+    let letters = file("letters.jsonl", "\"I love it.\"\n\"I hate it.\"\n");
+    run(&["batch", "--quiet", "--chat", "--choice", "good", "--choice", "bad", &letters]);
+    let answers = std::fs::read_to_string(folder.path().join("letters.answers.jsonl")).unwrap();
+    let answers: Vec<Value> = answers.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(answers.len(), 2);
+    assert!(answers.iter().all(|answer| answer["text"] == "good" || answer["text"] == "bad"), "{answers:?}");
+    let two = inference(&["chat", "--regex", "a", "--choice", "b", "hi"]).output().unwrap();
+    assert!(errors(&two).contains("cannot be used with"), "{}", errors(&two));
+}
+
+#[test]
 fn a_seed_reproduces_and_greedy_needs_none() {
     let generate = |arguments: &[&str]| {
         let output =

@@ -19,6 +19,7 @@ use crate::{
     options::{GenerateArgs, LoadArgs},
     render,
     rows::{self, Row},
+    shape::ShapeArgs,
 };
 
 /// Answer a file of prompts, many at once; run again, it goes on where it stopped
@@ -31,7 +32,8 @@ Each answer is a JSON line, written as the prompt ends, in whatever order they d
   {{\"line\":2,\"id\":…,\"digest\":…,\"error\":{{\"kind\":…,\"message\":…}}}}
 
 Example:
-  inference batch --model ~/models/Qwen3-0.6B questions.jsonl --max-tokens 200", rows::FORMAT))]
+  inference batch --model ~/models/Qwen3-0.6B questions.jsonl --max-tokens 200
+  inference batch --model ~/models/Qwen3-0.6B letters.jsonl --json-schema person.json --chat", rows::FORMAT))]
 pub(crate) struct Args {
     /// The model's folder [default: the demo model]
     #[arg(long, short, value_name = "PATH")]
@@ -62,6 +64,9 @@ pub(crate) struct Args {
     #[command(flatten)]
     generate: GenerateArgs,
 
+    #[command(flatten)]
+    shape: ShapeArgs,
+
     /// Print the totals as a JSON object
     #[arg(long, help_heading = "Output")]
     pub(crate) json: bool,
@@ -73,7 +78,7 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let scope = Scope::enter();
-    let options = args.generate.options(scope.token());
+    let options = args.shape.apply(args.generate.options(scope.token()))?;
     options.validate()?;
     let mut rows = rows::read(&args.file)?;
     let output = args.output.clone().unwrap_or_else(|| args.file.with_extension("answers.jsonl"));

@@ -15,6 +15,7 @@ use crate::{
     interrupt::Scope,
     model,
     options::{GenerateArgs, LoadArgs, TemplateArgs},
+    shape::ShapeArgs,
 };
 
 /// Talk to a model: one answer to PROMPT, or a conversation without it
@@ -23,6 +24,7 @@ use crate::{
   inference chat 'What is 2+2?'
   inference chat --model ~/models/Qwen3-0.6B --system 'Answer in one sentence.'
   inference chat --model ~/models/Qwen3-0.6B --var enable_thinking=false --temperature 0.7
+  inference chat --choice positive --choice negative 'I love it. Positive or negative?'
   git diff | inference chat --model ~/models/Qwen3-0.6B - --system 'Describe this change.'
 
 Reasoning goes to stderr, dimmed on a terminal; --quiet leaves it out. In a conversation, /help lists its commands, /tool \
@@ -45,6 +47,9 @@ pub(crate) struct Args {
     #[command(flatten)]
     generate: GenerateArgs,
 
+    #[command(flatten)]
+    shape: ShapeArgs,
+
     /// Print JSON Lines
     #[arg(long, help_heading = "Output")]
     pub(crate) json: bool,
@@ -55,11 +60,11 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let Args { model, prompt, template, load, generate, json, quiet } = args;
+    let Args { model, prompt, template, load, generate, shape, json, quiet } = args;
     let prompt = prompt.map(super::prompt_or_stdin).transpose()?;
     let system = template.system.clone();
     // Checked before a load that may take a while: the options, and whether there is a model at all.
-    let settings = Settings::new(generate, template, load, (json, quiet))?;
+    let settings = Settings::new((generate, shape, template), load, (json, quiet))?;
     let path = model::or_demo(model.as_ref())?;
     let scope = Scope::enter();
     let model = model::load(&path, &settings.load, scope.token(), quiet || json).await?;

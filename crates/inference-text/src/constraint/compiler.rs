@@ -16,11 +16,12 @@ use llguidance::{
 use lru::LruCache;
 
 use super::{
+    gate::Family,
     grammar::{Grammar, Source},
     invalid::invalid,
     trie::{Tokens, environment},
 };
-use crate::Tokenizer;
+use crate::{AnswerFormat, Tokenizer};
 
 /// Bytes that compiled grammars take at most, the newest aside.
 const MAX_CACHE_BYTES: usize = 64 << 20;
@@ -39,15 +40,16 @@ const MAX_MESSAGE: usize = 400;
 
 /// A model's grammars. What it needs of the tokenizer is worked out at the first use.
 #[derive(Default)]
-pub(crate) struct Compiler {
-    parts: OnceLock<std::result::Result<Parts, String>>,
-    /// Held while a grammar is compiled: one at a time.
-    cache: Mutex<Option<LruCache<Grammar, Compiled>>>,
-}
+pub(crate) struct Compiler(OnceLock<std::result::Result<Grammars, String>>);
 
-struct Parts {
-    tokens: Arc<Tokens>,
+/// What was worked out of a model's tokens, and the grammars that were compiled for them.
+pub(super) struct Grammars {
+    pub(super) tokens: Arc<Tokens>,
+    /// Its family's reasoning, where that has some.
+    pub(super) family: Option<Arc<Family>>,
     factory: ParserFactory,
+    /// Held while a grammar is compiled: one at a time.
+    cache: Mutex<LruCache<Grammar, Compiled>>,
 }
 
 #[derive(Clone)]
@@ -63,52 +65,19 @@ impl fmt::Debug for Compiler {
 }
 
 impl Compiler {
-    /// The tokens as constraints see them.
-    ///
     /// # Errors
     /// The vocabulary cannot be used.
-    pub(super) fn tokens(&self, tokenizer: &Tokenizer) -> Result<Arc<Tokens>> {
-        Ok(Arc::clone(&self.parts(tokenizer)?.tokens))
-    }
-
-    fn parts(&self, tokenizer: &Tokenizer) -> Result<&Parts> {
+    pub(super) fn grammars(&self, tokenizer: &Tokenizer, format: &AnswerFormat) -> Result<&Grammars> {
         let build = || {
-            let built = catch_unwind(AssertUnwindSafe(|| Parts::new(tokenizer)));
+            let built = catch_unwind(AssertUnwindSafe(|| Grammars::new(tokenizer, format)));
             built.unwrap_or_else(|_| Err("the vocabulary cannot be searched".to_owned()))
         };
-        self.parts.get_or_init(build).as_ref().map_err(|reason| invalid(reason.clone()))
-    }
-
-    /// The state of a text of this grammar, before its first token.
-    ///
-    /// # Errors
-    /// It cannot be compiled within the limits.
-    pub(super) fn start(
-        &self,
-        tokenizer: &Tokenizer,
-        grammar: Grammar,
-        vocab_size: usize,
-    ) -> Result<ConstraintRun> {
-        let parts = self.parts(tokenizer)?;
-        let mut cache = lock(&self.cache);
-        let cache = cache.get_or_insert_with(LruCache::unbounded);
-        let parser = match cache.get(&grammar) {
-            Some(compiled) => compiled.parser.clone(),
-            None => {
-                let parser = compile(&parts.factory, &grammar)?;
-                let compiled = Compiled { parser: parser.clone(), source_bytes: grammar.bytes() };
-                cache.put(grammar, compiled);
-                evict(cache);
-                parser
-            }
-        };
-        let state = GrammarState { matcher: Matcher::new(Ok(parser)), behind: 0 };
-        Ok(ConstraintRun::new(Box::new(state), vocab_size))
+        self.0.get_or_init(build).as_ref().map_err(|reason| invalid(reason.clone()))
     }
 }
 
-impl Parts {
-    fn new(tokenizer: &Tokenizer) -> std::result::Result<Self, String> {
+impl Grammars {
+    fn new(tokenizer: &Tokenizer, format: &AnswerFormat) -> std::result::Result<Self, String> {
         let tokens = Tokens::new(tokenizer)?;
         let slices = SlicedBiasComputer::json_slices();
         let mut factory =
@@ -118,7 +87,28 @@ impl Parts {
         let limits = factory.limits_mut();
         limits.max_lexer_states = MAX_LEXER_STATES;
         limits.verbose_errors = false;
-        Ok(Self { tokens, factory })
+        let family = Family::new(format, &tokens).map(Arc::new);
+        Ok(Self { tokens, family, factory, cache: Mutex::new(LruCache::unbounded()) })
+    }
+
+    /// The state of a text of this grammar, before its first token.
+    ///
+    /// # Errors
+    /// It cannot be compiled within the limits.
+    pub(super) fn start(&self, grammar: Grammar, vocab_size: usize) -> Result<ConstraintRun> {
+        let mut cache = lock(&self.cache);
+        let parser = match cache.get(&grammar) {
+            Some(compiled) => compiled.parser.clone(),
+            None => {
+                let parser = compile(&self.factory, &grammar)?;
+                let compiled = Compiled { parser: parser.clone(), source_bytes: grammar.bytes() };
+                cache.put(grammar, compiled);
+                evict(&mut cache);
+                parser
+            }
+        };
+        let state = GrammarState { matcher: Matcher::new(Ok(parser)), behind: 0 };
+        Ok(ConstraintRun::new(Box::new(state), vocab_size))
     }
 }
 
@@ -223,4 +213,36 @@ impl ConstraintState for GrammarState {
 
 fn too_complex(message: &str) -> String {
     format!("the grammar is too complex, or left: {}", first_line(message))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use inference_core::{Constraint, Error};
+
+    use super::*;
+    use crate::TextPipeline;
+
+    #[test]
+    fn a_grammar_is_compiled_once_and_a_wrong_one_is_refused_again() {
+        let demo = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/demo"));
+        let text = TextPipeline::load(demo).unwrap();
+        let grammars = Grammars::new(text.tokenizer(), text.format()).unwrap();
+        let regex = |text: &str| Grammar::of(&Constraint::regex(text)).unwrap();
+        let kept = || lock(&grammars.cache).iter().map(|(grammar, _)| grammar.clone()).collect::<Vec<_>>();
+        let vocab_size = text.tokenizer().vocab_size();
+        for _ in 0..2 {
+            grammars.start(regex("a+"), vocab_size).unwrap();
+            assert!(kept() == [regex("a+")]);
+            let error = grammars.start(regex("("), vocab_size).unwrap_err();
+            assert!(matches!(error, Error::InvalidOption { option: "constraint", .. }), "{error}");
+            assert!(kept() == [regex("a+")]);
+        }
+        for n in 0..MAX_CACHED {
+            grammars.start(regex(&format!("b{n}")), vocab_size).unwrap();
+        }
+        assert_eq!(kept().len(), MAX_CACHED);
+        assert!(!kept().contains(&regex("a+")), "that was used least recently");
+    }
 }

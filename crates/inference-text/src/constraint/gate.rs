@@ -14,9 +14,11 @@ pub(super) struct Gate {
     family: Option<Arc<Family>>,
 }
 
-/// A family's delimiters of reasoning.
+/// A family's delimiters of reasoning, as a model's tokens write them.
 #[derive(Debug)]
-struct Family {
+pub(super) struct Family {
+    /// Whether every answer begins within reasoning.
+    always: bool,
     /// The token that opens reasoning, where that is one.
     begin: Option<u32>,
     end: &'static [u8],
@@ -36,9 +38,10 @@ enum Phase {
     Answer,
 }
 
-impl Gate {
-    pub(super) fn new(format: &AnswerFormat, tokens: &Tokens, starts_in_reasoning: bool) -> Self {
-        let Some(end) = format.thinking_end() else { return Self { phase: Phase::Answer, family: None } };
+impl Family {
+    /// `None` where the family has no reasoning. It looks at every token.
+    pub(super) fn new(format: &AnswerFormat, tokens: &Tokens) -> Option<Self> {
+        let end = format.thinking_end()?;
         // gpt-oss says on which channel it speaks: all before the last one's text is reasoning.
         let (end, always) = match end.find("<|channel|>final") {
             Some(at) => (&end[at..], true),
@@ -50,9 +53,19 @@ impl Gate {
             .and_then(|text| (0..tokens.len()).find(|id| tokens.bytes(*id) == text.as_bytes()));
         let straddling =
             (0..tokens.len()).filter_map(|id| straddles(tokens.bytes(id), end).map(|before| (id, before)));
-        let family = Arc::new(Family { begin, end, straddling: straddling.collect() });
-        let phase = if starts_in_reasoning || always { Phase::Reasoning(Vec::new()) } else { Phase::Start };
-        Self { phase, family: Some(family) }
+        Some(Self { always, begin, end, straddling: straddling.collect() })
+    }
+}
+
+impl Gate {
+    /// The gate of an answer; `family` is `None` where the model's has no reasoning.
+    pub(super) fn new(family: Option<Arc<Family>>, starts_in_reasoning: bool) -> Self {
+        let phase = match &family {
+            None => Phase::Answer,
+            Some(family) if starts_in_reasoning || family.always => Phase::Reasoning(Vec::new()),
+            Some(_) => Phase::Start,
+        };
+        Self { phase, family }
     }
 
     /// Whether the constraint alone decides.

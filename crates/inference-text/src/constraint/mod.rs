@@ -13,6 +13,8 @@ mod schema;
 mod tools;
 mod trie;
 
+use std::sync::Arc;
+
 use inference_core::{Constraint, GenerateOptions, Result, backend::ConstraintRun};
 
 pub(crate) use self::compiler::Compiler;
@@ -49,9 +51,8 @@ impl TextPipeline {
         starts_in_reasoning: bool,
         vocab_size: usize,
     ) -> Result<ConstraintRun> {
-        let compiler = self.compiler();
-        let tokenizer = self.tokenizer();
-        let tokens = compiler.tokens(tokenizer)?;
+        let grammars = self.compiler().grammars(self.tokenizer(), self.format())?;
+        let tokens = Arc::clone(&grammars.tokens);
         let state = match (&options.constraint, self.call_grammar(options)?) {
             (Some(Constraint::Custom(custom)), None) => custom.start(&tokens.vocabulary(vocab_size))?,
             (Some(Constraint::Custom(_)), Some(_)) => {
@@ -59,14 +60,14 @@ impl TextPipeline {
                     "a constraint of one's own does not go together with required or strict calls",
                 ));
             }
-            (Some(constraint), None) => compiler.start(tokenizer, Grammar::of(constraint)?, vocab_size)?,
-            (None, Some(calls)) => compiler.start(tokenizer, calls.into_grammar(None)?, vocab_size)?,
+            (Some(constraint), None) => grammars.start(Grammar::of(constraint)?, vocab_size)?,
+            (None, Some(calls)) => grammars.start(calls.into_grammar(None)?, vocab_size)?,
             (Some(constraint), Some(calls)) => {
-                compiler.start(tokenizer, calls.into_grammar(Some(Grammar::of(constraint)?))?, vocab_size)?
+                grammars.start(calls.into_grammar(Some(Grammar::of(constraint)?))?, vocab_size)?
             }
             (None, None) => return Err(invalid("there is none")),
         };
-        let gate = Gate::new(self.format(), &tokens, starts_in_reasoning);
+        let gate = Gate::new(grammars.family.clone(), starts_in_reasoning);
         let answer = ConstrainedAnswer::new(gate, state, tokens);
         Ok(ConstraintRun::new(Box::new(answer), vocab_size))
     }

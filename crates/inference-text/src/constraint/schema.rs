@@ -66,12 +66,13 @@ pub(super) fn prepare(schema: &Value) -> Result<String> {
     Ok(text)
 }
 
-const DATE: &str = r"[0-9]{4}-((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)|02-(0[1-9]|1[0-9]|2[0-8]))";
+/// A day of the Gregorian calendar; the years with a 29 February are those that 4 divides, of the centuries those that 400 divides.
+const DATE: &str = r"([0-9]{4}-((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)|02-(0[1-9]|1[0-9]|2[0-8]))|([0-9]{2}(0[48]|[2468][048]|[13579][26])|([02468][048]|[13579][26])00)-02-29)";
 const TIME: &str =
     r"([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,9})?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])";
 
-/// Puts a pattern in the place of dates and times: llguidance's formats allow leap seconds at any minute and the last days of any
-/// month. These leave both out. What has a pattern of its own gets the other beside it.
+/// Puts a pattern in the place of dates and times: llguidance's formats allow leap seconds at any minute and 29 February in
+/// any year. These leave out leap seconds, which most programs cannot read. What has a pattern of its own gets the other beside it.
 fn spell_formats(schema: &mut Value) {
     let Value::Object(keywords) = schema else { return };
     let pattern = match keywords.get("format").and_then(Value::as_str) {

@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use clap::{CommandFactory as _, Parser};
 use inference::GenerateOptions;
 
-use crate::options::{GenerateArgs, LoadArgs, TemplateArgs};
+use crate::{
+    options::{GenerateArgs, LoadArgs, TemplateArgs},
+    shape::ShapeArgs,
+};
 
 /// The setting that gives the chat template a variable.
 const VARIABLE: &str = "var";
@@ -20,6 +23,7 @@ pub(super) struct Settings {
     pub(super) load: LoadArgs,
     /// What the program was started with.
     generate: GenerateArgs,
+    shape: ShapeArgs,
     template: TemplateArgs,
     /// What was set since, by name.
     set: BTreeMap<String, String>,
@@ -31,22 +35,23 @@ pub(super) struct Settings {
 struct Line {
     #[command(flatten)]
     generate: GenerateArgs,
+    #[command(flatten)]
+    shape: ShapeArgs,
     #[arg(long, hide = true)]
     json: bool,
 }
 
 impl Settings {
     /// # Errors
-    /// An option makes no sense, or a file of tools cannot be read.
+    /// An option makes no sense, or a file of tools or of a shape cannot be read.
     pub(super) fn new(
-        generate: GenerateArgs,
-        template: TemplateArgs,
+        (generate, shape, template): (GenerateArgs, ShapeArgs, TemplateArgs),
         load: LoadArgs,
         (json, quiet): (bool, bool),
     ) -> anyhow::Result<Self> {
-        let options = template.apply(generate.options(Default::default()))?;
+        let options = shape.apply(template.apply(generate.options(Default::default()))?)?;
         options.validate()?;
-        Ok(Self { options, json, quiet, load, generate, template, set: BTreeMap::new() })
+        Ok(Self { options, json, quiet, load, generate, shape, template, set: BTreeMap::new() })
     }
 
     /// The settings, each with what was set.
@@ -78,6 +83,10 @@ impl Settings {
         {
             set.remove(&key);
         } else {
+            if ShapeArgs::NAMES.contains(&key.as_str()) {
+                // An answer has one shape.
+                set.retain(|name, _| !ShapeArgs::NAMES.contains(&name.as_str()));
+            }
             set.insert(key, value.to_owned());
         }
         let options = self.options_with(&set)?;
@@ -88,7 +97,9 @@ impl Settings {
 
     /// The options that the program was started with, and these settings.
     fn options_with(&self, set: &BTreeMap<String, String>) -> Result<GenerateOptions, String> {
-        let mut line = Line { generate: self.generate.clone(), json: true };
+        let reshaped = ShapeArgs::NAMES.iter().any(|name| set.contains_key(*name));
+        let shape = if reshaped { ShapeArgs::default() } else { self.shape.clone() };
+        let mut line = Line { generate: self.generate.clone(), shape, json: true };
         let (variables, settings): (Vec<_>, Vec<_>) =
             set.iter().partition(|(name, _)| name.starts_with(VARIABLE));
         let arguments = settings.into_iter().map(|(name, value)| match value.as_str() {
@@ -106,7 +117,8 @@ impl Settings {
         for (_, value) in variables {
             template.add_variable(value)?;
         }
-        template.apply(line.generate.options(Default::default())).map_err(|error| format!("{error:#}"))
+        let options = template.apply(line.generate.options(Default::default()));
+        options.and_then(|options| line.shape.apply(options)).map_err(|error| format!("{error:#}"))
     }
 }
 
@@ -119,11 +131,14 @@ fn names() -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use inference::Constraint;
+
     use super::*;
 
     fn settings() -> Settings {
         let line = Line::try_parse_from(["--temperature=0.5", "--stop=a"]).unwrap();
-        Settings::new(line.generate, TemplateArgs::default(), LoadArgs::default(), (false, false)).unwrap()
+        let args = (line.generate, line.shape, TemplateArgs::default());
+        Settings::new(args, LoadArgs::default(), (false, false)).unwrap()
     }
 
     #[test]
@@ -155,6 +170,22 @@ mod tests {
         assert_eq!(variable(&settings), Some(false.into()));
         settings.set("var", "enable_thinking=default").unwrap();
         assert_eq!(variable(&settings), None);
+    }
+
+    #[test]
+    fn an_answer_has_one_shape() {
+        let line = Line::try_parse_from(["--regex=a+"]).unwrap();
+        let args = (line.generate, line.shape, TemplateArgs::default());
+        let mut settings = Settings::new(args, LoadArgs::default(), (false, false)).unwrap();
+        let shape = |settings: &Settings| format!("{:?}", settings.options.constraint);
+        assert_eq!(shape(&settings), format!("{:?}", Some(Constraint::regex("a+"))));
+        settings.set("choice", "yes").unwrap();
+        assert_eq!(shape(&settings), format!("{:?}", Some(Constraint::choice(["yes"]))));
+        settings.set("regex", "b").unwrap();
+        assert_eq!(shape(&settings), format!("{:?}", Some(Constraint::regex("b"))));
+        assert!(settings.set("json-schema", "/no/such/file").unwrap_err().contains("/no/such/file"));
+        settings.set("regex", "default").unwrap();
+        assert_eq!(shape(&settings), format!("{:?}", Some(Constraint::regex("a+"))));
     }
 
     #[test]
