@@ -110,6 +110,7 @@ VARIANTS |= {
     "qwen3_moe": config("qwen3_moe", **MOE),
     "qwen3_moe+bf16": config("qwen3_moe", **dict(MOE, norm_topk_prob=False, torch_dtype="bfloat16")),
     "qwen3_moe+q4": config("qwen3_moe", **MOE, quantization=AFFINE),
+    "qwen3_moe-window": config("qwen3_moe", **MOE, use_sliding_window=True, sliding_window=8),
     "mixtral": config("mixtral", hidden_act="silu", rope_theta=1e6, num_local_experts=4, num_experts_per_tok=2),
     "mixtral-window": config("mixtral", hidden_act="silu", rope_theta=1e4, num_local_experts=4, num_experts_per_tok=2, sliding_window=8),
     "gemma": config("gemma", head_dim=32, num_key_value_heads=1, hidden_act="gelu", rope_theta=1e4),
@@ -278,6 +279,10 @@ PUBLISHED |= {
     "phimoe-longrope": config(
         "phimoe", hidden_act="silu", rope_theta=1e4, num_local_experts=4, num_experts_per_tok=2, original_max_position_embeddings=64,
         rope_scaling=dict(LONGROPE, short_mscale=1.3, long_mscale=1.6, original_max_position_embeddings=64), tie_word_embeddings=False,
+    ),
+    "phimoe-beyond": config(
+        "phimoe", hidden_act="silu", rope_theta=1e4, num_local_experts=4, num_experts_per_tok=2, original_max_position_embeddings=16,
+        rope_scaling=dict(LONGROPE, short_mscale=1.3, long_mscale=1.6, original_max_position_embeddings=16), tie_word_embeddings=False,
     ),
     "minicpm": config(
         "minicpm", hidden_act="silu", rope_theta=1e4, scale_emb=3.0, scale_depth=1.4, dim_model_base=24, tie_word_embeddings=False,

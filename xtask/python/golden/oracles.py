@@ -12,6 +12,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import load_model
 from safetensors.numpy import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.utils import logging
 
 warnings.filterwarnings("ignore")
@@ -60,6 +61,7 @@ def transformers_logits(folder, tokens, steps, cached):
         unexpected = [k for k in report["unexpected_keys"] if not any(part in k for part in skipped)]
         assert not unexpected, unexpected
         model.eval()
+        use_long_factors(model)
         with torch.no_grad():
             result = model(torch.tensor([tokens]), use_cache=cached)
             logits = result.logits[0].numpy()
@@ -73,6 +75,21 @@ def transformers_logits(folder, tokens, steps, cached):
                 result = model(torch.tensor([new]), use_cache=cached, **past)
                 last = result.logits[0, -1].numpy()
     return logits, text[len(tokens):], margins
+
+
+def use_long_factors(model):
+    """Has Phi 3.5 MoE rotate texts beyond its original context by `long_factor`, as its publisher's own code does.
+
+    transformers scales such texts by `long_mscale`, but asks for the frequencies without their length, and gets those of short ones.
+    """
+    for module in model.modules():
+        if type(module).__name__ == "PhimoeRotaryEmbedding" and module.rope_type == "longrope":
+
+            def note_length(module, inputs, keywords):
+                positions = keywords.get("position_ids", inputs[-1])
+                module.rope_init_fn = lambda config: ROPE_INIT_FUNCTIONS["longrope"](config, seq_len=int(positions.max()) + 1)
+
+            module.register_forward_pre_hook(note_length, with_kwargs=True)
 
 
 # This mlx_lm passes an argument that this MLX lacks.

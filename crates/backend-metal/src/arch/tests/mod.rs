@@ -4,6 +4,7 @@ mod batches;
 mod bindings;
 mod conversion;
 mod cuda;
+mod fields;
 mod fixtures;
 mod golden;
 mod heads;
