@@ -50,6 +50,7 @@
 //! - The last pass of `Bf16InterleavedGemv` uses `Bf16Gemv` if it has four rows or fewer.
 
 mod activation;
+mod ahead;
 mod argmax;
 mod attention;
 #[cfg(target_arch = "x86_64")]

@@ -5,15 +5,8 @@ use std::{borrow::Cow, marker::PhantomData};
 #[cfg(target_arch = "x86_64")]
 use half::bf16;
 
-#[cfg(target_arch = "x86_64")]
 use crate::{
-    bf16_dot::{Bf16Dot, Bf16Gemv, Bf16InterleavedGemv, Bf16Rows, InterleavedRows},
-    isa::Isa,
-    matmul_kernel::Bf16Storage,
-    storage::{AlignedInt, Dense, Fp4},
-    tiles::{Bf16Exact, PackedRows, SplitPacking, TILE_ROWS, TileGemm, TilePacking},
-};
-use crate::{
+    ahead::Span,
     element::to_f32_vec,
     error::{Error, Result},
     gemm::{Gemm, MAX_STRIP, UnpackPanel, panel_rows},
@@ -22,7 +15,17 @@ use crate::{
     matmul_kernel::MatmulKernel,
     matmul_output::MatmulOutput,
     operand::{Floats, FloatsMut, Matrices, length, product, row_count},
+    scales::element_bytes,
+    scratch::Scratch,
     storage::{Storage, with_storage},
+};
+#[cfg(target_arch = "x86_64")]
+use crate::{
+    bf16_dot::{Bf16Dot, Bf16Gemv, Bf16InterleavedGemv, Bf16Rows, InterleavedRows},
+    isa::Isa,
+    matmul_kernel::Bf16Storage,
+    storage::{AlignedInt, Dense, Fp4},
+    tiles::{Bf16Exact, PackedRows, SplitPacking, TILE_ROWS, TileGemm, TilePacking},
 };
 
 /// Bytes of a matrix that one GEMV task reads, at least and at most. Few tasks cost less, but every thread needs some.
@@ -220,10 +223,11 @@ impl Kernels {
     ) {
         let outputs = task_outputs(w, bits, parts.len(), self.threads());
         let tasks = w.outputs.div_ceil(outputs);
-        self.pool.run(parts.len() * tasks, &|task| {
+        let matrix = (w.count == 1).then(|| Span::of(element_bytes(&w.weights)));
+        self.pool.run_reading(matrix, parts.len() * tasks, &|task| {
             let (index, first) = (task / tasks, task % tasks * outputs);
             let part = &parts[index];
-            let mut products = vec![0.0; part.x_rows.len() * outputs.min(w.outputs - first)];
+            let mut products = Scratch::new(part.x_rows.len() * outputs.min(w.outputs - first));
             gemv(index, part.matrix * w.outputs + first, &mut products);
             out.write(self.isa, part.out_rows, first, &mut products);
         });

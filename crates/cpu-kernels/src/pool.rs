@@ -13,7 +13,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::error::{Error, Result};
+use crate::{
+    ahead::{Next, Order, Span},
+    error::{Error, Result},
+};
 
 /// The environment variable with the number of threads.
 const VARIABLE: &str = "INFERENCE_NUM_THREADS";
@@ -29,8 +32,8 @@ const OPEN: usize = 1 << (usize::BITS - 1);
 pub(crate) struct Pool {
     shared: Arc<Shared>,
     workers: Vec<Worker>,
-    /// Held by the caller whose job the workers do.
-    turn: Mutex<()>,
+    /// Held by the caller whose job the workers do. It knows in which order matrices are read.
+    turn: Mutex<Order>,
 }
 
 struct Worker {
@@ -47,6 +50,8 @@ struct Shared {
     /// The tasks of the job that are left: a part for each thread, the caller's first. Neighbouring tasks mostly read neighbouring
     /// memory.
     parts: Box<[Part]>,
+    /// What is read after this job.
+    next: Next,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
     /// Workers that have begun to run.
     started: AtomicUsize,
@@ -104,6 +109,7 @@ impl Pool {
             epoch: AtomicUsize::new(0),
             job: UnsafeCell::new(Job { work: &|_| {} }),
             parts: (0..threads).map(|_| Part(AtomicU64::new(0))).collect(),
+            next: Next::default(),
             panic: Mutex::new(None),
             started: AtomicUsize::new(0),
         });
@@ -121,7 +127,7 @@ impl Pool {
             Some(Worker { thread: handle.thread().clone(), asleep })
         });
         let workers = workers.collect();
-        Self { shared, workers, turn: Mutex::new(()) }
+        Self { shared, workers, turn: Mutex::default() }
     }
 
     /// The number of threads, with the caller's.
@@ -132,12 +138,21 @@ impl Pool {
     /// Calls `work` for each of `0..tasks`, in any order, and returns when all are done. While another caller has the workers,
     /// the calling thread does all tasks itself.
     pub(crate) fn run(&self, tasks: usize, work: &(dyn Fn(usize) + Sync)) {
+        self.run_reading(None, tasks, work);
+    }
+
+    /// [`run`](Self::run), where the tasks read a matrix from its beginning to its end. Workers that wait after it fetch the one
+    /// that came next the last time.
+    pub(crate) fn run_reading(&self, matrix: Option<Span>, tasks: usize, work: &(dyn Fn(usize) + Sync)) {
         let shareable = tasks > 1 && tasks < u32::MAX as usize && !self.workers.is_empty();
         let turn = shareable.then(|| try_lock(&self.turn)).flatten();
-        let Some(_turn) = turn else {
+        let Some(mut order) = turn else {
             return (0..tasks).for_each(work);
         };
         let shared = &*self.shared;
+        if let Some(matrix) = matrix {
+            shared.next.set(order.note(matrix));
+        }
         // SAFETY: only the lifetime changes. The job is not used beyond this call, which ends with the gate closed and no worker
         // inside.
         let work: &'static (dyn Fn(usize) + Sync) = unsafe { std::mem::transmute(work) };
@@ -171,8 +186,9 @@ impl Shared {
     /// The loop of worker `index`.
     fn serve(&self, index: usize, asleep: &AtomicBool) {
         self.started.fetch_add(1, Release);
-        let mut seen = 0;
+        let (mut seen, mut fetched) = (0, Span::default());
         loop {
+            self.next.fetch(index, self.parts.len(), &mut fetched, || self.epoch.load(Relaxed) == seen);
             seen = self.await_job(seen, asleep);
             let enter = |gate: usize| (gate & OPEN != 0).then_some(gate + 1);
             if self.gate.fetch_update(AcqRel, Acquire, enter).is_ok() {

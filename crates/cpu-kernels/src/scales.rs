@@ -7,6 +7,7 @@ use crate::{
     minifloat::{e4m3, e8m0},
     operand::{Floats, Matrices, Scales, Weights, with_slice},
     quantization::QuantMode,
+    scratch::Scratch,
     simd::Simd,
     storage::Storage,
 };
@@ -14,9 +15,9 @@ use crate::{
 /// The scales and biases of some rows of a matrix, in single precision.
 pub(crate) struct RowScales {
     /// `[rows, width]`, with zeros behind the groups of a row.
-    scales: Vec<f32>,
+    scales: Scratch,
     /// As the scales; empty if the encoding has no biases.
-    biases: Vec<f32>,
+    biases: Scratch,
     width: usize,
     /// Lanes of a block that share a group.
     pub(crate) lanes_per_group: usize,
@@ -37,8 +38,8 @@ impl RowScales {
     pub(crate) fn with_rows<T: Storage, S: Simd>(w: &Matrices<'_>, count: usize) -> Self {
         let Weights::Quantized { quantization, scales, .. } = &w.weights else {
             return Self {
-                scales: Vec::new(),
-                biases: Vec::new(),
+                scales: Scratch::new(0),
+                biases: Scratch::new(0),
                 width: 0,
                 lanes_per_group: 1,
                 biased: false,
@@ -47,8 +48,8 @@ impl RowScales {
         let width = padded_groups::<S>(w.inputs / quantization.group_size);
         let biased = matches!(scales, Scales::Affine { .. });
         Self {
-            scales: vec![0.0; count * width],
-            biases: vec![0.0; if biased { count * width } else { 0 }],
+            scales: Scratch::zeroed(count * width),
+            biases: Scratch::zeroed(if biased { count * width } else { 0 }),
             width,
             lanes_per_group: quantization.group_size / T::VALUES,
             biased,
