@@ -21,7 +21,7 @@ fn operations(variant: &Variant, pretence: Pretence) -> usize {
         pretence.scope(|| {
             let mut cache = model.new_cache();
             let mut step = |ids: &[u32]| {
-                let hidden = model.hidden(&tokens(ids), Rows::Cached(&mut [&mut cache])).unwrap();
+                let hidden = model.hidden(&tokens(ids), Rows::cached(&mut [&mut cache])).unwrap();
                 let last = crate::mlx::slice(&hidden, 1, hidden.dim(1) - 1, hidden.dim(1)).unwrap();
                 let last = if ids.len() == 1 { hidden } else { last };
                 let logits = model.logits(&last).unwrap().reshape(&[1, -1]).unwrap();
