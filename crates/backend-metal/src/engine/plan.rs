@@ -229,13 +229,17 @@ impl Planner<'_> {
         live.take(self.free_places).map(candidate).collect()
     }
 
-    /// The parts, first to last, that memory holds.
+    /// The parts, first to last, that memory holds side by side; or else the first, if it holds that alone.
     fn that_fit(&mut self, group: &[Candidate]) -> Vec<Part> {
-        let beside = |one: &Candidate| if group.len() > 1 { one.bytes_beside_others } else { 0 };
-        let fits = group.iter().map_while(|one| {
-            self.memory.take(one.bytes.saturating_add(beside(one)), &mut self.plan).then_some(one.part)
-        });
-        fits.collect()
+        let mut fit = |group: &[Candidate], is_alone: bool| -> Vec<Part> {
+            let beside = |one: &Candidate| if is_alone { 0 } else { one.bytes_beside_others };
+            let parts = group.iter().map_while(|one| {
+                self.memory.take(one.bytes.saturating_add(beside(one)), &mut self.plan).then_some(one.part)
+            });
+            parts.collect()
+        };
+        let parts = fit(group, group.len() == 1);
+        if parts.is_empty() { fit(&group[..group.len().min(1)], true) } else { parts }
     }
 
     /// The rows that decode: one batch, and each row by itself that cannot be part of it.
@@ -485,6 +489,10 @@ mod tests {
         // Of a group those begin that fit.
         view.waiting = vec![prompt(0, 10), prompt(1, 10), prompt(2, 11)];
         assert_eq!(prefill(&view), begin([(0, 10), (1, 10)]));
+        // Beside others the first would not fit, alone it does.
+        view.waiting = vec![prompt(0, 25), prompt(1, 20)];
+        view.waiting.iter_mut().for_each(|prompt| prompt.bytes_beside_others = 10);
+        assert_eq!(prefill(&view), begin([(0, 25)]));
         // A row that cannot grow, even alone.
         view.waiting.clear();
         view.decoding = vec![DecodingRow { growth: 31, ..row(10) }];
