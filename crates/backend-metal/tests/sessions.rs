@@ -116,6 +116,26 @@ async fn turns_are_those_of_a_run_without_a_cache() {
     }
 }
 
+/// Turns that begin at once, of sessions that hold texts of other lengths.
+#[tokio::test]
+async fn turns_beside_each_other_are_those_of_a_run_without_a_cache() {
+    let (windowed, recurrent) = (windowed(), recurrent());
+    for folder in [demo(), windowed.path().to_owned(), recurrent.path().to_owned()] {
+        let [model, plain] = models(&folder).await;
+        let sessions = futures::future::try_join_all((0..3).map(|_| model.session())).await;
+        let mut sessions = sessions.unwrap();
+        for texts in [
+            ["The capital of France is", "One", "a sentence about food and weather"],
+            [" and two", " What is the capital", " or"],
+            [" another", " a long sentence that says many things about weather and food", " and two is"],
+        ] {
+            let turns = sessions.iter_mut().zip(texts);
+            let turns = turns.map(|(session, more)| turn(session, &*plain, more, SUMS));
+            futures::future::join_all(turns).await;
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_saved_session_goes_on_on_another_load_of_the_model() {
     let (windowed, recurrent) = (windowed(), recurrent());

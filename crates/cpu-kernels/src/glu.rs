@@ -4,6 +4,7 @@ use crate::{
     element::Element,
     error::{Error, Result},
     kernels::Kernels,
+    kv::Queries,
     operand::{Floats, FloatsMut, length, product, with_slice},
     shared_slice::SharedSlice,
     simd::{Kernel, Simd},
@@ -25,6 +26,8 @@ pub enum Glu {
         /// The limit.
         limit: f32,
     },
+    /// σ(gate) · up
+    Sigmoid,
 }
 
 /// The two halves, `[rows, size]` each, in a larger memory.
@@ -70,6 +73,37 @@ impl Kernels {
         })));
         Ok(())
     }
+
+    /// Heads `x` `[rows, tokens, heads, head_dim]`, each times σ of its gates → `out`, of the same sizes.
+    ///
+    /// # Errors
+    /// Operands whose sizes do not match.
+    pub fn gate_heads(
+        &self,
+        gates: &Queries<'_>,
+        [rows, heads, head_dim]: [usize; 3],
+        x: Floats<'_>,
+        out: FloatsMut<'_>,
+    ) -> Result<()> {
+        let tokens = gates.tokens;
+        length("out", out.len(), product("out", &[rows, tokens, heads, head_dim])?)?;
+        length("x", x.len(), out.len())?;
+        if out.is_empty() {
+            return Ok(());
+        }
+        gates.check("gates", [rows, heads, head_dim])?;
+        with_slice!(gates.first.data, Floats, data => with_slice!(x, Floats, x => with_slice!(out, FloatsMut, out => {
+            let out = SharedSlice::new(out);
+            self.for_each_row(rows * tokens * heads, head_dim, &|index| {
+                let start = gates.start(index / heads / tokens, index % heads, index / heads % tokens);
+                let ups = &x[index * head_dim..][..head_dim];
+                // SAFETY: each vector belongs to one task.
+                let out = unsafe { out.part(index * head_dim, head_dim) };
+                self.isa.run(GluRow { gates: &data[start..], ups, step: 1, glu: Glu::Sigmoid, out });
+            });
+        })));
+        Ok(())
+    }
 }
 
 struct GluRow<'a, G, U, O> {
@@ -97,6 +131,7 @@ impl<G: Element, U: Element, O: Element> Kernel for GluRow<'_, G, U, O> {
                 let gate = gate.min(limit);
                 gate * sigmoid(alpha * gate) * (up.clamp(-limit, limit) + 1.0)
             }),
+            Glu::Sigmoid => self.each(|gate, up| sigmoid(gate) * up),
         }
     }
 }

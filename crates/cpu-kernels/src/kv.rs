@@ -29,6 +29,26 @@ pub struct Queries<'a> {
     pub tokens: usize,
 }
 
+impl Queries<'_> {
+    /// Whether the memory holds vectors of `head_dim` elements of so many rows and heads, none of which is zero.
+    pub(crate) fn check(&self, operand: &'static str, [rows, heads, head_dim]: [usize; 3]) -> Result<()> {
+        let Heads { data, head_stride, token_stride } = &self.first;
+        let last = [(rows, self.row_stride), (heads, *head_stride), (self.tokens, *token_stride)]
+            .iter()
+            .try_fold(head_dim, |end, (count, stride)| end.checked_add((count - 1).checked_mul(*stride)?))
+            .unwrap_or(usize::MAX);
+        if last > data.len() {
+            return Err(Error::Length { operand, found: data.len(), expected: last });
+        }
+        Ok(())
+    }
+
+    /// Where a vector begins.
+    pub(crate) fn start(&self, row: usize, head: usize, token: usize) -> usize {
+        row * self.row_stride + head * self.first.head_stride + token * self.first.token_stride
+    }
+}
+
 /// The KV cache of one row: keys and values `[kv_heads, len, head_dim]`.
 #[derive(Debug, Clone, Copy)]
 pub struct KvCache<'a> {

@@ -39,13 +39,7 @@ impl Kernels {
         if out.is_empty() {
             return Ok(());
         }
-        let last = [(rows, x.row_stride), (heads, x.first.head_stride), (tokens, x.first.token_stride)]
-            .iter()
-            .try_fold(head_dim, |end, (count, stride)| end.checked_add((count - 1).checked_mul(*stride)?))
-            .unwrap_or(usize::MAX);
-        if last > x.first.data.len() {
-            return Err(Error::Length { operand: "x", found: x.first.data.len(), expected: last });
-        }
+        x.check("x", [rows, heads, head_dim])?;
         if let Some(norm) = norm {
             length("weight", norm.weight.len(), head_dim)?;
         }
@@ -61,7 +55,7 @@ impl Kernels {
             let out = SharedSlice::new(out);
             self.for_each_row(rows * heads * tokens, head_dim, &|index| {
                 let (row, head, token) = (index / tokens / heads, index / tokens % heads, index % tokens);
-                let start = row * x.row_stride + head * x.first.head_stride + token * x.first.token_stride;
+                let start = x.start(row, head, token);
                 let cos_sin = angles.map(|RotaryTable { pairs, cos_sin }| {
                     cos_sin[(row * tokens + token) * 2 * pairs..][..2 * pairs].split_at(*pairs)
                 });

@@ -190,7 +190,9 @@ proptest! {
 
     #[test]
     fn gate(rows in 1..70_usize, size in 1..900_usize, apart in any::<bool>(), seed in any::<u64>(), kind in kinds(),
-            gating in prop::sample::select(vec![Glu::Silu, Glu::Gelu, Glu::GeluTanh, Glu::Clamped { alpha: 1.7, limit: 0.5 }]),
+            gating in prop::sample::select(vec![
+                Glu::Silu, Glu::Gelu, Glu::GeluTanh, Glu::Clamped { alpha: 1.7, limit: 0.5 }, Glu::Sigmoid,
+            ]),
             kernels in kernels()) {
         let x = vector(kind, 2 * rows * size, seed);
         let mut out = vector(kind, rows * size, 0);
@@ -214,8 +216,27 @@ proptest! {
                     let gate = gate.min(limit);
                     gate * sigmoid(alpha * gate) * (up.clamp(-limit, limit) + 1.0)
                 }
+                Glu::Sigmoid => sigmoid(gate) * up,
             };
             near(kind, out.get(index), exact, 1.0)?;
+        }
+    }
+
+    #[test]
+    fn gate_heads([rows, heads, tokens] in [1..4_usize, 1..5, 1..40], head_dim in 1..140_usize, seed in any::<u64>(),
+                  kind in kinds(), kernels in kernels()) {
+        // Gates lie behind each head of queries, and keys and values behind all of them.
+        let width = (2 * heads + 3) * head_dim;
+        let all = vector_from(&vector(kind, rows * tokens * width, seed), head_dim);
+        let x = vector(kind, rows * tokens * heads * head_dim, seed ^ 1);
+        let mut out = vector(kind, rows * tokens * heads * head_dim, 0);
+        let first = Heads { data: all.floats(), head_stride: 2 * head_dim, token_stride: width };
+        let gates = Queries { first, row_stride: tokens * width, tokens };
+        kernels.gate_heads(&gates, [rows, heads, head_dim], x.floats(), out.floats_mut()).unwrap();
+        for index in 0..rows * tokens * heads * head_dim {
+            let (vector, i) = (index / head_dim, index % head_dim);
+            let gate = all.get(vector / heads * width + vector % heads * 2 * head_dim + i);
+            near(kind, out.get(index), x.get(index) / (1.0 + (-gate).exp()), 1.0)?;
         }
     }
 }
@@ -252,4 +273,5 @@ fn sizes_that_do_not_go_together_are_errors() {
     assert!(kernels.norm_rope(&queries, [1, 1, 4], None, None, out.floats_mut()).is_err());
     let gates = GluInput { gates: x.floats(), ups: x.floats(), row_stride: 12, step: 1 };
     assert!(kernels.glu(&gates, Glu::Silu, 6, out.floats_mut()).is_err());
+    assert!(kernels.gate_heads(&queries, [1, 1, 4], x.floats(), out.floats_mut()).is_err());
 }

@@ -96,11 +96,10 @@ impl Budget {
             .saturating_add(self.logits)
     }
 
-    /// Bytes that a text of so many tokens takes besides where it is computed beside others: keys and values in their common
-    /// arrays, from which they are copied.
+    /// Bytes that so many tokens of a text take besides where they are computed beside others: no more of all is padding.
     pub(super) fn beside_others(&self, tokens: usize) -> u64 {
         let position: u64 = self.positions.iter().map(|(_, position)| position).sum();
-        position.saturating_mul(tokens as u64)
+        position.saturating_mul(tokens.next_multiple_of(KV_STEP) as u64)
     }
 
     /// Bytes that a decode step takes for a row while it is computed.

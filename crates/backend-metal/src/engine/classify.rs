@@ -114,7 +114,7 @@ impl ClassifyJob {
             let tokens = Array::from_slice(tokens, &[1, tokens.len() as i32]);
             let fresh = Rows::Prefixed { prefix: &SharedPrefix::default(), store: Some(&mut self.beginning) };
             model.hidden(&tokens, fresh)?;
-            transforms::eval(&self.beginning.arrays(0..model.config().layers))?;
+            transforms::eval(&self.beginning.arrays())?;
         }
         let bucket = self.next_bucket(model.config());
         self.compute(model, &bucket)?;

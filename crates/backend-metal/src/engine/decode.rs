@@ -20,11 +20,11 @@ use crate::{
 /// Submits the next token of every row, without waiting for it.
 pub(super) fn decode_batch(model: &dyn Architecture, rows: &mut [Row]) -> Result<()> {
     // Those whose keys and values can share buffers are computed together.
-    rows.sort_by_key(|row| (row.cache.capacity_bucket(), row.cache.rotation()));
+    rows.sort_by_key(|row| (row.cache.capacity_bucket(1), row.cache.rotation()));
     let count = rows.len() as i32;
     let tokens = inputs(rows)?.reshape(&[count, 1])?;
     let mut caches: Vec<&mut KvCache> = rows.iter_mut().map(|row| &mut row.cache).collect();
-    let hidden = model.hidden(&tokens, Rows::Cached(&mut caches))?;
+    let hidden = model.hidden(&tokens, Rows::cached(&mut caches))?;
     let mut rows: Vec<&mut Row> = rows.iter_mut().collect();
     choose(&mut rows, &model.logits(&hidden)?.reshape(&[count, -1])?)
 }

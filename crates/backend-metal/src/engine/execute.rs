@@ -6,12 +6,12 @@ use super::{
     cuda::CudaSteps,
     decode::decode_batch,
     guard::guard,
-    plan::{Plan, Prefill, Refusal, RowId},
+    plan::{Part, Plan, Prefill, Refusal, RowId},
     prefill::{PrefillProgress, PrefillRun},
     row::Row,
     scheduler::Scheduler,
 };
-use crate::mlx::memory;
+use crate::{mlx::memory, nn::KvCache};
 
 /// Decode steps between two clearings of the allocator's cache, which otherwise keeps a buffer of every size it met.
 const CLEAR_EVERY: u64 = 256;
@@ -144,8 +144,7 @@ impl Scheduler {
                 return (false, Vec::new());
             }
             Some(Prefill::Continue) => self.prefill.take().map(Ok),
-            Some(Prefill::Chunk { row, tokens }) => self.begin_chunk(row, tokens.end),
-            Some(Prefill::Batch(ids)) => self.begin_batch(&ids),
+            Some(Prefill::Begin(parts)) => self.begin(&parts),
         };
         let mut run = match built {
             None => return (true, Vec::new()),
@@ -197,40 +196,43 @@ impl Scheduler {
         joined
     }
 
-    fn begin_chunk(&mut self, id: RowId, end: usize) -> Option<Result<PrefillRun, (Vec<Row>, Error)>> {
-        let is_new = self.waiting.iter().any(|row| row.id == id);
-        let mut row = self.take(id)?;
-        let mut end = end;
-        if is_new {
-            let (tokens, rotation) = (&row.tokens[..], row.cache.rotation());
-            let own = row.session().and_then(|session| self.sessions.take(session, tokens, rotation));
-            let cached = own.or_else(|| if row.solo { None } else { self.prefixes.find(tokens, rotation) });
-            row.begin(cached);
-            // More may be cached than when the plan was made: a row that has ended since then began alike.
-            end = end.max(row.prefilled + 1).min(row.tokens.len());
-            let chunk = end.saturating_sub(row.prefilled);
-            row.reservation.set(self.budget.prefill(&row.cache, row.tokens.len(), chunk));
+    /// Builds the prefill of these parts.
+    fn begin(&mut self, parts: &[Part]) -> Option<Result<PrefillRun, (Vec<Row>, Error)>> {
+        let mut rows = Vec::with_capacity(parts.len());
+        for part in parts {
+            let is_new = self.waiting.iter().any(|row| row.id == part.row);
+            let Some(mut row) = self.take(part.row) else { continue };
+            if is_new {
+                let cached = self.cached(&row);
+                row.begin(cached);
+            }
+            // What is cached may have changed since the plan was made.
+            let end = row.tokens.len().min(row.prefilled + part.tokens);
+            rows.push((row, end, is_new));
         }
+        let width = rows.iter().map(|(row, end, _)| end - row.prefilled).max()?;
+        for (row, _, _) in rows.iter_mut().filter(|(_, _, is_new)| *is_new) {
+            let tokens = row.tokens.len().max(row.prefilled + width);
+            row.reservation.set(self.budget.prefill(&row.cache, tokens, width));
+        }
+        // Neighbours share operations where their keys and values can lie together.
+        rows.sort_by_key(|(row, _, _)| {
+            (row.prefilled > 0, row.cache.capacity_bucket(width), row.cache.rotation())
+        });
+        let (mut rows, ends): (Vec<_>, Vec<_>) = rows.into_iter().map(|(row, end, _)| (row, end)).unzip();
         let (model, backend) = (self.model.as_ref(), self.config.backend);
-        let work = guard(backend, "compute the prompt", || PrefillRun::build_chunk(model, &mut row, end));
-        Some(match work {
-            Ok(work) => Ok(PrefillRun::new(model, vec![row], work)),
-            Err(error) => Err((vec![row], error)),
+        let built = guard(backend, "compute the prompts", || PrefillRun::build(model, &mut rows, &ends));
+        Some(match built {
+            Ok(hidden) => Ok(PrefillRun::new(model, rows, ends, hidden)),
+            Err(error) => Err((rows, error)),
         })
     }
 
-    fn begin_batch(&mut self, ids: &[RowId]) -> Option<Result<PrefillRun, (Vec<Row>, Error)>> {
-        let mut rows: Vec<Row> = ids.iter().filter_map(|id| self.take(*id)).collect();
-        for row in &mut rows {
-            row.begin(None);
-            row.reservation.set(self.budget.prefill(&row.cache, row.tokens.len(), row.tokens.len()));
-        }
-        let (model, backend) = (self.model.as_ref(), self.config.backend);
-        let work = guard(backend, "compute the prompts", || PrefillRun::build_batch(model, &rows));
-        Some(match work {
-            Ok(work) => Ok(PrefillRun::new(model, rows, work)),
-            Err(error) => Err((rows, error)),
-        })
+    /// What is kept of the first tokens of a row's text.
+    fn cached(&mut self, row: &Row) -> Option<KvCache> {
+        let (tokens, rotation) = (&row.tokens[..], row.cache.rotation());
+        let own = row.session().and_then(|session| self.sessions.take(session, tokens, rotation));
+        own.or_else(|| if row.solo { None } else { self.prefixes.find(tokens, rotation) })
     }
 }
 

@@ -4,8 +4,6 @@
 //!
 //! [`Scheduler`]: super::scheduler::Scheduler
 
-use std::ops::Range;
-
 /// A request of one scheduler.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct RowId(pub(super) u64);
@@ -46,8 +44,8 @@ pub(super) struct WaitingPrompt {
     pub(super) tokens: usize,
     /// How many of them have keys and values already, in a session or the prefix cache.
     pub(super) cached: usize,
-    /// Whether it can be computed beside other prompts, padded to one length.
-    pub(super) batchable: bool,
+    /// Whether it is computed by itself, because a step that it was part of failed.
+    pub(super) solo: bool,
     /// Bytes that its prefill takes.
     pub(super) bytes: u64,
     /// Bytes that it takes besides where it is computed beside others.
@@ -60,6 +58,8 @@ pub(super) struct ChunkedPrompt {
     pub(super) id: RowId,
     pub(super) tokens: usize,
     pub(super) prefilled: usize,
+    /// See [`WaitingPrompt::solo`].
+    pub(super) solo: bool,
 }
 
 /// A request that decodes.
@@ -103,10 +103,16 @@ pub(super) struct Plan {
 pub(super) enum Prefill {
     /// Goes on with the prefill that is under way.
     Continue,
-    /// Begins whole prompts, side by side.
-    Batch(Vec<RowId>),
-    /// Begins a part of one prompt.
-    Chunk { row: RowId, tokens: Range<usize> },
+    /// Begins parts of prompts, side by side.
+    Begin(Vec<Part>),
+}
+
+/// The next tokens of a prompt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Part {
+    pub(super) row: RowId,
+    /// How many.
+    pub(super) tokens: usize,
 }
 
 /// A request that needs more memory than there is.
@@ -184,41 +190,56 @@ impl Planner<'_> {
     fn next_prefill(&mut self, under_way: bool, is_alone: bool) -> Option<Prefill> {
         let chunk = self.view.prefill_chunk;
         let most = if under_way { self.view.short_prompt.min(chunk) } else { chunk };
-        if !(under_way && self.view.preempted) {
-            let is_live = |prompt: &&WaitingPrompt| !self.view.cancelled.contains(&prompt.id);
-            let waiting: Vec<_> = self.view.waiting.iter().filter(is_live).copied().collect();
-            let passes = |first: &WaitingPrompt| !under_way || first.tokens - first.cached <= most;
-            let group = if waiting.first().is_some_and(passes) {
-                batch(&waiting, self.free_places, most)
-            } else {
-                Vec::new()
-            };
-            let begun: Vec<_> = group
-                .iter()
-                .map_while(|one| {
-                    let beside = if group.len() > 1 { one.bytes_beside_others } else { 0 };
-                    self.memory.take(one.bytes.saturating_add(beside), &mut self.plan).then_some(one)
-                })
-                .collect();
-            match (begun[..].first(), group.first()) {
-                (Some(first), _) if begun.len() == 1 => {
-                    let end = first.tokens.min(first.cached + chunk);
-                    return Some(Prefill::Chunk { row: first.id, tokens: first.cached..end });
-                }
-                (Some(_), _) => return Some(Prefill::Batch(begun.iter().map(|prompt| prompt.id).collect())),
-                // Others give memory back when they end. Where there are none, waiting is of no use.
-                (None, Some(first)) if is_alone && self.plan.refuse.is_none() => {
-                    self.plan.refuse = Some(self.memory.refusal(first.id, first.bytes));
-                }
-                (None, _) => {}
+        let begun = self.chunked.iter().map(|prompt| Candidate {
+            part: Part { row: prompt.id, tokens: chunk.min(prompt.tokens - prompt.prefilled) },
+            solo: prompt.solo,
+            bytes: 0,
+            bytes_beside_others: 0,
+        });
+        let begun: Vec<_> = begun.filter(|_| !under_way).collect();
+        let mut fresh = if under_way && self.view.preempted { Vec::new() } else { self.fresh(chunk) };
+        if under_way && fresh.first().is_some_and(|first| first.part.tokens > most) {
+            fresh.clear();
+        }
+        let first = fresh.first().map(|first| (first.part.row, first.bytes));
+        let group = together(fresh.into_iter().chain(begun.iter().copied()), most);
+        let mut parts = self.that_fit(&group);
+        if parts.is_empty() {
+            // Others give memory back when they end. Where there are none, waiting is of no use.
+            if let (Some((row, bytes)), true, None) = (first, is_alone, &self.plan.refuse) {
+                self.plan.refuse = Some(self.memory.refusal(row, bytes));
             }
+            parts = together(begun.into_iter(), most).iter().map(|one| one.part).collect();
         }
-        if under_way {
-            return Some(Prefill::Continue);
+        match parts.is_empty() {
+            true => under_way.then_some(Prefill::Continue),
+            false => Some(Prefill::Begin(parts)),
         }
-        let next = self.chunked.first()?;
-        let end = next.tokens.min(next.prefilled + chunk);
-        Some(Prefill::Chunk { row: next.id, tokens: next.prefilled..end })
+    }
+
+    /// The first parts of the prompts that wait and find a place.
+    fn fresh(&self, chunk: usize) -> Vec<Candidate> {
+        let live = self.view.waiting.iter().filter(|prompt| !self.view.cancelled.contains(&prompt.id));
+        let candidate = |prompt: &WaitingPrompt| Candidate {
+            part: Part { row: prompt.id, tokens: chunk.min(prompt.tokens - prompt.cached) },
+            solo: prompt.solo,
+            bytes: prompt.bytes,
+            bytes_beside_others: prompt.bytes_beside_others,
+        };
+        live.take(self.free_places).map(candidate).collect()
+    }
+
+    /// The parts, first to last, that memory holds side by side; or else the first, if it holds that alone.
+    fn that_fit(&mut self, group: &[Candidate]) -> Vec<Part> {
+        let mut fit = |group: &[Candidate], is_alone: bool| -> Vec<Part> {
+            let beside = |one: &Candidate| if is_alone { 0 } else { one.bytes_beside_others };
+            let parts = group.iter().map_while(|one| {
+                self.memory.take(one.bytes.saturating_add(beside(one)), &mut self.plan).then_some(one.part)
+            });
+            parts.collect()
+        };
+        let parts = fit(group, group.len() == 1);
+        if parts.is_empty() { fit(&group[..group.len().min(1)], true) } else { parts }
     }
 
     /// The rows that decode: one batch, and each row by itself that cannot be part of it.
@@ -230,24 +251,30 @@ impl Planner<'_> {
     }
 }
 
-/// The prompts that have waited longest: several where they fit one prefill of `most` tokens together, or else the first.
-fn batch(waiting: &[WaitingPrompt], free_places: usize, most: usize) -> Vec<WaitingPrompt> {
-    let mut group: Vec<WaitingPrompt> = Vec::new();
+/// A part of a prompt that may be computed next.
+#[derive(Debug, Clone, Copy)]
+struct Candidate {
+    part: Part,
+    solo: bool,
+    bytes: u64,
+    bytes_beside_others: u64,
+}
+
+/// The first of these, and others where they fit one prefill of `most` tokens together, with padding to one length.
+fn together(candidates: impl Iterator<Item = Candidate>, most: usize) -> Vec<Candidate> {
+    let mut group: Vec<Candidate> = Vec::new();
     let (mut longest, mut total) = (0, 0);
-    for prompt in waiting.iter().take(free_places) {
-        let padded = prompt.tokens.max(longest) * (group.len() + 1);
-        // What is cached of a prompt is computed again beside others, unless it is most of it.
-        let fits = prompt.batchable
-            && padded <= most
-            && padded <= 2 * (total + prompt.tokens)
-            && 2 * prompt.cached <= prompt.tokens;
+    for one in candidates {
+        let tokens = one.part.tokens;
+        let padded = tokens.max(longest) * (group.len() + 1);
+        let fits = !one.solo && padded <= most && padded <= 2 * (total + tokens);
         if group.is_empty() || fits {
-            group.push(*prompt);
+            group.push(one);
         }
         if !fits {
             break;
         }
-        (longest, total) = (longest.max(prompt.tokens), total + prompt.tokens);
+        (longest, total) = (longest.max(tokens), total + tokens);
     }
     group
 }
@@ -305,7 +332,7 @@ mod tests {
 
     fn prompt(id: u64, tokens: usize) -> WaitingPrompt {
         let bytes = tokens as u64;
-        WaitingPrompt { id: RowId(id), tokens, cached: 0, batchable: true, bytes, bytes_beside_others: 0 }
+        WaitingPrompt { id: RowId(id), tokens, cached: 0, solo: false, bytes, bytes_beside_others: 0 }
     }
 
     fn row(id: u64) -> DecodingRow {
@@ -331,44 +358,62 @@ mod tests {
         Plan::new(view).prefill
     }
 
-    fn chunk(row: u64, tokens: Range<usize>) -> Option<Prefill> {
-        Some(Prefill::Chunk { row: RowId(row), tokens })
+    /// So many tokens of each of these.
+    fn begin<const N: usize>(parts: [(u64, usize); N]) -> Option<Prefill> {
+        Some(Prefill::Begin(parts.map(|(row, tokens)| Part { row: RowId(row), tokens }).into()))
     }
 
     #[test]
     fn short_prompts_are_grouped_while_they_fit_a_chunk_without_much_padding() {
-        let group = |n| Some(Prefill::Batch(ids(0..n)));
         assert_eq!(prefill(&view(&[])), None);
-        assert_eq!(prefill(&view(&[10, 12, 9])), group(3));
+        assert_eq!(prefill(&view(&[10, 12, 9])), begin([(0, 10), (1, 12), (2, 9)]));
         // Four rows of 20 are more than a chunk.
-        assert_eq!(prefill(&view(&[10, 12, 9, 20])), group(3));
+        assert_eq!(prefill(&view(&[10, 12, 9, 20])), begin([(0, 10), (1, 12), (2, 9)]));
         // More than half of what 3, 3 and 20 would compute together is padding.
-        assert_eq!(prefill(&view(&[3, 3, 20])), group(2));
-        assert_eq!(prefill(&view(&[100, 3])), chunk(0, 0..CHUNK));
+        assert_eq!(prefill(&view(&[3, 3, 20])), begin([(0, 3), (1, 3)]));
+        assert_eq!(prefill(&view(&[100, 3])), begin([(0, CHUNK)]));
         // The places in the batch bound a group.
         let full = View { decoding: rows(10..15), ..view(&[5; 8]) };
-        assert_eq!(prefill(&full), group(3));
+        assert_eq!(prefill(&full), begin([(0, 5), (1, 5), (2, 5)]));
         let full = View { decoding: rows(10..18), ..view(&[5; 8]) };
         assert_eq!(prefill(&full), None);
     }
 
     #[test]
-    fn a_prompt_whose_beginning_is_cached_computes_only_the_rest() {
-        let mut view = view(&[20, 20]);
-        view.waiting[0].cached = 8;
-        assert_eq!(prefill(&view), Some(Prefill::Batch(ids([0, 1]))));
-        view.waiting[0].cached = 12;
-        assert_eq!(prefill(&view), chunk(0, 12..20));
+    fn prompts_whose_beginnings_are_cached_compute_the_rest_together() {
+        let mut view = view(&[200, 20, 150]);
+        for (prompt, cached) in view.waiting.iter_mut().zip([190, 8, 133]) {
+            prompt.cached = cached;
+        }
+        assert_eq!(prefill(&view), begin([(0, 10), (1, 12), (2, 17)]));
+        view.waiting[1].solo = true;
+        assert_eq!(prefill(&view), begin([(0, 10)]));
         view.waiting.swap(0, 1);
-        assert_eq!(prefill(&view), chunk(1, 0..20));
-        view.waiting[0].batchable = false;
-        assert_eq!(prefill(&view), chunk(1, 0..20));
+        assert_eq!(prefill(&view), begin([(1, 12)]));
+    }
+
+    #[test]
+    fn the_ends_of_long_prompts_are_computed_beside_others() {
+        let chunked = |id, left: usize| ChunkedPrompt {
+            id: RowId(id),
+            tokens: 200,
+            prefilled: 200 - left,
+            solo: false,
+        };
+        let mut view = View { chunked: vec![chunked(7, 12), chunked(8, 9), chunked(9, 100)], ..view(&[10]) };
+        assert_eq!(prefill(&view), begin([(0, 10), (7, 12), (8, 9)]));
+        view.chunked.rotate_left(2);
+        assert_eq!(prefill(&view), begin([(0, 10)]));
+        view.waiting.clear();
+        assert_eq!(prefill(&view), begin([(9, CHUNK)]));
+        view.chunked.rotate_left(1);
+        assert_eq!(prefill(&view), begin([(7, 12), (8, 9)]));
     }
 
     #[test]
     fn short_prompts_pass_a_long_one_every_other_step() {
         let mut view = View { prefill: Some(ids([90])), ..view(&[10, 5]) };
-        assert_eq!(prefill(&view), chunk(0, 0..10), "both are 20 tokens with padding, and 16 may pass");
+        assert_eq!(prefill(&view), begin([(0, 10)]), "both are 20 tokens with padding, and 16 may pass");
         view.preempted = true;
         assert_eq!(prefill(&view), Some(Prefill::Continue));
         view.preempted = false;
@@ -376,11 +421,11 @@ mod tests {
         assert_eq!(prefill(&view), Some(Prefill::Continue));
         // Between two chunks a new prompt is first, whatever its length, and then prompts take turns.
         view.prefill = None;
-        view.chunked = vec![ChunkedPrompt { id: RowId(7), tokens: 200, prefilled: 128 }];
+        view.chunked = vec![ChunkedPrompt { id: RowId(7), tokens: 200, prefilled: 128, solo: false }];
         view.waiting = vec![prompt(0, 100)];
-        assert_eq!(prefill(&view), chunk(0, 0..CHUNK));
+        assert_eq!(prefill(&view), begin([(0, CHUNK)]));
         view.waiting.clear();
-        assert_eq!(prefill(&view), chunk(7, 128..192));
+        assert_eq!(prefill(&view), begin([(7, CHUNK)]));
     }
 
     #[test]
@@ -390,7 +435,7 @@ mod tests {
         view.decoding = vec![behind(10), behind(11)];
         let plan = Plan::new(&view);
         assert_eq!((plan.pause, plan.decode), (ids([10, 11]), vec![]));
-        assert_eq!(plan.prefill, Some(Prefill::Batch(ids([0, 1]))));
+        assert_eq!(plan.prefill, begin([(0, 5), (1, 5)]));
         view.decoding = vec![row(12)];
         view.paused = vec![behind(10), row(11)];
         let plan = Plan::new(&view);
@@ -411,7 +456,7 @@ mod tests {
         view.cancelled = ids([0, 10, 90]);
         view.decoding = rows([10]);
         let plan = Plan::new(&view);
-        assert_eq!((plan.cancel, plan.decode, plan.prefill), (ids([0, 10, 90]), vec![], chunk(1, 0..5)));
+        assert_eq!((plan.cancel, plan.decode, plan.prefill), (ids([0, 10, 90]), vec![], begin([(1, 5)])));
     }
 
     #[test]
@@ -443,7 +488,11 @@ mod tests {
         assert_eq!((plan.prefill, plan.refuse), (None, Some(refusal)));
         // Of a group those begin that fit.
         view.waiting = vec![prompt(0, 10), prompt(1, 10), prompt(2, 11)];
-        assert_eq!(prefill(&view), Some(Prefill::Batch(ids([0, 1]))));
+        assert_eq!(prefill(&view), begin([(0, 10), (1, 10)]));
+        // Beside others the first would not fit, alone it does.
+        view.waiting = vec![prompt(0, 25), prompt(1, 20)];
+        view.waiting.iter_mut().for_each(|prompt| prompt.bytes_beside_others = 10);
+        assert_eq!(prefill(&view), begin([(0, 25)]));
         // A row that cannot grow, even alone.
         view.waiting.clear();
         view.decoding = vec![DecodingRow { growth: 31, ..row(10) }];

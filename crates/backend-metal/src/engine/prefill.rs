@@ -8,36 +8,21 @@ use std::time::Instant;
 use mlx_rs::{Array, error::Result, transforms};
 
 use super::{decode::choose, pace::Pace, plan::RowId, row::Row};
-use crate::{
-    mlx::slice,
-    nn::{Architecture, Rows, SharedPrefix},
-};
+use crate::nn::{Architecture, KvCache, Rows};
 
-/// Prompt tokens of one row, or the whole prompts of several.
+/// Parts of the prompts of some rows.
 pub(super) struct PrefillRun {
     /// `None` where a row was taken out meanwhile.
     rows: Vec<Option<Row>>,
-    work: Work,
-    /// Tokens of all rows, padding included.
-    tokens: usize,
+    /// The position that each row's part ends at.
+    ends: Vec<usize>,
+    /// Hidden states `[B, width, D]`: each row's begin where its cached tokens end, and have padding behind them.
+    hidden: Array,
     layers: usize,
     /// Layers whose keys and values were submitted.
     submitted: usize,
     /// What was submitted last and nobody has waited for.
     unfinished: Option<Piece>,
-}
-
-/// What is to be computed.
-pub(super) struct Graph {
-    work: Work,
-    tokens: usize,
-}
-
-enum Work {
-    /// The tokens of one row up to position `end`; hidden states `[1, T, D]`.
-    Chunk { hidden: Array, end: usize },
-    /// Whole prompts, padded to `width`; hidden states `[B, width, D]`.
-    Batch { hidden: Array, prompts: SharedPrefix, width: usize },
 }
 
 struct Piece {
@@ -55,37 +40,32 @@ pub(super) enum PrefillProgress {
 }
 
 impl PrefillRun {
-    /// Builds the graph of the row's tokens up to position `end`.
+    /// Builds the graph of the tokens of each row up to its position in `ends`: hidden states `[B, width, D]`.
     ///
     /// # Errors
     /// MLX's own; so below.
-    pub(super) fn build_chunk(model: &dyn Architecture, row: &mut Row, end: usize) -> Result<Graph> {
-        let count = end - row.prefilled;
-        let tokens = Array::from_slice(&row.tokens[row.prefilled..end], &[1, count as i32]);
-        let hidden = model.hidden(&tokens, Rows::Cached(&mut [&mut row.cache]))?;
-        Ok(Graph { work: Work::Chunk { hidden, end }, tokens: count })
-    }
-
-    /// Builds the graph of whole prompts side by side.
-    pub(super) fn build_batch(model: &dyn Architecture, rows: &[Row]) -> Result<Graph> {
-        let width = rows.iter().map(|row| row.tokens.len()).max().unwrap_or(0);
+    pub(super) fn build(model: &dyn Architecture, rows: &mut [Row], ends: &[usize]) -> Result<Array> {
+        let lengths: Vec<usize> = rows.iter().zip(ends).map(|(row, end)| end - row.prefilled).collect();
+        let width = lengths.iter().copied().max().unwrap_or(0);
         let mut tokens = vec![0; rows.len() * width];
-        for (row, tokens) in rows.iter().zip(tokens.chunks_exact_mut(width.max(1))) {
-            tokens[..row.tokens.len()].copy_from_slice(&row.tokens);
+        for ((row, end), tokens) in rows.iter().zip(ends).zip(tokens.chunks_exact_mut(width.max(1))) {
+            let own = &row.tokens[row.prefilled..*end];
+            tokens[..own.len()].copy_from_slice(own);
         }
-        let count = tokens.len();
         let tokens = Array::from_slice(&tokens, &[rows.len() as i32, width as i32]);
-        let mut prompts = SharedPrefix::of_lengths(rows.iter().map(|row| row.tokens.len()).collect());
-        let prefixed = Rows::Prefixed { prefix: &SharedPrefix::default(), store: Some(&mut prompts) };
-        let hidden = model.hidden(&tokens, prefixed)?;
-        Ok(Graph { work: Work::Batch { hidden, prompts, width }, tokens: count })
+        let mut caches: Vec<&mut KvCache> = rows.iter_mut().map(|row| &mut row.cache).collect();
+        model.hidden(&tokens, Rows::Cached { caches: &mut caches, lengths: Some(&lengths) })
     }
 
     /// The prefill of these rows, whose graph was built.
-    pub(super) fn new(model: &dyn Architecture, rows: Vec<Row>, graph: Graph) -> Self {
+    pub(super) fn new(model: &dyn Architecture, rows: Vec<Row>, ends: Vec<usize>, hidden: Array) -> Self {
         let (rows, layers) = (rows.into_iter().map(Some).collect(), model.config().layers);
-        let Graph { work, tokens } = graph;
-        Self { rows, work, tokens, layers, submitted: 0, unfinished: None }
+        Self { rows, ends, hidden, layers, submitted: 0, unfinished: None }
+    }
+
+    /// Tokens of all rows, padding included.
+    fn tokens(&self) -> usize {
+        (self.hidden.dim(0) * self.hidden.dim(1)) as usize
     }
 
     /// The rows that are part of it.
@@ -104,12 +84,12 @@ impl PrefillRun {
     /// Takes a row out whose caller wants no more. It keeps the keys and values of the chunks before, where they can be told
     /// apart from those of this one, and of this one where all layers were submitted.
     pub(super) fn take(&mut self, id: RowId) -> Option<Row> {
-        let slot = self.rows.iter_mut().find(|row| row.as_ref().is_some_and(|row| row.id == id))?;
-        let mut row = slot.take()?;
-        match self.work {
-            Work::Chunk { end, .. } if self.submitted == self.layers => row.prefilled = end,
-            Work::Chunk { .. } if row.cache.abandon_pass(row.prefilled, self.submitted) => {}
-            Work::Chunk { .. } | Work::Batch { .. } => row.forget_cache(),
+        let place = self.rows.iter().position(|row| row.as_ref().is_some_and(|row| row.id == id))?;
+        let mut row = self.rows[place].take()?;
+        if self.submitted == self.layers {
+            row.prefilled = self.ends[place];
+        } else if row.prefilled == 0 || !row.cache.abandon_pass(row.prefilled, self.submitted) {
+            row.forget_cache();
         }
         Some(row)
     }
@@ -124,17 +104,18 @@ impl PrefillRun {
         let Some(Piece { arrays, layers }) = self.unfinished.take() else { return Ok(()) };
         let since = Instant::now();
         transforms::eval(&arrays)?;
-        pace.measured(self.tokens, layers, since.elapsed());
+        pace.measured(self.tokens(), layers, since.elapsed());
         Ok(())
     }
 
     /// Submits as many layers as a step should compute.
     pub(super) fn advance(&mut self, model: &dyn Architecture, pace: &Pace) -> Result<PrefillProgress> {
-        let layers = pace.layers(self.tokens);
+        let layers = pace.layers(self.tokens());
         if self.submitted + layers < self.layers {
             return self.submit_layers(layers).map(|()| PrefillProgress::UnderWay);
         }
-        let chooses = self.rows().any(|row| self.completes(row) && row.wants_more());
+        let mut rows = self.rows.iter().zip(&self.ends);
+        let chooses = rows.any(|(row, end)| row.as_ref().is_some_and(|row| chooses(row, *end)));
         if !chooses && self.submitted < self.layers {
             // The last layers are waited for like the others: what follows builds on all of them.
             return self.submit_layers(self.layers - self.submitted).map(|()| PrefillProgress::UnderWay);
@@ -150,66 +131,42 @@ impl PrefillRun {
 
     fn submit_layers(&mut self, layers: usize) -> Result<()> {
         let (start, end) = (self.submitted, self.submitted + layers);
-        let arrays: Vec<Array> = match &self.work {
-            Work::Chunk { .. } => self.rows().flat_map(|row| row.cache.layer_arrays(start..end)).collect(),
-            Work::Batch { prompts, .. } => prompts.arrays(start..end),
-        };
+        let arrays: Vec<Array> = self.rows().flat_map(|row| row.cache.layer_arrays(start..end)).collect();
         transforms::async_eval(&arrays)?;
         self.submitted = end;
         self.unfinished = Some(Piece { arrays, layers });
         Ok(())
     }
 
-    /// Whether the row's whole text is computed with this.
-    fn completes(&self, row: &Row) -> bool {
-        match self.work {
-            Work::Chunk { end, .. } => end == row.tokens.len(),
-            Work::Batch { .. } => true,
-        }
-    }
-
     /// Counts the tokens, and submits the next one of every row whose text is complete.
     fn finish(&mut self, model: &dyn Architecture) -> Result<()> {
-        match &self.work {
-            Work::Chunk { hidden, end } => {
-                let [Some(row)] = &mut self.rows[..] else { return Ok(()) };
-                row.prefilled = *end;
-                if *end < row.tokens.len() || !row.wants_more() {
-                    row.cache.evaluate()?;
-                    return mlx_rs::memory::clear_cache();
-                }
-                let hidden = slice(hidden, 1, hidden.dim(1) - 1, hidden.dim(1))?;
-                let logits = model.logits(&hidden)?.reshape(&[1, -1])?;
-                choose(&mut [row], &logits)
-            }
-            Work::Batch { hidden, prompts, width } => {
-                finish_batch(model, &mut self.rows, hidden, prompts, *width)
+        let width = self.hidden.dim(1) as usize;
+        let (mut choosing, mut others, mut places) = (Vec::new(), Vec::new(), Vec::new());
+        for (index, (row, end)) in self.rows.iter_mut().zip(&self.ends).enumerate() {
+            let Some(row) = row else { continue };
+            let last = index * width + end - row.prefilled - 1;
+            row.prefilled = *end;
+            if chooses(row, *end) {
+                places.push(last as u32);
+                choosing.push(row);
+            } else {
+                others.push(row);
             }
         }
+        if !choosing.is_empty() {
+            let count = places.len() as i32;
+            let hidden = self.hidden.reshape(&[-1, self.hidden.dim(-1)])?;
+            let hidden = hidden.take_axis(Array::from_slice(&places, &[count]), 0)?.expand_dims(1)?;
+            choose(&mut choosing, &model.logits(&hidden)?.reshape(&[count, -1])?)?;
+            // Rows would hold on to keys and values of others until their own are copied.
+            transforms::async_eval(&choosing.iter().flat_map(|row| row.cache.arrays()).collect::<Vec<_>>())?;
+        }
+        others.iter().try_for_each(|row| row.cache.evaluate())?;
+        if choosing.is_empty() { mlx_rs::memory::clear_cache() } else { Ok(()) }
     }
 }
 
-fn finish_batch(
-    model: &dyn Architecture,
-    rows: &mut [Option<Row>],
-    hidden: &Array,
-    prompts: &SharedPrefix,
-    width: usize,
-) -> Result<()> {
-    let live = rows.iter_mut().enumerate().filter_map(|(index, row)| Some((index, row.as_mut()?)));
-    let mut live: Vec<(usize, &mut Row)> = live.collect();
-    let ends: Vec<u32> =
-        live.iter().map(|(index, row)| (index * width + row.tokens.len() - 1) as u32).collect();
-    let count = live.len() as i32;
-    let hidden = hidden.reshape(&[-1, hidden.dim(-1)])?;
-    let hidden = hidden.take_axis(Array::from_slice(&ends, &[count]), 0)?;
-    for (index, row) in &mut live {
-        let len = row.tokens.len();
-        prompts.copy_row(*index, len, &mut row.cache)?;
-        row.prefilled = len;
-    }
-    let mut rows: Vec<&mut Row> = live.into_iter().map(|(_, row)| row).collect();
-    choose(&mut rows, &model.logits(&hidden.expand_dims(1)?)?.reshape(&[count, -1])?)?;
-    // Rows would hold on to keys and values of others until their own are copied.
-    transforms::async_eval(&rows.iter().flat_map(|row| row.cache.arrays()).collect::<Vec<_>>())
+/// Whether the row's next token is chosen once its text is computed up to position `end`.
+fn chooses(row: &Row, end: usize) -> bool {
+    end == row.tokens.len() && row.wants_more()
 }

@@ -105,7 +105,7 @@ mod tests {
     fn cache(tokens: usize) -> KvCache {
         let mut cache = KvCache::new([None]);
         let new = Array::from_slice(&vec![0.0_f32; tokens], &[1, 1, tokens as i32, 1]);
-        cache.update(0, [&new, &new]).unwrap();
+        cache.update(0, [&new, &new], tokens).unwrap();
         cache.advance(tokens);
         cache
     }

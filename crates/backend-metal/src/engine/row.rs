@@ -208,12 +208,6 @@ impl Row {
         }
     }
 
-    /// Whether its text can be computed beside others, padded to one length.
-    pub(super) fn is_batchable(&self) -> bool {
-        let plain = self.cache.rotation().is_none() && !self.cache.is_quantized();
-        plain && self.session().is_none() && self.wants_more() && !self.solo
-    }
-
     /// Works out which tokens may come next, where that is limited. It reads the last choice, which the device has made by the time
     /// that it computes the logits for the next.
     ///

@@ -270,7 +270,12 @@ impl Scheduler {
             waiting,
             prefill,
             chunked: (self.chunked.iter())
-                .map(|row| ChunkedPrompt { id: row.id, tokens: row.tokens.len(), prefilled: row.prefilled })
+                .map(|row| ChunkedPrompt {
+                    id: row.id,
+                    tokens: row.tokens.len(),
+                    prefilled: row.prefilled,
+                    solo: row.solo,
+                })
                 .collect(),
             decoding: decoding(&mut self.running),
             paused: decoding(&mut self.paused),
@@ -281,8 +286,7 @@ impl Scheduler {
 
     /// The prompts that may begin, as many as a batch has places.
     fn waiting_prompts(&mut self, prefill_chunk: usize) -> Vec<WaitingPrompt> {
-        let Self { waiting, sessions, prefixes, budget, model, config, .. } = self;
-        let any_length = !model.config().length_dependent;
+        let Self { waiting, sessions, prefixes, budget, config, .. } = self;
         let begins = waiting.iter_mut().filter_map(|row| (!row.reader_is_behind()).then_some(&*row));
         let prompts = begins.take(config.max_batch).map(|row| {
             let (tokens, rotation) = (&row.tokens[..], row.cache.rotation());
@@ -295,7 +299,7 @@ impl Scheduler {
                 id: row.id,
                 tokens: tokens.len(),
                 cached,
-                batchable: any_length && row.is_batchable(),
+                solo: row.solo,
                 bytes: budget.prefill(&row.cache, tokens.len(), prefill_chunk.min(tokens.len() - cached)),
                 bytes_beside_others: budget.beside_others(tokens.len()),
             }

@@ -205,7 +205,7 @@ fn read_entry(
     // What the model would write for one token, without computing it, says what its keys and values look like.
     let mut like = empty.clone();
     let token = Array::from_slice(&tokens[..1], &[1, 1]);
-    model.hidden(&token, Rows::Cached(&mut [&mut like])).map_err(mlx)?;
+    model.hidden(&token, Rows::cached(&mut [&mut like])).map_err(mlx)?;
     let mut layers = Vec::with_capacity(config.layers);
     for (layer, expected) in like.export_like(tokens.len()).into_iter().enumerate() {
         let mut arrays = Vec::with_capacity(expected.len());

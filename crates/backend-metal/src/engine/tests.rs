@@ -4,6 +4,7 @@ use std::{
     cell::{Cell, RefCell},
     path::Path,
     rc::Rc,
+    sync::Arc,
     time::Instant,
 };
 
@@ -23,6 +24,7 @@ use super::{
     budget::Budget,
     row::Request,
     scheduler::{EngineConfig, Progress, Scheduler},
+    session::{SessionId, SessionTurn},
 };
 use crate::nn::{Architecture, KvCache, LayerState, ModelConfig, Rows, TrainMode, registry::ParamRegistry};
 
@@ -101,19 +103,16 @@ impl Architecture for Fake {
         }
         let states = tokens.as_dtype(Dtype::Float32)?;
         match rows {
-            Rows::Cached(caches) => {
-                for (cache, ids) in caches.iter_mut().zip(ids.chunks(count as usize)) {
+            Rows::Cached { caches, lengths } => {
+                for (row, (cache, ids)) in caches.iter_mut().zip(ids.chunks(count as usize)).enumerate() {
+                    let own = lengths.map_or(count as usize, |lengths| lengths[row]);
                     let ids: Vec<f32> = ids.iter().map(|id| *id as f32).collect();
                     let new = Array::from_slice(&ids, &[1, 1, count, 1]);
-                    cache.update(0, [&new, &new])?;
-                    cache.advance(count as usize);
+                    cache.update(0, [&new, &new], own)?;
+                    cache.advance(own);
                 }
             }
-            Rows::Prefixed { store: Some(store), .. } => {
-                let new = states.reshape(&[batch, 1, count, 1])?;
-                store.set_kept(0, [new.clone(), new]);
-            }
-            Rows::Prefixed { store: None, .. } | Rows::Uncached | Rows::Packed(_) => {}
+            Rows::Prefixed { .. } | Rows::Uncached | Rows::Packed(_) => {}
         }
         states.expand_dims(2)
     }
@@ -186,6 +185,23 @@ impl Bench {
     }
 
     fn request_with(&mut self, len: usize, last: u32, options: GenerateOptions) -> TokenStream {
+        self.request_of(None, len, last, options)
+    }
+
+    /// The same as a turn of a session.
+    fn turn(&mut self, id: SessionId, len: usize, last: u32) -> TokenStream {
+        let text = Arc::new(tokio::sync::Mutex::new(Vec::new())).try_lock_owned().unwrap();
+        let options = GenerateOptions::new().max_tokens(4).ignore_eos(true);
+        self.request_of(Some(SessionTurn { id, text }), len, last, options)
+    }
+
+    fn request_of(
+        &mut self,
+        turn: Option<SessionTurn>,
+        len: usize,
+        last: u32,
+        options: GenerateOptions,
+    ) -> TokenStream {
         let prompt: Vec<u32> = (0..len as u32 - 1).map(|n| 5 + n % 50).chain([last]).collect();
         let detokenizer = self.text.tokenizer().detokenizer(true);
         let (writer, stream) =
@@ -197,7 +213,7 @@ impl Bench {
             budget: None,
             shape: None,
             eos: Vec::new(),
-            turn: None,
+            turn,
             writer,
         });
         stream
@@ -263,6 +279,57 @@ fn requests_of_all_lengths_are_answered() {
     assert!(passes.contains(&(5, 1)), "all decode together: {passes:?}");
     assert_eq!(bench.stats.snapshot().active, 0);
     assert_eq!(bench.scheduler.step(), Progress::Idle);
+}
+
+/// In each round, two texts are computed in these passes, the tokens that follow aside, and so many of their tokens were cached.
+#[test]
+fn texts_that_go_on_are_computed_together() {
+    let sessions = [SessionId::new(), SessionId::new()];
+    let rounds = [
+        ([20, 30], [0, 0], vec![(2, 30)]),
+        ([40, 33], [19, 29], vec![(2, 21)]),
+        // More than a chunk: the ends of both are one pass.
+        ([39 + 64 + 6, 32 + 64 + 4], [39, 32], vec![(1, 64), (1, 64), (2, 6)]),
+    ];
+    let mut bench = Bench::new();
+    for (lengths, cached, expected) in &rounds {
+        let streams = [0, 1].map(|row| bench.turn(sessions[row], lengths[row], 5 + row as u32));
+        for ((outcome, last), cached) in bench.run(streams).iter().zip(5..).zip(cached) {
+            is_answer(outcome, last, 4);
+            assert_eq!(outcome.as_ref().unwrap().1.metrics.cached_tokens, *cached);
+        }
+        let passes: Vec<_> = bench.passes().into_iter().filter(|pass| pass.1 > 1).collect();
+        assert_eq!(passes, *expected);
+    }
+    // Prompts that begin as one did that has ended.
+    let mut bench = Bench::with(|config| config.prefix_cache = 1 << 20);
+    let first = bench.request(60, 5, 4);
+    is_answer(&bench.run([first])[0], 5, 4);
+    bench.passes();
+    let streams = [(70, 6), (75, 7), (65, 8)].map(|(len, last)| bench.request(len, last, 4));
+    for (outcome, last) in bench.run(streams).iter().zip(6..) {
+        is_answer(outcome, last, 4);
+        assert_eq!(outcome.as_ref().unwrap().1.metrics.cached_tokens, 59);
+    }
+    assert_eq!(bench.passes()[0], (3, 16));
+}
+
+/// One of two turns is given up in the midst of their prefill; the other goes on, and the next turns are right.
+#[test]
+fn a_turn_that_is_cancelled_beside_another_keeps_what_was_before_it() {
+    let sessions = [SessionId::new(), SessionId::new()];
+    let mut bench = Bench::new();
+    let streams = [0, 1].map(|row| bench.turn(sessions[row], 20, 5 + row as u32));
+    bench.run(streams).iter().zip(5..).for_each(|(outcome, last)| is_answer(outcome, last, 4));
+    let streams = [0, 1].map(|row| bench.turn(sessions[row], 40, 5 + row as u32));
+    bench.steps(1);
+    let [dropped, kept] = streams;
+    drop(dropped);
+    is_answer(&bench.run([kept])[0], 6, 4);
+    let streams = [0, 1].map(|row| bench.turn(sessions[row], 50, 5 + row as u32));
+    for (outcome, last) in bench.run(streams).iter().zip(5..) {
+        is_answer(outcome, last, 4);
+    }
 }
 
 #[test]

@@ -189,7 +189,18 @@ pub(super) fn use_large_pages(memory: &[u8]) {
 
 /// The slice `start..end` of an axis: a view.
 pub(crate) fn slice(x: &Array, axis: usize, start: i32, end: i32) -> Result<Array> {
-    let Bounds { starts, ends, strides } = Bounds::new(x.shape(), axis, start, end)?;
+    view(x, &Bounds::new(x.shape(), axis, start, end)?)
+}
+
+/// Every `step`-th element of an axis, from `start` on: a view.
+pub(crate) fn every(x: &Array, axis: usize, start: i32, step: i32) -> Result<Array> {
+    let end = x.shape().get(axis).copied().unwrap_or(0);
+    let mut bounds = Bounds::new(x.shape(), axis, start, end)?;
+    bounds.strides[axis] = step;
+    view(x, &bounds)
+}
+
+fn view(x: &Array, Bounds { starts, ends, strides }: &Bounds) -> Result<Array> {
     let (n, stream) = (starts.len(), Stream::thread_local_or_default());
     // SAFETY: every handle belongs to an array that lives through the call; the bounds hold one number for each axis.
     call("slice", |result| unsafe {
@@ -204,6 +215,31 @@ pub(crate) fn slice(x: &Array, axis: usize, start: i32, end: i32) -> Result<Arra
             n,
             stream.as_ref().as_ptr(),
         )
+    })
+}
+
+/// The rows `indices` `[..]` of a matrix `[rows, n]`, as matrices of one row: `[.., 1, n]`.
+pub(crate) fn gather_rows(x: &Array, indices: &Array) -> Result<Array> {
+    let &[_, n] = x.shape() else {
+        return Err(Exception::custom(format!("rows are gathered of {:?}, expected a matrix", x.shape())));
+    };
+    let stream = Stream::thread_local_or_default();
+    // SAFETY: every handle belongs to an array that lives through the call, or is made and freed here; there is one axis, and a size for each
+    // axis of `x`.
+    call("gather", |result| unsafe {
+        let list = mlx_sys::mlx_vector_array_new_value(indices.as_ptr());
+        let status = mlx_sys::mlx_gather(
+            result,
+            x.as_ptr(),
+            list,
+            [0].as_ptr(),
+            1,
+            [1, n].as_ptr(),
+            2,
+            stream.as_ref().as_ptr(),
+        );
+        mlx_sys::mlx_vector_array_free(list);
+        status
     })
 }
 

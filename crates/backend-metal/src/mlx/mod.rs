@@ -25,8 +25,8 @@ mod vjp;
 pub use self::reader::Progress;
 pub(crate) use self::{
     array::{
-        cross_entropy, device_address, exception, filled, random_bits, scalar, slice, slice_update,
-        with_bytes,
+        cross_entropy, device_address, every, exception, filled, gather_rows, random_bits, scalar, slice,
+        slice_update, with_bytes,
     },
     checkpointing::{differentiated, recomputed},
     device::{Device, allow_graph_cache_misses, mlx_version, on_cpu, on_cuda, synchronize},

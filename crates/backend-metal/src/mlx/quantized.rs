@@ -131,8 +131,15 @@ pub(crate) fn quantized_matmul(x: &Array, w: &QuantizedMatrix) -> Result<Array> 
     })
 }
 
-/// `x · w[i]ᵀ` with one `i` of `indices` for each matrix of x: `[.., M, in]`, `[..]` → `[.., M, out]`.
-pub(crate) fn gather_qmm(x: &Array, w: &QuantizedMatrix, indices: &Array, sorted: bool) -> Result<Array> {
+/// `x[p] · w[i]ᵀ` with one `i` of `indices` and one `p` of `places` for each product: `[.., M, in]`, `[..]` → `[.., M, out]`. Without
+/// places, each matrix of x has its turn.
+pub(crate) fn gather_qmm(
+    x: &Array,
+    w: &QuantizedMatrix,
+    places: Option<&Array>,
+    indices: &Array,
+    sorted: bool,
+) -> Result<Array> {
     let stream = Stream::thread_local_or_default();
     // SAFETY: as in `quantized_matmul`.
     call("gather_qmm", |result| unsafe {
@@ -142,7 +149,7 @@ pub(crate) fn gather_qmm(x: &Array, w: &QuantizedMatrix, indices: &Array, sorted
             w.weight.as_ptr(),
             w.scales.as_ptr(),
             handle(w.biases.as_ref()),
-            handle(None),
+            handle(places),
             indices.as_ptr(),
             true,
             w.scheme.group_size(),

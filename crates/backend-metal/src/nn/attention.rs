@@ -264,20 +264,21 @@ impl Attention {
     }
 
     fn forward_gated(&self, x: &Array, pass: &mut ForwardPass<'_>, layer: usize) -> Result<Array> {
+        if ExecMode::current() == ExecMode::CpuKernels {
+            let joined = match self.qkv_proj.joined() {
+                Some(projection) => projection.forward(x)?,
+                None => ops::concatenate(&self.qkv_proj.forward::<3>(x)?, -1)?,
+            };
+            if let Some([queries, keys, values]) = self.fused(&joined, pass)? {
+                let output = pass.attend(layer, [&queries, &keys, &values], &self.attend)?;
+                return self.o_proj.forward(&cpu::gate_heads(&joined, &output, [self.heads, self.head_dim])?);
+            }
+        }
         let [queries, keys, values] = self.qkv_proj.forward(x)?;
         let both = queries.reshape(&[x.dim(0), x.dim(1), self.heads, 2 * self.head_dim])?;
         let flat = |start| slice(&both, 3, start, start + self.head_dim)?.reshape(&[x.dim(0), x.dim(1), -1]);
         let (queries, gates) = (flat(0)?, flat(self.head_dim)?);
-        let [queries, keys, values] = match ExecMode::current() {
-            ExecMode::CpuKernels => {
-                let joined = ops::concatenate(&[&queries, &keys, &values], -1)?;
-                match self.fused(&joined, pass)? {
-                    Some(ready) => ready,
-                    None => self.rotate_apart([queries, keys, values], pass)?,
-                }
-            }
-            _ => self.rotate_apart([queries, keys, values], pass)?,
-        };
+        let [queries, keys, values] = self.rotate_apart([queries, keys, values], pass)?;
         let output = pass.attend(layer, [&queries, &keys, &values], &self.attend)?;
         self.o_proj.forward(&output.multiply(ops::sigmoid(gates)?)?)
     }
@@ -300,7 +301,8 @@ impl Attention {
         }
     }
 
-    /// The same from one array `[B, T, (heads + 2 kv_heads) · head_dim]`, where the CPU's kernels know its type.
+    /// The same from one array `[B, T, (heads + 2 kv_heads) · head_dim]`, with gates behind each head of queries or without, where the
+    /// CPU's kernels know its type.
     fn fused(&self, joined: &Array, pass: &mut ForwardPass<'_>) -> Result<Option<[Array; 3]>> {
         if self.rope_first
             || self.clip.is_some()
@@ -315,7 +317,8 @@ impl Attention {
         };
         let table = self.rope.as_ref().map(|rope| pass.rotary_table(rope)).transpose()?;
         let heads = [self.heads, self.kv_heads, self.head_dim];
-        cpu::qk_norm_rope(joined, &QkNormRope { heads, norms, rotary: table.as_ref() }).transpose()
+        let how = QkNormRope { heads, norms, rotary: table.as_ref(), gated: self.gated };
+        cpu::qk_norm_rope(joined, &how).transpose()
     }
 
     /// The same as one kernel of CUDA after the projection; `None` where that does not know the layer.

@@ -84,11 +84,7 @@ impl CausalConv {
         };
         let (wide, weight) =
             (all.as_dtype(Dtype::Float32)?, weight.as_dtype(Dtype::Float32)?.swap_axes(0, 1)?);
-        let tap = |at: i32| slice(&wide, 1, at, at + tokens)?.multiply(slice(&weight, 0, at, at + 1)?);
-        let mut sum = tap(0)?;
-        for at in 1..self.kernel {
-            sum = sum.add(tap(at)?)?;
-        }
+        let mut sum = self.taps(&wide, &weight, tokens)?;
         if let Some(bias) = bias {
             sum = sum.add(bias.as_dtype(Dtype::Float32)?)?;
         }
@@ -96,6 +92,19 @@ impl CausalConv {
             sum = activation.apply(&sum)?;
         }
         Ok([sum.as_dtype(x.dtype())?, state])
+    }
+
+    /// The sums of `[B, before + T, channels]` by the taps `[kernel, channels]`.
+    fn taps(&self, all: &Array, weight: &Array, tokens: i32) -> Result<Array> {
+        if tokens == 1 {
+            return all.multiply(weight)?.sum_axis(1, true);
+        }
+        let tap = |at: i32| slice(all, 1, at, at + tokens)?.multiply(slice(weight, 0, at, at + 1)?);
+        let mut sum = tap(0)?;
+        for at in 1..self.kernel {
+            sum = sum.add(tap(at)?)?;
+        }
+        Ok(sum)
     }
 
     /// The sizes of its state: tokens and channels.

@@ -252,20 +252,26 @@ impl<B: Block + 'static> Decoder<B> {
     }
 
     /// Recomputes the texts that `tokens` take past [`recompute_at`](Self::recompute_at), and pushes the tokens to the caches.
-    fn recompute(&self, tokens: &Array, caches: &mut [&mut KvCache]) -> Result<()> {
+    fn recompute(
+        &self,
+        tokens: &Array,
+        caches: &mut [&mut KvCache],
+        lengths: Option<&[usize]>,
+    ) -> Result<()> {
         let limit = self.recompute_at.unwrap_or(usize::MAX);
-        let count = tokens.dim(-1) as usize;
         for (row, cache) in caches.iter_mut().enumerate() {
+            let count = lengths.map_or(tokens.dim(-1) as usize, |lengths| lengths[row]);
             let length = cache.length_with(count);
             if cache.len() > 0 && cache.length() <= limit && length > limit {
                 let text = cache.tokens()?;
                 let mut fresh = cache.empty_like();
                 fresh.set_expected_len(length);
-                self.pass(&text, Rows::Cached(&mut [&mut fresh]))?;
+                self.pass(&text, Rows::cached(&mut [&mut fresh]))?;
                 fresh.push_tokens(text);
                 **cache = fresh;
             }
-            cache.push_tokens(slice(tokens, 0, row as i32, row as i32 + 1)?);
+            let own = slice(tokens, 0, row as i32, row as i32 + 1)?;
+            cache.push_tokens(slice(&own, 1, 0, count as i32)?);
         }
         Ok(())
     }
@@ -317,8 +323,8 @@ impl<B: Block + 'static> Architecture for Decoder<B> {
     }
 
     fn hidden(&self, tokens: &Array, mut rows: Rows<'_>) -> Result<Array> {
-        if let (true, Rows::Cached(caches)) = (self.config.length_dependent, &mut rows) {
-            self.recompute(tokens, caches)?;
+        if let (true, Rows::Cached { caches, lengths }) = (self.config.length_dependent, &mut rows) {
+            self.recompute(tokens, caches, *lengths)?;
         }
         self.pass(tokens, rows)
     }

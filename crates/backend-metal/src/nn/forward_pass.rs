@@ -4,23 +4,23 @@
 //! attention themselves: of these the column "attention" says what they are given. [`ForwardPass::recur`] steps a recurrent state, of all
 //! rows at once.
 //!
+//! Cached rows have a position, where their tokens begin, and a length, how many of the T tokens are theirs; padding lies behind those.
+//! Products, norms and rotary embeddings take all rows as one array, and attention sees padding as tokens that come later, which nobody
+//! asks for. What a row keeps, keys and values as well as recurrent states, is that of its own tokens.
+//!
 //! | rows | tokens | mode | cache write | attention |
 //! |---|---|---|---|---|
 //! | `Uncached`, `Prefixed` | B × T | any | none | `attention` |
 //! | `Packed` | N × 1, the tokens of all texts | any | none | `packed::attend` |
-//! | `Cached` | B × 1, or 1 × T that fit the window contiguously | `CpuKernels` | in place | `cpu::attend_in_place` |
+//! | `Cached` | B × T that fit the window contiguously | `CpuKernels` | in place | `cpu::attend_in_place` |
 //! | `Cached`, one row in its group | 1 × T | any other case | `KvCache::update` | `attention`; `sdpa::masked` with a sink mask |
-//! | `Cached`, a group of rows | B × 1 | not `CpuKernels` | `cache::update_batch` | `sdpa::masked` with the mask of slots |
+//! | `Cached`, a group of empty rows | B × T | any other case | `KvCache::fill` | `attention` to the tokens themselves |
+//! | `Cached`, a group of rows | B × T that fit the windows contiguously | not `CpuKernels` | `cache::update_batch` | `sdpa::masked` with the mask of slots |
 //!
 //! `attention` is the CPU's kernel in the modes with CPU kernels, if it knows the types, and otherwise MLX's: the fused one, or
 //! operation by operation where that has no soft cap or no gradient ([`AttentionParams::needs_manual`]).
 
-use std::{
-    collections::{HashMap, hash_map::Entry},
-    ops::Range,
-    ptr,
-    rc::Rc,
-};
+use std::{collections::HashMap, ptr, rc::Rc};
 
 use mlx_rs::{
     Array,
@@ -37,15 +37,20 @@ use super::{
     rope::{Offsets, Rope},
     sdpa::{Masks, flatten_heads, masked},
     shared_prefix::SharedPrefix,
+    shown::{Seen, Shown, Visible, of_rows, show},
 };
 use crate::mlx::slice;
 
 /// The rows of one forward pass.
 #[derive(Debug)]
 pub(crate) enum Rows<'a> {
-    /// Row `b` of the tokens continues the text of cache `b`, which takes these tokens too. Either one row with any number of
-    /// tokens, or any number of rows with one token each. Neighbours of equal [`KvCache::capacity_bucket`] are fastest.
-    Cached(&'a mut [&'a mut KvCache]),
+    /// Row `b` of the tokens continues the text of cache `b`, which takes these tokens too. Neighbours of equal
+    /// [`KvCache::capacity_bucket`] are fastest.
+    Cached {
+        caches: &'a mut [&'a mut KvCache],
+        /// How many tokens of each row are not padding, which is on the right; `None` is all.
+        lengths: Option<&'a [usize]>,
+    },
     /// Every row begins at position 0 and no cache is kept. Shorter rows are padded on the right: padding cannot affect earlier
     /// positions.
     Uncached,
@@ -53,12 +58,18 @@ pub(crate) enum Rows<'a> {
     Prefixed {
         /// The prefix: of one row, or of as many rows as there are.
         prefix: &'a SharedPrefix,
-        /// Takes what the layers keep of prefix and tokens. It knows the lengths of rows with padding: see
-        /// [`SharedPrefix::of_lengths`].
+        /// Takes what the layers keep of prefix and tokens, of rows without padding.
         store: Option<&'a mut SharedPrefix>,
     },
     /// Every token is a row, `[N, 1]`: whole texts one after the other, without padding. No cache is kept.
     Packed(&'a PackedTokens),
+}
+
+impl<'a> Rows<'a> {
+    /// Rows without padding: see [`Cached`](Self::Cached).
+    pub(crate) fn cached(caches: &'a mut [&'a mut KvCache]) -> Self {
+        Self::Cached { caches, lengths: None }
+    }
 }
 
 /// The rows of a forward pass, shared by all its layers.
@@ -66,6 +77,8 @@ pub(crate) struct ForwardPass<'a> {
     mode: ExecMode,
     rows: Rows<'a>,
     tokens: usize,
+    /// How many tokens of each row are not padding; empty where caches are not kept.
+    counts: Vec<usize>,
     offsets: Offsets,
     lengths: Vec<usize>,
     /// The sizes of the groups of rows that share a buffer, in the rows' order.
@@ -97,43 +110,36 @@ impl<'a> ForwardPass<'a> {
                 tokens.shape()
             )));
         };
-        let (offsets, lengths) = match &rows {
-            Rows::Uncached => (Offsets::Same(0), vec![count as usize; batch as usize]),
+        let (mode, tokens) = (ExecMode::current(), count as usize);
+        let (mut counts, mut groups) = (Vec::new(), Vec::new());
+        let (offsets, lengths) = match &mut rows {
+            Rows::Uncached => (Offsets::Same(0), vec![tokens; batch as usize]),
             Rows::Prefixed { prefix, .. } => {
-                (Offsets::Same(prefix.len()), vec![prefix.len() + count as usize; batch as usize])
+                (Offsets::Same(prefix.len()), vec![prefix.len() + tokens; batch as usize])
             }
             Rows::Packed(texts) => (texts.offsets(batch, count)?, texts.row_lengths()),
-            Rows::Cached(caches) => {
-                if caches.len() != batch as usize || batch == 0 || (batch > 1 && count != 1) {
+            Rows::Cached { caches, lengths } => {
+                counts = lengths.map_or_else(|| vec![tokens; caches.len()], <[usize]>::to_vec);
+                let fit = counts.iter().all(|count| (1..=tokens).contains(count));
+                if batch == 0 || [caches.len(), counts.len()] != [batch as usize; 2] || !fit {
                     let caches = caches.len();
-                    let reason = format!(
-                        "{caches} caches for tokens [{batch}, {count}]: several rows take one token each"
-                    );
+                    let reason =
+                        format!("{caches} caches, {counts:?} tokens each, for tokens [{batch}, {count}]");
                     return Err(Exception::custom(reason));
                 }
-                let starts: Vec<_> = caches.iter().map(|cache| cache.len() as i32).collect();
-                let offsets = if starts.iter().all(|start| *start == starts[0]) {
-                    Offsets::Same(starts[0] as usize)
-                } else {
-                    Offsets::Each(Array::from_slice(&starts, &[batch]))
-                };
-                (offsets, caches.iter().map(|cache| cache.length_with(count as usize)).collect())
-            }
-        };
-        let mode = ExecMode::current();
-        let groups = match &mut rows {
-            Rows::Cached(caches) => {
-                if count > 1 {
+                if tokens > 1 {
                     caches.iter_mut().for_each(|cache| cache.snapshot());
                 }
-                cache::regroup(caches, mode != ExecMode::CpuKernels)?
+                groups = cache::regroup(caches, tokens, mode != ExecMode::CpuKernels)?;
+                let lengths = caches.iter().zip(&counts).map(|(cache, count)| cache.length_with(*count));
+                (offsets_of(caches), lengths.collect())
             }
-            Rows::Uncached | Rows::Prefixed { .. } | Rows::Packed(_) => Vec::new(),
         };
         Ok(Self {
             mode,
             rows,
-            tokens: count as usize,
+            tokens,
+            counts,
             offsets,
             lengths,
             groups,
@@ -202,7 +208,7 @@ impl<'a> ForwardPass<'a> {
         {
             return self.attend_in_chunk(layer, [queries, keys, values], params, chunk);
         }
-        if let Rows::Cached(caches) = &mut self.rows
+        if let Rows::Cached { caches, .. } = &mut self.rows
             && self.mode == ExecMode::CpuKernels
             && caches.iter().all(|cache| cache.fits_contiguously(layer, tokens))
             && let Some(output) = attend_in_place(caches, layer, [queries, keys, values], params)?
@@ -220,7 +226,7 @@ impl<'a> ForwardPass<'a> {
 
     /// Whether a text is longer than a chunk. What a rotating cache keeps is seen whatever the chunks are.
     fn outgrows(&self, chunk: usize, layer: usize) -> bool {
-        if let Rows::Cached(caches) = &self.rows
+        if let Rows::Cached { caches, .. } = &self.rows
             && caches.iter().any(|cache| cache.window(layer).is_limited())
         {
             return false;
@@ -237,13 +243,8 @@ impl<'a> ForwardPass<'a> {
         chunk: usize,
     ) -> Result<Array> {
         let tokens = ops::arange::<_, i32>(0, self.tokens as i32, None)?;
-        let starts = match &self.offsets {
-            Offsets::Same(start) => {
-                Array::from_slice(&vec![*start as i32; self.lengths.len()], &[self.lengths.len() as i32])
-            }
-            Offsets::Each(starts) => starts.clone(),
-        };
-        let positions = starts.expand_dims(1)?.add(tokens.expand_dims(0)?)?.expand_dims_axes(&[1, 3])?;
+        let positions =
+            self.starts().expand_dims(1)?.add(tokens.expand_dims(0)?)?.expand_dims_axes(&[1, 3])?;
         let size = Array::from_int(chunk as i32);
         let first = positions.floor_divide(&size)?.multiply(&size)?;
         self.extend(layer, [keys, values], |_, Seen { rows, kept: [keys, values], .. }| {
@@ -300,10 +301,9 @@ impl<'a> ForwardPass<'a> {
         new: [&Array; 2],
         mut attend: impl FnMut(&mut Masks, Seen<'_>) -> Result<Array>,
     ) -> Result<Array> {
-        let tokens = self.tokens;
         let all = 0..new[0].dim(0);
         let caches = match &mut self.rows {
-            Rows::Cached(caches) => caches,
+            Rows::Cached { caches, .. } => caches,
             Rows::Packed(_) => return Err(Exception::custom(NOT_PACKED)),
             Rows::Uncached => {
                 let kept = new.map(Array::clone);
@@ -326,7 +326,7 @@ impl<'a> ForwardPass<'a> {
             let new = [of_rows(new[0], rows.clone())?, of_rows(new[1], rows.clone())?];
             let shown = match self.shown.get(&(layer, start)) {
                 Some(shown) => shown.clone(),
-                None => show(&mut self.slots, group, (start, layer), &new, tokens)?,
+                None => show(&mut self.slots, group, (start, layer), &new, &self.counts[start..end])?,
             };
             outputs
                 .push(attend(&mut self.masks, Seen { rows, kept: &shown.kept, visible: shown.visible() })?);
@@ -348,19 +348,18 @@ impl<'a> ForwardPass<'a> {
         match &mut self.rows {
             Rows::Packed(_) => Err(Exception::custom(NOT_PACKED)),
             Rows::Uncached => Ok(step(RecurrentInput { states: None, lengths: None })?.0),
-            Rows::Cached(caches) => {
+            Rows::Cached { caches, .. } => {
                 let states = KvCache::states(caches, layer)?;
-                let (output, states) = step(RecurrentInput { states, lengths: None })?;
+                let is_padded = self.counts.iter().any(|count| *count < self.tokens);
+                let counts: Vec<_> = self.counts.iter().map(|count| *count as i32).collect();
+                let lengths = is_padded.then(|| Array::from_slice(&counts, &[counts.len() as i32]));
+                let (output, states) = step(RecurrentInput { states, lengths })?;
                 KvCache::set_states(caches, layer, states);
                 Ok(output)
             }
             Rows::Prefixed { prefix, store } => {
                 let states = prefix.states(layer, self.lengths.len() as i32)?;
-                let own = |len: &usize| len.saturating_sub(prefix.len()) as i32;
-                let lengths = store.as_ref().and_then(|store| store.lengths());
-                let lengths: Option<Vec<i32>> = lengths.map(|lengths| lengths.iter().map(own).collect());
-                let lengths = lengths.map(|lengths| Array::from_slice(&lengths, &[lengths.len() as i32]));
-                let (output, states) = step(RecurrentInput { states, lengths })?;
+                let (output, states) = step(RecurrentInput { states, lengths: None })?;
                 store.iter_mut().for_each(|store| store.set_states(layer, states.clone()));
                 Ok(output)
             }
@@ -370,9 +369,9 @@ impl<'a> ForwardPass<'a> {
     /// Counts the tokens in the rows' caches, once every layer has taken them.
     pub(crate) fn finish(self) {
         match self.rows {
-            Rows::Cached(caches) => {
-                for cache in caches {
-                    cache.advance(self.tokens);
+            Rows::Cached { caches, .. } => {
+                for (cache, count) in caches.iter_mut().zip(self.counts) {
+                    cache.advance(count);
                     if self.tokens > 1 {
                         cache.snapshot();
                     }
@@ -384,62 +383,17 @@ impl<'a> ForwardPass<'a> {
     }
 }
 
+/// Where the next tokens of these rows begin.
+fn offsets_of(caches: &[&mut KvCache]) -> Offsets {
+    let starts: Vec<_> = caches.iter().map(|cache| cache.len() as i32).collect();
+    if starts.iter().all(|start| *start == starts[0]) {
+        Offsets::Same(starts[0] as usize)
+    } else {
+        Offsets::Each(Array::from_slice(&starts, &[starts.len() as i32]))
+    }
+}
+
 const NOT_PACKED: &str = "layers of this kind need rows of their own, not texts one after the other";
-
-/// What a layer shows to the rows of a group.
-#[derive(Debug, Clone)]
-struct Shown {
-    kept: [Array; 2],
-    /// Several rows, or sinks before a window: which of it they see.
-    mask: Option<Array>,
-    causal: bool,
-}
-
-impl Shown {
-    fn visible(&self) -> Visible<'_> {
-        if self.causal { Visible::Causal } else { Visible::Masked(self.mask.as_ref()) }
-    }
-}
-
-/// Adds the new tokens of a group, which begins with row `start`, to a layer: what it shows then.
-fn show(
-    slots: &mut HashMap<(usize, Window), BatchSlots>,
-    group: &mut [&mut KvCache],
-    (start, layer): (usize, usize),
-    new: &[Array; 2],
-    tokens: usize,
-) -> Result<Shown> {
-    if let [row] = group {
-        let mask = row.sink_mask(layer, tokens).map(|sink_mask| sink_mask.mask(tokens));
-        let kept = row.update(layer, [&new[0], &new[1]])?;
-        return Ok(Shown { kept, causal: mask.is_none(), mask });
-    }
-    let slots = match slots.entry((start, group[0].window(layer))) {
-        Entry::Occupied(known) => known.into_mut(),
-        Entry::Vacant(unknown) => unknown.insert(BatchSlots::new(group, layer)?),
-    };
-    let kept = cache::update_batch(group, layer, slots, [&new[0], &new[1]])?;
-    Ok(Shown { kept, mask: slots.mask.clone(), causal: false })
-}
-
-/// What some rows of a pass see in a layer that keeps something of every position.
-pub(crate) struct Seen<'a> {
-    /// Which rows.
-    pub(crate) rows: Range<i32>,
-    /// What the layer keeps of the positions seen, `[rows, heads, S, ..]` each.
-    pub(crate) kept: &'a [Array; 2],
-    /// Which of them a token sees.
-    pub(crate) visible: Visible<'a>,
-}
-
-/// Which of the positions that a layer shows a token sees.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Visible<'a> {
-    /// The tokens are the last ones; each sees itself and those before it, in the layer's window.
-    Causal,
-    /// Where the mask is true, `[T, S]` or `[rows, 1, 1, S]`; without one, all.
-    Masked(Option<&'a Array>),
-}
 
 /// What a recurrent layer computes: its output, and the state after the tokens.
 pub(crate) type Step = (Array, Vec<Array>);
@@ -451,11 +405,6 @@ pub(crate) struct RecurrentInput {
     pub(crate) states: Option<Vec<Array>>,
     /// How many tokens of each row are not padding, `[B]` (i32); `None` is all. Padding must not change the state.
     pub(crate) lengths: Option<Array>,
-}
-
-/// Some rows of an array `[B, ..]`.
-pub(crate) fn of_rows(x: &Array, rows: Range<i32>) -> Result<Array> {
-    if rows == (0..x.dim(0)) { Ok(x.clone()) } else { slice(x, 0, rows.start, rows.end) }
 }
 
 /// Attention of the last T positions to all of them, `[B, kv_heads, S, head_dim]` → `[B, T, heads · head_dim]`.
@@ -470,7 +419,8 @@ fn attention(
     }
 }
 
-/// Writes new keys and values to the rows' caches in place and attends, as one operation for all rows, → `[B, T, heads · head_dim]`.
+/// Writes new keys and values to the rows' caches in place, padding behind each row's own, and attends, as one operation for all rows, →
+/// `[B, T, heads · head_dim]`.
 /// `None` if the kernels do not know the types.
 fn attend_in_place(
     caches: &mut [&mut KvCache],

@@ -23,7 +23,6 @@ use super::{
     parameter::Weight,
     weights::Weights,
 };
-use crate::mlx::scalar;
 
 /// The sizes of a gated delta net, by their names in config.json.
 #[derive(Debug, Clone, Copy, Deserialize)]
@@ -193,9 +192,8 @@ impl GatedDeltaNet {
         let split = |x: &Array, dim: usize| x.reshape(&[batch, tokens, -1, dim as i32]);
         let key_dim = self.sizes.linear_key_head_dim;
         let attention = LinearAttention {
-            queries: unit(&split(&parts[0], key_dim)?)?
-                .multiply(Array::from_f32((key_dim as f32).sqrt().recip()))?,
-            keys: unit(&split(&parts[1], key_dim)?)?,
+            queries: of_length(&split(&parts[0], key_dim)?, (key_dim as f32).sqrt().recip())?,
+            keys: of_length(&split(&parts[1], key_dim)?, 1.0)?,
             values: split(&parts[2], self.sizes.linear_value_head_dim)?,
             decay: step.multiply(rate)?.negative()?,
             beta: Some(sigmoid(wide(b)?)?),
@@ -226,8 +224,8 @@ impl Mixer for GatedDeltaNet {
     }
 }
 
-/// Vectors of length one: `x / √(Σ x² + 1e-6)`.
-fn unit(x: &Array) -> Result<Array> {
-    let squares = x.multiply(x)?.sum_axis(-1, true)?;
-    x.multiply(ops::rsqrt(squares.add(scalar(1e-6, Dtype::Float32)?)?)?)
+/// Vectors of this length: `length · x / √(Σ x² + 1e-6)`, by the norm of the mean.
+fn of_length(x: &Array, length: f32) -> Result<Array> {
+    let size = x.dim(-1) as f32;
+    RmsNorm::without_weight(x, 1e-6 / size)?.multiply(Array::from_f32(length / size.sqrt()))
 }

@@ -143,9 +143,11 @@ impl Matrix {
             return product;
         }
         match self {
-            Self::Quantized(packed) => gather_qmm(x, packed, indices, sorted),
+            Self::Quantized(packed) => {
+                gather_qmm(x, packed, places(x, indices, sorted).as_ref(), indices, sorted)
+            }
             Self::Dense(transposed) if transposed.dtype() == mlx_rs::Dtype::Float32 || !on_cpu() => {
-                ops::gather_mm(x, transposed.get()?, None, indices, sorted)
+                ops::gather_mm(x, transposed.get()?, places(x, indices, sorted).as_ref(), indices, sorted)
             }
             Self::Dense(transposed) => {
                 let wide = mlx_rs::Dtype::Float32;
@@ -197,6 +199,18 @@ impl RowSource for Matrix {
 fn factor(x: &Array, w: &Array) -> Result<Array> {
     let one_row = ExecMode::current() == ExecMode::Mlx && x.ndim() == 3 && x.dim(0) == 1 && w.ndim() == 2;
     if one_row { w.expand_dims(0) } else { Ok(w.clone()) }
+}
+
+/// Which matrix of x each index is for, where MLX would find that out with operations of its own. Its kernels for sorted indices are
+/// used only where it does.
+fn places(x: &Array, indices: &Array, sorted: bool) -> Option<Array> {
+    let (matrices, shape) = (&x.shape()[..x.ndim().checked_sub(2)?], indices.shape());
+    let ([own @ .., last], [rows @ .., count]) = (matrices, shape) else { return None };
+    if sorted || ExecMode::current() != ExecMode::Mlx || own != rows || ![1, *count].contains(last) {
+        return None;
+    }
+    let each = (count / last).max(1) as u32;
+    Some(Array::from_slice(&(0..indices.size() as u32).map(|index| index / each).collect::<Vec<_>>(), shape))
 }
 
 /// Whether these matrices have the same types and quantisation, so that they can be fused.

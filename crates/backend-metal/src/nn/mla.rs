@@ -19,12 +19,13 @@ use super::{
     block::Mixer,
     cache::LayerState,
     dimensions::Dimensions,
-    forward_pass::{ForwardPass, Seen, Visible, of_rows},
+    forward_pass::ForwardPass,
     linear::Linear,
     matrix::Matrix,
     norm::RmsNorm,
     rope::Rope,
     sdpa::{Masks, flatten_heads, masked},
+    shown::{Seen, Visible, of_rows},
     weights::Weights,
 };
 use crate::mlx::{scalar, slice};

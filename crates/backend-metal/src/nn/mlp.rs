@@ -17,7 +17,7 @@ use super::{
     linear::{Linear, Projections},
     weights::Weights,
 };
-use crate::mlx::{scalar, slice};
+use crate::mlx::{every, scalar, slice};
 
 impl Gating {
     /// Combines gate and up from one array, `[.., 2 · size]`: gates first, or `interleaved`.
@@ -37,9 +37,7 @@ impl Gating {
             ];
             return self.apply(&gate, &up);
         }
-        let rows = &joined.shape()[..joined.ndim() - 1];
-        let turns = joined.reshape(&[rows, &[-1, 2]].concat())?;
-        let half = |index| slice(&turns, rows.len() + 1, index, index + 1)?.squeeze_axes(&[-1]);
+        let half = |index| every(joined, joined.ndim() - 1, index, 2);
         self.apply(&half(0)?, &half(1)?)
     }
 

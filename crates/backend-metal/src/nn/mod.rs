@@ -36,6 +36,7 @@ mod rope;
 mod rope_scaling;
 mod sdpa;
 mod shared_prefix;
+mod shown;
 mod weights;
 
 pub(crate) use activation::{Activation, Gating};

@@ -13,13 +13,14 @@ use super::{
     adapter::{AdapterSlots, SlotKind},
     block::FeedForward,
     cpu,
+    exec::ExecMode,
     linear::Linear,
     matrix::{Matrix, alike},
     mlp::GatedMlp,
     parameter::{Weight, WeightTransform},
     weights::Weights,
 };
-use crate::mlx::{scalar, slice};
+use crate::mlx::{gather_rows, scalar, slice};
 
 /// From this many picks on, they are sorted by expert, so that each expert's weights are read once.
 const SORTED_FROM: usize = 64;
@@ -118,7 +119,8 @@ impl Routing {
         if let Some(groups) = self.groups {
             choice = best_groups(&choice, groups)?;
         }
-        let picks = stop_gradient(largest(&choice, self.top_k)?)?;
+        let picks = largest(&choice, self.top_k)?;
+        let picks = if ExecMode::current().is_differentiable() { stop_gradient(picks)? } else { picks };
         let mut weights = take_along_axis(&scores, &picks, -1)?;
         if self.normalize {
             let sum = weights.sum_axis(-1, true)?;
@@ -408,7 +410,7 @@ impl Experts {
     /// `[.., 1, hidden]` with one pick each (`[..]`, broadcast) → the same.
     fn apply(&self, x: &Array, picks: &Array, sorted: bool) -> Result<Array> {
         let with_bias = |outputs: Array, bias: Option<&Weight>| match bias {
-            Some(bias) => outputs.add(bias.get()?.take_axis(picks, 0)?.expand_dims(-2)?),
+            Some(bias) => outputs.add(gather_rows(&bias.get()?, picks)?),
             None => Ok(outputs),
         };
         let adapt = |gate_up: Array| self.gate_up_slots.adapt_gathered(x, gate_up, picks, sorted);

@@ -396,7 +396,7 @@ mod tests {
                         Offsets::Each(Array::from_slice(&starts, &[2]))
                     };
                     let table = rope.table(&offsets, tokens as usize, &lengths).unwrap();
-                    let how = QkNormRope { heads: HEADS, norms: None, rotary: Some(&table) };
+                    let how = QkNormRope { heads: HEADS, norms: None, rotary: Some(&table), gated: false };
                     let ours = qk_norm_rope(&qkv, &how).unwrap().unwrap();
                     let rotate = |x: Array| rope.forward(&x, &offsets, &lengths).unwrap();
                     let mlx = [

@@ -60,7 +60,7 @@ pub(super) fn flatten_heads(heads: &Array) -> Result<Array> {
     heads.reshape(&[heads.dim(0), heads.dim(1), -1])
 }
 
-/// Attention to what the mask allows, `[T, S]` or `[B, 1, 1, S]`, or to everything → `[B, heads, T, head_dim]`.
+/// Attention to what the mask allows, `[T, S]` or `[B, 1, T, S]`, or to everything → `[B, heads, T, head_dim]`.
 pub(super) fn masked(
     queries: &Array,
     keys: &Array,

@@ -2,15 +2,10 @@
 
 use mlx_rs::{Array, error::Result, ops};
 
-use super::cache::KvCache;
-use crate::mlx::{scalar, slice};
-
 /// What each layer keeps of the first S tokens of B rows.
 #[derive(Debug, Default)]
 pub(crate) struct SharedPrefix {
     len: usize,
-    /// The tokens of each row that are not padding; empty where no row has padding.
-    lengths: Vec<usize>,
     layers: Vec<PrefixLayer>,
 }
 
@@ -19,30 +14,23 @@ pub(crate) struct SharedPrefix {
 struct PrefixLayer {
     /// Keys and values `[B, kv_heads, S, head_dim]`.
     kept: Option<[Array; 2]>,
-    /// A recurrent state, `[B, ..]` each: that of each row's own length.
+    /// A recurrent state, `[B, ..]` each.
     states: Vec<Array>,
 }
 
 impl SharedPrefix {
-    /// An empty one for rows of these lengths, padded on the right.
-    pub(crate) fn of_lengths(lengths: Vec<usize>) -> Self {
-        Self { lengths, ..Self::default() }
-    }
-
-    /// Tokens of each row, padding included.
+    /// How many tokens are held.
     pub(crate) fn len(&self) -> usize {
         self.len
     }
 
-    /// The tokens of each row that are not padding, where they differ.
-    pub(super) fn lengths(&self) -> Option<&[usize]> {
-        Some(&self.lengths[..]).filter(|lengths| !lengths.is_empty())
-    }
-
-    /// The arrays of these layers, to evaluate them.
-    pub(crate) fn arrays(&self, layers: std::ops::Range<usize>) -> Vec<Array> {
-        let layers = self.layers.iter().take(layers.end).skip(layers.start);
-        layers.flat_map(|layer| layer.kept.iter().flatten().chain(&layer.states)).cloned().collect()
+    /// All arrays, to evaluate them.
+    pub(crate) fn arrays(&self) -> Vec<Array> {
+        self.layers
+            .iter()
+            .flat_map(|layer| layer.kept.iter().flatten().chain(&layer.states))
+            .cloned()
+            .collect()
     }
 
     /// Sets how many tokens are held, once every layer has them.
@@ -51,7 +39,7 @@ impl SharedPrefix {
     }
 
     /// Sets the keys and values of a layer.
-    pub(crate) fn set_kept(&mut self, layer: usize, kept: [Array; 2]) {
+    pub(super) fn set_kept(&mut self, layer: usize, kept: [Array; 2]) {
         self.layer(layer).kept = Some(kept);
     }
 
@@ -84,27 +72,6 @@ impl SharedPrefix {
             }
             _ => Ok(None),
         }
-    }
-
-    /// Copies the first `len` tokens of a row to an empty cache. With recurrent states, `len` is the row's whole length.
-    pub(crate) fn copy_row(&self, row: usize, len: usize, cache: &mut KvCache) -> Result<()> {
-        let (row, end) = (row as i32, len as i32);
-        for (index, layer) in self.layers.iter().enumerate() {
-            let own = |x: &Array| slice(x, 0, row, row + 1);
-            if let Some([keys, values]) = &layer.kept {
-                let cut = |x: &Array| slice(&own(x)?, 2, 0, end);
-                cache.fill(index, [&cut(keys)?, &cut(values)?])?;
-            }
-            if !layer.states.is_empty() {
-                // A slice would keep the other rows.
-                let copy = |x: &Array| own(x)?.multiply(scalar(1.0, x.dtype())?);
-                let states = layer.states.iter().map(copy).collect::<Result<_>>()?;
-                KvCache::set_states(&mut [&mut *cache], index, states);
-            }
-        }
-        cache.advance(len);
-        cache.snapshot();
-        Ok(())
     }
 }
 

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     mlx::{QuantizationMode, QuantizationScheme},
-    nn::{Architecture, ExecMode, KvCache, Rotation, Rows, SharedPrefix},
+    nn::{Architecture, ExecMode, KvCache, Rotation, Rows},
 };
 
 /// One of each family that has windows, with several heads of keys and values and with one.
@@ -61,7 +61,7 @@ impl Check<'_> {
         rows_.iter_mut().zip(&next).for_each(|(row, id)| row.ids.push(*id));
         let mut caches: Vec<_> = rows_.iter_mut().map(|row| &mut row.cache).collect();
         let tokens = Array::from_slice(&next, &[next.len() as i32, 1]);
-        let hidden = self.model.hidden(&tokens, Rows::Cached(&mut caches)).unwrap();
+        let hidden = self.model.hidden(&tokens, Rows::cached(&mut caches)).unwrap();
         let logits = rows(&self.model.logits(&hidden).unwrap());
         self.rows(step, rows_, &logits);
     }
@@ -75,35 +75,51 @@ fn text(seed: u32, len: usize) -> Vec<u32> {
     (0..len as u32).map(|at| token(seed * 1009 + at)).collect()
 }
 
-/// Computes the prompts side by side, as the scheduler does.
-fn prefill_together(model: &dyn Architecture, rows_: &mut [Row]) -> Vec<Vec<f32>> {
-    let width = rows_.iter().map(|row| row.ids.len()).max().unwrap();
+/// Computes more tokens of each text in one pass, as the scheduler does; the logits behind each row's last.
+fn extend_together(model: &dyn Architecture, rows_: &mut [Row], more: &[Vec<u32>]) -> Vec<Vec<f32>> {
+    let lengths: Vec<usize> = more.iter().map(Vec::len).collect();
+    let width = lengths.iter().copied().max().unwrap();
     let mut tokens = vec![0; rows_.len() * width];
-    for (row, tokens) in rows_.iter().zip(tokens.chunks_exact_mut(width)) {
-        tokens[..row.ids.len()].copy_from_slice(&row.ids);
+    for (more, tokens) in more.iter().zip(tokens.chunks_exact_mut(width)) {
+        tokens[..more.len()].copy_from_slice(more);
     }
     let tokens = Array::from_slice(&tokens, &[rows_.len() as i32, width as i32]);
-    let nothing = SharedPrefix::default();
-    let mut store = SharedPrefix::of_lengths(rows_.iter().map(|row| row.ids.len()).collect());
-    let hidden = model.hidden(&tokens, Rows::Prefixed { prefix: &nothing, store: Some(&mut store) }).unwrap();
+    let mut caches: Vec<_> = rows_.iter_mut().map(|row| &mut row.cache).collect();
+    let hidden =
+        model.hidden(&tokens, Rows::Cached { caches: &mut caches, lengths: Some(&lengths) }).unwrap();
     let logits = rows(&model.logits(&hidden).unwrap());
-    for (index, row) in rows_.iter_mut().enumerate() {
-        store.copy_row(index, row.ids.len(), &mut row.cache).unwrap();
-    }
-    rows_.iter().enumerate().map(|(index, row)| logits[index * width + row.ids.len() - 1].clone()).collect()
+    rows_.iter_mut().zip(more).for_each(|(row, more)| row.ids.extend(more));
+    lengths.iter().enumerate().map(|(row, length)| logits[row * width + length - 1].clone()).collect()
 }
 
 /// Prompts of these lengths, computed side by side or each alone, and all that can happen to them then.
 fn are_as_alone(check: &Check<'_>, empty: &KvCache, lengths: &[usize], together: bool) {
-    let seeds = (1..).zip(lengths);
     let mut all: Vec<_> =
-        seeds.map(|(seed, len)| Row { ids: text(seed, *len), cache: empty.clone().empty_like() }).collect();
+        lengths.iter().map(|_| Row { ids: Vec::new(), cache: empty.clone().empty_like() }).collect();
+    let prompts: Vec<_> = (1..).zip(lengths).map(|(seed, len)| text(seed, *len)).collect();
     let logits = if together {
-        prefill_together(check.model, &mut all)
+        extend_together(check.model, &mut all, &prompts)
     } else {
-        all.iter_mut().map(|row| cached(check.model, &row.ids, &mut row.cache).pop().unwrap()).collect()
+        let alone = |(row, prompt): (&mut Row, &Vec<u32>)| {
+            row.ids.clone_from(prompt);
+            cached(check.model, prompt, &mut row.cache).pop().unwrap()
+        };
+        all.iter_mut().zip(&prompts).map(alone).collect()
     };
     check.rows("prompts", &all, &logits);
+    // Chunks of other lengths, behind texts of other lengths; then one row is decoded beside another's chunk, and one begins.
+    for (step, lengths) in
+        [("chunks", [2, 5, 3]), ("a token beside chunks", [1, 4, 7]), ("a row that begins", [3, 1, 6])]
+    {
+        if step == "a row that begins" {
+            let last = all.len() - 1;
+            all[last] = Row { ids: Vec::new(), cache: empty.empty_like() };
+        }
+        let more: Vec<_> =
+            all.iter().zip(lengths).map(|(row, len)| text(40 + row.ids.len() as u32, len)).collect();
+        let logits = extend_together(check.model, &mut all, &more);
+        check.rows(step, &all, &logits);
+    }
     check.step("the first token", &mut all, 1);
     check.step("the second token", &mut all, 2);
     // A fork goes another way beside the row that it was made of.
@@ -132,7 +148,7 @@ fn are_as_alone(check: &Check<'_>, empty: &KvCache, lengths: &[usize], together:
     let mut chunked = all[0].clone();
     let ids = text(99, 5);
     chunked.ids.extend(&ids);
-    let hidden = check.model.hidden(&tokens(&ids), Rows::Cached(&mut [&mut chunked.cache])).unwrap();
+    let hidden = check.model.hidden(&tokens(&ids), Rows::cached(&mut [&mut chunked.cache])).unwrap();
     check.step("beside a chunk", &mut all, 20);
     check.step("beside a chunk again", &mut all, 21);
     let logits = rows(&check.model.logits(&hidden).unwrap()).pop().unwrap();
@@ -203,6 +219,26 @@ fn rows_of_other_states_are_as_alone() {
     }
 }
 
+/// Positions depend on the length of each row's text, and not on how long the others are.
+#[test]
+fn rows_of_other_lengths_are_rotated_as_alone() {
+    device();
+    for name in ["llama-dynamic", "phi3-longrope", "phi3-crossing"] {
+        let model = Variant::named(name).load();
+        assert!(model.config().length_dependent, "{name}");
+        for mode in modes() {
+            let prompts = [(1, 5), (2, 40), (3, 17)].map(|(seed, len)| text(seed, len));
+            let begin = |_: &Vec<u32>| Row { ids: Vec::new(), cache: model.new_cache() };
+            let mut rows: Vec<_> = prompts.iter().map(begin).collect();
+            let check = Check { model: &*model, tolerance: TOLERANCE, what: format!("{name}, {mode:?}") };
+            mode.scope(|| {
+                let logits = extend_together(&*model, &mut rows, &prompts);
+                check.rows("prompts", &rows, &logits);
+            });
+        }
+    }
+}
+
 /// A text that went on after its prompt is rewound to the end of a chunk, and goes another way from there.
 #[test]
 fn recurrent_states_go_back_to_chunks() {
@@ -247,7 +283,7 @@ fn a_pass_that_is_given_up_leaves_recurrent_states_as_they_were() {
         for layers in 0..=model.config().states.len() {
             let mut cache = model.new_cache();
             let _ = cached(&*model, &first, &mut cache);
-            let _ = model.hidden(&tokens(&given_up), Rows::Cached(&mut [&mut cache])).unwrap();
+            let _ = model.hidden(&tokens(&given_up), Rows::cached(&mut [&mut cache])).unwrap();
             mlx_rs::transforms::eval(&cache.layer_arrays(0..layers)).unwrap();
             assert!(cache.abandon_pass(first.len(), layers), "{name}, {layers} layers");
             let logits = cached(&*model, &second, &mut cache).pop().unwrap();
@@ -276,19 +312,19 @@ fn rotating_and_quantised_rows_are_as_alone() {
         let model = variant.load();
         let head_dim = model.config().head_dim;
         for mode in modes() {
-            for size in [6, 9] {
+            for (size, together) in [(6, false), (9, false), (6, true), (9, true)] {
                 let empty = model.new_cache().rotating(Rotation { keep: 2, size });
-                let what = format!("{name}, rotating in {size}, {mode:?}");
+                let what = format!("{name}, rotating in {size}, together {together}, {mode:?}");
                 let check = Check { model: &*model, tolerance: TOLERANCE, what };
-                mode.scope(|| are_as_alone(&check, &empty, &[size, size - 1, size + 1], false));
+                mode.scope(|| are_as_alone(&check, &empty, &[size, size - 1, size + 1], together));
             }
-            if head_dim.is_multiple_of(32) {
+            for together in [false, true].into_iter().filter(|_| head_dim.is_multiple_of(32)) {
                 let scheme = QuantizationScheme { mode: QuantizationMode::Affine, bits: 8, group_size: 32 };
                 let empty = model.new_cache().quantized(Some(scheme));
                 // Where a number lies between two steps, its last bit decides between them.
                 let tolerance = variant.golden.std / 50.0;
                 let check = Check { model: &*model, tolerance, what: format!("{name}, 8 bits, {mode:?}") };
-                mode.scope(|| are_as_alone(&check, &empty, &[8, 7, 9], false));
+                mode.scope(|| are_as_alone(&check, &empty, &[8, 7, 9], together));
             }
         }
     }

@@ -10,37 +10,38 @@ use super::{
 };
 use crate::mlx::slice;
 
-/// Groups the rows of a forward pass, in their order: the rows of a group share one buffer, and a row that is a group of its
-/// own has a buffer that no other row shares. `batched` allows groups of several rows. Returns the groups' sizes.
-pub(crate) fn regroup(caches: &mut [&mut KvCache], batched: bool) -> Result<Vec<usize>> {
-    let alike = |a: &&mut KvCache, b: &&mut KvCache| batched && a.can_batch_with(b);
+/// Groups the rows of a forward pass of so many tokens, in their order. The rows of a group share one buffer, which `batched` allows, or
+/// hold nothing yet; a row that is a group of its own has a buffer that no other row shares. Returns the groups' sizes.
+pub(crate) fn regroup(caches: &mut [&mut KvCache], tokens: usize, batched: bool) -> Result<Vec<usize>> {
+    let alike = |a: &&mut KvCache, b: &&mut KvCache| match (a.len, b.len) {
+        (0, 0) => a.can_begin_with(b),
+        (0, _) | (_, 0) => false,
+        _ => batched && a.can_batch_with(b, tokens),
+    };
     let mut sizes = Vec::new();
     for group in caches.chunk_by_mut(alike) {
         sizes.push(group.len());
-        match group {
-            [row] => row.make_unique()?,
-            rows => {
-                if !is_whole(rows) {
-                    join(rows)?;
-                }
-            }
+        if group.len() == 1 || group[0].len == 0 {
+            group.iter_mut().try_for_each(|row| row.make_unique())?;
+        } else if !is_whole(group, tokens) {
+            join(group, tokens)?;
         }
     }
     Ok(sizes)
 }
 
 /// Whether these are all rows of their buffer, in its order, with enough room.
-fn is_whole(rows: &[&mut KvCache]) -> bool {
+fn is_whole(rows: &[&mut KvCache], tokens: usize) -> bool {
     let buffer = &rows[0].buffer;
     buffer.borrow().rows == rows.len()
         && Rc::strong_count(buffer) == rows.len()
         && rows.iter().enumerate().all(|(index, row)| row.row == index && Rc::ptr_eq(&row.buffer, buffer))
-        && rows[0].has_capacity(rows[0].capacity_bucket())
+        && rows[0].has_capacity(rows[0].capacity_bucket(tokens))
 }
 
 /// Copies rows into one new buffer.
-fn join(rows: &mut [&mut KvCache]) -> Result<()> {
-    let bucket = rows[0].capacity_bucket();
+fn join(rows: &mut [&mut KvCache], tokens: usize) -> Result<()> {
+    let bucket = rows[0].capacity_bucket(tokens);
     let mut layers = Vec::with_capacity(rows[0].windows.len());
     for (layer, window) in rows[0].windows.iter().enumerate() {
         let capacity = window.size.map_or(bucket, |size| size.min(bucket)) as i32;
@@ -81,23 +82,25 @@ fn resized(rows: &[&mut KvCache], layer: usize, capacity: i32) -> Result<Vec<Arr
     buffer.layers[layer].ready()?.iter().map(resize).collect()
 }
 
-/// The slots of one new token for each row of a group.
+/// The slots of the new tokens of each row of a group.
 #[derive(Debug, Clone)]
 pub(crate) struct BatchSlots {
-    /// The slots: `[rows, 1, 1, 1]`, i32.
+    /// The slots: `[rows, 1, T, 1]`, i32.
     slots: Array,
     /// How many slots are in use afterwards, of the row that has most.
     held: usize,
-    /// Which slots each row attends to: `[rows, 1, 1, held]`. `None` if all rows use as many.
+    /// Which slots each token attends to: `[rows, 1, T, held]`. `None` if it is all of them.
     pub(crate) mask: Option<Array>,
 }
 
 impl BatchSlots {
     /// The slots in this layer.
-    pub(crate) fn new(rows: &[&mut KvCache], layer: usize) -> Result<Self> {
-        let column = |numbers: &[i32]| Array::from_slice(numbers, &[numbers.len() as i32, 1, 1, 1]);
-        let slots: Vec<_> = rows.iter().map(|row| row.window(layer).slot(row.len) as i32).collect();
-        let held: Vec<_> = rows.iter().map(|row| row.window(layer).held(row.len + 1) as i32).collect();
+    pub(crate) fn new(rows: &[&mut KvCache], layer: usize, tokens: usize) -> Result<Self> {
+        let column = |numbers: &[i32]| Array::from_slice(numbers, &[rows.len() as i32, 1, tokens as i32, 1]);
+        let window = rows[0].window(layer);
+        let positions = || rows.iter().flat_map(|row| row.len..row.len + tokens);
+        let slots: Vec<_> = positions().map(|position| window.slot(position) as i32).collect();
+        let held: Vec<_> = positions().map(|position| window.held(position + 1) as i32).collect();
         let most = held.iter().copied().max().unwrap_or(0);
         let mask = if held.iter().all(|held| *held == most) {
             None
@@ -108,8 +111,8 @@ impl BatchSlots {
     }
 }
 
-/// Adds keys and values `[rows, kv_heads, 1, head_dim]` of one token for each row of a group to a layer. Returns what the rows
-/// attend to, `[rows, kv_heads, S, head_dim]`, together with [`BatchSlots::mask`].
+/// Adds keys and values `[rows, kv_heads, T, head_dim]` of each row of a group to a layer. Returns what the rows attend to,
+/// `[rows, kv_heads, S, head_dim]`, together with [`BatchSlots::mask`].
 pub(crate) fn update_batch(
     rows: &[&mut KvCache],
     layer: usize,
@@ -123,12 +126,19 @@ pub(crate) fn update_batch(
 }
 
 impl KvCache {
-    /// Whether the two rows can share a buffer.
-    fn can_batch_with(&self, other: &Self) -> bool {
-        (self.capacity_bucket(), &self.windows, self.scheme)
-            == (other.capacity_bucket(), &other.windows, other.scheme)
-            && self.len > 0
-            && other.len > 0
+    /// Whether the two rows can share a buffer, which takes `tokens` more.
+    fn can_batch_with(&self, other: &Self, tokens: usize) -> bool {
+        let fits = |row: &Self| row.windows.iter().all(|window| window.fits_contiguously(row.len, tokens));
+        (self.capacity_bucket(tokens), &self.windows, self.scheme)
+            == (other.capacity_bucket(tokens), &other.windows, other.scheme)
+            && fits(self)
+            && fits(other)
+    }
+
+    /// Whether the two rows, which hold nothing, see no more of their first tokens than those themselves.
+    fn can_begin_with(&self, other: &Self) -> bool {
+        self.windows == other.windows
+            && [self, other].iter().all(|row| row.rotation().is_none() && row.scheme.is_none())
     }
 
     /// Whether the layers have exactly the capacity of a batch with this bucket.
@@ -173,7 +183,7 @@ mod tests {
         for position in 0..len {
             let [key, value] = token(row, position);
             for layer in 0..cache.windows.len() {
-                cache.update(layer, [&key, &value]).unwrap();
+                cache.update(layer, [&key, &value], 1).unwrap();
             }
             cache.advance(1);
         }
@@ -182,7 +192,7 @@ mod tests {
 
     /// One more token for each row, together: what each then sees in a layer, by groups and in order.
     fn step(rows: &mut [&mut KvCache], names: &[usize]) -> (Vec<usize>, Vec<Vec<Vec<f32>>>) {
-        let sizes = regroup(rows, true).unwrap();
+        let sizes = regroup(rows, 1, true).unwrap();
         let mut seen = vec![Vec::new(); rows[0].windows.len()];
         let mut start = 0;
         for size in &sizes {
@@ -194,11 +204,11 @@ mod tests {
             });
             for (layer, seen) in seen.iter_mut().enumerate() {
                 if let [row] = group {
-                    let [keys, _] = row.update(layer, [&joined[0], &joined[1]]).unwrap();
+                    let [keys, _] = row.update(layer, [&joined[0], &joined[1]], 1).unwrap();
                     seen.push(numbers(&keys));
                     continue;
                 }
-                let slots = BatchSlots::new(group, layer).unwrap();
+                let slots = BatchSlots::new(group, layer, 1).unwrap();
                 let [keys, values] = update_batch(group, layer, &slots, [&joined[0], &joined[1]]).unwrap();
                 assert!(values.eq_values(keys.negative().unwrap()).unwrap());
                 let width = keys.dim(2) as usize;

@@ -169,7 +169,7 @@ impl LayerBuffers {
         Ok(())
     }
 
-    /// Writes one token of each row to the slot of `slots` `[rows, 1, 1, 1]` (i32).
+    /// Writes the tokens of each row to the slots of `slots` `[rows, 1, T, 1]` (i32).
     pub(super) fn scatter(&mut self, slots: &Array, new: &[Array]) -> Result<()> {
         let arrays = std::mem::take(&mut self.arrays).into_iter().zip(new);
         let updated = arrays.map(|(array, new)| array.put_along_axis(slots, new, 2));
@@ -192,14 +192,16 @@ impl Layer<'_> {
     /// A layer with a window of `w` positions returns at most `w - 1` positions before the first new one, sinks first. For T = 1
     /// they are in the order of their slots, which attention ignores: keys carry their positions.
     ///
+    /// The first `count` of the T tokens are the row's. Padding behind them pushes nothing out of a window.
+    ///
     /// # Errors
     /// MLX's own.
-    pub(super) fn update(&mut self, position: usize, new: [&Array; 2]) -> Result<[Array; 2]> {
+    pub(super) fn update(&mut self, position: usize, new: [&Array; 2], count: usize) -> Result<[Array; 2]> {
         let tokens = new[0].dim(2) as usize;
         let new = quantize_kv(new, self.scheme)?;
         let seen = match self.window.size {
             Some(size) if !self.window.fits_contiguously(position, tokens) => {
-                self.wrap(position, size, new)?
+                self.wrap(position, size, new, count)?
             }
             _ => {
                 self.make_room(position, tokens, &new, false)?;
@@ -220,7 +222,7 @@ impl Layer<'_> {
         let new = quantize_kv(new, self.scheme)?;
         match self.window.size {
             Some(size) if !self.window.fits_contiguously(0, tokens) => {
-                self.wrap(0, size, new)?;
+                self.wrap(0, size, new, tokens)?;
             }
             _ => *self.buffers = LayerBuffers::fresh(&new, self.capacity_for(tokens))?,
         }
@@ -244,10 +246,11 @@ impl Layer<'_> {
         self.window.held(len.next_multiple_of(STEP))
     }
 
-    /// Adds several tokens that wrap around the window: returns what they attend to in order, and keeps the end of it.
-    fn wrap(&mut self, position: usize, size: usize, new: Vec<Array>) -> Result<Vec<Array>> {
+    /// Adds several tokens that wrap around the window: returns what they attend to in order, and keeps the end of it, without the
+    /// padding behind the first `count`.
+    fn wrap(&mut self, position: usize, size: usize, new: Vec<Array>, count: usize) -> Result<Vec<Array>> {
         let Window { keep, .. } = self.window;
-        let end = position + new[0].dim(2) as usize;
+        let (end, padding) = (position + count, new[0].dim(2) - count as i32);
         let (sinks, before) = (keep.min(position), self.window.before(position, size));
         let mut seen = new;
         if before > 0 {
@@ -264,12 +267,12 @@ impl Layer<'_> {
         if sinks > 0 {
             seen = append(&self.buffers.read(0, sinks)?, &seen)?;
         }
-        let total = seen[0].dim(2);
+        let total = seen[0].dim(2) - padding;
         // The last positions, rotated so that each lies in its slot, behind the sinks.
         let ring = size - keep;
-        let start = ((end - size) % ring) as i32;
-        let split = total - start;
-        let (from, keep) = (total - ring as i32, keep as i32);
+        let start = (end.saturating_sub(size) % ring) as i32;
+        let (split, keep) = (total - start, total.min(keep as i32));
+        let from = keep.max(total - ring as i32);
         let rotated = |array: &Array| {
             let parts = [(0, keep), (split, total), (from, split)];
             let parts = parts.into_iter().filter(|(start, end)| start < end);

@@ -187,8 +187,14 @@ impl KvCache {
         if !self.can_rewind_to(len) || left.iter().any(|layer| !layer.writable) {
             return false;
         }
-        // What is written in place and not asked for is never written.
-        left.iter_mut().for_each(|layer| layer.written = None);
+        for (layer, window) in left.iter_mut().zip(&self.windows[asked..]) {
+            // What is written in place and not asked for is never written; or, where other rows ask for it, behind what is copied here.
+            if layer.written.take().is_some_and(|written| Rc::strong_count(&written) > 1) {
+                let (held, room) = (window.held(len), window.held((len + 1).next_multiple_of(STEP)));
+                let Ok(copied) = layer.copy_row(0, held, room) else { return false };
+                *layer = copied;
+            }
+        }
         drop(buffer);
         self.rewind(len);
         true
@@ -317,15 +323,10 @@ impl KvCache {
         transforms::eval(&self.arrays())
     }
 
-    /// Whether keys and values are quantised.
-    pub(crate) fn is_quantized(&self) -> bool {
-        self.scheme.is_some()
-    }
-
-    /// The capacity that this row needs in a batched buffer, a power of two. Only rows of equal capacity and
+    /// The capacity that this row needs in a batched buffer for `tokens` more, a power of two. Only rows of equal capacity and
     /// [`rotation`](Self::rotation) are batched.
-    pub(crate) fn capacity_bucket(&self) -> usize {
-        let held = self.windows.iter().map(|window| window.held(self.len + 1)).max().unwrap_or(0);
+    pub(crate) fn capacity_bucket(&self, tokens: usize) -> usize {
+        let held = self.windows.iter().map(|window| window.held(self.len + tokens)).max().unwrap_or(0);
         held.next_power_of_two().max(STEP)
     }
 
@@ -369,11 +370,11 @@ impl KvCache {
         self.window(layer).fits_contiguously(self.len, tokens)
     }
 
-    /// Adds keys and values `[1, kv_heads, T, head_dim]` to a layer and returns what their queries attend to, the new ones last:
-    /// `[1, kv_heads, S, head_dim]`. For T = 1 they are in the order of the slots.
-    pub(crate) fn update(&mut self, layer: usize, new: [&Array; 2]) -> Result<[Array; 2]> {
+    /// Adds keys and values `[1, kv_heads, T, head_dim]` to a layer, of which the first `count` are not padding, and returns what their
+    /// queries attend to, the new ones last: `[1, kv_heads, S, head_dim]`. For T = 1 they are in the order of the slots.
+    pub(crate) fn update(&mut self, layer: usize, new: [&Array; 2], count: usize) -> Result<[Array; 2]> {
         let position = self.len;
-        self.layer(&mut self.buffer.borrow_mut(), layer).update(position, new)
+        self.layer(&mut self.buffer.borrow_mut(), layer).update(position, new, count)
     }
 
     /// Sets the first tokens of an empty layer: keys and values `[1, kv_heads, T, head_dim]`, which may be views of a batch.
@@ -493,7 +494,7 @@ mod tests {
         let mut shown = Vec::new();
         for step in steps {
             let [keys, values] = tokens(at..at + step);
-            let [keys, values] = cache.update(0, [&keys, &values]).unwrap();
+            let [keys, values] = cache.update(0, [&keys, &values], *step).unwrap();
             cache.advance(*step);
             assert!(values.eq_values(keys.negative().unwrap()).unwrap());
             let keys = keys.contiguous().unwrap().to_vec_exact::<f32>().unwrap();
@@ -542,6 +543,38 @@ mod tests {
         }
     }
 
+    /// Padding behind a row's tokens leaves what the tokens alone leave, in a window, around it and without one.
+    #[test]
+    fn padding_is_not_kept() {
+        Device::set_default(&Device::cpu());
+        let empty = || {
+            let windowed = KvCache::new([Some(4)]);
+            [KvCache::new([None]), windowed, KvCache::new([None]).rotating(Rotation { keep: 2, size: 6 })]
+        };
+        for steps in
+            [vec![3, 3, 3, 3], vec![9, 2, 7], vec![1, 1, 5, 1, 4, 1], vec![2, 2, 1, 1], vec![5, 300, 5]]
+        {
+            for (mut alone, mut padded) in empty().into_iter().zip(empty()) {
+                let mut at = 0;
+                for step in &steps {
+                    let [keys, values] = tokens(at..at + step);
+                    alone.update(0, [&keys, &values], *step).unwrap();
+                    let [keys, values] = tokens(at..at + step + 3);
+                    padded.update(0, [&keys, &values], *step).unwrap();
+                    [&mut alone, &mut padded].into_iter().for_each(|cache| cache.advance(*step));
+                    at += step;
+                    let [alone, padded] = [&alone, &padded].map(|cache| cache.export().unwrap().concat());
+                    for (alone, padded) in alone.iter().zip(&padded) {
+                        assert!(
+                            alone.eq_values(padded).unwrap(),
+                            "{steps:?}, {at} tokens: {alone:?}, {padded:?}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+
     /// Each token of every chunk sees the kept positions and the last ones, as it does where it comes alone.
     #[test]
     fn a_rotating_cache_keeps_the_beginning() {
@@ -554,7 +587,7 @@ mod tests {
             for step in steps {
                 let [keys, values] = tokens(at..at + step);
                 let sink_mask = cache.sink_mask(0, step);
-                let [keys, _] = cache.update(0, [&keys, &values]).unwrap();
+                let [keys, _] = cache.update(0, [&keys, &values], step).unwrap();
                 cache.advance(step);
                 let keys = keys.contiguous().unwrap().to_vec_exact::<f32>().unwrap();
                 let keys: Vec<usize> = keys.into_iter().map(|key| key as usize).collect();
@@ -585,7 +618,7 @@ mod tests {
         for position in 0..4 {
             let [keys, values] = tokens(position..position + 1);
             for layer in 0..2 {
-                cache.update(layer, [&keys, &values]).unwrap();
+                cache.update(layer, [&keys, &values], 1).unwrap();
             }
             cache.advance(1);
         }
@@ -613,8 +646,8 @@ mod tests {
                         let new = random::uniform::<f32, f32>(-1.0, 1.0, &[1, 2, tokens, 64], &key).unwrap();
                         new.as_dtype(Dtype::Float16).unwrap()
                     });
-                    let exact = plain.update(0, [&keys, &values]).unwrap();
-                    let near = quantised.update(0, [&keys, &values]).unwrap();
+                    let exact = plain.update(0, [&keys, &values], tokens as usize).unwrap();
+                    let near = quantised.update(0, [&keys, &values], tokens as usize).unwrap();
                     for (exact, near) in exact.iter().zip(&near) {
                         let off = exact.subtract(near).unwrap().abs().unwrap().max(false).unwrap();
                         let off = off.as_dtype(Dtype::Float32).unwrap().item_exact::<f32>();

@@ -12,12 +12,14 @@
 //!
 //! | operation | rows × tokens | written by |
 //! |---|---|---|
-//! | `KvCache::slot`, then `mark_written` | any × 1, or 1 × T that do not wrap around a window | the CPU's attention kernel, in place |
+//! | `KvCache::slot`, then `mark_written` | B × T that do not wrap around a window | the CPU's attention kernel, in place |
 //! | `KvCache::update` | 1 × T | MLX, functionally |
-//! | `update_batch` | B × 1, in one buffer | MLX, functionally |
+//! | `update_batch` | B × T that do not wrap around a window, in one buffer | MLX, functionally |
+//! | `KvCache::fill` | 1 × T of a batch whose rows are all empty | MLX, functionally |
 //!
-//! `KvCache::fill` sets the first tokens of an empty row. Memory that may be a view of other arrays is copied before it is written
-//! in place: see [`LayerBuffers`](buffers::LayerBuffers).
+//! A row that has fewer than T tokens has padding behind them. It is written to slots that the row's next tokens take, and it pushes
+//! nothing out of a window. One token never wraps around a window. Memory that may be a view of other arrays is copied before it is
+//! written in place: see [`LayerBuffers`](buffers::LayerBuffers).
 
 mod batch;
 mod buffers;

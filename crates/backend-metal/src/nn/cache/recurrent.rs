@@ -93,7 +93,8 @@ impl RecurrentStates {
     /// Copies what lies beside the states of other rows; the copies. The arrays of those rows are not kept by it.
     pub(super) fn detach(&mut self) -> Result<Vec<Array>> {
         let mut copies = Vec::new();
-        for state in self.states.iter_mut().flatten().filter(|state| state.rows() > 1) {
+        let snapshots = self.snapshots.iter_mut().flat_map(|snapshot| &mut snapshot.states);
+        for state in self.states.iter_mut().chain(snapshots).flatten().filter(|state| state.rows() > 1) {
             // A slice would keep all rows.
             let copy = |array: &Array| array.multiply(scalar(1.0, array.dtype())?);
             let own = state.own()?.iter().map(copy).collect::<Result<Vec<_>>>()?;

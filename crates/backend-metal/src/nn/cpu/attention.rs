@@ -26,6 +26,8 @@ pub(in crate::nn) struct QkNormRope<'a> {
     pub(in crate::nn) norms: Option<[(Array, f32); 2]>,
     /// Their rotary positions.
     pub(in crate::nn) rotary: Option<&'a RotaryTable>,
+    /// Whether gates of each head of queries lie behind it.
+    pub(in crate::nn) gated: bool,
 }
 
 /// Cosines and sines of the positions of a forward pass, the same for all layers with one rope.
@@ -47,7 +49,9 @@ pub(in crate::nn) fn qk_norm_rope(qkv: &Array, how: &QkNormRope<'_>) -> Option<R
     let [heads, kv_heads, head_dim] = how.heads;
     let norms = how.norms.iter().flatten().map(|(weight, _)| weight);
     let dtype = promoted([qkv.dtype()].into_iter().chain(norms.clone().map(Array::dtype)))?;
-    if width != (heads + 2 * kv_heads) * head_dim {
+    // From one head to the next, in parts.
+    let step = 1 + i32::from(how.gated);
+    if width != (step * heads + 2 * kv_heads) * head_dim {
         return None;
     }
     let eps = how.norms.as_ref().map(|norms| [norms[0].1, norms[1].1]);
@@ -69,15 +73,31 @@ pub(in crate::nn) fn qk_norm_rope(qkv: &Array, how: &QkNormRope<'_>) -> Option<R
             };
             let norm = weight.as_ref().map(|(weight, eps)| RmsNorm { weight: weight.floats(), eps: *eps });
             let token_stride = width as usize;
-            let vectors = Heads { data: qkv.from(first), head_stride: head_dim, token_stride };
+            let head_stride = if part == 0 { step as usize * head_dim } else { head_dim };
+            let vectors = Heads { data: qkv.from(first), head_stride, token_stride };
             let vectors = Queries { first: vectors, row_stride: tokens * token_stride, tokens };
             let angles = angles.as_ref().filter(|_| part < 2);
             let sizes = [rows, heads, head_dim];
             kernel_result(kernels.norm_rope(&vectors, sizes, norm.as_ref(), angles, floats_mut(output)?))?;
-            first += heads * head_dim;
+            first += heads * head_stride;
         }
         Ok(())
     }))
+}
+
+/// The output of attention `[B, T, heads · head_dim]` times σ of the gates, which lie behind each head of queries in `qkv`, of a type that
+/// [`qk_norm_rope`] knows.
+pub(in crate::nn) fn gate_heads(qkv: &Array, output: &Array, [heads, head_dim]: [i32; 2]) -> Result<Array> {
+    let (sizes, width) = ([qkv.dim(0), heads, head_dim].map(|size| size as usize), qkv.dim(2) as usize);
+    let tokens = qkv.dim(1) as usize;
+    primitive_one(c"gate_heads", &[qkv, output], output.shape(), output.dtype(), move |inputs, out| {
+        let [qkv, x] = inputs else { return Err("two inputs were expected".into()) };
+        let (qkv, x) = (FloatView::of(*qkv)?, FloatView::of(*x)?);
+        let head_dim = sizes[2];
+        let first = Heads { data: qkv.from(head_dim), head_stride: 2 * head_dim, token_stride: width };
+        let gates = Queries { first, row_stride: tokens * width, tokens };
+        kernel_result(kernels()?.gate_heads(&gates, sizes, x.floats(), floats_mut(out)?))
+    })
 }
 
 /// Attention of queries `[B, heads, T, head_dim]`, which are of the last T positions, to keys and values

@@ -28,7 +28,7 @@ pub(crate) struct KvSlot {
     pub(crate) held: usize,
 }
 
-/// Writes new keys and values to their slots, one for each row, and attends: queries `[B, heads, T, head_dim]` →
+/// Writes new keys and values to the slots of each row, and attends: queries `[B, heads, T, head_dim]` →
 /// `[B, T, heads · head_dim]`, and an array that is computed after the write. A token attends to those before it and itself. `new`
 /// are the keys and values as they are kept, `[B, kv_heads, T, ..]`.
 pub(in crate::nn) fn attend_in_place(
@@ -224,9 +224,51 @@ mod tests {
             // MLX's operations make new arrays: they cannot go back without the whole pass.
             let mut cache = KvCache::new([None]);
             let new = drawn(1, &[1, 2, 3, 16], Dtype::Float32);
-            cache.update(0, [&new, &new]).unwrap();
+            cache.update(0, [&new, &new], 3).unwrap();
             cache.advance(3);
             assert!(!cache.abandon_pass(0, 0) && cache.len() == 3);
+        });
+    }
+
+    /// What the other row still asks for is written to memory that the row has left.
+    #[test]
+    fn a_row_whose_pass_is_given_up_beside_another_goes_its_own_way() {
+        use crate::nn::KvCache;
+
+        let pass = |caches: &mut [&mut KvCache], seed: u64, tokens: i32| {
+            for layer in 0..2 {
+                let shape = |heads| [caches.len() as i32, heads, tokens, 16];
+                let [keys, values, queries] = [(layer, 2), (2 + layer, 2), (4, 6)]
+                    .map(|(part, heads)| drawn(seed + 10 * part as u64, &shape(heads), Dtype::Float32));
+                let new = [keys, values];
+                let slots: Vec<_> = caches
+                    .iter_mut()
+                    .map(|cache| cache.slot(layer, tokens as usize, &new).unwrap())
+                    .collect();
+                let params = AttentionParams::full(0.25);
+                let computed = attend_in_place(&queries, &new, None, &slots, &params).unwrap();
+                let written = Rc::new(computed.unwrap()[1].clone());
+                caches.iter_mut().for_each(|cache| cache.mark_written(layer, written.clone()));
+            }
+            caches.iter_mut().for_each(|cache| cache.advance(tokens as usize));
+        };
+        with_device(Device::cpu(), || {
+            let [mut row, mut other, mut expected, mut third] = [(); 4].map(|()| KvCache::new([None, None]));
+            pass(&mut [&mut row, &mut other], 1, 5);
+            pass(&mut [&mut expected, &mut third], 1, 5);
+            [&row, &expected].iter().for_each(|cache| cache.evaluate().unwrap());
+            pass(&mut [&mut row, &mut other], 2, 7);
+            transforms::eval(&row.layer_arrays(0..1)).unwrap();
+            assert!(row.abandon_pass(5, 1));
+            for row in [&mut row, &mut expected] {
+                pass(&mut [row], 3, 4);
+                row.evaluate().unwrap();
+            }
+            other.evaluate().unwrap();
+            let exported = [&row, &expected].map(|cache| cache.export().unwrap().concat());
+            for (found, expected) in exported[0].iter().zip(&exported[1]) {
+                assert!(found.eq_values(expected).unwrap());
+            }
         });
     }
 

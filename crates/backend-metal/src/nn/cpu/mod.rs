@@ -10,7 +10,7 @@ mod recurrence;
 mod routing;
 mod vectors;
 
-pub(super) use attention::{QkNormRope, RotaryTable, attention, attention_packed, qk_norm_rope};
+pub(super) use attention::{QkNormRope, RotaryTable, attention, attention_packed, gate_heads, qk_norm_rope};
 pub(crate) use cpu_kernels::Draw;
 pub(super) use in_place::{KvSlot, attend_in_place};
 pub(crate) use kernel::start_kernels;
