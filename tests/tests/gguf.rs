@@ -98,10 +98,26 @@ fn every_architecture_gives_what_transformers_gives() {
         "qwen3_next-legacy",
         "seed_oss",
         "stablelm",
+        "apertus",
+        "apertus-unbiased",
+        "deepseek_v3-unbiased",
+        "deepseek_v3-unbiased-joined",
+        "falcon_h1-untied",
+        "gemma3n_text",
+        "gemma3n_text-four",
+        "gemma4_text",
+        "gemma4_text-kv",
+        "gemma4_text-moe",
+        "granitemoehybrid",
+        "granitemoehybrid-dense",
+        "granitemoehybrid-nope",
+        "mamba2-unlimited",
+        "nemotron_h-dense",
+        "nemotron_h-experts",
     ];
     let mut failures = Vec::new();
     for name in variants {
-        let fixture = name.trim_end_matches("-legacy");
+        let fixture = name.trim_end_matches("-legacy").trim_end_matches("-joined");
         let golden = format!("{ROOT}/crates/backend-metal/tests/fixtures/{fixture}/golden.json");
         let golden: Value = serde_json::from_slice(&std::fs::read(golden).unwrap()).unwrap();
         let prompt: Vec<u32> = numbers(&golden, "prompt");
@@ -133,11 +149,12 @@ fn every_architecture_gives_what_transformers_gives() {
 #[test]
 fn families_with_fixed_settings_give_what_their_folders_give() {
     let prompt: Vec<u32> = (0..32).map(|i| 3 + i * 7 % 120).collect();
-    let settings: [(&str, &[(&str, Value)]); 8] = [
+    let settings: [(&str, &[(&str, Value)]); 9] = [
         ("gpt_oss", &[("swiglu_limit", 7.0.into())]),
         ("gpt_oss+mxfp4", &[("swiglu_limit", 7.0.into())]),
         ("smollm3", &[("no_rope_layers", vec![1, 1, 1, 0].into())]),
         ("cohere2", &[("sliding_window_pattern", 4.into())]),
+        ("deepseek_v3-dense", &[("rope_interleave", true.into())]),
         ("starcoder2", &[("sliding_window", Value::Null)]),
         ("phimoe", &[("router_jitter_noise", 0.01.into())]),
         ("olmoe", &[("norm_topk_prob", false.into())]),
