@@ -367,7 +367,7 @@ PUBLISHED |= {
     "qwen2_5_vl": nested("qwen2_5_vl", hidden_act="silu", rope_theta=1e5, rope_scaling=dict(type="mrope", mrope_section=[2, 3, 3]), tie_word_embeddings=False, use_sliding_window=False),
     "qwen3_vl": nested("qwen3_vl", head_dim=32, hidden_act="silu", attention_bias=True, rope_theta=1e5, rope_scaling=dict(rope_type="default", mrope_interleaved=True, mrope_section=[6, 5, 5]), tie_word_embeddings=False),
 }
-# What GGUF files can say, and llama.cpp computes.
+# What GGUF files can say, and llama.cpp computes, but for the deviations of Gemma 3n's activations.
 STATE_SPACE = dict(n_groups=2, conv_kernel=4, use_bias=False, use_conv_bias=True)
 PUBLISHED |= {
     "apertus-unbiased": config("apertus", hidden_act="xielu", tie_word_embeddings=False, rope_parameters=llama3_rope(rope_theta=1e4)),
