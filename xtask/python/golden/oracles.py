@@ -118,6 +118,8 @@ def leads():
     def record(scores, count):
         scores = scores.float()
         if scores.shape[-1] > count:
+            # Of probabilities and of their sums, rounding changes a part.
+            scores = scores.log() if (scores > 0).all() else scores
             order = topk(scores, count + 1).values
             spread = scores.masked_fill(scores.isinf(), 0).std(-1)
             found.append((order[..., -2] - order[..., -1]) / spread)

@@ -35,9 +35,9 @@ impl Golden {
     /// How far logits in half precision may be from those in float32. We are as far as half precision makes mlx_lm, or transformers
     /// itself, but for the tenth by which one rounding differs from another; where mlx_lm is further off it computes something else.
     pub(super) fn half_limit(&self) -> f32 {
-        let share = 0.05 * self.std;
-        let mlx = self.mlx_lm.rms.filter(|rms| *rms < share);
-        1.1 * mlx.unwrap_or_else(|| share.max(self.half.unwrap_or(0.0)))
+        let (share, half) = (0.05 * self.std, self.half.unwrap_or(0.0));
+        let mlx = self.mlx_lm.rms.filter(|rms| *rms < share.max(2.0 * half));
+        1.1 * mlx.unwrap_or(share.max(half))
     }
 }
 
