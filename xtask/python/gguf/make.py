@@ -371,7 +371,8 @@ def fixture(folder, out, end="", **more):
 
 
 # What llama.cpp takes for granted: all layers are mixtures of experts, or all behind the first; OLMoE's as many keys as queries, which are
-# not clipped; heads of keys and values of one width; no biases of ERNIE's feed-forward part, no windows of EXAONE where there are not 64 layers; LFM 2's convolutions have no biases, and its experts no scale.
+# not clipped; heads of keys and values of one width; ERNIE's feed-forward part has no biases, and EXAONE no windows where there are not 64
+# layers; LFM 2's convolutions have no biases, and its experts no scale.
 PLAIN = dict(
     ernie4_5_moe=dict(moe_layer_end_index=-1),
     ernie4_5=dict(use_bias=False),
