@@ -9,13 +9,14 @@ use std::{
 
 use futures::executor::block_on;
 use inference::{
-    ClassifyOptions, GenerateOptions, Prompt, TextModel, TextModelExt as _, load_model,
+    ClassifyOptions, GenerateOptions, Prompt, TemplateOptions, TextModel, TextModelExt as _, load_model,
     manifest::{ModelManifest, QuantMode, Quantization},
     metal::{ConvertOptions, convert},
 };
 use inference_core::backend::ModelFiles;
 use serde_json::Value;
 use tempfile::TempDir;
+use tests::gguf_file::GgufFile;
 
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
@@ -200,6 +201,7 @@ fn block_types_lose_nothing() {
         ("Q4_K_M", Some(4)),
         ("Q4_K_M-moe", Some(4)),
         ("Q4_K_M-hybrid", Some(4)),
+        ("Q8_0-latent", Some(8)),
         ("Q2_K", None),
         ("Q3_K", None),
         ("Q6_K", None),
@@ -219,6 +221,27 @@ fn block_types_lose_nothing() {
         }
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+/// Ways to cut words by their names, and a SentencePiece that lists its merges.
+#[test]
+fn tokenizers_merge_what_the_file_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    for (kind, pre, expected) in [
+        ("gpt2", "deepseek-v3", &[5, 3][..]),
+        ("gpt2", "hunyuan-dense", &[5, 3]),
+        ("gpt2", "kimi-k2", &[5, 3]),
+        // Which begins a text with <s>.
+        ("gemma4", "gemma4", &[1, 5, 3]),
+    ] {
+        let mut changed = GgufFile::read(&file("llama")).unwrap();
+        changed.set_text("tokenizer.ggml.model", kind);
+        changed.set_text("tokenizer.ggml.pre", pre);
+        changed.write(&path).unwrap();
+        let ids = block_on(load(&path).tokenize("aba".into(), TemplateOptions::default())).unwrap();
+        assert_eq!(ids, expected, "{kind} {pre}");
+    }
 }
 
 /// A folder that `convert` writes of a GGUF file says the same as the file.

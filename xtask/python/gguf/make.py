@@ -436,6 +436,12 @@ HYBRID = dict(
     linear_key_head_dim=32, linear_num_key_heads=2, linear_value_head_dim=32, linear_num_value_heads=8,
 )
 
+# Of heads of 32, without experts.
+LATENT = dict(
+    model_type="deepseek_v3", q_lora_rank=None, kv_lora_rank=64, qk_nope_head_dim=32, qk_rope_head_dim=32, v_head_dim=32, first_k_dense_replace=2,
+    moe_intermediate_size=256,
+)
+
 
 def quantised(name, out, kinds):
     """A model with 256 inputs everywhere; `kinds` are the type of most matrices, and of the others."""
@@ -453,6 +459,11 @@ def quantised(name, out, kinds):
     rests = dict(attn_norm=(256,), ffn_norm=(256,))
     if "moe" in name:
         rests |= dict(attn_q_norm=(64,), attn_k_norm=(64,), ffn_gate_inp=(4, 256))
+    if "latent" in name:
+        config |= LATENT
+        shapes = {part: shape for part, shape in shapes.items() if part not in ("attn_k", "attn_v")}
+        shapes |= dict(attn_output=(256, 128), attn_kv_a_mqa=(96, 256), attn_k_b=(4, 64, 32), attn_v_b=(4, 32, 64))
+        rests |= dict(attn_kv_a_norm=(64,))
     layers = [(shapes, rests)] * 2
     if "hybrid" in name:
         config |= HYBRID
@@ -495,6 +506,7 @@ def main(fixtures, out):
         plain(Path(fixtures) / name, out)
     for kind in ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "MXFP4"):
         quantised(kind, out, (Type[kind], Type[kind]))
+    quantised("Q8_0-latent", out, (Type.Q8_0, Type.Q8_0))
     quantised("Q4_K_M", out, (Type.Q4_K, Type.Q6_K))
     quantised("Q4_K_M-moe", out, (Type.Q4_K, Type.Q6_K))
     quantised("Q4_K_M-hybrid", out, (Type.Q4_K, Type.Q6_K))
