@@ -2,18 +2,25 @@
 
 use std::{fs, io, path::Path, process::Command};
 
-/// Writes the golden fixtures as GGUF files into a folder: `xtask/python/gguf/make.py`, with the interpreter that `cargo xtask test`
-/// names.
+/// Writes the golden fixtures as GGUF files into a folder: `xtask/python/gguf/make.py`.
 ///
 /// # Panics
-/// There is no such interpreter, or it fails.
+/// As [`run_script`].
 pub fn write_fixtures(folder: &Path) {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/backend-metal/tests/fixtures");
+    run_script("gguf", &[&fixtures, folder]);
+}
+
+/// Runs `xtask/python/{name}/make.py` with the interpreter that `cargo xtask test` names.
+///
+/// # Panics
+/// There is no such interpreter, or the script fails.
+pub fn run_script(name: &str, arguments: &[&Path]) {
     const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
     let python =
         std::env::var("GGUF_PYTHON").unwrap_or_else(|_| format!("{ROOT}/target/gguf-venv/bin/python"));
     let mut make = Command::new(&python);
-    make.arg(format!("{ROOT}/xtask/python/gguf/make.py"));
-    make.arg(format!("{ROOT}/crates/backend-metal/tests/fixtures")).arg(folder);
+    make.arg(format!("{ROOT}/xtask/python/{name}/make.py")).args(arguments);
     let made = make.status().unwrap_or_else(|error| panic!("{python}: {error}: run `cargo xtask test`"));
     assert!(made.success(), "{python}: run `cargo xtask test`, which makes the environment");
 }

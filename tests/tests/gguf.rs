@@ -9,13 +9,14 @@ use std::{
 
 use futures::executor::block_on;
 use inference::{
-    ClassifyOptions, GenerateOptions, Prompt, TextModel, TextModelExt as _, load_model,
+    ClassifyOptions, GenerateOptions, Prompt, TemplateOptions, TextModel, TextModelExt as _, load_model,
     manifest::{ModelManifest, QuantMode, Quantization},
     metal::{ConvertOptions, convert},
 };
 use inference_core::backend::ModelFiles;
 use serde_json::Value;
 use tempfile::TempDir;
+use tests::gguf_file::GgufFile;
 
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
@@ -98,10 +99,26 @@ fn every_architecture_gives_what_transformers_gives() {
         "qwen3_next-legacy",
         "seed_oss",
         "stablelm",
+        "apertus",
+        "apertus-unbiased",
+        "deepseek_v3-unbiased",
+        "deepseek_v3-unbiased-joined",
+        "falcon_h1-untied",
+        "gemma3n_text",
+        "gemma3n_text-four",
+        "gemma4_text",
+        "gemma4_text-kv",
+        "gemma4_text-moe",
+        "granitemoehybrid",
+        "granitemoehybrid-dense",
+        "granitemoehybrid-nope",
+        "mamba2-unlimited",
+        "nemotron_h-dense",
+        "nemotron_h-experts",
     ];
     let mut failures = Vec::new();
     for name in variants {
-        let fixture = name.trim_end_matches("-legacy");
+        let fixture = name.trim_end_matches("-legacy").trim_end_matches("-joined");
         let golden = format!("{ROOT}/crates/backend-metal/tests/fixtures/{fixture}/golden.json");
         let golden: Value = serde_json::from_slice(&std::fs::read(golden).unwrap()).unwrap();
         let prompt: Vec<u32> = numbers(&golden, "prompt");
@@ -133,11 +150,12 @@ fn every_architecture_gives_what_transformers_gives() {
 #[test]
 fn families_with_fixed_settings_give_what_their_folders_give() {
     let prompt: Vec<u32> = (0..32).map(|i| 3 + i * 7 % 120).collect();
-    let settings: [(&str, &[(&str, Value)]); 8] = [
+    let settings: [(&str, &[(&str, Value)]); 9] = [
         ("gpt_oss", &[("swiglu_limit", 7.0.into())]),
         ("gpt_oss+mxfp4", &[("swiglu_limit", 7.0.into())]),
         ("smollm3", &[("no_rope_layers", vec![1, 1, 1, 0].into())]),
         ("cohere2", &[("sliding_window_pattern", 4.into())]),
+        ("deepseek_v3-dense", &[("rope_interleave", true.into())]),
         ("starcoder2", &[("sliding_window", Value::Null)]),
         ("phimoe", &[("router_jitter_noise", 0.01.into())]),
         ("olmoe", &[("norm_topk_prob", false.into())]),
@@ -183,6 +201,7 @@ fn block_types_lose_nothing() {
         ("Q4_K_M", Some(4)),
         ("Q4_K_M-moe", Some(4)),
         ("Q4_K_M-hybrid", Some(4)),
+        ("Q8_0-latent", Some(8)),
         ("Q2_K", None),
         ("Q3_K", None),
         ("Q6_K", None),
@@ -202,6 +221,27 @@ fn block_types_lose_nothing() {
         }
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+/// Ways to cut words by their names, and a SentencePiece that lists its merges.
+#[test]
+fn tokenizers_merge_what_the_file_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    for (kind, pre, expected) in [
+        ("gpt2", "deepseek-v3", &[5, 3][..]),
+        ("gpt2", "hunyuan-dense", &[5, 3]),
+        ("gpt2", "kimi-k2", &[5, 3]),
+        // Which begins a text with <s>.
+        ("gemma4", "gemma4", &[1, 5, 3]),
+    ] {
+        let mut changed = GgufFile::read(&file("llama")).unwrap();
+        changed.set_text("tokenizer.ggml.model", kind);
+        changed.set_text("tokenizer.ggml.pre", pre);
+        changed.write(&path).unwrap();
+        let ids = block_on(load(&path).tokenize("aba".into(), TemplateOptions::default())).unwrap();
+        assert_eq!(ids, expected, "{kind} {pre}");
+    }
 }
 
 /// A folder that `convert` writes of a GGUF file says the same as the file.

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{Folder, assert_says, message, tensors};
-use inference_core::{Error, KvBits};
+use inference_core::{Error, KvBits, ModelManifest};
 use serde_json::{Value, json};
 
 /// A model of seven layers with this changed in its config.
@@ -19,6 +19,13 @@ fn sized(change: &Value) -> Folder {
     let list: Vec<_> = names.iter().map(|name| (&**name, "F16", &[24, 64][..])).collect();
     folder.write("model.safetensors", tensors(&list));
     folder
+}
+
+#[test]
+fn a_model_of_state_spaces_keeps_no_keys() {
+    let folder = sized(&json!({"num_attention_heads": null, "num_key_value_heads": null, "state_size": 16}));
+    let manifest = ModelManifest::read(folder.path()).unwrap();
+    assert_eq!(manifest.estimate(1000, 2, None).unwrap().kv_bytes, 0);
 }
 
 #[test]

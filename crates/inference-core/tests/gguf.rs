@@ -383,6 +383,169 @@ fn gated_delta_nets_that_make_no_sense_are_refused() {
     assert!(message(&error).contains("model.gguf") && message(&error).contains(says), "{error}");
 }
 
+/// A Gemma 4 of one layer that sees all, and has experts.
+fn gemma4(change: impl FnOnce(&mut Vec<Key>, &mut Vec<Tensor<'_>>)) -> Vec<u8> {
+    let mut keys = keys("gemma4");
+    for (key, value) in [
+        ("gemma4.attention.key_length", 16),
+        ("gemma4.attention.key_length_swa", 8),
+        ("gemma4.attention.head_count_kv", 1),
+        ("gemma4.expert_count", 2),
+        ("gemma4.expert_used_count", 1),
+        ("gemma4.expert_feed_forward_length", 2),
+    ] {
+        keys.push((key, 4, number(value)));
+    }
+    let flags = [&7_u32.to_le_bytes()[..], &1_u64.to_le_bytes(), &[0]].concat();
+    keys.push(("gemma4.attention.sliding_window_pattern", 9, flags));
+    let mut tensors = vec![
+        ("token_embd.weight", &[32, 4][..], Q4_0, rows(4)),
+        ("rope_freqs.weight", &[8], F32, floats(&[1.0, 1.0, 1e30, 1e30, 1e30, 1e30, 1e30, 1e30])),
+        ("blk.0.ffn_gate_up_exps.weight", &[32, 4, 2], Q4_0, rows(8)),
+        ("blk.0.ffn_down_exps.scale", &[2], F32, floats(&[1.0, 2.0])),
+    ];
+    change(&mut keys, &mut tensors);
+    gguf(&keys, &tensors)
+}
+
+#[test]
+fn gates_and_what_they_let_through_are_taken_apart() {
+    let folder = Folder::new();
+    let manifest = ModelManifest::read(folder.write("model.gguf", gemma4(|_, _| ()))).unwrap();
+    assert_eq!((manifest.unread(), manifest.model_type()), (None, "gemma4_text"));
+    let config = manifest.config();
+    assert_eq!((&config["head_dim"], &config["global_head_dim"]), (&8.into(), &16.into()));
+    assert_eq!(
+        (&config["attention_k_eq_v"], &config["num_global_key_value_heads"]),
+        (&true.into(), &1.into())
+    );
+    assert_eq!(config["rope_parameters"]["full_attention"]["partial_rotary_factor"], 0.25);
+    let half = |part: &str| {
+        let tensor = &manifest.tensors()[&format!("model.layers.0.experts.switch_glu.{part}_proj.weight")];
+        assert_eq!((tensor.dtype, &tensor.shape[..]), (Dtype::U32, &[2, 2, 4][..]));
+        manifest.read_tensor(tensor).unwrap().chunks(16).map(|row| row[0] & 15).collect::<Vec<_>>()
+    };
+    assert_eq!([half("gate"), half("up")], [[0, 1, 4, 5], [2, 3, 6, 7]]);
+    assert!(manifest.tensors().contains_key("model.layers.0.router.per_expert_scale"));
+    for (file, says) in [
+        (
+            gemma4(|_, tensors| tensors[2] = ("blk.0.ffn_gate_up_exps.weight", &[32, 3, 2], Q4_0, rows(6))),
+            "blk.0.ffn_gate_up_exps.weight has the extents [2, 3, 32], expected an even number of rows",
+        ),
+        (gemma4(|_, tensors| drop(tensors.remove(1))), "rope_freqs.weight is missing"),
+        (
+            gemma4(|_, tensors| tensors[1].3 = floats(&[2.0; 8])),
+            "rope_freqs.weight has other factors than those of pairs that turn",
+        ),
+        (
+            gemma4(|keys, _| keys.retain(|key| !key.0.ends_with("key_length_swa"))),
+            "gemma4.attention.key_length_swa is missing",
+        ),
+    ] {
+        let manifest = ModelManifest::read(folder.write("model.gguf", file)).unwrap();
+        assert!(manifest.unread().is_some_and(|why| why.contains(says)), "{:?}: {says:?}", manifest.unread());
+    }
+}
+
+#[test]
+fn parameters_in_the_metadata_are_tensors() {
+    let folder = Folder::new();
+    let file = |parts: &[&'static str], count: u64| {
+        let mut keys = keys("apertus");
+        let list = [&6_u32.to_le_bytes()[..], &count.to_le_bytes(), &floats(&vec![0.25; count as usize])];
+        keys.extend(parts.iter().map(|part| (*part, 9, list.concat())));
+        gguf(&keys, &[("token_embd.weight", &[32, 4], Q4_0, rows(4))])
+    };
+    let parts = ["xielu.alpha_p", "xielu.alpha_n", "xielu.beta", "xielu.eps"];
+    let manifest = ModelManifest::read(folder.write("model.gguf", file(&parts, 1))).unwrap();
+    assert_eq!((manifest.unread(), manifest.model_type()), (None, "apertus"));
+    for (part, shape) in [("alpha_n", &[1][..]), ("beta", &[])] {
+        let tensor = &manifest.tensors()[&format!("model.layers.0.mlp.act_fn.{part}")];
+        assert_eq!((&tensor.shape[..], manifest.read_tensor(tensor).unwrap()), (shape, floats(&[0.25])));
+    }
+    for (file, says) in [
+        (file(&parts[..3], 1), "xielu.eps is missing"),
+        (file(&parts, 2), "xielu.alpha_p has 2 numbers for 1 layers"),
+    ] {
+        let manifest = ModelManifest::read(folder.write("model.gguf", file)).unwrap();
+        assert!(manifest.unread().is_some_and(|why| why.contains(says)), "{:?}: {says:?}", manifest.unread());
+    }
+}
+
+#[test]
+fn state_spaces_and_latent_attention_that_make_no_sense_are_refused() {
+    let folder = Folder::new();
+    let with = |architecture: &str, sizes: &[(&str, u32)], tensors: &[Tensor<'_>]| {
+        let mut keys = keys(architecture);
+        for (key, value) in sizes {
+            let key = format!("{architecture}.{key}");
+            keys.retain(|known| known.0 != key);
+            keys.push((key.leak(), 4, number(*value)));
+        }
+        gguf(&keys, &[&[("token_embd.weight", &[32, 4][..], Q4_0, rows(4))], tensors].concat())
+    };
+    let state_space = |inner: u32| {
+        let sizes =
+            ["conv_kernel", "state_size", "group_count", "time_step_rank"].map(|key| format!("ssm.{key}"));
+        let mut sizes: Vec<_> = sizes.iter().map(|key| (&**key, 4)).collect();
+        sizes.push(("ssm.inner_size", inner));
+        sizes.into_iter().map(|(key, size)| (key.to_owned(), size)).collect::<Vec<_>>()
+    };
+    let named = |sizes: &[(String, u32)], architecture: &str, tensors: &[Tensor<'_>]| {
+        let sizes: Vec<_> = sizes.iter().map(|(key, size)| (&**key, *size)).collect();
+        with(architecture, &sizes, tensors)
+    };
+    let latent = [("rope.dimension_count", 4), ("attention.key_length", 3), ("attention.kv_lora_rank", 4)];
+    for (file, says) in [
+        (
+            named(&state_space(6), "mamba2", &[]),
+            "mamba2.ssm.inner_size is 6, expected a multiple of the 4 heads",
+        ),
+        (
+            named(&state_space(8), "mamba2", &[]),
+            "mamba2.ssm.inner_size is 8, expected a multiple of the width 32",
+        ),
+        (named(&state_space(64), "nemotron_h", &[]), "blk.0 has no part that a layer of this family can be"),
+        (with("mamba2", &[], &[]), "mamba2.ssm.inner_size is missing"),
+        (
+            with("deepseek2", &latent, &[]),
+            "deepseek2.rope.dimension_count is 4, expected at most the 3 of a head",
+        ),
+        (with("deepseek2", &[], &[]), "deepseek2.rope.dimension_count is missing"),
+        (
+            with(
+                "deepseek2",
+                &[
+                    latent[0],
+                    latent[2],
+                    ("attention.key_length", 8),
+                    ("attention.value_length", 8),
+                    ("expert_count", 2),
+                    ("expert_used_count", 1),
+                    ("expert_feed_forward_length", 2),
+                ],
+                &[],
+            ),
+            "deepseek2.expert_count has no corrections of experts' scores",
+        ),
+        (
+            with(
+                "gemma3n",
+                &[("embedding_length_per_layer_input", 4), ("altup.num_inputs", 2)],
+                &[
+                    ("per_layer_token_embd.weight", &[4, 4], F32, floats(&[0.0; 16])),
+                    ("blk.0.laurel_l.weight", &[32, 2], F32, floats(&[0.0; 64])),
+                    ("altup_proj.weight", &[32, 32], F32, floats(&[0.0; 1024])),
+                ],
+            ),
+            "altup_proj.weight has the extents [32, 32], expected up to 64 matrices",
+        ),
+    ] {
+        let manifest = ModelManifest::read(folder.write("model.gguf", file)).unwrap();
+        assert!(manifest.unread().is_some_and(|why| why.contains(says)), "{:?}: {says:?}", manifest.unread());
+    }
+}
+
 #[test]
 fn short_convolutions_are_told_from_attention() {
     let folder = Folder::new();

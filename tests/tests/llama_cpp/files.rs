@@ -57,7 +57,7 @@ fn a_split_model_is_the_whole_one() {
 }
 
 /// Architectures of which llama.cpp's loader takes the fixtures as they are, or without what it does not know.
-const ARCHITECTURES: [&str; 17] = [
+const ARCHITECTURES: [&str; 30] = [
     "llama",
     "mixtral",
     "qwen2",
@@ -75,6 +75,19 @@ const ARCHITECTURES: [&str; 17] = [
     "qwen3_5-plain",
     "qwen3_5_moe-plain",
     "qwen3_next-plain",
+    "ernie4_5-plain",
+    "exaone4-plain",
+    "apertus-unbiased",
+    "deepseek_v3-unbiased",
+    "deepseek_v3-unbiased-joined",
+    "falcon_h1-untied",
+    "gemma4_text",
+    "gemma4_text-kv",
+    "gemma4_text-moe",
+    "granitemoehybrid-nope",
+    "mamba2-unlimited",
+    "nemotron_h-dense",
+    "nemotron_h-experts",
 ];
 
 #[test]

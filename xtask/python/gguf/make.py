@@ -6,6 +6,7 @@ is without what llama.cpp's loader does not know in that architecture.
 """
 
 import json
+import logging
 import math
 import sys
 from pathlib import Path
@@ -13,6 +14,8 @@ from pathlib import Path
 import numpy as np
 from gguf import MODEL_ARCH, ExpertGatingFuncType, GGMLQuantizationType as Type, GGUFWriter, RopeScalingType, dequantize, get_tensor_name_map, quantize
 from gguf.constants import GGML_QUANT_SIZES, MODEL_ARCH_NAMES
+
+import layouts
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "golden"))
 from weights import make  # noqa: E402
@@ -26,6 +29,8 @@ MAPPED = dict(
     cohere2="cohere2", ernie4_5="ernie4_5", exaone4="exaone4", glm4="glm4", hunyuan_v1_dense="hunyuan-dense", minicpm="minicpm",
     ernie4_5_moe="ernie4_5-moe", glm4_moe="glm4moe", minimax_m2="minimax-m2", nemotron="nemotron", olmoe="olmoe", phimoe="phimoe", qwen2_moe="qwen2moe", seed_oss="seed_oss", stablelm="stablelm", starcoder2="starcoder2",
     qwen3_5_text="qwen35", qwen3_5_moe_text="qwen35moe", lfm2="lfm2", lfm2_moe="lfm2moe", qwen3_next="qwen3next",
+    apertus="apertus", deepseek_v3="deepseek2", falcon_h1="falcon-h1", granitemoehybrid="granitehybrid", mamba2="mamba2", nemotron_h="nemotron_h",
+    gemma3n_text="gemma3n", gemma4_text="gemma4",
 )
 ARCHITECTURES |= MAPPED
 FIXTURES = [
@@ -33,7 +38,9 @@ FIXTURES = [
     "gemma2-window", "gemma3_text", "phi3", "phi3-partial", "phi3-longrope", "olmo2", "granite", "smollm3", "gpt_oss",
     "gpt_oss+mxfp4", "cohere2", "ernie4_5", "exaone4", "glm4", "hunyuan_v1_dense", "minicpm", "minicpm-tied", "minimax_m2", "nemotron",
     "seed_oss", "stablelm", "starcoder2", "ernie4_5_moe", "glm4_moe", "olmoe", "phimoe", "qwen2_moe",
-    "qwen3_5", "qwen3_5_moe", "qwen3_next", "lfm2", "lfm2_moe",
+    "qwen3_5", "qwen3_5_moe", "qwen3_next", "lfm2", "lfm2_moe", "apertus", "apertus-unbiased", "deepseek_v3-unbiased", "falcon_h1-untied",
+    "granitemoehybrid", "granitemoehybrid-nope", "granitemoehybrid-dense", "mamba2-unlimited", "nemotron_h-dense", "nemotron_h-experts",
+    "gemma3n_text", "gemma3n_text-four", "gemma4_text", "gemma4_text-kv", "gemma4_text-moe",
 ]
 LAYER = {
     "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
@@ -97,29 +104,36 @@ def delta_nets(config, tensors):
     return out
 
 
+def architecture(config):
+    name = ARCHITECTURES[config["model_type"]]
+    return f"{name}_moe" if name == "nemotron_h" and "E" in config["hybrid_override_pattern"] else name
+
+
 def mapped(config, tensors):
     """The tensors by the names that the package has for them."""
     kind, out, experts = config["model_type"], {}, {}
-    arch = next(arch for arch, name in MODEL_ARCH_NAMES.items() if name == MAPPED[kind])
+    arch = next(arch for arch, name in MODEL_ARCH_NAMES.items() if name == architecture(config))
     names = get_tensor_name_map(arch, config["num_hidden_layers"])
-    heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
+    heads = {"q_proj": config.get("num_attention_heads"), "k_proj": config.get("num_key_value_heads")}
     if kind.startswith(("qwen3_5", "qwen3_next")):
         tensors = delta_nets(config, tensors)
+    if kind in layouts.KINDS:
+        tensors = layouts.tensors(config, tensors)
     for name, value in tensors.items():
-        if ".experts." in name:
+        if ".experts." in name and name.count(".") > 5:
             prefix, _, rest = name.partition(".experts.")
             number, part, _ = rest.split(".")
             if kind == "lfm2_moe":
                 prefix = prefix.removeprefix("model.")
             experts.setdefault(f"{prefix}.experts.{part}.weight", {})[int(number)] = value
             continue
-        if kind == "minicpm" and name.split(".")[-2] in heads:
+        if kind in ("minicpm", "granitemoehybrid") and name.split(".")[-2] in heads:
             value = paired(value, heads[name.split(".")[-2]])
         if kind == "nemotron" and name.endswith("norm.weight"):
             value = value + 1
         # The converter drops extents of 1.
         name = name.replace("e_score_correction_bias", "e_score_correction.bias").replace(".expert_bias", ".expert_bias.bias")
-        out[name] = value.squeeze()
+        out[name] = value.squeeze() if kind not in layouts.KINDS or name.endswith("conv1d.weight") else value
     out |= {name: np.stack([each[i] for i in range(len(each))]) for name, each in experts.items()}
     # No published mixture of Qwen 2 has dense layers, so the package has no names for them.
     dense = get_tensor_name_map(MODEL_ARCH.QWEN2, config["num_hidden_layers"])
@@ -193,7 +207,12 @@ def head_dim(config):
 
 
 def metadata(writer, config):
-    kind, size = config["model_type"], head_dim(config)
+    kind = config["model_type"]
+    if kind == "mamba2":  # without attention
+        layouts.metadata(writer, config)
+        vocabulary(writer, config["vocab_size"])
+        return
+    size = head_dim(config)
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
     writer.add_block_count(config["num_hidden_layers"])
@@ -224,14 +243,14 @@ def metadata(writer, config):
     if kind == "gemma2":
         writer.add_attn_logit_softcapping(config["attn_logit_softcapping"])
         writer.add_final_logit_softcapping(config["final_logit_softcapping"])
-    if kind == "granite":
+    if kind in ("granite", "granitemoehybrid"):
         writer.add_embedding_scale(config["embedding_multiplier"])
         writer.add_attention_scale(config["attention_multiplier"])
         writer.add_residual_scale(config["residual_multiplier"])
         writer.add_logit_scale(config["logits_scaling"])
     if kind == "cohere2":
         writer.add_logit_scale(config["logit_scale"])
-    if kind == "exaone4":
+    if kind == "exaone4" and config["sliding_window"]:
         writer.add_sliding_window_pattern([layer == "sliding_attention" for layer in config["layer_types"]])
     if kind == "stablelm":
         writer.add_parallel_residual(config["use_parallel_residual"])
@@ -270,17 +289,20 @@ def metadata(writer, config):
         writer.add_expert_group_count(config["n_group"])
         writer.add_expert_group_used_count(config["topk_group"])
     experts = ("num_local_experts", "num_experts", "moe_num_experts", "n_routed_experts")
-    if count := next((config[key] for key in experts if key in config), None):
+    grouped = kind in layouts.KINDS and kind != "granitemoehybrid"
+    if (count := next((config[key] for key in experts if key in config), None)) and not grouped:
         writer.add_expert_count(count)
         writer.add_expert_used_count(config.get("num_experts_per_tok") or config["moe_k"])
-        if kind != "mixtral":
+        if kind not in ("mixtral", "granitemoehybrid"):
             writer.add_expert_feed_forward_length(config.get("moe_intermediate_size", config["intermediate_size"]))
+    if kind in layouts.KINDS:
+        layouts.metadata(writer, config)
     rope(writer, config)
     vocabulary(writer, config["vocab_size"])
 
 
 def rope(writer, config):
-    scaling = config.get("rope_scaling") or {}
+    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
     half = head_dim(config) // 2
     match scaling.get("rope_type") or scaling.get("type"):
         case "linear":
@@ -325,7 +347,7 @@ def vocabulary(writer, size):
 
 
 def write(path, config, tensors, types={}):
-    writer = GGUFWriter(path, ARCHITECTURES[config["model_type"]])
+    writer = GGUFWriter(path, architecture(config))
     metadata(writer, config)
     for name, value in tensors.items():
         kind = types.get(name) or (Type.MXFP4 if value.dtype == np.uint8 else None)
@@ -349,9 +371,12 @@ def fixture(folder, out, end="", **more):
 
 
 # What llama.cpp takes for granted: all layers are mixtures of experts, or all behind the first; OLMoE's as many keys as queries, which are
-# not clipped; heads of keys and values of one width; LFM 2's convolutions have no biases, and its experts no scale.
+# not clipped; heads of keys and values of one width; ERNIE's feed-forward part has no biases, and EXAONE no windows where there are not 64
+# layers; LFM 2's convolutions have no biases, and its experts no scale.
 PLAIN = dict(
     ernie4_5_moe=dict(moe_layer_end_index=-1),
+    ernie4_5=dict(use_bias=False),
+    exaone4=dict(sliding_window=None, layer_types=["full_attention"] * 4),
     olmoe=dict(num_key_value_heads=4, attention_bias=False, clip_qkv=None),
     qwen2_moe=dict(decoder_sparse_step=1, mlp_only_layers=[]),
     lfm2=dict(conv_bias=False),
@@ -376,7 +401,7 @@ def plain(folder, out):
             shape = [config["hidden_size"], *shape[1:]]
         layer = int(name.split(".layers.")[1].split(".")[0]) if ".layers." in name else -1
         dense_part = ".mlp." in name and mixed and layer >= first
-        if not name.endswith(".bias") or folder.name not in ("olmoe", "lfm2", "qwen3_next"):
+        if not name.endswith(".bias") or folder.name not in ("ernie4_5", "olmoe", "lfm2", "qwen3_next"):
             if not dense_part:
                 specs[name] = [name, dtype, shape, *rest]
     # One layer's experts, in all layers that have them.
@@ -411,6 +436,12 @@ HYBRID = dict(
     linear_key_head_dim=32, linear_num_key_heads=2, linear_value_head_dim=32, linear_num_value_heads=8,
 )
 
+# Of heads of 32, without experts.
+LATENT = dict(
+    model_type="deepseek_v3", q_lora_rank=None, kv_lora_rank=64, qk_nope_head_dim=32, qk_rope_head_dim=32, v_head_dim=32, first_k_dense_replace=2,
+    moe_intermediate_size=256,
+)
+
 
 def quantised(name, out, kinds):
     """A model with 256 inputs everywhere; `kinds` are the type of most matrices, and of the others."""
@@ -428,6 +459,11 @@ def quantised(name, out, kinds):
     rests = dict(attn_norm=(256,), ffn_norm=(256,))
     if "moe" in name:
         rests |= dict(attn_q_norm=(64,), attn_k_norm=(64,), ffn_gate_inp=(4, 256))
+    if "latent" in name:
+        config |= LATENT
+        shapes = {part: shape for part, shape in shapes.items() if part not in ("attn_k", "attn_v")}
+        shapes |= dict(attn_output=(256, 128), attn_kv_a_mqa=(96, 256), attn_k_b=(4, 64, 32), attn_v_b=(4, 32, 64))
+        rests |= dict(attn_kv_a_norm=(64,))
     layers = [(shapes, rests)] * 2
     if "hybrid" in name:
         config |= HYBRID
@@ -458,14 +494,19 @@ def quantised(name, out, kinds):
 
 
 def main(fixtures, out):
+    logging.disable(logging.WARNING)  # of keys that some families write twice: the last one stays
     for name in FIXTURES:
         fixture(Path(fixtures) / name, out)
     # Before the converter took their matrices apart.
     fixture(Path(fixtures) / "qwen3_next", out, "-legacy", legacy=True)
+    # With the matrix of keys and values in one, and of models without experts.
+    fixture(Path(fixtures) / "deepseek_v3-unbiased", out, "-joined", joined=True)
+    fixture(Path(fixtures) / "deepseek_v3-dense", out)
     for name in PLAIN:
         plain(Path(fixtures) / name, out)
     for kind in ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "MXFP4"):
         quantised(kind, out, (Type[kind], Type[kind]))
+    quantised("Q8_0-latent", out, (Type.Q8_0, Type.Q8_0))
     quantised("Q4_K_M", out, (Type.Q4_K, Type.Q6_K))
     quantised("Q4_K_M-moe", out, (Type.Q4_K, Type.Q6_K))
     quantised("Q4_K_M-hybrid", out, (Type.Q4_K, Type.Q6_K))

@@ -3,6 +3,7 @@
 import json
 import tempfile
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 import mlx.core as mx
@@ -90,6 +91,71 @@ def use_long_factors(model):
                 module.rope_init_fn = lambda config: ROPE_INIT_FUNCTIONS["longrope"](config, seq_len=int(positions.max()) + 1)
 
             module.register_forward_pre_hook(note_length, with_kwargs=True)
+
+
+def half_logits(folder, tokens):
+    """Logits [T, V] in the checkpoint's own type: how far half precision is from float32."""
+    with opened(folder) as model, torch.no_grad():
+        return model(torch.tensor([tokens]), use_cache=False).logits[0].float().numpy()
+
+
+@contextmanager
+def opened(folder):
+    """The model in the checkpoint's own type."""
+    config = json.loads((Path(folder) / "config.json").read_text())
+    with tempfile.TemporaryDirectory() as scratch:
+        (Path(scratch) / "config.json").write_text(json.dumps(known(config)))
+        (Path(scratch) / "model.safetensors").symlink_to((Path(folder) / "model.safetensors").resolve())
+        dtype = getattr(torch, config["torch_dtype"])
+        kind = model_class(AutoConfig.from_pretrained(scratch))
+        yield kind.from_pretrained(scratch, dtype=dtype, attn_implementation="eager").eval()
+
+
+def clear_prompt(folder, length, vocabulary):
+    """A prompt of which routers pick their experts by as clear a lead as can be found: rounding picks the same ones.
+
+    Each token is the one of all that makes the smallest lead at its place the largest, in parts of the scores' spread.
+    """
+    tokens, tried = [], torch.arange(3, vocabulary)
+    with opened(folder) as model, torch.no_grad(), leads() as found:
+        for place in range(length):
+            found.clear()
+            rows = torch.cat([torch.tensor([tokens]).expand(len(tried), -1).long(), tried[:, None]], 1)
+            model(rows, use_cache=False)
+            at_place = [lead.reshape(len(tried), place + 1)[:, -1] for lead in found if lead.numel() == rows.numel()]
+            tokens.append(int(tried[torch.stack(at_place).amin(0).argmax()]))
+    return tokens
+
+
+@contextmanager
+def leads():
+    """The lead of what is picked over what is not, of every choice that transformers makes meanwhile."""
+    found, topk, largest = [], torch.topk, torch.Tensor.max
+
+    def record(scores, count):
+        scores = scores.float()
+        if scores.shape[-1] > count:
+            # Of probabilities and of their sums, rounding changes a part.
+            scores = scores.log() if (scores > 0).all() else scores
+            order = topk(scores, count + 1).values
+            spread = scores.masked_fill(scores.isinf(), 0).std(-1)
+            found.append((order[..., -2] - order[..., -1]) / spread)
+
+    def patched_topk(scores, k, *args, **kwargs):
+        record(scores, k)
+        return topk(scores, k, *args, **kwargs)
+
+    def patched_max(scores, *args, **kwargs):
+        if args or kwargs:
+            record(scores, 1)
+        return largest(scores, *args, **kwargs)
+
+    method, torch.topk, torch.Tensor.max = torch.Tensor.topk, patched_topk, patched_max
+    torch.Tensor.topk = patched_topk
+    try:
+        yield found
+    finally:
+        torch.topk, torch.Tensor.topk, torch.Tensor.max = topk, method, largest
 
 
 # This mlx_lm passes an argument that this MLX lacks.

@@ -2,13 +2,8 @@
 
 use serde_json::{Map, Value, json};
 
-use super::family::Family;
+use super::families::Family;
 use crate::{Error, Metadata, Result, Tensor};
-
-/// Layers of the variants of Gemma that divide attention scores by the root of `hidden_size / heads`, not of `head_dim`. The files do
-/// not say; llama.cpp goes by the layers, too.
-const GEMMA2_27B_LAYERS: u64 = 46;
-const GEMMA3_27B_LAYERS: u64 = 62;
 
 /// The values of one model, read by the architecture's own keys.
 pub(super) struct Fields<'a> {
@@ -18,10 +13,10 @@ pub(super) struct Fields<'a> {
     pub(super) model_type: &'static str,
     pub(super) heads: usize,
     pub(super) kv_heads: usize,
-    hidden_size: u64,
-    layers: u64,
+    pub(super) hidden_size: u64,
+    pub(super) layers: u64,
     pub(super) head_dim: u64,
-    experts: Option<u64>,
+    pub(super) experts: Option<u64>,
 }
 
 impl<'a> Fields<'a> {
@@ -47,10 +42,24 @@ impl<'a> Fields<'a> {
         let more = fields.count("nextn_predict_layers")?.unwrap_or(0);
         fields.layers = fields.needed("block_count")?;
         fields.layers = fields.layers.saturating_sub(more).max(1);
+        fields.experts = fields.count("expert_count")?.filter(|count| *count > 0);
+        if family.architecture == "mamba2" {
+            // There is no attention.
+            return Ok(fields);
+        }
         let heads = fields.same_in_layers("attention.head_count")?;
         let heads = heads.ok_or_else(|| fields.missing("attention.head_count"))?;
-        let kv_heads = fields.same_in_layers("attention.head_count_kv")?.unwrap_or(heads);
+        let kv_heads = match family.architecture {
+            // They differ between layers.
+            "gemma4" => heads,
+            _ => fields.same_in_layers("attention.head_count_kv")?.unwrap_or(heads),
+        };
         (fields.heads, fields.kv_heads) = (size(heads), size(kv_heads));
+        if family.architecture == "deepseek2" {
+            // Of which positions are made.
+            fields.head_dim = fields.needed("rope.dimension_count")?;
+            return Ok(fields);
+        }
         fields.head_dim = match fields.count("attention.key_length")? {
             Some(width) => width,
             None => fields.hidden_size.checked_div(heads).unwrap_or(0),
@@ -60,7 +69,6 @@ impl<'a> Fields<'a> {
             let reason = format!("is {value}, expected {} as of keys", fields.head_dim);
             return Err(Error::at(fields.key("attention.value_length"), reason));
         }
-        fields.experts = fields.count("expert_count")?.filter(|count| *count > 0);
         // Mixtral goes by the name of Llama.
         if fields.experts.is_some() && family.architecture == "llama" {
             fields.model_type = "mixtral";
@@ -72,9 +80,7 @@ impl<'a> Fields<'a> {
     pub(super) fn config(&self) -> Result<Map<String, Value>> {
         let mut config = self.shared()?;
         match self.family.architecture {
-            "gemma2" => self.gemma2(&mut config)?,
-            "gemma3" => self.gemma3(&mut config)?,
-            "granite" => {
+            "granite" | "granitehybrid" => {
                 self.set(&mut config, "embedding_multiplier", "embedding_scale")?;
                 self.set(&mut config, "attention_multiplier", "attention.scale")?;
                 self.set(&mut config, "residual_multiplier", "residual_scale")?;
@@ -101,47 +107,36 @@ impl<'a> Fields<'a> {
         put("model_type", json!(self.model_type));
         put("hidden_size", json!(self.hidden_size));
         put("num_hidden_layers", json!(self.layers));
-        put("num_attention_heads", json!(self.heads));
-        put("num_key_value_heads", json!(self.kv_heads));
-        put("head_dim", json!(self.head_dim));
-        let dense = self.same_in_layers("feed_forward_length")?.filter(|width| *width > 0);
-        let width = match dense {
-            Some(width) => width,
-            None => self.needed("expert_feed_forward_length")?,
-        };
-        put("intermediate_size", json!(width));
         put("max_position_embeddings", json!(self.needed("context_length")?));
         let [epsilon, name] = self.family.epsilon;
         put(name, single(self.number(epsilon)?.ok_or_else(|| self.missing(epsilon))?));
-        let embedding = self.tensor("token_embd.weight");
-        let Some(rows) = embedding.filter(|tensor| tensor.shape.len() == 2).map(|tensor| tensor.shape[0])
-        else {
-            return Err(Error::at("token_embd.weight", "is missing, or no matrix"));
-        };
-        put("vocab_size", json!(rows));
+        put("vocab_size", json!(self.rows("token_embd.weight")?));
         put("tie_word_embeddings", json!(self.tensor("output.weight").is_none()));
-        put("attention_bias", json!(self.tensor("blk.0.attn_q.bias").is_some()));
-        if self.tensor("blk.0.ffn_up.bias").is_some() {
-            put("mlp_bias", json!(true));
+        if self.heads > 0 {
+            put("num_attention_heads", json!(self.heads));
+            put("num_key_value_heads", json!(self.kv_heads));
+            put("head_dim", json!(self.head_dim));
+            put("intermediate_size", self.feed_forward()?);
+            put("attention_bias", json!(!self.layers_with("attn_q.bias").is_empty()));
+            if !self.layers_with("ffn_up.bias").is_empty() {
+                put("mlp_bias", json!(true));
+            }
         }
         Ok(config)
     }
 
-    fn gemma2(&self, config: &mut Map<String, Value>) -> Result<()> {
-        self.set(config, "attn_logit_softcapping", "attn_logit_softcapping")?;
-        self.set(config, "final_logit_softcapping", "final_logit_softcapping")?;
-        self.window(config)?;
-        self.query_scale(config, GEMMA2_27B_LAYERS);
-        Ok(())
-    }
-
-    fn gemma3(&self, config: &mut Map<String, Value>) -> Result<()> {
-        self.set(config, "final_logit_softcapping", "final_logit_softcapping")?;
-        self.window(config)?;
-        self.query_scale(config, GEMMA3_27B_LAYERS);
-        let local = self.number("rope.freq_base_swa")?;
-        config.insert("rope_local_base_freq".to_owned(), single(local.unwrap_or(10_000.0)));
-        self.layer_types(config, 6)
+    /// The width of the feed-forward part, or that of each layer's in the family where they differ.
+    fn feed_forward(&self) -> Result<Value> {
+        const KEY: &str = "feed_forward_length";
+        let listed = self.metadata.integers(&self.key(KEY)).ok().flatten();
+        match (self.family.architecture, listed) {
+            ("gemma3n", Some(widths)) => return Ok(json!(widths)),
+            // The last layers may have twice the width.
+            ("gemma4", Some(widths)) => return Ok(json!(widths.first())),
+            _ => {}
+        }
+        let dense = self.same_in_layers(KEY)?.filter(|width| *width > 0);
+        Ok(json!(dense.map_or_else(|| self.needed("expert_feed_forward_length"), Ok)?))
     }
 
     /// Families of which a few settings differ.
@@ -175,9 +170,7 @@ impl<'a> Fields<'a> {
                 let width = self.count("expert_shared_feed_forward_length")?.unwrap_or(0);
                 put(config, "shared_expert_intermediate_size", json!(width));
             }
-            // The first layers have no attention.
             "qwen35" | "qwen35moe" | "qwen3next" => {
-                put(config, "attention_bias", json!(!self.layers_with("attn_q.bias").is_empty()));
                 if let Some(width) = self.count("expert_shared_feed_forward_length")? {
                     put(config, "shared_expert_intermediate_size", json!(width));
                 }
@@ -233,7 +226,7 @@ impl<'a> Fields<'a> {
     }
 
     /// Which layers have a window: a flag for each, or all but one of so many.
-    fn layer_types(&self, config: &mut Map<String, Value>, pattern: u64) -> Result<()> {
+    pub(super) fn layer_types(&self, config: &mut Map<String, Value>, pattern: u64) -> Result<()> {
         let key = self.key("attention.sliding_window_pattern");
         let flags: Vec<bool> = match self.metadata.flags(&key).ok().flatten() {
             Some(flags) => flags.to_vec(),
@@ -247,12 +240,6 @@ impl<'a> Fields<'a> {
         let name = |slides: &bool| json!(if *slides { "sliding_attention" } else { "full_attention" });
         config.insert("layer_types".to_owned(), flags.iter().map(name).collect());
         Ok(())
-    }
-
-    fn query_scale(&self, config: &mut Map<String, Value>, wide: u64) {
-        let by_width = self.layers == wide && self.heads > 0;
-        let scalar = if by_width { self.hidden_size / self.heads as u64 } else { self.head_dim };
-        config.insert("query_pre_attn_scalar".to_owned(), json!(scalar));
     }
 
     fn experts(&self, config: &mut Map<String, Value>) -> Result<()> {
@@ -288,7 +275,13 @@ impl<'a> Fields<'a> {
                 put("moe_layer_end_index", json!(sparse.last()));
                 put("moe_layer_interval", json!(self.count("interleave_moe_layer_step")?.unwrap_or(1)));
             }
-            "glm4moe" => {
+            "gemma4" => {
+                put("enable_moe_block", json!(true));
+                put("num_experts", json!(experts));
+                put("top_k_experts", json!(used));
+                put("moe_intermediate_size", json!(self.needed("expert_feed_forward_length")?));
+            }
+            "glm4moe" | "deepseek2" | "nemotron_h_moe" => {
                 put("n_routed_experts", json!(experts));
                 put("moe_intermediate_size", json!(self.needed("expert_feed_forward_length")?));
                 put("n_shared_experts", json!(self.count("expert_shared_count")?.unwrap_or(0)));
@@ -296,7 +289,8 @@ impl<'a> Fields<'a> {
                 put("n_group", json!(self.count("expert_group_count")?.unwrap_or(1).max(1)));
                 put("topk_group", json!(self.count("expert_group_used_count")?.unwrap_or(1).max(1)));
                 let norm = self.metadata.flag(&self.key("expert_weights_norm"))?;
-                put("norm_topk_prob", json!(norm.unwrap_or(true)));
+                // Its converter says so where it is.
+                put("norm_topk_prob", json!(norm.unwrap_or(self.family.architecture != "deepseek2")));
                 put("routed_scaling_factor", single(self.number("expert_weights_scale")?.unwrap_or(1.0)));
             }
             other => {
@@ -310,7 +304,7 @@ impl<'a> Fields<'a> {
     }
 
     /// The layers that have this tensor, in order.
-    fn layers_with(&self, part: &str) -> Vec<u64> {
+    pub(super) fn layers_with(&self, part: &str) -> Vec<u64> {
         let layer = |tensor: &Tensor| {
             let (layer, found) = tensor.name.strip_prefix("blk.")?.split_once('.')?;
             layer.parse::<u64>().ok().filter(|layer| found == part && *layer < self.layers)
@@ -320,15 +314,19 @@ impl<'a> Fields<'a> {
         layers
     }
 
-    /// Whether a tensor is of a layer that predicts tokens behind the next one.
-    pub(super) fn predicts_more(&self, tensor: &Tensor) -> bool {
+    /// Whether nothing is computed with a tensor: it is of a layer that predicts tokens behind the next one, or the file has what it
+    /// says in two others.
+    pub(super) fn is_unused(&self, tensor: &Tensor) -> bool {
+        if let Some(layer) = tensor.name.strip_suffix(".attn_kv_b.weight") {
+            return self.tensor(&format!("{layer}.attn_k_b.weight")).is_some();
+        }
         let layer = || tensor.name.strip_prefix("blk.")?.split_once('.')?.0.parse::<u64>().ok();
         let more = self.count("nextn_predict_layers").ok().flatten().unwrap_or(0);
         layer().is_some_and(|layer| layer >= self.layers && layer < self.layers.saturating_add(more))
     }
 
     /// The window of attention, where it is one.
-    fn window(&self, config: &mut Map<String, Value>) -> Result<()> {
+    pub(super) fn window(&self, config: &mut Map<String, Value>) -> Result<()> {
         let window = self.count("attention.sliding_window")?.filter(|window| *window > 0);
         config.insert("sliding_window".to_owned(), window.map_or(Value::Null, Value::from));
         Ok(())
@@ -361,6 +359,12 @@ impl<'a> Fields<'a> {
 
     pub(super) fn tensor(&self, name: &str) -> Option<&'a Tensor> {
         self.tensors.iter().find(|tensor| tensor.name == name)
+    }
+
+    /// The rows of a matrix.
+    pub(super) fn rows(&self, name: &str) -> Result<usize> {
+        let matrix = self.tensor(name).filter(|tensor| tensor.shape.len() == 2);
+        matrix.map(|tensor| tensor.shape[0]).ok_or_else(|| Error::at(name, "is missing, or no matrix"))
     }
 
     fn missing(&self, name: &str) -> Error {

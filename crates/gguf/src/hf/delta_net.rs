@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     config::Fields,
-    family::DeltaNets,
+    families::DeltaNets,
     layout::{Rows, Tiles},
 };
 use crate::{Error, Result, Tensor};

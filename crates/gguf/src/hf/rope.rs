@@ -16,6 +16,12 @@ pub(super) fn add(
     config: &mut Map<String, Value>,
     read: &mut dyn FnMut(&Tensor) -> Result<Vec<f32>>,
 ) -> Result<()> {
+    if fields.heads == 0 {
+        return Ok(());
+    }
+    if fields.family.architecture == "gemma4" {
+        return by_type(fields, config, read);
+    }
     let base = fields.number("rope.freq_base")?.unwrap_or(10_000.0);
     config.insert("rope_theta".to_owned(), single(base));
     let rotated = fields.count("rope.dimension_count")?.unwrap_or(fields.head_dim);
@@ -37,10 +43,48 @@ pub(super) fn add(
     } else {
         match scaled(fields)? {
             Some(scaling) => scaling,
-            None => return Ok(()),
+            None => {
+                // Where config.json says nothing, the family has a scaling.
+                if fields.family.architecture == "apertus" {
+                    let plain = json!({"rope_type": "default", "rope_theta": single(base)});
+                    config.insert("rope_parameters".to_owned(), plain);
+                }
+                return Ok(());
+            }
         }
     };
     config.insert("rope_scaling".to_owned(), scaling);
+    Ok(())
+}
+
+/// Settings for the layers with a window and for those that see all, of which the first pairs turn alone: the factors of the others
+/// are without measure.
+fn by_type(
+    fields: &Fields<'_>,
+    config: &mut Map<String, Value>,
+    read: &mut dyn FnMut(&Tensor) -> Result<Vec<f32>>,
+) -> Result<()> {
+    const FREQS: &str = "rope_freqs.weight";
+    let freqs = fields.tensor(FREQS).ok_or_else(|| Error::at(FREQS, "is missing"))?;
+    let freqs = factors(freqs, read)?;
+    let turned = freqs.iter().take_while(|factor| **factor == 1.0).count();
+    if freqs[turned..].iter().any(|factor| *factor < 1e20) {
+        let reason = "has other factors than those of pairs that turn, or do not";
+        return Err(Error::at(FREQS, reason));
+    }
+    let mut sliding = Map::from_iter([("rope_type".to_owned(), json!("default"))]);
+    sliding.insert("rope_theta".to_owned(), single(fields.number("rope.freq_base_swa")?.unwrap_or(10_000.0)));
+    let width = fields.needed("attention.key_length_swa")?;
+    if let Some(rotated) = fields.count("rope.dimension_count_swa")?.filter(|rotated| *rotated != width) {
+        sliding.insert("partial_rotary_factor".to_owned(), json!(rotated as f64 / width as f64));
+    }
+    let full = json!({
+        "rope_type": "proportional",
+        "rope_theta": single(fields.number("rope.freq_base")?.unwrap_or(1e6)),
+        "partial_rotary_factor": turned as f64 / freqs.len().max(1) as f64,
+    });
+    let types = json!({"sliding_attention": sliding, "full_attention": full});
+    config.insert("rope_parameters".to_owned(), types);
     Ok(())
 }
 
@@ -79,8 +123,18 @@ fn scaled(fields: &Fields<'_>) -> Result<Option<Value>> {
             }
             fields.set(&mut scaling, "beta_fast", "rope.scaling.yarn_beta_fast")?;
             fields.set(&mut scaling, "beta_slow", "rope.scaling.yarn_beta_slow")?;
-            if fields.family.architecture == "gpt-oss" {
-                scaling.insert("truncate".to_owned(), json!(false));
+            match fields.family.architecture {
+                "gpt-oss" => drop(scaling.insert("truncate".to_owned(), json!(false))),
+                // The factor of scores alone is in the file, a tenth of it: both are the same in published models.
+                "deepseek2" => match fields.number("rope.scaling.yarn_log_multiplier")? {
+                    Some(factor) if factor != 0.0 => {
+                        for key in ["mscale", "mscale_all_dim"] {
+                            scaling.insert(key.to_owned(), single(10.0 * factor));
+                        }
+                    }
+                    _ => drop(scaling.insert("attention_factor".to_owned(), json!(1.0))),
+                },
+                _ => {}
             }
         }
         other => return Err(Error::at(key, format!("is {other:?}, expected none, linear or yarn"))),

@@ -47,8 +47,8 @@ enum Kind {
 enum Model {
     /// Byte-level BPE with merges.
     ByteLevel(PreTokenizer),
-    /// SentencePiece with scores, and whether a space is put before a text.
-    SentencePiece { space: bool },
+    /// SentencePiece, and whether a space is put before a text; its merges are listed, or there are scores for them.
+    SentencePiece { space: bool, listed: bool },
     /// Whole words, or their longest beginnings.
     WordPiece,
 }
@@ -76,10 +76,13 @@ impl Model {
             }
             Some("llama") => {
                 let space = metadata.flag("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
-                Ok(Self::SentencePiece { space })
+                Ok(Self::SentencePiece { space, listed: false })
             }
+            Some("gemma4") => Ok(Self::SentencePiece { space: false, listed: true }),
             Some("bert") => Ok(Self::WordPiece),
-            Some(other) => Err(Error::at(MODEL, format!("is {other:?}, expected gpt2, llama or bert"))),
+            Some(other) => {
+                Err(Error::at(MODEL, format!("is {other:?}, expected gpt2, llama, gemma4 or bert")))
+            }
             None => Err(Error::at(MODEL, "is missing: the file has no tokenizer")),
         }
     }
@@ -170,9 +173,9 @@ impl<'a> TextFiles<'a> {
         match self.model {
             Model::ByteLevel(pre) if pre.composes => json!({"type": "NFC"}),
             Model::ByteLevel(_) => Value::Null,
-            Model::SentencePiece { space: false } => replace,
+            Model::SentencePiece { space: false, .. } => replace,
             Model::WordPiece => word_piece::normalizer(),
-            Model::SentencePiece { space: true } => {
+            Model::SentencePiece { space: true, .. } => {
                 json!({"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, replace]})
             }
         }
@@ -180,7 +183,7 @@ impl<'a> TextFiles<'a> {
 
     fn decoder(&self) -> Value {
         let space = match self.model {
-            Model::SentencePiece { space } => space,
+            Model::SentencePiece { space, .. } => space,
             Model::ByteLevel(_) => return byte_level(),
             Model::WordPiece => return word_piece::decoder(),
         };
@@ -241,20 +244,23 @@ impl<'a> TextFiles<'a> {
         put("vocab", Value::Object(vocab));
         match self.model {
             Model::ByteLevel(pre) => {
-                const MERGES: &str = "tokenizer.ggml.merges";
-                let merges = self.metadata.texts(MERGES)?.ok_or_else(|| Error::at(MERGES, "is missing"))?;
                 put("ignore_merges", json!(pre.ignore_merges));
-                put("merges", byte_level_merges(merges)?);
+                put("merges", self.listed_merges()?);
             }
             Model::WordPiece => {}
-            Model::SentencePiece { .. } => {
+            Model::SentencePiece { listed, .. } => {
                 put("byte_fallback", json!(true));
                 put("fuse_unk", json!(true));
                 put("unk_token", self.id("unknown")?.map_or(Value::Null, |id| json!(self.tokens[id])));
-                put("merges", self.scored_merges()?);
+                put("merges", if listed { self.listed_merges()? } else { self.scored_merges()? });
             }
         }
         Ok(Value::Object(model))
+    }
+
+    fn listed_merges(&self) -> Result<Value> {
+        const MERGES: &str = "tokenizer.ggml.merges";
+        pairs(self.metadata.texts(MERGES)?.ok_or_else(|| Error::at(MERGES, "is missing"))?)
     }
 
     fn scored_merges(&self) -> Result<Value> {
@@ -384,7 +390,7 @@ fn kind(number: i64) -> Result<Kind> {
 }
 
 /// Merges are two tokens with a space between, of which the first may begin with one.
-fn byte_level_merges(merges: &Strings) -> Result<Value> {
+fn pairs(merges: &Strings) -> Result<Value> {
     if merges.len() > MOST_MERGES {
         let reason = format!("has {} merges, expected at most {MOST_MERGES}", merges.len());
         return Err(Error::at("tokenizer.ggml.merges", reason));

@@ -87,6 +87,10 @@ fn estimate(
         let reason = format!("is {layers}, but the files hold {} tensors", manifest.tensors.len());
         return Err(config.invalid("num_hidden_layers", reason));
     }
+    let kinds = layers::kinds(&config, layers)?;
+    if kinds.iter().all(|kind| *kind == LayerKind::Recurrent) {
+        return Ok(MemoryEstimate { weight_bytes: manifest.weight_bytes(), kv_bytes: 0 });
+    }
     let (elements, head) = kept_elements(manifest, &config)?;
     let size = manifest.float_dtype().map_or(2, Dtype::size);
     let position = match kv_bits {
@@ -97,7 +101,6 @@ fn estimate(
         }
     };
 
-    let kinds = layers::kinds(&config, layers)?;
     let positions = |kind: &LayerKind| match *kind {
         LayerKind::FullAttention => context as u64,
         LayerKind::SlidingAttention { window } => window.min(context) as u64,

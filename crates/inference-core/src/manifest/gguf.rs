@@ -141,6 +141,9 @@ impl Parts {
                 tensors.insert(name, info);
             }
         }
+        for constant in &model.constants {
+            tensors.insert(constant.name.clone(), tensors::constant(constant));
+        }
         let float = float(&tensors, settings.is_quantized(), model.needs_wide_activations);
         if let Some(quantization) = settings.config() {
             config.insert("quantization".to_owned(), Value::Object(quantization));

@@ -21,8 +21,12 @@ pub enum LayerKind {
 }
 
 /// The kind of each of `layers` layers: by `layer_types`, by `full_attention_interval` or `full_attn_idxs` (the others are recurrent), or
-/// by `sliding_window_pattern` (every n-th layer has full attention). A window without any counts as full attention.
+/// by `sliding_window_pattern` (every n-th layer has full attention). A window without any counts as full attention. A state without
+/// heads of attention is all that a model of state spaces remembers.
 pub(super) fn kinds(config: &Config<'_>, layers: usize) -> Result<Vec<LayerKind>> {
+    if config.count(&["state_size"])?.is_some() && config.count(&["num_attention_heads"])?.is_none() {
+        return Ok(vec![LayerKind::Recurrent; layers]);
+    }
     let off = config.find(&["use_sliding_window"]).is_some_and(|found| *found.value == Value::Bool(false));
     let window = if off { None } else { config.count(&["sliding_window"])? };
     let sliding = window.map_or(LayerKind::FullAttention, |window| LayerKind::SlidingAttention { window });

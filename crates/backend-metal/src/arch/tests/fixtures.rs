@@ -26,6 +26,19 @@ pub(super) struct Golden {
     pub(super) greedy: Vec<u32>,
     pub(super) margins: Vec<f32>,
     pub(super) mlx_lm: MlxLm,
+    /// How far transformers is from itself where it computes in the type of the weights: the root mean square.
+    #[serde(default)]
+    half: Option<f32>,
+}
+
+impl Golden {
+    /// How far logits in half precision may be from those in float32. We are as far as half precision makes mlx_lm, or transformers
+    /// itself, but for the tenth by which one rounding differs from another; where mlx_lm is further off it computes something else.
+    pub(super) fn half_limit(&self) -> f32 {
+        let (share, half) = (0.05 * self.std, self.half.unwrap_or(0.0));
+        let mlx = self.mlx_lm.rms.filter(|rms| *rms < share.max(2.0 * half));
+        1.1 * mlx.unwrap_or(share.max(half))
+    }
 }
 
 #[derive(Deserialize)]

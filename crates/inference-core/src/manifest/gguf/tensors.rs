@@ -57,6 +57,7 @@ pub(super) fn infos(
     form: Form,
     settings: &mut Settings,
 ) -> Result<Vec<(String, TensorInfo)>> {
+    let stored = &named.stored(stored);
     let Some(packing) = stored.kind.packing() else {
         let reason = format!(
             "is in {}, which is not supported: use a file of this model in Q4_K_M, Q5_K_M, Q8_0 or BF16",
@@ -99,11 +100,7 @@ pub(super) fn infos(
     };
     let info = |(name, part, dtype): (String, Part, Dtype)| {
         let (mut shape, source) = part.of(path, named, file, stored, dtype);
-        match named.dropped {
-            Some(hf::Dropped::First) => shape.insert(0, 1),
-            Some(hf::Dropped::Last) => shape.push(1),
-            None => {}
-        }
+        named.extents.undo(&mut shape);
         let mut info = TensorInfo::in_file(file, dtype, shape, stored.range.clone());
         // What lies in the file as it is needs no detour.
         if part != Part::Stored || named.rows != hf::Rows::Same || named.columns.is_some() {
@@ -112,6 +109,28 @@ pub(super) fn infos(
         (name, info)
     };
     Ok(parts.into_iter().map(info).collect())
+}
+
+/// A tensor that the file has in its metadata.
+pub(super) fn constant(constant: &hf::Constant) -> TensorInfo {
+    let mut info = TensorInfo::in_file(0, Dtype::F32, constant.shape.clone(), 0..0);
+    info.source = Some(Arc::new(Constant(constant.value)));
+    info
+}
+
+/// One element.
+#[derive(Debug)]
+struct Constant(f32);
+
+impl TensorSource for Constant {
+    fn unit(&self) -> usize {
+        size_of::<f32>()
+    }
+
+    fn read(&self, _: &dyn ReadAt, _: u64, memory: &mut [u8]) -> Result<()> {
+        memory.as_chunks_mut().0.iter_mut().for_each(|element| *element = self.0.to_le_bytes());
+        Ok(())
+    }
 }
 
 /// What is read of blocks.
@@ -145,7 +164,8 @@ struct RowsOf {
     /// Bytes of a row in the file, and computed.
     stored_row: usize,
     row: usize,
-    /// Rows of each matrix, and their order.
+    /// Rows of each matrix, in the file and computed, and their order.
+    stored_rows: usize,
     rows: usize,
     order: hf::Rows,
     /// The order of the parts of each row.
@@ -174,6 +194,7 @@ impl Part {
         if let Some(last) = shape.last_mut() {
             *last = width;
         }
+        let stored_rows = shape.iter().nth_back(1).copied().unwrap_or(1);
         if let Some(rows) = shape.iter_mut().nth_back(1) {
             *rows = named.rows.count(*rows);
         }
@@ -193,6 +214,7 @@ impl Part {
             kind: stored.kind,
             stored_row,
             row,
+            stored_rows,
             rows,
             order: named.rows,
             columns: named.columns,
@@ -217,7 +239,7 @@ impl TensorSource for RowsOf {
         } else {
             for (row, blocks) in (first..).zip(blocks.chunks_exact_mut(self.stored_row)) {
                 let (matrix, within) = (row / self.rows, row % self.rows);
-                let stored = matrix * self.rows + self.order.stored(within, self.rows);
+                let stored = matrix * self.stored_rows + self.order.stored(within, self.rows);
                 files.read_at(self.file, start(stored), blocks)?;
             }
         }
