@@ -292,12 +292,12 @@ async fn follows(subject: &Subject, change: GenerateOptions) -> ClauseResult {
         for (id, found) in chosen.into_iter().chain(listed) {
             let expected = expected[id as usize];
             ensure!(
-                (f64::from(found) - expected).abs() <= subject.tolerance,
+                (f64::from(found) - expected).abs() <= subject.log_tolerance()?,
                 "after {history:?}, token {id} has log-probability {found}, expected {expected}"
             );
         }
         let chosen = expected[token.id as usize];
-        ensure!(chosen >= best - subject.tolerance, "greedy chose {chosen}, the likeliest has {best}");
+        ensure!(chosen >= best - subject.log_tolerance()?, "greedy chose {chosen}, the likeliest has {best}");
         history.push(token.id);
     }
     Ok(())
