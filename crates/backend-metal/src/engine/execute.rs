@@ -1,5 +1,7 @@
 //! Carries out a plan: ends, pauses and resumes rows, submits prompt tokens and decode steps, and reads tokens.
 
+use std::ops::Range;
+
 use inference_core::{Error, FinishReason};
 
 use super::{
@@ -7,7 +9,7 @@ use super::{
     decode::decode_batch,
     guard::guard,
     plan::{Plan, Prefill, Refusal, RowId},
-    prefill::{PrefillProgress, PrefillRun},
+    prefill::{PrefillProgress, PrefillRun, padded_width},
     row::Row,
     scheduler::Scheduler,
 };
@@ -144,6 +146,9 @@ impl Scheduler {
                 return (false, Vec::new());
             }
             Some(Prefill::Continue) => self.prefill.take().map(Ok),
+            Some(Prefill::Chunk { row, tokens }) if self.wants_padding(row, &tokens) => {
+                self.begin_batch(&[row])
+            }
             Some(Prefill::Chunk { row, tokens }) => self.begin_chunk(row, tokens.end),
             Some(Prefill::Batch(ids)) => self.begin_batch(&ids),
         };
@@ -195,6 +200,15 @@ impl Scheduler {
             }
         }
         joined
+    }
+
+    /// Whether these are all tokens of a prompt that is padded.
+    fn wants_padding(&self, id: RowId, tokens: &Range<usize>) -> bool {
+        let row = self.waiting.iter().find(|row| row.id == id);
+        tokens.start == 0
+            && padded_width(tokens.end) > tokens.end
+            && !self.model.config().length_dependent
+            && row.is_some_and(|row| row.is_batchable() && row.tokens.len() == tokens.end)
     }
 
     fn begin_chunk(&mut self, id: RowId, end: usize) -> Option<Result<PrefillRun, (Vec<Row>, Error)>> {

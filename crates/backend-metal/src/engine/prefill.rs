@@ -9,7 +9,7 @@ use mlx_rs::{Array, error::Result, transforms};
 
 use super::{decode::choose, pace::Pace, plan::RowId, row::Row};
 use crate::{
-    mlx::slice,
+    mlx::{on_cuda, slice},
     nn::{Architecture, Rows, SharedPrefix},
 };
 
@@ -68,7 +68,7 @@ impl PrefillRun {
 
     /// Builds the graph of whole prompts side by side.
     pub(super) fn build_batch(model: &dyn Architecture, rows: &[Row]) -> Result<Graph> {
-        let width = rows.iter().map(|row| row.tokens.len()).max().unwrap_or(0);
+        let width = padded_width(rows.iter().map(|row| row.tokens.len()).max().unwrap_or(0));
         let mut tokens = vec![0; rows.len() * width];
         for (row, tokens) in rows.iter().zip(tokens.chunks_exact_mut(width.max(1))) {
             tokens[..row.tokens.len()].copy_from_slice(&row.tokens);
@@ -187,6 +187,12 @@ impl PrefillRun {
             }
         }
     }
+}
+
+/// The tokens that prompts are padded to, so many of the longest. On CUDA, attention is planned and its kernels are compiled once for each
+/// length, so that there are few.
+pub(super) fn padded_width(tokens: usize) -> usize {
+    if on_cuda() { tokens.next_multiple_of(32) } else { tokens }
 }
 
 fn finish_batch(
