@@ -81,8 +81,8 @@ fn main() -> ExitCode {
     let line = Cli::command().get_matches();
     let cli = Cli::from_arg_matches(&line).unwrap_or_else(|error| error.exit());
     let json = cli.command.json();
-    if matches!(cli.command, Command::Train(_)) {
-        commands::train::choose_launches();
+    if let Command::Train(args) = &cli.command {
+        commands::train::choose_launches(args);
     }
     let telemetry = start_log(cli.verbose);
     #[cfg(feature = "mlxlm")]

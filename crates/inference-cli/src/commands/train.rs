@@ -27,14 +27,15 @@ use crate::{
 /// The width and height of the curves in the terminal, in characters.
 const CURVE: (usize, usize) = (60, 10);
 
-/// MLX's settings for a process that trains on CUDA. Kernels are launched one by one: where most buffers lie elsewhere in every step,
-/// graphs cost more than they save. And what a step is done with is given back after every 20 of them, not 100.
+/// MLX's settings for a process: kernels are launched one by one, not collected in CUDA graphs, and what a step is done with is given
+/// back after every 20 of them, not 100.
 const LAUNCHES: [(&str, &str); 2] = [("MLX_USE_CUDA_GRAPHS", "0"), ("MLX_MAX_OPS_PER_BUFFER", "20")];
 
-/// Chooses how MLX launches kernels on CUDA. What the person has set stays. It is for the beginning of the program.
-pub(crate) fn choose_launches() {
+/// Has MLX launch kernels one by one where its graphs cost more than they save: where most buffers lie elsewhere in every step. What the
+/// person has set stays. It is for the beginning of the program.
+pub(crate) fn choose_launches(args: &Args) {
     for (name, value) in LAUNCHES {
-        if cfg!(target_os = "linux") && std::env::var_os(name).is_none() {
+        if args.changes_most_buffers() && std::env::var_os(name).is_none() {
             // SAFETY: the program has no other thread yet that could read the environment.
             unsafe { std::env::set_var(name, value) };
         }

@@ -255,6 +255,11 @@ impl MethodKind {
 }
 
 impl Args {
+    /// Whether most of what a step computes with is new memory: weights that were just updated, or activations computed anew.
+    pub(super) fn changes_most_buffers(&self) -> bool {
+        matches!(self.method, MethodKind::Full) || self.gradient_checkpointing
+    }
+
     /// The share to hold out for validation.
     pub(super) fn split(&self) -> Option<f32> {
         self.split.or_else(|| (!self.data.is_dir()).then_some(0.1))
