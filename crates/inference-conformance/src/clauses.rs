@@ -22,8 +22,8 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
 use inference_core::{
-    Completion, Error, Feature, Finish, FinishReason, GenerateOptions, Prompt, TemplateOptions, TextModel,
-    TextModelExt as _, Token, TokenStream,
+    ClassifyOptions, Completion, Error, Feature, Finish, FinishReason, GenerateOptions, Prompt,
+    TemplateOptions, TextModel, TextModelExt as _, Token, TokenStream,
 };
 
 use crate::{Clause, ClauseResult, Failure, Subject, clause::ensure};
@@ -108,7 +108,7 @@ async fn same_answer(
         prompt => model.tokenize(prompt.clone(), TemplateOptions::default()).await?,
     };
     text.extend(&found[..at]);
-    let logits = sampling::logits(model, &text).await?;
+    let logits = logits(model, &text).await?;
     let highest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let behind = [found[at], expected[at]].map(|id| highest - logits[id as usize]);
     // Both answers' logits may be off by the tolerance.
@@ -189,4 +189,13 @@ fn ending(subject: &Subject, model: &dyn TextModel) -> Result<(Prompt, GenerateO
         Some(_) => Err(Failure::inconclusive("no logit bias to force an end with: give an `ending_prompt`")),
         None => Err(Failure::inconclusive("the model has no end-of-sequence token")),
     }
+}
+
+/// The model's own logits after these ids.
+async fn logits(model: &dyn TextModel, ids: &[u32]) -> Result<Vec<f64>, Failure> {
+    let options = ClassifyOptions::new().logits(true);
+    let answers = model.classify(vec![ids.to_vec().into()], options).await?;
+    let logits = answers.into_iter().next().and_then(|answer| answer.logits);
+    let logits = logits.ok_or_else(|| Failure::broken("logits were asked for, and not given"))?;
+    Ok(logits.into_iter().map(f64::from).collect())
 }

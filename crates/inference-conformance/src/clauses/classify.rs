@@ -2,7 +2,7 @@
 
 use inference_core::{ClassifyOptions, Error};
 
-use super::{alone, ended, ids, same_answer, sampling::logits, some_ids, some_prompts};
+use super::{alone, ended, ids, logits, same_answer, some_ids, some_prompts};
 use crate::{
     ClauseResult, Failure, Subject,
     clause::{clauses, ensure},

@@ -9,7 +9,7 @@ use inference_core::{
 };
 use serde_json::json;
 
-use super::{alone, ended, ids, same_answer, sampling::logits, some_ids, still_right};
+use super::{alone, ended, ids, logits, same_answer, some_ids, still_right};
 use crate::{
     ClauseResult, Failure, Subject,
     clause::{clauses, ensure},

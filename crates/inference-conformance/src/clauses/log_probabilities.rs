@@ -1,6 +1,6 @@
 //! The log-probabilities of tokens: after bias and penalties, before filters and temperature.
 
-use super::{alone, sampling::logits, some_ids};
+use super::{alone, logits, some_ids};
 use crate::{
     ClauseResult, Failure, Subject,
     clause::{clauses, ensure},

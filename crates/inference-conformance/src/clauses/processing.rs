@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use futures::future::join3;
 use inference_core::{Error, GenerateOptions, TextModelExt as _};
 
-use super::{alone, ended, ids, same_answer, sampling::logits, some_ids, still_right};
+use super::{alone, ended, ids, logits, same_answer, some_ids, still_right};
 use crate::{
     ClauseResult, Failure, Subject,
     clause::{clauses, ensure},
