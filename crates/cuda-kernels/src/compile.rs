@@ -134,6 +134,7 @@ impl Compiler {
                 missing.push((key, request));
             }
         }
+        let some = !missing.is_empty();
         let threads = thread::available_parallelism().map_or(1, usize::from).min(missing.len().max(1));
         let next = Mutex::new(missing.into_iter());
         let work = || -> Result<()> {
@@ -155,6 +156,9 @@ impl Compiler {
             })?;
             mine
         })?;
+        if some {
+            give_memory_back();
+        }
         let loaded = self.loaded();
         Ok(keys.iter().map(|key| loaded[key].clone()).collect())
     }
@@ -186,6 +190,15 @@ impl Compiler {
         let about = format!("{name}\n{}\n{major}.{minor}\n{}\n", self.device.driver(), self.device.name());
         let digest = Sha256::new().chain_update(about).chain_update(source).finalize();
         digest.iter().map(|byte| format!("{byte:02x}")).collect::<String>() + ".cubin"
+    }
+}
+
+/// Gives the system what the compiler took. glibc keeps some for each thread that compiled: gigabytes in all.
+fn give_memory_back() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: it may be called at any time, by any thread.
+    unsafe {
+        libc::malloc_trim(0);
     }
 }
 

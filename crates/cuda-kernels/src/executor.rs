@@ -53,7 +53,7 @@ struct RowState {
     position: Option<usize>,
     /// Positions that its caches have room for.
     room: usize,
-    /// Tokens chosen since the row was set.
+    /// Tokens chosen, but for whole rounds of the history: the place of the next one.
     chosen: usize,
 }
 
@@ -83,8 +83,7 @@ pub struct Pending {
 
 impl Pending {
     /// The token with the largest logit of a row, the first of equal ones, after waiting for the step; `None` if a logit is NaN or
-    /// infinite. It has to be asked before [`Options::history`] more steps are enqueued, and
-    /// before the row is set again.
+    /// infinite. It has to be asked before [`Options::history`] more steps are enqueued.
     ///
     /// # Errors
     /// [`Error::Invalid`] where the row was idle; [`Error::Driver`], also of work that failed.
@@ -232,11 +231,11 @@ impl Executor {
         {
             return Err(Error::invalid("a token", token, format!("below {}", self.spec.vocabulary())));
         }
-        let state = RowState { position: next.map(|next| next.position), chosen: 0, ..self.rows[row] };
+        let state = self.rows[row].moved_to(next, self.state.history_len);
         state.check_room(1)?;
         self.stream.synchronize()?;
         self.rows[row] = state;
-        self.state.steps.write(row, &[0_i32])?;
+        self.state.steps.write(row, &[state.chosen as i32])?;
         self.state.token.write(row, &[next.map_or(0, |next| next.token as i32)])?;
         self.state.position.write(row, &[next.map_or(-1, |next| next.position as i32)])
     }
@@ -381,6 +380,11 @@ impl Executor {
 }
 
 impl RowState {
+    /// The state of a row that is set to another token. What it chose before may still be unread, so the next token goes elsewhere.
+    fn moved_to(self, next: Option<Row>, history: usize) -> Self {
+        Self { position: next.map(|next| next.position), chosen: self.chosen % history, ..self }
+    }
+
     /// Whether the row has room for `steps` more positions.
     fn check_room(&self, steps: usize) -> Result<()> {
         let end = self.position.map_or(0, |position| position.saturating_add(steps));
@@ -419,5 +423,13 @@ mod tests {
         let row = RowState { position: Some(10), room: 12, chosen: 0 };
         assert!(row.check_room(2).is_ok() && row.check_room(3).is_err());
         assert!(RowState { position: None, ..row }.check_room(100).is_ok());
+    }
+
+    #[test]
+    fn a_row_that_is_set_again_keeps_what_it_chose() {
+        let row = RowState { position: Some(10), room: 12, chosen: 64 + 3 };
+        let moved = row.moved_to(Some(Row { token: 1, position: 4 }), 64);
+        assert_eq!((moved.position, moved.room, moved.chosen), (Some(4), 12, 3));
+        assert_eq!(moved.moved_to(None, 64).chosen, 3);
     }
 }

@@ -22,11 +22,11 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
 use inference_core::{
-    Completion, Error, Feature, Finish, FinishReason, GenerateOptions, Prompt, TextModel, TextModelExt as _,
-    Token, TokenStream,
+    ClassifyOptions, Completion, Error, Feature, Finish, FinishReason, GenerateOptions, Prompt,
+    TemplateOptions, TextModel, TextModelExt as _, Token, TokenStream,
 };
 
-use crate::{Clause, ClauseResult, Failure, Subject};
+use crate::{Clause, ClauseResult, Failure, Subject, clause::ensure};
 
 pub(crate) const ALL: &[&[Clause]] = &[
     loading::CLAUSES,
@@ -82,9 +82,42 @@ async fn alone(
 /// The engine answers the subject's prompt as it did when nothing had happened.
 async fn still_right(subject: &Subject, model: &dyn TextModel, before: &[u32]) -> ClauseResult {
     let after = ids(&alone(model, &subject.prompt, &subject.greedy(before.len())?).await?);
-    if after != before {
-        return Err(Failure::broken(format!("the next request gave {after:?}, expected {before:?}")));
-    }
+    same_answer(subject, model, &subject.prompt, [&after, before], "the next request").await
+}
+
+/// Fails unless two greedy answers to a prompt are equal, up to a tie: where they part, the logits of both tokens are the highest
+/// within the tolerance. What follows is about different texts then.
+async fn same_answer(
+    subject: &Subject,
+    model: &dyn TextModel,
+    prompt: &Prompt,
+    [found, expected]: [&[u32]; 2],
+    which: &str,
+) -> ClauseResult {
+    let parting = found.iter().zip(expected).position(|(found, expected)| found != expected);
+    let capabilities = subject.capabilities()?;
+    let (Some(at), true) =
+        (parting, [Feature::Classify, Feature::Logits].iter().all(|f| capabilities.has(*f)))
+    else {
+        let same = found == expected;
+        ensure!(same, "{which} gave {found:?}, expected {expected:?}");
+        return Ok(());
+    };
+    let mut text = match prompt {
+        Prompt::Tokens(ids) => ids.clone(),
+        prompt => model.tokenize(prompt.clone(), TemplateOptions::default()).await?,
+    };
+    text.extend(&found[..at]);
+    let logits = logits(model, &text).await?;
+    let highest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let behind = [found[at], expected[at]].map(|id| highest - logits[id as usize]);
+    // Both answers' logits may be off by the tolerance.
+    let tolerance = 2.0 * subject.log_tolerance()?;
+    let tie = behind.iter().all(|behind| *behind <= tolerance);
+    ensure!(
+        tie,
+        "{which} gave {found:?}, expected {expected:?}: of tokens that are {behind:?} behind the likeliest"
+    );
     Ok(())
 }
 
@@ -156,4 +189,13 @@ fn ending(subject: &Subject, model: &dyn TextModel) -> Result<(Prompt, GenerateO
         Some(_) => Err(Failure::inconclusive("no logit bias to force an end with: give an `ending_prompt`")),
         None => Err(Failure::inconclusive("the model has no end-of-sequence token")),
     }
+}
+
+/// The model's own logits after these ids.
+async fn logits(model: &dyn TextModel, ids: &[u32]) -> Result<Vec<f64>, Failure> {
+    let options = ClassifyOptions::new().logits(true);
+    let answers = model.classify(vec![ids.to_vec().into()], options).await?;
+    let logits = answers.into_iter().next().and_then(|answer| answer.logits);
+    let logits = logits.ok_or_else(|| Failure::broken("logits were asked for, and not given"))?;
+    Ok(logits.into_iter().map(f64::from).collect())
 }

@@ -10,11 +10,15 @@ use std::{
 
 use futures::{future::BoxFuture, lock::Mutex};
 use inference_core::{
-    Feature, GenerateOptions, Load, LoadOptions, Message, Prompt, Registry, Result, TextModel,
+    Dtype, Feature, GenerateOptions, Load, LoadOptions, Message, ModelManifest, Prompt, Registry, Result,
+    TextModel,
     backend::{Backend, BackendDescriptor, Capabilities},
 };
 
 type Loader = Arc<dyn Fn(Load) -> BoxFuture<'static, Result<Arc<dyn TextModel>>> + Send + Sync>;
+
+/// How far numbers of equal requests may differ that are computed in single precision.
+const SINGLE: f64 = 1e-3;
 
 /// A backend and a model, with what the kit needs to know of them. Cheap to clone.
 #[derive(Clone)]
@@ -36,7 +40,7 @@ pub struct Subject {
     pub(crate) long_prompt: usize,
     pub(crate) prefill_chunk: usize,
     pub(crate) draws: usize,
-    pub(crate) tolerance: f64,
+    tolerance: Option<f64>,
 }
 
 impl Subject {
@@ -60,7 +64,7 @@ impl Subject {
             long_prompt: 4096,
             prefill_chunk: 512,
             draws: 400,
-            tolerance: 1e-3,
+            tolerance: None,
         }
     }
 
@@ -164,12 +168,30 @@ impl Subject {
         self
     }
 
-    /// How far log-probabilities and logits of equal requests may differ; 1e-3 where unset, which engines in half precision
-    /// may not reach.
+    /// How far log-probabilities and logits of equal requests may differ. Where unset, 1e-3; for a model in half precision the
+    /// distance of neighbouring numbers between 16 and 32, of which size the largest logits are: 1/8 in bf16, 1/64 in f16. Equal requests may be
+    /// computed in different ways, and each rounds its logits by up to half of that.
     #[must_use]
     pub fn tolerance(mut self, tolerance: f64) -> Self {
-        self.tolerance = tolerance;
+        self.tolerance = Some(tolerance);
         self
+    }
+
+    /// How far they may differ: see [`tolerance`](Self::tolerance).
+    pub(crate) fn log_tolerance(&self) -> Result<f64> {
+        let of_type = || {
+            Ok(match ModelManifest::read(&self.folder)?.float_dtype() {
+                Some(Dtype::Bf16) => 16.0 / 128.0,
+                Some(Dtype::F16) => 16.0 / 1024.0,
+                _ => SINGLE,
+            })
+        };
+        self.tolerance.map_or_else(of_type, Ok)
+    }
+
+    /// How far numbers may differ that are computed from the same logits, and cosines of vectors.
+    pub(crate) fn single_tolerance(&self) -> f64 {
+        self.tolerance.unwrap_or(SINGLE)
     }
 
     /// The backend's entry.

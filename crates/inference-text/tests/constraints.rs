@@ -6,7 +6,7 @@ use std::path::Path;
 
 use futures::executor::block_on;
 use inference_core::{
-    Constraint, Error, GenerateOptions, ModelInfo, Prompt, Result, TemplateOptions, backend::ConstraintRun,
+    Constraint, GenerateOptions, ModelInfo, Prompt, Result, TemplateOptions, backend::ConstraintRun,
 };
 use inference_text::{PromptLimits, TextPipeline};
 use serde_json::{Value, json};

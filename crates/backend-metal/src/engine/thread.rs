@@ -92,7 +92,7 @@ static THREAD: OnceLock<std::result::Result<UnboundedSender<Command>, String>> =
 /// The system gives no thread.
 pub(super) fn start(device: Device) -> Result<&'static UnboundedSender<Command>> {
     let started = THREAD.get_or_init(|| {
-        mlx::allow_graph_cache_misses();
+        mlx::choose_settings();
         let (sender, commands) = unbounded_channel();
         let run = move || Engine { models: BTreeMap::new(), commands, deferred: VecDeque::new() }.run();
         let spawned = std::thread::Builder::new().name(NAME.to_owned()).spawn(run);

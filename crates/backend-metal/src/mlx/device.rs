@@ -69,14 +69,22 @@ impl Device {
     }
 }
 
-/// Has MLX go on where its cache of CUDA graphs misses often. By itself it refuses such work with an error, and requests of many
-/// lengths are such work. To be called before MLX is used; what the user has set counts.
-pub(crate) fn allow_graph_cache_misses() {
-    const CHECK: &str = "MLX_ENABLE_CACHE_THRASHING_CHECK";
-    if cfg!(target_os = "linux") && std::env::var_os(CHECK).is_none() {
-        // SAFETY: Rust's own readers and writers of the environment take turns. Libraries in C that read it at this very moment, once
-        // in a process, would have to run on another thread.
-        unsafe { std::env::set_var(CHECK, "0") };
+/// What is not left as MLX has it, for a process.
+const SETTINGS: [(&str, &str); 2] = [
+    // Where its caches of CUDA graphs and plans miss often, MLX refuses the work with an error, and requests of many lengths are such work.
+    ("MLX_ENABLE_CACHE_THRASHING_CHECK", "0"),
+    // MLX multiplies single precision in TF32, which keeps ten bits of each factor.
+    ("MLX_ENABLE_TF32", "0"),
+];
+
+/// Chooses MLX's settings for CUDA. To be called before MLX is used; what the user has set counts.
+pub(crate) fn choose_settings() {
+    for (name, value) in SETTINGS {
+        if cfg!(target_os = "linux") && std::env::var_os(name).is_none() {
+            // SAFETY: Rust's own readers and writers of the environment take turns. Libraries in C that read it at this very moment,
+            // once in a process, would have to run on another thread.
+            unsafe { std::env::set_var(name, value) };
+        }
     }
 }
 

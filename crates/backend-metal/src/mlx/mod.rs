@@ -29,7 +29,7 @@ pub(crate) use self::{
         slice_update, with_bytes,
     },
     checkpointing::{differentiated, recomputed},
-    device::{Device, allow_graph_cache_misses, mlx_version, on_cpu, on_cuda, synchronize},
+    device::{Device, choose_settings, mlx_version, on_cpu, on_cuda, synchronize},
     exit::at_exit,
     memory::Memory,
     quantized::{

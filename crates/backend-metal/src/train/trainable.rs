@@ -13,7 +13,7 @@ use mlx_rs::{
 };
 
 use crate::{
-    mlx::exception,
+    mlx::{exception, on_cuda},
     nn::{Adapter, AdapterSlot, Architecture, Param, SlotKind, layer_of},
 };
 
@@ -58,7 +58,12 @@ impl TrainableParams {
             seed,
         };
         let values = match method {
-            Method::Lora(options) => trainable.add_adapters(model, options, first, false)?,
+            Method::Lora(options) => {
+                // In single precision, MLX would convert what goes in and comes out of each adapter, and keep it for the gradient.
+                let half = on_cuda() && model.config().dtype == "bf16";
+                trainable.compute_dtype = half.then_some(Dtype::Bfloat16);
+                trainable.add_adapters(model, options, first, false)?
+            }
             Method::Dora(options) => trainable.add_adapters(model, options, first, true)?,
             Method::Full(options) => {
                 let all = options.layers.is_none();

@@ -27,15 +27,18 @@ use crate::{
 /// The width and height of the curves in the terminal, in characters.
 const CURVE: (usize, usize) = (60, 10);
 
-/// MLX's setting for a process: whether it collects kernels in CUDA graphs.
-const GRAPHS: &str = "MLX_USE_CUDA_GRAPHS";
+/// MLX's settings for a process: kernels are launched one by one, not collected in CUDA graphs, and what a step is done with is given
+/// back after every 20 of them, not 100.
+const LAUNCHES: [(&str, &str); 2] = [("MLX_USE_CUDA_GRAPHS", "0"), ("MLX_MAX_OPS_PER_BUFFER", "20")];
 
 /// Has MLX launch kernels one by one where its graphs cost more than they save: where most buffers lie elsewhere in every step. What the
 /// person has set stays. It is for the beginning of the program.
 pub(crate) fn choose_launches(args: &Args) {
-    if args.changes_most_buffers() && std::env::var_os(GRAPHS).is_none() {
-        // SAFETY: the program has no other thread yet that could read the environment.
-        unsafe { std::env::set_var(GRAPHS, "0") };
+    for (name, value) in LAUNCHES {
+        if args.changes_most_buffers() && std::env::var_os(name).is_none() {
+            // SAFETY: the program has no other thread yet that could read the environment.
+            unsafe { std::env::set_var(name, value) };
+        }
     }
 }
 

@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 use futures::{StreamExt as _, future::join_all};
 use inference_core::{CancellationToken, Feature, Prompt, TextModelExt as _};
 
-use super::{ENDLESS, alone, drain, eventually, ids, some_ids, some_prompts, still_right, was_cancelled};
+use super::{
+    ENDLESS, alone, drain, eventually, ids, same_answer, some_ids, some_prompts, still_right, was_cancelled,
+};
 use crate::{
     ClauseResult, Failure, Subject,
     clause::{clauses, ensure},
@@ -190,9 +192,9 @@ pub async fn one_of_many_leaves_the_others_alone(subject: &Subject) -> ClauseRes
     };
     let (others, finish) = futures::join!(others, one);
     was_cancelled(&finish?)?;
-    for (answer, expected) in others.into_iter().zip(expected) {
+    for ((answer, expected), prompt) in others.into_iter().zip(expected).zip(&prompts) {
         let answer = ids(&answer?);
-        ensure!(answer == expected, "beside a cancelled request {answer:?}, alone {expected:?}");
+        same_answer(subject, &*model, prompt, [&answer, &expected], "beside a cancelled request it").await?;
     }
     Ok(())
 }

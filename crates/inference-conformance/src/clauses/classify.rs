@@ -2,7 +2,7 @@
 
 use inference_core::{ClassifyOptions, Error};
 
-use super::{alone, ended, ids, sampling::logits, some_ids, some_prompts};
+use super::{alone, ended, ids, logits, same_answer, some_ids, some_prompts};
 use crate::{
     ClauseResult, Failure, Subject,
     clause::{clauses, ensure},
@@ -47,17 +47,16 @@ pub async fn a_batch_gives_what_its_prompts_give_alone(subject: &Subject) -> Cla
     let together = model.classify(prompts.clone(), options.clone()).await?;
     ensure!(together.len() == prompts.len(), "{} answers to {} prompts", together.len(), prompts.len());
     for (i, (prompt, found)) in prompts.into_iter().zip(together).enumerate() {
-        let expected = model.classify(vec![prompt], options.clone()).await?.remove(0);
-        ensure!(
-            found.token == expected.token,
-            "prompt {i}: {} among others, {} alone",
-            found.token,
-            expected.token
-        );
+        let expected = model.classify(vec![prompt.clone()], options.clone()).await?.remove(0);
+        let which = format!("prompt {i} among others");
+        same_answer(subject, &*model, &prompt, [&[found.token], &[expected.token]], &which).await?;
         ensure!(found.prompt_tokens == expected.prompt_tokens, "prompt {i} has another length among others");
         for (found, expected) in found.labels.iter().zip(&expected.labels) {
             let off = f64::from((found.log_probability - expected.log_probability).abs());
-            ensure!(off <= subject.tolerance, "prompt {i}: {found:?} among others, {expected:?} alone");
+            ensure!(
+                off <= subject.log_tolerance()?,
+                "prompt {i}: {found:?} among others, {expected:?} alone"
+            );
         }
     }
     Ok(())
@@ -102,7 +101,7 @@ pub async fn labels_are_no_likelier_than_their_beginning(subject: &Subject) -> C
     for label in answers.iter().flat_map(|answer| &answer.labels) {
         let found = f64::from(label.log_probability);
         ensure!(
-            found <= best + subject.tolerance,
+            found <= best + subject.log_tolerance()?,
             "{:?} has {found}, no first token more than {best}",
             label.label
         );

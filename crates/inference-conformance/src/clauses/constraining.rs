@@ -9,7 +9,7 @@ use inference_core::{
 };
 use serde_json::json;
 
-use super::{alone, ended, ids, sampling::logits, some_ids, still_right};
+use super::{alone, ended, ids, logits, same_answer, some_ids, still_right};
 use crate::{
     ClauseResult, Failure, Subject,
     clause::{clauses, ensure},
@@ -144,7 +144,7 @@ pub async fn the_likeliest_of_the_allowed_is_taken(subject: &Subject) -> ClauseR
         let best = allowed.iter().copied().map(of).fold(f64::NEG_INFINITY, f64::max);
         ensure!(allowed.contains(&id), "{id} is not among {allowed:?}");
         ensure!(
-            of(id) >= best - subject.tolerance,
+            of(id) >= best - subject.log_tolerance()?,
             "it said {id} with logit {}, the likeliest has {best}",
             of(id)
         );
@@ -177,7 +177,10 @@ pub async fn log_probabilities_are_of_the_allowed(subject: &Subject) -> ClauseRe
         for (id, found) in chosen.into_iter().chain(listed) {
             let expected = expected[id as usize];
             let off = (f64::from(found) - expected).abs();
-            ensure!(off <= subject.tolerance, "token {id} has {found}, of {allowed:?} it has {expected}");
+            ensure!(
+                off <= subject.log_tolerance()?,
+                "token {id} has {found}, of {allowed:?} it has {expected}"
+            );
         }
         history.push(token.id);
     }
@@ -306,7 +309,8 @@ pub async fn a_constraint_that_fails_ends_its_request_alone(subject: &Subject) -
             }
         }
     }
-    ensure!(ids(&beside?) == before, "the request beside it was touched");
+    same_answer(subject, &*model, &subject.prompt, [&ids(&beside?), &before], "the request beside it")
+        .await?;
     still_right(subject, &*model, &before).await
 }
 

@@ -55,7 +55,7 @@ pub async fn a_batch_gives_what_its_texts_give_alone(subject: &Subject) -> Claus
         let expected = alone(&*model, prompt, EmbedOptions::new()).await?;
         ensure!(found.prompt_tokens == expected.prompt_tokens, "text {i} has another length among others");
         let near = cosine(&found.to_floats(), &expected.to_floats());
-        ensure!(near >= 1.0 - subject.tolerance, "text {i}: a cosine of {near} to its vector alone");
+        ensure!(near >= 1.0 - subject.single_tolerance(), "text {i}: a cosine of {near} to its vector alone");
     }
     Ok(())
 }
@@ -100,7 +100,10 @@ pub async fn fewer_dimensions_are_the_first_ones(subject: &Subject) -> ClauseRes
     let cut = alone(&*model, subject.prompt.clone(), options.clone().dimensions(half)).await?.to_floats();
     ensure!(cut.len() == half, "{} elements, {half} were asked for", cut.len());
     let near = cosine(&cut, &whole[..half]);
-    ensure!(near >= 1.0 - subject.tolerance, "the first half has a cosine of {near} to what was asked for");
+    ensure!(
+        near >= 1.0 - subject.single_tolerance(),
+        "the first half has a cosine of {near} to what was asked for"
+    );
     match model.embed(vec![subject.prompt.clone()], options.dimensions(whole.len() + 1)).await {
         Err(Error::InvalidOption { option: "dimensions", .. }) => Ok(()),
         result => Err(Failure::broken(format!("more dimensions than there are ended as {}", ended(&result)))),
@@ -117,7 +120,7 @@ pub async fn a_prefix_is_part_of_the_text(subject: &Subject) -> ClauseResult {
     let expected = alone(&*model, whole.as_str().into(), EmbedOptions::new().prefix("")).await?;
     ensure!(found.prompt_tokens == expected.prompt_tokens, "with a prefix it has {}", found.prompt_tokens);
     let near = cosine(&found.to_floats(), &expected.to_floats());
-    ensure!(near >= 1.0 - subject.tolerance, "with a prefix, a cosine of {near} to the whole text");
+    ensure!(near >= 1.0 - subject.single_tolerance(), "with a prefix, a cosine of {near} to the whole text");
     let unknown = EmbedOptions::new().prefix_name("no such prefix");
     match model.embed(vec![text.into()], unknown).await {
         Err(Error::InvalidOption { option: "prefix_name", .. }) => Ok(()),
@@ -217,7 +220,12 @@ pub async fn documents_are_scored_in_their_order(subject: &Subject) -> ClauseRes
         ensure!((0.0..=1.0).contains(&found.score), "{document:?} has the score {}", found.score);
         let alone = scores(subject, vec![document.clone()], RerankOptions::new()).await?;
         let off = f64::from(alone[0].score - found.score).abs();
-        ensure!(off <= subject.tolerance, "{document:?}: {} among others, {}", found.score, alone[0].score);
+        ensure!(
+            off <= subject.single_tolerance(),
+            "{document:?}: {} among others, {}",
+            found.score,
+            alone[0].score
+        );
         ensure!(alone[0].prompt_tokens == found.prompt_tokens, "{document:?} has another length alone");
     }
     Ok(())
@@ -230,7 +238,7 @@ pub async fn a_raw_score_is_the_logit(subject: &Subject) -> ClauseResult {
     for (raw, scored) in raw.iter().zip(scored) {
         let expected = 1.0 / (1.0 + (-f64::from(raw.score)).exp());
         let off = (expected - f64::from(scored.score)).abs();
-        ensure!(off <= subject.tolerance, "a logit of {} has the score {}", raw.score, scored.score);
+        ensure!(off <= subject.single_tolerance(), "a logit of {} has the score {}", raw.score, scored.score);
     }
     Ok(())
 }

@@ -3,7 +3,7 @@
 use futures::future::join_all;
 use inference_core::{Error, FinishReason, Message, Prompt, TextModelExt as _};
 
-use super::{alone, ids, some_ids, some_prompts};
+use super::{alone, ids, same_answer, some_ids, some_prompts};
 use crate::{
     ClauseResult, Failure, Subject,
     clause::{clauses, ensure},
@@ -87,7 +87,8 @@ pub async fn concurrent_requests_equal_lone_runs(subject: &Subject) -> ClauseRes
     let together = model.batch_generate(twice, options).await;
     for (i, answer) in together.into_iter().enumerate() {
         let (answer, lone) = (ids(&answer?), &lone[i % lone.len()]);
-        ensure!(answer == *lone, "beside others {answer:?}, alone {lone:?}");
+        let prompt = &prompts[i % prompts.len()];
+        same_answer(subject, &*model, prompt, [&answer, lone], "beside others it").await?;
     }
     Ok(())
 }
@@ -104,8 +105,7 @@ pub async fn an_extended_prompt_answers_as_on_a_fresh_model(subject: &Subject) -
     let prompt = Prompt::Tokens(prompt);
     let expected = ids(&alone(&*fresh, &prompt, &options).await?);
     let found = ids(&alone(&*used, &prompt, &options).await?);
-    ensure!(found == expected, "after its beginning {found:?}, on a fresh model {expected:?}");
-    Ok(())
+    same_answer(subject, &*fresh, &prompt, [&found, &expected], "after its beginning it").await
 }
 
 /// Two callers never see each other's error.
@@ -119,7 +119,9 @@ pub async fn errors_stay_with_their_request(subject: &Subject) -> ClauseResult {
     for (i, answer) in join_all(answers).await.into_iter().enumerate() {
         match answer {
             Ok(answer) if i % 2 == 0 => {
-                ensure!(ids(&answer) == expected, "beside an error {:?}, alone {expected:?}", ids(&answer));
+                let answer = ids(&answer);
+                same_answer(subject, &*model, &subject.prompt, [&answer, &expected], "beside an error it")
+                    .await?;
             }
             Err(Error::InvalidPrompt { .. }) if i % 2 == 1 => {}
             Ok(_) => return Err(Failure::broken("a prompt of ids that do not exist was answered")),

@@ -10,7 +10,7 @@ use inference_core::{
     backend::{Availability, Support},
 };
 
-use super::{alone, ended, ids, some_ids, some_prompts};
+use super::{alone, ended, ids, same_answer, some_ids, some_prompts};
 use crate::{
     ClauseResult, Failure, Subject,
     clause::{clauses, ensure},
@@ -212,7 +212,8 @@ pub async fn quantised_caches_answer_together_as_alone(subject: &Subject) -> Cla
         let together = model.batch_generate(prompts.clone(), options.clone()).await;
         for (prompt, together) in prompts.iter().zip(together) {
             let (together, alone) = (ids(&together?), ids(&alone(&*model, prompt, &options).await?));
-            ensure!(together == alone, "in {} bits {together:?} beside others, {alone:?} alone", bits.get());
+            let which = format!("beside others, in {} bits, it", bits.get());
+            same_answer(subject, &*model, prompt, [&together, &alone], &which).await?;
         }
     }
     Ok(())
@@ -223,10 +224,10 @@ async fn same_answers(subject: &Subject, options: LoadOptions) -> ClauseResult {
     let options = subject.greedy(6)?;
     let prompts = some_prompts(subject, &*usual);
     let expected = usual.batch_generate(prompts.clone(), options.clone()).await;
-    let found = other.batch_generate(prompts, options).await;
-    for (expected, found) in expected.into_iter().zip(found) {
+    let found = other.batch_generate(prompts.clone(), options).await;
+    for ((expected, found), prompt) in expected.into_iter().zip(found).zip(&prompts) {
         let (expected, found) = (ids(&expected?), ids(&found?));
-        ensure!(found == expected, "with the option {found:?}, without it {expected:?}");
+        same_answer(subject, &*usual, prompt, [&found, &expected], "with the option it").await?;
     }
     Ok(())
 }

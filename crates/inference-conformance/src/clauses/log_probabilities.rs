@@ -1,6 +1,6 @@
 //! The log-probabilities of tokens: after bias and penalties, before filters and temperature.
 
-use super::{alone, sampling::logits, some_ids};
+use super::{alone, logits, some_ids};
 use crate::{
     ClauseResult, Failure, Subject,
     clause::{clauses, ensure},
@@ -34,7 +34,7 @@ pub async fn they_are_consistent(subject: &Subject) -> ClauseResult {
             let Some(chosen) = token.log_probability else {
                 return Err(Failure::broken(format!("none was given for {token:?}")));
             };
-            ensure!(chosen <= subject.tolerance as f32, "{chosen} is above that of certainty");
+            ensure!(chosen <= subject.single_tolerance() as f32, "{chosen} is above that of certainty");
             ensure!(token.top.len() == n, "{} alternatives, asked for {n}", token.top.len());
             let sorted = token.top.windows(2).all(|w| w[0].log_probability >= w[1].log_probability);
             ensure!(sorted, "the alternatives are in no order: {:?}", token.top);
@@ -43,11 +43,14 @@ pub async fn they_are_consistent(subject: &Subject) -> ClauseResult {
             distinct.dedup();
             ensure!(distinct.len() == n, "an alternative stands twice: {:?}", token.top);
             let sum: f64 = token.top.iter().map(|other| f64::from(other.log_probability).exp()).sum();
-            ensure!(sum <= 1.0 + subject.tolerance, "the alternatives' probabilities add up to {sum}");
+            ensure!(
+                sum <= 1.0 + subject.single_tolerance(),
+                "the alternatives' probabilities add up to {sum}"
+            );
             if let Some(best) = token.top.first() {
                 let behind = f64::from(best.log_probability - chosen);
                 ensure!(
-                    behind.abs() <= subject.tolerance,
+                    behind.abs() <= subject.single_tolerance(),
                     "greedy chose {chosen}, the likeliest has {best:?}"
                 );
             }
@@ -68,7 +71,7 @@ pub async fn they_match_the_logits(subject: &Subject) -> ClauseResult {
         for (id, found) in chosen.into_iter().chain(listed) {
             let expected = expected[id as usize];
             let off = (f64::from(found) - expected).abs();
-            ensure!(off <= subject.tolerance, "token {id} has {found}, its logit says {expected}");
+            ensure!(off <= subject.log_tolerance()?, "token {id} has {found}, its logit says {expected}");
         }
         prompt.push(token.id);
     }
@@ -86,10 +89,13 @@ pub async fn the_temperature_does_not_touch_them(subject: &Subject) -> ClauseRes
     };
     for (a, b) in greedy.top.iter().zip(&drawn.top) {
         let off = f64::from((a.log_probability - b.log_probability).abs());
-        ensure!(off <= subject.tolerance, "at temperature 0 {:?}, at 2.5 {:?}", greedy.top, drawn.top);
+        ensure!(off <= subject.log_tolerance()?, "at temperature 0 {:?}, at 2.5 {:?}", greedy.top, drawn.top);
     }
     let likeliest = greedy.top.first().map_or(0.0, |best| f64::from(best.log_probability));
     let chosen = drawn.log_probability.map_or(f64::INFINITY, f64::from);
-    ensure!(chosen <= likeliest + subject.tolerance, "the draw has {chosen}, the likeliest {likeliest}");
+    ensure!(
+        chosen <= likeliest + subject.log_tolerance()?,
+        "the draw has {chosen}, the likeliest {likeliest}"
+    );
     Ok(())
 }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use futures::future::join3;
 use inference_core::{Error, GenerateOptions, TextModelExt as _};
 
-use super::{alone, ended, ids, sampling::logits, some_ids, still_right};
+use super::{alone, ended, ids, logits, same_answer, some_ids, still_right};
 use crate::{
     ClauseResult, Failure, Subject,
     clause::{clauses, ensure},
@@ -59,7 +59,7 @@ pub async fn a_processor_sees_logits_and_history(subject: &Subject) -> ClauseRes
         for (id, (found, expected)) in sampler::log_softmax(&found).iter().zip(&expected).enumerate() {
             let off = (found - expected).abs();
             ensure!(
-                off <= subject.tolerance,
+                off <= subject.log_tolerance()?,
                 "step {step}: token {id} had {found}, its logit says {expected}"
             );
         }
@@ -97,6 +97,7 @@ pub async fn a_processor_that_fails_ends_its_request_alone(subject: &Subject) ->
             }
         }
     }
-    ensure!(ids(&beside?) == before, "the request beside it was touched");
+    same_answer(subject, &*model, &subject.prompt, [&ids(&beside?), &before], "the request beside it")
+        .await?;
     still_right(subject, &*model, &before).await
 }

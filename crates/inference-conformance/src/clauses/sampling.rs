@@ -5,11 +5,11 @@ use std::collections::BTreeSet;
 
 use futures::future::join_all;
 use inference_core::{
-    ClassifyOptions, Error, Feature, FinishReason, GenerateOptions, ModelManifest, Prompt, StopCause,
-    TextModel, TextModelExt as _, Xtc,
+    Error, Feature, FinishReason, GenerateOptions, ModelManifest, Prompt, StopCause, TextModel,
+    TextModelExt as _, Xtc,
 };
 
-use super::{alone, ended, errors::Copy, ids, some_ids, some_prompts};
+use super::{alone, ended, errors::Copy, ids, logits, some_ids, some_prompts};
 use crate::{
     ClauseResult, Failure, Subject,
     clause::{clauses, ensure},
@@ -292,12 +292,12 @@ async fn follows(subject: &Subject, change: GenerateOptions) -> ClauseResult {
         for (id, found) in chosen.into_iter().chain(listed) {
             let expected = expected[id as usize];
             ensure!(
-                (f64::from(found) - expected).abs() <= subject.tolerance,
+                (f64::from(found) - expected).abs() <= subject.log_tolerance()?,
                 "after {history:?}, token {id} has log-probability {found}, expected {expected}"
             );
         }
         let chosen = expected[token.id as usize];
-        ensure!(chosen >= best - subject.tolerance, "greedy chose {chosen}, the likeliest has {best}");
+        ensure!(chosen >= best - subject.log_tolerance()?, "greedy chose {chosen}, the likeliest has {best}");
         history.push(token.id);
     }
     Ok(())
@@ -345,15 +345,6 @@ async fn draws_follow(subject: &Subject, options: impl FnOnce(&[f64]) -> Generat
         test.degrees
     );
     Ok(())
-}
-
-/// The model's own logits after these ids.
-pub(super) async fn logits(model: &dyn TextModel, ids: &[u32]) -> Result<Vec<f64>, Failure> {
-    let options = ClassifyOptions::new().logits(true);
-    let answers = model.classify(vec![ids.to_vec().into()], options).await?;
-    let logits = answers.into_iter().next().and_then(|answer| answer.logits);
-    let logits = logits.ok_or_else(|| Failure::broken("logits were asked for, and not given"))?;
-    Ok(logits.into_iter().map(f64::from).collect())
 }
 
 fn with(mut options: GenerateOptions, sampling: GenerateOptions) -> GenerateOptions {
