@@ -13,7 +13,7 @@ const MAX_BYTES: usize = 512 << 10;
 /// Bytes between two looks at whether there is a job.
 const STEP_BYTES: usize = 4 << 10;
 const LINE_BYTES: usize = 64;
-/// Matrices whose successors are known, at most. Those of models that are gone count until then.
+/// Matrices whose successors are kept, at most. Then all are forgotten, those of closed models too.
 const MAX_MATRICES: usize = 1 << 14;
 
 /// A range of memory, which nobody may read by it: its owner may be gone.
