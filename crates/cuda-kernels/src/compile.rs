@@ -193,7 +193,7 @@ impl Compiler {
     }
 }
 
-/// Gives the system what the compiler took. glibc keeps some for each thread that compiled: gigabytes in all.
+/// Gives the system what the compiler took. glibc keeps some for each thread that compiled.
 fn give_memory_back() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: it may be called at any time, by any thread.
