@@ -6,7 +6,7 @@ use crate::{
     element::widen,
     operand::{Floats, Matrices, Weights, with_slice},
     quantization::QuantMode,
-    scales::{RowScales, element_bytes, padded_groups},
+    scales::{RowScales, element_bytes},
     simd::{Kernel, Simd},
     storage::{MAX_BLOCK_BYTES, Storage, block_bytes, padded_len, permute_row},
 };
@@ -23,9 +23,9 @@ pub(crate) struct PermutedRows {
     /// `[rows, width]`, in whole blocks.
     elements: Vec<f32>,
     width: usize,
-    /// The sum of each group of elements, which the biases are multiplied with: `[rows, sums_width]`, with zeros behind.
+    /// The sum of each group of elements, which the biases are multiplied with: `[rows, groups]`.
     sums: Vec<f32>,
-    sums_width: usize,
+    groups: usize,
 }
 
 impl PermutedRows {
@@ -36,7 +36,7 @@ impl PermutedRows {
 
     #[inline(always)]
     fn sums(&self, row: usize) -> &[f32] {
-        &self.sums[row * self.sums_width..][..self.sums_width]
+        &self.sums[row * self.groups..][..self.groups]
     }
 }
 
@@ -67,21 +67,21 @@ impl<T: Storage> Kernel for PermuteRows<'_, T> {
             _ => 0,
         };
         let width = padded_len::<T, S>(inputs);
-        let sums_width = padded_groups::<S>(inputs.checked_div(group_size).unwrap_or(0));
+        let groups = inputs.checked_div(group_size).unwrap_or(0);
         let mut elements = vec![0.0; rows * width];
-        let mut sums = vec![0.0; rows * sums_width];
+        let mut sums = vec![0.0; rows * groups];
         let mut row_elements = vec![0.0; width];
         for row in 0..rows {
             with_slice!(self.x, Floats, x => widen::<_, S>(&x[row * inputs..][..inputs], &mut row_elements[..inputs]));
             permute_row::<T, S>(&row_elements, &mut elements[row * width..][..width]);
             if group_size > 0 {
-                let groups = row_elements[..inputs].chunks_exact(group_size);
-                for (sum, group) in sums[row * sums_width..].iter_mut().zip(groups) {
+                let parts = row_elements[..inputs].chunks_exact(group_size);
+                for (sum, group) in sums[row * groups..].iter_mut().zip(parts) {
                     *sum = group.iter().sum();
                 }
             }
         }
-        PermutedRows { elements, width, sums, sums_width }
+        PermutedRows { elements, width, sums, groups }
     }
 }
 
@@ -259,19 +259,21 @@ unsafe fn step<T: Storage, S: Simd, const R: usize, const M: usize>(
     }
 }
 
-/// The dot product of two slices of one length, a multiple of the lanes.
+/// The dot product of two slices of one length.
 ///
 /// # Safety
 /// The machine has the instruction set.
 #[inline(always)]
 unsafe fn dot<S: Simd>(a: &[f32], b: &[f32]) -> f32 {
-    assert!(a.len() == b.len() && a.len().is_multiple_of(S::LANES), "whole vectors");
+    assert_eq!(a.len(), b.len(), "operands of one length");
+    let whole = a.len() - a.len() % S::LANES;
     // SAFETY: the caller's; whole vectors lie within both slices.
-    unsafe {
+    let sum = unsafe {
         let mut sum = S::splat(0.0);
-        for i in (0..a.len()).step_by(S::LANES) {
+        for i in (0..whole).step_by(S::LANES) {
             sum = S::fma(S::load(a.as_ptr().add(i)), S::load(b.as_ptr().add(i)), sum);
         }
         S::reduce_add(sum)
-    }
+    };
+    a[whole..].iter().zip(&b[whole..]).fold(sum, |sum, (a, b)| a.mul_add(*b, sum))
 }

@@ -5,7 +5,7 @@ pub(crate) const FP4: [f32; 16] =
     [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
 
 /// The value of E4M3. It has no infinity, and the code of NaN is 480, as in MLX.
-#[inline]
+#[inline(always)]
 pub(crate) fn e4m3(byte: u8) -> f32 {
     let magnitude = u32::from(byte & 0x7f) << 20;
     let sign = u32::from(byte & 0x80) << 24;
@@ -14,7 +14,7 @@ pub(crate) fn e4m3(byte: u8) -> f32 {
 }
 
 /// The value of E8M0: a power of two, by its biased exponent.
-#[inline]
+#[inline(always)]
 pub(crate) fn e8m0(byte: u8) -> f32 {
     f32::from_bits(if byte == 0 { 1 << 22 } else { u32::from(byte) << 23 })
 }

@@ -1,6 +1,6 @@
 //! The scales and biases of quantised rows, and the memory of matrix elements.
 
-use std::{ops::Range, slice};
+use std::slice;
 
 use crate::{
     element::widen,
@@ -14,11 +14,11 @@ use crate::{
 
 /// The scales and biases of some rows of a matrix, in single precision.
 pub(crate) struct RowScales {
-    /// `[rows, width]`, with zeros behind the groups of a row.
+    /// `[rows, groups]`, and padding behind the last row: a vector that begins at a group of any row lies within the memory.
     scales: Scratch,
     /// As the scales; empty if the encoding has no biases.
     biases: Scratch,
-    width: usize,
+    groups: usize,
     /// Lanes of a block that share a group.
     pub(crate) lanes_per_group: usize,
     pub(crate) biased: bool,
@@ -40,17 +40,17 @@ impl RowScales {
             return Self {
                 scales: Scratch::new(0),
                 biases: Scratch::new(0),
-                width: 0,
+                groups: 0,
                 lanes_per_group: 1,
                 biased: false,
             };
         };
-        let width = padded_groups::<S>(w.inputs / quantization.group_size);
-        let biased = matches!(scales, Scales::Affine { .. });
+        let groups = w.inputs / quantization.group_size;
+        let (biased, len) = (matches!(scales, Scales::Affine { .. }), count * groups + S::LANES);
         Self {
-            scales: Scratch::zeroed(count * width),
-            biases: Scratch::zeroed(if biased { count * width } else { 0 }),
-            width,
+            scales: Scratch::zeroed(len),
+            biases: Scratch::zeroed(if biased { len } else { 0 }),
+            groups,
             lanes_per_group: quantization.group_size / T::VALUES,
             biased,
         }
@@ -60,36 +60,40 @@ impl RowScales {
     #[inline(always)]
     pub(crate) fn fill<S: Simd>(&mut self, w: &Matrices<'_>, first: usize, count: usize) {
         let Weights::Quantized { quantization, scales, .. } = &w.weights else { return };
-        let groups = w.inputs / quantization.group_size;
-        let range = first * groups..(first + count) * groups;
+        let range = first * self.groups..(first + count) * self.groups;
         match scales {
             Scales::Affine { scales, biases } => {
-                widen_rows::<S>(scales, range.clone(), groups, self.width, &mut self.scales);
-                widen_rows::<S>(biases, range, groups, self.width, &mut self.biases);
+                for (floats, out) in [(scales, &mut self.scales), (biases, &mut self.biases)] {
+                    with_slice!(floats, Floats, floats => {
+                        widen::<_, S>(&floats[range.clone()], &mut out[..range.len()]);
+                    });
+                }
             }
             Scales::Bytes(bytes) => {
-                let value = if quantization.mode == QuantMode::Nvfp4 { e4m3 } else { e8m0 };
-                let rows = self.scales.chunks_exact_mut(self.width);
-                for (out, row) in rows.zip(bytes[range].chunks_exact(groups.max(1))) {
-                    out.iter_mut().zip(row).for_each(|(out, byte)| *out = value(*byte));
+                let scales = self.scales.iter_mut().zip(&bytes[range]);
+                // A loop for each, so that both are vectors.
+                if quantization.mode == QuantMode::Nvfp4 {
+                    scales.for_each(|(out, byte)| *out = e4m3(*byte));
+                } else {
+                    scales.for_each(|(out, byte)| *out = e8m0(*byte));
                 }
             }
         }
     }
 
-    /// Prefetches those of a row, which may lie beyond the end, for a later [`fill`](Self::fill).
+    /// Prefetches those of `count` rows, which may lie beyond the end, for a later [`fill`](Self::fill).
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
-    pub(crate) fn prefetch<S: Simd>(w: &Matrices<'_>, row: usize) {
-        let Weights::Quantized { quantization, scales, .. } = &w.weights else { return };
-        let groups = w.inputs / quantization.group_size;
+    pub(crate) fn prefetch<S: Simd>(&self, w: &Matrices<'_>, first: usize, count: usize) {
+        let Weights::Quantized { scales, .. } = &w.weights else { return };
+        let (first, count) = (first * self.groups, count * self.groups);
         match scales {
             Scales::Affine { scales, biases } => {
                 for floats in [scales, biases] {
-                    with_slice!(floats, Floats, floats => prefetch::<_, S>(floats, row * groups, groups));
+                    with_slice!(floats, Floats, floats => prefetch::<_, S>(floats, first, count));
                 }
             }
-            Scales::Bytes(bytes) => prefetch::<_, S>(bytes, row * groups, groups),
+            Scales::Bytes(bytes) => prefetch::<_, S>(bytes, first, count),
         }
     }
 
@@ -99,21 +103,21 @@ impl RowScales {
         (0..S::LANES).map(|lane| (lane / self.lanes_per_group) as u32).collect()
     }
 
+    /// Groups of a row.
+    #[inline(always)]
+    pub(crate) fn groups(&self) -> usize {
+        self.groups
+    }
+
     #[inline(always)]
     pub(crate) fn scales(&self, row: usize) -> &[f32] {
-        &self.scales[row * self.width..][..self.width]
+        &self.scales[row * self.groups..][..self.groups]
     }
 
     #[inline(always)]
     pub(crate) fn biases(&self, row: usize) -> &[f32] {
-        &self.biases[row * self.width..][..self.width]
+        &self.biases[row * self.groups..][..self.groups]
     }
-}
-
-/// The number of groups, plus padding: a vector read from the last group on stays within the row.
-#[inline(always)]
-pub(crate) fn padded_groups<S: Simd>(groups: usize) -> usize {
-    (groups + S::LANES).next_multiple_of(S::LANES)
 }
 
 /// The memory of a matrix's elements.
@@ -126,22 +130,6 @@ pub(crate) fn element_bytes<'a>(weights: &Weights<'a>) -> &'a [u8] {
         Weights::Dense(floats) => with_slice!(floats, Floats, floats => bytes(floats)),
         Weights::Quantized { words, .. } => bytes(words),
     }
-}
-
-/// Converts rows of `groups` floats to `f32` rows that are `width` apart.
-#[inline(always)]
-fn widen_rows<S: Simd>(
-    floats: &Floats<'_>,
-    range: Range<usize>,
-    groups: usize,
-    width: usize,
-    out: &mut [f32],
-) {
-    with_slice!(floats, Floats, floats => {
-        for (out, row) in out.chunks_exact_mut(width).zip(floats[range].chunks_exact(groups.max(1))) {
-            widen::<_, S>(row, &mut out[..groups]);
-        }
-    });
 }
 
 #[cfg(target_arch = "x86_64")]

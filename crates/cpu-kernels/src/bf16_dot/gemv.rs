@@ -72,32 +72,66 @@ impl<P: Bf16Dot> Bf16Gemv<'_, P> {
         let lane_groups: [i32; 16] = std::array::from_fn(|lane| (lane * 4 / group_size) as i32);
         // SAFETY: all sixteen are there.
         let lane_groups = unsafe { _mm512_loadu_si512(lane_groups.as_ptr().cast()) };
-        for output in 0..count {
-            if output.is_multiple_of(SCALE_ROWS) {
-                scales.fill::<Avx512>(self.w, self.first + output, SCALE_ROWS.min(count - output));
-            }
-            RowScales::prefetch::<Avx512>(self.w, self.first + output + SCALE_ROWS);
-            let mut row = RowProduct::<M, SPAN> {
-                x: x.map(<[_]>::as_ptr),
-                scales: scales.scales(output % SCALE_ROWS).as_ptr(),
-                lane_groups,
-                // The group size is a power of two.
-                group_bits: group_size.trailing_zeros(),
-                totals: [[_mm512_setzero_ps(); 2]; M],
-            };
-            let from = &bytes[(self.first + output) * row_bytes..][..row_bytes];
-            // SAFETY: the machine has AVX-512 bf16. `x`, the sums and the scales belong to a row of this matrix.
-            unsafe {
-                if scales.biased {
-                    row.add_biases::<P>(scales.biases(output % SCALE_ROWS), &sums);
+        let x = x.map(<[_]>::as_ptr);
+        for first in (0..count).step_by(SCALE_ROWS) {
+            let outputs = SCALE_ROWS.min(count - first);
+            scales.fill::<Avx512>(self.w, self.first + first, outputs);
+            scales.prefetch::<Avx512>(self.w, self.first + first + SCALE_ROWS, SCALE_ROWS);
+            let rows = &bytes[(self.first + first) * row_bytes..][..outputs * row_bytes];
+            let mut vectors = [[_mm512_setzero_ps(); SCALE_ROWS]; M];
+            for output in 0..outputs {
+                let row = RowProduct::<M, SPAN> {
+                    x,
+                    scales: scales.scales(output).as_ptr(),
+                    lane_groups,
+                    // The group size is a power of two.
+                    group_bits: group_size.trailing_zeros(),
+                };
+                let mut totals = [[_mm512_setzero_ps(); 2]; M];
+                // SAFETY: the machine has AVX-512 bf16. `x`, the sums and the scales belong to a row of this matrix.
+                unsafe {
+                    if scales.biased {
+                        totals = row.add_biases::<P>(scales.biases(output), &sums, totals);
+                    }
+                    totals = row.add_blocks::<P>(&rows[output * row_bytes..][..row_bytes], totals);
                 }
-                row.add_blocks::<P>(from);
+                for (vectors, [even, odd]) in vectors.iter_mut().zip(totals) {
+                    vectors[output] = _mm512_add_ps(even, odd);
+                }
             }
-            for (m, [even, odd]) in row.totals.into_iter().enumerate().take(self.rows.len()) {
-                self.out[m * count + output] = _mm512_reduce_add_ps(_mm512_add_ps(even, odd));
+            for (m, vectors) in vectors.iter().enumerate().take(self.rows.len()) {
+                self.out[m * count + first..][..outputs].copy_from_slice(&sums_of_lanes(vectors)[..outputs]);
             }
         }
     }
+}
+
+/// The sum of the lanes of each vector. Together they take a third of the operations, and none waits for the vector before.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+fn sums_of_lanes(v: &[__m512; SCALE_ROWS]) -> [f32; SCALE_ROWS] {
+    // In each quarter two sums of two vectors: [a, b, a, b].
+    let mut pairs = [v[0]; 4];
+    for i in 0..4 {
+        let (a, b) = (v[2 * i], v[2 * i + 1]);
+        pairs[i] = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    }
+    // In each quarter a sum of four vectors.
+    let mut fours = [v[0]; 2];
+    for i in 0..2 {
+        let [a, b] = [_mm512_castps_pd(pairs[2 * i]), _mm512_castps_pd(pairs[2 * i + 1])];
+        let (low, high) = (_mm512_unpacklo_pd(a, b), _mm512_unpackhi_pd(a, b));
+        fours[i] = _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high));
+    }
+    // Even quarters and odd ones, twice.
+    let [a, b] = fours;
+    let halves = _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b));
+    let even = _mm512_shuffle_f32x4::<0x88>(halves, halves);
+    let sums = _mm512_add_ps(even, _mm512_shuffle_f32x4::<0xdd>(halves, halves));
+    let mut lanes = [0.0; SCALE_ROWS];
+    // SAFETY: the lower half is eight floats.
+    unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), _mm512_castps512_ps256(sums)) };
+    lanes
 }
 
 /// The products of a row of a matrix with `M` rows of `x`.
@@ -108,29 +142,39 @@ struct RowProduct<const M: usize, const SPAN: usize> {
     lane_groups: __m512i,
     /// The base-2 logarithm of the group size.
     group_bits: u32,
-    /// Two sums for each row of `x`, so that an addition does not wait for the one before it.
-    totals: [[__m512; 2]; M],
 }
+
+/// Two sums for each row of `x`, so that an addition does not wait for the one before it. They are handed from function to function by
+/// value, so that they stay in registers.
+type Totals<const M: usize> = [[__m512; 2]; M];
 
 impl<const M: usize, const SPAN: usize> RowProduct<M, SPAN> {
     /// Adds the products of the biases with the sums of groups.
     ///
     /// # Safety
-    /// The machine has AVX-512 bf16. `sums` have one length, a multiple of 16, and the biases and scales are at least as long.
+    /// The machine has AVX-512 bf16. There are as many scales as biases, and at least as many sums.
     #[inline(always)]
-    unsafe fn add_biases<P: Bf16Dot>(&mut self, biases: &[f32], sums: &[&[f32]; M]) {
-        for (m, sums) in sums.iter().enumerate() {
-            for (index, sums) in sums.chunks_exact(16).enumerate() {
-                // SAFETY: the caller's.
-                unsafe {
-                    let scales = _mm512_loadu_ps(self.scales.add(16 * index));
-                    let biases = _mm512_loadu_ps(biases.as_ptr().add(16 * index));
-                    let biases = _mm512_fnmadd_ps(scales, _mm512_set1_ps(P::OFFSET), biases);
-                    let sums = _mm512_loadu_ps(sums.as_ptr());
-                    self.totals[m][0] = _mm512_fmadd_ps(biases, sums, self.totals[m][0]);
+    unsafe fn add_biases<P: Bf16Dot>(
+        &self,
+        biases: &[f32],
+        sums: &[&[f32]; M],
+        mut totals: Totals<M>,
+    ) -> Totals<M> {
+        for at in (0..biases.len()).step_by(16) {
+            // Lanes behind the last group are not read.
+            let lanes = ((1_u32 << (biases.len() - at).min(16)) - 1) as __mmask16;
+            // SAFETY: the caller's.
+            unsafe {
+                let scales = _mm512_maskz_loadu_ps(lanes, self.scales.add(at));
+                let biases = _mm512_maskz_loadu_ps(lanes, biases.as_ptr().add(at));
+                let biases = _mm512_fnmadd_ps(scales, _mm512_set1_ps(P::OFFSET), biases);
+                for m in 0..M {
+                    let sums = _mm512_maskz_loadu_ps(lanes, sums[m].as_ptr().add(at));
+                    totals[m][0] = _mm512_fmadd_ps(biases, sums, totals[m][0]);
                 }
             }
         }
+        totals
     }
 
     /// Adds the products of all blocks of a row.
@@ -138,28 +182,30 @@ impl<const M: usize, const SPAN: usize> RowProduct<M, SPAN> {
     /// # Safety
     /// The machine has AVX-512 bf16. Rows of `x` have as many blocks, the last padded, and scales have padding behind the last.
     #[inline(always)]
-    unsafe fn add_blocks<P: Bf16Dot>(&mut self, row: &[u8]) {
+    unsafe fn add_blocks<P: Bf16Dot>(&self, row: &[u8], mut totals: Totals<M>) -> Totals<M> {
         let (whole, rest) = (row.len() / P::BLOCK_BYTES, row.len() % P::BLOCK_BYTES);
+        let mut block = row.as_ptr();
         // SAFETY: the caller's. Blocks up to `whole` lie within the row. Any address may be prefetched.
         unsafe {
-            let block = |index: usize| row.as_ptr().wrapping_add(index * P::BLOCK_BYTES);
             for index in (0..whole & !1).step_by(2) {
                 for line in (0..2 * P::BLOCK_BYTES).step_by(64) {
-                    Avx512::prefetch(block(index).wrapping_add(PREFETCH_BYTES + line));
+                    Avx512::prefetch(block.wrapping_add(PREFETCH_BYTES + line));
                 }
-                self.add_block::<P>(index, block(index), 0);
-                self.add_block::<P>(index + 1, block(index + 1), 1);
+                totals = self.add_block::<P, 0>(index, block, totals);
+                totals = self.add_block::<P, 1>(index + 1, block.wrapping_add(P::BLOCK_BYTES), totals);
+                block = block.wrapping_add(2 * P::BLOCK_BYTES);
             }
             if !whole.is_multiple_of(2) {
-                self.add_block::<P>(whole - 1, block(whole - 1), 0);
+                totals = self.add_block::<P, 0>(whole - 1, block, totals);
             }
             if rest > 0 {
                 // A part of a block is copied to where zeros follow it.
                 let mut copy = [0_u8; MAX_BF16_BLOCK_BYTES];
                 copy[..rest].copy_from_slice(&row[whole * P::BLOCK_BYTES..]);
-                self.add_block::<P>(whole, copy.as_ptr(), 0);
+                totals = self.add_block::<P, 0>(whole, copy.as_ptr(), totals);
             }
         }
+        totals
     }
 
     /// Adds the products of block `index` to the totals of this parity.
@@ -167,7 +213,12 @@ impl<const M: usize, const SPAN: usize> RowProduct<M, SPAN> {
     /// # Safety
     /// As for [`add_blocks`](Self::add_blocks); the block is whole.
     #[inline(always)]
-    unsafe fn add_block<P: Bf16Dot>(&mut self, index: usize, from: *const u8, parity: usize) {
+    unsafe fn add_block<P: Bf16Dot, const PARITY: usize>(
+        &self,
+        index: usize,
+        from: *const u8,
+        mut totals: Totals<M>,
+    ) -> Totals<M> {
         // SAFETY: the caller's.
         unsafe {
             let values = P::unpack(from);
@@ -181,14 +232,15 @@ impl<const M: usize, const SPAN: usize> RowProduct<M, SPAN> {
             };
             for m in 0..M {
                 let x = self.x[m].add(index * BF16_BLOCK);
-                let totals = &mut self.totals[m];
                 if P::SCALED {
                     let sum = dot(dot(_mm512_setzero_ps(), values[0], x), values[1], x.add(32));
-                    totals[parity] = _mm512_fmadd_ps(sum, scale, totals[parity]);
+                    totals[m][PARITY] = _mm512_fmadd_ps(sum, scale, totals[m][PARITY]);
                 } else {
-                    *totals = [dot(totals[0], values[0], x), dot(totals[1], values[1], x.add(32))];
+                    let [even, odd] = totals[m];
+                    totals[m] = [dot(even, values[0], x), dot(odd, values[1], x.add(32))];
                 }
             }
         }
+        totals
     }
 }

@@ -105,8 +105,8 @@ impl<P: Bf16Dot> Bf16InterleavedGemv<'_, P> {
             for o in 0..OUTPUTS {
                 rows[o] = &bytes[(self.first + first + o.min(outputs - 1)) * row_bytes..][..row_bytes];
                 rest[o][..left].copy_from_slice(&rows[o][row_bytes - left..]);
-                RowScales::prefetch::<Avx512>(self.w, self.first + first + OUTPUTS + o);
             }
+            scales.prefetch::<Avx512>(self.w, self.first + first + OUTPUTS, OUTPUTS);
             // SAFETY: the machine has AVX-512 bf16. The rows, what is left of them, and the scales belong to this matrix.
             let totals = unsafe { self.products(rows, &rest, &scales) };
             for (o, totals) in totals.into_iter().enumerate().take(outputs) {
@@ -163,10 +163,12 @@ impl<P: Bf16Dot> Bf16InterleavedGemv<'_, P> {
                     }
                     let group = (index * BF16_BLOCK + group * span) / group_size;
                     for o in 0..OUTPUTS {
+                        // A block that is not whole has groups of zeros.
+                        let scale = scales.scales(o).get(group).copied().unwrap_or_default();
                         for vector in 0..VECTORS {
                             let (sum, total) = (sums[o][vector], &mut totals[o][vector]);
                             *total = if P::SCALED {
-                                _mm512_fmadd_ps(sum, _mm512_set1_ps(scales.scales(o)[group]), *total)
+                                _mm512_fmadd_ps(sum, _mm512_set1_ps(scale), *total)
                             } else {
                                 _mm512_add_ps(sum, *total)
                             };
@@ -187,7 +189,8 @@ impl<P: Bf16Dot> Bf16InterleavedGemv<'_, P> {
         // SAFETY: the caller's.
         unsafe {
             let mut totals = [[_mm512_setzero_ps(); VECTORS]; OUTPUTS];
-            for (group, sums) in self.x.sums.iter().enumerate() {
+            // Sums are padded.
+            for (group, sums) in self.x.sums.iter().enumerate().take(scales.groups()) {
                 for (o, totals) in totals.iter_mut().enumerate() {
                     let bias = scales.biases(o)[group] - P::OFFSET * scales.scales(o)[group];
                     for (total, sum) in totals.iter_mut().zip(sums) {

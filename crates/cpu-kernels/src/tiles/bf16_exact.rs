@@ -43,7 +43,7 @@ impl<P: Bf16Dot> Bf16Exact<P> {
         let rows = RowScales::read::<P, Avx512>(w, first, count);
         for output in 0..count {
             let row = rows.scales(output).iter().zip(rows.biases(output)).enumerate();
-            for (group, (scale, bias)) in row.take(groups) {
+            for (group, (scale, bias)) in row {
                 scales[group * width + output] = *scale;
                 biases[group * width + output] = bias - P::OFFSET * scale;
             }
