@@ -13,7 +13,7 @@ use crate::{
     gemv::{GEMV_ROWS, Gemv, PermuteRows},
     kernels::Kernels,
     matmul_kernel::MatmulKernel,
-    matmul_output::MatmulOutput,
+    matmul_output::{Bias, MatmulOutput},
     operand::{Floats, FloatsMut, Matrices, length, product, row_count},
     scales::element_bytes,
     scratch::Scratch,
@@ -81,8 +81,9 @@ impl Kernels {
         Ok(())
     }
 
-    /// Row `i` of `out` is `x[i / k] · w[expert_ids[i]]ᵀ`: `x` `[rows, inputs]`, `expert_ids` `[rows · k]` → `out`
-    /// `[rows · k, outputs]`. Here k is the number of experts that share a row of `x`: 1, or the experts of a token.
+    /// Row `i` of `out` is `x[i / k] · w[e]ᵀ + bias[e]`, where e is `expert_ids[i]`: `x` `[rows, inputs]`, `bias` `[matrices, outputs]`,
+    /// `expert_ids` `[rows · k]` → `out` `[rows · k, outputs]`. Here k is the number of experts that share a row of `x`: 1, or the experts
+    /// of a token.
     ///
     /// # Errors
     /// Operands whose sizes do not match, an expert id beyond the stack, or an unsupported quantisation.
@@ -90,10 +91,14 @@ impl Kernels {
         &self,
         x: Floats<'_>,
         w: &Matrices<'_>,
+        bias: Option<Floats<'_>>,
         expert_ids: &[u32],
         out: FloatsMut<'_>,
     ) -> Result<()> {
         w.check()?;
+        if let Some(bias) = &bias {
+            length("bias", bias.len(), product("bias", &[w.count, w.outputs])?)?;
+        }
         length("out", out.len(), product("out", &[expert_ids.len(), w.outputs])?)?;
         if let Some(id) = expert_ids.iter().find(|id| **id as usize >= w.count) {
             let expected = format!("less than the {} matrices", w.count);
@@ -111,11 +116,12 @@ impl Kernels {
                 expected: format!("a multiple of the {rows} rows of x"),
             });
         }
-        self.matmul_batches(x, w, None, expert_ids, expert_ids.len() / rows, out);
+        let bias = bias.map(to_f32_vec);
+        self.matmul_batches(x, w, bias.as_deref(), expert_ids, expert_ids.len() / rows, out);
         Ok(())
     }
 
-    /// [`gather_matmul`](Self::gather_matmul) of checked operands, with a bias.
+    /// [`gather_matmul`](Self::gather_matmul) of checked operands.
     fn matmul_batches(
         &self,
         x: Floats<'_>,
@@ -130,6 +136,7 @@ impl Kernels {
         }
         let (x_type, out_type) = (x.float_type(), out.float_type());
         let kernel = |rows| MatmulKernel::choose(self.isa, x_type, &w.weights, out_type, rows);
+        let bias = bias.map(|values| Bias { values, matrices: expert_ids });
         let out = MatmulOutput::new(out, bias, w.outputs);
         if w.inputs == 0 {
             let rows: Vec<_> = (0..expert_ids.len()).collect();

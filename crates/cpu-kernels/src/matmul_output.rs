@@ -13,9 +13,24 @@ use crate::{
 /// `[rows, outputs]`, and the bias that is added.
 pub(crate) struct MatmulOutput<'a> {
     memory: Memory,
-    /// `[outputs]`
-    bias: Option<&'a [f32]>,
+    bias: Option<Bias<'a>>,
     outputs: usize,
+}
+
+/// What is added to rows.
+#[derive(Clone, Copy)]
+pub(crate) struct Bias<'a> {
+    /// `[matrices, outputs]`
+    pub(crate) values: &'a [f32],
+    /// The matrix of each row.
+    pub(crate) matrices: &'a [u32],
+}
+
+impl<'a> Bias<'a> {
+    #[inline(always)]
+    fn of_row(self, row: usize, outputs: usize) -> &'a [f32] {
+        &self.values[self.matrices[row] as usize * outputs..][..outputs]
+    }
 }
 
 enum Memory {
@@ -25,7 +40,7 @@ enum Memory {
 }
 
 impl<'a> MatmulOutput<'a> {
-    pub(crate) fn new(out: FloatsMut<'a>, bias: Option<&'a [f32]>, outputs: usize) -> Self {
+    pub(crate) fn new(out: FloatsMut<'a>, bias: Option<Bias<'a>>, outputs: usize) -> Self {
         let memory = match out {
             FloatsMut::F32(out) => Memory::F32(SharedSlice::new(out)),
             FloatsMut::F16(out) => Memory::F16(SharedSlice::new(out)),
@@ -37,9 +52,9 @@ impl<'a> MatmulOutput<'a> {
     /// Adds the bias to products `[rows, count]` and writes them to these rows, from output `first` on. Each task has rows and
     /// outputs of its own.
     pub(crate) fn write(&self, isa: Isa, rows: &[usize], first: usize, products: &mut [f32]) {
-        let bias = self.bias.map(|bias| &bias[first..]);
+        let (bias, outputs) = (self.bias, self.outputs);
         with_slice!(&self.memory, Memory, memory => {
-            isa.run(WriteRows { memory, outputs: self.outputs, rows, first, products, bias });
+            isa.run(WriteRows { memory, outputs, rows, first, products, bias });
         });
     }
 }
@@ -50,8 +65,7 @@ struct WriteRows<'a, E> {
     rows: &'a [usize],
     first: usize,
     products: &'a mut [f32],
-    /// From output `first` on.
-    bias: Option<&'a [f32]>,
+    bias: Option<Bias<'a>>,
 }
 
 impl<E: Element> Kernel for WriteRows<'_, E> {
@@ -62,7 +76,7 @@ impl<E: Element> Kernel for WriteRows<'_, E> {
         let count = self.products.len() / self.rows.len();
         for (row, products) in self.rows.iter().zip(self.products.chunks_exact_mut(count)) {
             if let Some(bias) = self.bias {
-                add_to::<f32, S>(&bias[..count], products);
+                add_to::<f32, S>(&bias.of_row(*row, self.outputs)[self.first..][..count], products);
             }
             // SAFETY: each task has rows and outputs of its own.
             let to = unsafe { self.memory.part(row * self.outputs + self.first, count) };

@@ -72,6 +72,25 @@ impl Floats<'_> {
 }
 
 impl FloatsMut<'_> {
+    /// The same memory, to be lent once more.
+    pub fn reborrow(&mut self) -> FloatsMut<'_> {
+        match self {
+            Self::F32(slice) => FloatsMut::F32(slice),
+            Self::F16(slice) => FloatsMut::F16(slice),
+            Self::Bf16(slice) => FloatsMut::Bf16(slice),
+        }
+    }
+
+    /// The same memory, to be read.
+    #[must_use]
+    pub fn as_floats(&self) -> Floats<'_> {
+        match self {
+            Self::F32(slice) => Floats::F32(slice),
+            Self::F16(slice) => Floats::F16(slice),
+            Self::Bf16(slice) => Floats::Bf16(slice),
+        }
+    }
+
     pub(crate) fn float_type(&self) -> FloatType {
         match self {
             Self::F32(_) => FloatType::F32,

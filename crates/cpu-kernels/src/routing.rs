@@ -1,11 +1,12 @@
 //! Routing of tokens to experts: which experts a token's scores pick, and with which weights.
 
 use crate::{
-    element::Element,
+    element::{Element, narrow},
     error::{Error, Result},
     glu::{exp, sigmoid},
     kernels::Kernels,
-    operand::{Floats, length, product, with_slice},
+    operand::{Floats, FloatsMut, length, product, with_slice},
+    scratch::Scratch,
     shared_slice::SharedSlice,
     simd::{Kernel, Simd},
 };
@@ -72,6 +73,29 @@ impl Kernels {
             // SAFETY: each token's places belong to one task.
             let (picks, weights) = unsafe { (picks.part(start, routing.top_k), weights.part(start, routing.top_k)) };
             self.isa.run(Token { scores: &scores[token * experts..][..experts], routing, picks, weights });
+        }));
+        Ok(())
+    }
+
+    /// What picked experts give, `y` `[tokens, top_k, size]`, times their weights `[tokens, top_k]`, summed → `out` `[tokens, size]`.
+    ///
+    /// # Errors
+    /// Operands whose sizes do not match.
+    pub fn mix(&self, y: Floats<'_>, weights: &[f32], out: FloatsMut<'_>) -> Result<()> {
+        let size = y.len().checked_div(weights.len()).unwrap_or(0);
+        let tokens = out.len().checked_div(size).unwrap_or(0);
+        let top_k = weights.len().checked_div(tokens).unwrap_or(0);
+        length("y", y.len(), tokens * top_k * size)?;
+        length("weights", weights.len(), tokens * top_k)?;
+        length("out", out.len(), tokens * size)?;
+        with_slice!(y, Floats, y => with_slice!(out, FloatsMut, out => {
+            let out = SharedSlice::new(out);
+            self.for_each_row(tokens, top_k * size, &|token| {
+                // SAFETY: each token belongs to one task.
+                let out = unsafe { out.part(token * size, size) };
+                let (y, weights) = (&y[token * top_k * size..], &weights[token * top_k..][..top_k]);
+                self.isa.run(MixToken { y, weights, out });
+            });
         }));
         Ok(())
     }
@@ -149,5 +173,28 @@ fn keep_best_groups(choice: &mut [f32], [groups, best]: [usize; 2]) {
         if !kept.contains(&(group as u32)) {
             scores.fill(f32::NEG_INFINITY);
         }
+    }
+}
+
+/// The weighted sum of vectors that lie one after the other.
+struct MixToken<'a, X, O> {
+    y: &'a [X],
+    weights: &'a [f32],
+    out: &'a mut [O],
+}
+
+impl<X: Element, O: Element> Kernel for MixToken<'_, X, O> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        let Self { y, weights, out } = self;
+        let mut sums = Scratch::zeroed(out.len());
+        for (y, weight) in y.chunks_exact(out.len()).zip(weights) {
+            for (sum, y) in sums.iter_mut().zip(y) {
+                *sum += y.widen() * weight;
+            }
+        }
+        narrow::<O, S>(&sums, out);
     }
 }

@@ -72,7 +72,7 @@ proptest! {
 
     #[test]
     fn gather_matmul(storage in schemes(), count in 1..6_usize, outputs in 1..40_usize, groups in 1..5_usize,
-                       odd in 1..150_usize, rows in 1..20_usize, k in 1..4_usize, sorted in any::<bool>(),
+                       odd in 1..150_usize, rows in 1..20_usize, k in 1..4_usize, [sorted, biased] in any::<[bool; 2]>(),
                        seed in any::<u64>(), kind in kinds(), kernels in kernels()) {
         let w = Matrix::new(storage, count, outputs, groups, odd, seed);
         let x = vector(kind, rows * w.inputs, seed ^ 1);
@@ -82,11 +82,14 @@ proptest! {
             expert_ids.sort_unstable();
         }
         let mut out = vector(kind, expert_ids.len() * outputs, 0);
-        kernels.gather_matmul(x.floats(), &w.matrices(), &expert_ids, out.floats_mut()).unwrap();
+        let bias = biased.then(|| vector(kind, count * outputs, seed ^ 2));
+        let biases = bias.as_ref().map(|bias| bias.floats());
+        kernels.gather_matmul(x.floats(), &w.matrices(), biases, &expert_ids, out.floats_mut()).unwrap();
         for (p, expert) in expert_ids.iter().enumerate() {
             for output in 0..outputs {
                 let terms = (0..w.inputs).map(|i| x.get(p / k * w.inputs + i) * w.get(*expert as usize, output, i));
-                check(out.get(p * outputs + output), terms, kind)?;
+                let bias = bias.as_ref().map(|bias| bias.get(*expert as usize * outputs + output));
+                check(out.get(p * outputs + output), terms.chain(bias), kind)?;
             }
         }
     }
@@ -101,7 +104,7 @@ fn operands_that_do_not_fit_are_refused() {
     let refused = kernels.matmul(x.floats(), &w.matrices(), None, out.floats_mut());
     assert_eq!(refused.unwrap_err().to_string(), "x has 9 elements, expected 8");
     let x = vector(Kind::F32, 8, 1);
-    let refused = kernels.gather_matmul(x.floats(), &w.matrices(), &[1], out.floats_mut());
+    let refused = kernels.gather_matmul(x.floats(), &w.matrices(), None, &[1], out.floats_mut());
     assert_eq!(refused.unwrap_err().to_string(), "an expert id is 1, expected less than the 1 matrices");
     let mut cut = w.matrices();
     cut.inputs = 7;
@@ -118,7 +121,7 @@ fn nothing_is_computed_of_nothing() {
     let w = Matrix::new(None, 1, 4, 1, 8, 7);
     let (empty, mut out) = (vector(Kind::F32, 0, 0), vector(Kind::F32, 0, 0));
     kernels.matmul(empty.floats(), &w.matrices(), None, out.floats_mut()).unwrap();
-    kernels.gather_matmul(empty.floats(), &w.matrices(), &[], out.floats_mut()).unwrap();
+    kernels.gather_matmul(empty.floats(), &w.matrices(), None, &[], out.floats_mut()).unwrap();
     kernels.matmul_grad(empty.floats(), &w.matrices(), out.floats_mut()).unwrap();
 }
 

@@ -4,7 +4,7 @@
 mod common;
 
 use common::{Kind, Vector, kernels, kinds, vector};
-use cpu_kernels::{Floats, Kernels, Routing};
+use cpu_kernels::{Floats, FloatsMut, Kernels, Routing};
 use proptest::prelude::*;
 
 proptest! {
@@ -54,6 +54,24 @@ proptest! {
                 .filter(|expert| !picks.contains(&(*expert as u32)) && choice(*expert) > worst + 1e-5).count();
             // A tie of groups lets experts of either be picked.
             prop_assert!(missed == 0 || (grouped && own.len() > best), "{missed} of {picks:?}");
+        }
+    }
+
+    #[test]
+    fn mixtures_are_weighted_sums([tokens, top_k, size] in [1..20_usize, 1..9, 1..300], seed in any::<u64>(), kind in kinds(),
+                                  kernels in kernels()) {
+        let y = vector(kind, tokens * top_k * size, seed);
+        let Vector::F32(weights) = vector(Kind::F32, tokens * top_k, seed ^ 1) else { unreachable!() };
+        let mut out = vec![f32::NAN; tokens * size];
+        kernels.mix(y.floats(), &weights, FloatsMut::F32(&mut out)).unwrap();
+        for (index, found) in out.iter().enumerate() {
+            let (token, element) = (index / size, index % size);
+            let term = |pick: usize| {
+                let place = token * top_k + pick;
+                y.get(place * size + element) * f64::from(weights[place])
+            };
+            let exact: f64 = (0..top_k).map(term).sum();
+            prop_assert!((f64::from(*found) - exact).abs() < 1e-5, "{found}, expected {exact}");
         }
     }
 }

@@ -150,7 +150,7 @@ proptest! {
 
     #[test]
     fn rotate([rows, heads, tokens] in [1..4_usize, 1..5, 1..40], half in 1..140_usize, odd in 0..2_usize,
-              seed in any::<u64>(), kind in kinds(), with_norm in any::<bool>(), kernels in kernels()) {
+              seed in any::<u64>(), kind in kinds(), [with_norm, interleaved] in any::<[bool; 2]>(), kernels in kernels()) {
         let head_dim = 2 * half + odd;
         let pairs = half.div_ceil(2);
         // Other vectors lie between those of two tokens, as keys do between queries.
@@ -165,7 +165,7 @@ proptest! {
         let first = Heads { data: x.floats(), head_stride: head_dim, token_stride };
         let queries = Queries { first, row_stride: tokens * token_stride, tokens };
         let mut out = vector(kind, rows * heads * tokens * head_dim, 0);
-        kernels.norm_rope(&queries, [rows, heads, head_dim], with_norm.then_some(&norm), Some(&RotaryTable { pairs, cos_sin: &cos_sin }),
+        kernels.norm_rope(&queries, [rows, heads, head_dim], with_norm.then_some(&norm), Some(&RotaryTable { pairs, cos_sin: &cos_sin, interleaved }),
                        out.floats_mut()).unwrap();
         for index in 0..rows * heads * tokens {
             let (row, head, token) = (index / tokens / heads, index / tokens % heads, index % tokens);
@@ -178,6 +178,11 @@ proptest! {
             for (i, exact) in (0..head_dim).map(|i| {
                 let turn = |pair: usize| (f64::from(cos_sin[pair]), f64::from(cos_sin[pairs + pair]));
                 match i {
+                    i if i < 2 * pairs && interleaved => {
+                        let (even, odd) = (values[i & !1], values[i | 1]);
+                        let (cosine, sine) = turn(i / 2);
+                        if i % 2 == 0 { cosine * even - sine * odd } else { sine * even + cosine * odd }
+                    }
                     i if i < pairs => turn(i).0 * values[i] - turn(i).1 * values[i + pairs],
                     i if i < 2 * pairs => turn(i - pairs).1 * values[i - pairs] + turn(i - pairs).0 * values[i],
                     i => values[i],

@@ -11,7 +11,7 @@ use serde_json::json;
 use super::config::{Config, LayerType, Layers, positive};
 use crate::nn::{
     Architecture, Attention, AttentionParams, Block, Decoder, Dimensions, ForwardPass, GatedMlp, LayerState,
-    RmsNorm, Rope, SpecBuilder, Unsupported, Weights,
+    Recording, RmsNorm, Rope, SpecBuilder, Unsupported, Value, Weights,
 };
 
 #[derive(Debug, Deserialize)]
@@ -70,6 +70,15 @@ impl Block for SandwichNorm {
         let after = Some(&self.post_attention_layernorm);
         let [x, normalised] = self.pre_feedforward_layernorm.of_sum(x, &mixed, after)?;
         self.post_feedforward_layernorm.add(&x, &self.mlp.forward(&normalised)?)
+    }
+
+    fn record(&self, x: Value, recording: &mut Recording<'_, '_>, layer: usize) -> Option<Value> {
+        let normalised = recording.rms_norm(x, &self.input_layernorm)?;
+        let mixed = self.self_attn.record(normalised, recording, layer)?;
+        let x = recording.add(x, mixed, Some(&self.post_attention_layernorm))?;
+        let normalised = recording.rms_norm(x, &self.pre_feedforward_layernorm)?;
+        let output = self.mlp.record(normalised, recording)?;
+        recording.add(x, output, Some(&self.post_feedforward_layernorm))
     }
 
     fn state(&self) -> LayerState {

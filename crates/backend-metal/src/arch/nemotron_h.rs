@@ -13,7 +13,7 @@ use super::{
 use crate::nn::{
     Activation, Architecture, Attention, AttentionParams, Block, Decoder, Dimensions, ExpertSizes, Experts,
     ForwardPass, LayerState, Linear, Mamba2, Mixer, Norm, PlainMlp, RmsNorm, Routing, SsmNorm, SsmSizes,
-    TimeStepLimit, Weights,
+    TimeStepLimit, Weights, mix,
 };
 
 #[derive(Debug, Deserialize)]
@@ -146,8 +146,7 @@ impl Mixture {
             None => x,
         };
         let outputs = self.experts.forward(inputs, &picks)?;
-        let mut mixed =
-            outputs.multiply(weights.as_dtype(x.dtype())?.expand_dims(-1)?)?.sum_axis(-2, false)?;
+        let mut mixed = mix(&outputs, &weights)?;
         if let Some([_, out]) = &self.latent {
             mixed = out.forward(&mixed)?;
         }

@@ -15,7 +15,7 @@ use serde_json::json;
 use super::config::{Config, LayerType, Layers, top_k};
 use crate::nn::{
     Architecture, Attention, AttentionParams, Decoder, Dimensions, ExpertSizes, Experts, FeedForward, Gating,
-    LayerNorm, LayerNormBlock, Linear, Norm, Rope, Weights,
+    LayerNorm, LayerNormBlock, Linear, Norm, Rope, Weights, mix,
 };
 
 #[derive(Debug, Deserialize)]
@@ -70,7 +70,7 @@ impl FeedForward for SparseMixture {
         let second = self.best(&scores, &left)?;
         let both = |part: usize| ops::concatenate(&[&first[part], &second[part]], -1);
         let outputs = self.experts.forward(x, &both(0)?)?;
-        outputs.multiply(both(1)?.as_dtype(x.dtype())?.expand_dims(-1)?)?.sum_axis(-2, false)
+        mix(&outputs, &both(1)?)
     }
 }
 

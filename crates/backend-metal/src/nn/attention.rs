@@ -9,7 +9,7 @@ use mlx_rs::{Array, Dtype, error::Result, ops};
 use super::{
     attention_params::AttentionParams,
     cache::LayerState,
-    cpu::{self, QkNormRope},
+    cpu::{self, QkNormRope, Recording, Value},
     cuda::{self, SpecBuilder, Unsupported},
     dimensions::{Dimensions, Heads},
     exec::ExecMode,
@@ -263,6 +263,32 @@ impl Attention {
         self.o_proj.forward(&output)
     }
 
+    /// The same in a recording, where that can be.
+    pub(crate) fn record(&self, x: Value, recording: &mut Recording<'_, '_>, layer: usize) -> Option<Value> {
+        if self.gated || self.query_scale.is_some() || !self.is_fused() {
+            return None;
+        }
+        let qkv = recording.linear(x, self.qkv_proj.joined()?)?;
+        let norms = match &self.norm {
+            QkNorm::None => None,
+            QkNorm::Heads(q_norm, k_norm) => Some([q_norm.parts().ok()?, k_norm.parts().ok()?]),
+            QkNorm::Whole(..) | QkNorm::Own(..) | QkNorm::Unweighted(_) => return None,
+        };
+        let table = match &self.rope {
+            Some(rope) => Some(recording.rotary_table(rope)?),
+            None => None,
+        };
+        let heads = [self.heads, self.kv_heads, self.head_dim];
+        let how = QkNormRope { heads, norms, rotary: table.as_ref(), gated: false };
+        let attended = recording.attend(layer, qkv, &how, &self.attend)?;
+        recording.linear(attended, &self.o_proj)
+    }
+
+    /// Whether the CPU's kernels know what is done between projections and attention, but for norms.
+    fn is_fused(&self) -> bool {
+        !self.rope_first && self.clip.is_none()
+    }
+
     fn forward_gated(&self, x: &Array, pass: &mut ForwardPass<'_>, layer: usize) -> Result<Array> {
         if ExecMode::current() == ExecMode::CpuKernels {
             let joined = match self.qkv_proj.joined() {
@@ -304,10 +330,7 @@ impl Attention {
     /// The same from one array `[B, T, (heads + 2 kv_heads) · head_dim]`, with gates behind each head of queries or without, where the
     /// CPU's kernels know its type.
     fn fused(&self, joined: &Array, pass: &mut ForwardPass<'_>) -> Result<Option<[Array; 3]>> {
-        if self.rope_first
-            || self.clip.is_some()
-            || self.rope.as_ref().is_some_and(|rope| rope.is_interleaved())
-        {
+        if !self.is_fused() {
             return Ok(None);
         }
         let norms = match &self.norm {

@@ -7,6 +7,7 @@ use mlx_rs::{Array, error::Result};
 use super::{
     attention::Attention,
     cache::LayerState,
+    cpu::{Recording, Value},
     cuda::{SpecBuilder, Unsupported},
     dimensions::Dimensions,
     forward_pass::ForwardPass,
@@ -23,6 +24,12 @@ pub(crate) trait Block {
     /// What it keeps of a text.
     fn state(&self) -> LayerState;
 
+    /// The same as [`forward`](Self::forward) in a recording, where that can be.
+    fn record(&self, x: Value, recording: &mut Recording<'_, '_>, layer: usize) -> Option<Value> {
+        let _ = (x, recording, layer);
+        None
+    }
+
     /// What the kernels of CUDA need to know, if they can compute it.
     fn describe(&self, builder: &mut SpecBuilder) -> std::result::Result<LayerSpec, Unsupported> {
         let _ = builder;
@@ -31,6 +38,10 @@ pub(crate) trait Block {
 }
 
 impl Block for Box<dyn Block> {
+    fn record(&self, x: Value, recording: &mut Recording<'_, '_>, layer: usize) -> Option<Value> {
+        (**self).record(x, recording, layer)
+    }
+
     fn forward(&self, x: &Array, pass: &mut ForwardPass<'_>, layer: usize) -> Result<Array> {
         (**self).forward(x, pass, layer)
     }
@@ -49,6 +60,12 @@ pub(crate) trait FeedForward {
     /// `[B, T, hidden]` → the same
     fn forward(&self, x: &Array) -> Result<Array>;
 
+    /// The same in a recording, where that can be.
+    fn record(&self, x: Value, recording: &mut Recording<'_, '_>) -> Option<Value> {
+        let _ = (x, recording);
+        None
+    }
+
     /// What the kernels of CUDA need to know, if they can compute it.
     fn describe(&self, builder: &mut SpecBuilder) -> std::result::Result<MlpSpec, Unsupported> {
         let _ = builder;
@@ -61,6 +78,10 @@ impl FeedForward for GatedMlp {
         Self::forward(self, x)
     }
 
+    fn record(&self, x: Value, recording: &mut Recording<'_, '_>) -> Option<Value> {
+        Self::record(self, x, recording)
+    }
+
     fn describe(&self, builder: &mut SpecBuilder) -> std::result::Result<MlpSpec, Unsupported> {
         Self::describe(self, builder)
     }
@@ -70,11 +91,19 @@ impl FeedForward for PlainMlp {
     fn forward(&self, x: &Array) -> Result<Array> {
         Self::forward(self, x)
     }
+
+    fn record(&self, x: Value, recording: &mut Recording<'_, '_>) -> Option<Value> {
+        Self::record(self, x, recording)
+    }
 }
 
 impl FeedForward for Box<dyn FeedForward> {
     fn forward(&self, x: &Array) -> Result<Array> {
         (**self).forward(x)
+    }
+
+    fn record(&self, x: Value, recording: &mut Recording<'_, '_>) -> Option<Value> {
+        (**self).record(x, recording)
     }
 
     fn describe(&self, builder: &mut SpecBuilder) -> std::result::Result<MlpSpec, Unsupported> {
@@ -86,6 +115,12 @@ impl FeedForward for Box<dyn FeedForward> {
 pub(crate) trait Mixer {
     /// `[B, T, hidden]` → the same, as layer `layer` of the model.
     fn forward(&self, x: &Array, pass: &mut ForwardPass<'_>, layer: usize) -> Result<Array>;
+
+    /// The same in a recording, where that can be.
+    fn record(&self, x: Value, recording: &mut Recording<'_, '_>, layer: usize) -> Option<Value> {
+        let _ = (x, recording, layer);
+        None
+    }
 
     /// What it keeps of a text.
     fn state(&self) -> LayerState;
@@ -102,6 +137,10 @@ impl Mixer for Attention {
         Self::forward(self, x, pass, layer)
     }
 
+    fn record(&self, x: Value, recording: &mut Recording<'_, '_>, layer: usize) -> Option<Value> {
+        Self::record(self, x, recording, layer)
+    }
+
     fn state(&self) -> LayerState {
         Self::state(self)
     }
@@ -114,6 +153,10 @@ impl Mixer for Attention {
 impl Mixer for Box<dyn Mixer> {
     fn forward(&self, x: &Array, pass: &mut ForwardPass<'_>, layer: usize) -> Result<Array> {
         (**self).forward(x, pass, layer)
+    }
+
+    fn record(&self, x: Value, recording: &mut Recording<'_, '_>, layer: usize) -> Option<Value> {
+        (**self).record(x, recording, layer)
     }
 
     fn state(&self) -> LayerState {
@@ -153,6 +196,15 @@ impl<F: FeedForward, M: Mixer> Block for PreNorm<F, M> {
         x.add(self.mlp.forward(&normalised)?)
     }
 
+    fn record(&self, x: Value, recording: &mut Recording<'_, '_>, layer: usize) -> Option<Value> {
+        let normalised = recording.rms_norm(x, &self.input_layernorm)?;
+        let mixed = self.self_attn.record(normalised, recording, layer)?;
+        let x = recording.add(x, mixed, None)?;
+        let normalised = recording.rms_norm(x, &self.post_attention_layernorm)?;
+        let output = self.mlp.record(normalised, recording)?;
+        recording.add(x, output, None)
+    }
+
     fn state(&self) -> LayerState {
         self.self_attn.state()
     }
@@ -187,6 +239,18 @@ impl<F: FeedForward> Block for LayerNormBlock<F> {
             None => normalised,
         };
         mixed.add(self.mlp.forward(&normalised)?)
+    }
+
+    fn record(&self, x: Value, recording: &mut Recording<'_, '_>, layer: usize) -> Option<Value> {
+        let normalised = recording.layer_norm(x, &self.input_layernorm)?;
+        let mixed = self.self_attn.record(normalised, recording, layer)?;
+        let mixed = recording.add(x, mixed, None)?;
+        let normalised = match &self.post_attention_layernorm {
+            Some(norm) => recording.layer_norm(mixed, norm)?,
+            None => normalised,
+        };
+        let output = self.mlp.record(normalised, recording)?;
+        recording.add(mixed, output, None)
     }
 
     fn state(&self) -> LayerState {

@@ -9,6 +9,7 @@ use super::{
     architecture::{Architecture, ModelConfig, TrainMode},
     block::Block,
     cache::{KvCache, LayerState},
+    cpu::Recording,
     cuda::{Description, SpecBuilder, Unsupported},
     dimensions::Dimensions,
     forward_pass::{ForwardPass, Rows},
@@ -244,11 +245,28 @@ impl<B: Block + 'static> Decoder<B> {
     fn pass(&self, tokens: &Array, rows: Rows<'_>) -> Result<Array> {
         let mut pass = ForwardPass::new(tokens, rows)?;
         let mut x = self.begin(tokens, &mut pass)?;
+        if let Some(hidden) = self.record(&x, &mut pass) {
+            pass.finish();
+            return hidden;
+        }
         for (layer, block) in self.layers.iter().enumerate() {
             x = block.forward(&x, &mut pass, layer)?;
         }
         pass.finish();
         self.end(&x)
+    }
+
+    /// The hidden states of these embeddings as one operation, where that can be.
+    fn record(&self, x: &Array, pass: &mut ForwardPass<'_>) -> Option<Result<Array>> {
+        let (mut recording, mut x) = Recording::new(x, pass)?;
+        if self.layer_inputs.is_some() || self.streams.is_some() {
+            return None;
+        }
+        for (layer, block) in self.layers.iter().enumerate() {
+            x = block.record(x, &mut recording, layer)?;
+        }
+        x = recording.norm(x, &self.norm)?;
+        Some(recording.finish(x))
     }
 
     /// Recomputes the texts that `tokens` take past [`recompute_at`](Self::recompute_at), and pushes the tokens to the caches.

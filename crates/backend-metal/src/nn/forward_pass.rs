@@ -8,6 +8,8 @@
 //! Products, norms and rotary embeddings take all rows as one array, and attention sees padding as tokens that come later, which nobody
 //! asks for. What a row keeps, keys and values as well as recurrent states, is that of its own tokens.
 //!
+//! A pass of few tokens may be [recorded](super::cpu::Recording) on the CPU: then [`ForwardPass::slots`] gives the places of its keys and values.
+//!
 //! | rows | tokens | mode | cache write | attention |
 //! |---|---|---|---|---|
 //! | `Uncached`, `Prefixed` | B × T | any | none | `attention` |
@@ -31,7 +33,7 @@ use mlx_rs::{
 use super::{
     attention_params::AttentionParams,
     cache::{self, BatchSlots, KvCache, Window},
-    cpu::{self, RotaryTable},
+    cpu::{self, KvSlot, RotaryTable},
     exec::ExecMode,
     packed::{self, PackedTokens},
     rope::{Offsets, Rope},
@@ -254,6 +256,20 @@ impl<'a> ForwardPass<'a> {
             let mask = places.le(&positions)?.logical_and(places.ge(&first)?)?;
             flatten_heads(&masked(&of_rows(queries, rows)?, keys, values, params, Some(&mask))?)
         })
+    }
+
+    /// Where keys and values of the new tokens go in a layer, for each row; `None` where nothing was kept as floats before, or the tokens do
+    /// not fit contiguously.
+    pub(super) fn slots(&mut self, layer: usize) -> Option<Result<Vec<KvSlot>>> {
+        let (Rows::Cached { caches, .. }, tokens) = (&mut self.rows, self.tokens) else { return None };
+        caches.iter_mut().map(|cache| cache.next_slot(layer, tokens).transpose()).collect()
+    }
+
+    /// Records that `written` is computed after the writes to a layer's [`slots`](Self::slots).
+    pub(super) fn mark_written(&mut self, layer: usize, written: &Rc<Array>) {
+        if let Rows::Cached { caches, .. } = &mut self.rows {
+            caches.iter_mut().for_each(|cache| cache.mark_written(layer, written.clone()));
+        }
     }
 
     /// As [`attend`](Self::attend), and later layers may share the keys and values.

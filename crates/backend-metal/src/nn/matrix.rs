@@ -158,7 +158,7 @@ impl Matrix {
     }
 
     /// The operand of the CPU's kernels.
-    fn operand(&self) -> Result<Operand<'_>> {
+    pub(super) fn operand(&self) -> Result<Operand<'_>> {
         Ok(match self {
             Self::Dense(transposed) => Operand::Dense(transposed.get()?),
             Self::Quantized(packed) => Operand::Quantized(packed),

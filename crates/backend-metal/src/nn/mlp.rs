@@ -10,7 +10,7 @@ use mlx_rs::{
 
 use super::{
     activation::{Activation, Gating},
-    cpu::{self, Halves},
+    cpu::{self, Halves, Recording, Value},
     cuda::{SpecBuilder, Unsupported, fused},
     dimensions::Dimensions,
     exec::ExecMode,
@@ -91,6 +91,13 @@ impl PlainMlp {
             None => self.activation.apply(&up)?,
         };
         self.down_proj.forward(&activated)
+    }
+
+    /// The same in a recording, where that can be.
+    pub(crate) fn record(&self, x: Value, recording: &mut Recording<'_, '_>) -> Option<Value> {
+        let up = recording.linear(x, &self.up_proj)?;
+        let activated = recording.activate(up, self.activation)?;
+        recording.linear(activated, &self.down_proj)
     }
 }
 
@@ -174,5 +181,12 @@ impl GatedMlp {
         }
         let [gate, up] = self.gate_up_proj.forward(x)?;
         self.down_proj.forward(&self.gating.apply(&gate, &up)?)
+    }
+
+    /// The same in a recording, where that can be.
+    pub(crate) fn record(&self, x: Value, recording: &mut Recording<'_, '_>) -> Option<Value> {
+        let joined = recording.linear(x, self.gate_up_proj.joined()?)?;
+        let gated = recording.glu(joined, self.gating)?;
+        recording.linear(gated, &self.down_proj)
     }
 }

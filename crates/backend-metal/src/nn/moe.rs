@@ -12,7 +12,7 @@ use super::{
     activation::{Activation, Gating},
     adapter::{AdapterSlots, SlotKind},
     block::FeedForward,
-    cpu,
+    cpu::{self, RecordedExperts, Recording, Value},
     exec::ExecMode,
     linear::Linear,
     matrix::{Matrix, alike},
@@ -95,16 +95,19 @@ impl Routing {
         Self { scoring: Scoring::Sigmoid, epsilon: 1e-20, ..Self::softmax(top_k, normalize) }
     }
 
-    /// Scores `[.., experts]` → the picked experts and their weights, `[.., top_k]` each.
-    pub(crate) fn pick(&self, scores: &Array) -> Result<[Array; 2]> {
-        let how = cpu::Picking {
+    fn picking(&self) -> cpu::Picking {
+        cpu::Picking {
             sigmoid: self.scoring == Scoring::Sigmoid,
             groups: self.groups,
             top_k: self.top_k,
             normalize: self.normalize.then_some(self.epsilon),
             scale: self.scale,
-        };
-        if let Some(picked) = cpu::route(scores, self.bias.as_ref(), how) {
+        }
+    }
+
+    /// Scores `[.., experts]` → the picked experts and their weights, `[.., top_k]` each.
+    pub(crate) fn pick(&self, scores: &Array) -> Result<[Array; 2]> {
+        if let Some(picked) = cpu::route(scores, self.bias.as_ref(), self.picking()) {
             return picked;
         }
         let scores = scores.as_dtype(Dtype::Float32)?;
@@ -153,16 +156,37 @@ fn best_groups(scores: &Array, [groups, best]: [usize; 2]) -> Result<Array> {
     worst.reshape(scores.shape())
 }
 
+/// What picked experts give, `[.., top_k, size]`, times their weights, `[.., top_k]`, summed → `[.., size]`.
+pub(crate) fn mix(outputs: &Array, weights: &Array) -> Result<Array> {
+    match cpu::mix(outputs, weights) {
+        Some(mixed) => mixed,
+        None => outputs.multiply(weights.as_dtype(outputs.dtype())?.expand_dims(-1)?)?.sum_axis(-2, false),
+    }
+}
+
 impl FeedForward for Moe {
     fn forward(&self, x: &Array) -> Result<Array> {
         let [picks, weights] = self.routing.pick(&self.router.forward(x)?)?;
         let outputs = self.experts.forward(x, &picks)?;
-        let mixed = outputs.multiply(weights.as_dtype(x.dtype())?.expand_dims(-1)?)?.sum_axis(-2, false)?;
+        let mixed = mix(&outputs, &weights)?;
         let Some(SharedExpert { mlp, gate }) = &self.shared else { return Ok(mixed) };
         let shared = mlp.forward(x)?;
         match gate {
             Some(gate) => mixed.add(shared.multiply(ops::sigmoid(gate.forward(x)?)?)?),
             None => mixed.add(shared),
+        }
+    }
+
+    fn record(&self, x: Value, recording: &mut Recording<'_, '_>) -> Option<Value> {
+        let scores = recording.linear(x, &self.router)?;
+        let mixed = self.experts.record(x, scores, &self.routing, recording)?;
+        match &self.shared {
+            None => Some(mixed),
+            Some(SharedExpert { mlp, gate: None }) => {
+                let shared = mlp.record(x, recording)?;
+                recording.add(mixed, shared, None)
+            }
+            Some(SharedExpert { gate: Some(_), .. }) => None,
         }
     }
 }
@@ -405,6 +429,33 @@ impl Experts {
         let rows = x.reshape(&[-1, 1, hidden])?.take_axis(token, 0)?;
         let outputs = self.apply(&rows, &picks.take_axis(&order, 0)?, true)?;
         outputs.take_axis(back, 0)?.reshape(&[batch, tokens, top_k, hidden])
+    }
+
+    /// The experts that are picked by these scores, weighted and summed, in a recording, where that can be.
+    fn record(
+        &self,
+        x: Value,
+        scores: Value,
+        routing: &Routing,
+        recording: &mut Recording<'_, '_>,
+    ) -> Option<Value> {
+        let matrices = match &self.gate_up_proj {
+            GateUp::Joined(matrix) | GateUp::Interleaved(matrix) => vec![matrix, &self.down_proj],
+            GateUp::Separate(gate, up) => vec![gate, up, &self.down_proj],
+            GateUp::Ungated(..) => return None,
+        };
+        if !self.gate_up_slots.is_plain() || !self.down_slots.is_plain() {
+            return None;
+        }
+        let experts = RecordedExperts {
+            matrices: matrices.into_iter().map(Matrix::operand).collect::<Result<_>>().ok()?,
+            biases: self.biases.iter().map(Weight::get).collect::<Result<_>>().ok()?,
+            interleaved: matches!(self.gate_up_proj, GateUp::Interleaved(_)),
+            gating: self.gating,
+            picking: routing.picking(),
+            choice_bias: routing.bias.as_ref(),
+        };
+        recording.experts(x, scores, &experts)
     }
 
     /// `[.., 1, hidden]` with one pick each (`[..]`, broadcast) → the same.

@@ -129,6 +129,13 @@ impl LayerNorm {
         }
     }
 
+    /// Weight, bias and epsilon.
+    pub(crate) fn parts(&self) -> Result<(Option<Array>, Option<Array>, f32)> {
+        let [weight, bias] =
+            [&self.weight, &self.bias].map(|part| part.as_ref().map(Weight::get).transpose());
+        Ok((weight?, bias?, self.eps))
+    }
+
     /// The norm of x + y: `[.., size]` each.
     pub(crate) fn of_sum(&self, x: &Array, y: &Array) -> Result<Array> {
         let weight = self.weight.as_ref().map(Weight::get).transpose()?;

@@ -211,7 +211,7 @@ impl Rope {
                 }
             }
         }
-        Ok(RotaryTable { pairs, cos_sin: cos_sin.into() })
+        Ok(RotaryTable { pairs, cos_sin: cos_sin.into(), interleaved: self.is_interleaved() })
     }
 
     /// The base for a text of this length.

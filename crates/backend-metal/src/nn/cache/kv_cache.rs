@@ -399,6 +399,15 @@ impl KvCache {
         Ok(KvSlot { arrays: buffers.arrays.clone(), after: buffers.written.clone(), slot, held })
     }
 
+    /// The same where keys and values like the ones that are held are to be kept, if those are floats and the tokens fit contiguously.
+    pub(crate) fn next_slot(&mut self, layer: usize, tokens: usize) -> Result<Option<KvSlot>> {
+        let held = self.buffer.borrow().layers[self.attention(layer)].arrays.clone();
+        if held.is_empty() || self.scheme.is_some() || !self.fits_contiguously(layer, tokens) {
+            return Ok(None);
+        }
+        self.slot(layer, tokens, &held).map(Some)
+    }
+
     /// Whether keys and values may be lent: there are some, as they were computed, each in the slot of its position or of its position
     /// modulo the window.
     pub(crate) fn can_lend(&self) -> bool {

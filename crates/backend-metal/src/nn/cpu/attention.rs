@@ -37,6 +37,16 @@ pub(crate) struct RotaryTable {
     pub(crate) pairs: usize,
     /// The cosines and behind them the sines of each token: `[rows, tokens, 2, pairs]`.
     pub(crate) cos_sin: Arc<[f32]>,
+    /// Whether pairs are neighbours, rather than from the two halves of what is rotated.
+    pub(crate) interleaved: bool,
+}
+
+impl RotaryTable {
+    /// The same as the kernels read it.
+    pub(super) fn view(&self) -> cpu_kernels::RotaryTable<'_> {
+        let Self { pairs, cos_sin, interleaved } = self;
+        cpu_kernels::RotaryTable { pairs: *pairs, cos_sin, interleaved: *interleaved }
+    }
 }
 
 /// Queries, keys and values, in one `[B, T, (heads + 2 kv_heads) · head_dim]`, normalised and rotated → each
@@ -61,9 +71,7 @@ pub(in crate::nn) fn qk_norm_rope(qkv: &Array, how: &QkNormRope<'_>) -> Option<R
     let shapes = [0, 1, 2].map(|part| Shape { sizes: &sizes[part], dtype, donor: None });
     Some(primitive(c"qk_norm_rope", &arrays, shapes, move |inputs, outputs| {
         let (kernels, qkv) = (kernels()?, FloatView::of(inputs[0])?);
-        let angles = rotary
-            .as_ref()
-            .map(|RotaryTable { pairs, cos_sin }| cpu_kernels::RotaryTable { pairs: *pairs, cos_sin });
+        let angles = rotary.as_ref().map(RotaryTable::view);
         let mut first = 0;
         for (part, output) in outputs.iter_mut().enumerate() {
             let [rows, heads, tokens, head_dim] = sizes[part].map(|size| size as usize);

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use cpu_kernels::{KvCache, KvView, QuantizedHeads, Queries};
+use cpu_kernels::{Floats, KvCache, KvView, QuantizedHeads, Queries};
 use mlx_rs::{Array, Dtype, error::Result};
 
 use super::{
@@ -144,28 +144,51 @@ fn view<'a>(arrays: &[Input<'a>], scheme: Option<QuantizationScheme>) -> KernelR
 /// Copies the vectors of one row of `new` `[rows, heads, tokens, width]` into the slots of `kept` `[1, heads, capacity, width]`
 /// from `slot` on.
 fn write(new: Input<'_>, row: usize, kept: Input<'_>, slot: usize) -> KernelResult {
+    let &[_, heads, tokens, width] = new.shape() else {
+        return Err("vectors that are not [rows, heads, tokens, head_dim]".into());
+    };
+    let sizes = [heads, tokens, width].map(|size| size as usize);
     match kept.dtype() {
-        Some(Dtype::Float32) => write_as::<f32>(new, row, kept, slot),
-        Some(Dtype::Uint32) => write_as::<u32>(new, row, kept, slot),
-        Some(Dtype::Float16) => write_as::<half::f16>(new, row, kept, slot),
-        Some(Dtype::Bfloat16) => write_as::<half::bf16>(new, row, kept, slot),
+        Some(Dtype::Float32) => copy::<f32>(&new.elements()?, sizes, row, kept, slot),
+        Some(Dtype::Uint32) => copy::<u32>(&new.elements()?, sizes, row, kept, slot),
+        Some(Dtype::Float16) => copy::<half::f16>(&new.elements()?, sizes, row, kept, slot),
+        Some(Dtype::Bfloat16) => copy::<half::bf16>(&new.elements()?, sizes, row, kept, slot),
         other => Err(format!("keys and values are kept as {other:?}").into()),
     }
 }
 
-fn write_as<T: Element>(new: Input<'_>, row: usize, kept: Input<'_>, slot: usize) -> KernelResult {
-    let (&[_, heads, tokens, width], &[1, _, capacity, _]) = (new.shape(), kept.shape()) else {
-        return Err("vectors that are not [rows, heads, tokens, head_dim]".into());
+/// The same of floats: heads, tokens and width are `sizes`.
+pub(super) fn keep(
+    new: Floats<'_>,
+    sizes: [usize; 3],
+    row: usize,
+    kept: Input<'_>,
+    slot: usize,
+) -> KernelResult {
+    match new {
+        Floats::F32(new) => copy(new, sizes, row, kept, slot),
+        Floats::F16(new) => copy(new, sizes, row, kept, slot),
+        Floats::Bf16(new) => copy(new, sizes, row, kept, slot),
+    }
+}
+
+fn copy<T: Element>(
+    new: &[T],
+    [heads, tokens, width]: [usize; 3],
+    row: usize,
+    kept: Input<'_>,
+    slot: usize,
+) -> KernelResult {
+    let &[1, _, capacity, _] = kept.shape() else {
+        return Err("keys or values that are not [1, heads, capacity, head_dim]".into());
     };
-    let [heads, tokens, width, capacity] = [heads, tokens, width, capacity].map(|size| size as usize);
-    let vectors = new.elements::<T>()?;
     // SAFETY: the memory is the row's alone, and what reads it later runs after this function on the stream: see `KvSlot`.
     let kept = unsafe { kept.elements_mut::<T>()? };
     for head in 0..heads {
         let from = (row * heads + head) * tokens * width;
-        let to = (head * capacity + slot) * width;
+        let to = (head * capacity as usize + slot) * width;
         let (Some(from), Some(to)) =
-            (vectors.get(from..from + tokens * width), kept.get_mut(to..to + tokens * width))
+            (new.get(from..from + tokens * width), kept.get_mut(to..to + tokens * width))
         else {
             return Err("a slot beyond the end".into());
         };

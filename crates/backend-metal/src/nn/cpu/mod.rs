@@ -6,6 +6,7 @@ mod in_place;
 mod kernel;
 mod operand;
 mod product;
+mod recording;
 mod recurrence;
 mod routing;
 mod vectors;
@@ -15,10 +16,12 @@ pub(crate) use cpu_kernels::Draw;
 pub(super) use in_place::{KvSlot, attend_in_place};
 pub(crate) use kernel::start_kernels;
 pub(super) use product::{Operand, gather_matmul, matmul, matmul_differentiable};
+pub(super) use recording::RecordedExperts;
+pub(crate) use recording::{Recording, Value};
 pub(super) use recurrence::{
     ConvWeights, GateNorm, HeadSizes, RecurrentLayer, Rule, causal_conv, recurrent_layer,
 };
-pub(super) use routing::{Picking, route};
+pub(super) use routing::{Picking, mix, route};
 pub(super) use vectors::{
     Halves, NormWeight, activate, add_rms_norm, argmax, ban, draw, glu, layer_norm, rms_norm,
 };

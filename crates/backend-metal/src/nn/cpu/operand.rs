@@ -39,14 +39,7 @@ impl<'a> FloatView<'a> {
 
     /// Those from element `start` on.
     pub(super) fn from(&self, start: usize) -> Floats<'_> {
-        fn tail<T>(floats: &[T], start: usize) -> &[T] {
-            floats.get(start..).unwrap_or_default()
-        }
-        match self {
-            Self::F32(floats) => Floats::F32(tail(floats, start)),
-            Self::F16(floats) => Floats::F16(tail(floats, start)),
-            Self::Bf16(floats) => Floats::Bf16(tail(floats, start)),
-        }
+        tail(self.floats(), start)
     }
 
     pub(super) fn floats(&self) -> Floats<'_> {
@@ -55,6 +48,15 @@ impl<'a> FloatView<'a> {
             Self::F16(floats) => Floats::F16(floats),
             Self::Bf16(floats) => Floats::Bf16(floats),
         }
+    }
+}
+
+/// Those from element `start` on.
+pub(super) fn tail(floats: Floats<'_>, start: usize) -> Floats<'_> {
+    match floats {
+        Floats::F32(floats) => Floats::F32(floats.get(start..).unwrap_or_default()),
+        Floats::F16(floats) => Floats::F16(floats.get(start..).unwrap_or_default()),
+        Floats::Bf16(floats) => Floats::Bf16(floats.get(start..).unwrap_or_default()),
     }
 }
 
@@ -106,12 +108,10 @@ impl<'a> Vectors<'a> {
     /// Those of one row.
     pub(super) fn heads(&self, row: usize) -> KernelResult<Heads<'a>> {
         let start = row * self.strides[0];
-        let data = match self.data {
-            Floats::F32(data) => data.get(start..).map(Floats::F32),
-            Floats::F16(data) => data.get(start..).map(Floats::F16),
-            Floats::Bf16(data) => data.get(start..).map(Floats::Bf16),
-        };
-        let data = data.ok_or("a row beyond the end")?;
+        if start > self.data.len() {
+            return Err("a row beyond the end".into());
+        }
+        let data = tail(self.data, start);
         Ok(Heads { data, head_stride: self.strides[1], token_stride: self.strides[2] })
     }
 }

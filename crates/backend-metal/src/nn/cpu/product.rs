@@ -154,30 +154,31 @@ pub(in crate::nn) fn gather_matmul(
     Some(primitive_one(c"gather_matmul", &arrays, &sizes, dtype, move |inputs, output| {
         let [x, picks, weights @ ..] = inputs else { return Err("no inputs".into()) };
         let (x, picks) = (FloatView::of(*x)?, picks.elements::<u32>()?);
-        layout.with(weights, |w| Ok(kernels()?.gather_matmul(x.floats(), w, &picks, floats_mut(output)?)))
+        layout
+            .with(weights, |w| Ok(kernels()?.gather_matmul(x.floats(), w, None, &picks, floats_mut(output)?)))
     }))
 }
 
 /// A matrix or a stack of them as the graph has it.
-struct Stack<'a> {
-    layout: Layout,
+pub(super) struct Stack<'a> {
+    pub(super) layout: Layout,
     /// The elements, and the scales and biases of quantised ones.
-    arrays: Vec<&'a Array>,
+    pub(super) arrays: Vec<&'a Array>,
     /// The type of its elements, or of its groups' scales where those are floats that products take part of.
-    dtype: Option<Dtype>,
+    pub(super) dtype: Option<Dtype>,
 }
 
 /// How the arrays of a [`Stack`] are to be read.
 #[derive(Clone, Copy)]
-struct Layout {
-    count: usize,
-    outputs: usize,
-    inputs: usize,
+pub(super) struct Layout {
+    pub(super) count: usize,
+    pub(super) outputs: usize,
+    pub(super) inputs: usize,
     scheme: Option<cpu_kernels::Quantization>,
 }
 
 impl<'a> Stack<'a> {
-    fn of(matrix: &'a Operand<'a>) -> Option<Self> {
+    pub(super) fn of(matrix: &'a Operand<'a>) -> Option<Self> {
         match matrix {
             Operand::Dense(transposed) => {
                 let (count, inputs, outputs) = sizes(transposed)?;
@@ -207,7 +208,7 @@ fn sizes(stack: &Array) -> Option<(usize, usize, usize)> {
 
 impl Layout {
     /// Runs `work` on the matrices in these arrays.
-    fn with(
+    pub(super) fn with(
         self,
         arrays: &[Input<'_>],
         work: impl FnOnce(&Matrices<'_>) -> KernelResult<cpu_kernels::Result<()>>,

@@ -60,18 +60,34 @@ pub(in crate::nn) fn layer_norm(
     }))
 }
 
-/// An activation of each element.
-pub(in crate::nn) fn activate(x: &Array, activation: Activation) -> Option<Result<Array>> {
-    if ExecMode::current() != ExecMode::CpuKernels {
-        return None;
-    }
-    let activation = match activation {
+/// The kernel's activation.
+pub(super) fn element_activation(activation: Activation) -> Option<ElementActivation> {
+    Some(match activation {
         Activation::Silu => ElementActivation::Silu,
         Activation::Gelu => ElementActivation::Gelu,
         Activation::GeluTanh => ElementActivation::GeluTanh,
         Activation::Relu => ElementActivation::Relu,
         Activation::Relu2 => return None,
-    };
+    })
+}
+
+/// The kernel's gated linear unit.
+pub(super) fn gated_linear_unit(gating: Gating) -> Option<cpu_kernels::Glu> {
+    Some(match gating {
+        Gating::Glu(Activation::Silu) => cpu_kernels::Glu::Silu,
+        Gating::Glu(Activation::GeluTanh) => cpu_kernels::Glu::GeluTanh,
+        Gating::Glu(Activation::Gelu) => cpu_kernels::Glu::Gelu,
+        Gating::Glu(Activation::Relu | Activation::Relu2) => return None,
+        Gating::Clamped { alpha, limit } => cpu_kernels::Glu::Clamped { alpha, limit },
+    })
+}
+
+/// An activation of each element.
+pub(in crate::nn) fn activate(x: &Array, activation: Activation) -> Option<Result<Array>> {
+    if ExecMode::current() != ExecMode::CpuKernels {
+        return None;
+    }
+    let activation = element_activation(activation)?;
     let dtype = promoted([x.dtype()])?;
     Some(primitive_one(c"activate", &[x], x.shape(), dtype, move |inputs, output| {
         kernel_result(kernels()?.activate(
@@ -184,13 +200,7 @@ pub(in crate::nn) fn glu(halves: Halves<'_>, gating: Gating) -> Option<Result<Ar
     if ExecMode::current() != ExecMode::CpuKernels {
         return None;
     }
-    let gating = match gating {
-        Gating::Glu(Activation::Silu) => cpu_kernels::Glu::Silu,
-        Gating::Glu(Activation::GeluTanh) => cpu_kernels::Glu::GeluTanh,
-        Gating::Glu(Activation::Gelu) => cpu_kernels::Glu::Gelu,
-        Gating::Glu(Activation::Relu | Activation::Relu2) => return None,
-        Gating::Clamped { alpha, limit } => cpu_kernels::Glu::Clamped { alpha, limit },
-    };
+    let gating = gated_linear_unit(gating)?;
     let (arrays, share) = match halves {
         Halves::Apart(gates, ups) if gates.shape() == ups.shape() => (vec![gates, ups], 1),
         Halves::Joined(joined) | Halves::Interleaved(joined) if joined.dim(-1) % 2 == 0 => (vec![joined], 2),
