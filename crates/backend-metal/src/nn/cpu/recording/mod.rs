@@ -20,9 +20,9 @@ use super::{
 };
 use crate::mlx::primitive::{Input, Shape, primitive};
 
-/// Tokens of a pass, all rows together, that is recorded at most. The time between the kernels of larger ones is not worth it, and a prompt's
-/// layers are computed some at a time.
-const MAX_TOKENS: usize = 32;
+/// Rows and tokens of each that are recorded at most: decode steps, and drafts that are verified. The time between kernels is nothing beside
+/// that of larger passes, and a prompt's layers are computed some at a time, so that it can be given up.
+const MAX_SIZES: [usize; 2] = [32, 8];
 
 /// Vectors `[rows · tokens, width]` of the recording's type, which one of its kernels computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,7 +69,7 @@ impl<'p, 'a> Recording<'p, 'a> {
     pub(in crate::nn) fn new(x: &Array, pass: &'p mut ForwardPass<'a>) -> Option<(Self, Value)> {
         let &[rows, tokens, hidden] = x.shape() else { return None };
         let (sizes, dtype) = ([rows as usize, tokens as usize], promoted([x.dtype()])?);
-        if ExecMode::current() != ExecMode::CpuKernels || sizes[0] * sizes[1] > MAX_TOKENS {
+        if ExecMode::current() != ExecMode::CpuKernels || sizes[0] > MAX_SIZES[0] || sizes[1] > MAX_SIZES[1] {
             return None;
         }
         let mut recording = Self {
