@@ -76,7 +76,8 @@ impl<P: Bf16Dot> Bf16Gemv<'_, P> {
         for first in (0..count).step_by(SCALE_ROWS) {
             let outputs = SCALE_ROWS.min(count - first);
             scales.fill::<Avx512>(self.w, self.first + first, outputs);
-            scales.prefetch::<Avx512>(self.w, self.first + first + SCALE_ROWS, SCALE_ROWS);
+            // As far ahead as the matrix.
+            scales.prefetch::<Avx512>(self.w, self.first + first + 2 * SCALE_ROWS, SCALE_ROWS);
             let rows = &bytes[(self.first + first) * row_bytes..][..outputs * row_bytes];
             let mut vectors = [[_mm512_setzero_ps(); SCALE_ROWS]; M];
             for output in 0..outputs {
