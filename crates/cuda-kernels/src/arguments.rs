@@ -114,6 +114,22 @@ pub(crate) struct AttentionArgs {
     pub(crate) magnitude: f32,
 }
 
+/// `PackArgs`
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(C)]
+pub(crate) struct PackArgs {
+    pub(crate) x: DevicePtr,
+    pub(crate) y: DevicePtr,
+    pub(crate) x_out: DevicePtr,
+    pub(crate) a: DevicePtr,
+    pub(crate) out: DevicePtr,
+    pub(crate) sums: DevicePtr,
+    pub(crate) norm: VectorArg,
+    pub(crate) post: VectorArg,
+    pub(crate) k: u32,
+    pub(crate) eps: f32,
+}
+
 /// `EmbedArgs`
 #[derive(Debug, Clone, Copy, Default)]
 #[repr(C)]
@@ -192,4 +208,4 @@ macro_rules! arguments {
         const _: () = assert!(size_of::<$name>() == $size);
     )* };
 }
-arguments!(GemvArgs: 320, AttentionArgs: 160, EmbedArgs: 64, PlainArgs: 160, NormArgs: 80, ArgmaxArgs: 48);
+arguments!(GemvArgs: 320, PackArgs: 88, AttentionArgs: 160, EmbedArgs: 64, PlainArgs: 160, NormArgs: 80, ArgmaxArgs: 48);

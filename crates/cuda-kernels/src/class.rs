@@ -3,7 +3,7 @@
 use crate::{Error, Result, state::MAX_ROWS};
 
 /// Numbers of rows that steps are captured for. Fewer rows run in the next larger one, and the others are idle.
-pub const BUCKETS: [usize; 4] = [1, 2, 4, 8];
+pub const BUCKETS: [usize; 6] = [1, 2, 4, 8, 16, 32];
 
 /// Positions that steps are captured for: the blocks of attention depend on them.
 const LENGTHS: [usize; 4] = [2048, 4096, 8192, i32::MAX as usize];
@@ -53,6 +53,7 @@ mod tests {
         assert_eq!(of(3, 2048), Some((4, 2048)));
         assert_eq!(of(8, 2049), Some((8, 4096)));
         assert_eq!(of(8, 100_000), Some((8, i32::MAX as usize)));
-        assert_eq!([of(0, 1), of(9, 1), of(1, 1 << 31)], [None; 3]);
+        assert_eq!([of(9, 1), of(17, 1)], [Some((16, 2048)), Some((32, 2048))]);
+        assert_eq!([of(0, 1), of(33, 1), of(1, 1 << 31)], [None; 3]);
     }
 }

@@ -215,7 +215,7 @@ impl Executor {
             let place = layer * MAX_ROWS + row;
             self.state.tables.set(place, [keys.0, values.0], *capacity as i32);
         }
-        self.state.tables.write()
+        Ok(())
     }
 
     /// Tells what a row reads next, or that it is idle. Waits for steps that run.
@@ -266,6 +266,7 @@ impl Executor {
         states.iter().try_for_each(|row| row.check_room(steps))?;
         let longest = states.iter().filter_map(|row| row.position).max().unwrap_or(0) + steps;
         self.prepare(rows, longest, logits)?;
+        self.state.tables.write()?;
         let step = &self.steps[&Class::of(rows, longest, logits)?];
         for _ in 0..steps {
             self.stream.replay(&step.graph)?;

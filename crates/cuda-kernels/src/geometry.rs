@@ -6,9 +6,9 @@ use crate::{
 };
 
 /// Stages of a ring, as the source bounds them.
-const MAX_STAGES: usize = 16;
+pub(crate) const MAX_STAGES: usize = 16;
 /// Warps that multiply.
-const WARPS: usize = 8;
+pub(crate) const WARPS: usize = 8;
 /// Bytes that a stage of a dense matrix has at most, without padding, and one of a quantised matrix.
 const STAGE: [usize; 2] = [32 << 10, 16 << 10];
 /// Bytes of shared memory that attention may need beside a dense product. (Quantised ones are bound by arithmetic.)
@@ -132,7 +132,7 @@ impl Geometry {
 }
 
 /// Whether matrices of one layout and one number of columns lie where 16-byte copies can read them.
-fn can_copy(weights: &[Weight]) -> bool {
+pub(crate) fn can_copy(weights: &[Weight]) -> bool {
     weights.iter().all(|weight| {
         let addresses = [weight.data, weight.scales, weight.biases];
         weight.layout == weights[0].layout
@@ -143,7 +143,7 @@ fn can_copy(weights: &[Weight]) -> bool {
 }
 
 /// Bytes from one row of a piece to the next in shared memory: four lanes that read rows at once meet no bank twice.
-fn row_stride(bytes: usize, bits: usize, sub: usize) -> usize {
+pub(crate) fn row_stride(bytes: usize, bits: usize, sub: usize) -> usize {
     // Bytes that four lanes read of a row at once. Rows that far apart (mod 128) share no bank.
     let wanted = match (bits, sub) {
         (16, _) => 64,

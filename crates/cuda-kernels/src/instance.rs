@@ -3,11 +3,12 @@
 use crate::spec::{Activation, Half, Layout};
 
 /// Everything the kernels are made of, in the order of inclusion.
-const SOURCES: [&str; 6] = [
+const SOURCES: [&str; 7] = [
     include_str!("kernels/common.cuh"),
     include_str!("kernels/unpack.cuh"),
     include_str!("kernels/tiles.cuh"),
     include_str!("kernels/gemv.cuh"),
+    include_str!("kernels/batch.cuh"),
     include_str!("kernels/attention.cuh"),
     include_str!("kernels/token.cuh"),
 ];
@@ -59,6 +60,19 @@ pub(crate) enum Instance {
         prologue: Prologue,
         epilogue: Epilogue,
     },
+    Pack {
+        half: Half,
+        rows: u32,
+        layout: Layout,
+        prologue: Prologue,
+    },
+    Batch {
+        half: Half,
+        rows: u32,
+        layout: Layout,
+        subtiles: u32,
+        epilogue: Epilogue,
+    },
     Plain {
         half: Half,
         layout: Layout,
@@ -94,6 +108,15 @@ impl Instance {
                     prologue as u32
                 )
             }
+            Self::Pack { rows, layout, prologue, .. } => {
+                let (bits, group) = layout.parameters();
+                format!("pack_r{rows}_b{bits}_g{group}_p{}", prologue as u32)
+            }
+            Self::Batch { rows, layout, subtiles, epilogue, .. } => {
+                let (epilogue, activation) = epilogue.parameters();
+                let (bits, group) = layout.parameters();
+                format!("batch_r{rows}_b{bits}_g{group}_t{subtiles}_e{epilogue}_a{activation}")
+            }
             Self::Plain { layout, epilogue, .. } => {
                 let (epilogue, activation) = epilogue.parameters();
                 let (bits, group) = layout.parameters();
@@ -124,6 +147,8 @@ impl Instance {
     fn half(&self) -> Half {
         match *self {
             Self::Gemv { half, .. }
+            | Self::Pack { half, .. }
+            | Self::Batch { half, .. }
             | Self::Plain { half, .. }
             | Self::Attention { half, .. }
             | Self::Embed { half, .. }
@@ -146,6 +171,16 @@ impl Instance {
                         "gemv<{rows}, {bits}, {group}, {even}, {subtiles}, {prologue}, {epilogue}, {activation}>"
                     ),
                 )
+            }
+            Self::Pack { rows, layout, prologue, .. } => {
+                let (bits, group) = layout.parameters();
+                ("PackArgs", "256", format!("pack<{rows}, {bits}, {group}, {}>", prologue as u32))
+            }
+            Self::Batch { rows, layout, subtiles, epilogue, .. } => {
+                let (epilogue, activation) = epilogue.parameters();
+                let (bits, group) = layout.parameters();
+                let call = format!("batch<{rows}, {bits}, {group}, {subtiles}, {epilogue}, {activation}>");
+                ("GemvArgs", "416, 1", call)
             }
             Self::Plain { layout, epilogue, .. } => {
                 let (epilogue, activation) = epilogue.parameters();

@@ -11,8 +11,13 @@ use crate::{
     stream::Size,
 };
 
+mod batch;
+
 /// Positions that a block of attention takes before another cluster helps, as the source says.
 const BLOCK_POSITIONS: usize = 256;
+
+/// Rows of x that `gemv` multiplies at once, at most.
+const MOST_AT_ONCE: usize = 8;
 
 /// What a launch is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -273,10 +278,13 @@ impl<'a> Planner<'a> {
         self.product(&Product { part, weights, input: Input::Halves(input), epilogue, out, out_stride });
     }
 
-    /// A product by `gemv`, of as many rows at once as shared memory holds, or a plain one.
+    /// A product by `batch` where there are many rows, by `gemv`, of as many rows at once as shared memory holds, or a plain one.
     fn product(&mut self, product: &Product<'a>) {
+        if let Some(geometry) = batch::Geometry::new(product, self.rows, self.limits) {
+            return self.batch(product, geometry);
+        }
         let gated = matches!(product.epilogue, Epilogue::Gated(_));
-        let mut at_once = self.rows;
+        let mut at_once = self.rows.min(MOST_AT_ONCE);
         let geometry = loop {
             if let Some(geometry) = Geometry::new(product.weights, gated, at_once, self.limits) {
                 break geometry;
@@ -359,7 +367,7 @@ impl<'a> Planner<'a> {
     }
 
     fn plain(&mut self, product: &Product<'a>) {
-        let (spec, state) = (self.spec, self.state);
+        let spec = self.spec;
         let k = product.weights[0].columns;
         let a = match product.input {
             Input::Halves(a) => a,
@@ -393,18 +401,24 @@ impl<'a> Planner<'a> {
         let instance = Instance::Plain { half: self.half(), layout, epilogue: product.epilogue };
         self.push(product.part, instance, Size::new([outputs(product).div_ceil(8), 1, 1], 256, 0), &argument);
         if product.epilogue == Epilogue::Logits {
-            let argument = ArgmaxArgs {
-                logits: product.out,
-                token: state.token.ptr(),
-                position: state.position.ptr(),
-                history: state.history.ptr(),
-                steps: state.steps.ptr(),
-                n: spec.vocabulary() as u32,
-                history_len: state.history_len as u32,
-            };
-            let instance = Instance::Argmax { half: self.half() };
-            self.push(product.part, instance, Size::new([self.rows, 1, 1], 1024, 0), &argument);
+            self.argmax(product);
         }
+    }
+
+    /// Chooses tokens by logits that a product has stored.
+    fn argmax(&mut self, product: &Product<'a>) {
+        let state = self.state;
+        let argument = ArgmaxArgs {
+            logits: product.out,
+            token: state.token.ptr(),
+            position: state.position.ptr(),
+            history: state.history.ptr(),
+            steps: state.steps.ptr(),
+            n: self.spec.vocabulary() as u32,
+            history_len: state.history_len as u32,
+        };
+        let instance = Instance::Argmax { half: self.half() };
+        self.push(product.part, instance, Size::new([self.rows, 1, 1], 1024, 0), &argument);
     }
 
     /// Normalised rows, as halves.

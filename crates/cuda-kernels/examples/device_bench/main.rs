@@ -52,7 +52,8 @@ fn bench(
     let device = compiler.device();
     let (spec, _buffers) = model.build(device, random)?;
     let options = Options { history: 16, early_start, ..Options::default() };
-    let caches = (0..8).map(|_| model.caches(device, random)).collect::<Result<Vec<_>>>()?;
+    let many = env::var_os("ROWS").is_some();
+    let caches = (0..if many { 32 } else { 1 }).map(|_| model.caches(device, random)).collect::<Result<Vec<_>>>()?;
     // SAFETY: weights and caches live as long as this function; the executor is dropped first.
     let mut executor = unsafe { Executor::new(compiler.clone(), spec, options)? };
     for (row, layers) in caches.iter().enumerate() {
@@ -63,9 +64,9 @@ fn bench(
         };
         executor.set_caches(row, &layers.iter().map(cache).collect::<Vec<_>>())?;
     }
-    for (rows, prompt) in [1, 2, 4, 8].into_iter().flat_map(|rows| [(rows, 32), (rows, 2048)]) {
+    for (rows, prompt) in [1, 2, 4, 8, 16, 32].into_iter().flat_map(|rows| [(rows, 32), (rows, 2048)]) {
         let extra = rows > 1 || prompt > 32;
-        if extra && !early_start || rows > 1 && env::var_os("ROWS").is_none() {
+        if extra && !early_start || rows > 1 && !many {
             continue;
         }
         let mut rates = (0..3).map(|_| rate(&mut executor, rows, prompt)).collect::<Result<Vec<_>>>()?;
@@ -79,7 +80,7 @@ fn bench(
             1e3 / rates[1],
             100.0 * bytes * rates[1] / bandwidth,
         );
-        if early_start && (rows == 1 || (rows == 8 && prompt == 32)) {
+        if early_start && (rows == 1 || (rows >= 8 && prompt == 32)) {
             print_parts(&mut executor, [rows, prompt + 16 + STEPS])?;
         }
     }
@@ -101,7 +102,7 @@ fn print_parts(executor: &mut Executor, [rows, positions]: [usize; 2]) -> Result
 
 /// Steps for each second.
 fn rate(executor: &mut Executor, rows: usize, prompt: usize) -> Result<f64> {
-    for row in 0..8 {
+    for row in 0..32 {
         let next = Row { token: 17 + row as u32, position: prompt };
         executor.set_row(row, (row < rows).then_some(next))?;
     }

@@ -197,12 +197,13 @@ struct Turn {
   }
 };
 
-// Where row 0 of subtile `rt` of a tile lies: the matrix, and the row in it.
+// Where row 0 of subtile `rt` of a tile lies: the matrix, and the row in it. Of a gated tile the first half is of the first matrix.
 template <int RT, bool GATED>
-DEVICE u32 locate(const GemvArgs& a, u32 tile, int rt, const Matrix*& m) {
-  u32 row = GATED ? tile * 8 : (tile * RT + rt) * 8, index = 0;
+DEVICE u32 locate(const GemvArgs& a, u32 tile, u32 rt, const Matrix*& m) {
+  constexpr u32 EACH = GATED ? RT / 2 : RT;
+  u32 row = (tile * EACH + (GATED ? rt % EACH : rt)) * 8, index = 0;
   if (GATED) {
-    index = rt;
+    index = rt / EACH;
   } else {
 #pragma unroll
     for (u32 i = 0; i < 2; i++)

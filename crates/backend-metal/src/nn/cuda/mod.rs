@@ -10,6 +10,6 @@ mod spec;
 pub(crate) use cuda_kernels::Pending;
 
 pub(crate) use self::{
-    decoder::{CudaDecoder, Lane},
+    decoder::CudaDecoder,
     spec::{Description, SpecBuilder, Unsupported},
 };

@@ -1,0 +1,165 @@
+//! Products of 16 and 32 rows: x is packed by a kernel of its own, and pieces of it are copied beside those of the matrix.
+
+use super::{Input, Planner, Product, outputs};
+use crate::{
+    arguments::{GemvArgs, PackArgs},
+    geometry::{Limits, MAX_STAGES, WARPS, can_copy, row_stride},
+    instance::{Epilogue, Instance, Prologue},
+    spec::Layout,
+    stream::Size,
+};
+
+/// Eights of rows that a tile may have.
+const SUBTILES: [usize; 5] = [1, 2, 3, 4, 6];
+/// As many for quantised matrices: with six, registers would not do.
+const QUANTIZED_SUBTILES: usize = 4;
+/// Shared memory that a block leaves to the kernels before and after it.
+const SPARE: usize = 4 << 10;
+/// Threads of a block: warps that multiply, four that copy, and one for the copy engine.
+const THREADS: u32 = 416;
+
+/// How such a product is cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Geometry {
+    tiles: usize,
+    grid: usize,
+    pieces: usize,
+    stages: usize,
+    stride: usize,
+    subtiles: usize,
+    shared: usize,
+}
+
+impl Geometry {
+    /// The fastest geometry; `None` where rows are few, or addresses and sizes are not multiples of what copies need.
+    pub(super) fn new(product: &Product<'_>, rows: usize, limits: Limits) -> Option<Self> {
+        let weights = product.weights;
+        let (layout, k) = (weights[0].layout, weights[0].columns);
+        let scales_fit = layout == Layout::Dense || layout.groups(k).is_multiple_of(2);
+        let fits = can_copy(weights) && k.is_multiple_of(sub(layout)) && layout.row_bytes(k).is_multiple_of(16);
+        if rows < 16 || !fits || !scales_fit {
+            return None;
+        }
+        let gated = matches!(product.epilogue, Epilogue::Gated(_));
+        let geometries = SUBTILES.into_iter().rev().filter_map(|subtiles| {
+            let all: usize = weights.iter().map(|weight| weight.rows).sum();
+            if layout != Layout::Dense && subtiles > QUANTIZED_SUBTILES {
+                return None;
+            }
+            // Half of a gated tile is of each matrix.
+            let fits = all.is_multiple_of(8 * subtiles) && !(gated && subtiles % 2 == 1);
+            fits.then(|| Self::of(layout, k, rows, subtiles, all / (8 * subtiles), limits)).flatten()
+        });
+        geometries.min_by_key(|geometry| geometry.cost(layout, k, rows))
+    }
+
+    fn of(
+        layout: Layout,
+        k: usize,
+        rows: usize,
+        subtiles: usize,
+        tiles: usize,
+        limits: Limits,
+    ) -> Option<Self> {
+        let (bits, group) = layout.parameters();
+        let (bits, group, sub) = (bits as usize, group as usize, sub(layout));
+        let quantized = layout != Layout::Dense;
+        let piece = WARPS * sub;
+        let stride = row_stride(piece * bits / 8, bits, sub);
+        // As `Batch` in the source: x with sums of groups, W, scales and biases.
+        let of_groups = |bytes: usize| if quantized { bytes } else { 0 };
+        let stage = piece * rows * 2
+            + of_groups(WARPS * rows * 4)
+            + 8 * subtiles * (stride + of_groups(2 * (piece / group * 2)));
+        let red_stride = subtiles * 4 + if subtiles % 2 == 0 { 4 } else { 0 };
+        let fixed = 2 * MAX_STAGES * 8 + WARPS * rows * red_stride * 8;
+        let stages = (limits.shared - SPARE).checked_sub(fixed)? / stage;
+        (stages >= 2).then(|| Self {
+            tiles,
+            grid: tiles.min(limits.multiprocessors),
+            pieces: k.div_ceil(piece),
+            stages: stages.min(MAX_STAGES),
+            stride,
+            subtiles,
+            shared: fixed + stages.min(MAX_STAGES) * stage,
+        })
+    }
+
+    /// What a multiprocessor reads: the matrix from memory, x from the second cache, which takes half as long.
+    fn cost(&self, layout: Layout, k: usize, rows: usize) -> usize {
+        self.tiles.div_ceil(self.grid) * (8 * self.subtiles * layout.row_bytes(k) + rows * k)
+    }
+}
+
+/// Columns that a warp multiplies at once.
+fn sub(layout: Layout) -> usize {
+    match layout {
+        Layout::Dense | Layout::Affine { group: 32, .. } => 32,
+        Layout::Affine { .. } => 64,
+    }
+}
+
+impl<'a> Planner<'a> {
+    /// Packs x and multiplies it.
+    pub(super) fn batch(&mut self, product: &Product<'a>, geometry: Geometry) {
+        let (spec, state, rows) = (self.spec, self.state, self.rows as u32);
+        let (layout, k) = (product.weights[0].layout, product.weights[0].columns);
+        self.pack(product);
+        let mut argument = GemvArgs {
+            x: state.packed_sums.ptr(),
+            a: state.packed.ptr(),
+            out: product.out,
+            k: k as u32,
+            n: outputs(product) as u32,
+            tiles: geometry.tiles as u32,
+            pieces: geometry.pieces as u32,
+            stages: geometry.stages as u32,
+            row_bytes: layout.row_bytes(k) as u32,
+            stride: geometry.stride as u32,
+            out_stride: product.out_stride as u32,
+            cap: spec.logit_cap.unwrap_or(0.0),
+            scale: spec.logit_scale,
+            ..GemvArgs::default()
+        };
+        for (matrix, weight) in argument.matrices.iter_mut().zip(product.weights) {
+            *matrix = weight.into();
+        }
+        let (half, subtiles, epilogue) = (self.half(), geometry.subtiles as u32, product.epilogue);
+        let instance = Instance::Batch { half, rows, layout, subtiles, epilogue };
+        let size = Size::new([geometry.grid, 1, 1], THREADS, geometry.shared as u32);
+        self.push(product.part, instance, size, &argument);
+        if epilogue == Epilogue::Logits {
+            self.argmax(product);
+        }
+    }
+
+    fn pack(&mut self, product: &Product<'a>) {
+        let (layout, k) = (product.weights[0].layout, product.weights[0].columns);
+        let mut argument = PackArgs {
+            out: self.state.packed.ptr(),
+            sums: self.state.packed_sums.ptr(),
+            k: k as u32,
+            eps: self.spec.eps,
+            ..PackArgs::default()
+        };
+        let prologue = match product.input {
+            Input::Halves(a) => {
+                argument.a = a;
+                Prologue::Copy
+            }
+            Input::Normed(x, norm) => {
+                (argument.x, argument.norm) = (x, norm.into());
+                Prologue::Norm
+            }
+            Input::Sandwich { x, y, post, norm, out } => {
+                (argument.x, argument.y, argument.x_out) = (x, y, out);
+                (argument.norm, argument.post) = (norm.into(), post.into());
+                Prologue::Sandwich
+            }
+        };
+        // Rows that are only copied are shared by blocks of 2,048 columns.
+        let blocks = if prologue == Prologue::Copy { k.div_ceil(2048) } else { 1 };
+        let instance = Instance::Pack { half: self.half(), rows: self.rows as u32, layout, prologue };
+        self.push(product.part, instance, Size::new([self.rows, blocks, 1], 256, 0), &argument);
+    }
+}
