@@ -82,6 +82,7 @@ pub(crate) enum Instance {
         half: Half,
         head_dim: u32,
         heads: u32,
+        deep: bool,
     },
     Embed {
         half: Half,
@@ -122,7 +123,9 @@ impl Instance {
                 let (bits, group) = layout.parameters();
                 format!("plain_b{bits}_g{group}_e{epilogue}_a{activation}")
             }
-            Self::Attention { head_dim, heads, .. } => format!("attention_d{head_dim}_h{heads}"),
+            Self::Attention { head_dim, heads, deep, .. } => {
+                format!("attention_d{head_dim}_h{heads}_v{}", u32::from(deep))
+            }
             Self::Embed { layout, .. } => {
                 let (bits, group) = layout.parameters();
                 format!("embed_b{bits}_g{group}")
@@ -187,10 +190,10 @@ impl Instance {
                 let (bits, group) = layout.parameters();
                 ("PlainArgs", "256", format!("plain<{bits}, {group}, {epilogue}, {activation}>"))
             }
-            Self::Attention { head_dim, heads, .. } => {
+            Self::Attention { head_dim, heads, deep, .. } => {
                 // Few registers leave room for the products that start meanwhile; more heads need all they can get.
-                let bounds = if heads <= 2 { "256, 3" } else { "256" };
-                ("AttentionArgs", bounds, format!("attention<{head_dim}, {heads}>"))
+                let bounds = if heads <= 2 && !deep { "256, 3" } else { "256" };
+                ("AttentionArgs", bounds, format!("attention<{head_dim}, {heads}, {deep}>"))
             }
             Self::Embed { layout, .. } => {
                 let (bits, group) = layout.parameters();

@@ -16,6 +16,9 @@ mod batch;
 /// Positions that a block of attention takes before another cluster helps, as the source says.
 const BLOCK_POSITIONS: usize = 256;
 
+/// Copies of keys and values that are on their way at once, as the source says.
+const ATTENTION_DEPTH: usize = 4;
+
 /// Rows of x that `gemv` multiplies at once, at most.
 const MOST_AT_ONCE: usize = 8;
 
@@ -249,7 +252,11 @@ impl<'a> Planner<'a> {
         let dim = spec.head_dim;
         // Queries, the new key and value, the rotation, and the sums of eight warps with their states.
         let shared = 4 * (heads * dim + 4 * dim + 18 * heads + 8 * heads * dim);
-        let instance = Instance::Attention { half: self.half(), head_dim: dim as u32, heads: heads as u32 };
+        // With many rows, keys and values on their way as well, two vectors of 16 bytes of each for a thread.
+        let deep = self.rows > MOST_AT_ONCE;
+        let shared = shared + if deep { ATTENTION_DEPTH * 2 * 2 * 256 * 16 + 16 } else { 0 };
+        let instance =
+            Instance::Attention { half: self.half(), head_dim: dim as u32, heads: heads as u32, deep };
         let grid = [clusters * cluster, spec.kv_heads * parts, self.rows];
         let size = Size { cluster: cluster as u32, ..Size::new(grid, 256, shared as u32) };
         self.push(Part::Attention, instance, size, &argument);

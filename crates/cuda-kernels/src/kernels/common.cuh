@@ -154,6 +154,16 @@ DEVICE void barrier_wait(u64* bar, u32 parity) {
 DEVICE void copy16(u32 to, const void* from) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
 }
+// The same, or zeros.
+DEVICE void copy16_or_zero(u32 to, const void* from, bool there) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(there ? 16 : 0) : "memory");
+}
+// Copies so far are a group; all but so many of the last groups are there.
+DEVICE void copies_end_group() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int GROUPS>
+DEVICE void wait_for_groups() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(GROUPS) : "memory");
+}
 // A copy of 4 bytes.
 DEVICE void copy4(u32 to, const void* from) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to), "l"(from) : "memory");
