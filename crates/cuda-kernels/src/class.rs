@@ -8,13 +8,16 @@ pub const BUCKETS: [usize; 6] = [1, 2, 4, 8, 16, 32];
 /// Positions that steps are captured for: the blocks of attention depend on them.
 const LENGTHS: [usize; 4] = [2048, 4096, 8192, i32::MAX as usize];
 
-/// Whether a step stores its logits, for [`logits`](crate::Executor::logits) or at [`Options::logits`](crate::Options::logits).
+/// What a step does with its logits. Those that are stored are there for [`logits`](crate::Executor::logits) or at
+/// [`Options::logits`](crate::Options::logits).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Logits {
-    /// It chooses tokens only.
+    /// It chooses the likeliest tokens only.
     Discard,
-    /// It stores them.
+    /// It does so, and stores them.
     Keep,
+    /// It stores them, and chooses each row's token as [`set_sampling`](crate::Executor::set_sampling) says.
+    Draw,
 }
 
 /// What steps are captured for.

@@ -11,6 +11,7 @@ const SOURCES: [&str; 7] = [
     include_str!("kernels/batch.cuh"),
     include_str!("kernels/attention.cuh"),
     include_str!("kernels/token.cuh"),
+    include_str!("kernels/draw.cuh"),
 ];
 
 /// What is done to x before a product.
@@ -94,6 +95,9 @@ pub(crate) enum Instance {
     Argmax {
         half: Half,
     },
+    Draw {
+        half: Half,
+    },
 }
 
 impl Instance {
@@ -132,6 +136,7 @@ impl Instance {
             }
             Self::Norm { .. } => "norm_only".to_owned(),
             Self::Argmax { .. } => "argmax_rows".to_owned(),
+            Self::Draw { .. } => "draw_rows".to_owned(),
         }
     }
 
@@ -156,7 +161,8 @@ impl Instance {
             | Self::Attention { half, .. }
             | Self::Embed { half, .. }
             | Self::Norm { half }
-            | Self::Argmax { half } => half,
+            | Self::Argmax { half }
+            | Self::Draw { half } => half,
         }
     }
 
@@ -201,6 +207,7 @@ impl Instance {
             }
             Self::Norm { .. } => ("NormArgs", "256", "norm_rows".to_owned()),
             Self::Argmax { .. } => ("ArgmaxArgs", "1024", "argmax".to_owned()),
+            Self::Draw { .. } => ("DrawArgs", "1024", "draw".to_owned()),
         }
     }
 }

@@ -6,6 +6,7 @@
 //! | `batch`, `pack` | every product of 16 and 32 rows, and what puts their input in order | `kernels/batch.cuh` |
 //! | `attention` | norms and rotates queries and the key, writes the cache, attends | `kernels/attention.cuh` |
 //! | `embed` | embeddings of tokens | `kernels/token.cuh` |
+//! | `draw` | draws tokens from their logits: temperature, top-p, min-p, top-k | `kernels/draw.cuh` |
 //! | `plain`, `norm_only`, `argmax_rows` | the same, where a shape or an address is no multiple of what `gemv` and `batch` take; the choice of tokens of 16 and 32 rows | `kernels/token.cuh` |
 //!
 //! A step of a layer is five launches, or nine of 16 and 32 rows. [`DecoderSpec`] describes a decoder, [`Executor`] captures its steps, [`Compiler`] compiles
@@ -29,6 +30,7 @@ mod geometry;
 mod instance;
 mod memory;
 mod options;
+mod sampling;
 mod spec;
 mod state;
 mod step;
@@ -41,6 +43,7 @@ pub use error::{Error, Result};
 pub use executor::{Executor, Pending, Row};
 pub use memory::{Buffer, DevicePtr, Plain};
 pub use options::Options;
+pub use sampling::Sampling;
 pub use spec::{
     Activation, AttentionSpec, Cache, DecoderSpec, Half, LayerSpec, Layout, MlpSpec, NormWeight, RopeSpec,
     Weight,

@@ -3,7 +3,7 @@
 use std::{mem, sync::Arc};
 
 use crate::{
-    BUCKETS, Buffer, Device, DevicePtr, Error, Options, Result, memory::HostBuffer, spec::DecoderSpec,
+    BUCKETS, Buffer, Device, DevicePtr, Error, Options, Result, Sampling, memory::HostBuffer, spec::DecoderSpec,
 };
 
 /// Rows of the largest bucket.
@@ -52,6 +52,8 @@ pub(crate) struct State {
     pub(crate) part_state: Buffer,
     /// Counters of blocks, all zero between kernels.
     pub(crate) tickets: Buffer,
+    /// How each row chooses its tokens: see [`Sampling::words`].
+    pub(crate) draws: Buffer,
     /// Counters of tiles, u32, one for each product of a step; all zero between kernels.
     pub(crate) tiles: Buffer,
     /// The best token of each block.
@@ -135,6 +137,7 @@ impl State {
             part: zeroed(2 * width * MAX_CLUSTERS, 4)?,
             part_state: zeroed(2 * spec.heads * MAX_CLUSTERS, 8)?,
             tickets: zeroed(spec.heads + 1, 4)?,
+            draws: zeroed(size_of_val(&Sampling::GREEDY), 1)?,
             tiles: zeroed(PRODUCTS * spec.layers.len() + 1, 4)?,
             best: zeroed(blocks, 4)?,
             best_index: zeroed(blocks, 4)?,

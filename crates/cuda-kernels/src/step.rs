@@ -1,11 +1,12 @@
 //! The launches of one step of a decoder: each row reads its token, and the next is chosen.
 
 use crate::{
-    DevicePtr,
-    arguments::{ArgmaxArgs, Argument, AttentionArgs, EmbedArgs, GemvArgs, NormArgs, PlainArgs},
+    DevicePtr, Result,
+    arguments::{ArgmaxArgs, Argument, AttentionArgs, DrawArgs, EmbedArgs, GemvArgs, NormArgs, PlainArgs},
     class::{Class, Logits},
     geometry::{Geometry, Limits},
     instance::{Epilogue, Instance, Prologue},
+    sampling::DrawSize,
     spec::{AttentionSpec, DecoderSpec, Half, LayerSpec, NormWeight, Weight},
     state::{MAX_CLUSTERS, MAX_ROWS, State},
     stream::Size,
@@ -37,8 +38,10 @@ pub enum Part {
     GateUp,
     /// Down.
     Down,
-    /// Norm, logits, the choice of a token.
+    /// Norm, logits, the choice of the likeliest token.
     Head,
+    /// The draw of a token.
+    Draw,
 }
 
 /// A launch before its kernel is compiled.
@@ -91,7 +94,7 @@ impl<'a> Planner<'a> {
         state: &'a State,
         limits: Limits,
         class: Class,
-    ) -> Vec<Planned> {
+    ) -> Result<Vec<Planned>> {
         let mut planner =
             Self { spec, state, limits, rows: class.rows, class, launches: Vec::new(), counters: 0 };
         planner.embed();
@@ -143,7 +146,10 @@ impl<'a> Planner<'a> {
             out: state.logits,
             out_stride: spec.vocabulary(),
         });
-        planner.launches
+        if class.logits == Logits::Draw {
+            planner.draw()?;
+        }
+        Ok(planner.launches)
     }
 
     fn push(&mut self, part: Part, instance: Instance, size: Size, argument: &impl Argument) {
@@ -345,7 +351,10 @@ impl<'a> Planner<'a> {
             argument.best = row(state.best.ptr(), 4 * geometry.grid as usize);
             argument.best_index = row(state.best_index.ptr(), 4 * geometry.grid as usize);
             argument.ticket = state.head_ticket(first, spec.heads);
-            (argument.token, argument.position) = (row(state.token.ptr(), 4), row(state.position.ptr(), 4));
+            if self.class.logits != Logits::Draw {
+                (argument.token, argument.position) =
+                    (row(state.token.ptr(), 4), row(state.position.ptr(), 4));
+            }
             argument.history = row(state.history.ptr(), 4 * state.history_len);
             argument.history_len = state.history_len as u32;
             argument.steps = row(state.steps.ptr(), 4);
@@ -412,8 +421,11 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// Chooses tokens by logits that a product has stored.
+    /// Chooses the likeliest tokens by logits that a product has stored, unless they are drawn.
     fn argmax(&mut self, product: &Product<'a>) {
+        if self.class.logits == Logits::Draw {
+            return;
+        }
         let state = self.state;
         let argument = ArgmaxArgs {
             logits: product.out,
@@ -426,6 +438,27 @@ impl<'a> Planner<'a> {
         };
         let instance = Instance::Argmax { half: self.half() };
         self.push(product.part, instance, Size::new([self.rows, 1, 1], 1024, 0), &argument);
+    }
+
+    /// Draws tokens from the logits that are stored.
+    fn draw(&mut self) -> Result<()> {
+        let (state, vocabulary) = (self.state, self.spec.vocabulary());
+        let DrawSize { cluster, per, shared } = DrawSize::new(vocabulary, self.limits)?;
+        let argument = DrawArgs {
+            logits: state.logits,
+            draws: state.draws.ptr(),
+            token: state.token.ptr(),
+            position: state.position.ptr(),
+            history: state.history.ptr(),
+            steps: state.steps.ptr(),
+            n: vocabulary as u32,
+            history_len: state.history_len as u32,
+            cluster: cluster as u32,
+            per: per as u32,
+        };
+        let size = Size { cluster: cluster as u32, ..Size::new([cluster, self.rows, 1], 1024, shared as u32) };
+        self.push(Part::Draw, Instance::Draw { half: self.half() }, size, &argument);
+        Ok(())
     }
 
     /// Normalised rows, as halves.

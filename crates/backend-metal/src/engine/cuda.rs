@@ -58,7 +58,8 @@ impl CudaSteps {
             return Ok(false);
         }
         rows.sort_by_key(|row| row.id);
-        if rows.iter().all(|row| row.is_greedy() && !row.is_shaped()) {
+        let replayed = |row: &Row| !row.is_shaped() && (row.is_greedy() || row.replayed_draws().is_some());
+        if rows.iter().all(replayed) {
             step(decoder, rows)?;
             return Ok(true);
         }
@@ -79,7 +80,7 @@ impl CudaSteps {
     }
 }
 
-/// Chooses the likeliest token of each row. What it chose in the step before is on the GPU already.
+/// Chooses a token for each row. What it chose in the step before is on the GPU already.
 fn step(decoder: &mut CudaDecoder, rows: &mut [Row]) -> Result<()> {
     let continues = decoder.continues(rows.iter().map(|row| (row.id.0, row.cache.len())));
     let chosen_here = rows.iter().all(|row| row.in_flight.back().is_some_and(InFlight::is_cuda));
@@ -107,6 +108,7 @@ fn logits(decoder: &mut CudaDecoder, rows: &mut [Row]) -> Result<(Pending, Array
 fn borrow(decoder: &mut CudaDecoder, rows: &mut [Row]) -> Result<()> {
     let tokens = rows.iter().map(Row::last_id).collect::<Result<Vec<_>>>()?;
     let keys: Vec<u64> = rows.iter().map(|row| row.id.0).collect();
+    let sampling: Vec<_> = rows.iter().map(Row::replayed_draws).collect();
     let mut caches: Vec<&mut KvCache> = rows.iter_mut().map(|row| &mut row.cache).collect();
-    decoder.borrow(&keys, &mut caches, &tokens)
+    decoder.borrow(&keys, &mut caches, &tokens, &sampling)
 }

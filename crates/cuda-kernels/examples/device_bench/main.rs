@@ -6,7 +6,7 @@ mod models;
 
 use std::{env, process::ExitCode, sync::Arc};
 
-use cuda_kernels::{Buffer, Cache, Compiler, Device, Executor, Logits, Options, Part, Result, Row};
+use cuda_kernels::{Buffer, Cache, Compiler, Device, Executor, Logits, Options, Part, Result, Row, Sampling};
 
 use crate::models::{CAPACITY, Model, Random};
 
@@ -69,7 +69,7 @@ fn bench(
         if extra && !early_start || rows > 1 && !many {
             continue;
         }
-        let mut rates = (0..3).map(|_| rate(&mut executor, rows, prompt)).collect::<Result<Vec<_>>>()?;
+        let mut rates = (0..3).map(|_| rate(&mut executor, rows, prompt, Logits::Discard)).collect::<Result<Vec<_>>>()?;
         rates.sort_by(f64::total_cmp);
         let bytes = model.bytes(rows, prompt + STEPS / 2) as f64;
         println!(
@@ -82,7 +82,22 @@ fn bench(
         );
         if early_start && (rows == 1 || (rows >= 8 && prompt == 32)) {
             print_parts(&mut executor, [rows, prompt + 16 + STEPS])?;
+            print_draws(&mut executor, rows, prompt)?;
         }
+    }
+    Ok(())
+}
+
+/// Prints what draws cost.
+fn print_draws(executor: &mut Executor, rows: usize, prompt: usize) -> Result<()> {
+    let all = Sampling { seed: 1, step: 0, temperature: 0.7, top_p: None, min_p: None, top_k: None };
+    let filtered = Sampling { top_p: Some(0.95), top_k: Some(40), ..all };
+    for (name, sampling) in [("all", all), ("top-k 40, top-p 0.95", filtered)] {
+        for row in 0..rows {
+            executor.set_sampling(row, Some(sampling))?;
+        }
+        let rate = rate(executor, rows, prompt, Logits::Draw)?;
+        println!("    drawn from {name}: {:.0} tok/s, {:.3} ms a step", rate * rows as f64, 1e3 / rate);
     }
     Ok(())
 }
@@ -101,14 +116,14 @@ fn print_parts(executor: &mut Executor, [rows, positions]: [usize; 2]) -> Result
 }
 
 /// Steps for each second.
-fn rate(executor: &mut Executor, rows: usize, prompt: usize) -> Result<f64> {
+fn rate(executor: &mut Executor, rows: usize, prompt: usize, logits: Logits) -> Result<f64> {
     for row in 0..32 {
         let next = Row { token: 17 + row as u32, position: prompt };
         executor.set_row(row, (row < rows).then_some(next))?;
     }
-    executor.run(rows, 16, Logits::Discard)?;
+    executor.run(rows, 16, logits)?;
     let start = executor.stream().record_timed()?;
-    executor.run(rows, STEPS, Logits::Discard)?;
+    executor.run(rows, STEPS, logits)?;
     let end = executor.stream().record_timed()?;
     let milliseconds = start.milliseconds_to(&end)?;
     executor.tokens(0, 16)?;

@@ -4,6 +4,7 @@
 
 mod cases;
 mod decoder;
+mod draw;
 mod matrix;
 
 use std::{env, process::ExitCode, sync::Arc, time::Instant};
@@ -35,9 +36,10 @@ fn run() -> Result<usize> {
     println!("{} driver {}", device.name(), device.driver());
     let compiler = Arc::new(Compiler::new(&device, env::var_os("KERNEL_CACHE").map(Into::into)));
     let wanted: Vec<String> = env::args().skip(1).collect();
-    let mut failed = 0;
+    let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|wanted| name.contains(wanted));
+    let mut failed = check_draws(&compiler, is_wanted)?;
     for (seed, (name, shape)) in cases::all().into_iter().enumerate() {
-        if !wanted.is_empty() && !wanted.iter().any(|wanted| name.contains(wanted)) {
+        if !is_wanted(&name) {
             continue;
         }
         let started = Instant::now();
@@ -58,6 +60,23 @@ fn run() -> Result<usize> {
             }
         }
         println!("     {name}: {:.1} s", started.elapsed().as_secs_f32());
+    }
+    Ok(failed)
+}
+
+/// How many cases of draws failed.
+fn check_draws(compiler: &Arc<Compiler>, is_wanted: impl Fn(&str) -> bool) -> Result<usize> {
+    let mut failed = 0;
+    for (seed, (name, shape)) in draw::cases().into_iter().enumerate().filter(|(_, (name, _))| is_wanted(name)) {
+        for rows in [1, 2, 3, 8] {
+            match draw::check(compiler, &shape, rows, seed as u64)? {
+                Ok([drawn, close]) => println!("ok   {name} rows {rows}: {drawn} tokens, {close} of them close"),
+                Err(why) => {
+                    failed += 1;
+                    println!("FAIL {name} rows {rows}: {why}");
+                }
+            }
+        }
     }
     Ok(failed)
 }

@@ -44,10 +44,6 @@ DEVICE void spread(uint4 v, float f[8]) {
   f[4] = low(v.z), f[5] = high(v.z), f[6] = low(v.w), f[7] = high(v.w);
 }
 
-// Whatever the blocks of a cluster did before it is seen by all after it.
-DEVICE void cluster_sync() {
-  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
-}
 // A number in the shared memory of a block of the cluster.
 DEVICE float remote(const float* p, u32 rank) {
   float v;

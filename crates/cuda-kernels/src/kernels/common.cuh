@@ -184,6 +184,18 @@ DEVICE void barrier_arrive_after_copies(u64* bar) {
 }
 DEVICE void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
+// Whatever the blocks of a cluster did before it is seen by all after it.
+DEVICE void cluster_sync() {
+  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+// Where a thing of this block's shared memory lies in another block of the cluster.
+template <typename T>
+DEVICE T* in_block(T* p, u32 rank) {
+  u64 to;
+  asm("mapa.u64 %0, %1, %2;" : "=l"(to) : "l"(p), "r"(rank));
+  return (T*)to;
+}
+
 DEVICE float activate_silu(float x) { return x / (1.f + __expf(-x)); }
 DEVICE float activate_gelu_tanh(float x) {
   float z = 1.5957691216057308f * (x + 0.044715f * x * x * x);

@@ -3,7 +3,7 @@
 use std::{path::PathBuf, sync::Arc};
 
 use cuda_kernels::{
-    BUCKETS, Cache, Compiler, Device, DevicePtr, Executor, Logits, Options, Pending, Row,
+    BUCKETS, Cache, Compiler, Device, DevicePtr, Executor, Logits, Options, Pending, Row, Sampling,
 };
 use mlx_rs::{
     Array, Dtype, Stream,
@@ -46,6 +46,8 @@ struct Borrowed {
     len: usize,
     /// Tokens that there is room for.
     room: usize,
+    /// Whether its tokens are drawn.
+    draws: bool,
     _arrays: Vec<[Array; 2]>,
 }
 
@@ -63,7 +65,9 @@ impl CudaDecoder {
         // SAFETY: the addresses are those of the description's arrays, which are dropped after the executor, and of the logits;
         // `borrow` and `release` see to it that the rows' arrays live as long as steps write to them.
         let mut executor = unsafe { Executor::new(compiler, spec, options) }.map_err(exception)?;
-        executor.prepare(1, 1, Logits::Discard).map_err(exception)?;
+        for logits in [Logits::Draw, Logits::Discard] {
+            executor.prepare(1, 1, logits).map_err(exception)?;
+        }
         Ok(Self { executor, rows: Vec::new(), logits, _description: description, stream })
     }
 
@@ -102,11 +106,18 @@ impl CudaDecoder {
                 .all(|(row, (key, len))| (row.key, row.len) == (key, len) && len < row.room)
     }
 
-    /// Takes rows over, each with its last token, which is not in its cache yet. MLX must be done with their caches.
+    /// Takes rows over, each with its last token, which is not in its cache yet, and how it draws the next ones, if it does. MLX must
+    /// be done with their caches.
     ///
     /// # Errors
     /// A step failed, or there is no memory for another token.
-    pub(crate) fn borrow(&mut self, keys: &[u64], caches: &mut [&mut KvCache], tokens: &[u32]) -> Result<()> {
+    pub(crate) fn borrow(
+        &mut self,
+        keys: &[u64],
+        caches: &mut [&mut KvCache],
+        tokens: &[u32],
+        sampling: &[Option<Sampling>],
+    ) -> Result<()> {
         self.release()?;
         let lent = caches.iter_mut().map(|cache| cache.lend()).collect::<Result<Vec<_>>>()?;
         transforms::eval(lent.iter().flatten().flatten())?;
@@ -118,18 +129,21 @@ impl CudaDecoder {
             let (len, room) = (caches[index].len(), caches[index].room());
             let next = Row { token: tokens[index], position: len };
             self.executor.set_row(index, Some(next)).map_err(exception)?;
-            self.rows.push(Borrowed { key: keys[index], len, room, _arrays: arrays });
+            self.executor.set_sampling(index, sampling[index]).map_err(exception)?;
+            let draws = sampling[index].is_some();
+            self.rows.push(Borrowed { key: keys[index], len, room, draws, _arrays: arrays });
         }
         (keys.len()..MAX_ROWS).try_for_each(|index| self.executor.set_row(index, None)).map_err(exception)
     }
 
-    /// Enqueues a step of the borrowed rows, each of which reads what it chose in the step before: one token for each, the
-    /// likeliest.
+    /// Enqueues a step of the borrowed rows, each of which reads what it chose in the step before: one token for each, the likeliest
+    /// or a drawn one.
     ///
     /// # Errors
     /// The driver's own.
     pub(crate) fn step(&mut self, caches: &mut [&mut KvCache]) -> Result<Pending> {
-        self.submit(caches, Logits::Discard)
+        let draw = self.rows.iter().any(|row| row.draws);
+        self.submit(caches, if draw { Logits::Draw } else { Logits::Discard })
     }
 
     /// Enqueues a step of the borrowed rows, each of which reads its one of `tokens`. Returns its logits, `[rows, vocabulary]` in f32,

@@ -7,7 +7,7 @@ mod decoder;
 pub(super) mod fused;
 mod spec;
 
-pub(crate) use cuda_kernels::Pending;
+pub(crate) use cuda_kernels::{Pending, Sampling};
 
 pub(crate) use self::{
     decoder::CudaDecoder,
