@@ -78,8 +78,10 @@ impl Geometry {
         let (bits, group) = (bits as usize, group as usize);
         let quantized = layout != Layout::Dense;
         // Columns that a warp multiplies at once.
-        let sub = if quantized { group.min(64) } else { 32 };
-        if !can_copy(weights) || k % sub != 0 || layout.row_bytes(k) % 16 != 0 {
+        let sub = if quantized { group.clamp(32, 64) } else { 32 };
+        // Of eight rows.
+        let scale_bytes = 8 * layout.scale_bytes(k);
+        if !can_copy(weights) || k % sub != 0 || layout.row_bytes(k) % 16 != 0 || scale_bytes % 16 != 0 {
             return None;
         }
         let all: usize = weights.iter().map(|weight| weight.rows).sum();
@@ -99,7 +101,6 @@ impl Geometry {
         let bytes = piece * bits / 8;
         let stride = row_stride(bytes, bits, sub);
         let stage = 8 * subtiles * stride;
-        let scale_bytes = 16 * layout.groups(k);
         let slot = subtiles * 2 * scale_bytes;
 
         let sums = if quantized { (rows * (k / sub)).next_multiple_of(4) * 4 } else { 0 };
@@ -161,13 +162,15 @@ mod tests {
     const H100: Limits = Limits { multiprocessors: 132, shared: 227 << 10 };
 
     fn weight(layout: Layout, rows: usize, columns: usize) -> Weight {
-        let scales = if layout == Layout::Dense { DevicePtr::NULL } else { DevicePtr(256) };
-        Weight { layout, rows, columns, data: DevicePtr(256), scales, biases: scales, bias: DevicePtr::NULL }
+        let given = |is_given| if is_given { DevicePtr(256) } else { DevicePtr::NULL };
+        let scales = given(layout != Layout::Dense);
+        let biases = given(matches!(layout, Layout::Affine { .. }));
+        Weight { layout, rows, columns, data: DevicePtr(256), scales, biases, bias: DevicePtr::NULL }
     }
 
     #[test]
     fn stages_hold_all_columns_and_fit() {
-        let mut layouts = vec![Layout::Dense];
+        let mut layouts = vec![Layout::Dense, Layout::Mxfp4, Layout::Mxfp8, Layout::Nvfp4];
         for bits in [2, 3, 4, 5, 6, 8] {
             layouts.extend([32, 64, 128].map(|group| Layout::Affine { bits, group }));
         }
@@ -218,6 +221,8 @@ mod tests {
             Weight { columns: 250, ..dense },
             Weight { data: DevicePtr(264), ..dense },
             weight(Layout::Affine { bits: 3, group: 64 }, 64, 64 * 5),
+            // An odd number of scales of a byte, eight rows of which are no multiple of 16 bytes.
+            weight(Layout::Mxfp8, 64, 32 * 5),
         ];
         for weight in odd {
             assert_eq!(Geometry::new(&[weight], false, 1, H100), None, "{weight:?}");

@@ -143,7 +143,8 @@ impl Instance {
     /// The sources that define it.
     pub(crate) fn source(&self) -> String {
         let (argument, bounds, call) = self.definition();
-        let mut source = format!("#define HALF_KIND {}\n", self.half() as u32);
+        let kinds = [("HALF_KIND", self.half() as u32), ("SCALE_KIND", self.scale_kind())];
+        let mut source: String = kinds.map(|(name, kind)| format!("#define {name} {kind}\n")).concat();
         source.extend(SOURCES);
         source += &format!(
             "\nextern \"C\" __global__ void __launch_bounds__({bounds}) {}(const __grid_constant__ {argument} a) {{ {call}(a); }}\n",
@@ -163,6 +164,15 @@ impl Instance {
             | Self::Norm { half }
             | Self::Argmax { half }
             | Self::Draw { half } => half,
+        }
+    }
+
+    fn scale_kind(&self) -> u32 {
+        match *self {
+            Self::Gemv { layout, .. } | Self::Plain { layout, .. } | Self::Embed { layout, .. } => {
+                layout.scale_kind()
+            }
+            _ => 0,
         }
     }
 

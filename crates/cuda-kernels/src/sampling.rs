@@ -86,14 +86,8 @@ mod tests {
 
     #[test]
     fn what_is_not_asked_for_leaves_all() {
-        let sampling = Sampling {
-            seed: 1 << 32 | 2,
-            step: 3,
-            temperature: 1.0,
-            top_p: None,
-            min_p: None,
-            top_k: None,
-        };
+        let sampling =
+            Sampling { seed: 1 << 32 | 2, step: 3, temperature: 1.0, top_p: None, min_p: None, top_k: None };
         let one = 1.0_f32.to_bits();
         let all = [2, 1, 3, 0, one, one, f32::NEG_INFINITY.to_bits(), u32::MAX];
         assert_eq!(sampling.words().unwrap(), all);

@@ -456,7 +456,8 @@ impl<'a> Planner<'a> {
             cluster: cluster as u32,
             per: per as u32,
         };
-        let size = Size { cluster: cluster as u32, ..Size::new([cluster, self.rows, 1], 1024, shared as u32) };
+        let size =
+            Size { cluster: cluster as u32, ..Size::new([cluster, self.rows, 1], 1024, shared as u32) };
         self.push(Part::Draw, Instance::Draw { half: self.half() }, size, &argument);
         Ok(())
     }

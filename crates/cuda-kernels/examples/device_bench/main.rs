@@ -69,7 +69,8 @@ fn bench(
         if extra && !early_start || rows > 1 && !many {
             continue;
         }
-        let mut rates = (0..3).map(|_| rate(&mut executor, rows, prompt, Logits::Discard)).collect::<Result<Vec<_>>>()?;
+        let mut rates =
+            (0..3).map(|_| rate(&mut executor, rows, prompt, Logits::Discard)).collect::<Result<Vec<_>>>()?;
         rates.sort_by(f64::total_cmp);
         let bytes = model.bytes(rows, prompt + STEPS / 2) as f64;
         println!(

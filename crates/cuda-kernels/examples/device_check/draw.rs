@@ -138,7 +138,8 @@ fn compare(logits: &[f32], how: Option<&Sampling>, token: usize) -> std::result:
     if token == expected {
         return Ok(false);
     }
-    let may_be = (sure.contains(&token) || perhaps.contains(&token)) && score(token) > score(expected) - CLOSE;
+    let may_be =
+        (sure.contains(&token) || perhaps.contains(&token)) && score(token) > score(expected) - CLOSE;
     if may_be {
         return Ok(true);
     }

@@ -67,10 +67,14 @@ fn run() -> Result<usize> {
 /// How many cases of draws failed.
 fn check_draws(compiler: &Arc<Compiler>, is_wanted: impl Fn(&str) -> bool) -> Result<usize> {
     let mut failed = 0;
-    for (seed, (name, shape)) in draw::cases().into_iter().enumerate().filter(|(_, (name, _))| is_wanted(name)) {
+    for (seed, (name, shape)) in
+        draw::cases().into_iter().enumerate().filter(|(_, (name, _))| is_wanted(name))
+    {
         for rows in [1, 2, 3, 8] {
             match draw::check(compiler, &shape, rows, seed as u64)? {
-                Ok([drawn, close]) => println!("ok   {name} rows {rows}: {drawn} tokens, {close} of them close"),
+                Ok([drawn, close]) => {
+                    println!("ok   {name} rows {rows}: {drawn} tokens, {close} of them close")
+                }
                 Err(why) => {
                     failed += 1;
                     println!("FAIL {name} rows {rows}: {why}");

@@ -1,6 +1,8 @@
 // What every kernel shares: types, loads that skip L1, rounding, matrix instructions, barriers. No header of CUDA is needed.
 //
 // HALF_KIND is 0 for bf16 and 1 for f16: the type of activations, norms, caches and dense weights.
+// SCALE_KIND is 0 for integers with scales and biases in halves (and for dense matrices), 1 for floats with scales that are powers of
+// two (E8M0), 2 for floats with scales in E4M3.
 typedef unsigned char u8;
 typedef unsigned short u16;
 typedef unsigned int u32;
@@ -42,6 +44,17 @@ DEVICE u32 narrow2(float lo, float hi) {
 DEVICE u16 narrow(float f) { return (u16)(narrow2(f, 0.f) & 0xffff); }
 DEVICE float low(u32 v) { return widen((u16)(v & 0xffff)); }
 DEVICE float high(u32 v) { return widen((u16)(v >> 16)); }
+
+// The products of two pairs of halves.
+DEVICE u32 times2(u32 a, u32 b) {
+  u32 d;
+#if HALF_KIND == 0
+  asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
+#else
+  asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
+#endif
+  return d;
+}
 
 // Loads of what an earlier kernel wrote. L1 may hold lines from before, so they go to L2.
 DEVICE float4 load4(const float* p) {
