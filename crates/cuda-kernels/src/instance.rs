@@ -3,7 +3,7 @@
 use crate::spec::{Activation, Half, Layout};
 
 /// Everything the kernels are made of, in the order of inclusion.
-const SOURCES: [&str; 7] = [
+const SOURCES: [&str; 8] = [
     include_str!("kernels/common.cuh"),
     include_str!("kernels/unpack.cuh"),
     include_str!("kernels/tiles.cuh"),
@@ -169,10 +169,12 @@ impl Instance {
 
     fn scale_kind(&self) -> u32 {
         match *self {
-            Self::Gemv { layout, .. } | Self::Plain { layout, .. } | Self::Embed { layout, .. } => {
-                layout.scale_kind()
-            }
-            _ => 0,
+            Self::Gemv { layout, .. }
+            | Self::Plain { layout, .. }
+            | Self::Embed { layout, .. }
+            | Self::Batch { layout, .. }
+            | Self::Pack { layout, .. } => layout.scale_kind(),
+            Self::Attention { .. } | Self::Norm { .. } | Self::Argmax { .. } | Self::Draw { .. } => 0,
         }
     }
 

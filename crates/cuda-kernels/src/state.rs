@@ -3,7 +3,8 @@
 use std::{mem, sync::Arc};
 
 use crate::{
-    BUCKETS, Buffer, Device, DevicePtr, Error, Options, Result, Sampling, memory::HostBuffer, spec::DecoderSpec,
+    BUCKETS, Buffer, Device, DevicePtr, Error, Options, Result, Sampling, memory::HostBuffer,
+    spec::DecoderSpec,
 };
 
 /// Rows of the largest bucket.
@@ -147,8 +148,22 @@ impl State {
 
     /// Fills all that passes from kernel to kernel with NaN.
     pub(crate) fn poison(&mut self) -> Result<()> {
-        let Self { x: [x, spare], y, qkv, attended, gated, normed, packed, packed_sums, part, part_state, best, .. } = self;
-        let buffers = [x, spare, y, qkv, attended, gated, normed, packed, packed_sums, part, part_state, best];
+        let Self {
+            x: [x, spare],
+            y,
+            qkv,
+            attended,
+            gated,
+            normed,
+            packed,
+            packed_sums,
+            part,
+            part_state,
+            best,
+            ..
+        } = self;
+        let buffers =
+            [x, spare, y, qkv, attended, gated, normed, packed, packed_sums, part, part_state, best];
         buffers.into_iter().chain(&mut self.own_logits).try_for_each(|buffer| {
             let bytes = buffer.bytes();
             buffer.write(0, &vec![0xff_u8; bytes])

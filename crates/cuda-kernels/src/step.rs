@@ -1,18 +1,18 @@
 //! The launches of one step of a decoder: each row reads its token, and the next is chosen.
 
+mod batch;
+mod choose;
+
 use crate::{
     DevicePtr, Result,
-    arguments::{ArgmaxArgs, Argument, AttentionArgs, DrawArgs, EmbedArgs, GemvArgs, NormArgs, PlainArgs},
+    arguments::{Argument, AttentionArgs, EmbedArgs, GemvArgs, NormArgs, PlainArgs},
     class::{Class, Logits},
     geometry::{Geometry, Limits},
     instance::{Epilogue, Instance, Prologue},
-    sampling::DrawSize,
     spec::{AttentionSpec, DecoderSpec, Half, LayerSpec, NormWeight, Weight},
     state::{MAX_CLUSTERS, MAX_ROWS, State},
     stream::Size,
 };
-
-mod batch;
 
 /// Positions that a block of attention takes before another cluster helps, as the source says.
 const BLOCK_POSITIONS: usize = 256;
@@ -419,47 +419,6 @@ impl<'a> Planner<'a> {
         if product.epilogue == Epilogue::Logits {
             self.argmax(product);
         }
-    }
-
-    /// Chooses the likeliest tokens by logits that a product has stored, unless they are drawn.
-    fn argmax(&mut self, product: &Product<'a>) {
-        if self.class.logits == Logits::Draw {
-            return;
-        }
-        let state = self.state;
-        let argument = ArgmaxArgs {
-            logits: product.out,
-            token: state.token.ptr(),
-            position: state.position.ptr(),
-            history: state.history.ptr(),
-            steps: state.steps.ptr(),
-            n: self.spec.vocabulary() as u32,
-            history_len: state.history_len as u32,
-        };
-        let instance = Instance::Argmax { half: self.half() };
-        self.push(product.part, instance, Size::new([self.rows, 1, 1], 1024, 0), &argument);
-    }
-
-    /// Draws tokens from the logits that are stored.
-    fn draw(&mut self) -> Result<()> {
-        let (state, vocabulary) = (self.state, self.spec.vocabulary());
-        let DrawSize { cluster, per, shared } = DrawSize::new(vocabulary, self.limits)?;
-        let argument = DrawArgs {
-            logits: state.logits,
-            draws: state.draws.ptr(),
-            token: state.token.ptr(),
-            position: state.position.ptr(),
-            history: state.history.ptr(),
-            steps: state.steps.ptr(),
-            n: vocabulary as u32,
-            history_len: state.history_len as u32,
-            cluster: cluster as u32,
-            per: per as u32,
-        };
-        let size =
-            Size { cluster: cluster as u32, ..Size::new([cluster, self.rows, 1], 1024, shared as u32) };
-        self.push(Part::Draw, Instance::Draw { half: self.half() }, size, &argument);
-        Ok(())
     }
 
     /// Normalised rows, as halves.

@@ -36,7 +36,12 @@ impl Geometry {
         let weights = product.weights;
         let (layout, k) = (weights[0].layout, weights[0].columns);
         let scales_fit = layout == Layout::Dense || layout.groups(k).is_multiple_of(2);
-        let fits = can_copy(weights) && k.is_multiple_of(sub(layout)) && layout.row_bytes(k).is_multiple_of(16);
+        // Floats of 4 and 8 bits are unknown here.
+        let known = layout.scale_kind() == 0;
+        let fits = known
+            && can_copy(weights)
+            && k.is_multiple_of(sub(layout))
+            && layout.row_bytes(k).is_multiple_of(16);
         if rows < 16 || !fits || !scales_fit {
             return None;
         }
@@ -71,7 +76,7 @@ impl Geometry {
         let stage = piece * rows * 2
             + of_groups(WARPS * rows * 4)
             + 8 * subtiles * (stride + of_groups(2 * (piece / group * 2)));
-        let red_stride = subtiles * 4 + if subtiles % 2 == 0 { 4 } else { 0 };
+        let red_stride = subtiles * 4 + if subtiles.is_multiple_of(2) { 4 } else { 0 };
         let fixed = 2 * MAX_STAGES * 8 + WARPS * rows * red_stride * 8;
         let stages = (limits.shared - SPARE).checked_sub(fixed)? / stage;
         (stages >= 2).then(|| Self {
@@ -94,8 +99,8 @@ impl Geometry {
 /// Columns that a warp multiplies at once.
 fn sub(layout: Layout) -> usize {
     match layout {
-        Layout::Dense | Layout::Affine { group: 32, .. } => 32,
-        Layout::Affine { .. } => 64,
+        Layout::Affine { group: 64.., .. } => 64,
+        _ => 32,
     }
 }
 
