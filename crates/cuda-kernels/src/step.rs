@@ -313,7 +313,7 @@ impl<'a> Planner<'a> {
     }
 
     fn gemv(&mut self, product: &Product<'a>, geometry: Geometry, first: usize, rows: usize) {
-        let (spec, state) = (self.spec, self.state);
+        let spec = self.spec;
         let layout = product.weights[0].layout;
         let k = product.weights[0].columns;
         let mut argument = GemvArgs {
@@ -345,19 +345,7 @@ impl<'a> Planner<'a> {
         let bytes = if matches!(product.epilogue, Epilogue::Gated(_)) { 2 } else { 4 };
         argument.out = row(product.out, bytes * product.out_stride);
         if product.epilogue == Epilogue::Logits {
-            if self.class.logits == Logits::Discard {
-                argument.out = DevicePtr::NULL;
-            }
-            argument.best = row(state.best.ptr(), 4 * geometry.grid as usize);
-            argument.best_index = row(state.best_index.ptr(), 4 * geometry.grid as usize);
-            argument.ticket = state.head_ticket(first, spec.heads);
-            if self.class.logits != Logits::Draw {
-                (argument.token, argument.position) =
-                    (row(state.token.ptr(), 4), row(state.position.ptr(), 4));
-            }
-            argument.history = row(state.history.ptr(), 4 * state.history_len);
-            argument.history_len = state.history_len as u32;
-            argument.steps = row(state.steps.ptr(), 4);
+            self.set_choice(&mut argument, geometry.grid as usize, first);
         }
         let instance = Instance::Gemv {
             half: self.half(),

@@ -2,8 +2,8 @@
 
 use super::{Part, Planner, Product};
 use crate::{
-    Result,
-    arguments::{ArgmaxArgs, DrawArgs},
+    DevicePtr, Result,
+    arguments::{ArgmaxArgs, DrawArgs, GemvArgs},
     class::Logits,
     instance::Instance,
     sampling::DrawSize,
@@ -11,6 +11,26 @@ use crate::{
 };
 
 impl<'a> Planner<'a> {
+    /// Has a product of `blocks` blocks find the likeliest tokens, of row `first` and those behind it.
+    pub(super) fn set_choice(&self, argument: &mut GemvArgs, blocks: usize, first: usize) {
+        let state = self.state;
+        let row = |ptr: DevicePtr, bytes: usize| ptr.offset(first * bytes);
+        if self.class.logits == Logits::Discard {
+            argument.out = DevicePtr::NULL;
+        }
+        argument.best = row(state.best.ptr(), 4 * blocks);
+        argument.best_index = row(state.best_index.ptr(), 4 * blocks);
+        argument.ticket = state.head_ticket(first, self.spec.heads);
+        // Without an address for tokens, rows stay where they are until theirs are drawn.
+        if self.class.logits != Logits::Draw {
+            argument.token = row(state.token.ptr(), 4);
+        }
+        argument.position = row(state.position.ptr(), 4);
+        argument.history = row(state.history.ptr(), 4 * state.history_len);
+        argument.history_len = state.history_len as u32;
+        argument.steps = row(state.steps.ptr(), 4);
+    }
+
     /// Chooses the likeliest tokens by logits that a product has stored, unless they are drawn.
     pub(super) fn argmax(&mut self, product: &Product<'a>) {
         if self.class.logits == Logits::Draw {
