@@ -163,3 +163,63 @@ impl<'a> Planner<'a> {
         self.push(product.part, instance, Size::new([self.rows, blocks, 1], 256, 0), &argument);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        DevicePtr,
+        spec::{Activation, Weight},
+        step::Part,
+    };
+
+    const H100: Limits = Limits { multiprocessors: 132, shared: 227 << 10 };
+
+    fn geometry(layout: Layout, [rows, columns]: [usize; 2], gated: bool, x_rows: usize) -> Option<Geometry> {
+        let scales = if layout == Layout::Dense { DevicePtr::NULL } else { DevicePtr(256) };
+        let data = DevicePtr(256);
+        let weight = Weight { layout, rows, columns, data, scales, biases: scales, bias: DevicePtr::NULL };
+        let product = Product {
+            part: Part::Output,
+            weights: if gated { &[weight; 2] } else { &[weight] },
+            input: Input::Halves(data),
+            epilogue: if gated { Epilogue::Gated(Activation::Silu) } else { Epilogue::Store },
+            out: data,
+            out_stride: rows,
+        };
+        Geometry::new(&product, x_rows, H100)
+    }
+
+    #[test]
+    fn tiles_cover_all_rows_and_stages_fit() {
+        let mut layouts = vec![Layout::Dense];
+        for bits in [2, 3, 4, 5, 6, 8] {
+            layouts.extend([32, 64, 128].map(|group| Layout::Affine { bits, group }));
+        }
+        for layout in layouts {
+            for (rows, gated, x_rows) in [(1024, false, 16), (6144, false, 32), (14_336, true, 32), (8, false, 32)] {
+                let found = geometry(layout, [rows, 4096], gated, x_rows);
+                let found = found.unwrap_or_else(|| panic!("{layout:?} {rows}"));
+                assert_eq!(found.tiles * 8 * found.subtiles, if gated { 2 * rows } else { rows }, "{found:?}");
+                assert!(found.stages >= 2 && found.shared <= H100.shared && found.grid <= 132, "{found:?}");
+                assert!(!gated || found.subtiles % 2 == 0);
+            }
+        }
+    }
+
+    #[test]
+    fn tiles_are_as_large_as_fills_the_multiprocessors() {
+        let subtiles = |rows| geometry(Layout::Dense, [rows, 4096], false, 32).map(|found| found.subtiles);
+        assert_eq!(subtiles(4096), Some(4));
+        assert_eq!(subtiles(6144), Some(6));
+        assert_eq!(subtiles(1024), Some(1));
+    }
+
+    #[test]
+    fn few_rows_and_what_copies_cannot_take_are_refused() {
+        assert_eq!(geometry(Layout::Dense, [64, 256], false, 8), None);
+        assert_eq!(geometry(Layout::Dense, [63, 256], false, 32), None);
+        // Three scales of a row do not end at four bytes.
+        assert_eq!(geometry(Layout::Affine { bits: 4, group: 64 }, [64, 192], false, 32), None);
+    }
+}
