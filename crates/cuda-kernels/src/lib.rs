@@ -20,6 +20,7 @@
 //! ```
 
 mod arguments;
+mod batch;
 mod class;
 mod compile;
 mod device;
@@ -29,6 +30,7 @@ mod geometry;
 mod instance;
 mod memory;
 mod options;
+mod product;
 mod spec;
 mod state;
 mod step;
@@ -41,9 +43,9 @@ pub use error::{Error, Result};
 pub use executor::{Executor, Pending, Row};
 pub use memory::{Buffer, DevicePtr, Plain};
 pub use options::Options;
+pub use product::Part;
 pub use spec::{
     Activation, AttentionSpec, Cache, DecoderSpec, Half, LayerSpec, Layout, MlpSpec, NormWeight, RopeSpec,
     Weight,
 };
-pub use step::Part;
 pub use stream::{Event, Graph, Stream};

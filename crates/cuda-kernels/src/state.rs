@@ -3,11 +3,9 @@
 use std::{mem, sync::Arc};
 
 use crate::{
-    BUCKETS, Buffer, Device, DevicePtr, Error, Options, Result, memory::HostBuffer, spec::DecoderSpec,
+    Buffer, Device, DevicePtr, Error, Options, Result, class::MAX_ROWS, memory::HostBuffer, spec::DecoderSpec,
 };
 
-/// Rows of the largest bucket.
-pub(crate) const MAX_ROWS: usize = BUCKETS[BUCKETS.len() - 1];
 /// Clusters that share the positions of a head, at most.
 pub(crate) const MAX_CLUSTERS: usize = 8;
 
@@ -144,8 +142,22 @@ impl State {
 
     /// Fills all that passes from kernel to kernel with NaN.
     pub(crate) fn poison(&mut self) -> Result<()> {
-        let Self { x: [x, spare], y, qkv, attended, gated, normed, packed, packed_sums, part, part_state, best, .. } = self;
-        let buffers = [x, spare, y, qkv, attended, gated, normed, packed, packed_sums, part, part_state, best];
+        let Self {
+            x: [x, spare],
+            y,
+            qkv,
+            attended,
+            gated,
+            normed,
+            packed,
+            packed_sums,
+            part,
+            part_state,
+            best,
+            ..
+        } = self;
+        let buffers =
+            [x, spare, y, qkv, attended, gated, normed, packed, packed_sums, part, part_state, best];
         buffers.into_iter().chain(&mut self.own_logits).try_for_each(|buffer| {
             let bytes = buffer.bytes();
             buffer.write(0, &vec![0xff_u8; bytes])

@@ -53,7 +53,8 @@ fn bench(
     let (spec, _buffers) = model.build(device, random)?;
     let options = Options { history: 16, early_start, ..Options::default() };
     let many = env::var_os("ROWS").is_some();
-    let caches = (0..if many { 32 } else { 1 }).map(|_| model.caches(device, random)).collect::<Result<Vec<_>>>()?;
+    let caches =
+        (0..if many { 32 } else { 1 }).map(|_| model.caches(device, random)).collect::<Result<Vec<_>>>()?;
     // SAFETY: weights and caches live as long as this function; the executor is dropped first.
     let mut executor = unsafe { Executor::new(compiler.clone(), spec, options)? };
     for (row, layers) in caches.iter().enumerate() {

@@ -2,9 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use cuda_kernels::{
-    BUCKETS, Cache, Compiler, Device, DevicePtr, Executor, Logits, Options, Pending, Row,
-};
+use cuda_kernels::{BUCKETS, Cache, Compiler, Device, DevicePtr, Executor, Logits, Options, Pending, Row};
 use mlx_rs::{
     Array, Dtype, Stream,
     error::{Exception, Result},

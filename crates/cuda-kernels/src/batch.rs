@@ -1,10 +1,9 @@
 //! Products of 16 and 32 rows: x is packed by a kernel of its own, and pieces of it are copied beside those of the matrix.
 
-use super::{Input, Planner, Product, outputs};
 use crate::{
-    arguments::{GemvArgs, PackArgs},
     geometry::{Limits, MAX_STAGES, WARPS, can_copy, row_stride},
-    instance::{Epilogue, Instance, Prologue},
+    instance::Epilogue,
+    product::Product,
     spec::Layout,
     stream::Size,
 };
@@ -20,23 +19,24 @@ const THREADS: u32 = 416;
 
 /// How such a product is cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Geometry {
-    tiles: usize,
+pub(crate) struct Geometry {
+    pub(crate) tiles: usize,
     grid: usize,
-    pieces: usize,
-    stages: usize,
-    stride: usize,
-    subtiles: usize,
+    pub(crate) pieces: usize,
+    pub(crate) stages: usize,
+    pub(crate) stride: usize,
+    pub(crate) subtiles: usize,
     shared: usize,
 }
 
 impl Geometry {
     /// The fastest geometry; `None` where rows are few, or addresses and sizes are not multiples of what copies need.
-    pub(super) fn new(product: &Product<'_>, rows: usize, limits: Limits) -> Option<Self> {
+    pub(crate) fn new(product: &Product<'_>, rows: usize, limits: Limits) -> Option<Self> {
         let weights = product.weights;
         let (layout, k) = (weights[0].layout, weights[0].columns);
         let scales_fit = layout == Layout::Dense || layout.groups(k).is_multiple_of(2);
-        let fits = can_copy(weights) && k.is_multiple_of(sub(layout)) && layout.row_bytes(k).is_multiple_of(16);
+        let fits =
+            can_copy(weights) && k.is_multiple_of(sub(layout)) && layout.row_bytes(k).is_multiple_of(16);
         if rows < 16 || !fits || !scales_fit {
             return None;
         }
@@ -85,6 +85,11 @@ impl Geometry {
         })
     }
 
+    /// The blocks.
+    pub(crate) fn size(&self) -> Size {
+        Size::new([self.grid, 1, 1], THREADS, self.shared as u32)
+    }
+
     /// What a multiprocessor reads: the matrix from memory, x from the second cache, which takes half as long.
     fn cost(&self, layout: Layout, k: usize, rows: usize) -> usize {
         self.tiles.div_ceil(self.grid) * (8 * self.subtiles * layout.row_bytes(k) + rows * k)
@@ -99,78 +104,13 @@ fn sub(layout: Layout) -> usize {
     }
 }
 
-impl<'a> Planner<'a> {
-    /// Packs x and multiplies it.
-    pub(super) fn batch(&mut self, product: &Product<'a>, geometry: Geometry) {
-        let (spec, state, rows) = (self.spec, self.state, self.rows as u32);
-        let (layout, k) = (product.weights[0].layout, product.weights[0].columns);
-        self.pack(product);
-        let mut argument = GemvArgs {
-            x: state.packed_sums.ptr(),
-            a: state.packed.ptr(),
-            out: product.out,
-            k: k as u32,
-            n: outputs(product) as u32,
-            tiles: geometry.tiles as u32,
-            pieces: geometry.pieces as u32,
-            stages: geometry.stages as u32,
-            row_bytes: layout.row_bytes(k) as u32,
-            stride: geometry.stride as u32,
-            out_stride: product.out_stride as u32,
-            cap: spec.logit_cap.unwrap_or(0.0),
-            scale: spec.logit_scale,
-            ..GemvArgs::default()
-        };
-        for (matrix, weight) in argument.matrices.iter_mut().zip(product.weights) {
-            *matrix = weight.into();
-        }
-        let (half, subtiles, epilogue) = (self.half(), geometry.subtiles as u32, product.epilogue);
-        let instance = Instance::Batch { half, rows, layout, subtiles, epilogue };
-        let size = Size::new([geometry.grid, 1, 1], THREADS, geometry.shared as u32);
-        self.push(product.part, instance, size, &argument);
-        if epilogue == Epilogue::Logits {
-            self.argmax(product);
-        }
-    }
-
-    fn pack(&mut self, product: &Product<'a>) {
-        let (layout, k) = (product.weights[0].layout, product.weights[0].columns);
-        let mut argument = PackArgs {
-            out: self.state.packed.ptr(),
-            sums: self.state.packed_sums.ptr(),
-            k: k as u32,
-            eps: self.spec.eps,
-            ..PackArgs::default()
-        };
-        let prologue = match product.input {
-            Input::Halves(a) => {
-                argument.a = a;
-                Prologue::Copy
-            }
-            Input::Normed(x, norm) => {
-                (argument.x, argument.norm) = (x, norm.into());
-                Prologue::Norm
-            }
-            Input::Sandwich { x, y, post, norm, out } => {
-                (argument.x, argument.y, argument.x_out) = (x, y, out);
-                (argument.norm, argument.post) = (norm.into(), post.into());
-                Prologue::Sandwich
-            }
-        };
-        // Rows that are only copied are shared by blocks of 2,048 columns.
-        let blocks = if prologue == Prologue::Copy { k.div_ceil(2048) } else { 1 };
-        let instance = Instance::Pack { half: self.half(), rows: self.rows as u32, layout, prologue };
-        self.push(product.part, instance, Size::new([self.rows, blocks, 1], 256, 0), &argument);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::{
         DevicePtr,
+        product::{Input, Part},
         spec::{Activation, Weight},
-        step::Part,
     };
 
     const H100: Limits = Limits { multiprocessors: 132, shared: 227 << 10 };
@@ -197,10 +137,16 @@ mod tests {
             layouts.extend([32, 64, 128].map(|group| Layout::Affine { bits, group }));
         }
         for layout in layouts {
-            for (rows, gated, x_rows) in [(1024, false, 16), (6144, false, 32), (14_336, true, 32), (8, false, 32)] {
+            for (rows, gated, x_rows) in
+                [(1024, false, 16), (6144, false, 32), (14_336, true, 32), (8, false, 32)]
+            {
                 let found = geometry(layout, [rows, 4096], gated, x_rows);
                 let found = found.unwrap_or_else(|| panic!("{layout:?} {rows}"));
-                assert_eq!(found.tiles * 8 * found.subtiles, if gated { 2 * rows } else { rows }, "{found:?}");
+                assert_eq!(
+                    found.tiles * 8 * found.subtiles,
+                    if gated { 2 * rows } else { rows },
+                    "{found:?}"
+                );
                 assert!(found.stages >= 2 && found.shared <= H100.shared && found.grid <= 132, "{found:?}");
                 assert!(!gated || found.subtiles % 2 == 0);
             }
