@@ -47,7 +47,7 @@ impl Geometry {
                 return None;
             }
             // Half of a gated tile is of each matrix.
-            let fits = all.is_multiple_of(8 * subtiles) && !(gated && subtiles % 2 == 1);
+            let fits = all.is_multiple_of(8 * subtiles) && (!gated || subtiles.is_multiple_of(2));
             fits.then(|| Self::of(layout, k, rows, subtiles, all / (8 * subtiles), limits)).flatten()
         });
         geometries.min_by_key(|geometry| geometry.cost(layout, k, rows))
@@ -71,7 +71,7 @@ impl Geometry {
         let stage = piece * rows * 2
             + of_groups(WARPS * rows * 4)
             + 8 * subtiles * (stride + of_groups(2 * (piece / group * 2)));
-        let red_stride = subtiles * 4 + if subtiles % 2 == 0 { 4 } else { 0 };
+        let red_stride = subtiles * 4 + if subtiles.is_multiple_of(2) { 4 } else { 0 };
         let fixed = 2 * MAX_STAGES * 8 + WARPS * rows * red_stride * 8;
         let stages = (limits.shared - SPARE).checked_sub(fixed)? / stage;
         (stages >= 2).then(|| Self {
@@ -148,7 +148,7 @@ mod tests {
                     "{found:?}"
                 );
                 assert!(found.stages >= 2 && found.shared <= H100.shared && found.grid <= 132, "{found:?}");
-                assert!(!gated || found.subtiles % 2 == 0);
+                assert!(!gated || found.subtiles.is_multiple_of(2));
             }
         }
     }
