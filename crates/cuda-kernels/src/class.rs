@@ -1,9 +1,12 @@
 //! What steps are captured for.
 
-use crate::{Error, Result, state::MAX_ROWS};
+use crate::{Error, Result};
 
 /// Numbers of rows that steps are captured for. Fewer rows run in the next larger one, and the others are idle.
 pub const BUCKETS: [usize; 6] = [1, 2, 4, 8, 16, 32];
+
+/// Rows of the largest bucket.
+pub(crate) const MAX_ROWS: usize = BUCKETS[BUCKETS.len() - 1];
 
 /// Positions that steps are captured for: the blocks of attention depend on them.
 const LENGTHS: [usize; 4] = [2048, 4096, 8192, i32::MAX as usize];

@@ -10,12 +10,12 @@ use std::{
 
 use crate::{
     Compiler, Error, Event, Graph, Options, Part, Result, Sampling, Stream,
-    class::{BUCKETS, Class, Logits},
+    class::{BUCKETS, Class, Logits, MAX_ROWS},
     geometry::Limits,
     instance::Instance,
     memory::HostBuffer,
     spec::{Cache, DecoderSpec},
-    state::{MAX_ROWS, State},
+    state::State,
     step::{Planned, Planner},
     stream::Launch,
 };

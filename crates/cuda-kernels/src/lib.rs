@@ -21,6 +21,7 @@
 //! ```
 
 mod arguments;
+mod batch;
 mod class;
 mod compile;
 mod device;
@@ -30,6 +31,7 @@ mod geometry;
 mod instance;
 mod memory;
 mod options;
+mod product;
 mod sampling;
 mod spec;
 mod state;
@@ -43,10 +45,10 @@ pub use error::{Error, Result};
 pub use executor::{Executor, Pending, Row};
 pub use memory::{Buffer, DevicePtr, Plain};
 pub use options::Options;
+pub use product::Part;
 pub use sampling::Sampling;
 pub use spec::{
     Activation, AttentionSpec, Cache, DecoderSpec, Half, LayerSpec, Layout, MlpSpec, NormWeight, RopeSpec,
     Weight,
 };
-pub use step::Part;
 pub use stream::{Event, Graph, Stream};

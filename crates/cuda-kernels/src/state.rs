@@ -3,12 +3,10 @@
 use std::{mem, sync::Arc};
 
 use crate::{
-    BUCKETS, Buffer, Device, DevicePtr, Error, Options, Result, Sampling, memory::HostBuffer,
+    Buffer, Device, DevicePtr, Error, Options, Result, Sampling, class::MAX_ROWS, memory::HostBuffer,
     spec::DecoderSpec,
 };
 
-/// Rows of the largest bucket.
-pub(crate) const MAX_ROWS: usize = BUCKETS[BUCKETS.len() - 1];
 /// Clusters that share the positions of a head, at most.
 pub(crate) const MAX_CLUSTERS: usize = 8;
 

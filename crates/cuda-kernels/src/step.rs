@@ -1,16 +1,17 @@
 //! The launches of one step of a decoder: each row reads its token, and the next is chosen.
 
-mod batch;
 mod choose;
 
 use crate::{
     DevicePtr, Result,
-    arguments::{Argument, AttentionArgs, EmbedArgs, GemvArgs, NormArgs, PlainArgs},
-    class::{Class, Logits},
+    arguments::{Argument, AttentionArgs, EmbedArgs, GemvArgs, NormArgs, PackArgs, PlainArgs},
+    batch,
+    class::{Class, Logits, MAX_ROWS},
     geometry::{Geometry, Limits},
     instance::{Epilogue, Instance, Prologue},
+    product::{Input, Part, Product, outputs},
     spec::{AttentionSpec, DecoderSpec, Half, LayerSpec, NormWeight, Weight},
-    state::{MAX_CLUSTERS, MAX_ROWS, State},
+    state::{MAX_CLUSTERS, State},
     stream::Size,
 };
 
@@ -23,27 +24,6 @@ const ATTENTION_DEPTH: usize = 4;
 /// Rows of x that `gemv` multiplies at once, at most.
 const MOST_AT_ONCE: usize = 8;
 
-/// What a launch is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Part {
-    /// Embeddings of tokens.
-    Embed,
-    /// Norm, and the projections of queries, keys and values.
-    Qkv,
-    /// Norms of heads, rotation, cache, attention.
-    Attention,
-    /// The projection of what was attended to.
-    Output,
-    /// Norm, gate and up, activation.
-    GateUp,
-    /// Down.
-    Down,
-    /// Norm, logits, the choice of the likeliest token.
-    Head,
-    /// The draw of a token.
-    Draw,
-}
-
 /// A launch before its kernel is compiled.
 #[derive(Debug, Clone)]
 pub(crate) struct Planned {
@@ -51,28 +31,6 @@ pub(crate) struct Planned {
     pub(crate) instance: Instance,
     pub(crate) size: Size,
     pub(crate) argument: std::sync::Arc<[u64]>,
-}
-
-/// Where x of a product comes from.
-#[derive(Clone, Copy)]
-enum Input<'a> {
-    /// Halves.
-    Halves(DevicePtr),
-    /// The residual, normalised.
-    Normed(DevicePtr, &'a NormWeight),
-    /// The residual and what is added to it after a norm of its own; the sum goes to the last address, and is normalised.
-    Sandwich { x: DevicePtr, y: DevicePtr, post: &'a NormWeight, norm: &'a NormWeight, out: DevicePtr },
-}
-
-/// A product.
-struct Product<'a> {
-    part: Part,
-    weights: &'a [Weight],
-    input: Input<'a>,
-    epilogue: Epilogue,
-    out: DevicePtr,
-    /// Elements from one row of the output to the next.
-    out_stride: usize,
 }
 
 /// Makes the launches of a bucket.
@@ -364,6 +322,68 @@ impl<'a> Planner<'a> {
         );
     }
 
+    /// Packs x and multiplies it.
+    fn batch(&mut self, product: &Product<'a>, geometry: batch::Geometry) {
+        let (spec, state, rows) = (self.spec, self.state, self.rows as u32);
+        let (layout, k) = (product.weights[0].layout, product.weights[0].columns);
+        self.pack(product);
+        let mut argument = GemvArgs {
+            x: state.packed_sums.ptr(),
+            a: state.packed.ptr(),
+            out: product.out,
+            k: k as u32,
+            n: outputs(product) as u32,
+            tiles: geometry.tiles as u32,
+            pieces: geometry.pieces as u32,
+            stages: geometry.stages as u32,
+            row_bytes: layout.row_bytes(k) as u32,
+            stride: geometry.stride as u32,
+            out_stride: product.out_stride as u32,
+            cap: spec.logit_cap.unwrap_or(0.0),
+            scale: spec.logit_scale,
+            ..GemvArgs::default()
+        };
+        for (matrix, weight) in argument.matrices.iter_mut().zip(product.weights) {
+            *matrix = weight.into();
+        }
+        let (half, subtiles, epilogue) = (self.half(), geometry.subtiles as u32, product.epilogue);
+        let instance = Instance::Batch { half, rows, layout, subtiles, epilogue };
+        self.push(product.part, instance, geometry.size(), &argument);
+        if epilogue == Epilogue::Logits {
+            self.argmax(product);
+        }
+    }
+
+    fn pack(&mut self, product: &Product<'a>) {
+        let (layout, k) = (product.weights[0].layout, product.weights[0].columns);
+        let mut argument = PackArgs {
+            out: self.state.packed.ptr(),
+            sums: self.state.packed_sums.ptr(),
+            k: k as u32,
+            eps: self.spec.eps,
+            ..PackArgs::default()
+        };
+        let prologue = match product.input {
+            Input::Halves(a) => {
+                argument.a = a;
+                Prologue::Copy
+            }
+            Input::Normed(x, norm) => {
+                (argument.x, argument.norm) = (x, norm.into());
+                Prologue::Norm
+            }
+            Input::Sandwich { x, y, post, norm, out } => {
+                (argument.x, argument.y, argument.x_out) = (x, y, out);
+                (argument.norm, argument.post) = (norm.into(), post.into());
+                Prologue::Sandwich
+            }
+        };
+        // Rows that are only copied are shared by blocks of 2,048 columns.
+        let blocks = if prologue == Prologue::Copy { k.div_ceil(2048) } else { 1 };
+        let instance = Instance::Pack { half: self.half(), rows: self.rows as u32, layout, prologue };
+        self.push(product.part, instance, Size::new([self.rows, blocks, 1], 256, 0), &argument);
+    }
+
     /// A counter of tiles. Each product has its own: the next one begins while this one runs.
     fn counter(&mut self) -> DevicePtr {
         self.counters += 1;
@@ -420,35 +440,5 @@ impl<'a> Planner<'a> {
             &argument,
         );
         out
-    }
-}
-
-fn outputs(product: &Product<'_>) -> usize {
-    match product.epilogue {
-        Epilogue::Gated(_) => product.weights[0].rows,
-        _ => product.weights.iter().map(|weight| weight.rows).sum(),
-    }
-}
-
-impl GemvArgs {
-    /// Sets what the product reads, from row `first` of x `[rows, k]` on, and returns how it is read.
-    fn set_input(&mut self, input: Input<'_>, k: usize, first: usize) -> Prologue {
-        let row = |ptr: DevicePtr, bytes: usize| ptr.offset(first * bytes);
-        match input {
-            Input::Halves(a) => {
-                self.a = row(a, 2 * k);
-                Prologue::Copy
-            }
-            Input::Normed(x, norm) => {
-                self.x = row(x, 4 * k);
-                self.norm = norm.into();
-                Prologue::Norm
-            }
-            Input::Sandwich { x, y, post, norm, out } => {
-                (self.x, self.y, self.x_out) = (row(x, 4 * k), row(y, 4 * k), row(out, 4 * k));
-                (self.norm, self.post) = (norm.into(), post.into());
-                Prologue::Sandwich
-            }
-        }
     }
 }

@@ -1,10 +1,9 @@
 //! Products of 16 and 32 rows: x is packed by a kernel of its own, and pieces of it are copied beside those of the matrix.
 
-use super::{Input, Planner, Product, outputs};
 use crate::{
-    arguments::{GemvArgs, PackArgs},
     geometry::{Limits, MAX_STAGES, WARPS, can_copy, row_stride},
-    instance::{Epilogue, Instance, Prologue},
+    instance::Epilogue,
+    product::Product,
     spec::Layout,
     stream::Size,
 };
@@ -20,19 +19,19 @@ const THREADS: u32 = 416;
 
 /// How such a product is cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Geometry {
-    tiles: usize,
+pub(crate) struct Geometry {
+    pub(crate) tiles: usize,
     grid: usize,
-    pieces: usize,
-    stages: usize,
-    stride: usize,
-    subtiles: usize,
+    pub(crate) pieces: usize,
+    pub(crate) stages: usize,
+    pub(crate) stride: usize,
+    pub(crate) subtiles: usize,
     shared: usize,
 }
 
 impl Geometry {
     /// The fastest geometry; `None` where rows are few, or addresses and sizes are not multiples of what copies need.
-    pub(super) fn new(product: &Product<'_>, rows: usize, limits: Limits) -> Option<Self> {
+    pub(crate) fn new(product: &Product<'_>, rows: usize, limits: Limits) -> Option<Self> {
         let weights = product.weights;
         let (layout, k) = (weights[0].layout, weights[0].columns);
         let scales_fit = layout == Layout::Dense || layout.groups(k).is_multiple_of(2);
@@ -52,7 +51,7 @@ impl Geometry {
                 return None;
             }
             // Half of a gated tile is of each matrix.
-            let fits = all.is_multiple_of(8 * subtiles) && !(gated && subtiles % 2 == 1);
+            let fits = all.is_multiple_of(8 * subtiles) && (!gated || subtiles.is_multiple_of(2));
             fits.then(|| Self::of(layout, k, rows, subtiles, all / (8 * subtiles), limits)).flatten()
         });
         geometries.min_by_key(|geometry| geometry.cost(layout, k, rows))
@@ -90,6 +89,11 @@ impl Geometry {
         })
     }
 
+    /// The blocks.
+    pub(crate) fn size(&self) -> Size {
+        Size::new([self.grid, 1, 1], THREADS, self.shared as u32)
+    }
+
     /// What a multiprocessor reads: the matrix from memory, x from the second cache, which takes half as long.
     fn cost(&self, layout: Layout, k: usize, rows: usize) -> usize {
         self.tiles.div_ceil(self.grid) * (8 * self.subtiles * layout.row_bytes(k) + rows * k)
@@ -104,67 +108,68 @@ fn sub(layout: Layout) -> usize {
     }
 }
 
-impl<'a> Planner<'a> {
-    /// Packs x and multiplies it.
-    pub(super) fn batch(&mut self, product: &Product<'a>, geometry: Geometry) {
-        let (spec, state, rows) = (self.spec, self.state, self.rows as u32);
-        let (layout, k) = (product.weights[0].layout, product.weights[0].columns);
-        self.pack(product);
-        let mut argument = GemvArgs {
-            x: state.packed_sums.ptr(),
-            a: state.packed.ptr(),
-            out: product.out,
-            k: k as u32,
-            n: outputs(product) as u32,
-            tiles: geometry.tiles as u32,
-            pieces: geometry.pieces as u32,
-            stages: geometry.stages as u32,
-            row_bytes: layout.row_bytes(k) as u32,
-            stride: geometry.stride as u32,
-            out_stride: product.out_stride as u32,
-            cap: spec.logit_cap.unwrap_or(0.0),
-            scale: spec.logit_scale,
-            ..GemvArgs::default()
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        DevicePtr,
+        product::{Input, Part},
+        spec::{Activation, Weight},
+    };
+
+    const H100: Limits = Limits { multiprocessors: 132, shared: 227 << 10 };
+
+    fn geometry(layout: Layout, [rows, columns]: [usize; 2], gated: bool, x_rows: usize) -> Option<Geometry> {
+        let scales = if layout == Layout::Dense { DevicePtr::NULL } else { DevicePtr(256) };
+        let data = DevicePtr(256);
+        let weight = Weight { layout, rows, columns, data, scales, biases: scales, bias: DevicePtr::NULL };
+        let product = Product {
+            part: Part::Output,
+            weights: if gated { &[weight; 2] } else { &[weight] },
+            input: Input::Halves(data),
+            epilogue: if gated { Epilogue::Gated(Activation::Silu) } else { Epilogue::Store },
+            out: data,
+            out_stride: rows,
         };
-        for (matrix, weight) in argument.matrices.iter_mut().zip(product.weights) {
-            *matrix = weight.into();
+        Geometry::new(&product, x_rows, H100)
+    }
+
+    #[test]
+    fn tiles_cover_all_rows_and_stages_fit() {
+        let mut layouts = vec![Layout::Dense];
+        for bits in [2, 3, 4, 5, 6, 8] {
+            layouts.extend([32, 64, 128].map(|group| Layout::Affine { bits, group }));
         }
-        let (half, subtiles, epilogue) = (self.half(), geometry.subtiles as u32, product.epilogue);
-        let instance = Instance::Batch { half, rows, layout, subtiles, epilogue };
-        let size = Size::new([geometry.grid, 1, 1], THREADS, geometry.shared as u32);
-        self.push(product.part, instance, size, &argument);
-        if epilogue == Epilogue::Logits {
-            self.argmax(product);
+        for layout in layouts {
+            for (rows, gated, x_rows) in
+                [(1024, false, 16), (6144, false, 32), (14_336, true, 32), (8, false, 32)]
+            {
+                let found = geometry(layout, [rows, 4096], gated, x_rows);
+                let found = found.unwrap_or_else(|| panic!("{layout:?} {rows}"));
+                assert_eq!(
+                    found.tiles * 8 * found.subtiles,
+                    if gated { 2 * rows } else { rows },
+                    "{found:?}"
+                );
+                assert!(found.stages >= 2 && found.shared <= H100.shared && found.grid <= 132, "{found:?}");
+                assert!(!gated || found.subtiles.is_multiple_of(2));
+            }
         }
     }
 
-    fn pack(&mut self, product: &Product<'a>) {
-        let (layout, k) = (product.weights[0].layout, product.weights[0].columns);
-        let mut argument = PackArgs {
-            out: self.state.packed.ptr(),
-            sums: self.state.packed_sums.ptr(),
-            k: k as u32,
-            eps: self.spec.eps,
-            ..PackArgs::default()
-        };
-        let prologue = match product.input {
-            Input::Halves(a) => {
-                argument.a = a;
-                Prologue::Copy
-            }
-            Input::Normed(x, norm) => {
-                (argument.x, argument.norm) = (x, norm.into());
-                Prologue::Norm
-            }
-            Input::Sandwich { x, y, post, norm, out } => {
-                (argument.x, argument.y, argument.x_out) = (x, y, out);
-                (argument.norm, argument.post) = (norm.into(), post.into());
-                Prologue::Sandwich
-            }
-        };
-        // Rows that are only copied are shared by blocks of 2,048 columns.
-        let blocks = if prologue == Prologue::Copy { k.div_ceil(2048) } else { 1 };
-        let instance = Instance::Pack { half: self.half(), rows: self.rows as u32, layout, prologue };
-        self.push(product.part, instance, Size::new([self.rows, blocks, 1], 256, 0), &argument);
+    #[test]
+    fn tiles_are_as_large_as_fills_the_multiprocessors() {
+        let subtiles = |rows| geometry(Layout::Dense, [rows, 4096], false, 32).map(|found| found.subtiles);
+        assert_eq!(subtiles(4096), Some(4));
+        assert_eq!(subtiles(6144), Some(6));
+        assert_eq!(subtiles(1024), Some(1));
+    }
+
+    #[test]
+    fn few_rows_and_what_copies_cannot_take_are_refused() {
+        assert_eq!(geometry(Layout::Dense, [64, 256], false, 8), None);
+        assert_eq!(geometry(Layout::Dense, [63, 256], false, 32), None);
+        // Three scales of a row do not end at four bytes.
+        assert_eq!(geometry(Layout::Affine { bits: 4, group: 64 }, [64, 192], false, 32), None);
     }
 }
