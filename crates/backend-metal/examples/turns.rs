@@ -3,6 +3,8 @@
 //! ```text
 //! cargo run --release -p inferlm-backend-metal --example turns -- FOLDER [ROWS] [TOKENS]
 //! ```
+//!
+//! On the CPU, or the backend that `BACKEND` names.
 
 use std::{error::Error, time::Instant};
 
@@ -22,8 +24,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let folder = arguments.next().ok_or("the folder of a model is missing")?;
     let rows = arguments.next().map_or(Ok(8), |rows| rows.parse())?;
     let tokens = arguments.next().map_or(Ok(24), |tokens| tokens.parse())?;
+    let backend = std::env::var("BACKEND").unwrap_or_else(|_| "cpu".to_owned());
     block_on(async {
-        let model = load_model(&folder).backend("cpu").options(LoadOptions::new().max_batch(rows)).await?;
+        let model = load_model(&folder).backend(backend).options(LoadOptions::new().max_batch(rows)).await?;
         println!("turns of sessions: {:.1} prompt tokens/s", median(turns(&*model, rows, tokens).await?));
         println!("a common beginning: {:.1} prompt tokens/s", median(common(&*model, rows, tokens).await?));
         model.close().await?;

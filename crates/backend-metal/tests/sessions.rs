@@ -1,4 +1,5 @@
-//! Sessions on real models: their text is that of a run without any cache, for windows and rotating caches too.
+//! Sessions on real models: their text is that of a run without any cache, for windows and rotating caches too. On the CPU, or the
+//! backend that `BACKEND` names.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
@@ -60,7 +61,8 @@ async fn models(folder: &std::path::Path) -> [Arc<dyn TextModel>; 2] {
 }
 
 async fn models_with(folder: &std::path::Path, options: LoadOptions) -> [Arc<dyn TextModel>; 2] {
-    let load = |options| load_model(folder).backend("cpu").options(options);
+    let backend = std::env::var("BACKEND").unwrap_or_else(|_| "cpu".to_owned());
+    let load = |options| load_model(folder).backend(backend.as_str()).options(options);
     let tight = options.prefix_cache(0).prefill_chunk(16);
     [load(tight.clone()).await.unwrap(), load(tight).await.unwrap()]
 }

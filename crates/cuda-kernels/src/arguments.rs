@@ -114,6 +114,22 @@ pub(crate) struct AttentionArgs {
     pub(crate) magnitude: f32,
 }
 
+/// `PackArgs`
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(C)]
+pub(crate) struct PackArgs {
+    pub(crate) x: DevicePtr,
+    pub(crate) y: DevicePtr,
+    pub(crate) x_out: DevicePtr,
+    pub(crate) a: DevicePtr,
+    pub(crate) out: DevicePtr,
+    pub(crate) sums: DevicePtr,
+    pub(crate) norm: VectorArg,
+    pub(crate) post: VectorArg,
+    pub(crate) k: u32,
+    pub(crate) eps: f32,
+}
+
 /// `EmbedArgs`
 #[derive(Debug, Clone, Copy, Default)]
 #[repr(C)]
@@ -174,6 +190,22 @@ pub(crate) struct ArgmaxArgs {
     pub(crate) history_len: u32,
 }
 
+/// `DrawArgs`
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(C)]
+pub(crate) struct DrawArgs {
+    pub(crate) logits: DevicePtr,
+    pub(crate) draws: DevicePtr,
+    pub(crate) token: DevicePtr,
+    pub(crate) position: DevicePtr,
+    pub(crate) history: DevicePtr,
+    pub(crate) steps: DevicePtr,
+    pub(crate) n: u32,
+    pub(crate) history_len: u32,
+    pub(crate) cluster: u32,
+    pub(crate) per: u32,
+}
+
 /// Arguments that a kernel takes as one structure, without padding, aligned to 8 bytes.
 pub(crate) trait Argument: Copy {
     /// Its bytes.
@@ -192,4 +224,4 @@ macro_rules! arguments {
         const _: () = assert!(size_of::<$name>() == $size);
     )* };
 }
-arguments!(GemvArgs: 320, AttentionArgs: 160, EmbedArgs: 64, PlainArgs: 160, NormArgs: 80, ArgmaxArgs: 48);
+arguments!(GemvArgs: 320, PackArgs: 88, AttentionArgs: 160, EmbedArgs: 64, PlainArgs: 160, NormArgs: 80, ArgmaxArgs: 48, DrawArgs: 64);

@@ -1,20 +1,26 @@
 //! What steps are captured for.
 
-use crate::{Error, Result, state::MAX_ROWS};
+use crate::{Error, Result};
 
 /// Numbers of rows that steps are captured for. Fewer rows run in the next larger one, and the others are idle.
-pub const BUCKETS: [usize; 4] = [1, 2, 4, 8];
+pub const BUCKETS: [usize; 6] = [1, 2, 4, 8, 16, 32];
+
+/// Rows of the largest bucket.
+pub(crate) const MAX_ROWS: usize = BUCKETS[BUCKETS.len() - 1];
 
 /// Positions that steps are captured for: the blocks of attention depend on them.
 const LENGTHS: [usize; 4] = [2048, 4096, 8192, i32::MAX as usize];
 
-/// Whether a step stores its logits, for [`logits`](crate::Executor::logits) or at [`Options::logits`](crate::Options::logits).
+/// What a step does with its logits. Those that are stored are there for [`logits`](crate::Executor::logits) or at
+/// [`Options::logits`](crate::Options::logits).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Logits {
-    /// It chooses tokens only.
+    /// It chooses the likeliest tokens only.
     Discard,
-    /// It stores them.
+    /// It does so, and stores them.
     Keep,
+    /// It stores them, and chooses each row's token as [`set_sampling`](crate::Executor::set_sampling) says.
+    Draw,
 }
 
 /// What steps are captured for.
@@ -53,6 +59,7 @@ mod tests {
         assert_eq!(of(3, 2048), Some((4, 2048)));
         assert_eq!(of(8, 2049), Some((8, 4096)));
         assert_eq!(of(8, 100_000), Some((8, i32::MAX as usize)));
-        assert_eq!([of(0, 1), of(9, 1), of(1, 1 << 31)], [None; 3]);
+        assert_eq!([of(9, 1), of(17, 1)], [Some((16, 2048)), Some((32, 2048))]);
+        assert_eq!([of(0, 1), of(33, 1), of(1, 1 << 31)], [None; 3]);
     }
 }

@@ -9,13 +9,13 @@ use std::{
 };
 
 use crate::{
-    Compiler, Error, Event, Graph, Options, Part, Result, Stream,
-    class::{BUCKETS, Class, Logits},
+    Compiler, Error, Event, Graph, Options, Part, Result, Sampling, Stream,
+    class::{BUCKETS, Class, Logits, MAX_ROWS},
     geometry::Limits,
     instance::Instance,
     memory::HostBuffer,
     spec::{Cache, DecoderSpec},
-    state::{MAX_ROWS, State},
+    state::State,
     step::{Planned, Planner},
     stream::Launch,
 };
@@ -82,8 +82,8 @@ pub struct Pending {
 }
 
 impl Pending {
-    /// The token with the largest logit of a row, the first of equal ones, after waiting for the step; `None` if a logit is NaN or
-    /// infinite. It has to be asked before [`Options::history`] more steps are enqueued.
+    /// The token that a row has chosen, after waiting for the step: that with the largest logit, the first of equal ones, unless it
+    /// was drawn; `None` if logits are not finite. It has to be asked before [`Options::history`] more steps are enqueued.
     ///
     /// # Errors
     /// [`Error::Invalid`] where the row was idle; [`Error::Driver`], also of work that failed.
@@ -141,7 +141,7 @@ impl Executor {
         if self.steps.contains_key(&key) {
             return Ok(());
         }
-        let planned = Planner::plan(&self.spec, &self.state, self.limits, key);
+        let planned = Planner::plan(&self.spec, &self.state, self.limits, key)?;
         let kernels = self.compiler.kernels(&instances(&planned))?;
         let launches = planned.into_iter().zip(kernels).enumerate().map(|(i, (planned, kernel))| {
             let launch = Launch {
@@ -163,11 +163,12 @@ impl Executor {
     /// # Errors
     /// [`Error::Invalid`] where no bucket holds the rows; what the thread came to.
     pub fn is_compiled(&mut self, rows: usize) -> Result<bool> {
-        let key = Class::of(rows, 0, Logits::Discard)?;
+        // A step that draws has all the kernels of the others.
+        let key = Class::of(rows, 0, Logits::Draw)?;
         let bucket = BUCKETS.iter().position(|&bucket| bucket == key.rows).unwrap_or(0);
         match mem::take(&mut self.compilations[bucket]) {
             Compilation::NotBegun => {
-                let wanted = instances(&Planner::plan(&self.spec, &self.state, self.limits, key));
+                let wanted = instances(&Planner::plan(&self.spec, &self.state, self.limits, key)?);
                 self.compilations[bucket] = if self.compiler.has(&wanted) {
                     Compilation::Done
                 } else {
@@ -215,7 +216,7 @@ impl Executor {
             let place = layer * MAX_ROWS + row;
             self.state.tables.set(place, [keys.0, values.0], *capacity as i32);
         }
-        self.state.tables.write()
+        Ok(())
     }
 
     /// Tells what a row reads next, or that it is idle. Waits for steps that run.
@@ -238,6 +239,20 @@ impl Executor {
         self.state.steps.write(row, &[state.chosen as i32])?;
         self.state.token.write(row, &[next.map_or(0, |next| next.token as i32)])?;
         self.state.position.write(row, &[next.map_or(-1, |next| next.position as i32)])
+    }
+
+    /// Tells how a row chooses its tokens in steps that [draw](Logits::Draw): the likeliest, unless it is told. Waits for steps that
+    /// run.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] where there is no such row, or the temperature is no number above 0; [`Error::Driver`].
+    pub fn set_sampling(&mut self, row: usize, sampling: Option<Sampling>) -> Result<()> {
+        if row >= MAX_ROWS {
+            return Err(Error::invalid("a row", row, format!("below {MAX_ROWS}")));
+        }
+        let words = sampling.map_or(Ok(Sampling::GREEDY), |sampling| sampling.words())?;
+        self.stream.synchronize()?;
+        self.state.draws.write(row * words.len(), &words)
     }
 
     /// Has the first rows read these tokens next, instead of what they chose. Waits for steps that run.
@@ -266,6 +281,7 @@ impl Executor {
         states.iter().try_for_each(|row| row.check_room(steps))?;
         let longest = states.iter().filter_map(|row| row.position).max().unwrap_or(0) + steps;
         self.prepare(rows, longest, logits)?;
+        self.state.tables.write()?;
         let step = &self.steps[&Class::of(rows, longest, logits)?];
         for _ in 0..steps {
             self.stream.replay(&step.graph)?;

@@ -6,9 +6,9 @@ use crate::{
 };
 
 /// Stages of a ring, as the source bounds them.
-const MAX_STAGES: usize = 16;
+pub(crate) const MAX_STAGES: usize = 16;
 /// Warps that multiply.
-const WARPS: usize = 8;
+pub(crate) const WARPS: usize = 8;
 /// Bytes that a stage of a dense matrix has at most, without padding, and one of a quantised matrix.
 const STAGE: [usize; 2] = [32 << 10, 16 << 10];
 /// Bytes of shared memory that attention may need beside a dense product. (Quantised ones are bound by arithmetic.)
@@ -78,8 +78,10 @@ impl Geometry {
         let (bits, group) = (bits as usize, group as usize);
         let quantized = layout != Layout::Dense;
         // Columns that a warp multiplies at once.
-        let sub = if quantized { group.min(64) } else { 32 };
-        if !can_copy(weights) || k % sub != 0 || layout.row_bytes(k) % 16 != 0 {
+        let sub = if quantized { group.clamp(32, 64) } else { 32 };
+        // Of eight rows.
+        let scale_bytes = 8 * layout.scale_bytes(k);
+        if !can_copy(weights) || k % sub != 0 || layout.row_bytes(k) % 16 != 0 || scale_bytes % 16 != 0 {
             return None;
         }
         let all: usize = weights.iter().map(|weight| weight.rows).sum();
@@ -99,7 +101,6 @@ impl Geometry {
         let bytes = piece * bits / 8;
         let stride = row_stride(bytes, bits, sub);
         let stage = 8 * subtiles * stride;
-        let scale_bytes = 16 * layout.groups(k);
         let slot = subtiles * 2 * scale_bytes;
 
         let sums = if quantized { (rows * (k / sub)).next_multiple_of(4) * 4 } else { 0 };
@@ -132,7 +133,7 @@ impl Geometry {
 }
 
 /// Whether matrices of one layout and one number of columns lie where 16-byte copies can read them.
-fn can_copy(weights: &[Weight]) -> bool {
+pub(crate) fn can_copy(weights: &[Weight]) -> bool {
     weights.iter().all(|weight| {
         let addresses = [weight.data, weight.scales, weight.biases];
         weight.layout == weights[0].layout
@@ -143,7 +144,7 @@ fn can_copy(weights: &[Weight]) -> bool {
 }
 
 /// Bytes from one row of a piece to the next in shared memory: four lanes that read rows at once meet no bank twice.
-fn row_stride(bytes: usize, bits: usize, sub: usize) -> usize {
+pub(crate) fn row_stride(bytes: usize, bits: usize, sub: usize) -> usize {
     // Bytes that four lanes read of a row at once. Rows that far apart (mod 128) share no bank.
     let wanted = match (bits, sub) {
         (16, _) => 64,
@@ -161,13 +162,15 @@ mod tests {
     const H100: Limits = Limits { multiprocessors: 132, shared: 227 << 10 };
 
     fn weight(layout: Layout, rows: usize, columns: usize) -> Weight {
-        let scales = if layout == Layout::Dense { DevicePtr::NULL } else { DevicePtr(256) };
-        Weight { layout, rows, columns, data: DevicePtr(256), scales, biases: scales, bias: DevicePtr::NULL }
+        let given = |is_given| if is_given { DevicePtr(256) } else { DevicePtr::NULL };
+        let scales = given(layout != Layout::Dense);
+        let biases = given(matches!(layout, Layout::Affine { .. }));
+        Weight { layout, rows, columns, data: DevicePtr(256), scales, biases, bias: DevicePtr::NULL }
     }
 
     #[test]
     fn stages_hold_all_columns_and_fit() {
-        let mut layouts = vec![Layout::Dense];
+        let mut layouts = vec![Layout::Dense, Layout::Mxfp4, Layout::Mxfp8, Layout::Nvfp4];
         for bits in [2, 3, 4, 5, 6, 8] {
             layouts.extend([32, 64, 128].map(|group| Layout::Affine { bits, group }));
         }
@@ -218,6 +221,8 @@ mod tests {
             Weight { columns: 250, ..dense },
             Weight { data: DevicePtr(264), ..dense },
             weight(Layout::Affine { bits: 3, group: 64 }, 64, 64 * 5),
+            // An odd number of scales of a byte, eight rows of which are no multiple of 16 bytes.
+            weight(Layout::Mxfp8, 64, 32 * 5),
         ];
         for weight in odd {
             assert_eq!(Geometry::new(&[weight], false, 1, H100), None, "{weight:?}");

@@ -3,13 +3,15 @@
 use crate::spec::{Activation, Half, Layout};
 
 /// Everything the kernels are made of, in the order of inclusion.
-const SOURCES: [&str; 6] = [
+const SOURCES: [&str; 8] = [
     include_str!("kernels/common.cuh"),
     include_str!("kernels/unpack.cuh"),
     include_str!("kernels/tiles.cuh"),
     include_str!("kernels/gemv.cuh"),
+    include_str!("kernels/batch.cuh"),
     include_str!("kernels/attention.cuh"),
     include_str!("kernels/token.cuh"),
+    include_str!("kernels/draw.cuh"),
 ];
 
 /// What is done to x before a product.
@@ -59,6 +61,19 @@ pub(crate) enum Instance {
         prologue: Prologue,
         epilogue: Epilogue,
     },
+    Pack {
+        half: Half,
+        rows: u32,
+        layout: Layout,
+        prologue: Prologue,
+    },
+    Batch {
+        half: Half,
+        rows: u32,
+        layout: Layout,
+        subtiles: u32,
+        epilogue: Epilogue,
+    },
     Plain {
         half: Half,
         layout: Layout,
@@ -68,6 +83,7 @@ pub(crate) enum Instance {
         half: Half,
         head_dim: u32,
         heads: u32,
+        deep: bool,
     },
     Embed {
         half: Half,
@@ -77,6 +93,9 @@ pub(crate) enum Instance {
         half: Half,
     },
     Argmax {
+        half: Half,
+    },
+    Draw {
         half: Half,
     },
 }
@@ -94,25 +113,38 @@ impl Instance {
                     prologue as u32
                 )
             }
+            Self::Pack { rows, layout, prologue, .. } => {
+                let (bits, group) = layout.parameters();
+                format!("pack_r{rows}_b{bits}_g{group}_p{}", prologue as u32)
+            }
+            Self::Batch { rows, layout, subtiles, epilogue, .. } => {
+                let (epilogue, activation) = epilogue.parameters();
+                let (bits, group) = layout.parameters();
+                format!("batch_r{rows}_b{bits}_g{group}_t{subtiles}_e{epilogue}_a{activation}")
+            }
             Self::Plain { layout, epilogue, .. } => {
                 let (epilogue, activation) = epilogue.parameters();
                 let (bits, group) = layout.parameters();
                 format!("plain_b{bits}_g{group}_e{epilogue}_a{activation}")
             }
-            Self::Attention { head_dim, heads, .. } => format!("attention_d{head_dim}_h{heads}"),
+            Self::Attention { head_dim, heads, deep, .. } => {
+                format!("attention_d{head_dim}_h{heads}_v{}", u32::from(deep))
+            }
             Self::Embed { layout, .. } => {
                 let (bits, group) = layout.parameters();
                 format!("embed_b{bits}_g{group}")
             }
             Self::Norm { .. } => "norm_only".to_owned(),
             Self::Argmax { .. } => "argmax_rows".to_owned(),
+            Self::Draw { .. } => "draw_rows".to_owned(),
         }
     }
 
     /// The sources that define it.
     pub(crate) fn source(&self) -> String {
         let (argument, bounds, call) = self.definition();
-        let mut source = format!("#define HALF_KIND {}\n", self.half() as u32);
+        let kinds = [("HALF_KIND", self.half() as u32), ("SCALE_KIND", self.scale_kind())];
+        let mut source: String = kinds.map(|(name, kind)| format!("#define {name} {kind}\n")).concat();
         source.extend(SOURCES);
         source += &format!(
             "\nextern \"C\" __global__ void __launch_bounds__({bounds}) {}(const __grid_constant__ {argument} a) {{ {call}(a); }}\n",
@@ -124,11 +156,25 @@ impl Instance {
     fn half(&self) -> Half {
         match *self {
             Self::Gemv { half, .. }
+            | Self::Pack { half, .. }
+            | Self::Batch { half, .. }
             | Self::Plain { half, .. }
             | Self::Attention { half, .. }
             | Self::Embed { half, .. }
             | Self::Norm { half }
-            | Self::Argmax { half } => half,
+            | Self::Argmax { half }
+            | Self::Draw { half } => half,
+        }
+    }
+
+    fn scale_kind(&self) -> u32 {
+        match *self {
+            Self::Gemv { layout, .. }
+            | Self::Plain { layout, .. }
+            | Self::Embed { layout, .. }
+            | Self::Batch { layout, .. }
+            | Self::Pack { layout, .. } => layout.scale_kind(),
+            Self::Attention { .. } | Self::Norm { .. } | Self::Argmax { .. } | Self::Draw { .. } => 0,
         }
     }
 
@@ -147,15 +193,25 @@ impl Instance {
                     ),
                 )
             }
+            Self::Pack { rows, layout, prologue, .. } => {
+                let (bits, group) = layout.parameters();
+                ("PackArgs", "256", format!("pack<{rows}, {bits}, {group}, {}>", prologue as u32))
+            }
+            Self::Batch { rows, layout, subtiles, epilogue, .. } => {
+                let (epilogue, activation) = epilogue.parameters();
+                let (bits, group) = layout.parameters();
+                let call = format!("batch<{rows}, {bits}, {group}, {subtiles}, {epilogue}, {activation}>");
+                ("GemvArgs", "416, 1", call)
+            }
             Self::Plain { layout, epilogue, .. } => {
                 let (epilogue, activation) = epilogue.parameters();
                 let (bits, group) = layout.parameters();
                 ("PlainArgs", "256", format!("plain<{bits}, {group}, {epilogue}, {activation}>"))
             }
-            Self::Attention { head_dim, heads, .. } => {
+            Self::Attention { head_dim, heads, deep, .. } => {
                 // Few registers leave room for the products that start meanwhile; more heads need all they can get.
-                let bounds = if heads <= 2 { "256, 3" } else { "256" };
-                ("AttentionArgs", bounds, format!("attention<{head_dim}, {heads}>"))
+                let bounds = if heads <= 2 && !deep { "256, 3" } else { "256" };
+                ("AttentionArgs", bounds, format!("attention<{head_dim}, {heads}, {deep}>"))
             }
             Self::Embed { layout, .. } => {
                 let (bits, group) = layout.parameters();
@@ -163,6 +219,7 @@ impl Instance {
             }
             Self::Norm { .. } => ("NormArgs", "256", "norm_rows".to_owned()),
             Self::Argmax { .. } => ("ArgmaxArgs", "1024", "argmax".to_owned()),
+            Self::Draw { .. } => ("DrawArgs", "1024", "draw".to_owned()),
         }
     }
 }

@@ -3,11 +3,13 @@
 //! | kernel | serves | source |
 //! | --- | --- | --- |
 //! | `gemv` | every product of 1 to 8 rows with a matrix, dense or quantised: projections, gate and up with their activation, down, head. It normalises its input first, and adds to the residual or finds the best logit at the end | `kernels/gemv.cuh`, `kernels/tiles.cuh`, `kernels/unpack.cuh` |
+//! | `batch`, `pack` | every product of 16 and 32 rows, and what puts their input in order | `kernels/batch.cuh` |
 //! | `attention` | norms and rotates queries and the key, writes the cache, attends | `kernels/attention.cuh` |
 //! | `embed` | embeddings of tokens | `kernels/token.cuh` |
-//! | `plain`, `norm_only`, `argmax_rows` | the same as `gemv`, where a shape or an address is no multiple of what `gemv` takes | `kernels/token.cuh` |
+//! | `draw` | draws tokens from their logits: temperature, top-p, min-p, top-k | `kernels/draw.cuh` |
+//! | `plain`, `norm_only`, `argmax_rows` | the same, where a shape or an address is no multiple of what `gemv` and `batch` take; the choice of tokens of 16 and 32 rows | `kernels/token.cuh` |
 //!
-//! A step of a layer is five launches. [`DecoderSpec`] describes a decoder, [`Executor`] captures its steps, [`Compiler`] compiles
+//! A step of a layer is five launches, or nine of 16 and 32 rows. [`DecoderSpec`] describes a decoder, [`Executor`] captures its steps, [`Compiler`] compiles
 //! kernels with NVRTC and keeps them on disk, [`Device::probe`] says whether this machine can run them, or why not. Neither a
 //! driver nor a toolkit is needed to build.
 //!
@@ -19,6 +21,7 @@
 //! ```
 
 mod arguments;
+mod batch;
 mod class;
 mod compile;
 mod device;
@@ -28,6 +31,8 @@ mod geometry;
 mod instance;
 mod memory;
 mod options;
+mod product;
+mod sampling;
 mod spec;
 mod state;
 mod step;
@@ -40,9 +45,10 @@ pub use error::{Error, Result};
 pub use executor::{Executor, Pending, Row};
 pub use memory::{Buffer, DevicePtr, Plain};
 pub use options::Options;
+pub use product::Part;
+pub use sampling::Sampling;
 pub use spec::{
     Activation, AttentionSpec, Cache, DecoderSpec, Half, LayerSpec, Layout, MlpSpec, NormWeight, RopeSpec,
     Weight,
 };
-pub use step::Part;
 pub use stream::{Event, Graph, Stream};

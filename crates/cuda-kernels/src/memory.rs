@@ -86,7 +86,7 @@ impl Buffer {
         self.bytes
     }
 
-    /// Copies `data` to the element `first`, after all work that was given to the default stream.
+    /// Copies `data` to the element `first`, after all work that was given to the default stream, and waits until it is there.
     ///
     /// # Errors
     /// [`Error::Invalid`] where it does not fit; [`Error::Driver`].
@@ -96,7 +96,10 @@ impl Buffer {
         // SAFETY: both are as large.
         check("cuMemcpyHtoD", unsafe {
             sys::cuMemcpyHtoD_v2(self.ptr.0 + start, data.as_ptr().cast(), size_of_val(data))
-        })
+        })?;
+        // A copy of a few bytes may still be on its way, and streams of this crate do not wait for it.
+        // SAFETY: null is the default stream.
+        check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(ptr::null_mut()) })
     }
 
     /// A copy of `count` elements from the element `first`. Work on other streams must have ended.

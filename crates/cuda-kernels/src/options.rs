@@ -7,7 +7,7 @@ use crate::DevicePtr;
 pub struct Options {
     /// How many of the last tokens of each row are remembered on the GPU.
     pub history: usize,
-    /// Where steps store logits that are kept: `[8, vocabulary]` in single precision. `None`: in memory of the executor's own.
+    /// Where steps store logits that are kept: `[32, vocabulary]` in single precision. `None`: in memory of the executor's own.
     pub logits: Option<DevicePtr>,
     /// Whether a kernel may start while the one before it runs.
     pub early_start: bool,

@@ -25,6 +25,12 @@ pub enum Layout {
         /// 32, 64 or 128.
         group: u32,
     },
+    /// Floats of 4 bits (E2M1), 32 neighbours with one scale that is a power of two (E8M0).
+    Mxfp4,
+    /// Floats of 8 bits (E4M3), likewise.
+    Mxfp8,
+    /// Floats of 4 bits (E2M1), 16 neighbours with one scale of 8 bits (E4M3).
+    Nvfp4,
 }
 
 impl Layout {
@@ -33,6 +39,18 @@ impl Layout {
         match self {
             Self::Dense => (16, 64),
             Self::Affine { bits, group } => (bits, group),
+            Self::Mxfp4 => (4, 32),
+            Self::Mxfp8 => (8, 32),
+            Self::Nvfp4 => (4, 16),
+        }
+    }
+
+    /// How the sources call its scales.
+    pub(crate) fn scale_kind(self) -> u32 {
+        match self {
+            Self::Dense | Self::Affine { .. } => 0,
+            Self::Mxfp4 | Self::Mxfp8 => 1,
+            Self::Nvfp4 => 2,
         }
     }
 
@@ -45,8 +63,13 @@ impl Layout {
     pub(crate) fn groups(self, columns: usize) -> usize {
         match self {
             Self::Dense => 0,
-            Self::Affine { group, .. } => columns / group as usize,
+            _ => columns / self.parameters().1 as usize,
         }
+    }
+
+    /// Bytes of the scales of a row.
+    pub(crate) fn scale_bytes(self, columns: usize) -> usize {
+        self.groups(columns) * if self.scale_kind() == 0 { 2 } else { 1 }
     }
 }
 
@@ -61,9 +84,9 @@ pub struct Weight {
     pub columns: usize,
     /// The elements.
     pub data: DevicePtr,
-    /// `[rows, columns / group]`, halves; null where the matrix is dense.
+    /// `[rows, columns / group]`, halves or the bytes that the layout says; null where the matrix is dense.
     pub scales: DevicePtr,
-    /// Likewise.
+    /// `[rows, columns / group]`, halves; null where the layout has none.
     pub biases: DevicePtr,
     /// What is added to outputs, `[rows]`, halves; or null.
     pub bias: DevicePtr,
@@ -74,7 +97,7 @@ impl Weight {
     #[must_use]
     pub fn slice(self, first: usize, rows: usize) -> Self {
         let at = |ptr: DevicePtr, bytes| if ptr.is_null() { ptr } else { ptr.offset(first * bytes) };
-        let groups = 2 * self.layout.groups(self.columns);
+        let groups = self.layout.scale_bytes(self.columns);
         Self {
             rows,
             data: at(self.data, self.layout.row_bytes(self.columns)),
@@ -94,25 +117,20 @@ impl Weight {
                 format!("[{rows}, {columns}]"),
             ));
         }
-        let quantized = match self.layout {
-            Layout::Dense => false,
-            Layout::Affine { bits, group } => {
-                if !matches!(bits, 2..=6 | 8) || !matches!(group, 32 | 64 | 128) {
-                    let expected = "2, 3, 4, 5, 6 or 8 bits in groups of 32, 64 or 128";
-                    return Err(Error::invalid(name, format!("{bits} bits in groups of {group}"), expected));
-                }
-                if !columns.is_multiple_of(group as usize) {
-                    return Err(Error::invalid(
-                        name,
-                        columns,
-                        format!("columns that groups of {group} divide"),
-                    ));
-                }
-                true
-            }
-        };
+        if let Layout::Affine { bits, group } = self.layout
+            && (!matches!(bits, 2..=6 | 8) || !matches!(group, 32 | 64 | 128))
+        {
+            let expected = "2, 3, 4, 5, 6 or 8 bits in groups of 32, 64 or 128";
+            return Err(Error::invalid(name, format!("{bits} bits in groups of {group}"), expected));
+        }
+        let quantized = self.layout != Layout::Dense;
+        let (_, group) = self.layout.parameters();
+        if quantized && !columns.is_multiple_of(group as usize) {
+            return Err(Error::invalid(name, columns, format!("columns that groups of {group} divide")));
+        }
+        let biased = matches!(self.layout, Layout::Affine { .. });
         let there =
-            !self.data.is_null() && self.scales.is_null() != quantized && self.biases.is_null() != quantized;
+            !self.data.is_null() && self.scales.is_null() != quantized && self.biases.is_null() != biased;
         if !there {
             return Err(Error::invalid(name, "an address that is null, or not", "those of its layout"));
         }

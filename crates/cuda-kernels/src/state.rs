@@ -1,14 +1,17 @@
 //! Memory of a decoder besides its weights: where rows stand, and what passes from kernel to kernel.
 
-use std::sync::Arc;
+use std::{mem, sync::Arc};
 
-use crate::{Buffer, Device, DevicePtr, Error, Options, Result, memory::HostBuffer, spec::DecoderSpec};
+use crate::{
+    Buffer, Device, DevicePtr, Error, Options, Result, Sampling, class::MAX_ROWS, memory::HostBuffer,
+    spec::DecoderSpec,
+};
 
-/// Rows of the largest bucket.
-pub(crate) const MAX_ROWS: usize = 8;
 /// Clusters that share the positions of a head, at most.
 pub(crate) const MAX_CLUSTERS: usize = 8;
 
+/// Columns that share a scale, at least.
+const SMALLEST_GROUP: usize = 32;
 /// Products of a layer, at most.
 const PRODUCTS: usize = 6;
 
@@ -36,6 +39,9 @@ pub(crate) struct State {
     pub(crate) gated: Buffer,
     /// Normalised rows for products that read them so, halves.
     pub(crate) normed: Buffer,
+    /// Rows in the order in which [`Instance::Batch`](crate::instance::Instance::Batch) multiplies them, halves, and the sums of groups, f32.
+    pub(crate) packed: Buffer,
+    pub(crate) packed_sums: Buffer,
     /// `[MAX_ROWS][vocabulary]`, f32, unless the caller keeps them.
     pub(crate) own_logits: Option<Buffer>,
     /// Where logits are stored.
@@ -45,6 +51,8 @@ pub(crate) struct State {
     pub(crate) part_state: Buffer,
     /// Counters of blocks, all zero between kernels.
     pub(crate) tickets: Buffer,
+    /// How each row chooses its tokens: see [`Sampling::words`].
+    pub(crate) draws: Buffer,
     /// Counters of tiles, u32, one for each product of a step; all zero between kernels.
     pub(crate) tiles: Buffer,
     /// The best token of each block.
@@ -58,6 +66,8 @@ pub(crate) struct State {
 #[derive(Debug)]
 pub(crate) struct CacheTables {
     host: (Vec<u64>, Vec<u64>, Vec<i32>),
+    /// Whether the host has entries that the GPU has not.
+    stale: bool,
     /// Addresses of keys.
     pub(crate) keys: Buffer,
     /// Addresses of values.
@@ -70,16 +80,20 @@ impl CacheTables {
     fn new(device: &Device, count: usize) -> Result<Self> {
         let host = (vec![0; count], vec![0; count], vec![0; count]);
         let [keys, values] = [Buffer::of(device, &host.0)?, Buffer::of(device, &host.1)?];
-        Ok(Self { keys, values, capacity: Buffer::of(device, &host.2)?, host })
+        Ok(Self { keys, values, capacity: Buffer::of(device, &host.2)?, host, stale: false })
     }
 
     /// Sets an entry on the host.
     pub(crate) fn set(&mut self, place: usize, [keys, values]: [u64; 2], capacity: i32) {
         (self.host.0[place], self.host.1[place], self.host.2[place]) = (keys, values, capacity);
+        self.stale = true;
     }
 
-    /// Copies all entries to the GPU.
+    /// Copies entries to the GPU, where some were set.
     pub(crate) fn write(&mut self) -> Result<()> {
+        if !mem::take(&mut self.stale) {
+            return Ok(());
+        }
         self.keys.write(0, &self.host.0)?;
         self.values.write(0, &self.host.1)?;
         self.capacity.write(0, &self.host.2)
@@ -94,6 +108,7 @@ impl State {
         }
         let zeroed = |count: usize, bytes: usize| Buffer::zeroed(device, MAX_ROWS * count * bytes);
         let (width, heads) = (spec.heads * spec.head_dim, spec.heads + 2 * spec.kv_heads);
+        let widest = width.max(spec.hidden).max(spec.intermediate());
         let blocks = device.multiprocessors() as usize;
         let ropes = spec.ropes.iter().map(|rope| Buffer::of(device, &rope.frequencies));
         let own_logits = options.logits.is_none().then(|| zeroed(spec.vocabulary(), 4)).transpose()?;
@@ -113,12 +128,15 @@ impl State {
             attended: zeroed(width, 2)?,
             gated: zeroed(spec.intermediate(), 2)?,
             normed: zeroed(spec.hidden, 2)?,
+            packed: zeroed(widest, 2)?,
+            packed_sums: zeroed(widest / SMALLEST_GROUP, 4)?,
             logits,
             own_logits,
             // A block of heads has at most twice as many as it needs.
             part: zeroed(2 * width * MAX_CLUSTERS, 4)?,
             part_state: zeroed(2 * spec.heads * MAX_CLUSTERS, 8)?,
             tickets: zeroed(spec.heads + 1, 4)?,
+            draws: zeroed(size_of_val(&Sampling::GREEDY), 1)?,
             tiles: zeroed(PRODUCTS * spec.layers.len() + 1, 4)?,
             best: zeroed(blocks, 4)?,
             best_index: zeroed(blocks, 4)?,
@@ -128,8 +146,22 @@ impl State {
 
     /// Fills all that passes from kernel to kernel with NaN.
     pub(crate) fn poison(&mut self) -> Result<()> {
-        let Self { x: [x, spare], y, qkv, attended, gated, normed, part, part_state, best, .. } = self;
-        let buffers = [x, spare, y, qkv, attended, gated, normed, part, part_state, best];
+        let Self {
+            x: [x, spare],
+            y,
+            qkv,
+            attended,
+            gated,
+            normed,
+            packed,
+            packed_sums,
+            part,
+            part_state,
+            best,
+            ..
+        } = self;
+        let buffers =
+            [x, spare, y, qkv, attended, gated, normed, packed, packed_sums, part, part_state, best];
         buffers.into_iter().chain(&mut self.own_logits).try_for_each(|buffer| {
             let bytes = buffer.bytes();
             buffer.write(0, &vec![0xff_u8; bytes])

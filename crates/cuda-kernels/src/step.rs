@@ -1,37 +1,28 @@
 //! The launches of one step of a decoder: each row reads its token, and the next is chosen.
 
+mod choose;
+
 use crate::{
-    DevicePtr,
-    arguments::{ArgmaxArgs, Argument, AttentionArgs, EmbedArgs, GemvArgs, NormArgs, PlainArgs},
-    class::{Class, Logits},
+    DevicePtr, Result,
+    arguments::{Argument, AttentionArgs, EmbedArgs, GemvArgs, NormArgs, PackArgs, PlainArgs},
+    batch,
+    class::{Class, Logits, MAX_ROWS},
     geometry::{Geometry, Limits},
     instance::{Epilogue, Instance, Prologue},
+    product::{Input, Part, Product, outputs},
     spec::{AttentionSpec, DecoderSpec, Half, LayerSpec, NormWeight, Weight},
-    state::{MAX_CLUSTERS, MAX_ROWS, State},
+    state::{MAX_CLUSTERS, State},
     stream::Size,
 };
 
 /// Positions that a block of attention takes before another cluster helps, as the source says.
 const BLOCK_POSITIONS: usize = 256;
 
-/// What a launch is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Part {
-    /// Embeddings of tokens.
-    Embed,
-    /// Norm, and the projections of queries, keys and values.
-    Qkv,
-    /// Norms of heads, rotation, cache, attention.
-    Attention,
-    /// The projection of what was attended to.
-    Output,
-    /// Norm, gate and up, activation.
-    GateUp,
-    /// Down.
-    Down,
-    /// Norm, logits, the choice of a token.
-    Head,
-}
+/// Copies of keys and values that are on their way at once, as the source says.
+const ATTENTION_DEPTH: usize = 4;
+
+/// Rows of x that `gemv` multiplies at once, at most.
+const MOST_AT_ONCE: usize = 8;
 
 /// A launch before its kernel is compiled.
 #[derive(Debug, Clone)]
@@ -40,28 +31,6 @@ pub(crate) struct Planned {
     pub(crate) instance: Instance,
     pub(crate) size: Size,
     pub(crate) argument: std::sync::Arc<[u64]>,
-}
-
-/// Where x of a product comes from.
-#[derive(Clone, Copy)]
-enum Input<'a> {
-    /// Halves.
-    Halves(DevicePtr),
-    /// The residual, normalised.
-    Normed(DevicePtr, &'a NormWeight),
-    /// The residual and what is added to it after a norm of its own; the sum goes to the last address, and is normalised.
-    Sandwich { x: DevicePtr, y: DevicePtr, post: &'a NormWeight, norm: &'a NormWeight, out: DevicePtr },
-}
-
-/// A product.
-struct Product<'a> {
-    part: Part,
-    weights: &'a [Weight],
-    input: Input<'a>,
-    epilogue: Epilogue,
-    out: DevicePtr,
-    /// Elements from one row of the output to the next.
-    out_stride: usize,
 }
 
 /// Makes the launches of a bucket.
@@ -83,7 +52,7 @@ impl<'a> Planner<'a> {
         state: &'a State,
         limits: Limits,
         class: Class,
-    ) -> Vec<Planned> {
+    ) -> Result<Vec<Planned>> {
         let mut planner =
             Self { spec, state, limits, rows: class.rows, class, launches: Vec::new(), counters: 0 };
         planner.embed();
@@ -135,7 +104,10 @@ impl<'a> Planner<'a> {
             out: state.logits,
             out_stride: spec.vocabulary(),
         });
-        planner.launches
+        if class.logits == Logits::Draw {
+            planner.draw()?;
+        }
+        Ok(planner.launches)
     }
 
     fn push(&mut self, part: Part, instance: Instance, size: Size, argument: &impl Argument) {
@@ -244,7 +216,11 @@ impl<'a> Planner<'a> {
         let dim = spec.head_dim;
         // Queries, the new key and value, the rotation, and the sums of eight warps with their states.
         let shared = 4 * (heads * dim + 4 * dim + 18 * heads + 8 * heads * dim);
-        let instance = Instance::Attention { half: self.half(), head_dim: dim as u32, heads: heads as u32 };
+        // With many rows, keys and values on their way as well, two vectors of 16 bytes of each for a thread.
+        let deep = self.rows > MOST_AT_ONCE;
+        let shared = shared + if deep { ATTENTION_DEPTH * 2 * 2 * 256 * 16 + 16 } else { 0 };
+        let instance =
+            Instance::Attention { half: self.half(), head_dim: dim as u32, heads: heads as u32, deep };
         let grid = [clusters * cluster, spec.kv_heads * parts, self.rows];
         let size = Size { cluster: cluster as u32, ..Size::new(grid, 256, shared as u32) };
         self.push(Part::Attention, instance, size, &argument);
@@ -273,10 +249,13 @@ impl<'a> Planner<'a> {
         self.product(&Product { part, weights, input: Input::Halves(input), epilogue, out, out_stride });
     }
 
-    /// A product by `gemv`, of as many rows at once as shared memory holds, or a plain one.
+    /// A product by `batch` where there are many rows, by `gemv`, of as many rows at once as shared memory holds, or a plain one.
     fn product(&mut self, product: &Product<'a>) {
+        if let Some(geometry) = batch::Geometry::new(product, self.rows, self.limits) {
+            return self.batch(product, geometry);
+        }
         let gated = matches!(product.epilogue, Epilogue::Gated(_));
-        let mut at_once = self.rows;
+        let mut at_once = self.rows.min(MOST_AT_ONCE);
         let geometry = loop {
             if let Some(geometry) = Geometry::new(product.weights, gated, at_once, self.limits) {
                 break geometry;
@@ -292,7 +271,7 @@ impl<'a> Planner<'a> {
     }
 
     fn gemv(&mut self, product: &Product<'a>, geometry: Geometry, first: usize, rows: usize) {
-        let (spec, state) = (self.spec, self.state);
+        let spec = self.spec;
         let layout = product.weights[0].layout;
         let k = product.weights[0].columns;
         let mut argument = GemvArgs {
@@ -324,16 +303,7 @@ impl<'a> Planner<'a> {
         let bytes = if matches!(product.epilogue, Epilogue::Gated(_)) { 2 } else { 4 };
         argument.out = row(product.out, bytes * product.out_stride);
         if product.epilogue == Epilogue::Logits {
-            if self.class.logits == Logits::Discard {
-                argument.out = DevicePtr::NULL;
-            }
-            argument.best = row(state.best.ptr(), 4 * geometry.grid as usize);
-            argument.best_index = row(state.best_index.ptr(), 4 * geometry.grid as usize);
-            argument.ticket = state.head_ticket(first, spec.heads);
-            (argument.token, argument.position) = (row(state.token.ptr(), 4), row(state.position.ptr(), 4));
-            argument.history = row(state.history.ptr(), 4 * state.history_len);
-            argument.history_len = state.history_len as u32;
-            argument.steps = row(state.steps.ptr(), 4);
+            self.set_choice(&mut argument, geometry.grid as usize, first);
         }
         let instance = Instance::Gemv {
             half: self.half(),
@@ -352,6 +322,68 @@ impl<'a> Planner<'a> {
         );
     }
 
+    /// Packs x and multiplies it.
+    fn batch(&mut self, product: &Product<'a>, geometry: batch::Geometry) {
+        let (spec, state, rows) = (self.spec, self.state, self.rows as u32);
+        let (layout, k) = (product.weights[0].layout, product.weights[0].columns);
+        self.pack(product);
+        let mut argument = GemvArgs {
+            x: state.packed_sums.ptr(),
+            a: state.packed.ptr(),
+            out: product.out,
+            k: k as u32,
+            n: outputs(product) as u32,
+            tiles: geometry.tiles as u32,
+            pieces: geometry.pieces as u32,
+            stages: geometry.stages as u32,
+            row_bytes: layout.row_bytes(k) as u32,
+            stride: geometry.stride as u32,
+            out_stride: product.out_stride as u32,
+            cap: spec.logit_cap.unwrap_or(0.0),
+            scale: spec.logit_scale,
+            ..GemvArgs::default()
+        };
+        for (matrix, weight) in argument.matrices.iter_mut().zip(product.weights) {
+            *matrix = weight.into();
+        }
+        let (half, subtiles, epilogue) = (self.half(), geometry.subtiles as u32, product.epilogue);
+        let instance = Instance::Batch { half, rows, layout, subtiles, epilogue };
+        self.push(product.part, instance, geometry.size(), &argument);
+        if epilogue == Epilogue::Logits {
+            self.argmax(product);
+        }
+    }
+
+    fn pack(&mut self, product: &Product<'a>) {
+        let (layout, k) = (product.weights[0].layout, product.weights[0].columns);
+        let mut argument = PackArgs {
+            out: self.state.packed.ptr(),
+            sums: self.state.packed_sums.ptr(),
+            k: k as u32,
+            eps: self.spec.eps,
+            ..PackArgs::default()
+        };
+        let prologue = match product.input {
+            Input::Halves(a) => {
+                argument.a = a;
+                Prologue::Copy
+            }
+            Input::Normed(x, norm) => {
+                (argument.x, argument.norm) = (x, norm.into());
+                Prologue::Norm
+            }
+            Input::Sandwich { x, y, post, norm, out } => {
+                (argument.x, argument.y, argument.x_out) = (x, y, out);
+                (argument.norm, argument.post) = (norm.into(), post.into());
+                Prologue::Sandwich
+            }
+        };
+        // Rows that are only copied are shared by blocks of 2,048 columns.
+        let blocks = if prologue == Prologue::Copy { k.div_ceil(2048) } else { 1 };
+        let instance = Instance::Pack { half: self.half(), rows: self.rows as u32, layout, prologue };
+        self.push(product.part, instance, Size::new([self.rows, blocks, 1], 256, 0), &argument);
+    }
+
     /// A counter of tiles. Each product has its own: the next one begins while this one runs.
     fn counter(&mut self) -> DevicePtr {
         self.counters += 1;
@@ -359,7 +391,7 @@ impl<'a> Planner<'a> {
     }
 
     fn plain(&mut self, product: &Product<'a>) {
-        let (spec, state) = (self.spec, self.state);
+        let spec = self.spec;
         let k = product.weights[0].columns;
         let a = match product.input {
             Input::Halves(a) => a,
@@ -393,17 +425,7 @@ impl<'a> Planner<'a> {
         let instance = Instance::Plain { half: self.half(), layout, epilogue: product.epilogue };
         self.push(product.part, instance, Size::new([outputs(product).div_ceil(8), 1, 1], 256, 0), &argument);
         if product.epilogue == Epilogue::Logits {
-            let argument = ArgmaxArgs {
-                logits: product.out,
-                token: state.token.ptr(),
-                position: state.position.ptr(),
-                history: state.history.ptr(),
-                steps: state.steps.ptr(),
-                n: spec.vocabulary() as u32,
-                history_len: state.history_len as u32,
-            };
-            let instance = Instance::Argmax { half: self.half() };
-            self.push(product.part, instance, Size::new([self.rows, 1, 1], 1024, 0), &argument);
+            self.argmax(product);
         }
     }
 
@@ -418,35 +440,5 @@ impl<'a> Planner<'a> {
             &argument,
         );
         out
-    }
-}
-
-fn outputs(product: &Product<'_>) -> usize {
-    match product.epilogue {
-        Epilogue::Gated(_) => product.weights[0].rows,
-        _ => product.weights.iter().map(|weight| weight.rows).sum(),
-    }
-}
-
-impl GemvArgs {
-    /// Sets what the product reads, from row `first` of x `[rows, k]` on, and returns how it is read.
-    fn set_input(&mut self, input: Input<'_>, k: usize, first: usize) -> Prologue {
-        let row = |ptr: DevicePtr, bytes: usize| ptr.offset(first * bytes);
-        match input {
-            Input::Halves(a) => {
-                self.a = row(a, 2 * k);
-                Prologue::Copy
-            }
-            Input::Normed(x, norm) => {
-                self.x = row(x, 4 * k);
-                self.norm = norm.into();
-                Prologue::Norm
-            }
-            Input::Sandwich { x, y, post, norm, out } => {
-                (self.x, self.y, self.x_out) = (row(x, 4 * k), row(y, 4 * k), row(out, 4 * k));
-                (self.norm, self.post) = (norm.into(), post.into());
-                Prologue::Sandwich
-            }
-        }
     }
 }

@@ -1,13 +1,13 @@
 //! Decode steps by CUDA graphs, where model and requests allow it.
 
-use std::{collections::BTreeMap, fmt, rc::Rc};
+use std::{fmt, rc::Rc};
 
-use mlx_rs::{Array, Stream, error::Result, ops};
+use mlx_rs::{Array, Stream, error::Result};
 
-use super::{decode::choose, in_flight::InFlight, plan::RowId, row::Row};
+use super::{decode::choose, in_flight::InFlight, row::Row};
 use crate::{
     mlx::{self, exception},
-    nn::{Architecture, CudaDecoder, KvCache, Lane, Pending},
+    nn::{Architecture, CudaDecoder, KvCache, Pending},
 };
 
 /// An extension of [`LoadOptions`](inference_core::LoadOptions): MLX computes decode steps on CUDA, too.
@@ -58,30 +58,18 @@ impl CudaSteps {
             return Ok(false);
         }
         rows.sort_by_key(|row| row.id);
-        let lanes = decoder.assign(&rows.iter().map(|row| row.id.0).collect::<Vec<_>>())?;
-        let lanes: BTreeMap<RowId, usize> = rows.iter().map(|row| row.id).zip(lanes).collect();
-        rows.sort_by_key(|row| (lanes[&row.id], row.id));
-        let greedy = rows.iter().all(|row| row.is_greedy() && !row.is_shaped());
-        if !greedy {
-            // MLX may still read the logits of the step before.
-            decoder.wait_for_mlx()?;
+        let replayed = |row: &Row| !row.is_shaped() && (row.is_greedy() || row.replayed_draws().is_some());
+        if rows.iter().all(replayed) {
+            step(decoder, rows)?;
+            return Ok(true);
         }
-        let mut steps = Vec::new();
-        for rows in rows.chunk_by_mut(|a, b| lanes[&a.id] == lanes[&b.id]) {
-            let lane = decoder.lane(lanes[&rows[0].id]);
-            if greedy {
-                step(lane, rows)?;
-            } else {
-                steps.push(logits(lane, rows)?);
-            }
-        }
-        if !greedy {
-            // While the GPU computes the logits.
-            rows.iter_mut().try_for_each(Row::compute_mask)?;
-            steps.iter().try_for_each(|(pending, _)| pending.wait()).map_err(exception)?;
-            let logits = ops::concatenate(&steps.iter().map(|(_, logits)| logits).collect::<Vec<_>>(), 0)?;
-            choose(&mut rows.iter_mut().collect::<Vec<_>>(), &logits)?;
-        }
+        // MLX may still read the logits of the step before.
+        decoder.wait_for_mlx()?;
+        let (pending, logits) = logits(decoder, rows)?;
+        // While the GPU computes the logits.
+        rows.iter_mut().try_for_each(Row::compute_mask)?;
+        pending.wait().map_err(exception)?;
+        choose(&mut rows.iter_mut().collect::<Vec<_>>(), &logits)?;
         Ok(true)
     }
 
@@ -92,34 +80,35 @@ impl CudaSteps {
     }
 }
 
-/// Has a lane choose the likeliest token of each row. What it chose in the step before is on the GPU already.
-fn step(lane: &mut Lane, rows: &mut [Row]) -> Result<()> {
-    let continues = lane.continues(rows.iter().map(|row| (row.id.0, row.cache.len())));
+/// Chooses a token for each row. What it chose in the step before is on the GPU already.
+fn step(decoder: &mut CudaDecoder, rows: &mut [Row]) -> Result<()> {
+    let continues = decoder.continues(rows.iter().map(|row| (row.id.0, row.cache.len())));
     let chosen_here = rows.iter().all(|row| row.in_flight.back().is_some_and(InFlight::is_cuda));
     if !(continues && chosen_here) {
-        borrow(lane, rows)?;
+        borrow(decoder, rows)?;
     }
     let mut caches: Vec<&mut KvCache> = rows.iter_mut().map(|row| &mut row.cache).collect();
-    let pending = Rc::new(lane.step(&mut caches)?);
+    let pending = Rc::new(decoder.step(&mut caches)?);
     for (place, row) in rows.iter_mut().enumerate() {
         row.in_flight.push_back(InFlight::Cuda(pending.clone(), place));
     }
     Ok(())
 }
 
-/// Has a lane compute the logits of its rows.
-fn logits(lane: &mut Lane, rows: &mut [Row]) -> Result<(Pending, Array)> {
-    if !lane.continues(rows.iter().map(|row| (row.id.0, row.cache.len()))) {
-        borrow(lane, rows)?;
+/// Computes the logits of the rows.
+fn logits(decoder: &mut CudaDecoder, rows: &mut [Row]) -> Result<(Pending, Array)> {
+    if !decoder.continues(rows.iter().map(|row| (row.id.0, row.cache.len()))) {
+        borrow(decoder, rows)?;
     }
     let tokens = rows.iter().map(Row::last_id).collect::<Result<Vec<_>>>()?;
     let mut caches: Vec<&mut KvCache> = rows.iter_mut().map(|row| &mut row.cache).collect();
-    lane.logits(&mut caches, &tokens)
+    decoder.logits(&mut caches, &tokens)
 }
 
-fn borrow(lane: &mut Lane, rows: &mut [Row]) -> Result<()> {
+fn borrow(decoder: &mut CudaDecoder, rows: &mut [Row]) -> Result<()> {
     let tokens = rows.iter().map(Row::last_id).collect::<Result<Vec<_>>>()?;
     let keys: Vec<u64> = rows.iter().map(|row| row.id.0).collect();
+    let sampling: Vec<_> = rows.iter().map(Row::replayed_draws).collect();
     let mut caches: Vec<&mut KvCache> = rows.iter_mut().map(|row| &mut row.cache).collect();
-    lane.borrow(&keys, &mut caches, &tokens)
+    decoder.borrow(&keys, &mut caches, &tokens, &sampling)
 }

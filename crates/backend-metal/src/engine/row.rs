@@ -17,7 +17,10 @@ use super::{
     sampler::{NOT_FINITE, Sampler},
     session::{SessionId, SessionTurn},
 };
-use crate::{mlx::memory, nn::KvCache};
+use crate::{
+    mlx::memory,
+    nn::{KvCache, Sampling},
+};
 
 /// What a caller hands over to the engine. Plain data and ends of channels: no array crosses the thread.
 #[derive(Debug)]
@@ -254,6 +257,11 @@ impl Row {
     pub(super) fn pure_sampling(&self) -> Option<(&Sampler, usize)> {
         (self.sampler.is_pure_sampling() && self.constraints.is_idle())
             .then(|| (&self.sampler, self.chosen()))
+    }
+
+    /// How its next choice, and those after it, are drawn from the raw logits, where the CUDA kernels know how.
+    pub(super) fn replayed_draws(&self) -> Option<Sampling> {
+        self.pure_sampling().and_then(|(sampler, step)| sampler.replayed_draws(step))
     }
 
     /// Whether its last choice has to be read before the next is made.

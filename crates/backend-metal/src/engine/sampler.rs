@@ -13,7 +13,7 @@ use mlx_rs::{
 
 use crate::{
     mlx::random_bits,
-    nn::{self, Draw, argmax, argmax_with_score},
+    nn::{self, Draw, Sampling, argmax, argmax_with_score},
 };
 
 /// What is wrong with logits that no token can be chosen from.
@@ -158,17 +158,25 @@ impl Sampler {
         Ok(Choice { ids, scores, logprobs })
     }
 
-    /// The draw of the token at `step` as the CPU's kernels take it; `None` with XTC, which they do not have.
-    fn kernel_draw(&self, step: usize) -> Option<Draw> {
+    /// The draws from the token at `step` on as the CUDA kernels take them; `None` with XTC, which they do not have.
+    pub(super) fn replayed_draws(&self, step: usize) -> Option<Sampling> {
         let SamplingOptions { top_p, min_p, top_k, xtc, .. } = self.options;
-        let random = mix(self.seed, step as u64);
-        xtc.is_none().then(|| Draw {
-            key: [(random >> 32) as u32, random as u32],
+        xtc.is_none().then(|| Sampling {
+            seed: self.seed,
+            step: step as u64,
             temperature: self.options.temperature_or_greedy(),
             top_p: top_p.filter(|p| *p < 1.0),
             min_p: min_p.filter(|p| *p > 0.0),
             top_k: top_k.filter(|k| *k > 0),
         })
+    }
+
+    /// The draw of the token at `step` as the CPU's kernels take it; `None` with XTC, which they do not have.
+    fn kernel_draw(&self, step: usize) -> Option<Draw> {
+        let Sampling { seed, step, temperature, top_p, min_p, top_k } = self.replayed_draws(step)?;
+        let random = mix(seed, step);
+        let key = [(random >> 32) as u32, random as u32];
+        Some(Draw { key, temperature, top_p, min_p, top_k })
     }
 
     /// Takes this token, whatever the adjusted logits [1, V] say.

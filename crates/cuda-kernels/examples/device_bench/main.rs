@@ -6,7 +6,7 @@ mod models;
 
 use std::{env, process::ExitCode, sync::Arc};
 
-use cuda_kernels::{Buffer, Cache, Compiler, Device, Executor, Logits, Options, Part, Result, Row};
+use cuda_kernels::{Buffer, Cache, Compiler, Device, Executor, Logits, Options, Part, Result, Row, Sampling};
 
 use crate::models::{CAPACITY, Model, Random};
 
@@ -52,7 +52,9 @@ fn bench(
     let device = compiler.device();
     let (spec, _buffers) = model.build(device, random)?;
     let options = Options { history: 16, early_start, ..Options::default() };
-    let caches = (0..8).map(|_| model.caches(device, random)).collect::<Result<Vec<_>>>()?;
+    let many = env::var_os("ROWS").is_some();
+    let caches =
+        (0..if many { 32 } else { 1 }).map(|_| model.caches(device, random)).collect::<Result<Vec<_>>>()?;
     // SAFETY: weights and caches live as long as this function; the executor is dropped first.
     let mut executor = unsafe { Executor::new(compiler.clone(), spec, options)? };
     for (row, layers) in caches.iter().enumerate() {
@@ -63,12 +65,13 @@ fn bench(
         };
         executor.set_caches(row, &layers.iter().map(cache).collect::<Vec<_>>())?;
     }
-    for (rows, prompt) in [1, 2, 4, 8].into_iter().flat_map(|rows| [(rows, 32), (rows, 2048)]) {
+    for (rows, prompt) in [1, 2, 4, 8, 16, 32].into_iter().flat_map(|rows| [(rows, 32), (rows, 2048)]) {
         let extra = rows > 1 || prompt > 32;
-        if extra && !early_start || rows > 1 && env::var_os("ROWS").is_none() {
+        if extra && !early_start || rows > 1 && !many {
             continue;
         }
-        let mut rates = (0..3).map(|_| rate(&mut executor, rows, prompt)).collect::<Result<Vec<_>>>()?;
+        let mut rates =
+            (0..3).map(|_| rate(&mut executor, rows, prompt, Logits::Discard)).collect::<Result<Vec<_>>>()?;
         rates.sort_by(f64::total_cmp);
         let bytes = model.bytes(rows, prompt + STEPS / 2) as f64;
         println!(
@@ -79,9 +82,24 @@ fn bench(
             1e3 / rates[1],
             100.0 * bytes * rates[1] / bandwidth,
         );
-        if early_start && (rows == 1 || (rows == 8 && prompt == 32)) {
+        if early_start && (rows == 1 || (rows >= 8 && prompt == 32)) {
             print_parts(&mut executor, [rows, prompt + 16 + STEPS])?;
+            print_draws(&mut executor, rows, prompt)?;
         }
+    }
+    Ok(())
+}
+
+/// Prints what draws cost.
+fn print_draws(executor: &mut Executor, rows: usize, prompt: usize) -> Result<()> {
+    let all = Sampling { seed: 1, step: 0, temperature: 0.7, top_p: None, min_p: None, top_k: None };
+    let filtered = Sampling { top_p: Some(0.95), top_k: Some(40), ..all };
+    for (name, sampling) in [("all", all), ("top-k 40, top-p 0.95", filtered)] {
+        for row in 0..rows {
+            executor.set_sampling(row, Some(sampling))?;
+        }
+        let rate = rate(executor, rows, prompt, Logits::Draw)?;
+        println!("    drawn from {name}: {:.0} tok/s, {:.3} ms a step", rate * rows as f64, 1e3 / rate);
     }
     Ok(())
 }
@@ -100,14 +118,14 @@ fn print_parts(executor: &mut Executor, [rows, positions]: [usize; 2]) -> Result
 }
 
 /// Steps for each second.
-fn rate(executor: &mut Executor, rows: usize, prompt: usize) -> Result<f64> {
-    for row in 0..8 {
+fn rate(executor: &mut Executor, rows: usize, prompt: usize, logits: Logits) -> Result<f64> {
+    for row in 0..32 {
         let next = Row { token: 17 + row as u32, position: prompt };
         executor.set_row(row, (row < rows).then_some(next))?;
     }
-    executor.run(rows, 16, Logits::Discard)?;
+    executor.run(rows, 16, logits)?;
     let start = executor.stream().record_timed()?;
-    executor.run(rows, STEPS, Logits::Discard)?;
+    executor.run(rows, STEPS, logits)?;
     let end = executor.stream().record_timed()?;
     let milliseconds = start.milliseconds_to(&end)?;
     executor.tokens(0, 16)?;

@@ -70,7 +70,7 @@ pub(crate) fn all() -> Vec<Model> {
     let four = Layout::Affine { bits: 4, group: 64 };
     let mut models = Vec::new();
     for model in [qwen, gemma, llama] {
-        for (layout, suffix) in [(Layout::Dense, "bf16"), (four, "4-bit")] {
+        for (layout, suffix) in [(Layout::Dense, "bf16"), (four, "4-bit"), (Layout::Mxfp4, "MXFP4")] {
             models.push(Model { name: format!("{} {suffix}", model.name), layout, ..model.clone() });
         }
     }
@@ -106,6 +106,15 @@ fn filled<T: cuda_kernels::Plain>(device: &Device, elements: usize, block: &[T])
     Ok(buffer)
 }
 
+/// Bits of an element and the size of a group of a layout with floats of 4 or 8 bits.
+fn float_sizes(layout: Layout) -> (usize, usize) {
+    match layout {
+        Layout::Mxfp8 => (8, 32),
+        Layout::Nvfp4 => (4, 16),
+        _ => (4, 32),
+    }
+}
+
 struct Builder<'a> {
     device: &'a Device,
     random: &'a Random,
@@ -137,6 +146,14 @@ impl Builder<'_> {
                     self.keep(filled(self.device, groups, &scale))?,
                     self.keep(filled(self.device, groups, &bias))?,
                 )
+            }
+            Layout::Mxfp4 | Layout::Mxfp8 | Layout::Nvfp4 => {
+                let (bits, group) = float_sizes(self.layout);
+                // 2⁻⁷ as a power of two, and a small number in E4M3.
+                let scale = if self.layout == Layout::Nvfp4 { 4 } else { 120 };
+                let words = self.keep(filled(self.device, rows * columns * bits / 32, &self.random.words))?;
+                let groups = rows * columns / group;
+                (words, self.keep(filled(self.device, groups, &vec![scale; 1 << 20]))?, none)
             }
         };
         Ok(Weight { layout: self.layout, rows, columns, data, scales, biases, bias: none })
@@ -233,6 +250,10 @@ impl Model {
         let weights = match self.layout {
             Layout::Dense => 2 * elements,
             Layout::Affine { bits, group } => elements * bits as usize / 8 + 4 * elements / group as usize,
+            floats => {
+                let (bits, group) = float_sizes(floats);
+                elements * bits / 8 + elements / group
+            }
         };
         let seen = |i: usize| self.window(i).map_or(length, |window| window.min(length));
         let cached: usize = (0..self.layers).map(|i| seen(i) * 2 * keys * 2).sum();

@@ -124,5 +124,16 @@ pub(crate) fn all() -> Vec<(String, Shape)> {
             cases.push((name, Shape { layouts, layers: 1, hidden: 384, intermediate: 640, ..llama.clone() }));
         }
     }
+    for layout in [Layout::Mxfp4, Layout::Mxfp8, Layout::Nvfp4] {
+        for half in [Half::Bf16, Half::F16] {
+            let shape = Shape { half, layouts: [layout; 4], ..llama.clone() };
+            cases.push((format!("{layout:?} {half:?}"), shape.clone()));
+            // Numbers of groups that are odd, or odd multiples of two.
+            let odd = Shape { hidden: 384, intermediate: 1056, layers: 1, ..shape.clone() };
+            cases.push((format!("{layout:?} {half:?}, odd groups"), odd));
+            let long = Shape { hidden: 2048, intermediate: 14_336, vocabulary: 256, layers: 1, ..shape };
+            cases.push((format!("{layout:?} {half:?}, long rows"), long));
+        }
+    }
     cases
 }

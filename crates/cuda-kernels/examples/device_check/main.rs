@@ -4,6 +4,7 @@
 
 mod cases;
 mod decoder;
+mod draw;
 mod matrix;
 
 use std::{env, process::ExitCode, sync::Arc, time::Instant};
@@ -35,13 +36,14 @@ fn run() -> Result<usize> {
     println!("{} driver {}", device.name(), device.driver());
     let compiler = Arc::new(Compiler::new(&device, env::var_os("KERNEL_CACHE").map(Into::into)));
     let wanted: Vec<String> = env::args().skip(1).collect();
-    let mut failed = 0;
+    let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|wanted| name.contains(wanted));
+    let mut failed = check_draws(&compiler, is_wanted)?;
     for (seed, (name, shape)) in cases::all().into_iter().enumerate() {
-        if !wanted.is_empty() && !wanted.iter().any(|wanted| name.contains(wanted)) {
+        if !is_wanted(&name) {
             continue;
         }
         let started = Instant::now();
-        for rows in [1, 2, 3, 8] {
+        for rows in [1, 2, 3, 8, 13, 32] {
             match check(&compiler, &shape, rows, seed as u64) {
                 // Single precision in between adds little to the rounding of halves.
                 Ok([error, rounding]) if error <= 1.5 * rounding => {
@@ -62,8 +64,31 @@ fn run() -> Result<usize> {
     Ok(failed)
 }
 
+/// How many cases of draws failed.
+fn check_draws(compiler: &Arc<Compiler>, is_wanted: impl Fn(&str) -> bool) -> Result<usize> {
+    let mut failed = 0;
+    for (seed, (name, shape)) in
+        draw::cases().into_iter().enumerate().filter(|(_, (name, _))| is_wanted(name))
+    {
+        // The reference takes long for many rows of many tokens.
+        let most = if shape.vocabulary > 100_000 { 3 } else { 4 };
+        for rows in [1, 3, 8, 32].into_iter().take(most) {
+            match draw::check(compiler, &shape, rows, seed as u64)? {
+                Ok([drawn, close]) => {
+                    println!("ok   {name} rows {rows}: {drawn} tokens, {close} of them close");
+                }
+                Err(why) => {
+                    failed += 1;
+                    println!("FAIL {name} rows {rows}: {why}");
+                }
+            }
+        }
+    }
+    Ok(failed)
+}
+
 /// The error of logits over all rows and steps, relative to their length, and that of rounding alone. Rows begin at different positions, with caches of
-/// random numbers; of three rows the middle one is idle.
+/// random numbers; of three and thirteen rows the second one is idle.
 fn check(compiler: &Arc<Compiler>, shape: &Shape, rows: usize, seed: u64) -> Result<[f64; 2]> {
     let device = compiler.device();
     let decoder = Decoder::random(device, shape.clone(), seed)?;
@@ -90,7 +115,7 @@ fn check(compiler: &Arc<Compiler>, shape: &Shape, rows: usize, seed: u64) -> Res
         caches.push(cache);
     }
     let mut rounded_caches = caches.clone();
-    let idle = |row: usize| rows == 3 && row == 1;
+    let idle = |row: usize| rows % 10 == 3 && row == 1;
     let (mut ours, mut rounded) = (Error::default(), Error::default());
     let mut wrong = false;
     let mut random_tokens = || (0..rows).map(|_| rng.random_range(0..shape.vocabulary as u32)).collect();

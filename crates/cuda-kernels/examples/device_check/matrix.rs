@@ -20,6 +20,28 @@ pub(crate) fn widen(half: Half, bits: u16) -> f64 {
     }
 }
 
+/// The value of a float of 4 bits.
+fn e2m1(code: u8) -> f64 {
+    let magnitude = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0][usize::from(code & 7)];
+    if code & 8 == 0 { magnitude } else { -magnitude }
+}
+
+/// The value of a float of 8 bits; the code of NaN is 480.
+fn e4m3(code: u8) -> f64 {
+    let (exponent, mantissa) = (i32::from(code >> 3 & 15), f64::from(code & 7));
+    let magnitude = match exponent {
+        0 => mantissa * 2_f64.powi(-9),
+        _ => (8.0 + mantissa) * 2_f64.powi(exponent - 10),
+    };
+    if code & 128 == 0 { magnitude } else { -magnitude }
+}
+
+/// The code of the nearest float of 8 bits to a number that is not negative, above 0.
+fn nearest_e4m3(value: f64) -> u8 {
+    let apart = |code: &u8| (e4m3(*code) - value).abs();
+    (1..127).min_by(|a, b| apart(a).total_cmp(&apart(b))).unwrap_or(1)
+}
+
 /// A matrix in both places.
 pub(crate) struct Matrix {
     pub(crate) values: Vec<f64>,
@@ -76,6 +98,32 @@ impl Matrix {
                 data = keep(Buffer::of(device, &packed)?);
                 scales = keep(Buffer::of(device, &all_scales)?);
                 biases = keep(Buffer::of(device, &all_biases)?);
+            }
+            Layout::Mxfp4 | Layout::Mxfp8 | Layout::Nvfp4 => {
+                let (bits, group) = if layout == Layout::Mxfp8 { (8, 32) } else { (4, 32) };
+                let group = if layout == Layout::Nvfp4 { 16 } else { group };
+                let top = if bits == 4 { 6.0 } else { 448.0 };
+                let mut packed = vec![0_u8; rows * columns * bits / 8];
+                let mut all_scales = Vec::new();
+                for i in 0..rows * columns {
+                    if i % group == 0 {
+                        let scale = 2.0 * spread / top * rng.random_range(0.5..1.0);
+                        all_scales.push(match layout {
+                            // In E4M3 scales of such matrices are below 1, and often subnormal.
+                            Layout::Nvfp4 => nearest_e4m3(scale),
+                            _ => (scale.log2().round() + 127.0) as u8,
+                        });
+                    }
+                    let code: u8 = rng.random_range(0..=u8::MAX) & if bits == 4 { 15 } else { 255 };
+                    packed[i * bits / 8] |= code << (i * bits % 8);
+                    let byte = all_scales[all_scales.len() - 1];
+                    let scale =
+                        if layout == Layout::Nvfp4 { e4m3(byte) } else { 2_f64.powi(i32::from(byte) - 127) };
+                    values.push(scale * if bits == 4 { e2m1(code) } else { e4m3(code) });
+                }
+                data = keep(Buffer::of(device, &packed)?);
+                scales = keep(Buffer::of(device, &all_scales)?);
+                biases = DevicePtr::NULL;
             }
         }
         let mut bias = vec![0.0; rows];

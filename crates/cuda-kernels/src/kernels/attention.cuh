@@ -44,10 +44,6 @@ DEVICE void spread(uint4 v, float f[8]) {
   f[4] = low(v.z), f[5] = high(v.z), f[6] = low(v.w), f[7] = high(v.w);
 }
 
-// Whatever the blocks of a cluster did before it is seen by all after it.
-DEVICE void cluster_sync() {
-  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
-}
 // A number in the shared memory of a block of the cluster.
 DEVICE float remote(const float* p, u32 rank) {
   float v;
@@ -94,14 +90,18 @@ DEVICE void prepare(const AttentionArgs& a, const float* from, float* to, bool n
   __syncwarp();
 }
 
-// `HEADS` heads of queries at once, of the `heads / kv_heads` that share keys.
-template <int D, int HEADS>
+// Keys and values that are on their way to shared memory where many rows are decoded: each thread copies what it reads.
+#define ATTENTION_DEPTH 4
+
+// `HEADS` heads of queries at once, of the `heads / kv_heads` that share keys. Where blocks are many, they go through keys and values
+// `DEEP` in copies.
+template <int D, int HEADS, bool DEEP>
 DEVICE void attention(const AttentionArgs& a) {
   static_assert(HEADS + 2 <= ATTENTION_WARPS);
   typedef HeadShape<D> Shape;
   constexpr int L = Shape::lanes, V = Shape::vectors, P = Shape::per_warp, UNROLL = 2, N = (D + 31) / 32;
   // Whether registers hold what comes after, too.
-  constexpr bool AHEAD = HEADS * V <= 2;
+  constexpr bool AHEAD = !DEEP && HEADS * V <= 2;
   constexpr u32 STRIDE = ATTENTION_WARPS * P;
   extern __shared__ __align__(128) u8 smem[];
   float* q = (float*)smem;                                  // [HEADS + 2][D]: queries, the new key and value
@@ -110,6 +110,8 @@ DEVICE void attention(const AttentionArgs& a) {
   float2* state = turns + D / 2;                            // [WARPS][HEADS]
   float2* total = state + ATTENTION_WARPS * HEADS;          // [HEADS]: maximum and sum of the block
   float* sums = (float*)(total + HEADS);                    // [WARPS][HEADS][D]; then the block's in the first of WARPS
+  // [DEPTH][UNROLL][V][keys, values][threads], where it is deep; at a multiple of 16 bytes.
+  uint4* ring = (uint4*)(sums + ATTENTION_WARPS * HEADS * D + HEADS % 2 * 2);
   const u32 tid = threadIdx.x, warp = tid / 32, lane = tid % 32, row = blockIdx.z;
   const u32 group = a.heads / a.kv_heads, parts = (group + HEADS - 1) / HEADS;
   const u32 kv = blockIdx.y / parts, first = kv * group + (blockIdx.y % parts) * HEADS;
@@ -163,8 +165,33 @@ DEVICE void attention(const AttentionArgs& a) {
       }
     }
   };
-  u32 p0 = begin + warp * P + set;
-  fetch(p0, k, v);
+  auto place = [&](u32 stage, int u, int j, int which) {
+    return ring + (((stage * UNROLL + u) * V + j) * 2 + which) * ATTENTION_WARPS * 32 + tid;
+  };
+  auto copy = [&](u32 p0, u32 stage) {
+#pragma unroll
+    for (int u = 0; u < UNROLL; u++) {
+      const u32 p = p0 + u * STRIDE;
+      u32 slot = offset + (p - begin);
+      if (slot >= capacity) slot -= capacity;
+#pragma unroll
+      for (int j = 0; j < V; j++) {
+        const u32 d = j * L * 8 + sub * 8;
+        const bool there = p < end && p != (u32)position && d < D;
+        const u64 at = there ? (u64)slot * D + d : 0;
+        copy16_or_zero(shared_address(place(stage, u, j, 0)), keys + at, there);
+        copy16_or_zero(shared_address(place(stage, u, j, 1)), values + at, there);
+      }
+    }
+    copies_end_group();
+  };
+  u32 p0 = begin + warp * P + set, stage = 0;
+  if constexpr (DEEP) {
+#pragma unroll
+    for (u32 i = 0; i < ATTENTION_DEPTH; i++) copy(p0 + i * UNROLL * STRIDE, i);
+  } else {
+    fetch(p0, k, v);
+  }
   for (u32 p = begin + UNROLL * STRIDE + tid; p < end; p += blockDim.x) {
     u32 slot = offset + (p - begin);
     if (slot >= capacity) slot -= capacity;
@@ -225,6 +252,13 @@ DEVICE void attention(const AttentionArgs& a) {
   while (__any_sync(~0u, p0 < end)) {
     uint4 next_k[UNROLL][V], next_v[UNROLL][V];
     if constexpr (AHEAD) fetch(p0 + UNROLL * STRIDE, next_k, next_v);
+    if constexpr (DEEP) {
+      wait_for_groups<ATTENTION_DEPTH - 1>();
+#pragma unroll
+      for (int u = 0; u < UNROLL; u++)
+#pragma unroll
+        for (int j = 0; j < V; j++) k[u][j] = *place(stage, u, j, 0), v[u][j] = *place(stage, u, j, 1);
+    }
     float score[UNROLL][HEADS];
 #pragma unroll
     for (int u = 0; u < UNROLL; u++) {
@@ -284,7 +318,10 @@ DEVICE void attention(const AttentionArgs& a) {
       }
     }
     p0 += UNROLL * STRIDE;
-    if constexpr (AHEAD) {
+    if constexpr (DEEP) {
+      copy(p0 + (ATTENTION_DEPTH - 1) * UNROLL * STRIDE, stage);
+      stage = (stage + 1) % ATTENTION_DEPTH;
+    } else if constexpr (AHEAD) {
 #pragma unroll
       for (int u = 0; u < UNROLL; u++)
 #pragma unroll
@@ -293,6 +330,7 @@ DEVICE void attention(const AttentionArgs& a) {
       fetch(p0, k, v);
     }
   }
+  if constexpr (DEEP) wait_for_copies();
   MARK(5);
   // The lanes of a warp that took other positions.
 #pragma unroll

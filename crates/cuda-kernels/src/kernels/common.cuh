@@ -1,6 +1,8 @@
 // What every kernel shares: types, loads that skip L1, rounding, matrix instructions, barriers. No header of CUDA is needed.
 //
 // HALF_KIND is 0 for bf16 and 1 for f16: the type of activations, norms, caches and dense weights.
+// SCALE_KIND is 0 for integers with scales and biases in halves (and for dense matrices), 1 for floats with scales that are powers of
+// two (E8M0), 2 for floats with scales in E4M3.
 typedef unsigned char u8;
 typedef unsigned short u16;
 typedef unsigned int u32;
@@ -42,6 +44,17 @@ DEVICE u32 narrow2(float lo, float hi) {
 DEVICE u16 narrow(float f) { return (u16)(narrow2(f, 0.f) & 0xffff); }
 DEVICE float low(u32 v) { return widen((u16)(v & 0xffff)); }
 DEVICE float high(u32 v) { return widen((u16)(v >> 16)); }
+
+// The products of two pairs of halves.
+DEVICE u32 times2(u32 a, u32 b) {
+  u32 d;
+#if HALF_KIND == 0
+  asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
+#else
+  asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
+#endif
+  return d;
+}
 
 // Loads of what an earlier kernel wrote. L1 may hold lines from before, so they go to L2.
 DEVICE float4 load4(const float* p) {
@@ -154,11 +167,47 @@ DEVICE void barrier_wait(u64* bar, u32 parity) {
 DEVICE void copy16(u32 to, const void* from) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
 }
+// The same, or zeros.
+DEVICE void copy16_or_zero(u32 to, const void* from, bool there) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(there ? 16 : 0) : "memory");
+}
+// Copies so far are a group; all but so many of the last groups are there.
+DEVICE void copies_end_group() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int GROUPS>
+DEVICE void wait_for_groups() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(GROUPS) : "memory");
+}
+// A copy of 4 bytes.
+DEVICE void copy4(u32 to, const void* from) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to), "l"(from) : "memory");
+}
+// Arrives, and has the barrier wait for so many bytes of the copy engine.
+DEVICE void barrier_expect(u64* bar, u32 bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(bar)), "r"(bytes) : "memory");
+}
+// A copy of the copy engine, of a multiple of 16 bytes.
+DEVICE void copy_bulk(u32 to, const void* from, u32 bytes, u64* bar) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to), "l"(from), "r"(bytes),
+               "r"(shared_address(bar))
+               : "memory");
+}
 // Arrives once the copies of this thread so far are there.
 DEVICE void barrier_arrive_after_copies(u64* bar) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(bar)) : "memory");
 }
 DEVICE void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
+// Whatever the blocks of a cluster did before it is seen by all after it.
+DEVICE void cluster_sync() {
+  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+// Where a thing of this block's shared memory lies in another block of the cluster.
+template <typename T>
+DEVICE T* in_block(T* p, u32 rank) {
+  u64 to;
+  asm("mapa.u64 %0, %1, %2;" : "=l"(to) : "l"(p), "r"(rank));
+  return (T*)to;
+}
 
 DEVICE float activate_silu(float x) { return x / (1.f + __expf(-x)); }
 DEVICE float activate_gelu_tanh(float x) {

@@ -10,10 +10,10 @@
 // whatever; so do the rows of the product, which nobody reads.
 // Epilogues: 0 store f32; 1 add to the residual (f32); 2 activation(gate) · up, in halves; 3 logits, and the best token of each row.
 
-// One group of columns of a tile.
+// One group of columns of a tile. Scales of groups that are smaller (`own`) multiply the weights, others the sums.
 template <int ROWS, int BITS, int GROUP, int RT>
 DEVICE void consume_sub(float acc[RT][2][4], const u8* w_row, const u8* x_row, u32 stride, u32 at, float sum, const float scale[RT][2],
-                        const float bias[RT][2]) {
+                        const float bias[RT][2], const u32 own[RT]) {
   constexpr u32 N = Shared<ROWS, BITS, GROUP, RT>::sub / 4;
   uint4 x[N / 8];
 #pragma unroll
@@ -22,6 +22,9 @@ DEVICE void consume_sub(float acc[RT][2][4], const u8* w_row, const u8* x_row, u
   for (int rt = 0; rt < RT; rt++) {
     u32 w[N / 2];
     unpack<BITS, N>(w_row + rt * 8 * stride + at / 8 * BITS, w);
+    if constexpr (SCALE_KIND == 2)
+#pragma unroll
+      for (u32 i = 0; i < N / 2; i++) w[i] = times2(w[i], own[rt]);
     float c[2][4] = {};
 #pragma unroll
     for (u32 i = 0; i < N / 8; i++) {
@@ -30,7 +33,10 @@ DEVICE void consume_sub(float acc[RT][2][4], const u8* w_row, const u8* x_row, u
     }
 #pragma unroll
     for (int j = 0; j < 2; j++)
-      acc[rt][0][j] += scale[rt][j] * (c[0][j] + c[1][2 + j]) + (bias[rt][j] - Unpacked<BITS>::offset * scale[rt][j]) * sum;
+      if constexpr (SCALE_KIND > 0)
+        acc[rt][0][j] += (SCALE_KIND == 1 ? scale[rt][j] : 1.f) * (c[0][j] + c[1][2 + j]);
+      else
+        acc[rt][0][j] += scale[rt][j] * (c[0][j] + c[1][2 + j]) + (bias[rt][j] - Unpacked<BITS>::offset * scale[rt][j]) * sum;
   }
 }
 
@@ -57,17 +63,25 @@ DEVICE void consume(const GemvArgs& a, float acc[RT][2][4], const u8* stage, con
   }
   constexpr u32 N = SUB / 4, PAIR = EVEN ? 2 : 1;
   const float* sum_row = sums + (g % ROWS) * (a.k / SUB) + begin / SUB;
-  const u8* scale_row = scales + (2 * t * (a.k / GROUP) + begin / GROUP) * 2;
-  const u32 next_row = a.k / GROUP * 2;
+  constexpr u32 BYTES = SCALE_KIND == 0 ? 2 : 1;
+  const u8* scale_row = scales + ((SCALE_KIND == 2 ? g : 2 * t) * (a.k / GROUP) + begin / GROUP) * BYTES;
+  const u32 next_row = a.k / GROUP * BYTES;
 #pragma unroll (RT == 1 ? 2 : 1)
   for (u32 s = PAIR * warp; s < subs; s += PAIR * WARPS) {
     float scale[PAIR][RT][2], bias[PAIR][RT][2];
+    u32 own[PAIR][RT];
 #pragma unroll
     for (int rt = 0; rt < RT; rt++)
 #pragma unroll
       for (int j = 0; j < 2; j++) {
-        const u8* at = scale_row + rt * 2 * a.scale_bytes + j * next_row + s * SUB / GROUP * 2;
-        if constexpr (EVEN && GROUP == SUB) {
+        const u8* at = scale_row + rt * 2 * a.scale_bytes + j * next_row + s * SUB / GROUP * BYTES;
+        if constexpr (SCALE_KIND == 1) {
+          scale[0][rt][j] = e8m0(at[0]), scale[PAIR - 1][rt][j] = e8m0(at[PAIR - 1]);
+        } else if constexpr (SCALE_KIND == 2) {
+          // Of the lane's own row and columns.
+          const u8* there = at - j * next_row + t / 2;
+          own[0][rt] = e4m3(there[0] * 0x10001u), own[PAIR - 1][rt] = e4m3(there[(PAIR - 1) * 2] * 0x10001u);
+        } else if constexpr (EVEN && GROUP == SUB) {
           const u32 two = *(const u32*)at, others = *(const u32*)(at + a.scale_bytes);
           scale[0][rt][j] = low(two), scale[PAIR - 1][rt][j] = high(two);
           bias[0][rt][j] = low(others), bias[PAIR - 1][rt][j] = high(others);
@@ -78,10 +92,11 @@ DEVICE void consume(const GemvArgs& a, float acc[RT][2][4], const u8* stage, con
       }
     float sum[PAIR];
 #pragma unroll
-    for (u32 q = 0; q < PAIR; q++) sum[q] = sum_row[s + q];
+    for (u32 q = 0; q < PAIR; q++) sum[q] = SCALE_KIND == 0 ? sum_row[s + q] : 0.f;
 #pragma unroll
     for (u32 q = 0; q < PAIR; q++)
-      consume_sub<ROWS, BITS, GROUP, RT>(acc, w_row, x_row, a.stride, (s + q) * SUB + t * N, sum[q], scale[q], bias[q]);
+      consume_sub<ROWS, BITS, GROUP, RT>(acc, w_row, x_row, a.stride, (s + q) * SUB + t * N, sum[q], scale[q], bias[q],
+                                       own[q]);
   }
 }
 

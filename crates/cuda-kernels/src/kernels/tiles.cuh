@@ -42,7 +42,7 @@ struct GemvArgs {
 template <int ROWS, int BITS, int GROUP, int RT>
 struct Shared {
   static constexpr bool dense = BITS == 16;
-  static constexpr u32 sub = dense ? 32 : GROUP == 32 ? 32 : 64;
+  static constexpr u32 sub = dense ? 32 : GROUP <= 32 ? 32 : 64;
   static constexpr u32 order = 3 * MAX_STAGES * 8;
   static constexpr u32 squares = order + ORDER * 4, red = squares + 2 * ROWS * WARPS * 4;
   static constexpr u32 batch = ROWS <= 2 ? 8 : ROWS == 4 ? 4 : 2;
@@ -67,7 +67,7 @@ DEVICE void put8(u8* xs, float* sums, u32 i, bool valid, const float v[8]) {
 #pragma unroll
   for (int j = 0; j < 4; j++) p[j] = narrow2(v[2 * j], v[2 * j + 1]);
   if (valid) *(uint4*)(xs + 2 * i) = in_order<BITS>(p[0], p[1], p[2], p[3]);
-  if (BITS != 16) {
+  if (BITS != 16 && SCALE_KIND == 0) {
     float s = 0.f;
 #pragma unroll
     for (int j = 0; j < 4; j++) s += low(p[j]) + high(p[j]);
@@ -197,12 +197,13 @@ struct Turn {
   }
 };
 
-// Where row 0 of subtile `rt` of a tile lies: the matrix, and the row in it.
+// Where row 0 of subtile `rt` of a tile lies: the matrix, and the row in it. Of a gated tile the first half is of the first matrix.
 template <int RT, bool GATED>
-DEVICE u32 locate(const GemvArgs& a, u32 tile, int rt, const Matrix*& m) {
-  u32 row = GATED ? tile * 8 : (tile * RT + rt) * 8, index = 0;
+DEVICE u32 locate(const GemvArgs& a, u32 tile, u32 rt, const Matrix*& m) {
+  constexpr u32 EACH = GATED ? RT / 2 : RT;
+  u32 row = (tile * EACH + (GATED ? rt % EACH : rt)) * 8, index = 0;
   if (GATED) {
-    index = rt;
+    index = rt / EACH;
   } else {
 #pragma unroll
     for (u32 i = 0; i < 2; i++)
@@ -271,7 +272,7 @@ DEVICE void produce(const GemvArgs& a, u32* order, u32 scales, u32 ring, u64* fu
         }
       }
       if (!dense && p == 0) {
-        if (warp < 2 * RT) {
+        if (warp < 2 * RT && (SCALE_KIND == 0 || warp % 2 == 0)) {
           if (slot.round > 0) barrier_wait(freed + slot.index, (slot.round - 1) & 1);
           const Matrix* m;
           const u32 first = locate<RT, GATED>(a, tile, warp / 2, m);

@@ -114,6 +114,16 @@ DEVICE void norm_rows(const NormArgs& a) {
   for (u32 i = threadIdx.x; i < a.k; i += blockDim.x) a.out[at + i] = narrow(load1(x + at + i) * scale * element(a.norm, i));
 }
 
+// Tells a row, which is not idle, what it has chosen.
+template <typename Args>
+DEVICE void move_on(const Args& a, u32 row, bool finite, int chosen) {
+  const int token = finite ? chosen : 0, step = a.steps[row];
+  a.token[row] = token;
+  a.position[row] += 1;
+  a.history[row * a.history_len + (u32)step % a.history_len] = finite ? token : -1;
+  a.steps[row] = step + 1;
+}
+
 struct ArgmaxArgs {
   const float* logits;  // [rows][n]
   int* token;
@@ -148,10 +158,5 @@ DEVICE void argmax(const ArgmaxArgs& a) {
     at = lane < blockDim.x / 32 ? indices[lane] : 0x7fffffff;
   }
   if (lane > 0 || loadi(a.position + row) < 0) return;
-  const bool finite = is_finite(best, at);
-  const int token = finite ? at : 0, step = a.steps[row];
-  a.token[row] = token;
-  a.position[row] += 1;
-  a.history[row * a.history_len + (u32)step % a.history_len] = finite ? token : -1;
-  a.steps[row] = step + 1;
+  move_on(a, row, is_finite(best, at), at);
 }

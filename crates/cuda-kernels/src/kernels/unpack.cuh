@@ -1,11 +1,13 @@
 // Integers of MLX's affine quantisation as halves. MLX packs them as a stream of bits, the lowest first.
 //
+// Its other modes have floats instead, as they are packed: E2M1 in 4 bits, E4M3 in 8.
+//
 // In bf16 the halves are the integers plus UNPACK_OFFSET (but for 8 bits), which the caller takes out by the sum of x; that saves
 // an instruction for each pair.
 template <int BITS>
 struct Unpacked {
 #if HALF_KIND == 0
-  static constexpr float offset = BITS == 8 ? 0.f : 128.f;
+  static constexpr float offset = BITS == 8 || SCALE_KIND > 0 ? 0.f : 128.f;
 #else
   static constexpr float offset = 0.f;
 #endif
@@ -35,7 +37,26 @@ DEVICE u32 magic(u32 v, u32 mask) {
 #endif
 }
 
-// `N` integers of `BITS` bits from shared memory at `p`, in the order of `in_order`.
+// Two floats of 4 bits (E2M1) in the low bits of each half of `v`, as halves. Their bits are those of halves with another exponent.
+DEVICE u32 e2m1(u32 v) {
+#if HALF_KIND == 0
+  return times2((v & 0x00070007u) << 6 | (v & 0x00080008u) << 12, 0x7e807e80u);
+#else
+  return times2((v & 0x00070007u) << 9 | (v & 0x00080008u) << 12, 0x74007400u);
+#endif
+}
+// Likewise of 8 bits (E4M3). The code of NaN is 480, as in MLX.
+DEVICE u32 e4m3(u32 v) {
+#if HALF_KIND == 0
+  return times2((v & 0x007f007fu) << 4 | (v & 0x00800080u) << 8, 0x7b807b80u);
+#else
+  return times2((v & 0x007f007fu) << 7 | (v & 0x00800080u) << 8, 0x5c005c00u);
+#endif
+}
+// A power of two (E8M0).
+DEVICE float e8m0(u32 v) { return __uint_as_float(v == 0 ? 1u << 22 : v << 23); }
+
+// `N` numbers of `BITS` bits from shared memory at `p`, in the order of `in_order`.
 template <int BITS, int N>
 DEVICE void unpack(const u8* p, u32 out[N / 2]) {
   if constexpr (BITS == 4) {
@@ -50,7 +71,7 @@ DEVICE void unpack(const u8* p, u32 out[N / 2]) {
 #pragma unroll
     for (int i = 0; i < N / 8; i++)
 #pragma unroll
-      for (int j = 0; j < 4; j++) out[4 * i + j] = magic(words[i] >> (4 * j), 0x000f000fu);
+      for (int j = 0; j < 4; j++) out[4 * i + j] = SCALE_KIND > 0 ? e2m1(words[i] >> (4 * j)) : magic(words[i] >> (4 * j), 0x000f000fu);
   } else if constexpr (BITS == 8) {
     u32 words[N / 4];
     if constexpr (N == 16) {
@@ -62,6 +83,11 @@ DEVICE void unpack(const u8* p, u32 out[N / 2]) {
     }
 #pragma unroll
     for (int i = 0; i < N / 4; i++) {
+      if constexpr (SCALE_KIND > 0) {
+        out[2 * i] = e4m3(__byte_perm(words[i], 0, 0x4140));
+        out[2 * i + 1] = e4m3(__byte_perm(words[i], 0, 0x4342));
+        continue;
+      }
       float f[4];
 #pragma unroll
       for (int j = 0; j < 4; j++)
@@ -107,8 +133,13 @@ DEVICE float weight_at(const void* w, const void* scales, const void* biases, u6
   if constexpr (BITS == 16) {
     return widen(__ldg((const u16*)w + row * k + i));
   } else {
-    u64 group = row * (k / GROUP) + i / GROUP;
-    float q = (float)integer_at<BITS>((const u8*)w + row * (k / 8 * BITS), i);
+    const u64 group = row * (k / GROUP) + i / GROUP;
+    const u32 code = integer_at<BITS>((const u8*)w + row * (k / 8 * BITS), i);
+    if constexpr (SCALE_KIND > 0) {
+      const u32 scale = __ldg((const u8*)scales + group);
+      return low(BITS == 4 ? e2m1(code) : e4m3(code)) * (SCALE_KIND == 1 ? e8m0(scale) : low(e4m3(scale)));
+    }
+    const float q = (float)code;
     return q * widen(__ldg((const u16*)scales + group)) + widen(__ldg((const u16*)biases + group));
   }
 }

@@ -3,7 +3,7 @@
 use std::{path::PathBuf, sync::Arc};
 
 use cuda_kernels::{
-    BUCKETS, Cache, Compiler, Device, DevicePtr, Executor, Layout, Logits, Options, Pending, Row,
+    BUCKETS, Cache, Compiler, Device, DevicePtr, Executor, Logits, Options, Pending, Row, Sampling,
 };
 use mlx_rs::{
     Array, Dtype, Stream,
@@ -20,36 +20,21 @@ use crate::{
 /// Tokens of each row that the GPU remembers: more than are ever unread.
 const HISTORY: usize = 64;
 
-/// Rows of one replayed graph.
-const LANE: usize = BUCKETS[BUCKETS.len() - 1];
+/// Rows at most.
+const MAX_ROWS: usize = BUCKETS[BUCKETS.len() - 1];
 
-/// Lanes at most. With more rows MLX's products, which read the matrices once for all, are faster.
-const LANES: usize = 4;
-
-/// Bytes of matrices in half precision that the lanes of a step may read together. An estimate: with 32 rows of Qwen3-0.6B a step of
-/// MLX takes 10 ms on an H100, which reads 24 GB in 8 ms; larger models were not measured. Quantised matrices take MLX far longer.
-const DENSE_BYTES: usize = 24 << 30;
-
-/// Computes decode steps.
+/// Computes decode steps, each a replayed graph on a stream of its own.
 ///
-/// Rows are computed in lanes of up to eight, each a graph on a stream of its own. A step writes to memory that rows lend: the
-/// arrays are held by the lanes until the steps that write to them are done, so that MLX does not use the memory meanwhile.
+/// A step writes to memory that rows lend: the arrays are held here until the steps that write to them are done, so that MLX does
+/// not use the memory meanwhile.
 #[derive(Debug)]
 pub(crate) struct CudaDecoder {
-    // Dropped before the weights: they wait for their steps.
-    lanes: Vec<Lane>,
-    compiler: Arc<Compiler>,
-    description: Description,
-    stream: Stream,
-}
-
-/// Up to eight rows.
-#[derive(Debug)]
-pub(crate) struct Lane {
+    // Dropped before the weights: it waits for its steps.
     executor: Executor,
     rows: Vec<Borrowed>,
-    /// `[8, vocabulary]`, f32: what steps that keep logits write to.
+    /// `[MAX_ROWS, vocabulary]`, f32: what steps that keep logits write to.
     logits: Array,
+    _description: Description,
     stream: Stream,
 }
 
@@ -61,6 +46,8 @@ struct Borrowed {
     len: usize,
     /// Tokens that there is room for.
     room: usize,
+    /// Whether its tokens are drawn.
+    draws: bool,
     _arrays: Vec<[Array; 2]>,
 }
 
@@ -72,65 +59,24 @@ impl CudaDecoder {
     pub(crate) fn new(description: Description, folder: Option<PathBuf>, stream: Stream) -> Result<Self> {
         let device = Device::probe(0).map_err(exception)?;
         let compiler = Arc::new(Compiler::new(&device, folder));
-        let mut decoder = Self { lanes: Vec::new(), compiler, description, stream };
-        decoder.add_lane()?.executor.prepare(1, 1, Logits::Discard).map_err(exception)?;
-        Ok(decoder)
-    }
-
-    fn add_lane(&mut self) -> Result<&mut Lane> {
-        let spec = self.description.spec.clone();
-        let shape = [LANE as i32, spec.vocabulary() as i32];
-        let logits = ops::zeros_dtype(&shape, Dtype::Float32)?;
+        let spec = description.spec.clone();
+        let logits = ops::zeros_dtype(&[MAX_ROWS as i32, spec.vocabulary() as i32], Dtype::Float32)?;
         let options = Options { history: HISTORY, logits: Some(address(&logits)?), ..Options::default() };
-        // SAFETY: the addresses are those of the description's arrays, which are dropped after the lanes, and of the logits;
+        // SAFETY: the addresses are those of the description's arrays, which are dropped after the executor, and of the logits;
         // `borrow` and `release` see to it that the rows' arrays live as long as steps write to them.
-        let executor = unsafe { Executor::new(self.compiler.clone(), spec, options) }.map_err(exception)?;
-        let lane = Lane { executor, rows: Vec::new(), logits, stream: self.stream.clone() };
-        Ok(self.lanes.push_mut(lane))
+        let mut executor = unsafe { Executor::new(compiler, spec, options) }.map_err(exception)?;
+        for logits in [Logits::Draw, Logits::Discard] {
+            executor.prepare(1, 1, logits).map_err(exception)?;
+        }
+        Ok(Self { executor, rows: Vec::new(), logits, _description: description, stream })
     }
 
-    /// Whether it is worth while to compute so many rows here. Where kernels for them are still compiled, it is not yet.
+    /// Whether so many rows can be computed here. Where kernels for them are still compiled, they cannot yet.
     ///
     /// # Errors
     /// The kernels cannot be compiled.
     pub(crate) fn takes(&mut self, rows: usize) -> Result<bool> {
-        let lanes = rows.div_ceil(LANE);
-        let spec = &self.description.spec;
-        let dense = spec.layers.iter().any(|layer| layer.mlp.down.layout == Layout::Dense);
-        if rows == 0 || lanes > LANES || lanes > 1 && dense && lanes * spec.weight_bytes() > DENSE_BYTES {
-            return Ok(false);
-        }
-        self.lanes[0].executor.is_compiled(rows.min(LANE)).map_err(exception)
-    }
-
-    /// The lanes of these rows: those that they are in, or others with room. [`takes`](Self::takes) says whether there are enough.
-    ///
-    /// # Errors
-    /// There is no memory for another lane.
-    pub(crate) fn assign(&mut self, keys: &[u64]) -> Result<Vec<usize>> {
-        let lane_of =
-            |key: &u64| self.lanes.iter().position(|lane| lane.rows.iter().any(|row| row.key == *key));
-        let known: Vec<Option<usize>> = keys.iter().map(lane_of).collect();
-        let mut used = [0; LANES];
-        known.iter().flatten().for_each(|lane| used[*lane] += 1);
-        let mut lanes = Vec::with_capacity(keys.len());
-        for known in known {
-            let Some(lane) = known.or_else(|| used.iter().position(|rows| *rows < LANE)) else {
-                let reason = format!("{} rows do not fit in {LANES} lanes", keys.len());
-                return Err(Exception::custom(reason));
-            };
-            used[lane] += usize::from(known.is_none());
-            while self.lanes.len() <= lane {
-                self.add_lane()?;
-            }
-            lanes.push(lane);
-        }
-        Ok(lanes)
-    }
-
-    /// A lane that rows were [assigned](Self::assign) to.
-    pub(crate) fn lane(&mut self, index: usize) -> &mut Lane {
-        &mut self.lanes[index]
+        Ok((1..=MAX_ROWS).contains(&rows) && self.executor.is_compiled(rows).map_err(exception)?)
     }
 
     /// Waits for what MLX computes.
@@ -141,25 +87,14 @@ impl CudaDecoder {
         mlx::synchronize(&self.stream)
     }
 
-    /// Gives the memory of lanes back that have rows which are no longer wanted.
+    /// Gives all memory back where a row is no longer wanted.
     ///
     /// # Errors
     /// A step failed.
     pub(crate) fn retain(&mut self, is_wanted: impl Fn(u64) -> bool) -> Result<()> {
-        let unwanted = |lane: &&mut Lane| !lane.rows.iter().all(|row| is_wanted(row.key));
-        self.lanes.iter_mut().filter(unwanted).try_for_each(Lane::release)
+        if self.rows.iter().all(|row| is_wanted(row.key)) { Ok(()) } else { self.release() }
     }
 
-    /// Waits for all steps, and gives all memory back to the rows.
-    ///
-    /// # Errors
-    /// A step failed.
-    pub(crate) fn release(&mut self) -> Result<()> {
-        self.lanes.iter_mut().try_for_each(Lane::release)
-    }
-}
-
-impl Lane {
     /// Whether these are the rows of the step before, in their order, each with its key and the length of its cache, and with room
     /// for another token. If not, they have to be [borrowed](Self::borrow) first.
     pub(crate) fn continues(&self, rows: impl ExactSizeIterator<Item = (u64, usize)>) -> bool {
@@ -171,11 +106,18 @@ impl Lane {
                 .all(|(row, (key, len))| (row.key, row.len) == (key, len) && len < row.room)
     }
 
-    /// Takes rows over, each with its last token, which is not in its cache yet. MLX must be done with their caches.
+    /// Takes rows over, each with its last token, which is not in its cache yet, and how it draws the next ones, if it does. MLX must
+    /// be done with their caches.
     ///
     /// # Errors
     /// A step failed, or there is no memory for another token.
-    pub(crate) fn borrow(&mut self, keys: &[u64], caches: &mut [&mut KvCache], tokens: &[u32]) -> Result<()> {
+    pub(crate) fn borrow(
+        &mut self,
+        keys: &[u64],
+        caches: &mut [&mut KvCache],
+        tokens: &[u32],
+        sampling: &[Option<Sampling>],
+    ) -> Result<()> {
         self.release()?;
         let lent = caches.iter_mut().map(|cache| cache.lend()).collect::<Result<Vec<_>>>()?;
         transforms::eval(lent.iter().flatten().flatten())?;
@@ -187,18 +129,21 @@ impl Lane {
             let (len, room) = (caches[index].len(), caches[index].room());
             let next = Row { token: tokens[index], position: len };
             self.executor.set_row(index, Some(next)).map_err(exception)?;
-            self.rows.push(Borrowed { key: keys[index], len, room, _arrays: arrays });
+            self.executor.set_sampling(index, sampling[index]).map_err(exception)?;
+            let draws = sampling[index].is_some();
+            self.rows.push(Borrowed { key: keys[index], len, room, draws, _arrays: arrays });
         }
-        (keys.len()..LANE).try_for_each(|index| self.executor.set_row(index, None)).map_err(exception)
+        (keys.len()..MAX_ROWS).try_for_each(|index| self.executor.set_row(index, None)).map_err(exception)
     }
 
-    /// Enqueues a step of the borrowed rows, each of which reads what it chose in the step before: one token for each, the
-    /// likeliest.
+    /// Enqueues a step of the borrowed rows, each of which reads what it chose in the step before: one token for each, the likeliest
+    /// or a drawn one.
     ///
     /// # Errors
     /// The driver's own.
     pub(crate) fn step(&mut self, caches: &mut [&mut KvCache]) -> Result<Pending> {
-        self.submit(caches, Logits::Discard)
+        let draw = self.rows.iter().any(|row| row.draws);
+        self.submit(caches, if draw { Logits::Draw } else { Logits::Discard })
     }
 
     /// Enqueues a step of the borrowed rows, each of which reads its one of `tokens`. Returns its logits, `[rows, vocabulary]` in f32,
@@ -223,7 +168,11 @@ impl Lane {
         Ok(pending)
     }
 
-    fn release(&mut self) -> Result<()> {
+    /// Waits for all steps, and gives all memory back to the rows.
+    ///
+    /// # Errors
+    /// A step failed.
+    pub(crate) fn release(&mut self) -> Result<()> {
         if !self.rows.is_empty() {
             self.executor.stream().synchronize().map_err(exception)?;
             self.rows.clear();

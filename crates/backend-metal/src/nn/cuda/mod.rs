@@ -7,9 +7,9 @@ mod decoder;
 pub(super) mod fused;
 mod spec;
 
-pub(crate) use cuda_kernels::Pending;
+pub(crate) use cuda_kernels::{Pending, Sampling};
 
 pub(crate) use self::{
-    decoder::{CudaDecoder, Lane},
+    decoder::CudaDecoder,
     spec::{Description, SpecBuilder, Unsupported},
 };

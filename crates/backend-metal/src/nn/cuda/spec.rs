@@ -193,19 +193,28 @@ impl SpecBuilder {
                 })
             }
             Matrix::Quantized(packed) => {
-                let (QuantizationScheme { mode: QuantizationMode::Affine, bits, group_size }, Some(biases)) =
-                    (packed.scheme, &packed.biases)
-                else {
-                    return unsupported(format!("weights in {:?}", packed.scheme.mode));
+                let QuantizationScheme { mode, bits, group_size } = packed.scheme;
+                let layout = match (mode, bits, group_size) {
+                    (QuantizationMode::Affine, ..) => {
+                        Layout::Affine { bits: bits as u32, group: group_size as u32 }
+                    }
+                    (QuantizationMode::Mxfp4, 4, 32) => Layout::Mxfp4,
+                    (QuantizationMode::Mxfp8, 8, 32) => Layout::Mxfp8,
+                    (QuantizationMode::Nvfp4, 4, 16) => Layout::Nvfp4,
+                    _ => return unsupported(format!("{mode:?} with {bits} bits in groups of {group_size}")),
                 };
+                let scale = if mode.has_biases() { self.dtype } else { Dtype::Uint8 };
                 let &[rows, words] = packed.weight.shape() else { return unsupported("stacks of matrices") };
                 Ok(Weight {
-                    layout: Layout::Affine { bits: bits as u32, group: group_size as u32 },
+                    layout,
                     rows: rows as usize,
                     columns: words as usize * 32 / bits,
                     data: self.address(&packed.weight, Dtype::Uint32, false)?,
-                    scales: self.address(&packed.scales, self.dtype, false)?,
-                    biases: self.address(biases, self.dtype, false)?,
+                    scales: self.address(&packed.scales, scale, false)?,
+                    biases: match &packed.biases {
+                        Some(biases) => self.address(biases, scale, false)?,
+                        None => DevicePtr::NULL,
+                    },
                     bias: DevicePtr::NULL,
                 })
             }

@@ -1,0 +1,82 @@
+//! Products before they are planned.
+
+use crate::{
+    DevicePtr,
+    arguments::GemvArgs,
+    instance::{Epilogue, Prologue},
+    spec::{NormWeight, Weight},
+};
+
+/// What a launch is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Part {
+    /// Embeddings of tokens.
+    Embed,
+    /// Norm, and the projections of queries, keys and values.
+    Qkv,
+    /// Norms of heads, rotation, cache, attention.
+    Attention,
+    /// The projection of what was attended to.
+    Output,
+    /// Norm, gate and up, activation.
+    GateUp,
+    /// Down.
+    Down,
+    /// Norm, logits, the choice of the likeliest token.
+    Head,
+    /// The draw of a token.
+    Draw,
+}
+
+/// Where x of a product comes from.
+#[derive(Clone, Copy)]
+pub(crate) enum Input<'a> {
+    /// Halves.
+    Halves(DevicePtr),
+    /// The residual, normalised.
+    Normed(DevicePtr, &'a NormWeight),
+    /// The residual and what is added to it after a norm of its own; the sum goes to the last address, and is normalised.
+    Sandwich { x: DevicePtr, y: DevicePtr, post: &'a NormWeight, norm: &'a NormWeight, out: DevicePtr },
+}
+
+/// A product.
+pub(crate) struct Product<'a> {
+    pub(crate) part: Part,
+    pub(crate) weights: &'a [Weight],
+    pub(crate) input: Input<'a>,
+    pub(crate) epilogue: Epilogue,
+    pub(crate) out: DevicePtr,
+    /// Elements from one row of the output to the next.
+    pub(crate) out_stride: usize,
+}
+
+/// Outputs of a product for a row.
+pub(crate) fn outputs(product: &Product<'_>) -> usize {
+    match product.epilogue {
+        Epilogue::Gated(_) => product.weights[0].rows,
+        _ => product.weights.iter().map(|weight| weight.rows).sum(),
+    }
+}
+
+impl GemvArgs {
+    /// Sets what the product reads, from row `first` of x `[rows, k]` on, and returns how it is read.
+    pub(crate) fn set_input(&mut self, input: Input<'_>, k: usize, first: usize) -> Prologue {
+        let row = |ptr: DevicePtr, bytes: usize| ptr.offset(first * bytes);
+        match input {
+            Input::Halves(a) => {
+                self.a = row(a, 2 * k);
+                Prologue::Copy
+            }
+            Input::Normed(x, norm) => {
+                self.x = row(x, 4 * k);
+                self.norm = norm.into();
+                Prologue::Norm
+            }
+            Input::Sandwich { x, y, post, norm, out } => {
+                (self.x, self.y, self.x_out) = (row(x, 4 * k), row(y, 4 * k), row(out, 4 * k));
+                (self.norm, self.post) = (norm.into(), post.into());
+                Prologue::Sandwich
+            }
+        }
+    }
+}
