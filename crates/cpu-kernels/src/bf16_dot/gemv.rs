@@ -62,17 +62,25 @@ impl<P: Bf16Dot> Bf16Gemv<'_, P> {
         let count = self.out.len() / self.rows.len();
         let row_bytes = self.w.inputs * P::BITS / 8;
         let bytes = element_bytes(&self.w.weights);
-        let row = |m: usize| self.rows[m.min(self.rows.len() - 1)];
-        let x: [&[bf16]; M] =
-            std::array::from_fn(|m| &self.x.elements[row(m) * self.x.width..][..self.x.width]);
-        let sums: [&[f32]; M] =
-            std::array::from_fn(|m| &self.x.sums[row(m) * self.x.sums_width..][..self.x.sums_width]);
         let mut scales = RowScales::with_rows::<P, Avx512>(self.w, SCALE_ROWS);
         // A lane sums four elements.
         let lane_groups: [i32; 16] = std::array::from_fn(|lane| (lane * 4 / group_size) as i32);
-        // SAFETY: all sixteen are there.
-        let lane_groups = unsafe { _mm512_loadu_si512(lane_groups.as_ptr().cast()) };
-        let x = x.map(<[_]>::as_ptr);
+        let mut product = RowProduct::<M, SPAN> {
+            x: [std::ptr::null(); M],
+            sums: [std::ptr::null(); M],
+            groups: if scales.biased { scales.groups() } else { 0 },
+            blocks: row_bytes / P::BLOCK_BYTES,
+            rest: row_bytes % P::BLOCK_BYTES,
+            // SAFETY: all sixteen are there.
+            lane_groups: unsafe { _mm512_loadu_si512(lane_groups.as_ptr().cast()) },
+            // The group size is a power of two.
+            group_bits: group_size.trailing_zeros(),
+        };
+        for m in 0..M {
+            let row = self.rows[m.min(self.rows.len() - 1)];
+            product.x[m] = self.x.elements[row * self.x.width..][..self.x.width].as_ptr();
+            product.sums[m] = self.x.sums[row * self.x.sums_width..][..self.x.sums_width].as_ptr();
+        }
         for first in (0..count).step_by(SCALE_ROWS) {
             let outputs = SCALE_ROWS.min(count - first);
             scales.fill::<Avx512>(self.w, self.first + first, outputs);
@@ -80,24 +88,11 @@ impl<P: Bf16Dot> Bf16Gemv<'_, P> {
             scales.prefetch::<Avx512>(self.w, self.first + first + 2 * SCALE_ROWS, SCALE_ROWS);
             let rows = &bytes[(self.first + first) * row_bytes..][..outputs * row_bytes];
             let mut vectors = [[_mm512_setzero_ps(); SCALE_ROWS]; M];
-            for output in 0..outputs {
-                let row = RowProduct::<M, SPAN> {
-                    x,
-                    scales: scales.scales(output).as_ptr(),
-                    lane_groups,
-                    // The group size is a power of two.
-                    group_bits: group_size.trailing_zeros(),
-                };
-                let mut totals = [[_mm512_setzero_ps(); 2]; M];
+            for (output, row) in rows.chunks_exact(row_bytes).enumerate() {
                 // SAFETY: the machine has AVX-512 bf16. `x`, the sums and the scales belong to a row of this matrix.
-                unsafe {
-                    if scales.biased {
-                        totals = row.add_biases::<P>(scales.biases(output), &sums, totals);
-                    }
-                    totals = row.add_blocks::<P>(&rows[output * row_bytes..][..row_bytes], totals);
-                }
-                for (vectors, [even, odd]) in vectors.iter_mut().zip(totals) {
-                    vectors[output] = _mm512_add_ps(even, odd);
+                let totals = unsafe { product.of::<P>(row.as_ptr(), scales.row(output)) };
+                for m in 0..M {
+                    vectors[m][output] = _mm512_add_ps(totals[m][0], totals[m][1]);
                 }
             }
             for (m, vectors) in vectors.iter().enumerate().take(self.rows.len()) {
@@ -135,10 +130,16 @@ fn sums_of_lanes(v: &[__m512; SCALE_ROWS]) -> [f32; SCALE_ROWS] {
     lanes
 }
 
-/// The products of a row of a matrix with `M` rows of `x`.
+/// The products of a row of a matrix with `M` rows of `x`: what is the same for all its rows.
 struct RowProduct<const M: usize, const SPAN: usize> {
     x: [*const bf16; M],
-    scales: *const f32,
+    /// The sums of groups of `x`.
+    sums: [*const f32; M],
+    /// Groups with a bias.
+    groups: usize,
+    /// Whole blocks of a row, and the bytes behind them.
+    blocks: usize,
+    rest: usize,
     /// The group of each lane, relative to the group of the first lane.
     lane_groups: __m512i,
     /// The base-2 logarithm of the group size.
@@ -150,60 +151,60 @@ struct RowProduct<const M: usize, const SPAN: usize> {
 type Totals<const M: usize> = [[__m512; 2]; M];
 
 impl<const M: usize, const SPAN: usize> RowProduct<M, SPAN> {
-    /// Adds the products of the biases with the sums of groups.
+    /// The products of the row at `row`, with these scales and biases of its groups, in the lanes of two vectors each.
     ///
     /// # Safety
-    /// The machine has AVX-512 bf16. There are as many scales as biases, and at least as many sums.
+    /// The machine has AVX-512 bf16. The row has as many bytes as was said, rows of `x` have as many blocks, the last padded, and scales
+    /// have padding behind the last.
     #[inline(always)]
-    unsafe fn add_biases<P: Bf16Dot>(
-        &self,
-        biases: &[f32],
-        sums: &[&[f32]; M],
-        mut totals: Totals<M>,
-    ) -> Totals<M> {
-        for at in (0..biases.len()).step_by(16) {
-            // Lanes behind the last group are not read.
-            let lanes = ((1_u32 << (biases.len() - at).min(16)) - 1) as __mmask16;
-            // SAFETY: the caller's.
-            unsafe {
-                let scales = _mm512_maskz_loadu_ps(lanes, self.scales.add(at));
-                let biases = _mm512_maskz_loadu_ps(lanes, biases.as_ptr().add(at));
-                let biases = _mm512_fnmadd_ps(scales, _mm512_set1_ps(P::OFFSET), biases);
-                for m in 0..M {
-                    let sums = _mm512_maskz_loadu_ps(lanes, sums[m].as_ptr().add(at));
-                    totals[m][0] = _mm512_fmadd_ps(biases, sums, totals[m][0]);
-                }
-            }
-        }
-        totals
-    }
-
-    /// Adds the products of all blocks of a row.
-    ///
-    /// # Safety
-    /// The machine has AVX-512 bf16. Rows of `x` have as many blocks, the last padded, and scales have padding behind the last.
-    #[inline(always)]
-    unsafe fn add_blocks<P: Bf16Dot>(&self, row: &[u8], mut totals: Totals<M>) -> Totals<M> {
-        let (whole, rest) = (row.len() / P::BLOCK_BYTES, row.len() % P::BLOCK_BYTES);
-        let mut block = row.as_ptr();
-        // SAFETY: the caller's. Blocks up to `whole` lie within the row. Any address may be prefetched.
+    unsafe fn of<P: Bf16Dot>(&self, row: *const u8, [scales, biases]: [*const f32; 2]) -> Totals<M> {
+        // SAFETY: the caller's. Blocks up to the last whole one lie within the row. Any address may be prefetched.
         unsafe {
-            for index in (0..whole & !1).step_by(2) {
+            let mut totals = self.bias_products::<P>(scales, biases);
+            let mut block = row;
+            for index in (0..self.blocks & !1).step_by(2) {
                 for line in (0..2 * P::BLOCK_BYTES).step_by(64) {
                     Avx512::prefetch(block.wrapping_add(PREFETCH_BYTES + line));
                 }
-                totals = self.add_block::<P, 0>(index, block, totals);
-                totals = self.add_block::<P, 1>(index + 1, block.wrapping_add(P::BLOCK_BYTES), totals);
+                totals = self.add_block::<P, 0>(index, block, scales, totals);
+                totals =
+                    self.add_block::<P, 1>(index + 1, block.wrapping_add(P::BLOCK_BYTES), scales, totals);
                 block = block.wrapping_add(2 * P::BLOCK_BYTES);
             }
-            if !whole.is_multiple_of(2) {
-                totals = self.add_block::<P, 0>(whole - 1, block, totals);
+            if !self.blocks.is_multiple_of(2) {
+                totals = self.add_block::<P, 0>(self.blocks - 1, block, scales, totals);
+                block = block.wrapping_add(P::BLOCK_BYTES);
             }
-            if rest > 0 {
+            if self.rest > 0 {
                 // A part of a block is copied to where zeros follow it.
                 let mut copy = [0_u8; MAX_BF16_BLOCK_BYTES];
-                copy[..rest].copy_from_slice(&row[whole * P::BLOCK_BYTES..]);
-                totals = self.add_block::<P, 0>(whole, copy.as_ptr(), totals);
+                std::ptr::copy_nonoverlapping(block, copy.as_mut_ptr(), self.rest);
+                totals = self.add_block::<P, 0>(self.blocks, copy.as_ptr(), scales, totals);
+            }
+            totals
+        }
+    }
+
+    /// The products of the biases with the sums of groups.
+    ///
+    /// # Safety
+    /// The machine has AVX-512 bf16. There are scales, biases and sums of all groups.
+    #[inline(always)]
+    unsafe fn bias_products<P: Bf16Dot>(&self, scales: *const f32, biases: *const f32) -> Totals<M> {
+        // SAFETY: the caller's.
+        let mut totals = [[unsafe { _mm512_setzero_ps() }; 2]; M];
+        for at in (0..self.groups).step_by(16) {
+            // Lanes behind the last group are not read.
+            let lanes = ((1_u32 << (self.groups - at).min(16)) - 1) as __mmask16;
+            // SAFETY: the caller's.
+            unsafe {
+                let scales = _mm512_maskz_loadu_ps(lanes, scales.add(at));
+                let biases = _mm512_maskz_loadu_ps(lanes, biases.add(at));
+                let biases = _mm512_fnmadd_ps(scales, _mm512_set1_ps(P::OFFSET), biases);
+                for m in 0..M {
+                    let sums = _mm512_maskz_loadu_ps(lanes, self.sums[m].add(at));
+                    totals[m][0] = _mm512_fmadd_ps(biases, sums, totals[m][0]);
+                }
             }
         }
         totals
@@ -212,12 +213,13 @@ impl<const M: usize, const SPAN: usize> RowProduct<M, SPAN> {
     /// Adds the products of block `index` to the totals of this parity.
     ///
     /// # Safety
-    /// As for [`add_blocks`](Self::add_blocks); the block is whole.
+    /// As for [`of`](Self::of); the block is whole.
     #[inline(always)]
     unsafe fn add_block<P: Bf16Dot, const PARITY: usize>(
         &self,
         index: usize,
         from: *const u8,
+        scales: *const f32,
         mut totals: Totals<M>,
     ) -> Totals<M> {
         // SAFETY: the caller's.
@@ -226,10 +228,10 @@ impl<const M: usize, const SPAN: usize> RowProduct<M, SPAN> {
             let scale = match SPAN {
                 _ if !P::SCALED => _mm512_setzero_ps(),
                 0 => {
-                    let group = self.scales.add((index * BF16_BLOCK) >> self.group_bits);
+                    let group = scales.add((index * BF16_BLOCK) >> self.group_bits);
                     _mm512_permutexvar_ps(self.lane_groups, _mm512_loadu_ps(group))
                 }
-                _ => _mm512_set1_ps(*self.scales.add(index / SPAN)),
+                _ => _mm512_set1_ps(*scales.add(index / SPAN)),
             };
             for m in 0..M {
                 let x = self.x[m].add(index * BF16_BLOCK);
