@@ -22,19 +22,9 @@ use super::{
         routing::Picking,
         vectors::{element_activation, gated_linear_unit},
     },
-    Context, Recording, Value,
+    call::{Context, NormInput, Sum, Value},
+    recorder::Recording,
 };
-
-/// A sum x + y, where y may be normalised before: the last call.
-#[derive(Debug, Clone)]
-pub(super) struct Sum {
-    terms: [Value; 2],
-    /// Where the weights of the norm are, and its epsilon.
-    before: Option<NormInput>,
-    sum: Value,
-}
-
-type NormInput = (Range<usize>, f32);
 
 /// A matrix, or a stack of them, and where it is among the inputs.
 #[derive(Clone)]

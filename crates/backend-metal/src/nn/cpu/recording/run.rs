@@ -6,7 +6,7 @@ use mlx_rs::Dtype;
 
 use super::{
     super::kernel::{KernelResult, kernels},
-    Call, Context, Value,
+    call::{Call, Context, Value},
 };
 use crate::mlx::primitive::{Element, Input, Output};
 
