@@ -201,9 +201,9 @@ impl<const M: usize, const SPAN: usize> RowProduct<M, SPAN> {
                 let scales = _mm512_maskz_loadu_ps(lanes, scales.add(at));
                 let biases = _mm512_maskz_loadu_ps(lanes, biases.add(at));
                 let biases = _mm512_fnmadd_ps(scales, _mm512_set1_ps(P::OFFSET), biases);
-                for m in 0..M {
-                    let sums = _mm512_maskz_loadu_ps(lanes, self.sums[m].add(at));
-                    totals[m][0] = _mm512_fmadd_ps(biases, sums, totals[m][0]);
+                for (totals, sums) in totals.iter_mut().zip(self.sums) {
+                    let sums = _mm512_maskz_loadu_ps(lanes, sums.add(at));
+                    totals[0] = _mm512_fmadd_ps(biases, sums, totals[0]);
                 }
             }
         }
@@ -233,14 +233,13 @@ impl<const M: usize, const SPAN: usize> RowProduct<M, SPAN> {
                 }
                 _ => _mm512_set1_ps(*scales.add(index / SPAN)),
             };
-            for m in 0..M {
-                let x = self.x[m].add(index * BF16_BLOCK);
+            for (totals, x) in totals.iter_mut().zip(self.x) {
+                let x = x.add(index * BF16_BLOCK);
                 if P::SCALED {
                     let sum = dot(dot(_mm512_setzero_ps(), values[0], x), values[1], x.add(32));
-                    totals[m][PARITY] = _mm512_fmadd_ps(sum, scale, totals[m][PARITY]);
+                    totals[PARITY] = _mm512_fmadd_ps(sum, scale, totals[PARITY]);
                 } else {
-                    let [even, odd] = totals[m];
-                    totals[m] = [dot(even, values[0], x), dot(odd, values[1], x.add(32))];
+                    *totals = [dot(totals[0], values[0], x), dot(totals[1], values[1], x.add(32))];
                 }
             }
         }
