@@ -106,6 +106,12 @@ impl Compiler {
         instances.iter().all(|instance| loaded.contains_key(&self.key(&instance.name(), &instance.source())))
     }
 
+    /// Whether all of these kernels were compiled before, and are kept.
+    pub(crate) fn keeps(&self, instances: &[Instance]) -> bool {
+        let Some(folder) = &self.folder else { return false };
+        instances.iter().all(|instance| folder.join(self.key(&instance.name(), &instance.source())).exists())
+    }
+
     /// Ends compilations once the kernels under way are done, and allows no more.
     pub(crate) fn stop(&self) {
         self.stopped.store(true, Ordering::Release);

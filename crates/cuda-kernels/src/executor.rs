@@ -158,34 +158,53 @@ impl Executor {
         Ok(())
     }
 
+    /// Has threads load the kernels of all buckets that earlier processes have compiled.
+    ///
+    /// # Errors
+    /// Those of planning.
+    pub fn load_kept(&mut self) -> Result<()> {
+        for (bucket, rows) in BUCKETS.into_iter().enumerate() {
+            let kernels = self.kernels(rows)?;
+            if matches!(self.compilations[bucket], Compilation::NotBegun) && self.compiler.keeps(&kernels) {
+                self.compilations[bucket] = self.begin(kernels);
+            }
+        }
+        Ok(())
+    }
+
     /// Whether the kernels for so many rows are compiled. If not, a thread begins to compile them, which takes seconds.
     ///
     /// # Errors
     /// [`Error::Invalid`] where no bucket holds the rows; what the thread came to.
     pub fn is_compiled(&mut self, rows: usize) -> Result<bool> {
-        // A step that draws has all the kernels of the others.
-        let key = Class::of(rows, 0, Logits::Draw)?;
-        let bucket = BUCKETS.iter().position(|&bucket| bucket == key.rows).unwrap_or(0);
-        match mem::take(&mut self.compilations[bucket]) {
+        let rows = Class::of(rows, 0, Logits::Draw)?.rows;
+        let bucket = BUCKETS.iter().position(|&bucket| bucket == rows).unwrap_or(0);
+        self.compilations[bucket] = match mem::take(&mut self.compilations[bucket]) {
             Compilation::NotBegun => {
-                let wanted = instances(&Planner::plan(&self.spec, &self.state, self.limits, key)?);
-                self.compilations[bucket] = if self.compiler.has(&wanted) {
-                    Compilation::Done
-                } else {
-                    let compiler = self.compiler.clone();
-                    Compilation::UnderWay(thread::spawn(move || compiler.kernels(&wanted).map(drop)))
-                };
+                let kernels = self.kernels(rows)?;
+                if self.compiler.has(&kernels) { Compilation::Done } else { self.begin(kernels) }
             }
             Compilation::UnderWay(thread) if thread.is_finished() => {
                 match thread.join() {
                     Ok(compiled) => compiled?,
                     Err(panic) => std::panic::resume_unwind(panic),
                 }
-                self.compilations[bucket] = Compilation::Done;
+                Compilation::Done
             }
-            other => self.compilations[bucket] = other,
-        }
+            other => other,
+        };
         Ok(matches!(self.compilations[bucket], Compilation::Done))
+    }
+
+    /// The kernels of a bucket: those of a step that draws, which has all that others have.
+    fn kernels(&self, rows: usize) -> Result<Vec<Instance>> {
+        let class = Class::of(rows, 0, Logits::Draw)?;
+        Ok(instances(&Planner::plan(&self.spec, &self.state, self.limits, class)?))
+    }
+
+    fn begin(&self, kernels: Vec<Instance>) -> Compilation {
+        let compiler = self.compiler.clone();
+        Compilation::UnderWay(thread::spawn(move || compiler.kernels(&kernels).map(drop)))
     }
 
     /// Tells where a row's keys and values are, layer by layer. Waits for steps that run.
@@ -219,40 +238,44 @@ impl Executor {
         Ok(())
     }
 
-    /// Tells what a row reads next, or that it is idle. Waits for steps that run.
+    /// Tells what the first rows read next, or that they are idle, as all others are. Waits for steps that run.
     ///
     /// # Errors
-    /// [`Error::Invalid`] where there is no such row, token or position; [`Error::Driver`].
-    pub fn set_row(&mut self, row: usize, next: Option<Row>) -> Result<()> {
-        if row >= MAX_ROWS {
-            return Err(Error::invalid("a row", row, format!("below {MAX_ROWS}")));
+    /// [`Error::Invalid`] where there are not so many rows, or no such token or position; [`Error::Driver`].
+    pub fn set_rows(&mut self, next: &[Option<Row>]) -> Result<()> {
+        check_rows(next.len())?;
+        let vocabulary = self.spec.vocabulary();
+        let (mut rows, mut tokens) = (self.rows, [0; MAX_ROWS]);
+        for (index, row) in rows.iter_mut().enumerate() {
+            let next = next.get(index).copied().flatten();
+            *row = row.moved_to(next, self.state.history_len);
+            row.check_room(1)?;
+            let Some(Row { token, .. }) = next else { continue };
+            if token as usize >= vocabulary {
+                return Err(Error::invalid("a token", token, format!("below {vocabulary}")));
+            }
+            tokens[index] = token as i32;
         }
-        if let Some(Row { token, .. }) = next
-            && token as usize >= self.spec.vocabulary()
-        {
-            return Err(Error::invalid("a token", token, format!("below {}", self.spec.vocabulary())));
-        }
-        let state = self.rows[row].moved_to(next, self.state.history_len);
-        state.check_room(1)?;
         self.stream.synchronize()?;
-        self.rows[row] = state;
-        self.state.steps.write(row, &[state.chosen as i32])?;
-        self.state.token.write(row, &[next.map_or(0, |next| next.token as i32)])?;
-        self.state.position.write(row, &[next.map_or(-1, |next| next.position as i32)])
+        self.rows = rows;
+        self.state.steps.write(0, &rows.map(|row| row.chosen as i32))?;
+        self.state.token.write(0, &tokens)?;
+        self.state.position.write(0, &rows.map(|row| row.position.map_or(-1, |position| position as i32)))
     }
 
-    /// Tells how a row chooses its tokens in steps that [draw](Logits::Draw): the likeliest, unless it is told. Waits for steps that
-    /// run.
+    /// Tells how the first rows choose their tokens in steps that [draw](Logits::Draw): the likeliest, unless it is told, as all others
+    /// do. Waits for steps that run.
     ///
     /// # Errors
-    /// [`Error::Invalid`] where there is no such row, or the temperature is no number above 0; [`Error::Driver`].
-    pub fn set_sampling(&mut self, row: usize, sampling: Option<Sampling>) -> Result<()> {
-        if row >= MAX_ROWS {
-            return Err(Error::invalid("a row", row, format!("below {MAX_ROWS}")));
+    /// [`Error::Invalid`] where there are not so many rows, or a temperature is no number above 0; [`Error::Driver`].
+    pub fn set_sampling(&mut self, sampling: &[Option<Sampling>]) -> Result<()> {
+        check_rows(sampling.len())?;
+        let mut words = [Sampling::GREEDY; MAX_ROWS];
+        for (words, sampling) in words.iter_mut().zip(sampling.iter().copied()) {
+            *words = sampling.map_or(Ok(Sampling::GREEDY), |sampling| sampling.words())?;
         }
-        let words = sampling.map_or(Ok(Sampling::GREEDY), |sampling| sampling.words())?;
         self.stream.synchronize()?;
-        self.state.draws.write(row * words.len(), &words)
+        self.state.draws.write(0, words.as_flattened())
     }
 
     /// Has the first rows read these tokens next, instead of what they chose. Waits for steps that run.
@@ -264,9 +287,7 @@ impl Executor {
         if let Some(token) = tokens.iter().find(|token| **token as usize >= vocabulary) {
             return Err(Error::invalid("a token", token, format!("below {vocabulary}")));
         }
-        if tokens.len() > MAX_ROWS {
-            return Err(Error::invalid("the number of tokens", tokens.len(), format!("at most {MAX_ROWS}")));
-        }
+        check_rows(tokens.len())?;
         self.stream.synchronize()?;
         self.state.token.write(0, &tokens.iter().map(|token| *token as i32).collect::<Vec<_>>())
     }
@@ -424,6 +445,13 @@ impl Drop for Executor {
             }
         }
     }
+}
+
+fn check_rows(rows: usize) -> Result<()> {
+    if rows <= MAX_ROWS {
+        return Ok(());
+    }
+    Err(Error::invalid("the number of rows", rows, format!("at most {MAX_ROWS}")))
 }
 
 fn instances(planned: &[Planned]) -> Vec<Instance> {

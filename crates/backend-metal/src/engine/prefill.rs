@@ -158,7 +158,7 @@ impl PrefillRun {
             let hidden = self.hidden.reshape(&[-1, self.hidden.dim(-1)])?;
             let hidden = hidden.take_axis(Array::from_slice(&places, &[count]), 0)?.expand_dims(1)?;
             choose(&mut choosing, &model.logits(&hidden)?.reshape(&[count, -1])?)?;
-            // Rows would hold on to keys and values of others until their own are copied.
+            // Keys and values hold on to the prompts' activations until they are computed.
             transforms::async_eval(&choosing.iter().flat_map(|row| row.cache.arrays()).collect::<Vec<_>>())?;
         }
         others.iter().try_for_each(|row| row.cache.evaluate())?;

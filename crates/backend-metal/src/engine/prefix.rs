@@ -32,9 +32,9 @@ impl PrefixCache {
 
     /// Releases at least so many bytes, if there are as many: the least recently used entries first.
     pub(super) fn evict(&mut self, bytes: u64) {
-        let mut released = 0;
-        while released < bytes && !self.entries.is_empty() {
-            released += self.entries.remove(0).cache.bytes();
+        let rest = self.bytes().saturating_sub(bytes);
+        while !self.entries.is_empty() && self.bytes() > rest {
+            self.entries.remove(0);
         }
     }
 

@@ -143,7 +143,9 @@ impl Row {
         }
         let mut cache = std::mem::replace(&mut self.cache, KvCache::new([]));
         // What cannot be copied is not kept: an empty cache holds none of the tokens.
-        if cache.detach().is_err() {
+        // A session's may be kept for long, and stands for itself.
+        let detached = if self.session().is_some() { cache.detach() } else { cache.detach_from_few() };
+        if detached.is_err() {
             cache = KvCache::new([]);
         }
         (tokens, cache)

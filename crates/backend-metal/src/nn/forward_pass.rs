@@ -16,7 +16,7 @@
 //! | `Packed` | N × 1, the tokens of all texts | any | none | `packed::attend` |
 //! | `Cached` | B × T that fit the window contiguously | `CpuKernels` | in place | `cpu::attend_in_place` |
 //! | `Cached`, one row in its group | 1 × T | any other case | `KvCache::update` | `attention`; `sdpa::masked` with a sink mask |
-//! | `Cached`, a group of empty rows | B × T | any other case | `KvCache::fill` | `attention` to the tokens themselves |
+//! | `Cached`, a group of empty rows | B × T | any other case | `cache::fill_batch` | `attention` to the tokens themselves |
 //! | `Cached`, a group of rows | B × T that fit the windows contiguously | not `CpuKernels` | `cache::update_batch` | `sdpa::masked` with the mask of slots |
 //!
 //! `attention` is the CPU's kernel in the modes with CPU kernels, if it knows the types, and otherwise MLX's: the fused one, or

@@ -60,10 +60,7 @@ pub(super) fn show(
         return Ok(Shown { kept, causal: mask.is_none(), mask });
     }
     if group[0].len() == 0 {
-        for ((row, cache), count) in (0..).zip(group).zip(counts) {
-            let own = |x: &Array| slice(&of_rows(x, row..row + 1)?, 2, 0, *count as i32);
-            cache.fill(layer, [&own(&new[0])?, &own(&new[1])?])?;
-        }
+        cache::fill_batch(group, layer, new, counts)?;
         return Ok(Shown { kept: new.clone(), mask: None, causal: true });
     }
     let slots = match slots.entry((start, group[0].window(layer))) {

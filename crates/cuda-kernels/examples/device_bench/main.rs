@@ -95,9 +95,7 @@ fn print_draws(executor: &mut Executor, rows: usize, prompt: usize) -> Result<()
     let all = Sampling { seed: 1, step: 0, temperature: 0.7, top_p: None, min_p: None, top_k: None };
     let filtered = Sampling { top_p: Some(0.95), top_k: Some(40), ..all };
     for (name, sampling) in [("all", all), ("top-k 40, top-p 0.95", filtered)] {
-        for row in 0..rows {
-            executor.set_sampling(row, Some(sampling))?;
-        }
+        executor.set_sampling(&vec![Some(sampling); rows])?;
         let rate = rate(executor, rows, prompt, Logits::Draw)?;
         println!("    drawn from {name}: {:.0} tok/s, {:.3} ms a step", rate * rows as f64, 1e3 / rate);
     }
@@ -119,10 +117,8 @@ fn print_parts(executor: &mut Executor, [rows, positions]: [usize; 2]) -> Result
 
 /// Steps for each second.
 fn rate(executor: &mut Executor, rows: usize, prompt: usize, logits: Logits) -> Result<f64> {
-    for row in 0..32 {
-        let next = Row { token: 17 + row as u32, position: prompt };
-        executor.set_row(row, (row < rows).then_some(next))?;
-    }
+    let next = |row: usize| Some(Row { token: 17 + row as u32, position: prompt });
+    executor.set_rows(&(0..rows).map(next).collect::<Vec<_>>())?;
     executor.run(rows, 16, logits)?;
     let start = executor.stream().record_timed()?;
     executor.run(rows, STEPS, logits)?;

@@ -65,13 +65,11 @@ pub(crate) fn check(
     let idle = |row: usize| rows == 3 && row == 1;
     let kind = |row: usize| row + seed as usize;
     let start = |executor: &mut Executor| -> Result<()> {
-        for row in 0..rows {
-            executor.set_caches(row, &[])?;
-            let next = Row { token: row as u32, position: 3 };
-            executor.set_row(row, (!idle(row)).then_some(next))?;
-            executor.set_sampling(row, sampling(kind(row), shape.vocabulary))?;
-        }
-        Ok(())
+        (0..rows).try_for_each(|row| executor.set_caches(row, &[]))?;
+        let next = |row: usize| (!idle(row)).then_some(Row { token: row as u32, position: 3 });
+        executor.set_rows(&(0..rows).map(next).collect::<Vec<_>>())?;
+        let sampling = (0..rows).map(|row| sampling(kind(row), shape.vocabulary));
+        executor.set_sampling(&sampling.collect::<Vec<_>>())
     };
     start(&mut executor)?;
     let (mut close, mut drawn) = (0, vec![Vec::new(); rows]);

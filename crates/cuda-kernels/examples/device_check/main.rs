@@ -120,11 +120,12 @@ fn check(compiler: &Arc<Compiler>, shape: &Shape, rows: usize, seed: u64) -> Res
     let mut wrong = false;
     let mut random_tokens = || (0..rows).map(|_| rng.random_range(0..shape.vocabulary as u32)).collect();
     let tokens: Vec<Vec<u32>> = (0..5).map(|_| random_tokens()).collect();
+    let next = |tokens: &[u32], step: usize| -> Vec<Option<Row>> {
+        let next = |row: usize| Row { token: tokens[row], position: starts[row] + step };
+        (0..rows).map(|row| (!idle(row)).then(|| next(row))).collect()
+    };
     for (step, tokens) in tokens.iter().enumerate() {
-        for row in 0..rows {
-            let next = Row { token: tokens[row], position: starts[row] + step };
-            executor.set_row(row, (!idle(row)).then_some(next))?;
-        }
+        executor.set_rows(&next(tokens, step))?;
         executor.poison()?;
         executor.run(rows, 1, Logits::Keep)?;
         for row in (0..rows).filter(|row| !idle(*row)) {
@@ -142,9 +143,7 @@ fn check(compiler: &Arc<Compiler>, shape: &Shape, rows: usize, seed: u64) -> Res
         }
     }
     // The same tokens follow without the host.
-    for row in (0..rows).filter(|row| !idle(*row)) {
-        executor.set_row(row, Some(Row { token: tokens[0][row], position: starts[row] + 1 }))?;
-    }
+    executor.set_rows(&next(&tokens[0], 1))?;
     let mut single = vec![Vec::new(); rows];
     for _ in 0..4 {
         let pending = executor.submit(rows, Logits::Discard)?;
@@ -155,9 +154,7 @@ fn check(compiler: &Arc<Compiler>, shape: &Shape, rows: usize, seed: u64) -> Res
             }
         }
     }
-    for row in (0..rows).filter(|row| !idle(*row)) {
-        executor.set_row(row, Some(Row { token: tokens[0][row], position: starts[row] + 1 }))?;
-    }
+    executor.set_rows(&next(&tokens[0], 1))?;
     executor.run(rows, 4, Logits::Keep)?;
     for row in (0..rows).filter(|row| !idle(*row)) {
         let together = executor.tokens(row, 4)?;

@@ -102,6 +102,11 @@ pub(crate) struct Args {
     #[arg(long)]
     http: bool,
 
+    /// Take another token than the lone run's for right where it is nearly as likely: for engines whose kernels round by the number of
+    /// rows
+    #[arg(long)]
+    near_ties: bool,
+
     /// Chooses the random requests
     #[arg(long, value_name = "NUMBER", default_value_t = 0)]
     seed: u64,
@@ -147,10 +152,11 @@ async fn soak(
     let (mut random, limits) = (StdRng::seed_from_u64(args.seed), (args.prompt_tokens, args.generate_tokens));
     let mut cases: Vec<Case> = (0..args.cases)
         .map(|_| Case::random(&mut random, model.info().vocab_size, limits, capabilities))
+        .map(|case| if args.near_ties { case.with_near_ties() } else { case })
         .collect();
     let bar = render::progress(cases.len() as u64, "running each alone {wide_bar:.cyan} {pos}/{len}");
     for case in &mut cases {
-        let options = case.options(scope.token());
+        let options = case.options_alone(scope.token());
         case.alone = model.complete(Prompt::Tokens(case.prompt.clone()), options).await?.tokens;
         bar.inc(1);
     }
@@ -190,6 +196,7 @@ async fn soak(
         }
     }
     soak.judge_growth();
+    totals.borrow_mut().near_ties = cases.iter().map(|case| case.ties.get()).sum();
     soak.report(&mut out, args.json)
 }
 
@@ -295,7 +302,7 @@ impl Soak<'_> {
             out.json(&json!({ "soak": report }))?;
         } else {
             out.line(&format!(
-                "\n{} ({} cancelled, {} dropped), {} tokens, {}, {}, {}; memory in use {} before, {} after",
+                "\n{} ({} cancelled, {} dropped), {} tokens, {}, {}, {}, {}; memory in use {} before, {} after",
                 render::things(totals.requests as usize, "request"),
                 totals.cancelled,
                 totals.dropped,
@@ -303,6 +310,7 @@ impl Soak<'_> {
                 render::things(totals.loads as usize, "load"),
                 render::things(totals.sessions as usize, "session"),
                 render::things(totals.failures as usize, "failure"),
+                render::things(totals.near_ties as usize, "near tie"),
                 render::bytes(self.before.memory.active_bytes),
                 render::bytes(self.model.stats().memory.active_bytes),
             ))?;

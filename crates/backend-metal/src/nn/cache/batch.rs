@@ -21,13 +21,24 @@ pub(crate) fn regroup(caches: &mut [&mut KvCache], tokens: usize, batched: bool)
     let mut sizes = Vec::new();
     for group in caches.chunk_by_mut(alike) {
         sizes.push(group.len());
-        if group.len() == 1 || group[0].len == 0 {
+        if group.len() > 1 && group[0].len == 0 && batched && group[0].fits(tokens) {
+            let layers = vec![LayerBuffers::default(); group[0].windows.len()];
+            share(group, layers);
+        } else if group.len() == 1 || group[0].len == 0 {
             group.iter_mut().try_for_each(|row| row.make_unique())?;
         } else if !is_whole(group, tokens) {
             join(group, tokens)?;
         }
     }
     Ok(sizes)
+}
+
+/// Gives the rows one buffer of these layers.
+fn share(rows: &mut [&mut KvCache], layers: Vec<LayerBuffers>) {
+    let buffer = Rc::new(RefCell::new(KvBuffer { rows: rows.len(), layers }));
+    for (index, row) in rows.iter_mut().enumerate() {
+        (row.buffer, row.row) = (buffer.clone(), index);
+    }
 }
 
 /// Whether these are all rows of their buffer, in its order, with enough room.
@@ -58,10 +69,7 @@ fn join(rows: &mut [&mut KvCache], tokens: usize) -> Result<()> {
         let arrays = (0..parts[0].len()).map(joined).collect::<Result<_>>()?;
         layers.push(LayerBuffers::from_views(arrays));
     }
-    let buffer = Rc::new(RefCell::new(KvBuffer { rows: rows.len(), layers }));
-    for (index, row) in rows.iter_mut().enumerate() {
-        (row.buffer, row.row) = (buffer.clone(), index);
-    }
+    share(rows, layers);
     Ok(())
 }
 
@@ -80,6 +88,29 @@ fn resized(rows: &[&mut KvCache], layer: usize, capacity: i32) -> Result<Vec<Arr
         ops::concatenate(&parts, 2)
     };
     buffer.layers[layer].ready()?.iter().map(resize).collect()
+}
+
+/// Sets the first tokens of a group of empty rows in a layer: keys and values `[rows, kv_heads, T, head_dim]`. `counts` says how many of
+/// each row's tokens are not padding.
+pub(crate) fn fill_batch(
+    rows: &mut [&mut KvCache],
+    layer: usize,
+    new: &[Array; 2],
+    counts: &[usize],
+) -> Result<()> {
+    let is_shared = rows[0].buffer.borrow().rows > 1;
+    if is_shared {
+        let bucket = rows[0].capacity_bucket(new[0].dim(2) as usize + 1);
+        let capacity = rows[0].window(layer).size.map_or(bucket, |size| size.min(bucket));
+        let filled = LayerBuffers::fresh(new, capacity)?;
+        rows[0].buffer.borrow_mut().layers[rows[0].attention(layer)] = filled;
+        return Ok(());
+    }
+    for ((index, row), count) in (0..).zip(rows).zip(counts) {
+        let own = |x: &Array| slice(&slice(x, 0, index, index + 1)?, 2, 0, *count as i32);
+        row.layer(&mut row.buffer.borrow_mut(), layer).fill([&own(&new[0])?, &own(&new[1])?])?;
+    }
+    Ok(())
 }
 
 /// The slots of the new tokens of each row of a group.
@@ -128,11 +159,15 @@ pub(crate) fn update_batch(
 impl KvCache {
     /// Whether the two rows can share a buffer, which takes `tokens` more.
     fn can_batch_with(&self, other: &Self, tokens: usize) -> bool {
-        let fits = |row: &Self| row.windows.iter().all(|window| window.fits_contiguously(row.len, tokens));
         (self.capacity_bucket(tokens), &self.windows, self.scheme)
             == (other.capacity_bucket(tokens), &other.windows, other.scheme)
-            && fits(self)
-            && fits(other)
+            && self.fits(tokens)
+            && other.fits(tokens)
+    }
+
+    /// Whether `tokens` more wrap around no window.
+    fn fits(&self, tokens: usize) -> bool {
+        self.windows.iter().all(|window| window.fits_contiguously(self.len, tokens))
     }
 
     /// Whether the two rows, which hold nothing, see no more of their first tokens than those themselves.
@@ -146,6 +181,16 @@ impl KvCache {
         let buffer = self.buffer.borrow();
         let mut layers = buffer.layers.iter().zip(&self.windows);
         layers.all(|(layer, window)| layer.capacity() == window.size.map_or(bucket, |size| size.min(bucket)))
+    }
+
+    /// How many share the bytes of the buffer: of a batch, those of its rows that are still there.
+    pub(super) fn owners(&self) -> usize {
+        if self.buffer.borrow().rows == 1 { 1 } else { Rc::strong_count(&self.buffer) }
+    }
+
+    /// Whether the row is in a batch most of whose rows are gone.
+    pub(super) fn is_among_few(&self) -> bool {
+        2 * self.owners() < self.buffer.borrow().rows
     }
 
     /// Gives the row a buffer that no other cache shares. What a clone still refers to is copied before it is written.

@@ -6,11 +6,7 @@ use std::{
     rc::Rc,
 };
 
-use mlx_rs::{
-    Array, Dtype,
-    error::{Exception, Result},
-    ops, transforms,
-};
+use mlx_rs::{Array, Dtype, error::Result, ops, transforms};
 
 use super::{
     buffers::{KvBuffer, Layer, LayerBuffers, STEP},
@@ -38,7 +34,7 @@ pub(crate) struct KvCache {
     /// The length of the whole text, if it was announced.
     expected_len: usize,
     /// The tokens held, if they were pushed.
-    tokens: Vec<Array>,
+    pub(super) tokens: Vec<Array>,
     rotation: Option<Rotation>,
     recurrent: RecurrentStates,
     /// The memory of keys and values. Rows of one batch share it, and so do clones.
@@ -137,12 +133,12 @@ impl KvCache {
         self.len
     }
 
-    /// Bytes of the buffers and states.
+    /// Bytes of the buffers and states. The owners of a batch share its bytes.
     #[must_use]
     pub(crate) fn bytes(&self) -> u64 {
         let buffer = self.buffer.borrow();
         let arrays = buffer.layers.iter().flat_map(|layer| &layer.arrays);
-        arrays.map(|array| array.nbytes() as u64).sum::<u64>() / buffer.rows as u64 + self.recurrent.bytes()
+        arrays.map(|array| array.nbytes() as u64).sum::<u64>() / self.owners() as u64 + self.recurrent.bytes()
     }
 
     /// Whether the cache can be rewound to its first `len` tokens. It cannot once a window has dropped positions, or if positions
@@ -183,8 +179,9 @@ impl KvCache {
         let mut buffer = self.buffer.borrow_mut();
         // Layers without attention have no buffers.
         let asked = self.parts.iter().take(layers).filter(|parts| parts.attention.is_some()).count();
+        let shared = buffer.rows > 1;
         let left = &mut buffer.layers[asked..];
-        if !self.can_rewind_to(len) || left.iter().any(|layer| !layer.writable) {
+        if shared || !self.can_rewind_to(len) || left.iter().any(|layer| !layer.writable) {
             return false;
         }
         for (layer, window) in left.iter_mut().zip(&self.windows[asked..]) {
@@ -332,8 +329,18 @@ impl KvCache {
 
     /// Copies what this row has out of a batch into memory of its own.
     pub(crate) fn detach(&mut self) -> Result<()> {
-        transforms::async_eval(&self.recurrent.detach()?)?;
+        self.detach_states()?;
         self.detach_buffer()
+    }
+
+    /// The same, but keys and values stay in a batch most of whose rows are there.
+    pub(crate) fn detach_from_few(&mut self) -> Result<()> {
+        self.detach_states()?;
+        if self.is_among_few() { self.detach_buffer() } else { Ok(()) }
+    }
+
+    fn detach_states(&mut self) -> Result<()> {
+        transforms::async_eval(&self.recurrent.detach()?)
     }
 
     /// Copies this row's keys and values out of a batch into a buffer of its own.
@@ -377,12 +384,6 @@ impl KvCache {
         self.layer(&mut self.buffer.borrow_mut(), layer).update(position, new, count)
     }
 
-    /// Sets the first tokens of an empty layer: keys and values `[1, kv_heads, T, head_dim]`, which may be views of a batch.
-    pub(crate) fn fill(&mut self, layer: usize, new: [&Array; 2]) -> Result<()> {
-        debug_assert_eq!(self.len, 0, "the cache is not empty");
-        self.layer(&mut self.buffer.borrow_mut(), layer).fill(new)
-    }
-
     /// How keys and values are quantised.
     pub(crate) fn scheme(&self) -> Option<QuantizationScheme> {
         self.scheme
@@ -408,47 +409,12 @@ impl KvCache {
         self.slot(layer, tokens, &held).map(Some)
     }
 
-    /// Whether keys and values may be lent: there are some, as they were computed, each in the slot of its position or of its position
-    /// modulo the window.
-    pub(crate) fn can_lend(&self) -> bool {
-        self.len > 0 && self.scheme.is_none() && self.rotation.is_none() && self.tokens.is_empty()
-    }
-
-    /// Makes room for one token more, and lends the memory to whoever computes beside MLX: keys and values of each layer,
-    /// `[1, kv_heads, capacity, head_dim]`. Who borrows writes in place, and counts tokens with [`advance`](Self::advance). MLX may
-    /// read or write them again once those writes are done and the arrays that are returned are dropped.
-    pub(crate) fn lend(&mut self) -> Result<Vec<[Array; 2]>> {
-        debug_assert!(self.can_lend(), "such a cache is not lent");
-        self.make_unique()?;
-        let mut buffer = self.buffer.borrow_mut();
-        let mut lent = Vec::with_capacity(self.windows.len());
-        for index in 0..self.windows.len() {
-            let like = buffer.layers[index].arrays.clone();
-            let mut layer = self.layer(&mut buffer, index);
-            layer.make_room(self.len, 1, &like, true)?;
-            match layer.buffers.arrays.as_slice() {
-                [keys, values] => lent.push([keys.clone(), values.clone()]),
-                _ => return Err(Exception::custom("a layer has no keys and values to lend")),
-            }
-        }
-        Ok(lent)
-    }
-
-    /// Tokens that the buffers have room for.
-    pub(crate) fn room(&self) -> usize {
-        let buffer = self.buffer.borrow();
-        let layers = buffer.layers.iter().zip(&self.windows);
-        // A window's buffer is used again and again once it holds the window.
-        let room = layers.filter(|(layer, window)| window.size.is_none_or(|size| size > layer.capacity()));
-        room.map(|(layer, _)| layer.capacity()).min().unwrap_or(usize::MAX)
-    }
-
     /// Records that `written` is computed after the write to the layer's [`slot`](Self::slot).
     pub(crate) fn mark_written(&mut self, layer: usize, written: Rc<Array>) {
         self.buffer.borrow_mut().layers[self.attention(layer)].written = Some(written);
     }
 
-    fn layer<'a>(&self, buffer: &'a mut RefMut<'_, KvBuffer>, layer: usize) -> Layer<'a> {
+    pub(super) fn layer<'a>(&self, buffer: &'a mut RefMut<'_, KvBuffer>, layer: usize) -> Layer<'a> {
         let layer = self.attention(layer);
         Layer { window: self.windows[layer], scheme: self.scheme, buffers: &mut buffer.layers[layer] }
     }

@@ -7,7 +7,7 @@
 //! | keys and values in a window | as below | until the window has dropped positions |
 //! | recurrent | new arrays at each step | to snapshots, which are taken where a chunk begins and ends |
 //!
-//! A row's keys and values lie in a [`KvBuffer`](buffers::KvBuffer): its own on the CPU, one per batch of rows elsewhere. Three
+//! A row's keys and values lie in a [`KvBuffer`](buffers::KvBuffer): its own on the CPU, one per batch of rows elsewhere. Four
 //! operations write to it:
 //!
 //! | operation | rows × tokens | written by |
@@ -15,7 +15,7 @@
 //! | `KvCache::slot`, then `mark_written` | B × T that do not wrap around a window | the CPU's attention kernel, in place |
 //! | `KvCache::update` | 1 × T | MLX, functionally |
 //! | `update_batch` | B × T that do not wrap around a window, in one buffer | MLX, functionally |
-//! | `KvCache::fill` | 1 × T of a batch whose rows are all empty | MLX, functionally |
+//! | `fill_batch` | B × T, where all rows are empty | MLX, functionally |
 //!
 //! A row that has fewer than T tokens has padding behind them. It is written to slots that the row's next tokens take, and it pushes
 //! nothing out of a window. One token never wraps around a window. Memory that may be a view of other arrays is copied before it is
@@ -25,14 +25,16 @@ mod batch;
 mod buffers;
 mod kv_cache;
 mod layer_state;
+mod lend;
 mod recurrent;
 mod window;
 
 pub(crate) use self::{
-    batch::{BatchSlots, regroup, update_batch},
+    batch::{BatchSlots, fill_batch, regroup, update_batch},
     buffers::quantize_kv,
     kv_cache::{KvCache, Rotation},
     layer_state::LayerState,
+    lend::Lent,
     recurrent::SNAPSHOTS,
     window::Window,
 };

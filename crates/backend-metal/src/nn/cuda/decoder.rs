@@ -14,7 +14,7 @@ use mlx_rs::{
 use super::spec::Description;
 use crate::{
     mlx::{self, device_address, exception, scalar, slice},
-    nn::cache::KvCache,
+    nn::cache::{KvCache, Lent},
 };
 
 /// Tokens of each row that the GPU remembers: more than are ever unread.
@@ -48,7 +48,7 @@ struct Borrowed {
     room: usize,
     /// Whether its tokens are drawn.
     draws: bool,
-    _arrays: Vec<[Array; 2]>,
+    _layers: Vec<Lent>,
 }
 
 impl CudaDecoder {
@@ -68,6 +68,7 @@ impl CudaDecoder {
         for logits in [Logits::Draw, Logits::Discard] {
             executor.prepare(1, 1, logits).map_err(exception)?;
         }
+        executor.load_kept().map_err(exception)?;
         Ok(Self { executor, rows: Vec::new(), logits, _description: description, stream })
     }
 
@@ -120,20 +121,20 @@ impl CudaDecoder {
     ) -> Result<()> {
         self.release()?;
         let lent = caches.iter_mut().map(|cache| cache.lend()).collect::<Result<Vec<_>>>()?;
-        transforms::eval(lent.iter().flatten().flatten())?;
+        transforms::eval(lent.iter().flatten().flat_map(|layer| &layer.arrays))?;
         // What MLX computes with them runs on another stream.
         mlx::synchronize(&self.stream)?;
-        for (index, arrays) in lent.into_iter().enumerate() {
-            let places = arrays.iter().map(place).collect::<Result<Vec<_>>>()?;
+        for (index, layers) in lent.into_iter().enumerate() {
+            let places = layers.iter().map(place).collect::<Result<Vec<_>>>()?;
             self.executor.set_caches(index, &places).map_err(exception)?;
             let (len, room) = (caches[index].len(), caches[index].room());
-            let next = Row { token: tokens[index], position: len };
-            self.executor.set_row(index, Some(next)).map_err(exception)?;
-            self.executor.set_sampling(index, sampling[index]).map_err(exception)?;
             let draws = sampling[index].is_some();
-            self.rows.push(Borrowed { key: keys[index], len, room, draws, _arrays: arrays });
+            self.rows.push(Borrowed { key: keys[index], len, room, draws, _layers: layers });
         }
-        (keys.len()..MAX_ROWS).try_for_each(|index| self.executor.set_row(index, None)).map_err(exception)
+        let next = |(row, token): (&Borrowed, &u32)| Some(Row { token: *token, position: row.len });
+        let next: Vec<_> = self.rows.iter().zip(tokens).map(next).collect();
+        self.executor.set_rows(&next).map_err(exception)?;
+        self.executor.set_sampling(sampling).map_err(exception)
     }
 
     /// Enqueues a step of the borrowed rows, each of which reads what it chose in the step before: one token for each, the likeliest
@@ -181,9 +182,12 @@ impl CudaDecoder {
     }
 }
 
-/// Where keys and values of a layer are, `[1, kv_heads, capacity, head_dim]` each.
-fn place([keys, values]: &[Array; 2]) -> Result<Cache> {
-    Ok(Cache { keys: address(keys)?, values: address(values)?, capacity: keys.dim(2) as usize })
+/// Where keys and values of a row are in a layer, `[kv_heads, capacity, head_dim]` each.
+fn place(Lent { arrays: [keys, values], row }: &Lent) -> Result<Cache> {
+    let of_row = |array: &Array| -> Result<_> {
+        Ok(address(array)?.offset(row * array.nbytes() / array.dim(0) as usize))
+    };
+    Ok(Cache { keys: of_row(keys)?, values: of_row(values)?, capacity: keys.dim(2) as usize })
 }
 
 fn address(array: &Array) -> Result<DevicePtr> {

@@ -1,5 +1,7 @@
 //! Random requests, and how they are read.
 
+use std::cell::Cell;
+
 use anyhow::bail;
 use inference::{CancellationToken, Feature, GenerateOptions, Prompt, Token};
 use inference_core::backend::Capabilities;
@@ -13,7 +15,17 @@ pub(super) struct Case {
     options: GenerateOptions,
     /// Its tokens when it ran alone.
     pub(super) alone: Vec<Token>,
+    /// Whether another token is right where it is nearly as likely.
+    near_ties: bool,
+    /// How often that was so.
+    pub(super) ties: Cell<u64>,
 }
+
+/// Tokens that the lone run tells the probabilities of, where near ties are allowed.
+const LIKELIEST: usize = 20;
+
+/// How far the log-probabilities of a near tie are apart.
+const NEAR: f32 = 0.1;
 
 /// How one request is read.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -64,7 +76,21 @@ impl Case {
         if stop {
             options = options.ignore_eos(true);
         }
-        Self { prompt, options, alone: Vec::new() }
+        Self { prompt, options, alone: Vec::new(), near_ties: false, ties: Cell::default() }
+    }
+
+    /// The same, where another token is right if it is nearly as likely. Such answers go on past tokens that end a text, so that they
+    /// are of one length.
+    pub(super) fn with_near_ties(mut self) -> Self {
+        self.options = self.options.ignore_eos(true);
+        self.near_ties = true;
+        self
+    }
+
+    /// The options of the lone run.
+    pub(super) fn options_alone(&self, cancel: CancellationToken) -> GenerateOptions {
+        let options = self.options(cancel);
+        if self.near_ties { options.log_probabilities(LIKELIEST) } else { options }
     }
 
     pub(super) fn tokens(&self) -> Prompt {
@@ -100,6 +126,11 @@ impl Case {
         for (index, token) in tokens.iter().enumerate() {
             match self.alone.get(index) {
                 Some(alone) if alone.id == token.id => {}
+                Some(alone) if self.near_ties && self.is_near(alone, token.id) => {
+                    // What follows goes on from another text.
+                    self.ties.set(self.ties.get() + 1);
+                    return Ok(());
+                }
                 Some(alone) => bail!(
                     "token {index} is {} ({:?}), alone {} ({:?}); {} prompt tokens, {:?}",
                     token.id,
@@ -113,6 +144,22 @@ impl Case {
             }
         }
         Ok(())
+    }
+
+    /// Whether two answers to one text are the same, or as long where near ties are allowed.
+    pub(super) fn agree(&self, one: &Option<Vec<u32>>, other: &Option<Vec<u32>>) -> bool {
+        let length = |ids: &Option<Vec<u32>>| ids.as_ref().map(Vec::len);
+        one == other || (self.near_ties && length(one) == length(other))
+    }
+
+    /// Whether a token is one that rounding may choose in place of the lone run's: nearly as likely as that, or, where tokens are drawn, one
+    /// of the likeliest.
+    fn is_near(&self, alone: &Token, id: u32) -> bool {
+        let is_drawn = self.options.sampling.temperature.is_some_and(|temperature| temperature > 0.0);
+        let other = alone.top.iter().find(|other| other.id == id);
+        other.is_some_and(|other| {
+            is_drawn || alone.log_probability.is_some_and(|own| own - other.log_probability <= NEAR)
+        })
     }
 }
 
@@ -129,13 +176,31 @@ impl Fate {
 
 #[cfg(test)]
 mod tests {
+    use inference::Alternative;
     use rand::SeedableRng as _;
 
     use super::*;
 
     fn case(alone: &[u32]) -> Case {
         let alone = alone.iter().map(|id| Token::new(*id, "")).collect();
-        Case { prompt: vec![1], options: GenerateOptions::new(), alone }
+        let (options, ties) = (GenerateOptions::new(), Cell::default());
+        Case { prompt: vec![1], options, alone, near_ties: false, ties }
+    }
+
+    #[test]
+    fn a_near_tie_is_one_token_that_is_nearly_as_likely() {
+        let mut case = case(&[5, 6]);
+        let likely = [(6, -1.0), (7, -1.05), (8, -2.0)].map(|(id, likely)| Alternative::new(id, likely));
+        (case.alone[1].log_probability, case.alone[1].top) = (Some(-1.0), likely.to_vec());
+        let tokens = |last: u32| [5, last].map(|id| Token::new(id, ""));
+        assert!(case.check_whole(&tokens(7)).is_err());
+        case = case.with_near_ties();
+        case.check_whole(&tokens(7)).unwrap();
+        assert_eq!(case.ties.get(), 1);
+        assert!(case.check_whole(&tokens(8)).is_err() && case.check_whole(&tokens(9)).is_err());
+        case.options = case.options.temperature(1.0);
+        case.check_whole(&tokens(8)).unwrap();
+        assert!(case.check_whole(&tokens(9)).is_err());
     }
 
     #[test]

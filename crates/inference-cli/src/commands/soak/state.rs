@@ -28,6 +28,8 @@ pub(super) struct Totals {
     pub(super) loads: u64,
     pub(super) sessions: u64,
     pub(super) failures: u64,
+    /// Answers that went on otherwise where two tokens were nearly as likely.
+    pub(super) near_ties: u64,
     /// How long after each request over HTTP its first token came.
     #[serde(skip)]
     pub(super) first_tokens: Vec<Duration>,
