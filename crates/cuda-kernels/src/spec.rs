@@ -2,7 +2,11 @@
 //!
 //! General enough for Llama, Qwen 3 and Gemma 3: norms before or around blocks, norms of single heads, several rotations, windows.
 
+mod experts;
+
 use crate::{DevicePtr, Error, Result};
+
+pub use experts::{ExpertsSpec, FeedForwardSpec, Gating, RoutingSpec, Scoring, SharedExpertSpec, Stack};
 
 /// The type of activations, norms, caches and dense weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -225,7 +229,7 @@ pub struct LayerSpec {
     /// The norm before the feed-forward block.
     pub mlp_norm: NormWeight,
     /// The feed-forward block.
-    pub mlp: MlpSpec,
+    pub mlp: FeedForwardSpec,
     /// The norms after both, where there are such.
     pub post_norms: Option<[NormWeight; 2]>,
 }
@@ -270,20 +274,26 @@ impl DecoderSpec {
         self.head.rows
     }
 
-    /// Bytes of the matrices that a step reads, without scales and biases.
+    /// Bytes of the matrices that a step of one row reads, without scales and biases.
     #[must_use]
     pub fn weight_bytes(&self) -> usize {
         let layers = self.layers.iter().flat_map(|layer| {
-            let [gate, up] = &layer.mlp.gate_up;
-            layer.attention.qkv.iter().chain([&layer.attention.output, gate, up, &layer.mlp.down])
+            let attention = layer.attention.qkv.iter().chain([&layer.attention.output]);
+            attention.map(|weight| (weight, 1)).chain(layer.mlp.weights())
         });
-        let bytes = |weight: &Weight| weight.rows * weight.layout.row_bytes(weight.columns);
-        layers.chain([&self.head]).map(bytes).sum()
+        let bytes =
+            |(weight, count): (&Weight, usize)| count * weight.rows * weight.layout.row_bytes(weight.columns);
+        layers.chain([(&self.head, 1)]).map(bytes).sum()
     }
 
-    /// The widest feed-forward block.
-    pub(crate) fn intermediate(&self) -> usize {
-        self.layers.iter().map(|layer| layer.mlp.down.columns).max().unwrap_or(0)
+    /// The most gated activations of a row, and those of a shared expert.
+    pub(crate) fn gated(&self) -> [usize; 2] {
+        self.layers.iter().map(|layer| layer.mlp.gated()).fold([0; 2], most)
+    }
+
+    /// The most experts of a layer, and the most that a token has.
+    pub(crate) fn experts(&self) -> [usize; 2] {
+        self.layers.iter().map(|layer| layer.mlp.experts()).fold([0; 2], most)
     }
 
     /// Checks that shapes fit together.
@@ -325,15 +335,7 @@ impl DecoderSpec {
             weight.check(&name(part), rows, self.hidden)?;
         }
         attention.output.check(&name("o"), self.hidden, queries)?;
-        let width = layer.mlp.down.columns;
-        let [gate, up] = &layer.mlp.gate_up;
-        gate.check(&name("gate"), width, self.hidden)?;
-        up.check(&name("up"), width, self.hidden)?;
-        if gate.layout != up.layout {
-            let found = format!("{:?} and {:?}", gate.layout, up.layout);
-            return Err(Error::invalid(name("the layouts of gate and up"), found, "the same"));
-        }
-        layer.mlp.down.check(&name("down"), self.hidden, width)?;
+        self.check_feed_forward(&layer.mlp, &name)?;
         if attention.rope.is_some_and(|rope| rope >= self.ropes.len()) {
             let expected = format!("one of {}", self.ropes.len());
             return Err(Error::invalid(name("the rope"), format!("{:?}", attention.rope), expected));
@@ -343,4 +345,8 @@ impl DecoderSpec {
         }
         Ok(())
     }
+}
+
+fn most(a: [usize; 2], b: [usize; 2]) -> [usize; 2] {
+    [a[0].max(b[0]), a[1].max(b[1])]
 }
