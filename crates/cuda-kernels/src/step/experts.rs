@@ -94,7 +94,7 @@ impl<'a> Planner<'a> {
             each,
             alpha,
             limit,
-            ..self.expert_arguments([gate, up], top_k)
+            ..self.expert_arguments([gate, up], top_k)?
         };
         let layout = gate.first.layout;
         let instance =
@@ -112,16 +112,17 @@ impl<'a> Planner<'a> {
             out,
             each,
             add: u32::from(epilogue == Epilogue::Add),
-            ..self.expert_arguments([down, down], top_k)
+            ..self.expert_arguments([down, down], top_k)?
         };
         let instance = Instance::ExpertDown { half: self.half(), layout: down.first.layout };
         self.push(Part::Down, instance, size, &argument);
         Ok(())
     }
 
-    fn expert_arguments(&self, stacks: [&Stack; 2], top_k: usize) -> ExpertArgs {
+    fn expert_arguments(&self, stacks: [&Stack; 2], top_k: usize) -> Result<ExpertArgs> {
+        stacks.into_iter().try_for_each(check_address)?;
         let Stack { first, step, .. } = stacks[0];
-        ExpertArgs {
+        Ok(ExpertArgs {
             matrices: stacks.map(Into::into),
             picks: self.state.picks.ptr(),
             weights: self.state.pick_weights.ptr(),
@@ -130,8 +131,23 @@ impl<'a> Planner<'a> {
             top_k: top_k as u32,
             step: *step as u32,
             ..ExpertArgs::default()
-        }
+        })
     }
+}
+
+/// Checks that a lane's part of a row can be loaded at once.
+fn check_address(stack: &Stack) -> Result<()> {
+    let alignment = match stack.first.layout.parameters() {
+        (16 | 8, _) => 16,
+        (4, _) => 8,
+        _ => 2,
+    };
+    let address = stack.first.data.0;
+    if address.is_multiple_of(alignment) {
+        return Ok(());
+    }
+    let expected = format!("a multiple of {alignment}");
+    Err(Error::invalid("the address of experts", format!("{address:#x}"), expected))
 }
 
 /// The launch of a product with so many outputs, of so many experts one by one and of so many rows, each of which reads `inputs`
@@ -155,6 +171,7 @@ const SPARE: usize = 256;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{DevicePtr, spec::Weight};
 
     const H100: Limits = Limits { multiprocessors: 132, shared: 227 << 10 };
 
@@ -171,6 +188,18 @@ mod tests {
             let enough = outputs * experts * rows >= WARPS * BLOCKS * H100.multiprocessors;
             assert!(!enough || size.grid.iter().product::<u32>() >= 132, "{:?}", size.grid);
         }
+    }
+
+    #[test]
+    fn addresses_that_cannot_be_loaded_are_refused() {
+        let stack = |layout, address| {
+            let (data, null) = (DevicePtr(address), DevicePtr::NULL);
+            let first = Weight { layout, rows: 8, columns: 64, data, scales: data, biases: null, bias: null };
+            check_address(&Stack { first, stride: 8, step: 1 }).is_ok()
+        };
+        let affine = |bits| Layout::Affine { bits, group: 64 };
+        assert!(stack(Layout::Dense, 32) && stack(affine(4), 24) && stack(affine(3), 18));
+        assert!(!stack(Layout::Dense, 24) && !stack(Layout::Mxfp8, 24) && !stack(affine(4), 20));
     }
 
     #[test]
