@@ -66,7 +66,7 @@ fn experts_are_where_their_stacks_have_them() {
     for (name, [experts, top_k, hidden, width], layers, joined) in [
         ("mixtral+bf16", [4, 2, 64, 128], 4, true),
         ("mixtral+q4", [4, 2, 64, 128], 4, false),
-        ("qwen2_moe+bf16", [8, 3, 64, 64], 2, true),
+        ("qwen2_moe+bf16", [8, 3, 64, 64], 1, true),
         ("ernie4_5_moe+bf16", [8, 3, 64, 64], 2, true),
     ] {
         let mixtures = mixtures(name, fit);
