@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::{
     DevicePtr,
-    spec::{NormWeight, Weight},
+    spec::{NormWeight, Stack, Weight},
 };
 
 /// `Matrix`
@@ -29,6 +29,12 @@ impl From<&Weight> for MatrixArg {
             rows: weight.rows as u32,
             reserved: 0,
         }
+    }
+}
+
+impl From<&Stack> for MatrixArg {
+    fn from(stack: &Stack) -> Self {
+        Self { rows: stack.stride as u32, ..Self::from(&stack.first) }
     }
 }
 
@@ -206,6 +212,46 @@ pub(crate) struct DrawArgs {
     pub(crate) per: u32,
 }
 
+/// `RouteArgs`
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(C)]
+pub(crate) struct RouteArgs {
+    pub(crate) norm: NormArgs,
+    pub(crate) gate: MatrixArg,
+    pub(crate) scores: DevicePtr,
+    pub(crate) bias: DevicePtr,
+    pub(crate) picks: DevicePtr,
+    pub(crate) weights: DevicePtr,
+    pub(crate) shared: DevicePtr,
+    pub(crate) experts: u32,
+    pub(crate) top_k: u32,
+    pub(crate) sigmoid: u32,
+    pub(crate) normalize: u32,
+    pub(crate) shared_k: u32,
+    pub(crate) epsilon: f32,
+    pub(crate) scale: f32,
+    pub(crate) reserved: u32,
+}
+
+/// `ExpertArgs`
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(C)]
+pub(crate) struct ExpertArgs {
+    pub(crate) matrices: [MatrixArg; 2],
+    pub(crate) a: DevicePtr,
+    pub(crate) picks: DevicePtr,
+    pub(crate) weights: DevicePtr,
+    pub(crate) out: DevicePtr,
+    pub(crate) k: u32,
+    pub(crate) n: u32,
+    pub(crate) top_k: u32,
+    pub(crate) each: u32,
+    pub(crate) step: u32,
+    pub(crate) add: u32,
+    pub(crate) alpha: f32,
+    pub(crate) limit: f32,
+}
+
 /// Arguments that a kernel takes as one structure, without padding, aligned to 8 bytes.
 pub(crate) trait Argument: Copy {
     /// Its bytes.
@@ -224,4 +270,15 @@ macro_rules! arguments {
         const _: () = assert!(size_of::<$name>() == $size);
     )* };
 }
-arguments!(GemvArgs: 320, PackArgs: 88, AttentionArgs: 160, EmbedArgs: 64, PlainArgs: 160, NormArgs: 80, ArgmaxArgs: 48, DrawArgs: 64);
+arguments!(
+    GemvArgs: 320,
+    PackArgs: 88,
+    AttentionArgs: 160,
+    EmbedArgs: 64,
+    PlainArgs: 160,
+    NormArgs: 80,
+    ArgmaxArgs: 48,
+    DrawArgs: 64,
+    RouteArgs: 192,
+    ExpertArgs: 144
+);

@@ -1,9 +1,9 @@
 //! Which kernels there are: templates of the sources, and the parameters they are compiled with.
 
-use crate::spec::{Activation, Half, Layout};
+use crate::spec::{Activation, Gating, Half, Layout};
 
 /// Everything the kernels are made of, in the order of inclusion.
-const SOURCES: [&str; 8] = [
+const SOURCES: [&str; 9] = [
     include_str!("kernels/common.cuh"),
     include_str!("kernels/unpack.cuh"),
     include_str!("kernels/tiles.cuh"),
@@ -12,6 +12,7 @@ const SOURCES: [&str; 8] = [
     include_str!("kernels/attention.cuh"),
     include_str!("kernels/token.cuh"),
     include_str!("kernels/draw.cuh"),
+    include_str!("kernels/experts.cuh"),
 ];
 
 /// What is done to x before a product.
@@ -46,6 +47,14 @@ impl Epilogue {
             Self::Gated(activation) => (2, activation as u32),
             Self::Logits => (3, 0),
         }
+    }
+}
+
+/// How the sources call what stands between gate and up of experts.
+pub(crate) fn gating_kind(gating: Gating) -> u32 {
+    match gating {
+        Gating::Glu(activation) => activation as u32,
+        Gating::Clamped { .. } => 3,
     }
 }
 
@@ -98,45 +107,62 @@ pub(crate) enum Instance {
     Draw {
         half: Half,
     },
+    Route {
+        half: Half,
+        /// That of a shared expert's gate.
+        layout: Layout,
+        /// Experts that a lane holds.
+        held: u32,
+    },
+    ExpertGateUp {
+        half: Half,
+        layout: Layout,
+        gating: u32,
+    },
+    ExpertDown {
+        half: Half,
+        layout: Layout,
+    },
 }
 
 impl Instance {
     /// Its name in the compiled module.
     pub(crate) fn name(&self) -> String {
+        let stored = |layout: Layout| {
+            let (bits, group) = layout.parameters();
+            format!("b{bits}_g{group}")
+        };
+        let ended = |epilogue: Epilogue| {
+            let (epilogue, activation) = epilogue.parameters();
+            format!("e{epilogue}_a{activation}")
+        };
         match *self {
-            Self::Gemv { rows, layout, even, subtiles, prologue, epilogue, .. } => {
-                let (epilogue, activation) = epilogue.parameters();
-                let (bits, group) = layout.parameters();
-                format!(
-                    "gemv_r{rows}_b{bits}_g{group}_v{}_t{subtiles}_p{}_e{epilogue}_a{activation}",
-                    u32::from(even),
-                    prologue as u32
-                )
-            }
+            Self::Gemv { rows, layout, even, subtiles, prologue, epilogue, .. } => format!(
+                "gemv_r{rows}_{}_v{}_t{subtiles}_p{}_{}",
+                stored(layout),
+                u32::from(even),
+                prologue as u32,
+                ended(epilogue)
+            ),
             Self::Pack { rows, layout, prologue, .. } => {
-                let (bits, group) = layout.parameters();
-                format!("pack_r{rows}_b{bits}_g{group}_p{}", prologue as u32)
+                format!("pack_r{rows}_{}_p{}", stored(layout), prologue as u32)
             }
             Self::Batch { rows, layout, subtiles, epilogue, .. } => {
-                let (epilogue, activation) = epilogue.parameters();
-                let (bits, group) = layout.parameters();
-                format!("batch_r{rows}_b{bits}_g{group}_t{subtiles}_e{epilogue}_a{activation}")
+                format!("batch_r{rows}_{}_t{subtiles}_{}", stored(layout), ended(epilogue))
             }
-            Self::Plain { layout, epilogue, .. } => {
-                let (epilogue, activation) = epilogue.parameters();
-                let (bits, group) = layout.parameters();
-                format!("plain_b{bits}_g{group}_e{epilogue}_a{activation}")
-            }
+            Self::Plain { layout, epilogue, .. } => format!("plain_{}_{}", stored(layout), ended(epilogue)),
             Self::Attention { head_dim, heads, deep, .. } => {
                 format!("attention_d{head_dim}_h{heads}_v{}", u32::from(deep))
             }
-            Self::Embed { layout, .. } => {
-                let (bits, group) = layout.parameters();
-                format!("embed_b{bits}_g{group}")
-            }
+            Self::Embed { layout, .. } => format!("embed_{}", stored(layout)),
             Self::Norm { .. } => "norm_only".to_owned(),
             Self::Argmax { .. } => "argmax_rows".to_owned(),
             Self::Draw { .. } => "draw_rows".to_owned(),
+            Self::Route { layout, held, .. } => format!("route_{}_h{held}", stored(layout)),
+            Self::ExpertGateUp { layout, gating, .. } => {
+                format!("expert_gate_up_{}_a{gating}", stored(layout))
+            }
+            Self::ExpertDown { layout, .. } => format!("expert_down_{}", stored(layout)),
         }
     }
 
@@ -163,7 +189,10 @@ impl Instance {
             | Self::Embed { half, .. }
             | Self::Norm { half }
             | Self::Argmax { half }
-            | Self::Draw { half } => half,
+            | Self::Draw { half }
+            | Self::Route { half, .. }
+            | Self::ExpertGateUp { half, .. }
+            | Self::ExpertDown { half, .. } => half,
         }
     }
 
@@ -173,53 +202,59 @@ impl Instance {
             | Self::Plain { layout, .. }
             | Self::Embed { layout, .. }
             | Self::Batch { layout, .. }
-            | Self::Pack { layout, .. } => layout.scale_kind(),
+            | Self::Pack { layout, .. }
+            | Self::Route { layout, .. }
+            | Self::ExpertGateUp { layout, .. }
+            | Self::ExpertDown { layout, .. } => layout.scale_kind(),
             Self::Attention { .. } | Self::Norm { .. } | Self::Argmax { .. } | Self::Draw { .. } => 0,
         }
     }
 
     /// The type of its argument, its launch bounds, and the template.
     fn definition(&self) -> (&'static str, &'static str, String) {
+        let stored = |layout: Layout| {
+            let (bits, group) = layout.parameters();
+            format!("{bits}, {group}")
+        };
+        let ended = |epilogue: Epilogue| {
+            let (epilogue, activation) = epilogue.parameters();
+            format!("{epilogue}, {activation}")
+        };
         match *self {
             Self::Gemv { rows, layout, even, subtiles, prologue, epilogue, .. } => {
-                let (epilogue, activation) = epilogue.parameters();
-                let (bits, group) = layout.parameters();
-                let prologue = prologue as u32;
-                (
-                    "GemvArgs",
-                    "384, 1",
-                    format!(
-                        "gemv<{rows}, {bits}, {group}, {even}, {subtiles}, {prologue}, {epilogue}, {activation}>"
-                    ),
-                )
+                let (stored, prologue, ended) = (stored(layout), prologue as u32, ended(epilogue));
+                let call = format!("gemv<{rows}, {stored}, {even}, {subtiles}, {prologue}, {ended}>");
+                ("GemvArgs", "384, 1", call)
             }
             Self::Pack { rows, layout, prologue, .. } => {
-                let (bits, group) = layout.parameters();
-                ("PackArgs", "256", format!("pack<{rows}, {bits}, {group}, {}>", prologue as u32))
+                let call = format!("pack<{rows}, {}, {}>", stored(layout), prologue as u32);
+                ("PackArgs", "256", call)
             }
             Self::Batch { rows, layout, subtiles, epilogue, .. } => {
-                let (epilogue, activation) = epilogue.parameters();
-                let (bits, group) = layout.parameters();
-                let call = format!("batch<{rows}, {bits}, {group}, {subtiles}, {epilogue}, {activation}>");
+                let call = format!("batch<{rows}, {}, {subtiles}, {}>", stored(layout), ended(epilogue));
                 ("GemvArgs", "416, 1", call)
             }
             Self::Plain { layout, epilogue, .. } => {
-                let (epilogue, activation) = epilogue.parameters();
-                let (bits, group) = layout.parameters();
-                ("PlainArgs", "256", format!("plain<{bits}, {group}, {epilogue}, {activation}>"))
+                ("PlainArgs", "256", format!("plain<{}, {}>", stored(layout), ended(epilogue)))
             }
             Self::Attention { head_dim, heads, deep, .. } => {
                 // Few registers leave room for the products that start meanwhile; more heads need all they can get.
                 let bounds = if heads <= 2 && !deep { "256, 3" } else { "256" };
                 ("AttentionArgs", bounds, format!("attention<{head_dim}, {heads}, {deep}>"))
             }
-            Self::Embed { layout, .. } => {
-                let (bits, group) = layout.parameters();
-                ("EmbedArgs", "256", format!("embed<{bits}, {group}>"))
-            }
+            Self::Embed { layout, .. } => ("EmbedArgs", "256", format!("embed<{}>", stored(layout))),
             Self::Norm { .. } => ("NormArgs", "256", "norm_rows".to_owned()),
             Self::Argmax { .. } => ("ArgmaxArgs", "1024", "argmax".to_owned()),
             Self::Draw { .. } => ("DrawArgs", "1024", "draw".to_owned()),
+            Self::Route { layout, held, .. } => {
+                ("RouteArgs", "256", format!("route<{}, {held}>", stored(layout)))
+            }
+            Self::ExpertGateUp { layout, gating, .. } => {
+                ("ExpertArgs", "256", format!("expert_gate_up<{}, {gating}>", stored(layout)))
+            }
+            Self::ExpertDown { layout, .. } => {
+                ("ExpertArgs", "256", format!("expert_down<{}>", stored(layout)))
+            }
         }
     }
 }

@@ -5,6 +5,7 @@ use crate::{
     arguments::GemvArgs,
     instance::{Epilogue, Prologue},
     spec::{NormWeight, Weight},
+    state::State,
 };
 
 /// What a launch is for.
@@ -18,6 +19,8 @@ pub enum Part {
     Attention,
     /// The projection of what was attended to.
     Output,
+    /// Norm, scores of experts, the choice of some.
+    Route,
     /// Norm, gate and up, activation.
     GateUp,
     /// Down.
@@ -37,6 +40,41 @@ pub(crate) enum Input<'a> {
     Normed(DevicePtr, &'a NormWeight),
     /// The residual and what is added to it after a norm of its own; the sum goes to the last address, and is normalised.
     Sandwich { x: DevicePtr, y: DevicePtr, post: &'a NormWeight, norm: &'a NormWeight, out: DevicePtr },
+}
+
+/// The residual between blocks.
+pub(crate) struct Residual<'a> {
+    /// Where it is.
+    pub(crate) x: DevicePtr,
+    /// Where it is next, once something is added behind a norm.
+    spare: DevicePtr,
+    /// What is added to it then.
+    y: DevicePtr,
+    /// The norm of that.
+    pending: Option<&'a NormWeight>,
+}
+
+/// What is done with the product at the end of a block, and where it goes.
+pub(crate) type End = (Epilogue, DevicePtr);
+
+impl<'a> Residual<'a> {
+    pub(crate) fn new(state: &State) -> Self {
+        let [x, spare] = [state.x[0].ptr(), state.x[1].ptr()];
+        Self { x, spare, y: state.y.ptr(), pending: None }
+    }
+
+    /// The input of the first product of a block.
+    pub(crate) fn input(&mut self, norm: &'a NormWeight) -> Input<'a> {
+        let Some(post) = self.pending.take() else { return Input::Normed(self.x, norm) };
+        std::mem::swap(&mut self.x, &mut self.spare);
+        Input::Sandwich { x: self.spare, y: self.y, post, norm, out: self.x }
+    }
+
+    /// The end of a block: added at once, or by the next input where a norm is between.
+    pub(crate) fn end(&mut self, post: Option<&'a NormWeight>) -> End {
+        self.pending = post;
+        if post.is_some() { (Epilogue::Store, self.y) } else { (Epilogue::Add, self.x) }
+    }
 }
 
 /// A product.

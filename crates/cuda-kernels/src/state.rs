@@ -12,8 +12,8 @@ pub(crate) const MAX_CLUSTERS: usize = 8;
 
 /// Columns that share a scale, at least.
 const SMALLEST_GROUP: usize = 32;
-/// Products of a layer, at most.
-const PRODUCTS: usize = 6;
+/// Products of a layer, at most: three projections, the output, the router, and those of a dense or shared block.
+const PRODUCTS: usize = 8;
 
 /// The buffers. Those of rows hold [`MAX_ROWS`].
 #[derive(Debug)]
@@ -35,8 +35,13 @@ pub(crate) struct State {
     pub(crate) qkv: Buffer,
     /// What was attended to, halves.
     pub(crate) attended: Buffer,
-    /// Gated activations, halves.
+    /// Gated activations, halves, and those of a shared expert.
     pub(crate) gated: Buffer,
+    pub(crate) shared: Buffer,
+    /// Scores of experts, f32; those that each row has picked, i32, and their weights, f32.
+    pub(crate) scores: Buffer,
+    pub(crate) picks: Buffer,
+    pub(crate) pick_weights: Buffer,
     /// Normalised rows for products that read them so, halves.
     pub(crate) normed: Buffer,
     /// Rows in the order in which [`Instance::Batch`](crate::instance::Instance::Batch) multiplies them, halves, and the sums of groups, f32.
@@ -108,7 +113,8 @@ impl State {
         }
         let zeroed = |count: usize, bytes: usize| Buffer::zeroed(device, MAX_ROWS * count * bytes);
         let (width, heads) = (spec.heads * spec.head_dim, spec.heads + 2 * spec.kv_heads);
-        let widest = width.max(spec.hidden).max(spec.intermediate());
+        let ([gated, shared], [experts, top_k]) = (spec.gated(), spec.experts());
+        let widest = width.max(spec.hidden).max(gated).max(shared);
         let blocks = device.multiprocessors() as usize;
         let ropes = spec.ropes.iter().map(|rope| Buffer::of(device, &rope.frequencies));
         let own_logits = options.logits.is_none().then(|| zeroed(spec.vocabulary(), 4)).transpose()?;
@@ -126,7 +132,11 @@ impl State {
             y: zeroed(spec.hidden, 4)?,
             qkv: zeroed(heads * spec.head_dim, 4)?,
             attended: zeroed(width, 2)?,
-            gated: zeroed(spec.intermediate(), 2)?,
+            gated: zeroed(gated, 2)?,
+            shared: zeroed(shared, 2)?,
+            scores: zeroed(experts, 4)?,
+            picks: zeroed(top_k, 4)?,
+            pick_weights: zeroed(top_k, 4)?,
             normed: zeroed(spec.hidden, 2)?,
             packed: zeroed(widest, 2)?,
             packed_sums: zeroed(widest / SMALLEST_GROUP, 4)?,
@@ -146,23 +156,11 @@ impl State {
 
     /// Fills all that passes from kernel to kernel with NaN.
     pub(crate) fn poison(&mut self) -> Result<()> {
-        let Self {
-            x: [x, spare],
-            y,
-            qkv,
-            attended,
-            gated,
-            normed,
-            packed,
-            packed_sums,
-            part,
-            part_state,
-            best,
-            ..
-        } = self;
-        let buffers =
-            [x, spare, y, qkv, attended, gated, normed, packed, packed_sums, part, part_state, best];
-        buffers.into_iter().chain(&mut self.own_logits).try_for_each(|buffer| {
+        let Self { x: [x, spare], y, qkv, attended, gated, shared, normed, packed, packed_sums, .. } = self;
+        let of_products = [x, spare, y, qkv, attended, gated, shared, normed, packed, packed_sums];
+        let Self { scores, pick_weights, part, part_state, best, own_logits, .. } = self;
+        let buffers = of_products.into_iter().chain([scores, pick_weights, part, part_state, best]);
+        buffers.chain(own_logits).try_for_each(|buffer| {
             let bytes = buffer.bytes();
             buffer.write(0, &vec![0xff_u8; bytes])
         })

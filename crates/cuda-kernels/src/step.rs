@@ -1,6 +1,7 @@
 //! The launches of one step of a decoder: each row reads its token, and the next is chosen.
 
 mod choose;
+mod experts;
 
 use crate::{
     DevicePtr, Result,
@@ -9,8 +10,8 @@ use crate::{
     class::{Class, Logits, MAX_ROWS},
     geometry::{Geometry, Limits},
     instance::{Epilogue, Instance, Prologue},
-    product::{Input, Part, Product, outputs},
-    spec::{AttentionSpec, DecoderSpec, Half, LayerSpec, NormWeight, Weight},
+    product::{End, Input, Part, Product, Residual, outputs},
+    spec::{AttentionSpec, DecoderSpec, FeedForwardSpec, Half, LayerSpec, MlpSpec, Weight},
     state::{MAX_CLUSTERS, State},
     stream::Size,
 };
@@ -56,46 +57,11 @@ impl<'a> Planner<'a> {
         let mut planner =
             Self { spec, state, limits, rows: class.rows, class, launches: Vec::new(), counters: 0 };
         planner.embed();
-        let [mut x, mut spare] = [state.x[0].ptr(), state.x[1].ptr()];
-        let y = state.y.ptr();
-        // The norm after the last block, whose sum the next product takes.
-        let mut pending: Option<&NormWeight> = None;
-        let mut input = |pending: &mut Option<&'a NormWeight>, norm: &'a NormWeight| match pending.take() {
-            None => Input::Normed(x, norm),
-            Some(post) => {
-                let input = Input::Sandwich { x, y, post, norm, out: spare };
-                std::mem::swap(&mut x, &mut spare);
-                input
-            }
-        };
+        let mut residual = Residual::new(state);
         for (i, layer) in spec.layers.iter().enumerate() {
-            let x = input(&mut pending, &layer.input_norm);
-            planner.attention(i, layer, x);
-            let residual = |input: &Input<'_>| match *input {
-                Input::Normed(x, _) | Input::Sandwich { out: x, .. } | Input::Halves(x) => x,
-            };
-            let [attended, gated] = [state.attended.ptr(), state.gated.ptr()];
-            planner.add(
-                Part::Output,
-                &layer.attention.output,
-                attended,
-                residual(&x),
-                layer,
-                &mut pending,
-                0,
-            );
-            let x = input(&mut pending, &layer.mlp_norm);
-            planner.product(&Product {
-                part: Part::GateUp,
-                weights: &layer.mlp.gate_up,
-                input: x,
-                epilogue: Epilogue::Gated(layer.mlp.activation),
-                out: gated,
-                out_stride: layer.mlp.down.columns,
-            });
-            planner.add(Part::Down, &layer.mlp.down, gated, residual(&x), layer, &mut pending, 1);
+            planner.layer(i, layer, &mut residual)?;
         }
-        let x = input(&mut pending, &spec.norm);
+        let x = residual.input(&spec.norm);
         planner.product(&Product {
             part: Part::Head,
             weights: std::slice::from_ref(&spec.head),
@@ -108,6 +74,29 @@ impl<'a> Planner<'a> {
             planner.draw()?;
         }
         Ok(planner.launches)
+    }
+
+    fn layer(&mut self, i: usize, layer: &'a LayerSpec, residual: &mut Residual<'a>) -> Result<()> {
+        let [after_attention, after_mlp] = match &layer.post_norms {
+            Some([attention, mlp]) => [Some(attention), Some(mlp)],
+            None => [None; 2],
+        };
+        let x = residual.input(&layer.input_norm);
+        self.attention(i, &layer.attention, x);
+        let end = residual.end(after_attention);
+        self.last(Part::Output, &layer.attention.output, self.state.attended.ptr(), end);
+        let x = residual.input(&layer.mlp_norm);
+        let again = Input::Normed(residual.x, &layer.mlp_norm);
+        let end = residual.end(after_mlp);
+        match &layer.mlp {
+            FeedForwardSpec::Dense(mlp) => {
+                let gated = self.state.gated.ptr();
+                self.gate_up(mlp, x, gated);
+                self.last(Part::Down, &mlp.down, gated, end);
+            }
+            FeedForwardSpec::Experts(experts) => self.experts(experts, [x, again], end)?,
+        }
+        Ok(())
     }
 
     fn push(&mut self, part: Part, instance: Instance, size: Size, argument: &impl Argument) {
@@ -142,8 +131,7 @@ impl<'a> Planner<'a> {
         );
     }
 
-    fn attention(&mut self, layer: usize, spec: &'a LayerSpec, input: Input<'a>) {
-        let attention = &spec.attention;
+    fn attention(&mut self, layer: usize, attention: &'a AttentionSpec, input: Input<'a>) {
         let width = (self.spec.heads + 2 * self.spec.kv_heads) * self.spec.head_dim;
         let qkv = self.state.qkv.ptr();
         let project = |weights, at: usize| Product {
@@ -226,25 +214,19 @@ impl<'a> Planner<'a> {
         self.push(Part::Attention, instance, size, &argument);
     }
 
-    /// A product that ends in the residual: added at once, or after a norm, which is then `pending`.
-    #[expect(clippy::too_many_arguments, reason = "two calls that differ in all of them")]
-    fn add(
-        &mut self,
-        part: Part,
-        weight: &'a Weight,
-        input: DevicePtr,
-        residual: DevicePtr,
-        layer: &'a LayerSpec,
-        pending: &mut Option<&'a NormWeight>,
-        which: usize,
-    ) {
-        let (epilogue, out) = match &layer.post_norms {
-            None => (Epilogue::Add, residual),
-            Some(norms) => {
-                *pending = Some(&norms[which]);
-                (Epilogue::Store, self.state.y.ptr())
-            }
-        };
+    fn gate_up(&mut self, mlp: &'a MlpSpec, input: Input<'a>, out: DevicePtr) {
+        self.product(&Product {
+            part: Part::GateUp,
+            weights: &mlp.gate_up,
+            input,
+            epilogue: Epilogue::Gated(mlp.activation),
+            out,
+            out_stride: mlp.down.columns,
+        });
+    }
+
+    /// The last product of a block.
+    fn last(&mut self, part: Part, weight: &'a Weight, input: DevicePtr, (epilogue, out): End) {
         let (weights, out_stride) = (std::slice::from_ref(weight), self.spec.hidden);
         self.product(&Product { part, weights, input: Input::Halves(input), epilogue, out, out_stride });
     }
@@ -384,8 +366,11 @@ impl<'a> Planner<'a> {
         self.push(product.part, instance, Size::new([self.rows, blocks, 1], 256, 0), &argument);
     }
 
-    /// A counter of tiles. Each product has its own: the next one begins while this one runs.
+    /// A counter of tiles, or none where all are in use. Each product has its own: the next one begins while this one runs.
     fn counter(&mut self) -> DevicePtr {
+        if 4 * self.counters == self.state.tiles.bytes() {
+            return DevicePtr::NULL;
+        }
         self.counters += 1;
         self.state.tiles.ptr().offset(4 * (self.counters - 1))
     }

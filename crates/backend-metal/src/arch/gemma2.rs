@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use cuda_kernels::LayerSpec;
+use cuda_kernels::{FeedForwardSpec, LayerSpec};
 use inference_core::Result as LoadResult;
 use mlx_rs::{Array, error::Result};
 use serde::Deserialize;
@@ -91,7 +91,7 @@ impl Block for SandwichNorm {
             input_norm: builder.norm(&self.input_layernorm)?,
             attention: self.self_attn.describe(builder)?,
             mlp_norm: builder.norm(&self.pre_feedforward_layernorm)?,
-            mlp: self.mlp.describe(builder)?,
+            mlp: FeedForwardSpec::Dense(self.mlp.describe(builder)?),
             post_norms: Some([builder.norm(post_norms[0])?, builder.norm(post_norms[1])?]),
         })
     }

@@ -1,6 +1,6 @@
 //! Transformer blocks.
 
-use cuda_kernels::{AttentionSpec, LayerSpec, MlpSpec};
+use cuda_kernels::{AttentionSpec, FeedForwardSpec, LayerSpec};
 use inference_core::Result as LoadResult;
 use mlx_rs::{Array, error::Result};
 
@@ -67,9 +67,9 @@ pub(crate) trait FeedForward {
     }
 
     /// What the kernels of CUDA need to know, if they can compute it.
-    fn describe(&self, builder: &mut SpecBuilder) -> std::result::Result<MlpSpec, Unsupported> {
+    fn describe(&self, builder: &mut SpecBuilder) -> std::result::Result<FeedForwardSpec, Unsupported> {
         let _ = builder;
-        Err(Unsupported("experts".to_owned()))
+        Err(Unsupported("feed-forward parts of this family".to_owned()))
     }
 }
 
@@ -82,8 +82,8 @@ impl FeedForward for GatedMlp {
         Self::record(self, x, recording)
     }
 
-    fn describe(&self, builder: &mut SpecBuilder) -> std::result::Result<MlpSpec, Unsupported> {
-        Self::describe(self, builder)
+    fn describe(&self, builder: &mut SpecBuilder) -> std::result::Result<FeedForwardSpec, Unsupported> {
+        Self::describe(self, builder).map(FeedForwardSpec::Dense)
     }
 }
 
@@ -106,7 +106,7 @@ impl FeedForward for Box<dyn FeedForward> {
         (**self).record(x, recording)
     }
 
-    fn describe(&self, builder: &mut SpecBuilder) -> std::result::Result<MlpSpec, Unsupported> {
+    fn describe(&self, builder: &mut SpecBuilder) -> std::result::Result<FeedForwardSpec, Unsupported> {
         (**self).describe(builder)
     }
 }

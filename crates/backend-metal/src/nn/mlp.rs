@@ -162,11 +162,8 @@ impl GatedMlp {
 
     /// What the kernels of CUDA need to know.
     pub(crate) fn describe(&self, builder: &mut SpecBuilder) -> std::result::Result<MlpSpec, Unsupported> {
-        let activation = match self.gating {
-            Gating::Glu(Activation::Silu) => cuda_kernels::Activation::Silu,
-            Gating::Glu(Activation::Gelu) => cuda_kernels::Activation::Gelu,
-            Gating::Glu(Activation::GeluTanh) => cuda_kernels::Activation::GeluTanh,
-            other => return Err(Unsupported(format!("a feed-forward part with {other:?}"))),
+        let cuda_kernels::Gating::Glu(activation) = builder.gating(self.gating)? else {
+            return Err(Unsupported("a feed-forward part with clamped gates".to_owned()));
         };
         let gate_up = builder.projections(&self.gate_up_proj)?;
         Ok(MlpSpec { gate_up, down: builder.linear(&self.down_proj)?, activation })

@@ -1,11 +1,11 @@
 //! Mixtures of experts: a router picks a few feed-forward blocks for each token.
 
+use cuda_kernels::{ExpertsSpec, FeedForwardSpec, SharedExpertSpec, Stack};
 use inference_core::{Error, Result as LoadResult};
 use mlx_rs::{
-    Array, Dtype,
+    Array,
     error::{Exception, Result},
-    ops::{self, indexing::take_along_axis},
-    stop_gradient,
+    ops,
 };
 
 use super::{
@@ -13,14 +13,15 @@ use super::{
     adapter::{AdapterSlots, SlotKind},
     block::FeedForward,
     cpu::{self, RecordedExperts, Recording, Value},
-    exec::ExecMode,
+    cuda::{SpecBuilder, Unsupported},
     linear::Linear,
     matrix::{Matrix, alike},
     mlp::GatedMlp,
     parameter::{Weight, WeightTransform},
+    routing::Routing,
     weights::Weights,
 };
-use crate::mlx::{gather_rows, scalar, slice};
+use crate::mlx::gather_rows;
 
 /// From this many picks on, they are sorted by expert, so that each expert's weights are read once.
 const SORTED_FROM: usize = 64;
@@ -38,35 +39,6 @@ pub(crate) struct Moe {
     pub(crate) shared: Option<SharedExpert>,
 }
 
-/// How experts are picked by the router's scores, and weighted.
-#[derive(Debug)]
-pub(crate) struct Routing {
-    /// What is made of the scores.
-    pub(crate) scoring: Scoring,
-    /// What is added to them for the choice, not for the weights: `[experts]`, f32.
-    pub(crate) bias: Option<Array>,
-    /// Experts are picked from the best groups: how many groups there are, and how many are the best. A group is as good as its two
-    /// best experts together.
-    pub(crate) groups: Option<[usize; 2]>,
-    /// Experts for each token.
-    pub(crate) top_k: usize,
-    /// Whether the weights of the picked experts are made to sum to one.
-    pub(crate) normalize: bool,
-    /// What is added to that sum before weights are divided by it.
-    pub(crate) epsilon: f32,
-    /// Factor of the weights.
-    pub(crate) scale: f32,
-}
-
-/// What is made of a router's scores.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Scoring {
-    /// Probabilities of all experts.
-    Softmax,
-    /// Each expert's own probability.
-    Sigmoid,
-}
-
 /// An expert that every token goes through.
 #[derive(Debug)]
 pub(crate) struct SharedExpert {
@@ -74,86 +46,6 @@ pub(crate) struct SharedExpert {
     pub(crate) mlp: GatedMlp,
     /// `[.., hidden]` → one score, whose sigmoid the output is multiplied by.
     pub(crate) gate: Option<Linear>,
-}
-
-impl Routing {
-    /// Probabilities of all experts.
-    pub(crate) fn softmax(top_k: usize, normalize: bool) -> Self {
-        Self {
-            scoring: Scoring::Softmax,
-            bias: None,
-            groups: None,
-            top_k,
-            normalize,
-            epsilon: 0.0,
-            scale: 1.0,
-        }
-    }
-
-    /// Each expert's own probability.
-    pub(crate) fn sigmoid(top_k: usize, normalize: bool) -> Self {
-        Self { scoring: Scoring::Sigmoid, epsilon: 1e-20, ..Self::softmax(top_k, normalize) }
-    }
-
-    fn picking(&self) -> cpu::Picking {
-        cpu::Picking {
-            sigmoid: self.scoring == Scoring::Sigmoid,
-            groups: self.groups,
-            top_k: self.top_k,
-            normalize: self.normalize.then_some(self.epsilon),
-            scale: self.scale,
-        }
-    }
-
-    /// Scores `[.., experts]` → the picked experts and their weights, `[.., top_k]` each.
-    pub(crate) fn pick(&self, scores: &Array) -> Result<[Array; 2]> {
-        if let Some(picked) = cpu::route(scores, self.bias.as_ref(), self.picking()) {
-            return picked;
-        }
-        let scores = scores.as_dtype(Dtype::Float32)?;
-        let scores = match self.scoring {
-            Scoring::Softmax => ops::softmax_axis(&scores, -1, true)?,
-            Scoring::Sigmoid => ops::sigmoid(&scores)?,
-        };
-        let mut choice = match &self.bias {
-            Some(bias) => scores.add(bias)?,
-            None => scores.clone(),
-        };
-        if let Some(groups) = self.groups {
-            choice = best_groups(&choice, groups)?;
-        }
-        let picks = largest(&choice, self.top_k)?;
-        let picks = if ExecMode::current().is_differentiable() { stop_gradient(picks)? } else { picks };
-        let mut weights = take_along_axis(&scores, &picks, -1)?;
-        if self.normalize {
-            let sum = weights.sum_axis(-1, true)?;
-            let sum = if self.epsilon > 0.0 { sum.add(Array::from_f32(self.epsilon))? } else { sum };
-            weights = weights.divide(sum)?;
-        }
-        if self.scale.to_bits() != 1.0_f32.to_bits() {
-            weights = weights.multiply(Array::from_f32(self.scale))?;
-        }
-        Ok([picks, weights])
-    }
-}
-
-/// The places of the largest elements of the last axis, in any order.
-fn largest(x: &Array, count: usize) -> Result<Array> {
-    let first = x.dim(-1) - count as i32;
-    let order = ops::argpartition_axis(x, first, -1)?;
-    slice(&order, order.ndim() - 1, first, x.dim(-1))
-}
-
-/// The scores of the experts in the best groups; those of others are less than any.
-fn best_groups(scores: &Array, [groups, best]: [usize; 2]) -> Result<Array> {
-    let rows = &scores.shape()[..scores.ndim() - 1];
-    let grouped = scores.reshape(&[rows, &[groups as i32, -1]].concat())?;
-    let two = largest(&grouped, 2.min(grouped.dim(-1) as usize))?;
-    let of_groups = take_along_axis(&grouped, &two, -1)?.sum_axis(-1, false)?;
-    let picked = largest(&of_groups, best)?.expand_dims(-1)?;
-    let is_best = ops::arange::<_, u32>(0, groups as i32, None)?.eq(&picked)?.any_axis(-2, false)?;
-    let worst = ops::select(&is_best.expand_dims(-1)?, &grouped, scalar(f32::NEG_INFINITY, Dtype::Float32)?)?;
-    worst.reshape(scores.shape())
 }
 
 /// What picked experts give, `[.., top_k, size]`, times their weights, `[.., top_k]`, summed → `[.., size]`.
@@ -188,6 +80,20 @@ impl FeedForward for Moe {
             }
             Some(SharedExpert { gate: Some(_), .. }) => None,
         }
+    }
+
+    fn describe(&self, builder: &mut SpecBuilder) -> std::result::Result<FeedForwardSpec, Unsupported> {
+        let Self { router, routing, experts, shared } = self;
+        let router = builder.linear(router)?;
+        let routing = routing.describe(builder)?;
+        let (gate_up, down) = experts.describe(builder)?;
+        let gating = builder.gating(experts.gating)?;
+        let shared = shared.as_ref().map(|SharedExpert { mlp, gate }| {
+            let gate = gate.as_ref().map(|gate| builder.linear(gate)).transpose()?;
+            Ok(SharedExpertSpec { mlp: mlp.describe(builder)?, gate })
+        });
+        let shared = shared.transpose()?;
+        Ok(FeedForwardSpec::Experts(Box::new(ExpertsSpec { router, routing, gate_up, down, gating, shared })))
     }
 }
 
@@ -456,6 +362,26 @@ impl Experts {
             choice_bias: routing.bias.as_ref(),
         };
         recording.experts(x, scores, &experts)
+    }
+
+    /// Where gates, ups and downs lie.
+    fn describe(&self, builder: &mut SpecBuilder) -> std::result::Result<([Stack; 2], Stack), Unsupported> {
+        if !self.gate_up_slots.is_plain() || !self.down_slots.is_plain() {
+            return Err(Unsupported("adapters".to_owned()));
+        }
+        let mut stack = |matrix, bias: usize| builder.stack(matrix, self.biases.get(bias));
+        let halves = |both: Stack, step: usize| {
+            let width = both.first.rows / 2;
+            let first_up = if step == 1 { width } else { 1 };
+            [0, first_up].map(|first| Stack { first: both.first.slice(first, width), step, ..both })
+        };
+        let gate_up = match &self.gate_up_proj {
+            GateUp::Joined(matrix) => halves(stack(matrix, 0)?, 1),
+            GateUp::Interleaved(matrix) => halves(stack(matrix, 0)?, 2),
+            GateUp::Separate(gate, up) => [stack(gate, 0)?, stack(up, 1)?],
+            GateUp::Ungated(..) => return Err(Unsupported("experts without gates".to_owned())),
+        };
+        Ok((gate_up, stack(&self.down_proj, self.biases.len().max(1) - 1)?))
     }
 
     /// `[.., 1, hidden]` with one pick each (`[..]`, broadcast) → the same.

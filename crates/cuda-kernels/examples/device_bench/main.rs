@@ -10,8 +10,16 @@ use cuda_kernels::{Buffer, Cache, Compiler, Device, Executor, Logits, Options, P
 
 use crate::models::{CAPACITY, Model, Random};
 
-const PARTS: [Part; 7] =
-    [Part::Embed, Part::Qkv, Part::Attention, Part::Output, Part::GateUp, Part::Down, Part::Head];
+const PARTS: [Part; 8] = [
+    Part::Embed,
+    Part::Qkv,
+    Part::Attention,
+    Part::Output,
+    Part::Route,
+    Part::GateUp,
+    Part::Down,
+    Part::Head,
+];
 /// Steps that are timed.
 const STEPS: usize = 256;
 
@@ -106,8 +114,11 @@ fn print_draws(executor: &mut Executor, rows: usize, prompt: usize) -> Result<()
 fn print_parts(executor: &mut Executor, [rows, positions]: [usize; 2]) -> Result<()> {
     let mut line = String::new();
     for part in PARTS {
-        let milliseconds = executor.time([rows, positions], 20, |p| p == part)?;
         let count = executor.parts(rows, positions).iter().filter(|p| **p == part).count();
+        if count == 0 {
+            continue;
+        }
+        let milliseconds = executor.time([rows, positions], 20, |p| p == part)?;
         let each = 1e3 * milliseconds / count as f32;
         line += &format!(" {part:?} {milliseconds:.3} ({count} × {each:.1} µs)");
     }

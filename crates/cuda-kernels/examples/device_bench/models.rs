@@ -1,8 +1,8 @@
 //! Shapes of models, filled with random numbers.
 
 use cuda_kernels::{
-    Activation, AttentionSpec, Buffer, DecoderSpec, Device, DevicePtr, Half, LayerSpec, Layout, MlpSpec,
-    NormWeight, Result, RopeSpec, Weight,
+    Activation, AttentionSpec, Buffer, DecoderSpec, Device, DevicePtr, ExpertsSpec, FeedForwardSpec, Gating,
+    Half, LayerSpec, Layout, MlpSpec, NormWeight, Result, RopeSpec, RoutingSpec, Scoring, Stack, Weight,
 };
 use half::bf16;
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
@@ -24,6 +24,8 @@ pub(crate) struct Model {
     layers: usize,
     tied: bool,
     qk_norm: bool,
+    /// Experts, and how many of them a token has.
+    experts: Option<[usize; 2]>,
     /// Windows of five layers of six, norms after blocks.
     gemma: bool,
 }
@@ -42,6 +44,7 @@ pub(crate) fn all() -> Vec<Model> {
         layers: 28,
         tied: true,
         qk_norm: true,
+        experts: None,
         gemma: false,
     };
     let gemma = Model {
@@ -67,9 +70,21 @@ pub(crate) fn all() -> Vec<Model> {
         qk_norm: false,
         ..qwen.clone()
     };
+    // Its shape, with a quarter of its layers.
+    let qwen_moe = Model {
+        name: "Qwen3-30B-A3B, 12 layers,".to_owned(),
+        hidden: 2048,
+        heads: 32,
+        kv_heads: 4,
+        intermediate: 768,
+        layers: 12,
+        tied: false,
+        experts: Some([128, 8]),
+        ..qwen.clone()
+    };
     let four = Layout::Affine { bits: 4, group: 64 };
     let mut models = Vec::new();
-    for model in [qwen, gemma, llama] {
+    for model in [qwen, gemma, llama, qwen_moe] {
         for (layout, suffix) in [(Layout::Dense, "bf16"), (four, "4-bit"), (Layout::Mxfp4, "MXFP4")] {
             models.push(Model { name: format!("{} {suffix}", model.name), layout, ..model.clone() });
         }
@@ -166,6 +181,33 @@ impl Builder<'_> {
 }
 
 impl Model {
+    fn feed_forward(&self, b: &mut Builder<'_>) -> Result<FeedForwardSpec> {
+        let width = self.intermediate;
+        let activation = if self.gemma { Activation::GeluTanh } else { Activation::Silu };
+        let count = self.experts.map_or(1, |[count, _]| count);
+        // Joined as loaders join them.
+        let gate_up = b.weight(count * 2 * width, self.hidden)?;
+        let gate_up = [gate_up.slice(0, width), gate_up.slice(width, width)];
+        let down = b.weight(count * self.hidden, width)?.slice(0, self.hidden);
+        let Some([count, top_k]) = self.experts else {
+            return Ok(FeedForwardSpec::Dense(MlpSpec { gate_up, down, activation }));
+        };
+        Ok(FeedForwardSpec::Experts(Box::new(ExpertsSpec {
+            router: b.weight(count, self.hidden)?,
+            routing: RoutingSpec {
+                scoring: Scoring::Softmax,
+                bias: DevicePtr::NULL,
+                top_k,
+                normalize: Some(0.0),
+                scale: 1.0,
+            },
+            gate_up: gate_up.map(|first| Stack { first, stride: 2 * width, step: 1 }),
+            down: Stack { first: down, stride: self.hidden, step: 1 },
+            gating: Gating::Glu(activation),
+            shared: None,
+        })))
+    }
+
     fn window(&self, layer: usize) -> Option<usize> {
         (self.gemma && layer % 6 != 5).then_some(512)
     }
@@ -177,7 +219,6 @@ impl Model {
         for i in 0..self.layers {
             // Joined as loaders join them.
             let qkv = b.weight(queries + 2 * keys, self.hidden)?;
-            let gate_up = b.weight(2 * self.intermediate, self.hidden)?;
             let attention = AttentionSpec {
                 qkv: [qkv.slice(0, queries), qkv.slice(queries, keys), qkv.slice(queries + keys, keys)],
                 output: b.weight(self.hidden, queries)?,
@@ -196,14 +237,7 @@ impl Model {
                 input_norm: b.norm(self.hidden)?,
                 attention,
                 mlp_norm: b.norm(self.hidden)?,
-                mlp: MlpSpec {
-                    gate_up: [
-                        gate_up.slice(0, self.intermediate),
-                        gate_up.slice(self.intermediate, self.intermediate),
-                    ],
-                    down: b.weight(self.hidden, self.intermediate)?,
-                    activation: if self.gemma { Activation::GeluTanh } else { Activation::Silu },
-                },
+                mlp: self.feed_forward(&mut b)?,
                 post_norms: if self.gemma {
                     Some([b.norm(self.hidden)?, b.norm(self.hidden)?])
                 } else {
@@ -234,7 +268,6 @@ impl Model {
         Ok((spec, b.buffers))
     }
 
-    /// Caches of eight rows for each layer.
     /// The layers' keys and values of one row.
     pub(crate) fn caches(&self, device: &Device, random: &Random) -> Result<Vec<[Buffer; 2]>> {
         let size = self.kv_heads * CAPACITY * self.head_dim;
@@ -242,10 +275,14 @@ impl Model {
         (0..self.layers).map(|_| Ok([one()?, one()?])).collect()
     }
 
-    /// Bytes that a step reads: weights once, and what rows of `length` positions have cached.
+    /// Bytes that a step reads: weights once (experts of each row, as if rows shared none), and what rows of `length` positions have cached.
     pub(crate) fn bytes(&self, rows: usize, length: usize) -> usize {
         let (queries, keys) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
-        let layer = self.hidden * (2 * queries + 2 * keys + 3 * self.intermediate);
+        let feed_forward = match self.experts {
+            None => 3 * self.intermediate,
+            Some([count, top_k]) => count + 3 * (rows * top_k).min(count) * self.intermediate,
+        };
+        let layer = self.hidden * (2 * queries + 2 * keys + feed_forward);
         let elements = self.layers * layer + self.vocabulary * self.hidden;
         let weights = match self.layout {
             Layout::Dense => 2 * elements,

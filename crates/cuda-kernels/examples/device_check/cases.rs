@@ -1,8 +1,11 @@
 //! Shapes of decoders that are checked.
 
-use cuda_kernels::{Activation, Half, Layout};
+use cuda_kernels::{Activation, Half, Layout, Scoring};
 
-use crate::decoder::Shape;
+use crate::{
+    decoder::Shape,
+    feed_forward::{Experts, Shared, Stored},
+};
 
 const fn affine(bits: u32, group: u32) -> Layout {
     Layout::Affine { bits, group }
@@ -135,5 +138,61 @@ pub(crate) fn all() -> Vec<(String, Shape)> {
             cases.push((format!("{layout:?} {half:?}, long rows"), long));
         }
     }
+    cases.extend(experts(&qwen3));
+    cases
+}
+
+/// Mixtures of experts: every layout, every way to pick, gate, store and share.
+fn experts(qwen3: &Shape) -> Vec<(String, Shape)> {
+    let sixteen = Experts::default();
+    let experts = Shape { experts: Some(sixteen), layers: 1, intermediate: 192, ..qwen3.clone() };
+    let layouts = [
+        affine(4, 64),
+        affine(8, 32),
+        affine(2, 64),
+        affine(3, 64),
+        affine(5, 32),
+        affine(6, 64),
+        Layout::Dense,
+        Layout::Mxfp4,
+        Layout::Mxfp8,
+        Layout::Nvfp4,
+    ];
+    let mut cases = Vec::new();
+    for layout in layouts {
+        for half in [Half::Bf16, Half::F16] {
+            let layouts = [Layout::Dense, layout, Layout::Dense, Layout::Dense];
+            let shape = Shape { half, layouts, ..experts.clone() };
+            cases.push((format!("experts {layout:?} {half:?}"), shape));
+        }
+    }
+    let gate = |gate| Some(Shared { width: 320, gate });
+    let ernie = Experts { biased: true, shared: gate(None), ..sixteen };
+    let qwen2 = Experts { normalize: false, shared: gate(Some(affine(8, 64))), ..sixteen };
+    let glm4 = Experts { scoring: Scoring::Sigmoid, ..ernie };
+    let gpt_oss = Experts { stored: Stored::Interleaved, clamped: true, ..sixteen };
+    let others = [
+        ("ernie", ernie),
+        ("qwen2", qwen2),
+        ("glm4", glm4),
+        ("gpt-oss", gpt_oss),
+        ("8 of 8", Experts { count: 8, top_k: 8, normalize: false, stored: Stored::Separate, ..sixteen }),
+        ("6 of 60", Experts { count: 60, top_k: 6, ..qwen2 }),
+        ("8 of 130", Experts { count: 130, top_k: 8, ..sixteen }),
+        ("8 of 300", Experts { count: 300, top_k: 8, ..glm4 }),
+        ("1 of 4", Experts { count: 4, top_k: 1, stored: Stored::Separate, ..sixteen }),
+    ];
+    for (name, others) in others {
+        let shape = Shape { experts: Some(others), bias: true, intermediate: 128, ..experts.clone() };
+        cases.push((format!("experts, {name}"), shape));
+    }
+    let few = Experts { count: 8, top_k: 2, shared: gate(None), ..sixteen };
+    let layers = Shape { experts: Some(few), layers: 3, activation: Activation::GeluTanh, ..experts.clone() };
+    cases.push(("experts, layers".to_owned(), layers.clone()));
+    cases.push(("experts, norms after".to_owned(), Shape { sandwich: true, plus_one: true, ..layers }));
+    // As wide as Mixtral's: x of both experts takes more shared memory than a kernel has unasked.
+    let wide = Experts { count: 4, top_k: 2, ..sixteen };
+    let wide = Shape { experts: Some(wide), hidden: 64, intermediate: 14_336, vocabulary: 256, ..experts };
+    cases.push(("experts, wide".to_owned(), wide));
     cases
 }

@@ -1,12 +1,15 @@
 //! Small random decoders, and what they compute in double precision.
 
 use cuda_kernels::{
-    Activation, AttentionSpec, Buffer, DecoderSpec, Device, DevicePtr, Half, LayerSpec, Layout, MlpSpec,
-    Result, RopeSpec,
+    Activation, AttentionSpec, Buffer, DecoderSpec, Device, DevicePtr, Half, LayerSpec, Layout, Result,
+    RopeSpec,
 };
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 
-use crate::matrix::{Matrix, Norm, narrow, widen};
+use crate::{
+    feed_forward::{Experts, FeedForward},
+    matrix::{Matrix, Norm, narrow, widen},
+};
 
 /// The shape of a decoder.
 #[derive(Debug, Clone)]
@@ -24,6 +27,8 @@ pub(crate) struct Shape {
     /// Another layout of v.
     pub(crate) v_layout: Option<Layout>,
     pub(crate) activation: Activation,
+    /// Mixtures of experts, in every layer but the first of three.
+    pub(crate) experts: Option<Experts>,
     pub(crate) bias: bool,
     pub(crate) qk_norm: bool,
     pub(crate) sandwich: bool,
@@ -53,6 +58,7 @@ impl Default for Shape {
             layouts: [Layout::Dense; 4],
             v_layout: None,
             activation: Activation::Silu,
+            experts: None,
             bias: false,
             qk_norm: false,
             sandwich: false,
@@ -75,8 +81,7 @@ struct Layer {
     output: Matrix,
     qk_norm: Option<[Norm; 2]>,
     mlp_norm: Norm,
-    gate_up: [Matrix; 2],
-    down: Matrix,
+    mlp: FeedForward,
     post_norms: Option<[Norm; 2]>,
     sinks: Option<(Vec<f64>, Buffer)>,
     window: Option<usize>,
@@ -107,7 +112,7 @@ impl Decoder {
     pub(crate) fn random(device: &Device, shape: Shape, seed: u64) -> Result<Self> {
         let mut rng = StdRng::seed_from_u64(seed);
         let rng = &mut rng;
-        let Shape { half, hidden, heads, kv_heads, head_dim, intermediate, vocabulary, .. } = shape;
+        let Shape { half, hidden, heads, kv_heads, head_dim, vocabulary, .. } = shape;
         let kinds = [shape.single_norms, shape.plus_one];
         let mut layers = Vec::new();
         for i in 0..shape.layers {
@@ -120,11 +125,8 @@ impl Decoder {
                 matrix(shape.v_layout.unwrap_or(shape.layouts[0]), [keys, hidden], true)?,
             ];
             let output = matrix(shape.layouts[1], [hidden, queries], true)?;
-            let gate_up = [
-                matrix(shape.layouts[1], [intermediate, hidden], true)?,
-                matrix(shape.layouts[1], [intermediate, hidden], true)?,
-            ];
-            let down = matrix(shape.layouts[1], [hidden, intermediate], true)?;
+            let experts = shape.experts.filter(|_| i > 0 || shape.layers < 3);
+            let mlp = FeedForward::random(device, rng, &shape, experts)?;
             let mut norm = |size| Norm::random(device, rng, half, size, kinds);
             let input_norm = norm(hidden)?;
             let mlp_norm = norm(hidden)?;
@@ -144,8 +146,7 @@ impl Decoder {
                 output,
                 qk_norm,
                 mlp_norm,
-                gate_up,
-                down,
+                mlp,
                 post_norms,
                 sinks,
                 window,
@@ -190,11 +191,7 @@ impl Decoder {
                 sinks: layer.sinks.as_ref().map_or(DevicePtr::NULL, |(_, buffer)| buffer.ptr()),
             },
             mlp_norm: layer.mlp_norm.weight,
-            mlp: MlpSpec {
-                gate_up: layer.gate_up.each_ref().map(|matrix| matrix.weight),
-                down: layer.down.weight,
-                activation: shape.activation,
-            },
+            mlp: layer.mlp.spec(shape),
             post_norms: layer.post_norms.as_ref().map(|norms| norms.each_ref().map(|norm| norm.weight)),
         });
         DecoderSpec {
@@ -220,9 +217,26 @@ impl Decoder {
         f64::from(4.0 / (self.shape.head_dim as f32).sqrt())
     }
 
+    /// A random token at the end of what both caches hold, of which rounding does not decide which experts are picked, and its logits,
+    /// exact and rounded.
+    pub(crate) fn certain_step(&self, rng: &mut StdRng, caches: [&mut Cache; 2]) -> (u32, [Vec<f64>; 2]) {
+        let lengths = caches.each_ref().map(|cache| cache.iter().map(Vec::len).collect::<Vec<_>>());
+        let [exact, rounded] = caches;
+        loop {
+            let token = rng.random_range(0..self.shape.vocabulary as u32);
+            let found = [self.step(token as usize, exact, false), self.step(token as usize, rounded, true)];
+            if let [Some(exact), Some(rounded)] = found {
+                return (token, [exact, rounded]);
+            }
+            for (cache, lengths) in [&mut *exact, &mut *rounded].into_iter().zip(&lengths) {
+                cache.iter_mut().zip(lengths).for_each(|(layer, len)| layer.truncate(*len));
+            }
+        }
+    }
+
     /// The logits of the token at the end of what `cache` holds. `rounded` rounds to halves what a step on the GPU does: inputs of
-    /// products, and what is cached.
-    pub(crate) fn step(&self, token: usize, cache: &mut Cache, rounded: bool) -> Vec<f64> {
+    /// products, and what is cached. `None` where rounding may decide which experts are picked.
+    fn step(&self, token: usize, cache: &mut Cache, rounded: bool) -> Option<Vec<f64>> {
         let eps = f64::from(EPS);
         let half = self.shape.half;
         let round = |mut values: Vec<f64>| {
@@ -238,15 +252,12 @@ impl Decoder {
             let y = layer.output.multiply(&round(self.attend(layer, &h, cache, &round)));
             add(&mut x, &y, layer.post_norms.as_ref().map(|norms| &norms[0]));
             let h = round(layer.mlp_norm.apply(&x, eps));
-            let [gate, up] = layer.gate_up.each_ref().map(|matrix| matrix.multiply(&h));
-            let gated: Vec<f64> =
-                gate.iter().zip(&up).map(|(&gate, up)| activate(self.shape.activation, gate) * up).collect();
-            let y = layer.down.multiply(&round(gated));
+            let y = layer.mlp.apply(&self.shape, &h, &round)?;
             add(&mut x, &y, layer.post_norms.as_ref().map(|norms| &norms[1]));
         }
         let logits = self.head.multiply(&round(self.norm.apply(&x, eps)));
         let cap = |z: f64| self.shape.logit_cap.map_or(z, |cap| f64::from(cap) * (z / f64::from(cap)).tanh());
-        logits.into_iter().map(|z| cap(z * f64::from(LOGIT_SCALE))).collect()
+        Some(logits.into_iter().map(|z| cap(z * f64::from(LOGIT_SCALE))).collect())
     }
 
     fn attend(
@@ -310,27 +321,4 @@ fn rotate(rope: &RopeSpec, head: &mut [f64], position: usize) {
         let (x, y) = (head[a] * magnitude, head[b] * magnitude);
         (head[a], head[b]) = (x * cos - y * sin, x * sin + y * cos);
     }
-}
-
-fn activate(activation: Activation, x: f64) -> f64 {
-    match activation {
-        Activation::Silu => x / (1.0 + (-x).exp()),
-        Activation::GeluTanh => {
-            0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x * x * x)).tanh())
-        }
-        Activation::Gelu => 0.5 * x * (1.0 + erf(x * std::f64::consts::FRAC_1_SQRT_2)),
-    }
-}
-
-/// The error function by its series, which converges everywhere that f64 tells it from ±1.
-fn erf(x: f64) -> f64 {
-    if x.abs() > 6.0 {
-        return x.signum();
-    }
-    let (mut term, mut sum) = (x, x);
-    for n in 1..200 {
-        term *= -x * x / f64::from(n);
-        sum += term / f64::from(2 * n + 1);
-    }
-    sum * 2.0 / std::f64::consts::PI.sqrt()
 }

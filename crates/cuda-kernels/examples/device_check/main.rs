@@ -5,6 +5,7 @@
 mod cases;
 mod decoder;
 mod draw;
+mod feed_forward;
 mod matrix;
 
 use std::{env, process::ExitCode, sync::Arc, time::Instant};
@@ -43,8 +44,9 @@ fn run() -> Result<usize> {
             continue;
         }
         let started = Instant::now();
+        let decoder = Decoder::random(&device, shape, seed as u64)?;
         for rows in [1, 2, 3, 8, 13, 32] {
-            match check(&compiler, &shape, rows, seed as u64) {
+            match check(&compiler, &decoder, rows, seed as u64) {
                 // Single precision in between adds little to the rounding of halves.
                 Ok([error, rounding]) if error <= 1.5 * rounding => {
                     println!("ok   {name} rows {rows}: {error:.1e}, rounding {rounding:.1e}");
@@ -89,9 +91,8 @@ fn check_draws(compiler: &Arc<Compiler>, is_wanted: impl Fn(&str) -> bool) -> Re
 
 /// The error of logits over all rows and steps, relative to their length, and that of rounding alone. Rows begin at different positions, with caches of
 /// random numbers; of three and thirteen rows the second one is idle.
-fn check(compiler: &Arc<Compiler>, shape: &Shape, rows: usize, seed: u64) -> Result<[f64; 2]> {
-    let device = compiler.device();
-    let decoder = Decoder::random(device, shape.clone(), seed)?;
+fn check(compiler: &Arc<Compiler>, decoder: &Decoder, rows: usize, seed: u64) -> Result<[f64; 2]> {
+    let (device, shape) = (compiler.device(), &decoder.shape);
     let mut rng = StdRng::seed_from_u64(seed + 1000);
     let long = if shape.capacity > 2048 { shape.capacity } else { 299 };
     let starts = [0, 1, 37, 130, 63, 64, long, 200].map(|start: usize| start.min(shape.capacity - 8));
@@ -105,7 +106,7 @@ fn check(compiler: &Arc<Compiler>, shape: &Shape, rows: usize, seed: u64) -> Res
     for (row, &start) in starts.iter().enumerate() {
         let (mut cache, mut places) = (Vec::new(), Vec::new());
         for layer in 0..shape.layers {
-            let (host, pair) = random_cache(device, &mut rng, &decoder, layer, start)?;
+            let (host, pair) = random_cache(device, &mut rng, decoder, layer, start)?;
             let capacity = decoder.capacity(layer);
             places.push(CacheAt { keys: pair[0].ptr(), values: pair[1].ptr(), capacity });
             cache.push(host);
@@ -118,22 +119,28 @@ fn check(compiler: &Arc<Compiler>, shape: &Shape, rows: usize, seed: u64) -> Res
     let idle = |row: usize| rows % 10 == 3 && row == 1;
     let (mut ours, mut rounded) = (Error::default(), Error::default());
     let mut wrong = false;
-    let mut random_tokens = || (0..rows).map(|_| rng.random_range(0..shape.vocabulary as u32)).collect();
-    let tokens: Vec<Vec<u32>> = (0..5).map(|_| random_tokens()).collect();
-    let next = |tokens: &[u32], step: usize| -> Vec<Option<Row>> {
-        let next = |row: usize| Row { token: tokens[row], position: starts[row] + step };
-        (0..rows).map(|row| (!idle(row)).then(|| next(row))).collect()
+    let idle_or = |row: usize, token: u32, step: usize| {
+        (!idle(row)).then_some(Row { token, position: starts[row] + step })
     };
-    for (step, tokens) in tokens.iter().enumerate() {
-        executor.set_rows(&next(tokens, step))?;
+    let mut first = Vec::new();
+    for step in 0..5 {
+        let (mut next, mut expected) = (Vec::new(), Vec::new());
+        for row in 0..rows {
+            let (token, logits) =
+                decoder.certain_step(&mut rng, [&mut caches[row], &mut rounded_caches[row]]);
+            next.push(idle_or(row, token, step));
+            expected.push(logits);
+            if step == 0 {
+                first.push(idle_or(row, token, 1));
+            }
+        }
+        executor.set_rows(&next)?;
         executor.poison()?;
         executor.run(rows, 1, Logits::Keep)?;
-        for row in (0..rows).filter(|row| !idle(*row)) {
+        for (row, [exact, nearly]) in expected.into_iter().enumerate().filter(|(row, _)| !idle(*row)) {
             let logits = executor.logits(row)?;
-            let token = tokens[row] as usize;
-            let expected = decoder.step(token, &mut caches[row], false);
-            ours.add(logits.iter().copied().map(f64::from), &expected);
-            rounded.add(decoder.step(token, &mut rounded_caches[row], true), &expected);
+            ours.add(logits.iter().copied().map(f64::from), &exact);
+            rounded.add(nearly, &exact);
             let best = (0..logits.len()).rev().max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap_or(0);
             let chosen = executor.tokens(row, 1)?[0];
             if chosen as usize != best {
@@ -143,7 +150,7 @@ fn check(compiler: &Arc<Compiler>, shape: &Shape, rows: usize, seed: u64) -> Res
         }
     }
     // The same tokens follow without the host.
-    executor.set_rows(&next(&tokens[0], 1))?;
+    executor.set_rows(&first)?;
     let mut single = vec![Vec::new(); rows];
     for _ in 0..4 {
         let pending = executor.submit(rows, Logits::Discard)?;
@@ -154,7 +161,7 @@ fn check(compiler: &Arc<Compiler>, shape: &Shape, rows: usize, seed: u64) -> Res
             }
         }
     }
-    executor.set_rows(&next(&tokens[0], 1))?;
+    executor.set_rows(&first)?;
     executor.run(rows, 4, Logits::Keep)?;
     for row in (0..rows).filter(|row| !idle(*row)) {
         let together = executor.tokens(row, 4)?;

@@ -144,9 +144,14 @@ impl Matrix {
 
     /// W · x + bias
     pub(crate) fn multiply(&self, x: &[f64]) -> Vec<f64> {
+        self.multiply_rows(x, (0..self.bias.len()).collect())
+    }
+
+    /// The same of some rows.
+    pub(crate) fn multiply_rows(&self, x: &[f64], rows: Vec<usize>) -> Vec<f64> {
         assert_eq!(x.len(), self.columns);
-        let rows = self.values.chunks_exact(self.columns).zip(&self.bias);
-        rows.map(|(row, bias)| row.iter().zip(x).map(|(w, x)| w * x).sum::<f64>() + bias).collect()
+        let product = |row| self.row(row).iter().zip(x).map(|(w, x)| w * x).sum::<f64>();
+        rows.into_iter().map(|row| product(row) + self.bias[row]).collect()
     }
 }
 

@@ -47,11 +47,8 @@ DEVICE void plain(const PlainArgs& a) {
           if (index == i && row >= a.m[i].rows) row -= a.m[i].rows, index = i + 1;
       const Matrix& m = a.m[index];
       float s = 0.f;
-      for (u32 i = lane; i < a.k; i += 32) {
-        u16 x;
-        asm volatile("ld.global.cg.u16 %0, [%1];" : "=h"(x) : "l"(a.a + (u64)r * a.k + i));
-        s += widen(x) * weight_at<BITS, GROUP>(m.w, m.scales, m.biases, row, a.k, i);
-      }
+      for (u32 i = lane; i < a.k; i += 32)
+        s += widen(loadh(a.a + (u64)r * a.k + i)) * weight_at<BITS, GROUP>(m.w, m.scales, m.biases, row, a.k, i);
       v[part] = warp_sum(s) + (m.bias ? widen(__ldg(m.bias + row)) : 0.f);
     }
     if (lane != 0) continue;

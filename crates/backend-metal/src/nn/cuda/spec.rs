@@ -2,12 +2,15 @@
 
 use std::{fmt, ptr, rc::Rc};
 
-use cuda_kernels::{DecoderSpec, DevicePtr, Half, LayerSpec, Layout, NormWeight, RopeSpec, Weight};
+use cuda_kernels::{
+    Activation, DecoderSpec, DevicePtr, Gating, Half, LayerSpec, Layout, NormWeight, RopeSpec, Stack, Weight,
+};
 use mlx_rs::{Array, Dtype};
 
 use crate::{
     mlx::{QuantizationMode, QuantizationScheme, device_address},
     nn::{
+        activation::{self, Activation as A},
         linear::{Embedding, Linear, Projections},
         matrix::Matrix,
         norm::RmsNorm,
@@ -112,6 +115,27 @@ impl SpecBuilder {
         weights.try_into().or_else(|_| unsupported(format!("{found} projections instead of {N}")))
     }
 
+    /// Matrices of one size, with the biases of their outputs.
+    pub(crate) fn stack(&mut self, matrix: &Matrix, bias: Option<&parameter::Weight>) -> Result<Stack> {
+        let (mut all, count) = self.matrices(matrix)?;
+        if let Some(bias) = bias {
+            all.bias = self.weight(bias, self.dtype)?;
+        }
+        let stride = all.rows / count.max(1);
+        Ok(Stack { first: all.slice(0, stride), stride, step: 1 })
+    }
+
+    /// What stands between gate and up.
+    pub(crate) fn gating(&self, gating: activation::Gating) -> Result<Gating> {
+        Ok(match gating {
+            activation::Gating::Glu(A::Silu) => Gating::Glu(Activation::Silu),
+            activation::Gating::Glu(A::Gelu) => Gating::Glu(Activation::Gelu),
+            activation::Gating::Glu(A::GeluTanh) => Gating::Glu(Activation::GeluTanh),
+            activation::Gating::Clamped { alpha, limit } => Gating::Clamped { alpha, limit },
+            other => return unsupported(format!("a feed-forward part with {other:?}")),
+        })
+    }
+
     /// An embedding.
     pub(crate) fn embedding(&mut self, embedding: &Embedding) -> Result<Weight> {
         match embedding.matrix() {
@@ -135,7 +159,13 @@ impl SpecBuilder {
 
     /// Attention sinks, in single precision.
     pub(crate) fn sinks(&mut self, sinks: &parameter::Weight) -> Result<DevicePtr> {
-        let single = sinks.get().and_then(|sinks| sinks.as_dtype(Dtype::Float32)).map_err(mlx_failed)?;
+        let sinks = sinks.get().map_err(mlx_failed)?;
+        self.single(&sinks)
+    }
+
+    /// An array in single precision.
+    pub(crate) fn single(&mut self, array: &Array) -> Result<DevicePtr> {
+        let single = array.as_dtype(Dtype::Float32).map_err(mlx_failed)?;
         self.address(&single, Dtype::Float32, false)
     }
 
@@ -178,37 +208,37 @@ impl SpecBuilder {
     }
 
     fn matrix(&mut self, matrix: &Matrix) -> Result<Weight> {
+        match self.matrices(matrix)? {
+            (weight, 1) => Ok(weight),
+            _ => unsupported("stacks of matrices"),
+        }
+    }
+
+    /// The rows of all matrices of a stack, and how many matrices there are; of one where it is none.
+    fn matrices(&mut self, matrix: &Matrix) -> Result<(Weight, usize)> {
         match matrix {
             Matrix::Dense(transposed) => {
                 let transposed = transposed.get().map_err(mlx_failed)?;
-                let &[columns, rows] = transposed.shape() else { return unsupported("stacks of matrices") };
-                Ok(Weight {
+                let [count, columns, rows] = sizes(&transposed)?;
+                let weight = Weight {
                     layout: Layout::Dense,
-                    rows: rows as usize,
-                    columns: columns as usize,
+                    rows: count * rows,
+                    columns,
                     data: self.address(&transposed, self.dtype, true)?,
                     scales: DevicePtr::NULL,
                     biases: DevicePtr::NULL,
                     bias: DevicePtr::NULL,
-                })
+                };
+                Ok((weight, count))
             }
             Matrix::Quantized(packed) => {
-                let QuantizationScheme { mode, bits, group_size } = packed.scheme;
-                let layout = match (mode, bits, group_size) {
-                    (QuantizationMode::Affine, ..) => {
-                        Layout::Affine { bits: bits as u32, group: group_size as u32 }
-                    }
-                    (QuantizationMode::Mxfp4, 4, 32) => Layout::Mxfp4,
-                    (QuantizationMode::Mxfp8, 8, 32) => Layout::Mxfp8,
-                    (QuantizationMode::Nvfp4, 4, 16) => Layout::Nvfp4,
-                    _ => return unsupported(format!("{mode:?} with {bits} bits in groups of {group_size}")),
-                };
-                let scale = if mode.has_biases() { self.dtype } else { Dtype::Uint8 };
-                let &[rows, words] = packed.weight.shape() else { return unsupported("stacks of matrices") };
-                Ok(Weight {
+                let layout = layout(packed.scheme)?;
+                let scale = if packed.scheme.mode.has_biases() { self.dtype } else { Dtype::Uint8 };
+                let [count, rows, words] = sizes(&packed.weight)?;
+                let weight = Weight {
                     layout,
-                    rows: rows as usize,
-                    columns: words as usize * 32 / bits,
+                    rows: count * rows,
+                    columns: words * 32 / packed.scheme.bits,
                     data: self.address(&packed.weight, Dtype::Uint32, false)?,
                     scales: self.address(&packed.scales, scale, false)?,
                     biases: match &packed.biases {
@@ -216,7 +246,8 @@ impl SpecBuilder {
                         None => DevicePtr::NULL,
                     },
                     bias: DevicePtr::NULL,
-                })
+                };
+                Ok((weight, count))
             }
         }
     }
@@ -244,4 +275,24 @@ impl SpecBuilder {
 #[expect(clippy::needless_pass_by_value, reason = "for map_err")]
 fn mlx_failed(error: mlx_rs::error::Exception) -> Unsupported {
     Unsupported(format!("an array that MLX could not give: {error}"))
+}
+
+/// The sizes of a stack of matrices; a matrix is one of one.
+fn sizes(array: &Array) -> Result<[usize; 3]> {
+    match *array.shape() {
+        [rows, columns] => Ok([1, rows as usize, columns as usize]),
+        [count, rows, columns] => Ok([count, rows, columns].map(|size| size as usize)),
+        _ => unsupported(format!("a matrix of shape {:?}", array.shape())),
+    }
+}
+
+fn layout(scheme: QuantizationScheme) -> Result<Layout> {
+    let QuantizationScheme { mode, bits, group_size } = scheme;
+    Ok(match (mode, bits, group_size) {
+        (QuantizationMode::Affine, ..) => Layout::Affine { bits: bits as u32, group: group_size as u32 },
+        (QuantizationMode::Mxfp4, 4, 32) => Layout::Mxfp4,
+        (QuantizationMode::Mxfp8, 8, 32) => Layout::Mxfp8,
+        (QuantizationMode::Nvfp4, 4, 16) => Layout::Nvfp4,
+        _ => return unsupported(format!("{mode:?} with {bits} bits in groups of {group_size}")),
+    })
 }
