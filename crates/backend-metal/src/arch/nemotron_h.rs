@@ -11,9 +11,9 @@ use super::{
     deepseek_v3::GroupedExperts,
 };
 use crate::nn::{
-    Activation, Architecture, Attention, AttentionParams, Block, Decoder, Dimensions, ExpertSizes, Experts,
-    ForwardPass, LayerState, Linear, Mamba2, Mixer, Norm, PlainMlp, RmsNorm, Routing, SsmNorm, SsmSizes,
-    TimeStepLimit, Weights, mix,
+    self, Activation, Architecture, Attention, AttentionParams, Block, Decoder, Dimensions, ExpertSizes,
+    Experts, ForwardPass, LayerState, Linear, Mamba2, Mixer, Norm, PlainMlp, Recorded, Recording, RmsNorm,
+    Routing, SsmNorm, SsmSizes, TimeStepLimit, Unrecorded, Weights, mix,
 };
 
 #[derive(Debug, Deserialize)]
@@ -179,6 +179,17 @@ impl Block for NemotronBlock {
             Part::FeedForward(mlp) => mlp.forward(&normalised)?,
             Part::Experts(mixture) => mixture.forward(&normalised)?,
         })
+    }
+
+    fn record(&self, x: nn::Value, recording: &mut Recording<'_, '_>, layer: usize) -> Recorded {
+        let normalised = recording.rms_norm(x, &self.norm)?;
+        let output = match &self.part {
+            Part::Mamba(mamba) => mamba.record(normalised, recording, layer)?,
+            Part::Attention(attention) => attention.record(normalised, recording, layer)?,
+            Part::FeedForward(mlp) => mlp.record(normalised, recording)?,
+            Part::Experts(_) => return Err(Unrecorded::Never("experts without gates")),
+        };
+        recording.add(x, output, None)
     }
 
     fn state(&self) -> LayerState {

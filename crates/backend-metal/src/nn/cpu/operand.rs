@@ -60,6 +60,16 @@ pub(super) fn tail(floats: Floats<'_>, start: usize) -> Floats<'_> {
     }
 }
 
+/// The first `len` elements, or as many as there are.
+pub(super) fn head_mut(floats: FloatsMut<'_>, len: usize) -> FloatsMut<'_> {
+    let len = len.min(floats.len());
+    match floats {
+        FloatsMut::F32(floats) => FloatsMut::F32(&mut floats[..len]),
+        FloatsMut::F16(floats) => FloatsMut::F16(&mut floats[..len]),
+        FloatsMut::Bf16(floats) => FloatsMut::Bf16(&mut floats[..len]),
+    }
+}
+
 pub(super) fn floats_mut<'a>(output: &'a mut Output<'_>) -> KernelResult<FloatsMut<'a>> {
     Ok(by_type!(FloatsMut, output, Output::elements))
 }
