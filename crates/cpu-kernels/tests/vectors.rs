@@ -210,7 +210,7 @@ proptest! {
     #[test]
     fn gate(rows in 1..70_usize, size in 1..900_usize, apart in any::<bool>(), seed in any::<u64>(), kind in kinds(),
             gating in prop::sample::select(vec![
-                Glu::Silu, Glu::Gelu, Glu::GeluTanh, Glu::Clamped { alpha: 1.7, limit: 0.5 }, Glu::Sigmoid,
+                Glu::Silu, Glu::Gelu, Glu::GeluTanh, Glu::Clamped { alpha: 1.7, limit: 0.5 }, Glu::Sigmoid, Glu::Product,
             ]),
             kernels in kernels()) {
         let x = vector(kind, 2 * rows * size, seed);
@@ -236,6 +236,7 @@ proptest! {
                     gate * sigmoid(alpha * gate) * (up.clamp(-limit, limit) + 1.0)
                 }
                 Glu::Sigmoid => sigmoid(gate) * up,
+                Glu::Product => gate * up,
             };
             near(kind, out.get(index), exact, 1.0)?;
         }
