@@ -171,7 +171,7 @@ fn load_weights(
 }
 
 /// What computes the decode steps of a model that was loaded.
-fn decode_steps(device: Device, scheduler: &Scheduler) -> String {
+pub(super) fn decode_steps(device: Device, scheduler: &Scheduler) -> String {
     let one_by_one = |why: &str| format!("the CPU's kernels, operation by operation: {why}");
     match device {
         Device::Cpu if scheduler.config.disable_cpu_kernels => "MLX's operations".to_owned(),

@@ -16,7 +16,7 @@ use super::{
     causal_conv::CausalConv,
     cpu::{
         self, GateNorm, HeadSizes, Recorded, RecordedRecurrence, RecordedRule, Recording, RecurrentLayer,
-        Rule, Unrecorded, Value,
+        Rule, Value,
     },
     exec::ExecMode,
     forward_pass::{ForwardPass, RecurrentInput, Step},
@@ -282,10 +282,10 @@ impl Mixer for Mamba2 {
     }
 
     fn record(&self, x: Value, recording: &mut Recording<'_, '_>, layer: usize) -> Recorded {
-        if self.factors.is_some() {
-            return Err(Unrecorded::Never("factors of the inputs of a state space model"));
+        let mut projected = recording.linear(x, &self.in_proj)?;
+        if let Some(factors) = &self.factors {
+            projected = recording.multiply_by(projected, factors)?;
         }
-        let projected = recording.linear(x, &self.in_proj)?;
         let inner = self.sizes.inner();
         let weight = self.norm.as_ref().map(Weight::get).transpose()?;
         let recurrence = RecordedRecurrence {

@@ -12,7 +12,7 @@ use super::{
     activation::{Activation, Gating},
     adapter::{AdapterSlots, SlotKind},
     block::FeedForward,
-    cpu::{self, Recorded, RecordedExperts, Recording, Unrecorded, Value},
+    cpu::{self, Inner, Recorded, RecordedExperts, Recording, Unrecorded, Value},
     exec::ExecMode,
     linear::Linear,
     matrix::{Matrix, alike},
@@ -431,7 +431,7 @@ impl Experts {
     }
 
     /// The experts that are picked by these scores, weighted and summed, in a recording, where that can be.
-    fn record(
+    pub(crate) fn record(
         &self,
         x: Value,
         scores: Value,
@@ -441,7 +441,7 @@ impl Experts {
         let matrices = match &self.gate_up_proj {
             GateUp::Joined(matrix) | GateUp::Interleaved(matrix) => vec![matrix, &self.down_proj],
             GateUp::Separate(gate, up) => vec![gate, up, &self.down_proj],
-            GateUp::Ungated(..) => return Err(Unrecorded::Never("experts without gates")),
+            GateUp::Ungated(up, _) => vec![up, &self.down_proj],
         };
         if !self.gate_up_slots.is_plain() || !self.down_slots.is_plain() {
             return Err(Unrecorded::Now("an adapter"));
@@ -450,7 +450,10 @@ impl Experts {
             matrices: matrices.into_iter().map(Matrix::operand).collect::<Result<_>>()?,
             biases: self.biases.iter().map(Weight::get).collect::<Result<_>>()?,
             interleaved: matches!(self.gate_up_proj, GateUp::Interleaved(_)),
-            gating: self.gating,
+            inner: match self.gate_up_proj {
+                GateUp::Ungated(_, activation) => Inner::Ungated(activation),
+                _ => Inner::Gated(self.gating),
+            },
             picking: routing.picking(),
             choice_bias: routing.bias.as_ref(),
         };

@@ -1,6 +1,6 @@
 //! Arrays of the graph as the kernels' operands.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, ops::Range};
 
 use cpu_kernels::{Floats, FloatsMut, Heads, Sequences};
 use half::{bf16, f16};
@@ -60,13 +60,14 @@ pub(super) fn tail(floats: Floats<'_>, start: usize) -> Floats<'_> {
     }
 }
 
-/// The first `len` elements, or as many as there are.
-pub(super) fn head_mut(floats: FloatsMut<'_>, len: usize) -> FloatsMut<'_> {
-    let len = len.min(floats.len());
+/// The elements of a range, or as many of them as there are.
+pub(super) fn part_mut(floats: FloatsMut<'_>, range: Range<usize>) -> FloatsMut<'_> {
+    let end = range.end.min(floats.len());
+    let range = range.start.min(end)..end;
     match floats {
-        FloatsMut::F32(floats) => FloatsMut::F32(&mut floats[..len]),
-        FloatsMut::F16(floats) => FloatsMut::F16(&mut floats[..len]),
-        FloatsMut::Bf16(floats) => FloatsMut::Bf16(&mut floats[..len]),
+        FloatsMut::F32(floats) => FloatsMut::F32(&mut floats[range]),
+        FloatsMut::F16(floats) => FloatsMut::F16(&mut floats[range]),
+        FloatsMut::Bf16(floats) => FloatsMut::Bf16(&mut floats[range]),
     }
 }
 

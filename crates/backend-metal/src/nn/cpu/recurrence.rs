@@ -91,7 +91,7 @@ fn lengths_of<'a>(input: Option<&Input<'a>>) -> KernelResult<Option<Cow<'a, [i32
     input.map(|input| input.elements::<i32>()).transpose()
 }
 
-fn conv<'a>(
+pub(super) fn conv<'a>(
     channels: usize,
     weight: &'a FloatView<'_>,
     bias: Option<&'a FloatView<'_>>,

@@ -12,7 +12,7 @@ use super::{
         attention::RotaryTable,
         in_place::keep,
         kernel::{KernelResult, kernel_result, promoted},
-        operand::{FloatView, Vectors, head_mut, tail},
+        operand::{FloatView, Vectors, part_mut, tail},
     },
     call::{Context, NormInput, Part, Recorded, Unrecorded, require},
     parts::NormView,
@@ -234,7 +234,7 @@ impl Attention {
         if !self.rope_first || norm.is_none() {
             return kernel_result(kernels.norm_rope(&vectors, sizes, norm.as_ref(), angles.as_ref(), out));
         }
-        let mut twofold = head_mut(twofold, rows * tokens * heads * head_dim);
+        let mut twofold = part_mut(twofold, 0..rows * tokens * heads * head_dim);
         kernel_result(kernels.norm_rope(&vectors, sizes, None, angles.as_ref(), twofold.reborrow()))?;
         let first =
             Heads { data: twofold.as_floats(), head_stride: tokens * head_dim, token_stride: head_dim };

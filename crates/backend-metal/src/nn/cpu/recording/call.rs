@@ -48,7 +48,7 @@ pub(crate) struct Value {
 
 /// Some neighbours of each vector of a value.
 #[derive(Debug, Clone, Copy)]
-pub(in crate::nn) struct Part {
+pub(crate) struct Part {
     pub(super) value: Value,
     pub(super) start: usize,
 }
@@ -57,6 +57,13 @@ impl Part {
     /// The part of memory that holds the value: from its first element on.
     pub(super) fn of<'a>(&self, value: Floats<'a>) -> Floats<'a> {
         tail(value, self.start)
+    }
+}
+
+impl Value {
+    /// The elements of a vector.
+    pub(crate) fn width(self) -> usize {
+        self.width
     }
 }
 

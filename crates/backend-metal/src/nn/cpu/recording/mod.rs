@@ -15,7 +15,7 @@ mod run;
 pub(in crate::nn) use self::{
     attention::RecordedAttention,
     call::Part,
-    parts::RecordedExperts,
+    parts::{Inner, RecordedExperts},
     recurrent::{RecordedRecurrence, RecordedRule},
 };
 pub(crate) use self::{

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use cpu_kernels::{ElementActivation, Floats, FloatsMut, GluInput, Matrices};
+use cpu_kernels::{ElementActivation, Floats, FloatsMut, Glu, GluInput, Matrices};
 use mlx_rs::{Array, Dtype};
 
 use super::{
@@ -13,7 +13,7 @@ use super::{
             norm::{LayerNorm, Norm, RmsNorm},
         },
         kernel::{KernelResult, kernel_result},
-        operand::{FloatView, tail},
+        operand::{FloatView, part_mut, tail},
         product::{Layout, Operand, Stack},
         routing::Picking,
         vectors::{element_activation, gated_linear_unit},
@@ -44,10 +44,17 @@ pub(in crate::nn) struct RecordedExperts<'a> {
     pub(in crate::nn) biases: Vec<Array>,
     /// Whether gates and what they let through take turns in one matrix.
     pub(in crate::nn) interleaved: bool,
-    pub(in crate::nn) gating: Gating,
+    pub(in crate::nn) inner: Inner,
     pub(in crate::nn) picking: Picking,
     /// What is added to scores for the choice.
     pub(in crate::nn) choice_bias: Option<&'a Array>,
+}
+
+/// What experts do between their matrices.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::nn) enum Inner {
+    Gated(Gating),
+    Ungated(Activation),
 }
 
 /// A stack of matrices with biases, and where those are among the inputs.
@@ -162,7 +169,7 @@ impl Recording<'_, '_> {
         parts.try_into().map_err(|_| Unrecorded::Never("another number of projections"))
     }
 
-    pub(in crate::nn) fn linear(&mut self, x: Value, linear: &Linear) -> Recorded {
+    pub(crate) fn linear(&mut self, x: Value, linear: &Linear) -> Recorded {
         let (matrix, bias) = linear.parts().ok_or(Unrecorded::Now("an adapter"))?;
         let matrix = self.matrix(&matrix.operand()?, x.width)?;
         let bias = match bias {
@@ -199,11 +206,49 @@ impl Recording<'_, '_> {
 
     /// A value times a factor.
     pub(crate) fn scale(&mut self, x: Value, factor: f32) -> Value {
+        if factor.to_bits() == 1.0_f32.to_bits() {
+            return x;
+        }
         let factors = vec![factor; self.sizes[0] * self.sizes[1]];
         let [scaled] = self.call([x], [x.width], move |context, [x], [out]| {
             kernel_result(context.kernels.mix(x, &factors, out))
         });
         scaled
+    }
+
+    /// The product of two parts, `width` elements of each.
+    pub(crate) fn multiply(&mut self, [a, b]: [Part; 2], width: usize) -> Value {
+        let [multiplied] = self.call([a.value, b.value], [width], move |context, [x, y], [mut out]| {
+            let (x, y) = (a.of(x), b.of(y));
+            for token in 0..out.len() / width {
+                let (gates, ups) = (tail(x, token * a.value.width), tail(y, token * b.value.width));
+                let (pair, start) = (GluInput { gates, ups, row_stride: width, step: 1 }, token * width);
+                let out = part_mut(out.reborrow(), start..start + width);
+                kernel_result(context.kernels.glu(&pair, Glu::Product, width, out))?;
+            }
+            Ok(())
+        });
+        multiplied
+    }
+
+    /// A value times factors of its elements.
+    pub(in crate::nn) fn multiply_by(&mut self, x: Value, factors: &Array) -> Recorded {
+        require(
+            factors.dtype() == Dtype::Float32 && factors.shape() == [x.width as i32],
+            "factors of another shape",
+        )?;
+        let (factors, width) = (self.inputs([factors]).start, x.width);
+        let [multiplied] = self.call([x], [width], move |context, [x], [mut out]| {
+            let factors = FloatView::of(context.inputs[factors])?;
+            for start in (0..out.len()).step_by(width) {
+                let pair =
+                    GluInput { gates: tail(x, start), ups: factors.floats(), row_stride: width, step: 1 };
+                let out = part_mut(out.reborrow(), start..start + width);
+                kernel_result(context.kernels.glu(&pair, Glu::Product, width, out))?;
+            }
+            Ok(())
+        });
+        Ok(multiplied)
     }
 
     /// A value times σ of a score of each token.
@@ -217,7 +262,7 @@ impl Recording<'_, '_> {
     }
 
     /// [`Gating`] of gates and what they let through.
-    pub(in crate::nn) fn glu(&mut self, [gates, ups]: [Part; 2], gating: Gating) -> Recorded {
+    pub(crate) fn glu(&mut self, [gates, ups]: [Part; 2], gating: Gating) -> Recorded {
         let gating = gated_linear_unit(gating).ok_or(Unrecorded::Never("gates of another activation"))?;
         let (row_stride, size) = (gates.value.width, ups.value.width - ups.start);
         require(ups.value.width == row_stride, "gates of another width")?;
@@ -246,9 +291,14 @@ impl Recording<'_, '_> {
         scores: Value,
         experts: &RecordedExperts<'_>,
     ) -> Recorded {
-        let &RecordedExperts { ref matrices, ref biases, interleaved, gating, picking, choice_bias } =
-            experts;
-        let gating = gated_linear_unit(gating).ok_or(Unrecorded::Never("gates of another activation"))?;
+        let &RecordedExperts { ref matrices, ref biases, interleaved, inner, picking, choice_bias } = experts;
+        // `Err`: there are no gates.
+        let gating = match inner {
+            Inner::Gated(gating) => {
+                Ok(gated_linear_unit(gating).ok_or(Unrecorded::Never("gates of another activation"))?)
+            }
+            Inner::Ungated(activation) => Err(element_activation(activation)),
+        };
         let (down, inner) = matrices.split_last().ok_or(Unrecorded::Never("experts without matrices"))?;
         let mut first = Vec::with_capacity(inner.len());
         for (place, matrices) in inner.iter().enumerate() {
@@ -256,7 +306,7 @@ impl Recording<'_, '_> {
         }
         // Of one matrix both halves, of two one each.
         let outputs = first.first().map_or(0, |first| first.matrices.0.outputs);
-        let size = if first.len() == 1 { outputs / 2 } else { outputs };
+        let size = if first.len() == 1 && gating.is_ok() { outputs / 2 } else { outputs };
         let down = self.gathered(down, biases.get(inner.len()), size)?;
         let fits = choice_bias.is_none_or(|bias| bias.dtype() == Dtype::Float32)
             && down.matrices.0.outputs == x.width
@@ -282,7 +332,10 @@ impl Recording<'_, '_> {
                 (1, false) => GluInput { gates, ups: tail(gates, size), row_stride: outputs, step: 1 },
                 _ => GluInput { gates, ups, row_stride: outputs, step: 1 },
             };
-            kernel_result(context.kernels.glu(&halves, gating, size, gated.reborrow()))?;
+            kernel_result(match gating {
+                Ok(gating) => context.kernels.glu(&halves, gating, size, gated.reborrow()),
+                Err(activation) => context.kernels.activate(gates, activation, gated.reborrow()),
+            })?;
             down.run(context, gated.as_floats(), &places, each.reborrow())?;
             kernel_result(context.kernels.mix(each.as_floats(), &weights, mixed))
         });

@@ -1,14 +1,15 @@
 //! Recurrent layers, and the states that they keep.
 
 use cpu_kernels::{Floats, FloatsMut, Sequences};
-use mlx_rs::{Array, Dtype};
+use mlx_rs::{Array, Dtype, error::Result, ops};
 
 use super::{
     super::{
-        kernel::KernelResult,
+        kernel::{KernelResult, kernel_result},
         operand::{FloatView, floats_mut},
-        recurrence::ConvWeights,
-        recurrence::{GateNorm, HeadSizes, How, LayerMemory, Weights, no_states, run_layer},
+        recurrence::{
+            ConvWeights, GateNorm, HeadSizes, How, LayerMemory, Weights, conv, no_states, run_layer,
+        },
     },
     call::{Part, Recorded, Unrecorded, Value, require},
     recorder::{Besides, Recording},
@@ -36,22 +37,51 @@ pub(in crate::nn) enum RecordedRule<'a> {
 }
 
 impl Recording<'_, '_> {
-    /// The states of a layer before the tokens, and how many tokens of each row are not padding.
-    fn states_before(
+    /// The states of a layer before the tokens, and how many tokens of each row are not padding. `none` are those before the first token.
+    fn states_before<const N: usize>(
         &mut self,
         layer: usize,
-        channels: usize,
-        how: &RecordedRecurrence<'_>,
-    ) -> Recorded<([Array; 2], Option<Vec<i32>>)> {
-        let [rows, tokens] = self.sizes;
-        let Some(pass) = &mut self.pass else {
-            let shape = [rows, tokens, channels].map(|size| size as i32);
-            return Ok((no_states(&shape, self.dtype, &how.conv.weight, &how.sizes)?, None));
-        };
+        none: impl FnOnce([usize; 2], Dtype) -> Result<[Array; N]>,
+    ) -> Recorded<([Array; N], Option<Vec<i32>>)> {
+        let Some(pass) = &mut self.pass else { return Ok((none(self.sizes, self.dtype)?, None)) };
         let states = pass.states(layer).ok_or(Unrecorded::Now("states are not kept"))??;
-        let [window, state] = <[Array; 2]>::try_from(states.unwrap_or_default())
-            .map_err(|_| Unrecorded::Now("no states are kept yet"))?;
-        Ok(([window, state], pass.padded_counts()))
+        let states = <[Array; N]>::try_from(states.unwrap_or_default());
+        Ok((states.map_err(|_| Unrecorded::Now("no states are kept yet"))?, pass.padded_counts()))
+    }
+
+    /// A convolution of each channel of a value. Its last inputs are kept.
+    pub(in crate::nn) fn convolve(&mut self, layer: usize, x: Value, weights: &ConvWeights) -> Recorded {
+        let silu = weights.silu().ok_or(Unrecorded::Never("a convolution of another activation"))?;
+        let ([rows, tokens], channels) = (self.sizes, x.width);
+        let all = [&weights.weight].into_iter().chain(&weights.bias);
+        self.keeps_type(all.clone().map(Array::dtype))?;
+        let before = weights.weight.size() / channels.max(1) - 1;
+        let ([window], lengths) = self.states_before(layer, |[rows, _], dtype| {
+            Ok([ops::zeros_dtype(&[rows, before, channels].map(|size| size as i32), dtype)?])
+        })?;
+        if window.dtype() != self.dtype {
+            return Err(Unrecorded::Now("states of another type"));
+        }
+        let (of_weights, of_window) = (self.inputs(all), self.inputs([&window]).start);
+        let place = self.outputs.len();
+        self.outputs.push(Besides { sizes: window.shape().to_vec(), dtype: self.dtype, donor: None });
+        self.states.push((layer, place..place + 1));
+        let [mixed] = self.call([x], [channels], move |context, [data], [output]| {
+            let weights = context.inputs[of_weights.clone()].iter().map(|input| FloatView::of(*input));
+            let weights = weights.collect::<KernelResult<Vec<_>>>()?;
+            let [weight, bias @ ..] = weights.as_slice() else { return Err("weights were expected".into()) };
+            let window = FloatView::of(context.inputs[of_window])?;
+            let mut outputs = context.outputs.borrow_mut();
+            kernel_result(context.kernels.causal_conv(
+                [rows, tokens],
+                lengths.as_deref(),
+                &sequences(Part { value: x, start: 0 }, data, tokens),
+                &conv(channels, weight, bias.first(), silu),
+                window.floats(),
+                [output, floats_mut(&mut outputs[place])?],
+            ))
+        });
+        Ok(mixed)
     }
 
     /// The output of a recurrent layer. Its states after the tokens are kept.
@@ -72,7 +102,10 @@ impl Recording<'_, '_> {
         let known =
             |array: &&Array| matches!(array.dtype(), Dtype::Float32 | Dtype::Float16 | Dtype::Bfloat16);
         require(weights.iter().all(known), "weights of another type")?;
-        let (states, lengths) = self.states_before(layer, channels, how)?;
+        let (states, lengths) = self.states_before(layer, |[rows, tokens], dtype| {
+            let shape = [rows, tokens, channels].map(|size| size as i32);
+            no_states(&shape, dtype, weight, &how.sizes)
+        })?;
         let [window, state] = &states;
         if window.dtype() != self.dtype || state.dtype() != Dtype::Float32 {
             return Err(Unrecorded::Now("states of another type"));
@@ -131,7 +164,7 @@ impl Recording<'_, '_> {
     }
 
     /// The part of a value from an element on.
-    pub(in crate::nn) fn part(&self, value: Value, start: usize) -> Part {
+    pub(crate) fn part(&self, value: Value, start: usize) -> Part {
         Part { value, start }
     }
 }
