@@ -18,7 +18,7 @@ use super::{
     kernel::{KernelResult, kernel_result, kernels, promoted},
     operand::{FloatView, floats_mut, sequences},
 };
-use crate::mlx::primitive::{Input, Shape, primitive};
+use crate::mlx::primitive::{Input, Output, Shape, primitive};
 
 /// A convolution of each channel over its latest tokens.
 #[derive(Debug)]
@@ -200,26 +200,31 @@ pub(in crate::nn) fn recurrent_layer(
         Shape { sizes: state.shape(), dtype: Dtype::Float32, donor: Some(0) },
     ];
     let computed = primitive(c"recurrent_layer", &arrays, shapes, move |inputs, outputs| {
-        let [output, after, state] = outputs else { return Err("three outputs were expected".into()) };
-        let ([_, window, x, steps, gates, weights @ ..], lengths) =
-            inputs.split_at(inputs.len() - usize::from(padded))
-        else {
-            return Err(MISSING.into());
-        };
-        let betas = if how.limits.is_none() { weights.last().ok_or(MISSING)? } else { steps };
-        let (window, sizes) = (FloatView::of(*window)?, sizes_of(*x)?);
-        let lengths = lengths_of(lengths.first())?;
-        let memory = LayerMemory {
-            sizes,
-            lengths: lengths.as_deref(),
-            sequences: [sequences(*x)?, sequences(*steps)?, sequences(*gates)?, sequences(*betas)?],
-            window: window.floats(),
-            state: state.elements::<f32>()?,
-            outputs: [floats_mut(output)?, floats_mut(after)?],
-        };
-        run_layer(&how, &Weights::of(&how, weights)?, memory)
+        run_operation(&how, padded, inputs, outputs)
     });
     Some(computed.map(|[output, window, state]| (output, vec![window, state])))
+}
+
+/// [`recurrent_layer`], once its inputs are computed.
+fn run_operation(how: &How, padded: bool, inputs: &[Input<'_>], outputs: &mut [Output<'_>]) -> KernelResult {
+    let [output, after, state] = outputs else { return Err("three outputs were expected".into()) };
+    let ([_, window, x, steps, gates, weights @ ..], lengths) =
+        inputs.split_at(inputs.len() - usize::from(padded))
+    else {
+        return Err(MISSING.into());
+    };
+    // Those of the delta rule are behind the weights.
+    let betas = if how.limits.is_none() { weights.last().ok_or(MISSING)? } else { steps };
+    let (window, lengths) = (FloatView::of(*window)?, lengths_of(lengths.first())?);
+    let memory = LayerMemory {
+        sizes: sizes_of(*x)?,
+        lengths: lengths.as_deref(),
+        sequences: [sequences(*x)?, sequences(*steps)?, sequences(*gates)?, sequences(*betas)?],
+        window: window.floats(),
+        state: state.elements::<f32>()?,
+        outputs: [floats_mut(output)?, floats_mut(after)?],
+    };
+    run_layer(how, &Weights::of(how, weights)?, memory)
 }
 
 /// What a layer is computed with, besides its arrays.

@@ -49,6 +49,22 @@ impl Recording<'_, '_> {
         Ok((states.map_err(|_| Unrecorded::Now("no states are kept yet"))?, pass.padded_counts()))
     }
 
+    /// Has the operation compute the states after the tokens: the last inputs of a convolution, and a state in single precision in place of
+    /// the one before. Where those before are among the inputs, and those after among the outputs.
+    fn replace_states<const N: usize>(&mut self, layer: usize, states: &[Array; N]) -> Recorded<[usize; 2]> {
+        let dtypes = [self.dtype, Dtype::Float32];
+        if states.iter().map(Array::dtype).ne(dtypes.into_iter().take(N)) {
+            return Err(Unrecorded::Now("states of another type"));
+        }
+        let (before, after) = (self.inputs(states).start, self.outputs.len());
+        for (index, state) in states.iter().enumerate() {
+            let donor = (index == 1).then_some(before + 1);
+            self.outputs.push(Besides { sizes: state.shape().to_vec(), dtype: dtypes[index], donor });
+        }
+        self.states.push((layer, after..after + N));
+        Ok([before, after])
+    }
+
     /// A convolution of each channel of a value. Its last inputs are kept.
     pub(in crate::nn) fn convolve(&mut self, layer: usize, x: Value, weights: &ConvWeights) -> Recorded {
         let silu = weights.silu().ok_or(Unrecorded::Never("a convolution of another activation"))?;
@@ -56,21 +72,15 @@ impl Recording<'_, '_> {
         let all = [&weights.weight].into_iter().chain(&weights.bias);
         self.keeps_type(all.clone().map(Array::dtype))?;
         let before = weights.weight.size() / channels.max(1) - 1;
-        let ([window], lengths) = self.states_before(layer, |[rows, _], dtype| {
+        let (states, lengths) = self.states_before(layer, |[rows, _], dtype| {
             Ok([ops::zeros_dtype(&[rows, before, channels].map(|size| size as i32), dtype)?])
         })?;
-        if window.dtype() != self.dtype {
-            return Err(Unrecorded::Now("states of another type"));
-        }
-        let (of_weights, of_window) = (self.inputs(all), self.inputs([&window]).start);
-        let place = self.outputs.len();
-        self.outputs.push(Besides { sizes: window.shape().to_vec(), dtype: self.dtype, donor: None });
-        self.states.push((layer, place..place + 1));
+        let (of_weights, [before, after]) = (self.inputs(all), self.replace_states(layer, &states)?);
         let [mixed] = self.call([x], [channels], move |context, [data], [output]| {
             let weights = context.inputs[of_weights.clone()].iter().map(|input| FloatView::of(*input));
             let weights = weights.collect::<KernelResult<Vec<_>>>()?;
             let [weight, bias @ ..] = weights.as_slice() else { return Err("weights were expected".into()) };
-            let window = FloatView::of(context.inputs[of_window])?;
+            let window = FloatView::of(context.inputs[before])?;
             let mut outputs = context.outputs.borrow_mut();
             kernel_result(context.kernels.causal_conv(
                 [rows, tokens],
@@ -78,7 +88,7 @@ impl Recording<'_, '_> {
                 &sequences(Part { value: x, start: 0 }, data, tokens),
                 &conv(channels, weight, bias.first(), silu),
                 window.floats(),
-                [output, floats_mut(&mut outputs[place])?],
+                [output, floats_mut(&mut outputs[after])?],
             ))
         });
         Ok(mixed)
@@ -106,16 +116,7 @@ impl Recording<'_, '_> {
             let shape = [rows, tokens, channels].map(|size| size as i32);
             no_states(&shape, dtype, weight, &how.sizes)
         })?;
-        let [window, state] = &states;
-        if window.dtype() != self.dtype || state.dtype() != Dtype::Float32 {
-            return Err(Unrecorded::Now("states of another type"));
-        }
-        let (weights, before) = (self.inputs(weights), self.inputs([window, state]).start);
-        let first = self.outputs.len();
-        self.outputs.push(Besides { sizes: window.shape().to_vec(), dtype: self.dtype, donor: None });
-        let sizes = state.shape().to_vec();
-        self.outputs.push(Besides { sizes, dtype: Dtype::Float32, donor: Some(before + 1) });
-        self.states.push((layer, first..first + 2));
+        let (weights, [before, after]) = (self.inputs(weights), self.replace_states(layer, &states)?);
         let run = How {
             sizes: how.sizes,
             silu,
@@ -132,7 +133,7 @@ impl Recording<'_, '_> {
             let weights = Weights::of(&run, &context.inputs[weights.clone()])?;
             let window = FloatView::of(context.inputs[before])?;
             let mut outputs = context.outputs.borrow_mut();
-            let [after, state] = &mut outputs[first..first + 2] else {
+            let [after, state] = &mut outputs[after..after + 2] else {
                 return Err("two states were expected".into());
             };
             let memory = LayerMemory {
