@@ -62,7 +62,7 @@ impl Default for Experts {
 
 /// A block in both places.
 pub(crate) enum FeedForward {
-    Dense(Mlp),
+    Dense(Box<Mlp>),
     Experts(Box<Mixture>),
 }
 
@@ -114,7 +114,7 @@ impl FeedForward {
     ) -> Result<Self> {
         let Shape { half, hidden, intermediate, layouts, bias, .. } = *shape;
         let Some(experts) = experts else {
-            return Ok(Self::Dense(Mlp::random(device, rng, shape, intermediate, bias)?));
+            return Ok(Self::Dense(Box::new(Mlp::random(device, rng, shape, intermediate, bias)?)));
         };
         let shared = experts.shared.map(|Shared { width, gate }| {
             // A gate is before the bias.
