@@ -155,10 +155,10 @@ impl Case {
     /// Whether a token is one that rounding may choose in place of the lone run's: nearly as likely as that, or, where tokens are drawn, one
     /// of the likeliest.
     fn is_near(&self, alone: &Token, id: u32) -> bool {
-        let is_drawn = self.options.sampling.temperature.is_some_and(|temperature| temperature > 0.0);
+        let draws = self.options.sampling.temperature.is_some_and(|temperature| temperature > 0.0);
         let other = alone.top.iter().find(|other| other.id == id);
         other.is_some_and(|other| {
-            is_drawn || alone.log_probability.is_some_and(|own| own - other.log_probability <= NEAR)
+            draws || alone.log_probability.is_some_and(|own| own - other.log_probability <= NEAR)
         })
     }
 }
