@@ -14,7 +14,7 @@ use crate::{
 const ROW: usize = 1 << 10;
 
 /// A function of single elements.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum ElementActivation {
     /// x · Φ(x), with the error function.
     Gelu,
@@ -24,6 +24,10 @@ pub enum ElementActivation {
     Silu,
     /// max(x, 0)
     Relu,
+    /// max(x, 0)²
+    Relu2,
+    /// x, cut to ± this.
+    Clip(f32),
 }
 
 impl Kernels {
@@ -68,7 +72,18 @@ impl<X: Element, O: Element> Kernel for Elements<'_, X, O> {
                 self.each(|x| x * sigmoid(2.0 * 0.797_884_6 * x * (1.0 + 0.044_715 * x * x)));
             }
             ElementActivation::Silu => self.each(|x| x * sigmoid(x)),
-            ElementActivation::Relu => self.each(|x| x.max(0.0)),
+            // What is no number stays what it is.
+            ElementActivation::Relu => self.each(|x| if x < 0.0 { 0.0 } else { x }),
+            ElementActivation::Relu2 => self.each(|x| if x < 0.0 { 0.0 } else { x * x }),
+            ElementActivation::Clip(limit) => self.each(|x| {
+                if x > limit {
+                    limit
+                } else if x < -limit {
+                    -limit
+                } else {
+                    x
+                }
+            }),
         }
     }
 }

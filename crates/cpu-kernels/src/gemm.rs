@@ -170,7 +170,8 @@ pub(crate) struct RowUnpacker<'a, T, S> {
     w: &'a Matrices<'a>,
     first: usize,
     scales: RowScales,
-    lane_groups: Vec<u32>,
+    /// Of the lanes of whole blocks, and of the last block.
+    lane_groups: [Vec<u32>; 2],
     types: PhantomData<(T, S)>,
 }
 
@@ -179,7 +180,8 @@ impl<'a, T: Storage, S: Simd> RowUnpacker<'a, T, S> {
     #[inline(always)]
     pub(crate) fn new(w: &'a Matrices<'a>, first: usize, count: usize) -> Self {
         let scales = RowScales::read::<T, S>(w, first, count);
-        let lane_groups = scales.lane_groups::<S>();
+        let last = padded_len::<T, S>(w.inputs) / (S::LANES * T::VALUES);
+        let lane_groups = [0, last.saturating_sub(1)].map(|block| scales.lane_groups::<S>(block));
         Self { w, first, scales, lane_groups, types: PhantomData }
     }
 
@@ -191,6 +193,7 @@ impl<'a, T: Storage, S: Simd> RowUnpacker<'a, T, S> {
         let block_bytes = block_bytes::<T, S>();
         let vectors = S::LANES * T::VALUES;
         assert_eq!(out.len(), padded_len::<T, S>(self.w.inputs), "a padded row");
+        let blocks = out.len() / vectors;
         for (block, out) in out.chunks_exact_mut(vectors).enumerate() {
             let from = &bytes[block * block_bytes..];
             let mut copy = [0_u32; MAX_BLOCK_BYTES / 4];
@@ -205,10 +208,10 @@ impl<'a, T: Storage, S: Simd> RowUnpacker<'a, T, S> {
                 };
                 let tables = T::tables::<S>();
                 let loaded = T::load::<S>(from);
-                let lanes = S::load_u(self.lane_groups.as_ptr());
+                let lanes = S::load_u(self.lane_groups[usize::from(block + 1 == blocks)].as_ptr());
                 let (mut scale, mut bias) = (S::splat(1.0), S::splat(0.0));
                 if T::SCALED {
-                    let group = block * S::LANES / self.scales.lanes_per_group;
+                    let group = self.scales.first_group::<S>(block);
                     scale = S::permute(S::load(self.scales.scales(row).as_ptr().add(group)), lanes);
                     if self.scales.biased {
                         bias = S::permute(S::load(self.scales.biases(row).as_ptr().add(group)), lanes);

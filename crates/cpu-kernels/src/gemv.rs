@@ -123,7 +123,8 @@ impl<T: Storage> Gemv<'_, T> {
         let x: [&[f32]; M] = std::array::from_fn(|m| self.x.row(row(m)));
         let sums: [&[f32]; M] = std::array::from_fn(|m| self.x.sums(row(m)));
         let scales = RowScales::read::<T, S>(self.w, self.first, count);
-        let lane_groups = scales.lane_groups::<S>();
+        let whole = row_bytes / block_bytes::<T, S>();
+        let lane_groups = [0, whole].map(|block| scales.lane_groups::<S>(block));
         for first in (0..count).step_by(R) {
             let output = |r: usize| (first + r).min(count - 1);
             let rows: [&[u8]; R] =
@@ -132,7 +133,7 @@ impl<T: Storage> Gemv<'_, T> {
             // SAFETY: see `Isa::run`. `lane_groups` has all lanes; rows of the matrix, permuted rows and scales are as long as
             // the matrix's `inputs` require.
             let mut products = unsafe {
-                let lane_groups = S::load_u(lane_groups.as_ptr());
+                let lane_groups = [S::load_u(lane_groups[0].as_ptr()), S::load_u(lane_groups[1].as_ptr())];
                 let scales =
                     TileScales { rows: row_scales, lane_groups, lanes_per_group: scales.lanes_per_group };
                 tile::<T, S, R, M>(rows, x, &scales)
@@ -157,8 +158,8 @@ impl<T: Storage> Gemv<'_, T> {
 /// The scales of `R` rows of a matrix.
 struct TileScales<'a, S: Simd, const R: usize> {
     rows: [&'a [f32]; R],
-    /// The group of each lane, relative to the group of the first lane.
-    lane_groups: S::U,
+    /// The group of each lane, relative to the group of the first lane: of whole blocks, and of what is left behind them.
+    lane_groups: [S::U; 2],
     lanes_per_group: usize,
 }
 
@@ -181,7 +182,7 @@ unsafe fn tile<T: Storage, S: Simd, const R: usize, const M: usize>(
         let mut sums = [[S::splat(0.0); M]; R];
         for block in 0..whole {
             let from = std::array::from_fn(|r| rows[r].as_ptr().add(block * block_bytes));
-            step::<T, S, R, M>(&mut sums, from, x, block, scales, tables);
+            step::<T, S, R, M>(&mut sums, from, x, (block, scales.lane_groups[0]), scales, tables);
         }
         let rest = rows[0].len() % block_bytes;
         if rest > 0 {
@@ -191,7 +192,7 @@ unsafe fn tile<T: Storage, S: Simd, const R: usize, const M: usize>(
                 std::ptr::copy_nonoverlapping(end, copy.as_mut_ptr().cast(), rest);
             }
             let from = std::array::from_fn(|r| copies[r].as_ptr().cast());
-            step::<T, S, R, M>(&mut sums, from, x, whole, scales, tables);
+            step::<T, S, R, M>(&mut sums, from, x, (whole, scales.lane_groups[1]), scales, tables);
         }
         let mut products = [[0.0; M]; R];
         for r in 0..R {
@@ -203,7 +204,7 @@ unsafe fn tile<T: Storage, S: Simd, const R: usize, const M: usize>(
     }
 }
 
-/// Adds the products of one block of each row.
+/// Adds the products of one block of each row, whose lanes belong to these groups.
 ///
 /// # Safety
 /// As for [`tile`]. `from` point to whole blocks.
@@ -212,7 +213,7 @@ unsafe fn step<T: Storage, S: Simd, const R: usize, const M: usize>(
     sums: &mut [[S::F; M]; R],
     from: [*const u8; R],
     x: [&[f32]; M],
-    block: usize,
+    (block, lane_groups): (usize, S::U),
     scales: &TileScales<'_, S, R>,
     tables: T::Tables<S>,
 ) {
@@ -229,7 +230,7 @@ unsafe fn step<T: Storage, S: Simd, const R: usize, const M: usize>(
         if T::SCALED {
             let group = block * S::LANES / scales.lanes_per_group;
             for (factor, row) in factors.iter_mut().zip(scales.rows) {
-                *factor = S::permute(S::load(row.as_ptr().add(group)), scales.lane_groups);
+                *factor = S::permute(S::load(row.as_ptr().add(group)), lane_groups);
             }
         }
         // For one row of `x`, scaling the sum of a block is less work than scaling each element.

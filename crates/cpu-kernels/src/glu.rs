@@ -28,6 +28,8 @@ pub enum Glu {
     },
     /// σ(gate) · up
     Sigmoid,
+    /// gate · up
+    Product,
 }
 
 /// The two halves, `[rows, size]` each, in a larger memory.
@@ -132,6 +134,7 @@ impl<G: Element, U: Element, O: Element> Kernel for GluRow<'_, G, U, O> {
                 gate * sigmoid(alpha * gate) * (up.clamp(-limit, limit) + 1.0)
             }),
             Glu::Sigmoid => self.each(|gate, up| sigmoid(gate) * up),
+            Glu::Product => self.each(|gate, up| gate * up),
         }
     }
 }

@@ -1,5 +1,7 @@
 //! The vectors of attention: queries, and cached keys and values.
 
+use std::ops::Range;
+
 use crate::{
     element::{Element, widen},
     error::{Error, Result},
@@ -87,6 +89,34 @@ pub struct QuantizedHeads<'a> {
     pub capacity: usize,
 }
 
+/// Vectors that are read next, one for each key that is scored: they are fetched meanwhile.
+#[derive(Clone, Copy)]
+pub(crate) struct Ahead {
+    start: *const u8,
+    count: usize,
+    /// Bytes from one to the next.
+    stride: usize,
+    /// Bytes of one.
+    bytes: usize,
+}
+
+impl Ahead {
+    fn of<T>(start: *const T, count: usize, stride: usize, width: usize) -> Self {
+        Self { start: start.cast(), count, stride: stride * size_of::<T>(), bytes: width * size_of::<T>() }
+    }
+
+    #[inline(always)]
+    pub(crate) fn fetch<S: Simd>(&self, index: usize) {
+        if index >= self.count {
+            return;
+        }
+        for line in (0..self.bytes).step_by(64) {
+            // SAFETY: see `Isa::run`; any address may be prefetched.
+            unsafe { S::prefetch(self.start.wrapping_add(index * self.stride + line)) };
+        }
+    }
+}
+
 impl KvView<'_> {
     /// Checks that the memory holds vectors `[heads, tokens, head_dim]`.
     pub(crate) fn check(
@@ -99,6 +129,19 @@ impl KvView<'_> {
         match self {
             Self::Floats(floats) => floats.check(name, 0, heads, tokens, head_dim),
             Self::Quantized(quantized) => quantized.check(name, heads, tokens, head_dim),
+        }
+    }
+
+    /// The vectors of `width` elements of a head and these tokens.
+    pub(crate) fn ahead(&self, head: usize, tokens: Range<usize>, width: usize) -> Ahead {
+        match self {
+            Self::Floats(Heads { data, head_stride, token_stride }) => {
+                let first = head * head_stride + tokens.start * token_stride;
+                with_slice!(data, Floats, data => {
+                    Ahead::of(data.as_ptr().wrapping_add(first), tokens.len(), *token_stride, width)
+                })
+            }
+            Self::Quantized(_) => Ahead::of(std::ptr::null::<f32>(), 0, 0, 0),
         }
     }
 

@@ -328,7 +328,10 @@ impl Kernels {
         unsafe { packed.fill(x, w.inputs, &blocks, |tasks, work| self.pool.run(tasks, work)) };
         let panel = panel_rows(w.outputs, 4 * w.inputs, 2 * TILE_ROWS, self.threads());
         let panels = w.outputs.div_ceil(panel);
-        self.pool.run(batches.len() * panels, &|task| {
+        let bytes = element_bytes(&w.weights);
+        let row_bytes = bytes.len() / (w.count * w.outputs);
+        let matrix = (w.count == 1).then(|| Span::of(bytes));
+        self.pool.run_reading(matrix, batches.len() * panels, &|task| {
             let (batch, block) = (&batches[task / panels], first_blocks[task / panels]);
             let first = task % panels * panel;
             let count = panel.min(w.outputs - first);
@@ -337,10 +340,14 @@ impl Kernels {
                 out.write(self.isa, rows, first, products);
             };
             let (rows, amx) = (batch.x_rows.len(), self.isa == Isa::Amx);
+            // What this thread unpacks next, mostly.
+            let next = [first + count, w.outputs.min(first + count + panel)];
+            let next = next.map(|row| (batch.matrix * w.outputs + row) * row_bytes);
+            let next = &bytes[next[0]..next[1]];
             // SAFETY: the caller's.
             unsafe {
                 let panel = &packing.unpack(w, batch.matrix * w.outputs + first, count);
-                TileGemm { panel, count, x: &packed, block, rows, amx }.run(&mut write);
+                TileGemm { panel, count, x: &packed, block, rows, next, amx }.run(&mut write);
             }
         });
     }

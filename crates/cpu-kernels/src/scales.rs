@@ -97,10 +97,18 @@ impl RowScales {
         }
     }
 
-    /// The group of each lane of a vector, relative to the group of the first lane.
+    /// The group of each lane of block `block`, relative to the group of the first lane. Lanes behind the end of a row, which count for
+    /// nothing, have the last group of the row: a scale of the next row, which may be infinite, would count.
     #[inline(always)]
-    pub(crate) fn lane_groups<S: Simd>(&self) -> Vec<u32> {
-        (0..S::LANES).map(|lane| (lane / self.lanes_per_group) as u32).collect()
+    pub(crate) fn lane_groups<S: Simd>(&self, block: usize) -> Vec<u32> {
+        let last = self.groups.saturating_sub(1 + self.first_group::<S>(block));
+        (0..S::LANES).map(|lane| (lane / self.lanes_per_group).min(last) as u32).collect()
+    }
+
+    /// The group of the first lane of a block.
+    #[inline(always)]
+    pub(crate) fn first_group<S: Simd>(&self, block: usize) -> usize {
+        block * S::LANES / self.lanes_per_group
     }
 
     /// Groups of a row.

@@ -95,6 +95,27 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    /// Where a row ends within a block, scales behind it are those of the next row.
+    #[test]
+    fn infinite_scales_of_a_row_stay_its_own(scheme in schemes(), groups in 1..6_usize, rows in rows(), kind in kinds(),
+                                             seed in any::<u64>(), kernels in kernels()) {
+        prop_assume!(scheme.is_some());
+        let mut w = Matrix::new(scheme, 1, 4, groups, 0, seed);
+        w.spoil(1);
+        w.spoil(3);
+        let x = vector(kind, rows * w.inputs, seed ^ 1);
+        let mut out = vector(Kind::F32, rows * 4, 0);
+        kernels.matmul(x.floats(), &w.matrices(), None, out.floats_mut()).unwrap();
+        for (row, output) in (0..rows).flat_map(|row| [(row, 0), (row, 2)]) {
+            let terms = (0..w.inputs).map(|i| x.get(row * w.inputs + i) * w.get(0, output, i));
+            check(out.get(row * 4 + output), terms, Kind::F32)?;
+        }
+    }
+}
+
 #[test]
 fn operands_that_do_not_fit_are_refused() {
     let kernels = Kernels::new().unwrap();

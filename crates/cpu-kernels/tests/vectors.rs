@@ -5,7 +5,8 @@ mod common;
 
 use common::{Kind, Vector, kinds, vector};
 use cpu_kernels::{
-    ElementActivation, Floats, Glu, GluInput, Heads, Isa, Kernels, LayerNorm, Queries, RmsNorm, RotaryTable,
+    ElementActivation, Floats, FloatsMut, Glu, GluInput, Heads, Isa, Kernels, LayerNorm, Queries, RmsNorm,
+    RotaryTable,
 };
 use proptest::{prelude::*, test_runner::TestCaseError};
 
@@ -30,6 +31,17 @@ fn near(kind: Kind, found: f64, exact: f64, scale: f64) -> Result<(), TestCaseEr
 fn normalised(x: &[f64], weight: &Vector, eps: f32) -> Vec<f64> {
     let mean = x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64;
     x.iter().enumerate().map(|(i, x)| x / (mean + f64::from(eps)).sqrt() * weight.get(i)).collect()
+}
+
+#[test]
+fn activations_pass_on_what_is_no_number() {
+    let x = [f32::NAN; 3];
+    use ElementActivation::{Clip, Gelu, GeluTanh, Relu, Relu2, Silu};
+    for activation in [Gelu, GeluTanh, Silu, Relu, Relu2, Clip(0.5)] {
+        let mut out = [0.0; 3];
+        Kernels::new().unwrap().activate(Floats::F32(&x), activation, FloatsMut::F32(&mut out)).unwrap();
+        assert!(out.iter().all(|x| x.is_nan()), "{activation:?}: {out:?}");
+    }
 }
 
 #[test]
@@ -90,14 +102,16 @@ proptest! {
     #[test]
     fn activate(size in 1..5000_usize, seed in any::<u64>(), x_kind in kinds(), out_kind in kinds(), kernels in kernels()) {
         let x = vector(x_kind, size, seed);
-        use ElementActivation::{Gelu, GeluTanh, Relu, Silu};
-        for activation in [Gelu, GeluTanh, Silu, Relu] {
+        use ElementActivation::{Clip, Gelu, GeluTanh, Relu, Relu2, Silu};
+        for activation in [Gelu, GeluTanh, Silu, Relu, Relu2, Clip(0.5)] {
             let mut out = vector(out_kind, size, 0);
             kernels.activate(x.floats(), activation, out.floats_mut()).unwrap();
             for i in 0..size {
                 let x = x.get(i);
                 let exact = match activation {
                     Relu => x.max(0.0),
+                    Relu2 => x.max(0.0).powi(2),
+                    Clip(limit) => x.clamp(-f64::from(limit), f64::from(limit)),
                     Silu => x / (1.0 + (-x).exp()),
                     Gelu => gelu(x),
                     _ => x * 0.5 * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x.powi(3))).tanh()),
@@ -196,7 +210,7 @@ proptest! {
     #[test]
     fn gate(rows in 1..70_usize, size in 1..900_usize, apart in any::<bool>(), seed in any::<u64>(), kind in kinds(),
             gating in prop::sample::select(vec![
-                Glu::Silu, Glu::Gelu, Glu::GeluTanh, Glu::Clamped { alpha: 1.7, limit: 0.5 }, Glu::Sigmoid,
+                Glu::Silu, Glu::Gelu, Glu::GeluTanh, Glu::Clamped { alpha: 1.7, limit: 0.5 }, Glu::Sigmoid, Glu::Product,
             ]),
             kernels in kernels()) {
         let x = vector(kind, 2 * rows * size, seed);
@@ -222,6 +236,7 @@ proptest! {
                     gate * sigmoid(alpha * gate) * (up.clamp(-limit, limit) + 1.0)
                 }
                 Glu::Sigmoid => sigmoid(gate) * up,
+                Glu::Product => gate * up,
             };
             near(kind, out.get(index), exact, 1.0)?;
         }

@@ -11,9 +11,9 @@ use super::config::Config;
 use crate::{
     mlx::scalar,
     nn::{
-        Activation, Architecture, Attention, AttentionParams, Block, Decoder, Dimensions, ForwardPass,
-        LayerState, Linear, Mamba2, Mixer, Norm, RmsNorm, Rope, SsmNorm, SsmSizes, TimeStepLimit, Weights,
-        is_converted,
+        self, Activation, Architecture, Attention, AttentionParams, Block, Decoder, Dimensions, ForwardPass,
+        Gating, LayerState, Linear, Mamba2, Mixer, Norm, Recorded, Recording, RmsNorm, Rope, SsmNorm,
+        SsmSizes, TimeStepLimit, Weights, is_converted,
     },
 };
 
@@ -137,6 +137,28 @@ impl Block for FalconBlock {
         let gate = times(self.gate_proj.forward(&normalised)?, factors.mlp_multipliers[0])?;
         let gated = self.activation.apply(&gate)?.multiply(self.up_proj.forward(&normalised)?)?;
         x.add(times(self.down_proj.forward(&gated)?, factors.mlp_multipliers[1])?)
+    }
+
+    fn record(&self, x: nn::Value, recording: &mut Recording<'_, '_>, layer: usize) -> Recorded {
+        let factors = &self.factors;
+        let normalised = recording.rms_norm(x, &self.input_layernorm)?;
+        let inputs = recording.scale(normalised, factors.ssm_in_multiplier);
+        let mixed = self.mamba.record(inputs, recording, layer)?;
+        let mixed = recording.scale(mixed, factors.ssm_out_multiplier);
+        let inputs = recording.scale(normalised, factors.attention_in_multiplier);
+        let attended = self.self_attn.record(inputs, recording, layer)?;
+        let attended = recording.scale(attended, factors.attention_out_multiplier);
+        let sum = recording.add(mixed, attended, None)?;
+        let x = recording.add(x, sum, None)?;
+        let normalised = recording.rms_norm(x, &self.pre_ff_layernorm)?;
+        let gate = recording.linear(normalised, &self.gate_proj)?;
+        let gate = recording.scale(gate, factors.mlp_multipliers[0]);
+        let up = recording.linear(normalised, &self.up_proj)?;
+        let halves = [gate, up].map(|half| recording.part(half, 0));
+        let gated = recording.glu(halves, Gating::Glu(self.activation))?;
+        let output = recording.linear(gated, &self.down_proj)?;
+        let output = recording.scale(output, factors.mlp_multipliers[1]);
+        recording.add(x, output, None)
     }
 
     fn state(&self) -> LayerState {

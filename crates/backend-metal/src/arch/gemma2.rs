@@ -11,7 +11,7 @@ use serde_json::json;
 use super::config::{Config, LayerType, Layers, positive};
 use crate::nn::{
     Architecture, Attention, AttentionParams, Block, Decoder, Dimensions, ForwardPass, GatedMlp, LayerState,
-    Recording, RmsNorm, Rope, SpecBuilder, Unsupported, Value, Weights,
+    Recorded, Recording, RmsNorm, Rope, SpecBuilder, Unsupported, Value, Weights,
 };
 
 #[derive(Debug, Deserialize)]
@@ -72,7 +72,7 @@ impl Block for SandwichNorm {
         self.post_feedforward_layernorm.add(&x, &self.mlp.forward(&normalised)?)
     }
 
-    fn record(&self, x: Value, recording: &mut Recording<'_, '_>, layer: usize) -> Option<Value> {
+    fn record(&self, x: Value, recording: &mut Recording<'_, '_>, layer: usize) -> Recorded {
         let normalised = recording.rms_norm(x, &self.input_layernorm)?;
         let mixed = self.self_attn.record(normalised, recording, layer)?;
         let x = recording.add(x, mixed, Some(&self.post_attention_layernorm))?;

@@ -11,7 +11,7 @@ use super::config::{Config, positive};
 use crate::mlx::scalar;
 use crate::nn::{
     Architecture, Attention, AttentionParams, Block, Decoder, Dimensions, FeedForward, ForwardPass, GatedMlp,
-    LayerState, Mixer, RmsNorm, Rope, Weights,
+    LayerState, Mixer, Recorded, Recording, RmsNorm, Rope, Value, Weights,
 };
 
 #[derive(Debug, Deserialize)]
@@ -60,6 +60,17 @@ impl<F: FeedForward, M: Mixer> Block for ScaledPreNorm<F, M> {
         let x = x.add(mixed.multiply(&factor)?)?;
         let fed = self.mlp.forward(&self.post_attention_layernorm.forward(&x)?)?;
         x.add(fed.multiply(&factor)?)
+    }
+
+    fn record(&self, x: Value, recording: &mut Recording<'_, '_>, layer: usize) -> Recorded {
+        let normalised = recording.rms_norm(x, &self.input_layernorm)?;
+        let mixed = self.self_attn.record(normalised, recording, layer)?;
+        let mixed = recording.scale(mixed, self.residual_multiplier);
+        let x = recording.add(x, mixed, None)?;
+        let normalised = recording.rms_norm(x, &self.post_attention_layernorm)?;
+        let fed = self.mlp.record(normalised, recording)?;
+        let fed = recording.scale(fed, self.residual_multiplier);
+        recording.add(x, fed, None)
     }
 
     fn state(&self) -> LayerState {

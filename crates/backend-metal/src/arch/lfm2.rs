@@ -11,9 +11,9 @@ use super::config::{Config, Layers, parse, positive, top_k};
 use crate::{
     mlx::slice,
     nn::{
-        Architecture, Attention, AttentionParams, CausalConv, Decoder, Dimensions, ExpertSizes, Experts,
-        FeedForward, ForwardPass, GatedMlp, Gating, LayerState, Linear, Mixer, Moe, Norm, PreNorm, QkNorm,
-        Rope, Routing, Weights,
+        self, Architecture, Attention, AttentionParams, CausalConv, Decoder, Dimensions, ExpertSizes,
+        Experts, FeedForward, ForwardPass, GatedMlp, Gating, LayerState, Linear, Mixer, Moe, Norm, PreNorm,
+        QkNorm, Recorded, Recording, Rope, Routing, Weights,
     },
 };
 
@@ -75,6 +75,15 @@ impl Mixer for ShortConv {
             Ok((mixed, vec![window]))
         })?;
         self.out_proj.forward(&part(1)?.multiply(mixed)?)
+    }
+
+    fn record(&self, x: nn::Value, recording: &mut Recording<'_, '_>, layer: usize) -> Recorded {
+        let (width, all) = (x.width(), recording.linear(x, &self.in_proj)?);
+        let [b, c, x] = [0, 1, 2].map(|at| recording.part(all, at * width));
+        let gated = recording.multiply([b, x], width);
+        let mixed = self.conv.record(gated, recording, layer)?;
+        let mixed = recording.multiply([c, recording.part(mixed, 0)], width);
+        recording.linear(mixed, &self.out_proj)
     }
 
     fn state(&self) -> LayerState {

@@ -11,9 +11,9 @@ use super::{
     deepseek_v3::GroupedExperts,
 };
 use crate::nn::{
-    Activation, Architecture, Attention, AttentionParams, Block, Decoder, Dimensions, ExpertSizes, Experts,
-    ForwardPass, LayerState, Linear, Mamba2, Mixer, Norm, PlainMlp, RmsNorm, Routing, SsmNorm, SsmSizes,
-    TimeStepLimit, Weights, mix,
+    self, Activation, Architecture, Attention, AttentionParams, Block, Decoder, Dimensions, ExpertSizes,
+    Experts, ForwardPass, LayerState, Linear, Mamba2, Mixer, Norm, PlainMlp, Recorded, Recording, RmsNorm,
+    Routing, SsmNorm, SsmSizes, TimeStepLimit, Weights, mix,
 };
 
 #[derive(Debug, Deserialize)]
@@ -152,6 +152,20 @@ impl Mixture {
         }
         mixed.add(self.shared.forward(x)?)
     }
+
+    fn record(&self, x: nn::Value, recording: &mut Recording<'_, '_>) -> Recorded {
+        let scores = recording.linear(x, &self.router)?;
+        let inputs = match &self.latent {
+            Some([into, _]) => recording.linear(x, into)?,
+            None => x,
+        };
+        let mut mixed = self.experts.record(inputs, scores, &self.routing, recording)?;
+        if let Some([_, out]) = &self.latent {
+            mixed = recording.linear(mixed, out)?;
+        }
+        let shared = self.shared.record(x, recording)?;
+        recording.add(mixed, shared, None)
+    }
 }
 
 /// The one thing that a layer does.
@@ -179,6 +193,17 @@ impl Block for NemotronBlock {
             Part::FeedForward(mlp) => mlp.forward(&normalised)?,
             Part::Experts(mixture) => mixture.forward(&normalised)?,
         })
+    }
+
+    fn record(&self, x: nn::Value, recording: &mut Recording<'_, '_>, layer: usize) -> Recorded {
+        let normalised = recording.rms_norm(x, &self.norm)?;
+        let output = match &self.part {
+            Part::Mamba(mamba) => mamba.record(normalised, recording, layer)?,
+            Part::Attention(attention) => attention.record(normalised, recording, layer)?,
+            Part::FeedForward(mlp) => mlp.record(normalised, recording)?,
+            Part::Experts(mixture) => mixture.record(normalised, recording)?,
+        };
+        recording.add(x, output, None)
     }
 
     fn state(&self) -> LayerState {

@@ -10,7 +10,7 @@ use serde_json::json;
 use super::config::Config;
 use crate::nn::{
     Architecture, Attention, AttentionParams, Block, Decoder, Dimensions, ForwardPass, GatedMlp, LayerState,
-    QkNorm, RmsNorm, Rope, Weights,
+    QkNorm, Recorded, Recording, RmsNorm, Rope, Value, Weights,
 };
 
 #[derive(Debug, Deserialize)]
@@ -44,6 +44,13 @@ impl Block for PostNorm {
         let mixed = self.self_attn.forward(x, pass, layer)?;
         let x = self.post_attention_layernorm.add(x, &mixed)?;
         self.post_feedforward_layernorm.add(&x, &self.mlp.forward(&x)?)
+    }
+
+    fn record(&self, x: Value, recording: &mut Recording<'_, '_>, layer: usize) -> Recorded {
+        let mixed = self.self_attn.record(x, recording, layer)?;
+        let x = recording.add(x, mixed, Some(&self.post_attention_layernorm))?;
+        let output = self.mlp.record(x, recording)?;
+        recording.add(x, output, Some(&self.post_feedforward_layernorm))
     }
 
     fn state(&self) -> LayerState {

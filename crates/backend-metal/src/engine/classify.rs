@@ -68,6 +68,22 @@ pub(super) struct ClassifyJob {
     shared: usize,
     /// Their keys and values, once they are computed.
     beginning: SharedPrefix,
+    /// The bucket that the device computes.
+    submitted: Option<Submitted>,
+}
+
+/// A bucket whose figures were submitted and not read: of each place whose logits are wanted.
+#[derive(Debug)]
+struct Submitted {
+    bucket: Vec<Sequence>,
+    /// `[N, 1]`, f32: what log-probabilities are less than logits.
+    normalizers: Array,
+    /// `[N]`, u32
+    likeliest: Array,
+    /// `[N, labels]`, f32: the log-probabilities of every label's first token, or of the label's next one.
+    scores: Array,
+    /// `[N, V]`, f32, if asked for.
+    logits: Option<Array>,
 }
 
 /// One row of a forward pass.
@@ -98,10 +114,10 @@ impl ClassifyJob {
         let empty = Classified { labels: vec![0.0; request.labels.len()], ..Classified::default() };
         let results = vec![empty; request.prompts.len()];
         let (shared, beginning) = (shared(&request.prompts), SharedPrefix::default());
-        Self { request, sequences: sequences.into(), results, shared, beginning }
+        Self { request, sequences: sequences.into(), results, shared, beginning, submitted: None }
     }
 
-    /// Computes one bucket; whether that was the last. A cancelled job has nothing left.
+    /// Submits one bucket, and reads the one before it; whether that was the last. A cancelled job has nothing left.
     pub(super) fn advance(&mut self, model: &dyn Architecture) -> Result<bool> {
         if self.request.cancel.is_cancelled() || self.request.reply.is_closed() {
             return Ok(true);
@@ -117,8 +133,11 @@ impl ClassifyJob {
             transforms::eval(&self.beginning.arrays())?;
         }
         let bucket = self.next_bucket(model.config());
-        self.compute(model, &bucket)?;
-        Ok(self.sequences.is_empty())
+        let next = if bucket.is_empty() { None } else { Some(self.submit(model, bucket)?) };
+        if let Some(before) = std::mem::replace(&mut self.submitted, next) {
+            self.read(&before)?;
+        }
+        Ok(self.submitted.is_none())
     }
 
     /// Answers the caller.
@@ -158,8 +177,9 @@ impl ClassifyJob {
         bucket
     }
 
-    fn compute(&mut self, model: &dyn Architecture, bucket: &[Sequence]) -> Result<()> {
-        let Some(width) = bucket.last().map(|sequence| sequence.len - self.shared) else { return Ok(()) };
+    /// Submits a bucket, which is not empty.
+    fn submit(&self, model: &dyn Architecture, bucket: Vec<Sequence>) -> Result<Submitted> {
+        let width = bucket.last().map_or(0, |sequence| sequence.len - self.shared);
         let mut tokens = vec![0; bucket.len() * width];
         // Places in [B · T] whose logits are wanted.
         let mut places = Vec::new();
@@ -185,17 +205,25 @@ impl ClassifyJob {
         let hidden = hidden.reshape(&[-1, hidden.dim(-1)])?.take_axis(&places, 0)?;
         let logits =
             model.logits(&hidden.expand_dims(0)?)?.reshape(&[places.dim(0), -1])?.as_type::<f32>()?;
-        self.read(bucket, &logits)
+        let normalizers = ops::logsumexp_axis(&logits, -1, true)?;
+        let wanted = self.wanted(&bucket);
+        let wanted = Array::from_slice(&wanted, &[logits.dim(0), self.labels_at_once() as i32]);
+        let scores = logits.take_along_axis(&wanted, -1)?.subtract(&normalizers)?;
+        let likeliest = argmax(&logits)?;
+        let logits = self.request.logits.then_some(logits);
+        transforms::async_eval([&normalizers, &likeliest, &scores].into_iter().chain(&logits))?;
+        Ok(Submitted { bucket, normalizers, likeliest, scores, logits })
     }
 
-    /// Takes the wanted figures out of logits [N, V].
-    fn read(&mut self, bucket: &[Sequence], logits: &Array) -> Result<()> {
-        let normalizer = ops::logsumexp_axis(logits, -1, true)?;
-        let likeliest = argmax(logits)?;
-        // For each place the ids whose log-probabilities are wanted: every label's first token, or the label's next one.
+    /// Scores of each place.
+    fn labels_at_once(&self) -> usize {
+        self.request.labels.len().max(1)
+    }
+
+    /// For each place the ids whose log-probabilities are wanted: every label's first token, or the label's next one.
+    fn wanted(&self, bucket: &[Sequence]) -> Vec<u32> {
         let labels = &self.request.labels;
         let firsts: Vec<u32> = labels.iter().map(|label| label[0]).collect();
-        let width = firsts.len().max(1);
         let mut wanted = Vec::new();
         for sequence in bucket {
             match sequence.label {
@@ -203,22 +231,27 @@ impl ClassifyJob {
                 None => wanted.extend(&firsts),
                 Some(label) => {
                     for id in &labels[label][1..] {
-                        wanted.extend(std::iter::repeat_n(id, width));
+                        wanted.extend(std::iter::repeat_n(id, firsts.len()));
                     }
                 }
             }
         }
-        let wanted = Array::from_slice(&wanted, &[logits.dim(0), width as i32]);
-        let normalizers = normalizer.to_vec_exact::<f32>().map_err(exception)?;
+        wanted
+    }
+
+    /// Takes the wanted figures of a bucket.
+    fn read(&mut self, submitted: &Submitted) -> Result<()> {
+        let Submitted { bucket, normalizers, likeliest, scores, logits } = submitted;
+        let normalizers = normalizers.to_vec_exact::<f32>().map_err(exception)?;
         if normalizers.iter().any(|normalizer| !normalizer.is_finite()) {
             return Err(Exception::custom(NOT_FINITE));
         }
-        let scores = logits.take_along_axis(&wanted, -1)?.subtract(&normalizer)?;
         let scores = scores.to_vec_exact::<f32>().map_err(exception)?;
         let likeliest = likeliest.to_vec_exact::<u32>().map_err(exception)?;
         let full =
-            if self.request.logits { logits.to_vec_exact::<f32>().map_err(exception)? } else { Vec::new() };
-        let vocab_size = logits.dim(-1) as usize;
+            logits.as_ref().map(|logits| logits.to_vec_exact::<f32>().map_err(exception)).transpose()?;
+        let (labels, width) = (&self.request.labels, self.labels_at_once());
+        let vocab_size = full.as_ref().map_or(0, |full| full.len() / likeliest.len().max(1));
         let mut place = 0;
         for sequence in bucket {
             let result = &mut self.results[sequence.prompt];
@@ -228,9 +261,8 @@ impl ClassifyJob {
                     for (score, first) in result.labels.iter_mut().zip(&scores[place * width..]) {
                         *score += first;
                     }
-                    if self.request.logits {
-                        result.logits = Some(full[place * vocab_size..(place + 1) * vocab_size].to_vec());
-                    }
+                    let own = place * vocab_size..(place + 1) * vocab_size;
+                    result.logits = full.as_ref().map(|full| full[own].to_vec());
                     place += 1;
                 }
                 Some(label) => {

@@ -3,13 +3,13 @@
 //! Encoders compute the texts of a batch one after the other in one pass, without padding. Decoders compute them as rows of nearly one
 //! length, padded on the right. Nothing is kept.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, mem};
 
 use inference_core::{CancellationToken, Error, Pooling, TextProgress, backend::TextObserver};
 use mlx_rs::{
     Array,
     error::{Exception, Result},
-    ops,
+    ops, transforms,
 };
 use tokio::sync::oneshot;
 
@@ -67,6 +67,8 @@ pub(super) struct EmbedJob {
     request: EmbedRequest,
     /// The texts that are left by their index, shortest first.
     left: VecDeque<usize>,
+    /// The batch that the device computes, and what is wanted of it: `[texts, ..]`, f32.
+    submitted: Option<(Vec<usize>, Array)>,
     results: Vec<Vec<f32>>,
 }
 
@@ -75,34 +77,45 @@ impl EmbedJob {
         let mut left: Vec<usize> = (0..request.texts.len()).collect();
         left.sort_by_key(|text| request.texts[*text].ids.len());
         let results = vec![Vec::new(); left.len()];
-        Self { request, left: left.into(), results }
+        Self { request, left: left.into(), submitted: None, results }
     }
 
-    /// Computes one batch; whether that was the last. A cancelled job has nothing left.
+    /// Submits one batch, and reads the one before it; whether that was the last. A cancelled job has nothing left.
     pub(super) fn advance(&mut self, model: &dyn Architecture, dense: &[DenseLayer]) -> Result<bool> {
         if self.request.cancel.is_cancelled() || self.request.reply.is_closed() {
             return Ok(true);
         }
         let batch = self.next_batch(model.config());
+        let mut next = None;
         if !batch.is_empty() {
-            let vectors = self.compute(model, dense, &batch)?;
-            let size = vectors.dim(-1) as usize;
-            let values = vectors.as_type::<f32>()?.to_vec_exact::<f32>().map_err(exception)?;
-            if values.iter().any(|value| !value.is_finite()) {
-                return Err(Exception::custom(NOT_FINITE));
-            }
-            for (text, vector) in batch.iter().zip(values.chunks_exact(size.max(1))) {
-                self.results[*text] = vector.to_vec();
-            }
-            let (total, left) = (self.results.len(), self.left.len());
-            self.request.observer.iter().for_each(|seen| seen.report(TextProgress::new(total - left, total)));
+            let vectors = self.compute(model, dense, &batch)?.as_type::<f32>()?;
+            transforms::async_eval([&vectors])?;
+            next = Some((batch, vectors));
         }
-        Ok(self.left.is_empty())
+        if let Some((batch, vectors)) = mem::replace(&mut self.submitted, next) {
+            self.read(&batch, &vectors)?;
+        }
+        Ok(self.submitted.is_none())
+    }
+
+    fn read(&mut self, batch: &[usize], vectors: &Array) -> Result<()> {
+        let size = vectors.dim(-1) as usize;
+        let values = vectors.to_vec_exact::<f32>().map_err(exception)?;
+        if values.iter().any(|value| !value.is_finite()) {
+            return Err(Exception::custom(NOT_FINITE));
+        }
+        for (text, vector) in batch.iter().zip(values.chunks_exact(size.max(1))) {
+            self.results[*text] = vector.to_vec();
+        }
+        let submitted = self.submitted.as_ref().map_or(0, |(batch, _)| batch.len());
+        let (total, left) = (self.results.len(), self.left.len() + submitted);
+        self.request.observer.iter().for_each(|seen| seen.report(TextProgress::new(total - left, total)));
+        Ok(())
     }
 
     /// Answers the caller.
     pub(super) fn finish(mut self) {
-        let results = std::mem::take(&mut self.results);
+        let results = mem::take(&mut self.results);
         let cancelled = self.request.cancel.is_cancelled();
         self.end(if cancelled { Err(Error::Cancelled) } else { Ok(results) });
     }

@@ -126,7 +126,7 @@ fn load_within_limits(
     let stream = scheduler.stream.clone();
     scheduler.dense = with_stream(&stream, || load::load_dense(&embedding, &config))?;
     let layout = scheduler.new_cache().format_id();
-    let decode_steps = decode_steps(device, &scheduler);
+    let decode_steps = with_stream(&stream, || decode_steps(device, &scheduler));
     Ok((scheduler, Loaded { config, layout, embedding, decode_steps }))
 }
 
@@ -171,10 +171,15 @@ fn load_weights(
 }
 
 /// What computes the decode steps of a model that was loaded.
-fn decode_steps(device: Device, scheduler: &Scheduler) -> String {
+pub(super) fn decode_steps(device: Device, scheduler: &Scheduler) -> String {
+    let one_by_one = |why: &str| format!("the CPU's kernels, operation by operation: {why}");
     match device {
         Device::Cpu if scheduler.config.disable_cpu_kernels => "MLX's operations".to_owned(),
-        Device::Cpu => "the CPU's kernels".to_owned(),
+        Device::Cpu if scheduler.config.kv_scheme.is_some() => one_by_one("keys and values are quantised"),
+        Device::Cpu => match nn::ExecMode::CpuKernels.scope(|| scheduler.model.records()) {
+            Ok(()) => "one operation of the CPU's kernels".to_owned(),
+            Err(why) => one_by_one(&why.to_string()),
+        },
         Device::Metal => "MLX's operations".to_owned(),
         Device::Cuda => scheduler.cuda.to_string(),
     }

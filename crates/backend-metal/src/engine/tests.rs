@@ -22,10 +22,12 @@ use mlx_rs::{
 
 use super::{
     budget::Budget,
+    load::decode_steps,
     row::Request,
     scheduler::{EngineConfig, Progress, Scheduler},
     session::{SessionId, SessionTurn},
 };
+use crate::mlx::{Device, QuantizationMode, QuantizationScheme};
 use crate::nn::{Architecture, KvCache, LayerState, ModelConfig, Rows, TrainMode, registry::ParamRegistry};
 
 const VOCAB: u32 = 2048;
@@ -516,6 +518,13 @@ fn decode_steps_say_what_computes_them() {
     let mut bench = Bench::new();
     bench.scheduler.use_cuda_graphs();
     assert_eq!(bench.scheduler.cuda.to_string(), "MLX's operations: no CUDA here");
+    let one_by_one = "the CPU's kernels, operation by operation: ";
+    let scheme = QuantizationScheme { mode: QuantizationMode::Affine, bits: 8, group_size: 64 };
+    let says = |change: &dyn Fn(&mut EngineConfig)| decode_steps(Device::Cpu, &Bench::with(change).scheduler);
+    assert_eq!(says(&|_| ()), format!("{one_by_one}models of this family"));
+    let quantised = says(&|config| config.kv_scheme = Some(scheme));
+    assert_eq!(quantised, format!("{one_by_one}keys and values are quantised"));
+    assert_eq!(says(&|config| config.disable_cpu_kernels = true), "MLX's operations");
     let mut bench = Bench::with(|config| config.disable_cuda_graphs = true);
     bench.scheduler.use_cuda_graphs();
     assert_eq!(bench.scheduler.cuda.to_string(), "MLX's operations: the option DisableCudaGraphs is set");

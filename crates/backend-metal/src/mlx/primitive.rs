@@ -81,19 +81,31 @@ pub(crate) fn primitive<const N: usize>(
     outputs: [Shape<'_>; N],
     run: impl Fn(&[Input<'_>], &mut [Output<'_>]) -> std::result::Result<(), KernelError> + Send + 'static,
 ) -> Result<[Array; N]> {
+    let results = primitive_of(name, inputs, &outputs, run)?;
+    results.try_into().map_err(|_| Exception::custom("an operation has other outputs than it was given"))
+}
+
+/// The same with any number of outputs.
+pub(crate) fn primitive_of(
+    name: &'static CStr,
+    inputs: &[&Array],
+    outputs: &[Shape<'_>],
+    run: impl Fn(&[Input<'_>], &mut [Output<'_>]) -> std::result::Result<(), KernelError> + Send + 'static,
+) -> Result<Vec<Array>> {
     #[cfg(test)]
     BUILT.set(BUILT.get() + 1);
     let stream = Stream::thread_local_or_default();
     let handles: Vec<mlx_array> = inputs.iter().map(|array| array.as_ptr()).collect();
-    let described = outputs.map(|Shape { sizes, dtype, donor }| mlx_primitive_output {
+    let described = outputs.iter().map(|Shape { sizes, dtype, donor }| mlx_primitive_output {
         shape: sizes.as_ptr(),
         ndim: sizes.len(),
-        dtype: dtype.into(),
+        dtype: (*dtype).into(),
         donor: donor.map_or(-1, |index| index as i32),
     });
-    let call = Call { inputs: inputs.len(), donors: outputs.map(|output| output.donor), run };
-    let function = call.into_function();
-    let mut results = [mlx_array { ctx: ptr::null_mut() }; N];
+    let described: Vec<_> = described.collect();
+    let donors = outputs.iter().map(|output| output.donor).collect();
+    let function = Call { inputs: inputs.len(), donors, run }.into_function();
+    let mut results = vec![mlx_array { ctx: ptr::null_mut() }; outputs.len()];
     let mut reason = [0_u8; 512];
     // SAFETY: the handles are of live arrays, the descriptions, the results and the reason are as long as is said, the name is
     // static, and the function was made for these inputs and outputs.
@@ -104,7 +116,7 @@ pub(crate) fn primitive<const N: usize>(
             handles.as_ptr(),
             handles.len(),
             described.as_ptr(),
-            N,
+            described.len(),
             function,
             stream.as_ref().as_ptr(),
             reason.as_mut_ptr().cast(),
@@ -116,7 +128,7 @@ pub(crate) fn primitive<const N: usize>(
         return Err(Exception::custom(format!("{}: {reason}", name.to_string_lossy())));
     }
     // SAFETY: on success each is a fresh handle that nothing else owns.
-    Ok(results.map(|result| unsafe { Array::from_ptr(result) }))
+    Ok(results.into_iter().map(|result| unsafe { Array::from_ptr(result) }).collect())
 }
 
 #[cfg(test)]
@@ -241,6 +253,11 @@ impl<'a> Input<'a> {
 }
 
 impl Output<'_> {
+    /// The same, for a while.
+    pub(crate) fn reborrow(&mut self) -> Output<'_> {
+        Output(self.0)
+    }
+
     /// The type of its elements.
     pub(crate) fn dtype(&self) -> Option<Dtype> {
         Input(self.0).dtype()
@@ -305,13 +322,13 @@ fn copy(from: Input<'_>, to: &mlx_primitive_view) -> std::result::Result<(), Ker
 }
 
 /// The payload that MLX keeps for a function.
-struct Call<F, const N: usize> {
+struct Call<F> {
     inputs: usize,
-    donors: [Option<usize>; N],
+    donors: Vec<Option<usize>>,
     run: F,
 }
 
-impl<F, const N: usize> Call<F, N>
+impl<F> Call<F>
 where
     F: Fn(&[Input<'_>], &mut [Output<'_>]) -> std::result::Result<(), KernelError> + Send + 'static,
 {
@@ -336,7 +353,11 @@ where
         // SAFETY: the caller's promise. MLX runs a function on one thread at a time.
         let (call, inputs, outputs) = unsafe {
             let call = &*payload.cast::<Self>();
-            (call, slice::from_raw_parts(inputs, call.inputs), slice::from_raw_parts(outputs, N))
+            (
+                call,
+                slice::from_raw_parts(inputs, call.inputs),
+                slice::from_raw_parts(outputs, call.donors.len()),
+            )
         };
         let failure = match catch_unwind(AssertUnwindSafe(|| call.compute(inputs, outputs))) {
             Ok(Ok(())) => return 0,
@@ -358,8 +379,8 @@ where
         outputs: &[mlx_primitive_view],
     ) -> std::result::Result<(), KernelError> {
         let mut views = inputs.to_vec();
-        for (output, donor) in outputs.iter().zip(self.donors) {
-            let Some(donor) = donor else { continue };
+        for (output, donor) in outputs.iter().zip(&self.donors) {
+            let Some(donor) = *donor else { continue };
             if inputs[donor].data != output.data {
                 copy(Input(&inputs[donor]), output)?;
             }

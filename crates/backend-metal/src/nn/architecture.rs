@@ -9,6 +9,7 @@ use mlx_rs::{
 
 use super::{
     cache::{KvCache, LayerState},
+    cpu::{Recorded, Unrecorded},
     cuda::{Description, Unsupported},
     forward_pass::Rows,
     packed::PackedTokens,
@@ -43,6 +44,14 @@ pub(crate) trait Architecture {
     /// Why they cannot.
     fn describe(&self) -> std::result::Result<Description, Unsupported> {
         Err(Unsupported("models of this family".to_owned()))
+    }
+
+    /// Whether decode steps are one operation of the CPU's kernels, in the mode [`CpuKernels`](super::ExecMode::CpuKernels).
+    ///
+    /// # Errors
+    /// Why they are not.
+    fn records(&self) -> Recorded<()> {
+        Err(Unrecorded::Never("models of this family"))
     }
 
     /// The trainable parameters.

@@ -9,7 +9,7 @@ use mlx_rs::{Array, Dtype, error::Result, ops};
 use super::{
     attention_params::AttentionParams,
     cache::LayerState,
-    cpu::{self, QkNormRope, Recording, Value},
+    cpu::{self, QkNormRope, Recorded, RecordedAttention, Recording, Unrecorded, Value},
     cuda::{self, SpecBuilder, Unsupported},
     dimensions::{Dimensions, Heads},
     exec::ExecMode,
@@ -264,23 +264,39 @@ impl Attention {
     }
 
     /// The same in a recording, where that can be.
-    pub(crate) fn record(&self, x: Value, recording: &mut Recording<'_, '_>, layer: usize) -> Option<Value> {
-        if self.gated || self.query_scale.is_some() || !self.is_fused() {
-            return None;
-        }
-        let qkv = recording.linear(x, self.qkv_proj.joined()?)?;
+    pub(crate) fn record(&self, x: Value, recording: &mut Recording<'_, '_>, layer: usize) -> Recorded {
+        let [mut queries, mut keys, mut values] = recording.project(x, &self.qkv_proj)?;
+        let heads = [self.heads, self.kv_heads, self.head_dim].map(|size| size as usize);
         let norms = match &self.norm {
             QkNorm::None => None,
-            QkNorm::Heads(q_norm, k_norm) => Some([q_norm.parts().ok()?, k_norm.parts().ok()?]),
-            QkNorm::Whole(..) | QkNorm::Own(..) | QkNorm::Unweighted(_) => return None,
+            QkNorm::Heads(q_norm, k_norm) => Some([q_norm, k_norm]),
+            QkNorm::Whole(q_norm, k_norm) => {
+                queries = recording.norm_of_part(queries, q_norm, heads[0] * heads[2])?;
+                keys = recording.norm_of_part(keys, k_norm, heads[1] * heads[2])?;
+                None
+            }
+            QkNorm::Own(..) | QkNorm::Unweighted(_) => {
+                return Err(Unrecorded::Never("norms of queries of another kind"));
+            }
         };
-        let table = match &self.rope {
-            Some(rope) => Some(recording.rotary_table(rope)?),
+        if let Some(limit) = self.clip {
+            [queries, keys, values] = [queries, keys, values].map(|part| recording.clip(part, limit));
+        }
+        let query_factors = match self.query_scale {
+            Some(scale) => Some(scale.factors(&recording.positions()?)),
             None => None,
         };
-        let heads = [self.heads, self.kv_heads, self.head_dim];
-        let how = QkNormRope { heads, norms, rotary: table.as_ref(), gated: false };
-        let attended = recording.attend(layer, qkv, &how, &self.attend)?;
+        let how = RecordedAttention {
+            heads,
+            gated: self.gated,
+            norms,
+            rope: self.rope.as_deref(),
+            rope_first: self.rope_first,
+            // Most texts are short of the first step.
+            query_factors: query_factors.filter(|factors| factors.iter().any(|factor| *factor != 1.0)),
+            params: &self.attend,
+        };
+        let attended = recording.attend(layer, [queries, keys, values], &how)?;
         recording.linear(attended, &self.o_proj)
     }
 
@@ -444,6 +460,12 @@ impl Attention {
 }
 
 impl QueryScale {
+    /// The factors of queries at these positions.
+    fn factors(self, positions: &[usize]) -> Vec<f32> {
+        let rounds = positions.iter().map(|position| (position + self.shift) / self.original);
+        rounds.map(|rounds| 1.0 + self.beta * (rounds as f32).ln_1p()).collect()
+    }
+
     /// Scales queries `[B, heads, T, head_dim]`.
     pub(super) fn apply(self, queries: Array, pass: &ForwardPass<'_>) -> Result<Array> {
         if pass.lengths().iter().all(|length| length + self.shift <= self.original) {

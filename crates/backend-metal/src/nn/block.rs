@@ -7,7 +7,7 @@ use mlx_rs::{Array, error::Result};
 use super::{
     attention::Attention,
     cache::LayerState,
-    cpu::{Recording, Value},
+    cpu::{Recorded, Recording, Unrecorded, Value},
     cuda::{SpecBuilder, Unsupported},
     dimensions::Dimensions,
     forward_pass::ForwardPass,
@@ -25,9 +25,9 @@ pub(crate) trait Block {
     fn state(&self) -> LayerState;
 
     /// The same as [`forward`](Self::forward) in a recording, where that can be.
-    fn record(&self, x: Value, recording: &mut Recording<'_, '_>, layer: usize) -> Option<Value> {
+    fn record(&self, x: Value, recording: &mut Recording<'_, '_>, layer: usize) -> Recorded {
         let _ = (x, recording, layer);
-        None
+        Err(Unrecorded::Never("blocks of this family"))
     }
 
     /// What the kernels of CUDA need to know, if they can compute it.
@@ -38,7 +38,7 @@ pub(crate) trait Block {
 }
 
 impl Block for Box<dyn Block> {
-    fn record(&self, x: Value, recording: &mut Recording<'_, '_>, layer: usize) -> Option<Value> {
+    fn record(&self, x: Value, recording: &mut Recording<'_, '_>, layer: usize) -> Recorded {
         (**self).record(x, recording, layer)
     }
 
@@ -61,9 +61,9 @@ pub(crate) trait FeedForward {
     fn forward(&self, x: &Array) -> Result<Array>;
 
     /// The same in a recording, where that can be.
-    fn record(&self, x: Value, recording: &mut Recording<'_, '_>) -> Option<Value> {
+    fn record(&self, x: Value, recording: &mut Recording<'_, '_>) -> Recorded {
         let _ = (x, recording);
-        None
+        Err(Unrecorded::Never("feed-forward parts of this kind"))
     }
 
     /// What the kernels of CUDA need to know, if they can compute it.
@@ -78,7 +78,7 @@ impl FeedForward for GatedMlp {
         Self::forward(self, x)
     }
 
-    fn record(&self, x: Value, recording: &mut Recording<'_, '_>) -> Option<Value> {
+    fn record(&self, x: Value, recording: &mut Recording<'_, '_>) -> Recorded {
         Self::record(self, x, recording)
     }
 
@@ -92,7 +92,7 @@ impl FeedForward for PlainMlp {
         Self::forward(self, x)
     }
 
-    fn record(&self, x: Value, recording: &mut Recording<'_, '_>) -> Option<Value> {
+    fn record(&self, x: Value, recording: &mut Recording<'_, '_>) -> Recorded {
         Self::record(self, x, recording)
     }
 }
@@ -102,7 +102,7 @@ impl FeedForward for Box<dyn FeedForward> {
         (**self).forward(x)
     }
 
-    fn record(&self, x: Value, recording: &mut Recording<'_, '_>) -> Option<Value> {
+    fn record(&self, x: Value, recording: &mut Recording<'_, '_>) -> Recorded {
         (**self).record(x, recording)
     }
 
@@ -117,9 +117,9 @@ pub(crate) trait Mixer {
     fn forward(&self, x: &Array, pass: &mut ForwardPass<'_>, layer: usize) -> Result<Array>;
 
     /// The same in a recording, where that can be.
-    fn record(&self, x: Value, recording: &mut Recording<'_, '_>, layer: usize) -> Option<Value> {
+    fn record(&self, x: Value, recording: &mut Recording<'_, '_>, layer: usize) -> Recorded {
         let _ = (x, recording, layer);
-        None
+        Err(Unrecorded::Never("layers that mix tokens in another way"))
     }
 
     /// What it keeps of a text.
@@ -137,7 +137,7 @@ impl Mixer for Attention {
         Self::forward(self, x, pass, layer)
     }
 
-    fn record(&self, x: Value, recording: &mut Recording<'_, '_>, layer: usize) -> Option<Value> {
+    fn record(&self, x: Value, recording: &mut Recording<'_, '_>, layer: usize) -> Recorded {
         Self::record(self, x, recording, layer)
     }
 
@@ -155,7 +155,7 @@ impl Mixer for Box<dyn Mixer> {
         (**self).forward(x, pass, layer)
     }
 
-    fn record(&self, x: Value, recording: &mut Recording<'_, '_>, layer: usize) -> Option<Value> {
+    fn record(&self, x: Value, recording: &mut Recording<'_, '_>, layer: usize) -> Recorded {
         (**self).record(x, recording, layer)
     }
 
@@ -196,7 +196,7 @@ impl<F: FeedForward, M: Mixer> Block for PreNorm<F, M> {
         x.add(self.mlp.forward(&normalised)?)
     }
 
-    fn record(&self, x: Value, recording: &mut Recording<'_, '_>, layer: usize) -> Option<Value> {
+    fn record(&self, x: Value, recording: &mut Recording<'_, '_>, layer: usize) -> Recorded {
         let normalised = recording.rms_norm(x, &self.input_layernorm)?;
         let mixed = self.self_attn.record(normalised, recording, layer)?;
         let x = recording.add(x, mixed, None)?;
@@ -241,7 +241,7 @@ impl<F: FeedForward> Block for LayerNormBlock<F> {
         mixed.add(self.mlp.forward(&normalised)?)
     }
 
-    fn record(&self, x: Value, recording: &mut Recording<'_, '_>, layer: usize) -> Option<Value> {
+    fn record(&self, x: Value, recording: &mut Recording<'_, '_>, layer: usize) -> Recorded {
         let normalised = recording.layer_norm(x, &self.input_layernorm)?;
         let mixed = self.self_attn.record(normalised, recording, layer)?;
         let mixed = recording.add(x, mixed, None)?;

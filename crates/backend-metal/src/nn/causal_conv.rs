@@ -5,7 +5,7 @@ use mlx_rs::{Array, Dtype, error::Result, ops};
 
 use super::{
     activation::Activation,
-    cpu::{self, ConvWeights},
+    cpu::{self, ConvWeights, Recorded, Recording, Value},
     forward_pass::RecurrentInput,
     parameter::{Weight, WeightTransform},
     weights::Weights,
@@ -92,6 +92,11 @@ impl CausalConv {
             sum = activation.apply(&sum)?;
         }
         Ok([sum.as_dtype(x.dtype())?, state])
+    }
+
+    /// The same in a recording, where that can be.
+    pub(crate) fn record(&self, x: Value, recording: &mut Recording<'_, '_>, layer: usize) -> Recorded {
+        recording.convolve(layer, x, &self.weights()?)
     }
 
     /// The sums of `[B, before + T, channels]` by the taps `[kernel, channels]`.

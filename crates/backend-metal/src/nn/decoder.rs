@@ -1,6 +1,6 @@
 //! A decoder-only model: embedding, blocks, final norm, output layer.
 
-use std::rc::Rc;
+use std::{cell::OnceCell, rc::Rc};
 
 use inference_core::Result as LoadResult;
 use mlx_rs::{Array, error::Result, ops};
@@ -9,7 +9,7 @@ use super::{
     architecture::{Architecture, ModelConfig, TrainMode},
     block::Block,
     cache::{KvCache, LayerState},
-    cpu::Recording,
+    cpu::{Recorded, Recording, Unrecorded, Value},
     cuda::{Description, SpecBuilder, Unsupported},
     dimensions::Dimensions,
     forward_pass::{ForwardPass, Rows},
@@ -49,6 +49,8 @@ pub(crate) struct Decoder<B> {
     pub(crate) streams: Option<Box<dyn Streams>>,
     /// The trainable parameters.
     pub(crate) registry: Rc<ParamRegistry>,
+    /// Why its passes are never one operation of the CPU, once that is known.
+    pub(crate) unrecorded: OnceCell<Unrecorded>,
 }
 
 /// Several residual streams, which blocks take and give in one array.
@@ -161,6 +163,7 @@ impl<B: Block> Decoder<B> {
             layer_inputs: None,
             streams: None,
             registry: weights.registry().clone(),
+            unrecorded: OnceCell::new(),
         })
     }
 }
@@ -258,15 +261,40 @@ impl<B: Block + 'static> Decoder<B> {
 
     /// The hidden states of these embeddings as one operation, where that can be.
     fn record(&self, x: &Array, pass: &mut ForwardPass<'_>) -> Option<Result<Array>> {
+        if self.unrecorded.get().is_some() {
+            return None;
+        }
+        match self.record_layers(x, Some(pass)) {
+            Ok((recording, last)) => Some(recording.finish(last)),
+            Err(why) => {
+                self.note(why);
+                None
+            }
+        }
+    }
+
+    /// Keeps why nothing is ever recorded, so that it is not tried again.
+    fn note(&self, why: Unrecorded) {
+        if let Unrecorded::Never(_) = why {
+            let _ = self.unrecorded.set(why);
+        }
+    }
+
+    /// A recording of all layers, and what it comes to.
+    fn record_layers<'p, 'a>(
+        &self,
+        x: &Array,
+        pass: Option<&'p mut ForwardPass<'a>>,
+    ) -> Recorded<(Recording<'p, 'a>, Value)> {
         let (mut recording, mut x) = Recording::new(x, pass)?;
         if self.layer_inputs.is_some() || self.streams.is_some() {
-            return None;
+            return Err(Unrecorded::Never("inputs of single layers"));
         }
         for (layer, block) in self.layers.iter().enumerate() {
             x = block.record(x, &mut recording, layer)?;
         }
         x = recording.norm(x, &self.norm)?;
-        Some(recording.finish(x))
+        Ok((recording, x))
     }
 
     /// Recomputes the texts that `tokens` take past [`recompute_at`](Self::recompute_at), and pushes the tokens to the caches.
@@ -319,6 +347,7 @@ impl<B: Block + 'static> Architecture for Decoder<B> {
             layer_inputs,
             streams,
             registry: _,
+            unrecorded: _,
         } = self;
         let mut builder = SpecBuilder::new(&config.dtype, config.hidden_size)?;
         if config.length_dependent {
@@ -334,6 +363,12 @@ impl<B: Block + 'static> Architecture for Decoder<B> {
         let norm = builder.norm(norm)?;
         let scales = [embed_scale, logit_scale].map(|scale| scale.unwrap_or(1.0));
         builder.finish(layers, [embedding, head], norm, scales, *logit_cap)
+    }
+
+    fn records(&self) -> Recorded<()> {
+        let x = self.embed(&Array::from_slice(&[0_u32], &[1, 1]))?;
+        let found = self.record_layers(&x, None).map(drop);
+        found.inspect_err(|why| self.note(*why))
     }
 
     fn new_cache(&self) -> KvCache {

@@ -265,6 +265,37 @@ impl<'a> ForwardPass<'a> {
         caches.iter_mut().map(|cache| cache.next_slot(layer, tokens).transpose()).collect()
     }
 
+    /// Where each token of the rows is in its text.
+    pub(super) fn positions(&self) -> Result<Vec<usize>> {
+        let starts = match &self.offsets {
+            Offsets::Same(start) => vec![*start as i32; self.lengths.len()],
+            Offsets::Each(starts) => {
+                starts.to_vec_exact::<i32>().map_err(|error| Exception::custom(error.to_string()))?
+            }
+        };
+        let tokens = |start: i32| (0..self.tokens).map(move |token| start as usize + token);
+        Ok(starts.into_iter().flat_map(tokens).collect())
+    }
+
+    /// The states of a recurrent layer, `[B, ..]` each, if the rows have caches; `None` in them before the first token.
+    pub(super) fn states(&mut self, layer: usize) -> Option<Result<Option<Vec<Array>>>> {
+        let Rows::Cached { caches, .. } = &self.rows else { return None };
+        Some(KvCache::states(caches, layer))
+    }
+
+    /// Keeps the states of a recurrent layer after the tokens.
+    pub(super) fn set_states(&mut self, layer: usize, states: Vec<Array>) {
+        if let Rows::Cached { caches, .. } = &mut self.rows {
+            KvCache::set_states(caches, layer, states);
+        }
+    }
+
+    /// How many tokens of each row are not padding, where any are.
+    pub(super) fn padded_counts(&self) -> Option<Vec<i32>> {
+        let is_padded = self.counts.iter().any(|count| *count < self.tokens);
+        is_padded.then(|| self.counts.iter().map(|count| *count as i32).collect())
+    }
+
     /// Records that `written` is computed after the writes to a layer's [`slots`](Self::slots).
     pub(super) fn mark_written(&mut self, layer: usize, written: &Rc<Array>) {
         if let Rows::Cached { caches, .. } = &mut self.rows {
@@ -361,14 +392,13 @@ impl<'a> ForwardPass<'a> {
         layer: usize,
         step: impl FnOnce(RecurrentInput) -> Result<Step>,
     ) -> Result<Array> {
+        let padded = self.padded_counts();
         match &mut self.rows {
             Rows::Packed(_) => Err(Exception::custom(NOT_PACKED)),
             Rows::Uncached => Ok(step(RecurrentInput { states: None, lengths: None })?.0),
             Rows::Cached { caches, .. } => {
                 let states = KvCache::states(caches, layer)?;
-                let is_padded = self.counts.iter().any(|count| *count < self.tokens);
-                let counts: Vec<_> = self.counts.iter().map(|count| *count as i32).collect();
-                let lengths = is_padded.then(|| Array::from_slice(&counts, &[counts.len() as i32]));
+                let lengths = padded.map(|counts| Array::from_slice(&counts, &[counts.len() as i32]));
                 let (output, states) = step(RecurrentInput { states, lengths })?;
                 KvCache::set_states(caches, layer, states);
                 Ok(output)

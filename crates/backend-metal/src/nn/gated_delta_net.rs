@@ -13,7 +13,10 @@ use super::{
     block::Mixer,
     cache::LayerState,
     causal_conv::CausalConv,
-    cpu::{self, GateNorm, HeadSizes, RecurrentLayer, Rule},
+    cpu::{
+        self, GateNorm, HeadSizes, Part, Recorded, RecordedRecurrence, RecordedRule, Recording,
+        RecurrentLayer, Rule, Value,
+    },
     dimensions::Dimensions,
     exec::ExecMode,
     forward_pass::{ForwardPass, RecurrentInput, Step},
@@ -65,6 +68,17 @@ impl DeltaSizes {
 
     fn keys(&self) -> usize {
         self.linear_num_key_heads * self.linear_key_head_dim
+    }
+
+    fn heads(&self) -> HeadSizes {
+        let keys = self.keys();
+        HeadSizes {
+            key_heads: self.linear_num_key_heads,
+            heads: self.linear_num_value_heads,
+            key_dim: self.linear_key_head_dim,
+            value_dim: self.linear_value_head_dim,
+            starts: [0, keys, 2 * keys],
+        }
     }
 
     fn values(&self) -> usize {
@@ -154,26 +168,39 @@ impl GatedDeltaNet {
         if ExecMode::current() != ExecMode::CpuKernels {
             return Ok(None);
         }
-        let (keys, value_dim) = (self.sizes.keys(), self.sizes.linear_value_head_dim);
         let (weight, eps) = self.norm.parts()?;
         let layer = RecurrentLayer {
             x: qkv,
             conv: self.conv.weights()?,
-            sizes: HeadSizes {
-                key_heads: self.sizes.linear_num_key_heads,
-                heads: self.sizes.linear_num_value_heads,
-                key_dim: self.sizes.linear_key_head_dim,
-                value_dim,
-                starts: [0, keys, 2 * keys],
-            },
+            sizes: self.sizes.heads(),
             steps: a,
             dt_bias: &self.dt_bias.get()?,
             a_log: &self.a_log.get()?,
             rule: Rule::Delta { betas: b },
             gates: z,
-            norm: GateNorm { norm: Some((&weight, eps)), group: value_dim, gate_first: false },
+            norm: GateNorm {
+                norm: Some((&weight, eps)),
+                group: self.sizes.linear_value_head_dim,
+                gate_first: false,
+            },
         };
         cpu::recurrent_layer(&layer, input).transpose()
+    }
+
+    /// [`project`](Self::project) in a recording.
+    fn record_inputs(&self, x: Value, recording: &mut Recording<'_, '_>) -> Recorded<[Part; 4]> {
+        let (qkvz, ba) = match &self.inputs {
+            Inputs::Apart(inputs) => return recording.project(x, inputs),
+            Inputs::Grouped(qkvz, ba) => (recording.linear(x, qkvz)?, recording.linear(x, ba)?),
+        };
+        let groups = self.sizes.linear_num_key_heads;
+        let (keys, values, heads) =
+            (self.sizes.keys(), self.sizes.values(), self.sizes.linear_num_value_heads);
+        let qkvz =
+            recording.ungroup(qkvz, groups, &[keys, keys, values, values].map(|width| width / groups))?;
+        let ba = recording.ungroup(ba, groups, &[heads / groups; 2])?;
+        let z = 2 * keys + values;
+        Ok([(qkvz, 0), (qkvz, z), (ba, 0), (ba, heads)].map(|(value, start)| recording.part(value, start)))
     }
 
     /// The same with MLX's operations.
@@ -216,6 +243,25 @@ impl Mixer for GatedDeltaNet {
             None => self.on_mlx(parts, &input),
         })?;
         self.out_proj.forward(&mixed)
+    }
+
+    fn record(&self, x: Value, recording: &mut Recording<'_, '_>, layer: usize) -> Recorded {
+        let [x, gates, betas, steps] = self.record_inputs(x, recording)?;
+        let (weight, eps) = self.norm.parts()?;
+        let group = self.sizes.linear_value_head_dim;
+        let recurrence = RecordedRecurrence {
+            x,
+            conv: self.conv.weights()?,
+            sizes: self.sizes.heads(),
+            steps,
+            dt_bias: &self.dt_bias.get()?,
+            a_log: &self.a_log.get()?,
+            rule: RecordedRule::Delta { betas },
+            gates,
+            norm: GateNorm { norm: Some((&weight, eps)), group, gate_first: false },
+        };
+        let mixed = recording.recur(layer, &recurrence)?;
+        recording.linear(mixed, &self.out_proj)
     }
 
     fn state(&self) -> LayerState {

@@ -14,7 +14,10 @@ use super::{
     block::Mixer,
     cache::LayerState,
     causal_conv::CausalConv,
-    cpu::{self, GateNorm, HeadSizes, RecurrentLayer, Rule},
+    cpu::{
+        self, GateNorm, HeadSizes, Recorded, RecordedRecurrence, RecordedRule, Recording, RecurrentLayer,
+        Rule, Value,
+    },
     exec::ExecMode,
     forward_pass::{ForwardPass, RecurrentInput, Step},
     linear::Linear,
@@ -199,31 +202,35 @@ impl Mamba2 {
         if ExecMode::current() != ExecMode::CpuKernels {
             return Ok(None);
         }
-        let SsmSizes { heads, head_dim, groups, state, time_step_limit, norm, eps, .. } = self.sizes;
-        let inner = self.sizes.inner();
         let weight = self.norm.as_ref().map(Weight::get).transpose()?;
         let layer = RecurrentLayer {
             x: mixed,
             conv: self.conv.weights()?,
-            sizes: HeadSizes {
-                key_heads: groups,
-                heads,
-                key_dim: state,
-                value_dim: head_dim,
-                starts: [inner + groups * state, inner, 0],
-            },
+            sizes: self.head_sizes(),
             steps: step,
             dt_bias: &self.dt_bias.get()?,
             a_log: &self.a_log.get()?,
-            rule: Rule::StateSpace { limits: time_step_limit.0, skip: &self.d.get()? },
+            rule: Rule::StateSpace { limits: self.sizes.time_step_limit.0, skip: &self.d.get()? },
             gates: gate,
-            norm: GateNorm {
-                norm: weight.as_ref().map(|weight| (weight, eps)),
-                group: inner / groups,
-                gate_first: norm == SsmNorm::AfterGate,
-            },
+            norm: self.gate_norm(weight.as_ref()),
         };
         cpu::recurrent_layer(&layer, input).transpose()
+    }
+
+    fn head_sizes(&self) -> HeadSizes {
+        let SsmSizes { heads, head_dim, groups, state, .. } = self.sizes;
+        let inner = self.sizes.inner();
+        let starts = [inner + groups * state, inner, 0];
+        HeadSizes { key_heads: groups, heads, key_dim: state, value_dim: head_dim, starts }
+    }
+
+    fn gate_norm<'a>(&self, weight: Option<&'a Array>) -> GateNorm<'a> {
+        let SsmSizes { groups, norm, eps, .. } = self.sizes;
+        GateNorm {
+            norm: weight.map(|weight| (weight, eps)),
+            group: self.sizes.inner() / groups,
+            gate_first: norm == SsmNorm::AfterGate,
+        }
     }
 
     /// The same with MLX's operations.
@@ -272,6 +279,28 @@ impl Mixer for Mamba2 {
             None => self.on_mlx(parts, &input),
         })?;
         self.out_proj.forward(&gated)
+    }
+
+    fn record(&self, x: Value, recording: &mut Recording<'_, '_>, layer: usize) -> Recorded {
+        let mut projected = recording.linear(x, &self.in_proj)?;
+        if let Some(factors) = &self.factors {
+            projected = recording.multiply_by(projected, factors)?;
+        }
+        let inner = self.sizes.inner();
+        let weight = self.norm.as_ref().map(Weight::get).transpose()?;
+        let recurrence = RecordedRecurrence {
+            x: recording.part(projected, inner),
+            conv: self.conv.weights()?,
+            sizes: self.head_sizes(),
+            steps: recording.part(projected, inner + self.sizes.channels()),
+            dt_bias: &self.dt_bias.get()?,
+            a_log: &self.a_log.get()?,
+            rule: RecordedRule::StateSpace { limits: self.sizes.time_step_limit.0, skip: &self.d.get()? },
+            gates: recording.part(projected, 0),
+            norm: self.gate_norm(weight.as_ref()),
+        };
+        let mixed = recording.recur(layer, &recurrence)?;
+        recording.linear(mixed, &self.out_proj)
     }
 
     fn state(&self) -> LayerState {

@@ -10,7 +10,7 @@ use mlx_rs::{
 
 use super::{
     activation::{Activation, Gating},
-    cpu::{self, Halves, Recording, Value},
+    cpu::{self, Halves, Recorded, Recording, Value},
     cuda::{SpecBuilder, Unsupported, fused},
     dimensions::Dimensions,
     exec::ExecMode,
@@ -94,7 +94,7 @@ impl PlainMlp {
     }
 
     /// The same in a recording, where that can be.
-    pub(crate) fn record(&self, x: Value, recording: &mut Recording<'_, '_>) -> Option<Value> {
+    pub(crate) fn record(&self, x: Value, recording: &mut Recording<'_, '_>) -> Recorded {
         let up = recording.linear(x, &self.up_proj)?;
         let activated = recording.activate(up, self.activation)?;
         recording.linear(activated, &self.down_proj)
@@ -181,9 +181,9 @@ impl GatedMlp {
     }
 
     /// The same in a recording, where that can be.
-    pub(crate) fn record(&self, x: Value, recording: &mut Recording<'_, '_>) -> Option<Value> {
-        let joined = recording.linear(x, self.gate_up_proj.joined()?)?;
-        let gated = recording.glu(joined, self.gating)?;
+    pub(crate) fn record(&self, x: Value, recording: &mut Recording<'_, '_>) -> Recorded {
+        let halves = recording.project(x, &self.gate_up_proj)?;
+        let gated = recording.glu(halves, self.gating)?;
         recording.linear(gated, &self.down_proj)
     }
 }

@@ -48,7 +48,7 @@ pub(crate) use attention_params::AttentionParams;
 pub(crate) use block::{Block, FeedForward, LayerNormBlock, Mixer, PreNorm};
 pub(crate) use cache::{KvCache, LayerState, Rotation, SNAPSHOTS};
 pub(crate) use causal_conv::{CausalConv, is_converted};
-pub(crate) use cpu::{Draw, Recording, Value, start_kernels};
+pub(crate) use cpu::{Draw, Recorded, Recording, Value, start_kernels};
 pub(crate) use cuda::{CudaDecoder, Pending, Sampling, SpecBuilder, Unsupported};
 pub(crate) use decoder::{Decoder, LayerInputs, Streams};
 pub(crate) use dense_layer::DenseLayer;

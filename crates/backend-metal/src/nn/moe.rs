@@ -12,7 +12,7 @@ use super::{
     activation::{Activation, Gating},
     adapter::{AdapterSlots, SlotKind},
     block::FeedForward,
-    cpu::{self, RecordedExperts, Recording, Value},
+    cpu::{self, Inner, Recorded, RecordedExperts, Recording, Unrecorded, Value},
     cuda::{SpecBuilder, Unsupported},
     linear::Linear,
     matrix::{Matrix, alike},
@@ -69,17 +69,16 @@ impl FeedForward for Moe {
         }
     }
 
-    fn record(&self, x: Value, recording: &mut Recording<'_, '_>) -> Option<Value> {
+    fn record(&self, x: Value, recording: &mut Recording<'_, '_>) -> Recorded {
         let scores = recording.linear(x, &self.router)?;
         let mixed = self.experts.record(x, scores, &self.routing, recording)?;
-        match &self.shared {
-            None => Some(mixed),
-            Some(SharedExpert { mlp, gate: None }) => {
-                let shared = mlp.record(x, recording)?;
-                recording.add(mixed, shared, None)
-            }
-            Some(SharedExpert { gate: Some(_), .. }) => None,
+        let Some(SharedExpert { mlp, gate }) = &self.shared else { return Ok(mixed) };
+        let mut shared = mlp.record(x, recording)?;
+        if let Some(gate) = gate {
+            let score = recording.linear(x, gate)?;
+            shared = recording.scale_by_score(shared, score)?;
         }
+        recording.add(mixed, shared, None)
     }
 
     fn describe(&self, builder: &mut SpecBuilder) -> std::result::Result<FeedForwardSpec, Unsupported> {
@@ -338,26 +337,29 @@ impl Experts {
     }
 
     /// The experts that are picked by these scores, weighted and summed, in a recording, where that can be.
-    fn record(
+    pub(crate) fn record(
         &self,
         x: Value,
         scores: Value,
         routing: &Routing,
         recording: &mut Recording<'_, '_>,
-    ) -> Option<Value> {
+    ) -> Recorded {
         let matrices = match &self.gate_up_proj {
             GateUp::Joined(matrix) | GateUp::Interleaved(matrix) => vec![matrix, &self.down_proj],
             GateUp::Separate(gate, up) => vec![gate, up, &self.down_proj],
-            GateUp::Ungated(..) => return None,
+            GateUp::Ungated(up, _) => vec![up, &self.down_proj],
         };
         if !self.gate_up_slots.is_plain() || !self.down_slots.is_plain() {
-            return None;
+            return Err(Unrecorded::Now("an adapter"));
         }
         let experts = RecordedExperts {
-            matrices: matrices.into_iter().map(Matrix::operand).collect::<Result<_>>().ok()?,
-            biases: self.biases.iter().map(Weight::get).collect::<Result<_>>().ok()?,
+            matrices: matrices.into_iter().map(Matrix::operand).collect::<Result<_>>()?,
+            biases: self.biases.iter().map(Weight::get).collect::<Result<_>>()?,
             interleaved: matches!(self.gate_up_proj, GateUp::Interleaved(_)),
-            gating: self.gating,
+            inner: match self.gate_up_proj {
+                GateUp::Ungated(_, activation) => Inner::Ungated(activation),
+                _ => Inner::Gated(self.gating),
+            },
             picking: routing.picking(),
             choice_bias: routing.bias.as_ref(),
         };

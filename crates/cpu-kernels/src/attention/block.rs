@@ -73,7 +73,7 @@ impl<E: Element> Kernel for AttentionBlock<'_, E> {
         let block = buffers.block;
         for start in (first..end).step_by(block) {
             let keys = start..end.min(start + block);
-            self.score_keys::<S>(&mut buffers, keys.clone());
+            self.score_keys::<S>(&mut buffers, keys.clone(), end);
             let Buffers { width, scores, sums, .. } = &mut buffers;
             for (query, scores) in scores.chunks_exact_mut(block).enumerate() {
                 let seen = self.first_key(query).clamp(keys.start, keys.end) - start
@@ -190,15 +190,19 @@ impl<E: Element> AttentionBlock<'_, E> {
         }
     }
 
-    /// Computes the scores of all queries for these keys.
+    /// Computes the scores of all queries for these keys, of keys up to `end`.
     #[inline(always)]
-    fn score_keys<S: Simd>(&self, buffers: &mut Buffers, keys: Range<usize>) {
+    fn score_keys<S: Simd>(&self, buffers: &mut Buffers, keys: Range<usize>, end: usize) {
         let Buffers { width, block, queries, scores, converted, converted_keys, transposed_keys, .. } =
             buffers;
         let (width, block, view) = (*width, *block, &self.cache.keys);
         if let Some((keys_in_place, stride)) = self.in_place(view, keys.start, width) {
             with_slice!(keys_in_place, Floats, data => {
-                score::<S, _>(queries, width, data, stride, (scores, block), 0..keys.len());
+                // The keys of the next block, and the values of this one.
+                let next = keys.end..end.min(keys.end + block);
+                let next = view.ahead(self.kv_head, next, width);
+                let ahead = [next, self.cache.values.ahead(self.kv_head, keys.clone(), width)];
+                score::<S, _>(queries, width, (data, stride), (scores, block), 0..keys.len(), &ahead);
             });
             return;
         }
@@ -208,7 +212,7 @@ impl<E: Element> AttentionBlock<'_, E> {
             let converted = &mut converted[..(end - at) * width];
             self.convert::<S>(view, keys.start + at, width, converted);
             if few {
-                score::<S, _>(queries, width, converted, width, (scores, block), at..end);
+                score::<S, _>(queries, width, (converted, width), (scores, block), at..end, &[]);
             }
         }
         if !few {

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::{element::Element, simd::Simd};
+use crate::{element::Element, kv::Ahead, simd::Simd};
 
 /// Keys of a block, if there are as many.
 pub(super) const KEY_BLOCK: usize = 64;
@@ -13,16 +13,19 @@ pub(super) const KEY_BLOCK: usize = 64;
 pub(super) fn score<S: Simd, E: Element>(
     queries: &[f32],
     width: usize,
-    keys: &[E],
-    stride: usize,
+    (keys, stride): (&[E], usize),
     (scores, block): (&mut [f32], usize),
     places: Range<usize>,
+    ahead: &[Ahead],
 ) {
     let last = places.len().saturating_sub(1) * stride;
     assert!(last + width <= keys.len() && width.is_multiple_of(2 * S::LANES), "whole vectors");
     assert!(places.end <= block && queries.len() / width * block == scores.len(), "scores of all queries");
-    for (queries, scores) in queries.chunks(2 * width).zip(scores.chunks_mut(2 * block)) {
+    for (pair, (queries, scores)) in queries.chunks(2 * width).zip(scores.chunks_mut(2 * block)).enumerate() {
         for (index, place) in places.clone().enumerate() {
+            for ahead in ahead.iter().filter(|_| pair == 0) {
+                ahead.fetch::<S>(index);
+            }
             // SAFETY: see `Isa::run`; keys and queries are whole vectors, `width` long.
             unsafe {
                 let key = keys.as_ptr().add(index * stride);

@@ -63,16 +63,22 @@ impl<P: Bf16Dot> Bf16Gemv<'_, P> {
         let row_bytes = self.w.inputs * P::BITS / 8;
         let bytes = element_bytes(&self.w.weights);
         let mut scales = RowScales::with_rows::<P, Avx512>(self.w, SCALE_ROWS);
-        // A lane sums four elements.
-        let lane_groups: [i32; 16] = std::array::from_fn(|lane| (lane * 4 / group_size) as i32);
+        let blocks = row_bytes / P::BLOCK_BYTES;
+        let [lane_groups, rest_groups] = [0, blocks].map(|block| {
+            // A lane sums four elements. Those behind the end count for nothing, and belong to the row's last group.
+            let last = scales.groups().saturating_sub(1 + block * BF16_BLOCK / group_size);
+            let groups: [i32; 16] = std::array::from_fn(|lane| (lane * 4 / group_size).min(last) as i32);
+            // SAFETY: all sixteen are there.
+            unsafe { _mm512_loadu_si512(groups.as_ptr().cast()) }
+        });
         let mut product = RowProduct::<M, SPAN> {
             x: [std::ptr::null(); M],
             sums: [std::ptr::null(); M],
             groups: if scales.biased { scales.groups() } else { 0 },
-            blocks: row_bytes / P::BLOCK_BYTES,
+            blocks,
             rest: row_bytes % P::BLOCK_BYTES,
-            // SAFETY: all sixteen are there.
-            lane_groups: unsafe { _mm512_loadu_si512(lane_groups.as_ptr().cast()) },
+            lane_groups,
+            rest_groups,
             // The group size is a power of two.
             group_bits: group_size.trailing_zeros(),
         };
@@ -140,8 +146,9 @@ struct RowProduct<const M: usize, const SPAN: usize> {
     /// Whole blocks of a row, and the bytes behind them.
     blocks: usize,
     rest: usize,
-    /// The group of each lane, relative to the group of the first lane.
+    /// The group of each lane, relative to the group of the first lane: of whole blocks, and of what is left behind them.
     lane_groups: __m512i,
+    rest_groups: __m512i,
     /// The base-2 logarithm of the group size.
     group_bits: u32,
 }
@@ -166,20 +173,21 @@ impl<const M: usize, const SPAN: usize> RowProduct<M, SPAN> {
                 for line in (0..2 * P::BLOCK_BYTES).step_by(64) {
                     Avx512::prefetch(block.wrapping_add(PREFETCH_BYTES + line));
                 }
-                totals = self.add_block::<P, 0>(index, block, scales, totals);
-                totals =
-                    self.add_block::<P, 1>(index + 1, block.wrapping_add(P::BLOCK_BYTES), scales, totals);
+                totals = self.add_block::<P, 0>((index, self.lane_groups), block, scales, totals);
+                let second = block.wrapping_add(P::BLOCK_BYTES);
+                totals = self.add_block::<P, 1>((index + 1, self.lane_groups), second, scales, totals);
                 block = block.wrapping_add(2 * P::BLOCK_BYTES);
             }
             if !self.blocks.is_multiple_of(2) {
-                totals = self.add_block::<P, 0>(self.blocks - 1, block, scales, totals);
+                totals = self.add_block::<P, 0>((self.blocks - 1, self.lane_groups), block, scales, totals);
                 block = block.wrapping_add(P::BLOCK_BYTES);
             }
             if self.rest > 0 {
                 // A part of a block is copied to where zeros follow it.
                 let mut copy = [0_u8; MAX_BF16_BLOCK_BYTES];
                 std::ptr::copy_nonoverlapping(block, copy.as_mut_ptr(), self.rest);
-                totals = self.add_block::<P, 0>(self.blocks, copy.as_ptr(), scales, totals);
+                totals =
+                    self.add_block::<P, 0>((self.blocks, self.rest_groups), copy.as_ptr(), scales, totals);
             }
             totals
         }
@@ -210,14 +218,14 @@ impl<const M: usize, const SPAN: usize> RowProduct<M, SPAN> {
         totals
     }
 
-    /// Adds the products of block `index` to the totals of this parity.
+    /// Adds the products of block `index`, whose lanes belong to these groups, to the totals of this parity.
     ///
     /// # Safety
     /// As for [`of`](Self::of); the block is whole.
     #[inline(always)]
     unsafe fn add_block<P: Bf16Dot, const PARITY: usize>(
         &self,
-        index: usize,
+        (index, lane_groups): (usize, __m512i),
         from: *const u8,
         scales: *const f32,
         mut totals: Totals<M>,
@@ -229,7 +237,7 @@ impl<const M: usize, const SPAN: usize> RowProduct<M, SPAN> {
                 _ if !P::SCALED => _mm512_setzero_ps(),
                 0 => {
                     let group = scales.add((index * BF16_BLOCK) >> self.group_bits);
-                    _mm512_permutexvar_ps(self.lane_groups, _mm512_loadu_ps(group))
+                    _mm512_permutexvar_ps(lane_groups, _mm512_loadu_ps(group))
                 }
                 _ => _mm512_set1_ps(*scales.add(index / SPAN)),
             };

@@ -13,7 +13,7 @@ use crate::{
     matmul_kernel::SplitBf16,
     operand::{Floats, Matrices},
     scales::{RowScales, element_bytes},
-    simd::avx512::Avx512,
+    simd::{Simd as _, avx512::Avx512},
 };
 
 /// Tiles that a block of elements fills a row of.
@@ -34,19 +34,33 @@ impl<P: Bf16Dot> Bf16Exact<P> {
         Self { group_size, storage: PhantomData }
     }
 
-    /// The scales and biases of `count` rows.
-    #[inline(always)]
-    fn panel_scales(w: &Matrices<'_>, first: usize, count: usize, group_size: usize) -> PanelScales {
-        let width = count.next_multiple_of(2 * TILE_ROWS);
-        let groups = w.inputs / group_size;
-        let (mut scales, mut biases) = (vec![0.0; groups * width], vec![0.0; groups * width]);
-        let rows = RowScales::read::<P, Avx512>(w, first, count);
-        for output in 0..count {
-            let row = rows.scales(output).iter().zip(rows.biases(output)).enumerate();
-            for (group, (scale, bias)) in row {
-                scales[group * width + output] = *scale;
-                biases[group * width + output] = bias - P::OFFSET * scale;
+    /// The scales and biases of `count` rows, which are in `rows`.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+    fn panel_scales(rows: &RowScales, count: usize, group_size: usize) -> PanelScales {
+        let (width, groups) = (count.next_multiple_of(2 * TILE_ROWS), rows.groups());
+        // What is transposed ends with whole vectors.
+        let mut scales = vec![0.0; groups.next_multiple_of(TILE_ROWS) * width];
+        let mut biases = scales.clone();
+        for first in (0..count).step_by(TILE_ROWS) {
+            let whole = if count - first < TILE_ROWS { 0 } else { groups / TILE_ROWS * TILE_ROWS };
+            for group in (0..whole).step_by(TILE_ROWS) {
+                let (at, to) = (first * groups + group, group * width + first);
+                let [from_scales, from_biases] = rows.row(0).map(|from| from.wrapping_add(at));
+                // SAFETY: sixteen groups of sixteen rows, there and here.
+                unsafe {
+                    Avx512::transpose(from_scales, groups, scales[to..].as_mut_ptr(), width);
+                    Avx512::transpose(from_biases, groups, biases[to..].as_mut_ptr(), width);
+                }
             }
+            for output in first..count.min(first + TILE_ROWS) {
+                for group in whole..groups {
+                    scales[group * width + output] = rows.scales(output)[group];
+                    biases[group * width + output] = rows.biases(output)[group];
+                }
+            }
+        }
+        for (bias, scale) in biases.iter_mut().zip(&scales) {
+            *bias -= P::OFFSET * scale;
         }
         PanelScales { steps: group_size / TILE_COLUMNS, scales, biases, width }
     }
@@ -105,6 +119,10 @@ impl<P: Bf16Dot> TilePacking for Bf16Exact<P> {
         let mut tiles = vec![Tile::ZERO; count.div_ceil(TILE_ROWS) * steps];
         let row_bytes = w.inputs * P::BITS / 8;
         let bytes = element_bytes(&w.weights);
+        let scales = self.group_size.map(|size| (size, RowScales::with_rows::<P, Avx512>(w, count)));
+        if let Some((_, scales)) = &scales {
+            scales.prefetch::<Avx512>(w, first, count);
+        }
         for output in 0..count {
             let row = &bytes[(first + output) * row_bytes..][..row_bytes];
             let tiles = &mut tiles[output / TILE_ROWS * steps..][..steps];
@@ -125,7 +143,10 @@ impl<P: Bf16Dot> TilePacking for Bf16Exact<P> {
                 }
             }
         }
-        let scales = self.group_size.map(|size| Self::panel_scales(w, first, count, size));
+        let scales = scales.map(|(size, mut scales)| {
+            scales.fill::<Avx512>(w, first, count);
+            Self::panel_scales(&scales, count, size)
+        });
         TilePanel { tiles, scales }
     }
 }

@@ -7,7 +7,13 @@ use super::{
     packing::{PackedRows, TilePacking, TilePanel},
     tile::{TILE_ROWS, Tile, TileSums},
 };
-use crate::{matmul_kernel::SplitBf16, simd::avx512::transpose};
+use crate::{
+    matmul_kernel::SplitBf16,
+    simd::{
+        Simd as _,
+        avx512::{Avx512, transpose},
+    },
+};
 
 /// The products of many rows of `x` with a panel.
 pub(crate) struct TileGemm<'a, K> {
@@ -19,6 +25,8 @@ pub(crate) struct TileGemm<'a, K> {
     pub(crate) block: usize,
     /// Rows of `x`.
     pub(crate) rows: usize,
+    /// What of the matrix is unpacked next: it is fetched meanwhile.
+    pub(crate) next: &'a [u8],
     /// Whether AMX multiplies the tiles, or the dot products of AVX-512.
     pub(crate) amx: bool,
 }
@@ -43,6 +51,8 @@ impl<K: TilePacking> TileGemm<'_, K> {
         let mut sums = vec![TileSums::ZERO; self.count.div_ceil(2 * TILE_ROWS)];
         let mut products = vec![0.0; 2 * TILE_ROWS * self.count];
         let last = self.rows.div_ceil(TILE_ROWS).saturating_sub(1);
+        let parts = (steps.div_ceil(part.max(1)) * sums.len()).max(1);
+        let mut next = self.next.chunks(self.next.len().div_ceil(parts).next_multiple_of(64).max(64));
         for first in (0..self.rows).step_by(2 * TILE_ROWS) {
             sums.fill(TileSums::ZERO);
             let blocks = [0, 1].map(|i| self.block + (first / TILE_ROWS + i).min(last));
@@ -50,6 +60,10 @@ impl<K: TilePacking> TileGemm<'_, K> {
             for step in (0..steps).step_by(part) {
                 let pairs = &pairs[..part.min(steps - step) * pairs_per_step];
                 for (index, sums) in sums.iter_mut().enumerate() {
+                    for line in next.next().unwrap_or_default().chunks(64) {
+                        // SAFETY: any address may be prefetched.
+                        unsafe { Avx512::prefetch(line.as_ptr()) };
+                    }
                     // SAFETY: the caller's. All offsets of the pairs lie within blocks of tiles.
                     unsafe {
                         let w = [0, 1].map(|i| self.panel_block(2 * index + i, w_parts));
@@ -178,7 +192,8 @@ mod tests {
             unsafe {
                 packed.fill(Floats::F32(&x), inputs, &blocks, |tasks, work| (0..tasks).for_each(work));
                 let panel = &packing.unpack(&matrix, 0, outputs);
-                let gemm = TileGemm { panel, count: outputs, x: &packed, block: 0, rows, amx: false };
+                let gemm =
+                    TileGemm { panel, count: outputs, x: &packed, block: 0, rows, next: &[], amx: false };
                 gemm.run(&mut |first, products| {
                     for (index, product) in products.iter().enumerate() {
                         let (row, output) = (picked[first + index / outputs], index % outputs);

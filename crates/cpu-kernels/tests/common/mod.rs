@@ -139,6 +139,20 @@ impl Matrix {
         }
     }
 
+    /// Makes the scales of a row of the first matrix infinite, or no numbers where the format has no infinity.
+    pub(crate) fn spoil(&mut self, output: usize) {
+        let groups = self.floats.floats().len() / (self.count * self.outputs);
+        for group in output * groups..(output + 1) * groups {
+            match &mut self.floats {
+                Vector::F32(scales) => scales[group] = f32::INFINITY,
+                Vector::F16(scales) => scales[group] = f16::INFINITY,
+                Vector::Bf16(scales) => scales[group] = bf16::INFINITY,
+            }
+            let is_e4m3 = self.quantization.is_some_and(|scheme| scheme.mode == QuantMode::Nvfp4);
+            self.bytes[group] = if is_e4m3 { 0x7f } else { 0xff };
+        }
+    }
+
     pub(crate) fn matrices(&self) -> Matrices<'_> {
         let weights = match self.quantization {
             None => Weights::Dense(self.floats.floats()),

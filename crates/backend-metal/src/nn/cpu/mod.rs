@@ -16,8 +16,10 @@ pub(crate) use cpu_kernels::Draw;
 pub(super) use in_place::{KvSlot, attend_in_place};
 pub(crate) use kernel::start_kernels;
 pub(super) use product::{Operand, gather_matmul, matmul, matmul_differentiable};
-pub(super) use recording::RecordedExperts;
-pub(crate) use recording::{Recording, Value};
+pub(super) use recording::{
+    Inner, Part, RecordedAttention, RecordedExperts, RecordedRecurrence, RecordedRule,
+};
+pub(crate) use recording::{Recorded, Recording, Unrecorded, Value};
 pub(super) use recurrence::{
     ConvWeights, GateNorm, HeadSizes, RecurrentLayer, Rule, causal_conv, recurrent_layer,
 };

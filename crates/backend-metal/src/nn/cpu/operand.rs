@@ -1,6 +1,6 @@
 //! Arrays of the graph as the kernels' operands.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, ops::Range};
 
 use cpu_kernels::{Floats, FloatsMut, Heads, Sequences};
 use half::{bf16, f16};
@@ -57,6 +57,17 @@ pub(super) fn tail(floats: Floats<'_>, start: usize) -> Floats<'_> {
         Floats::F32(floats) => Floats::F32(floats.get(start..).unwrap_or_default()),
         Floats::F16(floats) => Floats::F16(floats.get(start..).unwrap_or_default()),
         Floats::Bf16(floats) => Floats::Bf16(floats.get(start..).unwrap_or_default()),
+    }
+}
+
+/// The elements of a range, or as many of them as there are.
+pub(super) fn part_mut(floats: FloatsMut<'_>, range: Range<usize>) -> FloatsMut<'_> {
+    let end = range.end.min(floats.len());
+    let range = range.start.min(end)..end;
+    match floats {
+        FloatsMut::F32(floats) => FloatsMut::F32(&mut floats[range]),
+        FloatsMut::F16(floats) => FloatsMut::F16(&mut floats[range]),
+        FloatsMut::Bf16(floats) => FloatsMut::Bf16(&mut floats[range]),
     }
 }
 

@@ -2,8 +2,12 @@
 
 use std::borrow::Cow;
 
-use cpu_kernels::{GatedNorm, LinearAttention, RmsNorm};
-use mlx_rs::{Array, Dtype, error::Result, ops};
+use cpu_kernels::{Floats, FloatsMut, GatedNorm, LinearAttention, RmsNorm, Sequences};
+use mlx_rs::{
+    Array, Dtype,
+    error::{Exception, Result},
+    ops,
+};
 
 use super::{
     super::{
@@ -28,7 +32,7 @@ pub(in crate::nn) struct ConvWeights {
 
 impl ConvWeights {
     /// Whether the activation is SiLU; `None` if the kernels lack it.
-    fn silu(&self) -> Option<bool> {
+    pub(super) fn silu(&self) -> Option<bool> {
         match self.activation {
             None => Some(false),
             Some(Activation::Silu) => Some(true),
@@ -87,7 +91,7 @@ fn lengths_of<'a>(input: Option<&Input<'a>>) -> KernelResult<Option<Cow<'a, [i32
     input.map(|input| input.elements::<i32>()).transpose()
 }
 
-fn conv<'a>(
+pub(super) fn conv<'a>(
     channels: usize,
     weight: &'a FloatView<'_>,
     bias: Option<&'a FloatView<'_>>,
@@ -155,8 +159,12 @@ pub(in crate::nn) fn recurrent_layer(
         Rule::Delta { betas } => (None, betas),
         Rule::StateSpace { limits, skip } => (Some(limits), skip),
     };
-    let floats = [*x, &weights.weight, steps, dt_bias, a_log, own, gates];
-    let optional = weights.bias.iter().chain(norm.norm.map(|(weight, _)| weight));
+    let floats = [*x, steps, gates, &weights.weight, dt_bias, a_log];
+    let (betas, skip) = match limits {
+        None => (Some(own), None),
+        Some(_) => (None, Some(own)),
+    };
+    let optional = weights.bias.iter().chain(norm.norm.map(|(weight, _)| weight)).chain(skip).chain(betas);
     promoted(floats.into_iter().chain(optional.clone()).map(Array::dtype))?;
     let (silu, dtype) = (weights.silu()?, x.dtype());
     if ExecMode::current() != ExecMode::CpuKernels {
@@ -164,7 +172,7 @@ pub(in crate::nn) fn recurrent_layer(
     }
     let states = match input.states.as_deref() {
         Some([window, state]) => Ok([window.clone(), state.clone()]),
-        _ => no_states(x, &weights.weight, sizes),
+        _ => no_states(x.shape(), dtype, &weights.weight, sizes),
     };
     let [window, state] = match states {
         Ok(states) => states,
@@ -183,8 +191,8 @@ pub(in crate::nn) fn recurrent_layer(
         eps: norm.norm.map(|(_, eps)| eps),
         group: norm.group,
         gate_first: norm.gate_first,
-        padded: input.lengths.is_some(),
     };
+    let padded = input.lengths.is_some();
     let out = [x.dim(0), x.dim(1), (sizes.heads * sizes.value_dim) as i32];
     let shapes = [
         Shape { sizes: &out, dtype, donor: None },
@@ -192,80 +200,132 @@ pub(in crate::nn) fn recurrent_layer(
         Shape { sizes: state.shape(), dtype: Dtype::Float32, donor: Some(0) },
     ];
     let computed = primitive(c"recurrent_layer", &arrays, shapes, move |inputs, outputs| {
-        run_layer(&how, inputs, outputs)
+        run_operation(&how, padded, inputs, outputs)
     });
     Some(computed.map(|[output, window, state]| (output, vec![window, state])))
 }
 
-/// What a layer is computed with, besides its arrays.
-#[derive(Debug, Clone, Copy)]
-struct How {
-    sizes: HeadSizes,
-    /// Whether the convolution has SiLU behind it.
-    silu: bool,
-    /// Of the time step of a state space model; `None` is the delta rule.
-    limits: Option<[f32; 2]>,
-    /// Whether the convolution has a bias.
-    biased: bool,
-    /// Epsilon of the norm, if there is one.
-    eps: Option<f32>,
-    group: usize,
-    gate_first: bool,
-    /// Whether the lengths of rows are known.
-    padded: bool,
+/// [`recurrent_layer`], once its inputs are computed.
+fn run_operation(how: &How, padded: bool, inputs: &[Input<'_>], outputs: &mut [Output<'_>]) -> KernelResult {
+    let [output, after, state] = outputs else { return Err("three outputs were expected".into()) };
+    let ([_, window, x, steps, gates, weights @ ..], lengths) =
+        inputs.split_at(inputs.len() - usize::from(padded))
+    else {
+        return Err(MISSING.into());
+    };
+    // Those of the delta rule are behind the weights.
+    let betas = if how.limits.is_none() { weights.last().ok_or(MISSING)? } else { steps };
+    let (window, lengths) = (FloatView::of(*window)?, lengths_of(lengths.first())?);
+    let memory = LayerMemory {
+        sizes: sizes_of(*x)?,
+        lengths: lengths.as_deref(),
+        sequences: [sequences(*x)?, sequences(*steps)?, sequences(*gates)?, sequences(*betas)?],
+        window: window.floats(),
+        state: state.elements::<f32>()?,
+        outputs: [floats_mut(output)?, floats_mut(after)?],
+    };
+    run_layer(how, &Weights::of(how, weights)?, memory)
 }
 
-fn run_layer(how: &How, inputs: &[Input<'_>], outputs: &mut [Output<'_>]) -> KernelResult {
-    let ([_, window, x, weight, steps, dt_bias, a_log, own, gates], rest) =
-        inputs.split_first_chunk().ok_or(MISSING)?;
-    let mut rest = rest.iter().copied().peekable();
-    let mut floats = |is_there: bool| rest.next_if(|_| is_there).map(FloatView::of).transpose();
-    let (bias, norm_weight) = (floats(how.biased)?, floats(how.eps.is_some())?);
-    let lengths = lengths_of(inputs.last().filter(|_| how.padded))?;
-    let ([rows, tokens, channels], skip) = (sizes_of(*x)?, FloatView::of(*own)?);
-    let [window, weight] = [FloatView::of(*window)?, FloatView::of(*weight)?];
-    let [dt_bias, a_log] = [FloatView::of(*dt_bias)?, FloatView::of(*a_log)?];
-    let rule = match how.limits {
-        None => cpu_kernels::Rule::Delta { betas: sequences(*own)? },
-        Some(limits) => cpu_kernels::Rule::StateSpace { limits, skip: skip.floats() },
+/// What a layer is computed with, besides its arrays.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct How {
+    pub(super) sizes: HeadSizes,
+    /// Whether the convolution has SiLU behind it.
+    pub(super) silu: bool,
+    /// Of the time step of a state space model; `None` is the delta rule.
+    pub(super) limits: Option<[f32; 2]>,
+    /// Whether the convolution has a bias.
+    pub(super) biased: bool,
+    /// Epsilon of the norm, if there is one.
+    pub(super) eps: Option<f32>,
+    pub(super) group: usize,
+    pub(super) gate_first: bool,
+}
+
+/// The weights of a layer.
+pub(super) struct Weights<'a> {
+    conv: FloatView<'a>,
+    dt_bias: FloatView<'a>,
+    a_log: FloatView<'a>,
+    bias: Option<FloatView<'a>>,
+    norm: Option<FloatView<'a>>,
+    skip: Option<FloatView<'a>>,
+}
+
+impl<'a> Weights<'a> {
+    /// Those of the convolution, `dt_bias` and `a_log`, and behind them what the layer has of bias, norm and skip.
+    pub(super) fn of(how: &How, inputs: &[Input<'a>]) -> KernelResult<Self> {
+        let ([conv, dt_bias, a_log], rest) = inputs.split_first_chunk().ok_or(MISSING)?;
+        let mut rest = rest.iter().copied().peekable();
+        let mut floats = |is_there: bool| rest.next_if(|_| is_there).map(FloatView::of).transpose();
+        Ok(Self {
+            conv: FloatView::of(*conv)?,
+            dt_bias: FloatView::of(*dt_bias)?,
+            a_log: FloatView::of(*a_log)?,
+            bias: floats(how.biased)?,
+            norm: floats(how.eps.is_some())?,
+            skip: floats(how.limits.is_some())?,
+        })
+    }
+}
+
+/// What a layer reads and writes.
+pub(super) struct LayerMemory<'a> {
+    /// Rows, tokens of each, channels of the convolution.
+    pub(super) sizes: [usize; 3],
+    pub(super) lengths: Option<&'a [i32]>,
+    /// The inputs of the convolution, time steps, gates, and β of the delta rule.
+    pub(super) sequences: [Sequences<'a>; 4],
+    pub(super) window: Floats<'a>,
+    pub(super) state: &'a mut [f32],
+    /// The output, and the inputs of the convolution before the next token.
+    pub(super) outputs: [FloatsMut<'a>; 2],
+}
+
+pub(super) fn run_layer(how: &How, weights: &Weights<'_>, memory: LayerMemory<'_>) -> KernelResult {
+    let LayerMemory { sizes: [rows, tokens, channels], lengths, sequences, window, state, outputs } = memory;
+    let [x, steps, gates, betas] = sequences;
+    let rule = match (how.limits, &weights.skip) {
+        (None, _) => cpu_kernels::Rule::Delta { betas },
+        (Some(limits), Some(skip)) => cpu_kernels::Rule::StateSpace { limits, skip: skip.floats() },
+        (Some(_), None) => return Err(MISSING.into()),
     };
     let HeadSizes { key_heads, heads, key_dim, value_dim, starts } = how.sizes;
-    let norm = norm_weight.as_ref().zip(how.eps);
+    let norm = weights.norm.as_ref().zip(how.eps);
     let layer = cpu_kernels::RecurrentLayer {
         sizes: [rows, tokens],
-        lengths: lengths.as_deref(),
-        x: sequences(*x)?,
-        conv: conv(channels, &weight, bias.as_ref(), how.silu),
+        lengths,
+        x,
+        conv: conv(channels, &weights.conv, weights.bias.as_ref(), how.silu),
         attention: LinearAttention {
             key_heads,
             heads,
             key_dim,
             value_dim,
             starts,
-            steps: sequences(*steps)?,
-            dt_bias: dt_bias.floats(),
-            a_log: a_log.floats(),
+            steps,
+            dt_bias: weights.dt_bias.floats(),
+            a_log: weights.a_log.floats(),
             rule,
         },
-        gates: sequences(*gates)?,
+        gates,
         norm: GatedNorm {
             norm: norm.map(|(weight, eps)| RmsNorm { weight: weight.floats(), eps }),
             group: how.group,
             gate_first: how.gate_first,
         },
     };
-    let [output, after, state] = outputs else { return Err("three outputs were expected".into()) };
-    let outputs = [floats_mut(output)?, floats_mut(after)?];
-    kernel_result(kernels()?.recurrent_layer(&layer, window.floats(), state.elements::<f32>()?, outputs))
+    kernel_result(kernels()?.recurrent_layer(&layer, window, state, outputs))
 }
 
-/// The states before the first token.
-fn no_states(x: &Array, weight: &Array, sizes: &HeadSizes) -> Result<[Array; 2]> {
-    let (rows, channels) = (x.dim(0), x.dim(2));
+/// The states before the first token of inputs of this shape, `[B, T, channels]`.
+pub(super) fn no_states(x: &[i32], dtype: Dtype, weight: &Array, sizes: &HeadSizes) -> Result<[Array; 2]> {
+    let &[rows, _, channels] = x else { return Err(Exception::custom("inputs must be [B, T, channels]")) };
     let before = weight.size() as i32 / channels - 1;
     let state = [sizes.heads, sizes.key_dim, sizes.value_dim].map(|size| size as i32);
     Ok([
-        ops::zeros_dtype(&[rows, before, channels], x.dtype())?,
+        ops::zeros_dtype(&[rows, before, channels], dtype)?,
         ops::zeros_dtype(&[rows, state[0], state[1], state[2]], Dtype::Float32)?,
     ])
 }

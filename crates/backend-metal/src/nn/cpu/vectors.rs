@@ -61,14 +61,14 @@ pub(in crate::nn) fn layer_norm(
 }
 
 /// The kernel's activation.
-pub(super) fn element_activation(activation: Activation) -> Option<ElementActivation> {
-    Some(match activation {
+pub(super) fn element_activation(activation: Activation) -> ElementActivation {
+    match activation {
         Activation::Silu => ElementActivation::Silu,
         Activation::Gelu => ElementActivation::Gelu,
         Activation::GeluTanh => ElementActivation::GeluTanh,
         Activation::Relu => ElementActivation::Relu,
-        Activation::Relu2 => return None,
-    })
+        Activation::Relu2 => ElementActivation::Relu2,
+    }
 }
 
 /// The kernel's gated linear unit.
@@ -87,7 +87,7 @@ pub(in crate::nn) fn activate(x: &Array, activation: Activation) -> Option<Resul
     if ExecMode::current() != ExecMode::CpuKernels {
         return None;
     }
-    let activation = element_activation(activation)?;
+    let activation = element_activation(activation);
     let dtype = promoted([x.dtype()])?;
     Some(primitive_one(c"activate", &[x], x.shape(), dtype, move |inputs, output| {
         kernel_result(kernels()?.activate(

@@ -3,12 +3,22 @@
 //! Blocks record the kernels that they would build operations of. For a decode step that saves some ten operations a layer: MLX allocates,
 //! schedules and frees for each, on threads that compete with the kernels' own. What the kernels compute is the same.
 //!
-//! A block that cannot be recorded says so with `None`. Then the pass is built operation by operation.
+//! A block that cannot be recorded says why. Then the pass is built operation by operation, and so are all others if it never can be.
 
+mod attention;
 mod call;
 mod parts;
 mod recorder;
+mod recurrent;
 mod run;
 
-pub(in crate::nn) use self::parts::RecordedExperts;
-pub(crate) use self::{call::Value, recorder::Recording};
+pub(in crate::nn) use self::{
+    attention::RecordedAttention,
+    call::Part,
+    parts::{Inner, RecordedExperts},
+    recurrent::{RecordedRecurrence, RecordedRule},
+};
+pub(crate) use self::{
+    call::{Recorded, Unrecorded, Value},
+    recorder::Recording,
+};

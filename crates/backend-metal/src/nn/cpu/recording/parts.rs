@@ -1,28 +1,24 @@
 //! What is recorded: see the functions of the same names that build operations.
 
-use std::{ops::Range, rc::Rc};
+use std::ops::Range;
 
-use cpu_kernels::{Floats, FloatsMut, GluInput, Heads, KvCache, KvView, Matrices, Queries};
+use cpu_kernels::{ElementActivation, Floats, FloatsMut, Glu, GluInput, Matrices};
 use mlx_rs::{Array, Dtype};
 
 use super::{
     super::{
         super::{
             activation::{Activation, Gating},
-            attention_params::AttentionParams,
-            linear::Linear,
+            linear::{Linear, Projections},
             norm::{LayerNorm, Norm, RmsNorm},
-            rope::Rope,
         },
-        attention::{QkNormRope, RotaryTable},
-        in_place::keep,
-        kernel::{KernelResult, kernel_result, promoted},
-        operand::{FloatView, Vectors, tail},
+        kernel::{KernelResult, kernel_result},
+        operand::{FloatView, part_mut, tail},
         product::{Layout, Operand, Stack},
         routing::Picking,
         vectors::{element_activation, gated_linear_unit},
     },
-    call::{Context, NormInput, Sum, Value},
+    call::{Context, NormInput, Part, Recorded, Sum, Unrecorded, Value, require},
     recorder::Recording,
 };
 
@@ -48,10 +44,17 @@ pub(in crate::nn) struct RecordedExperts<'a> {
     pub(in crate::nn) biases: Vec<Array>,
     /// Whether gates and what they let through take turns in one matrix.
     pub(in crate::nn) interleaved: bool,
-    pub(in crate::nn) gating: Gating,
+    pub(in crate::nn) inner: Inner,
     pub(in crate::nn) picking: Picking,
     /// What is added to scores for the choice.
     pub(in crate::nn) choice_bias: Option<&'a Array>,
+}
+
+/// What experts do between their matrices.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::nn) enum Inner {
+    Gated(Gating),
+    Ungated(Activation),
 }
 
 /// A stack of matrices with biases, and where those are among the inputs.
@@ -69,18 +72,14 @@ impl GatherInput {
 }
 
 impl Recording<'_, '_> {
-    /// Whether what is computed of these types has the recording's.
-    fn keeps_type(&self, dtypes: impl IntoIterator<Item = Dtype>) -> Option<()> {
-        (promoted([self.dtype].into_iter().chain(dtypes))? == self.dtype).then_some(())
+    pub(super) fn norm_input(&mut self, norm: &RmsNorm, width: usize) -> Recorded<NormInput> {
+        let (weight, eps) = norm.parts()?;
+        require(weight.shape() == [width as i32], "a norm of another width")?;
+        self.keeps_type([weight.dtype()])?;
+        Ok((self.inputs([&weight]), eps))
     }
 
-    fn norm_input(&mut self, norm: &RmsNorm, width: usize) -> Option<NormInput> {
-        let (weight, eps) = norm.parts().ok()?;
-        (weight.shape() == [width as i32] && weight.dtype() == self.dtype).then_some(())?;
-        Some((self.inputs([&weight]), eps))
-    }
-
-    pub(crate) fn rms_norm(&mut self, x: Value, norm: &RmsNorm) -> Option<Value> {
+    pub(crate) fn rms_norm(&mut self, x: Value, norm: &RmsNorm) -> Recorded {
         let after = self.norm_input(norm, x.width)?;
         if let Some(Sum { terms, before, sum }) = self.sum.take_if(|sum| sum.sum == x) {
             // The sum and its norm are one call.
@@ -94,25 +93,26 @@ impl Recording<'_, '_> {
                     (before.as_ref().map(NormView::norm), after.as_ref().map(|after| (after, out)));
                 kernel_result(context.kernels.add_rms_norm(terms, x.width, before.as_ref(), sum, after))
             });
-            return Some(normalised);
+            return Ok(normalised);
         }
         let [normalised] = self.call([x], [x.width], move |context, [x], [out]| {
             let norm = NormView::of(context, Some(&after))?.ok_or("a norm was expected")?;
             kernel_result(context.kernels.rms_norm(x, &norm.norm(), out))
         });
-        Some(normalised)
+        Ok(normalised)
     }
 
     /// A norm of the residual stream.
-    pub(in crate::nn) fn norm(&mut self, x: Value, norm: &Norm) -> Option<Value> {
+    pub(in crate::nn) fn norm(&mut self, x: Value, norm: &Norm) -> Recorded {
         match norm {
             Norm::Rms(norm) => self.rms_norm(x, norm),
             Norm::Layer(norm) => self.layer_norm(x, norm),
         }
     }
 
-    pub(in crate::nn) fn layer_norm(&mut self, x: Value, norm: &LayerNorm) -> Option<Value> {
-        let (Some(weight), bias, eps) = norm.parts().ok()? else { return None };
+    pub(in crate::nn) fn layer_norm(&mut self, x: Value, norm: &LayerNorm) -> Recorded {
+        let (weight, bias, eps) = norm.parts()?;
+        let weight = weight.ok_or(Unrecorded::Never("a norm without weights"))?;
         self.keeps_type([&weight].into_iter().chain(&bias).map(Array::dtype))?;
         let weights = self.inputs([&weight].into_iter().chain(&bias));
         let [normalised] = self.call([x], [x.width], move |context, [x], [out]| {
@@ -123,11 +123,11 @@ impl Recording<'_, '_> {
             let norm = cpu_kernels::LayerNorm { weight: weight.floats(), bias, eps };
             kernel_result(context.kernels.layer_norm(x, None, &norm, out))
         });
-        Some(normalised)
+        Ok(normalised)
     }
 
     /// x + y, where y may be normalised before.
-    pub(crate) fn add(&mut self, x: Value, y: Value, before: Option<&RmsNorm>) -> Option<Value> {
+    pub(crate) fn add(&mut self, x: Value, y: Value, before: Option<&RmsNorm>) -> Recorded {
         let before = match before {
             Some(norm) => Some(self.norm_input(norm, y.width)?),
             None => None,
@@ -139,119 +139,138 @@ impl Recording<'_, '_> {
             kernel_result(context.kernels.add_rms_norm(terms, x.width, before.as_ref(), sum, None))
         });
         self.sum = Some(Sum { terms: [x, y], before, sum });
-        Some(sum)
+        Ok(sum)
     }
 
-    fn matrix(&mut self, matrix: &Operand<'_>, inputs: usize) -> Option<MatrixInput> {
-        let stack = Stack::of(matrix)?;
+    fn matrix(&mut self, matrix: &Operand<'_>, inputs: usize) -> Recorded<MatrixInput> {
+        let stack = Stack::of(matrix).ok_or(Unrecorded::Never("a matrix of another shape"))?;
         self.keeps_type(stack.dtype)?;
-        (stack.layout.inputs == inputs).then(|| MatrixInput(stack.layout, self.inputs(stack.arrays)))
+        require(stack.layout.inputs == inputs, "a matrix of another width")?;
+        Ok(MatrixInput(stack.layout, self.inputs(stack.arrays)))
     }
 
-    pub(in crate::nn) fn linear(&mut self, x: Value, linear: &Linear) -> Option<Value> {
-        let (matrix, bias) = linear.parts()?;
-        let matrix = self.matrix(&matrix.operand().ok()?, x.width)?;
+    /// The products with matrices of one input, as parts of one value or of several.
+    pub(in crate::nn) fn project<const N: usize>(
+        &mut self,
+        x: Value,
+        projections: &Projections,
+    ) -> Recorded<[Part; N]> {
+        let (linears, cuts) = projections.parts();
+        let mut parts = Vec::with_capacity(N);
+        for linear in linears {
+            parts.push(Part { value: self.linear(x, linear)?, start: 0 });
+        }
+        let joined = parts.first().copied().filter(|_| linears.len() == 1);
+        parts.extend(
+            cuts.iter()
+                .zip(joined.into_iter().cycle())
+                .map(|(cut, Part { value, .. })| Part { value, start: *cut as usize }),
+        );
+        parts.try_into().map_err(|_| Unrecorded::Never("another number of projections"))
+    }
+
+    pub(crate) fn linear(&mut self, x: Value, linear: &Linear) -> Recorded {
+        let (matrix, bias) = linear.parts().ok_or(Unrecorded::Now("an adapter"))?;
+        let matrix = self.matrix(&matrix.operand()?, x.width)?;
         let bias = match bias {
             Some(bias) => {
-                let bias = bias.get().ok()?;
+                let bias = bias.get()?;
                 self.keeps_type([bias.dtype()])?;
                 Some(self.inputs([&bias]).start)
             }
             None => None,
         };
-        if matrix.0.count != 1 {
-            return None;
-        }
+        require(matrix.0.count == 1, "a stack of matrices")?;
         let [product] = self.call([x], [matrix.0.outputs], move |context, [x], [out]| {
             let bias = bias.map(|bias| FloatView::of(context.inputs[bias])).transpose()?;
             matrix.with(context, |w| context.kernels.matmul(x, w, bias.as_ref().map(FloatView::floats), out))
         });
-        Some(product)
+        Ok(product)
     }
 
-    pub(in crate::nn) fn activate(&mut self, x: Value, activation: Activation) -> Option<Value> {
-        let activation = element_activation(activation)?;
+    pub(in crate::nn) fn activate(&mut self, x: Value, activation: Activation) -> Recorded {
+        Ok(self.each(x, element_activation(activation)))
+    }
+
+    /// The whole value of a part, cut to ± `limit`.
+    pub(in crate::nn) fn clip(&mut self, part: Part, limit: f32) -> Part {
+        Part { value: self.each(part.value, ElementActivation::Clip(limit)), ..part }
+    }
+
+    fn each(&mut self, x: Value, activation: ElementActivation) -> Value {
         let [activated] = self.call([x], [x.width], move |context, [x], [out]| {
             kernel_result(context.kernels.activate(x, activation, out))
         });
-        Some(activated)
+        activated
     }
 
-    /// [`Gating`] of two halves that are one value, gates first.
-    pub(in crate::nn) fn glu(&mut self, joined: Value, gating: Gating) -> Option<Value> {
-        let (gating, size) = (gated_linear_unit(gating)?, joined.width / 2);
-        let [gated] = self.call([joined], [size], move |context, [joined], [out]| {
-            let halves = GluInput { gates: joined, ups: tail(joined, size), row_stride: 2 * size, step: 1 };
+    /// A value times a factor.
+    pub(crate) fn scale(&mut self, x: Value, factor: f32) -> Value {
+        if factor.to_bits() == 1.0_f32.to_bits() {
+            return x;
+        }
+        let factors = vec![factor; self.sizes[0] * self.sizes[1]];
+        let [scaled] = self.call([x], [x.width], move |context, [x], [out]| {
+            kernel_result(context.kernels.mix(x, &factors, out))
+        });
+        scaled
+    }
+
+    /// The product of two parts, `width` elements of each.
+    pub(crate) fn multiply(&mut self, [a, b]: [Part; 2], width: usize) -> Value {
+        let [multiplied] = self.call([a.value, b.value], [width], move |context, [x, y], [mut out]| {
+            let (x, y) = (a.of(x), b.of(y));
+            for token in 0..out.len() / width {
+                let (gates, ups) = (tail(x, token * a.value.width), tail(y, token * b.value.width));
+                let (pair, start) = (GluInput { gates, ups, row_stride: width, step: 1 }, token * width);
+                let out = part_mut(out.reborrow(), start..start + width);
+                kernel_result(context.kernels.glu(&pair, Glu::Product, width, out))?;
+            }
+            Ok(())
+        });
+        multiplied
+    }
+
+    /// A value times factors of its elements.
+    pub(in crate::nn) fn multiply_by(&mut self, x: Value, factors: &Array) -> Recorded {
+        require(
+            factors.dtype() == Dtype::Float32 && factors.shape() == [x.width as i32],
+            "factors of another shape",
+        )?;
+        let (factors, width) = (self.inputs([factors]).start, x.width);
+        let [multiplied] = self.call([x], [width], move |context, [x], [mut out]| {
+            let factors = FloatView::of(context.inputs[factors])?;
+            for start in (0..out.len()).step_by(width) {
+                let pair =
+                    GluInput { gates: tail(x, start), ups: factors.floats(), row_stride: width, step: 1 };
+                let out = part_mut(out.reborrow(), start..start + width);
+                kernel_result(context.kernels.glu(&pair, Glu::Product, width, out))?;
+            }
+            Ok(())
+        });
+        Ok(multiplied)
+    }
+
+    /// A value times σ of a score of each token.
+    pub(in crate::nn) fn scale_by_score(&mut self, x: Value, score: Value) -> Recorded {
+        require(score.width == 1, "more than one score")?;
+        let [scaled] = self.call([x, score], [x.width], move |context, [x, scores], [out]| {
+            let opened: Vec<_> = widened(scores).map(|score| 1.0 / (1.0 + (-score).exp())).collect();
+            kernel_result(context.kernels.mix(x, &opened, out))
+        });
+        Ok(scaled)
+    }
+
+    /// [`Gating`] of gates and what they let through.
+    pub(crate) fn glu(&mut self, [gates, ups]: [Part; 2], gating: Gating) -> Recorded {
+        let gating = gated_linear_unit(gating).ok_or(Unrecorded::Never("gates of another activation"))?;
+        let (row_stride, size) = (gates.value.width, ups.value.width - ups.start);
+        require(ups.value.width == row_stride, "gates of another width")?;
+        let [gated] = self.call([gates.value, ups.value], [size], move |context, [gate, up], [out]| {
+            let halves = GluInput { gates: gates.of(gate), ups: ups.of(up), row_stride, step: 1 };
             kernel_result(context.kernels.glu(&halves, gating, size, out))
         });
-        Some(gated)
-    }
-
-    pub(in crate::nn) fn rotary_table(&mut self, rope: &Rope) -> Option<RotaryTable> {
-        self.pass.rotary_table(rope).ok()
-    }
-
-    /// Norms and rotary positions of queries, keys and values in one; the keys and values are written to the rows' caches of a layer, and
-    /// attended to.
-    pub(in crate::nn) fn attend(
-        &mut self,
-        layer: usize,
-        qkv: Value,
-        how: &QkNormRope<'_>,
-        params: &AttentionParams,
-    ) -> Option<Value> {
-        let &QkNormRope { heads: sizes, ref norms, rotary, gated } = how;
-        let [heads, kv_heads, head_dim] = sizes.map(|size| size as usize);
-        if gated || params.both_ways || params.chunk.is_some() || params.bias.is_some() {
-            return None;
-        }
-        if qkv.width != (heads + 2 * kv_heads) * head_dim {
-            return None;
-        }
-        let norms = match norms {
-            Some(norms) => {
-                self.keeps_type(norms.iter().map(|(weight, _)| weight.dtype()))?;
-                Some(norms.each_ref().map(|(weight, eps)| (self.inputs([weight]), *eps)))
-            }
-            None => None,
-        };
-        let slots = self.pass.slots(layer)?.ok()?;
-        let kept = slots.iter().flat_map(|slot| &slot.arrays);
-        if slots.iter().any(|slot| slot.arrays.len() != 2)
-            || kept.clone().any(|kept| kept.dtype() != self.dtype)
-        {
-            return None;
-        }
-        let kept = self.inputs(kept);
-        for after in slots.iter().filter_map(|slot| slot.after.as_ref()) {
-            if !self.after.iter().any(|known| Rc::ptr_eq(known, after)) {
-                self.after.push(after.clone());
-            }
-        }
-        let sinks = match &params.sinks {
-            Some(sinks) => {
-                let sinks = sinks.get().ok()?;
-                promoted([sinks.dtype()])?;
-                Some(self.inputs([&sinks]).start)
-            }
-            None => None,
-        };
-        self.layers.push(layer);
-        let attention = Attention {
-            sizes: self.sizes,
-            heads: [heads, kv_heads, head_dim],
-            norms,
-            rotary: rotary.cloned(),
-            kept,
-            slots: slots.iter().map(|slot| [slot.slot, slot.held]).collect(),
-            sinks,
-            scale: params.scale,
-            softcap: params.softcap,
-        };
-        let widths = [heads, kv_heads, kv_heads, heads].map(|heads| heads * head_dim);
-        let [_, _, _, attended] =
-            self.call([qkv], widths, move |context, [qkv], out| attention.run(context, qkv, out));
-        Some(attended)
+        Ok(gated)
     }
 
     fn gathered(
@@ -259,10 +278,10 @@ impl Recording<'_, '_> {
         matrices: &Operand<'_>,
         bias: Option<&Array>,
         inputs: usize,
-    ) -> Option<GatherInput> {
+    ) -> Recorded<GatherInput> {
         let matrices = self.matrix(matrices, inputs)?;
         self.keeps_type(bias.map(Array::dtype))?;
-        Some(GatherInput { matrices, bias: bias.map(|bias| self.inputs([bias]).start) })
+        Ok(GatherInput { matrices, bias: bias.map(|bias| self.inputs([bias]).start) })
     }
 
     /// What the experts that are picked by these scores give, weighted.
@@ -271,24 +290,28 @@ impl Recording<'_, '_> {
         x: Value,
         scores: Value,
         experts: &RecordedExperts<'_>,
-    ) -> Option<Value> {
-        let &RecordedExperts { ref matrices, ref biases, interleaved, gating, picking, choice_bias } =
-            experts;
-        let (gating, (down, inner)) = (gated_linear_unit(gating)?, matrices.split_last()?);
+    ) -> Recorded {
+        let &RecordedExperts { ref matrices, ref biases, interleaved, inner, picking, choice_bias } = experts;
+        // `Err`: there are no gates.
+        let gating = match inner {
+            Inner::Gated(gating) => {
+                Ok(gated_linear_unit(gating).ok_or(Unrecorded::Never("gates of another activation"))?)
+            }
+            Inner::Ungated(activation) => Err(element_activation(activation)),
+        };
+        let (down, inner) = matrices.split_last().ok_or(Unrecorded::Never("experts without matrices"))?;
         let mut first = Vec::with_capacity(inner.len());
         for (place, matrices) in inner.iter().enumerate() {
             first.push(self.gathered(matrices, biases.get(place), x.width)?);
         }
         // Of one matrix both halves, of two one each.
-        let outputs = first.first()?.matrices.0.outputs;
-        let size = if first.len() == 1 { outputs / 2 } else { outputs };
+        let outputs = first.first().map_or(0, |first| first.matrices.0.outputs);
+        let size = if first.len() == 1 && gating.is_ok() { outputs / 2 } else { outputs };
         let down = self.gathered(down, biases.get(inner.len()), size)?;
-        if choice_bias.is_some_and(|bias| bias.dtype() != Dtype::Float32)
-            || down.matrices.0.outputs != x.width
-            || first.iter().any(|first| first.matrices.0.outputs != outputs)
-        {
-            return None;
-        }
+        let fits = choice_bias.is_none_or(|bias| bias.dtype() == Dtype::Float32)
+            && down.matrices.0.outputs == x.width
+            && first.iter().all(|first| first.matrices.0.outputs == outputs);
+        require(fits, "experts of other sizes")?;
         let choice_bias = choice_bias.map(|bias| self.inputs([bias]).start);
         let (picks, top_k) = (self.sizes[0] * self.sizes[1] * picking.top_k, picking.top_k);
         let second_width = if first.len() == 1 { 0 } else { size };
@@ -309,94 +332,39 @@ impl Recording<'_, '_> {
                 (1, false) => GluInput { gates, ups: tail(gates, size), row_stride: outputs, step: 1 },
                 _ => GluInput { gates, ups, row_stride: outputs, step: 1 },
             };
-            kernel_result(context.kernels.glu(&halves, gating, size, gated.reborrow()))?;
+            kernel_result(match gating {
+                Ok(gating) => context.kernels.glu(&halves, gating, size, gated.reborrow()),
+                Err(activation) => context.kernels.activate(gates, activation, gated.reborrow()),
+            })?;
             down.run(context, gated.as_floats(), &places, each.reborrow())?;
             kernel_result(context.kernels.mix(each.as_floats(), &weights, mixed))
         });
-        Some(mixed)
+        Ok(mixed)
+    }
+}
+
+/// Numbers in single precision.
+fn widened(floats: Floats<'_>) -> Box<dyn Iterator<Item = f32> + '_> {
+    match floats {
+        Floats::F32(floats) => Box::new(floats.iter().copied()),
+        Floats::F16(floats) => Box::new(floats.iter().map(|x| x.to_f32())),
+        Floats::Bf16(floats) => Box::new(floats.iter().map(|x| x.to_f32())),
     }
 }
 
 /// A norm where its weights lie.
-struct NormView<'a> {
+pub(super) struct NormView<'a> {
     weight: FloatView<'a>,
     eps: f32,
 }
 
 impl<'a> NormView<'a> {
-    fn of(context: &Context<'a>, norm: Option<&NormInput>) -> KernelResult<Option<Self>> {
+    pub(super) fn of(context: &Context<'a>, norm: Option<&NormInput>) -> KernelResult<Option<Self>> {
         let Some((weight, eps)) = norm else { return Ok(None) };
         Ok(Some(Self { weight: FloatView::of(context.inputs[weight.start])?, eps: *eps }))
     }
 
-    fn norm(&self) -> cpu_kernels::RmsNorm<'_> {
+    pub(super) fn norm(&self) -> cpu_kernels::RmsNorm<'_> {
         cpu_kernels::RmsNorm { weight: self.weight.floats(), eps: self.eps }
-    }
-}
-
-/// The attention of a layer, with what is done before it.
-struct Attention {
-    /// Rows, and tokens of each.
-    sizes: [usize; 2],
-    /// Of queries, of keys, and the width of one.
-    heads: [usize; 3],
-    norms: Option<[NormInput; 2]>,
-    rotary: Option<RotaryTable>,
-    /// Where keys and values of each row are among the inputs.
-    kept: Range<usize>,
-    /// Of each row, the slot of its first token, and slots in use afterwards.
-    slots: Vec<[usize; 2]>,
-    sinks: Option<usize>,
-    scale: f32,
-    softcap: Option<f32>,
-}
-
-impl Attention {
-    fn run(&self, context: &Context<'_>, qkv: Floats<'_>, out: [FloatsMut<'_>; 4]) -> KernelResult {
-        let ([rows, tokens], [heads, kv_heads, head_dim]) = (self.sizes, self.heads);
-        let width = (heads + 2 * kv_heads) * head_dim;
-        let [mut queries, mut keys, mut values, attended] = out;
-        let parts = [
-            (0, heads, &mut queries),
-            (heads, kv_heads, &mut keys),
-            (heads + kv_heads, kv_heads, &mut values),
-        ];
-        let angles = self.rotary.as_ref().map(RotaryTable::view);
-        for (part, (first, heads, out)) in parts.into_iter().enumerate() {
-            // Values are only put in order.
-            let norm = self.norms.as_ref().and_then(|norms| norms.get(part));
-            let norm = NormView::of(context, norm)?;
-            let norm = norm.as_ref().map(NormView::norm);
-            let data = tail(qkv, first * head_dim);
-            let vectors = Heads { data, head_stride: head_dim, token_stride: width };
-            let vectors = Queries { first: vectors, row_stride: tokens * width, tokens };
-            let angles = angles.as_ref().filter(|_| part < 2);
-            let sizes = [rows, heads, head_dim];
-            kernel_result(context.kernels.norm_rope(&vectors, sizes, norm.as_ref(), angles, out.reborrow()))?;
-        }
-        let kept = &context.inputs[self.kept.clone()];
-        let mut caches = Vec::with_capacity(rows);
-        for (row, (kept, [slot, len])) in kept.chunks_exact(2).zip(&self.slots).enumerate() {
-            keep(keys.as_floats(), [kv_heads, tokens, head_dim], row, kept[0], *slot)?;
-            keep(values.as_floats(), [kv_heads, tokens, head_dim], row, kept[1], *slot)?;
-            let [kept_keys, kept_values] = [Vectors::of(kept[0])?.heads(0)?, Vectors::of(kept[1])?.heads(0)?];
-            let (keys, values) = (KvView::Floats(kept_keys), KvView::Floats(kept_values));
-            caches.push(KvCache { keys, values, len: *len });
-        }
-        let sinks = self.sinks.map(|sinks| FloatView::of(context.inputs[sinks])).transpose()?;
-        let params = cpu_kernels::AttentionParams {
-            heads,
-            kv_heads,
-            head_dim,
-            scale: self.scale,
-            // A layer keeps no more than its window.
-            window: None,
-            softcap: self.softcap,
-            sinks: sinks.as_ref().map(FloatView::floats),
-        };
-        let first =
-            Heads { data: queries.as_floats(), head_stride: tokens * head_dim, token_stride: head_dim };
-        let queries = Queries { first, row_stride: heads * tokens * head_dim, tokens };
-        kernel_result(context.kernels.attention(&queries, &caches, &params, attended))
     }
 }

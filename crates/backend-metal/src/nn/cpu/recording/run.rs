@@ -1,5 +1,7 @@
 //! Running a recording.
 
+use std::cell::RefCell;
+
 use cpu_kernels::{Floats, FloatsMut};
 use half::{bf16, f16};
 use mlx_rs::Dtype;
@@ -81,7 +83,10 @@ impl Plan {
     }
 
     fn run_as<T: Float>(&self, inputs: &[Input<'_>], outputs: &mut [Output<'_>]) -> KernelResult {
-        let context = Context { kernels: kernels()?, inputs };
+        // The second only says that the operation is done.
+        let [output, _, others @ ..] = outputs else { return Err("two outputs were expected".into()) };
+        let others = RefCell::new(others.iter_mut().map(Output::reborrow).collect());
+        let context = Context { kernels: kernels()?, inputs, outputs: others };
         let mut memory: Vec<_> =
             self.widths.iter().map(|width| vec![T::default(); width * self.vectors]).collect();
         let x = inputs[0].elements::<T>()?;
@@ -99,7 +104,7 @@ impl Plan {
                 memory[buffer(value).0] = written;
             }
         }
-        let output = outputs[0].elements::<T>()?;
+        let output = output.elements::<T>()?;
         let last = &memory[self.buffers[self.last.index]];
         output.copy_from_slice(last.get(..output.len()).ok_or("an output of another width")?);
         Ok(())
