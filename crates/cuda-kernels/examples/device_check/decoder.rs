@@ -98,6 +98,15 @@ pub(crate) struct Decoder {
     ropes: Vec<RopeSpec>,
 }
 
+/// Where inputs of products are rounded to halves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Rounding {
+    None,
+    /// Those that are normalised before they are multiplied by the root of the norm, which multiplies the product.
+    BeforeRoots,
+    BehindRoots,
+}
+
 /// Keys and values of one row: for each layer, for each position, all heads.
 pub(crate) type Cache = Vec<LayerCache>;
 
@@ -219,12 +228,18 @@ impl Decoder {
 
     /// A random token at the end of what both caches hold, of which rounding does not decide which experts are picked, and its logits,
     /// exact and rounded.
-    pub(crate) fn certain_step(&self, rng: &mut StdRng, caches: [&mut Cache; 2]) -> (u32, [Vec<f64>; 2]) {
+    pub(crate) fn certain_step(
+        &self,
+        rng: &mut StdRng,
+        caches: [&mut Cache; 2],
+        rounding: Rounding,
+    ) -> (u32, [Vec<f64>; 2]) {
         let lengths = caches.each_ref().map(|cache| cache.iter().map(Vec::len).collect::<Vec<_>>());
         let [exact, rounded] = caches;
         loop {
             let token = rng.random_range(0..self.shape.vocabulary as u32);
-            let found = [self.step(token as usize, exact, false), self.step(token as usize, rounded, true)];
+            let step = |cache: &mut Cache, rounding| self.step(token as usize, cache, rounding);
+            let found = [step(&mut *exact, Rounding::None), step(&mut *rounded, rounding)];
             if let [Some(exact), Some(rounded)] = found {
                 return (token, [exact, rounded]);
             }
@@ -234,28 +249,40 @@ impl Decoder {
         }
     }
 
-    /// The logits of the token at the end of what `cache` holds. `rounded` rounds to halves what a step on the GPU does: inputs of
-    /// products, and what is cached. `None` where rounding may decide which experts are picked.
-    fn step(&self, token: usize, cache: &mut Cache, rounded: bool) -> Option<Vec<f64>> {
+    /// Where steps of so many rows round. `gemv` rounds before the root of a norm in bf16; `pack` and `plain`, which serve other rows and
+    /// widths, round behind it.
+    pub(crate) fn rounding(&self, rows: usize) -> Rounding {
+        let by_gemv = rows <= 8 && self.shape.hidden.is_multiple_of(64);
+        if self.shape.half == Half::Bf16 && by_gemv { Rounding::BeforeRoots } else { Rounding::BehindRoots }
+    }
+
+    /// The logits of the token at the end of what `cache` holds. `rounding` says whether, and where, halves are rounded as a step on the
+    /// GPU does: inputs of products, and what is cached. `None` where that may decide which experts are picked.
+    fn step(&self, token: usize, cache: &mut Cache, rounding: Rounding) -> Option<Vec<f64>> {
         let eps = f64::from(EPS);
         let half = self.shape.half;
         let round = |mut values: Vec<f64>| {
-            if rounded {
+            if rounding != Rounding::None {
                 values.iter_mut().for_each(|value| *value = widen(half, narrow(half, *value)));
             }
             values
         };
+        // What the first product of a block multiplies.
+        let normed = |norm: &Norm, x: &[f64]| match rounding {
+            Rounding::BeforeRoots => norm.apply_with(x, eps, &round),
+            Rounding::None | Rounding::BehindRoots => round(norm.apply(x, eps)),
+        };
         let mut x: Vec<f64> =
             self.embedding.row(token).iter().map(|w| w * f64::from(EMBEDDING_SCALE)).collect();
         for (layer, cache) in self.layers.iter().zip(cache) {
-            let h = round(layer.input_norm.apply(&x, eps));
+            let h = normed(&layer.input_norm, &x);
             let y = layer.output.multiply(&round(self.attend(layer, &h, cache, &round)));
             add(&mut x, &y, layer.post_norms.as_ref().map(|norms| &norms[0]));
-            let h = round(layer.mlp_norm.apply(&x, eps));
-            let y = layer.mlp.apply(&self.shape, &h, &round)?;
+            let h = [normed(&layer.mlp_norm, &x), round(layer.mlp_norm.apply(&x, eps))];
+            let y = layer.mlp.apply(&self.shape, h.each_ref().map(Vec::as_slice), &round)?;
             add(&mut x, &y, layer.post_norms.as_ref().map(|norms| &norms[1]));
         }
-        let logits = self.head.multiply(&round(self.norm.apply(&x, eps)));
+        let logits = self.head.multiply(&normed(&self.norm, &x));
         let cap = |z: f64| self.shape.logit_cap.map_or(z, |cap| f64::from(cap) * (z / f64::from(cap)).tanh());
         Some(logits.into_iter().map(|z| cap(z * f64::from(LOGIT_SCALE))).collect())
     }

@@ -62,7 +62,7 @@ impl Default for Experts {
 
 /// A block in both places.
 pub(crate) enum FeedForward {
-    Dense(Mlp),
+    Dense(Box<Mlp>),
     Experts(Box<Mixture>),
 }
 
@@ -114,7 +114,7 @@ impl FeedForward {
     ) -> Result<Self> {
         let Shape { half, hidden, intermediate, layouts, bias, .. } = *shape;
         let Some(experts) = experts else {
-            return Ok(Self::Dense(Mlp::random(device, rng, shape, intermediate, bias)?));
+            return Ok(Self::Dense(Box::new(Mlp::random(device, rng, shape, intermediate, bias)?)));
         };
         let shared = experts.shared.map(|Shared { width, gate }| {
             // A gate is before the bias.
@@ -151,15 +151,16 @@ impl FeedForward {
         }
     }
 
-    /// What it adds; `None` where rounding may decide which experts are picked.
+    /// What it adds; `None` where rounding may decide which experts are picked. The input is as products normalise it, and as the choice of
+    /// experts does for them.
     pub(crate) fn apply(
         &self,
         shape: &Shape,
-        h: &[f64],
+        h: [&[f64]; 2],
         round: &impl Fn(Vec<f64>) -> Vec<f64>,
     ) -> Option<Vec<f64>> {
         match self {
-            Self::Dense(mlp) => Some(mlp.down.multiply(&round(mlp.gated(shape, h)))),
+            Self::Dense(mlp) => Some(mlp.down.multiply(&round(mlp.gated(shape, h[0])))),
             Self::Experts(mixture) => mixture.apply(shape, h, round),
         }
     }
@@ -237,10 +238,15 @@ impl Mixture {
         Some(picks.iter().map(|&pick| (pick, probabilities[pick] / divisor * f64::from(SCALE))).collect())
     }
 
-    fn apply(&self, shape: &Shape, h: &[f64], round: &impl Fn(Vec<f64>) -> Vec<f64>) -> Option<Vec<f64>> {
+    fn apply(
+        &self,
+        shape: &Shape,
+        [of_products, h]: [&[f64]; 2],
+        round: &impl Fn(Vec<f64>) -> Vec<f64>,
+    ) -> Option<Vec<f64>> {
         let hidden = shape.hidden;
         let mut sum = vec![0.0; hidden];
-        for (expert, weight) in self.pick(h)? {
+        for (expert, weight) in self.pick(of_products)? {
             let [of_gate, of_up] = self.rows(shape, expert);
             let gate = self.gates.multiply_rows(h, of_gate);
             let up = self.ups.as_ref().unwrap_or(&self.gates).multiply_rows(h, of_up);
@@ -250,7 +256,7 @@ impl Mixture {
             sum.iter_mut().zip(y).for_each(|(sum, y)| *sum += weight * y);
         }
         if let Some((mlp, gate)) = &self.shared {
-            let mut gated = round(mlp.gated(shape, h));
+            let mut gated = round(mlp.gated(shape, of_products));
             if let Some(gate) = gate {
                 let factor = 1.0 / (1.0 + (-gate.multiply(h)[0]).exp());
                 gated = round(gated.into_iter().map(|value| value * factor).collect());

@@ -115,7 +115,7 @@ fn check(compiler: &Arc<Compiler>, decoder: &Decoder, rows: usize, seed: u64) ->
         executor.set_caches(row, &places)?;
         caches.push(cache);
     }
-    let mut rounded_caches = caches.clone();
+    let (mut rounded_caches, rounding) = (caches.clone(), decoder.rounding(rows));
     let idle = |row: usize| rows % 10 == 3 && row == 1;
     let (mut ours, mut rounded) = (Error::default(), Error::default());
     let mut wrong = false;
@@ -127,7 +127,7 @@ fn check(compiler: &Arc<Compiler>, decoder: &Decoder, rows: usize, seed: u64) ->
         let (mut next, mut expected) = (Vec::new(), Vec::new());
         for row in 0..rows {
             let (token, logits) =
-                decoder.certain_step(&mut rng, [&mut caches[row], &mut rounded_caches[row]]);
+                decoder.certain_step(&mut rng, [&mut caches[row], &mut rounded_caches[row]], rounding);
             next.push(idle_or(row, token, step));
             expected.push(logits);
             if step == 0 {

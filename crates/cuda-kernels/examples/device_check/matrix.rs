@@ -186,8 +186,14 @@ impl Norm {
 
     /// x / rms(x) · weights
     pub(crate) fn apply(&self, x: &[f64], eps: f64) -> Vec<f64> {
+        self.apply_with(x, eps, &|weighted| weighted)
+    }
+
+    /// The same with something done to x · weights before it is divided.
+    pub(crate) fn apply_with(&self, x: &[f64], eps: f64, change: &impl Fn(Vec<f64>) -> Vec<f64>) -> Vec<f64> {
         let mean = x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64;
         let root = (mean + eps).sqrt().recip();
-        x.iter().zip(&self.values).map(|(x, w)| x * root * w).collect()
+        let weighted = change(x.iter().zip(&self.values).map(|(x, w)| x * w).collect());
+        weighted.into_iter().map(|value| value * root).collect()
     }
 }
