@@ -49,6 +49,8 @@ pub(crate) use block::{Block, FeedForward, LayerNormBlock, Mixer, PreNorm};
 pub(crate) use cache::{KvCache, LayerState, Rotation, SNAPSHOTS};
 pub(crate) use causal_conv::{CausalConv, is_converted};
 pub(crate) use cpu::{Draw, Recorded, Recording, Value, start_kernels};
+#[cfg(test)]
+pub(crate) use cuda::logits_of_description;
 pub(crate) use cuda::{CudaDecoder, Pending, Sampling, SpecBuilder, Unsupported};
 pub(crate) use decoder::{Decoder, LayerInputs, Streams};
 pub(crate) use dense_layer::DenseLayer;

@@ -5,10 +5,14 @@
 
 mod decoder;
 pub(super) mod fused;
+#[cfg(test)]
+mod host;
 mod spec;
 
 pub(crate) use cuda_kernels::{Pending, Sampling};
 
+#[cfg(test)]
+pub(crate) use self::host::logits as logits_of_description;
 pub(crate) use self::{
     decoder::CudaDecoder,
     spec::{Description, SpecBuilder, Unsupported},
