@@ -80,6 +80,8 @@ impl PrefixCache {
         self.entries
             .retain(|old| !(entry.tokens.starts_with(&old.tokens) && stands_in(&entry.cache, &old.cache)));
         self.entries.push(entry);
+        // The last rows of a batch would hold on to the memory of all. What cannot be copied is not kept.
+        self.entries.retain_mut(|entry| entry.cache.detach_from_few().is_ok());
         self.evict(self.bytes().saturating_sub(self.budget));
     }
 }
@@ -99,7 +101,7 @@ mod tests {
     use mlx_rs::{Array, Device, with_device};
 
     use super::*;
-    use crate::nn::LayerState;
+    use crate::nn::{LayerState, fill_batch, regroup};
 
     /// The cache of a text: 256 positions of one float for keys and one for values, however many of them are in use.
     fn cache(tokens: usize) -> KvCache {
@@ -138,6 +140,28 @@ mod tests {
             assert_eq!([100, 102, 103].map(|first| cached(&prefixes, first, 20)), [20, 0, 20]);
             prefixes.evict(BYTES + 1);
             assert_eq!(prefixes.bytes(), 0);
+        });
+    }
+
+    #[test]
+    fn the_last_rows_of_a_batch_hold_on_to_their_own_memory_alone() {
+        with_device(Device::cpu(), || {
+            let mut batch = vec![KvCache::new([None]); 6];
+            let mut rows: Vec<&mut KvCache> = batch.iter_mut().collect();
+            regroup(&mut rows, 20, true).unwrap();
+            let new = Array::from_slice(&[0.0_f32; 6 * 20], &[6, 1, 20, 1]);
+            fill_batch(&mut rows, 0, &[new.clone(), new], &[20; 6]).unwrap();
+            rows.iter_mut().for_each(|row| row.advance(20));
+            let mut prefixes = PrefixCache::new(100 * BYTES);
+            for first in 100..102 {
+                prefixes.keep(text(first, 20), batch.pop().unwrap());
+            }
+            assert_eq!(prefixes.bytes(), 2 * BYTES, "of a batch whose rows are all there, their part");
+            drop(batch);
+            assert_eq!(prefixes.bytes(), 6 * BYTES, "all of the batch is theirs");
+            prefixes.keep(text(102, 20), cache(20));
+            assert_eq!(prefixes.bytes(), 3 * BYTES);
+            assert_eq!([100, 101, 102].map(|first| cached(&prefixes, first, 20)), [20; 3]);
         });
     }
 

@@ -142,10 +142,8 @@ impl Row {
             tokens.truncate(reach);
         }
         let mut cache = std::mem::replace(&mut self.cache, KvCache::new([]));
-        // What cannot be copied is not kept: an empty cache holds none of the tokens.
-        // A session's may be kept for long, and stands for itself.
-        let detached = if self.session().is_some() { cache.detach() } else { cache.detach_from_few() };
-        if detached.is_err() {
+        // A session's is kept for as long as it likes. What cannot be copied is not kept: an empty cache holds none of the tokens.
+        if self.session().is_some() && cache.detach().is_err() {
             cache = KvCache::new([]);
         }
         (tokens, cache)

@@ -47,6 +47,8 @@ pub(crate) use attention::{Attention, QkNorm, QueryScale};
 pub(crate) use attention_params::AttentionParams;
 pub(crate) use block::{Block, FeedForward, LayerNormBlock, Mixer, PreNorm};
 pub(crate) use cache::{KvCache, LayerState, Rotation, SNAPSHOTS};
+#[cfg(test)]
+pub(crate) use cache::{fill_batch, regroup};
 pub(crate) use causal_conv::{CausalConv, is_converted};
 pub(crate) use cpu::{Draw, Recorded, Recording, Value, start_kernels};
 #[cfg(test)]
