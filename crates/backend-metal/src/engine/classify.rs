@@ -72,11 +72,11 @@ pub(super) struct ClassifyJob {
     submitted: Option<Submitted>,
 }
 
-/// A bucket whose figures were submitted and not read: of each place whose logits are wanted.
+/// A bucket that was submitted and not read. N: the places whose logits are wanted.
 #[derive(Debug)]
 struct Submitted {
     bucket: Vec<Sequence>,
-    /// `[N, 1]`, f32: what log-probabilities are less than logits.
+    /// `[N, 1]`, f32: logits less this are log-probabilities.
     normalizers: Array,
     /// `[N]`, u32
     likeliest: Array,
@@ -207,7 +207,7 @@ impl ClassifyJob {
             model.logits(&hidden.expand_dims(0)?)?.reshape(&[places.dim(0), -1])?.as_type::<f32>()?;
         let normalizers = ops::logsumexp_axis(&logits, -1, true)?;
         let wanted = self.wanted(&bucket);
-        let wanted = Array::from_slice(&wanted, &[logits.dim(0), self.labels_at_once() as i32]);
+        let wanted = Array::from_slice(&wanted, &[logits.dim(0), self.scores_per_place() as i32]);
         let scores = logits.take_along_axis(&wanted, -1)?.subtract(&normalizers)?;
         let likeliest = argmax(&logits)?;
         let logits = self.request.logits.then_some(logits);
@@ -215,8 +215,8 @@ impl ClassifyJob {
         Ok(Submitted { bucket, normalizers, likeliest, scores, logits })
     }
 
-    /// Scores of each place.
-    fn labels_at_once(&self) -> usize {
+    /// How many scores each place has.
+    fn scores_per_place(&self) -> usize {
         self.request.labels.len().max(1)
     }
 
@@ -250,7 +250,7 @@ impl ClassifyJob {
         let likeliest = likeliest.to_vec_exact::<u32>().map_err(exception)?;
         let full =
             logits.as_ref().map(|logits| logits.to_vec_exact::<f32>().map_err(exception)).transpose()?;
-        let (labels, width) = (&self.request.labels, self.labels_at_once());
+        let (labels, width) = (&self.request.labels, self.scores_per_place());
         let vocab_size = full.as_ref().map_or(0, |full| full.len() / likeliest.len().max(1));
         let mut place = 0;
         for sequence in bucket {

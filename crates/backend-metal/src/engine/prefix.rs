@@ -80,8 +80,8 @@ impl PrefixCache {
         self.entries
             .retain(|old| !(entry.tokens.starts_with(&old.tokens) && stands_in(&entry.cache, &old.cache)));
         self.entries.push(entry);
-        // The last rows of a batch would hold on to the memory of all. What cannot be copied is not kept.
-        self.entries.retain_mut(|entry| entry.cache.detach_from_few().is_ok());
+        // The last rows of a batch would keep the memory of all. What cannot be copied is not kept.
+        self.entries.retain_mut(|entry| entry.cache.leave_sparse_batch().is_ok());
         self.evict(self.bytes().saturating_sub(self.budget));
     }
 }

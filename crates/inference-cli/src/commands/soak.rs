@@ -102,8 +102,8 @@ pub(crate) struct Args {
     #[arg(long)]
     http: bool,
 
-    /// Take another token than the lone run's for right where it is nearly as likely: for engines whose kernels round by the number of
-    /// rows
+    /// Accept a token other than the lone run's where it is nearly as likely, or, if tokens are drawn, one of the 20 likeliest: for
+    /// engines whose rounding depends on the number of rows
     #[arg(long)]
     near_ties: bool,
 

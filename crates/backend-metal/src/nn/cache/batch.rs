@@ -188,8 +188,8 @@ impl KvCache {
         if self.buffer.borrow().rows == 1 { 1 } else { Rc::strong_count(&self.buffer) }
     }
 
-    /// Whether the row is in a batch most of whose rows are gone.
-    pub(super) fn is_among_few(&self) -> bool {
+    /// Whether the row is in a batch of whose rows fewer than half are left.
+    pub(super) fn is_in_sparse_batch(&self) -> bool {
         2 * self.owners() < self.buffer.borrow().rows
     }
 

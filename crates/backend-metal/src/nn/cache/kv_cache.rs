@@ -333,10 +333,10 @@ impl KvCache {
         self.detach_buffer()
     }
 
-    /// The same, but keys and values stay in a batch most of whose rows are there.
-    pub(crate) fn detach_from_few(&mut self) -> Result<()> {
+    /// The same, but keys and values stay in a batch of whose rows at least half are left.
+    pub(crate) fn leave_sparse_batch(&mut self) -> Result<()> {
         self.detach_states()?;
-        if self.is_among_few() { self.detach_buffer() } else { Ok(()) }
+        if self.is_in_sparse_batch() { self.detach_buffer() } else { Ok(()) }
     }
 
     fn detach_states(&mut self) -> Result<()> {

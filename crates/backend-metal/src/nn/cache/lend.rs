@@ -50,7 +50,7 @@ impl KvCache {
     fn lends_in_place(&self) -> bool {
         let buffer = self.buffer.borrow();
         let is_writable = buffer.layers.iter().all(|layer| layer.writable);
-        buffer.rows > 1 && is_writable && self.room() > self.len && !self.is_among_few()
+        buffer.rows > 1 && is_writable && self.room() > self.len && !self.is_in_sparse_batch()
     }
 
     /// Tokens that the buffers have room for.
@@ -110,11 +110,11 @@ mod tests {
             }
             // Ends of texts leave the batch where it is, sessions do not stay in it.
             let bytes = rows[4].bytes();
-            rows[4].detach_from_few().unwrap();
+            rows[4].leave_sparse_batch().unwrap();
             assert_eq!(rows[4].lend().unwrap()[0].arrays[0].dim(0), 5);
             rows.drain(1..4);
             assert!(rows[0].bytes() > bytes, "the rows that are left share the bytes");
-            rows[1].detach_from_few().unwrap();
+            rows[1].leave_sparse_batch().unwrap();
             let lent = rows[1].lend().unwrap();
             assert_eq!((lent[0].arrays[0].dim(0), lent[0].row), (1, 0));
             assert_eq!(keys(&lent[0], 4).0, [40.0, 41.0, 42.0, 43.0]);

@@ -28,7 +28,7 @@ pub(super) struct Totals {
     pub(super) loads: u64,
     pub(super) sessions: u64,
     pub(super) failures: u64,
-    /// Answers that went on otherwise where two tokens were nearly as likely.
+    /// Answers that differ from the lone run from a token on that is a near tie: see `--near-ties`.
     pub(super) near_ties: u64,
     /// How long after each request over HTTP its first token came.
     #[serde(skip)]
