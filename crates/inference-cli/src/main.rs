@@ -119,7 +119,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             Command::Backends(args) => commands::backends::run(&args),
             Command::Explain(args) => commands::explain::run(&args),
             Command::Discover(args) => commands::discover::run(&args),
-            Command::Info(args) => commands::info::run(&args),
+            Command::Info(args) => commands::info::run(&args).await,
             Command::Estimate(args) => commands::estimate::run(&args),
             #[cfg(feature = "metal")]
             Command::Convert(args) => commands::convert::run(&args),

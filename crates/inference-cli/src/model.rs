@@ -8,6 +8,7 @@ use std::{
 };
 
 use inference::{CancellationToken, TextModel};
+use inference_core::backend::BackendInfo;
 
 use crate::{failure::Usage, options::LoadArgs, render};
 
@@ -56,6 +57,13 @@ pub(crate) async fn using<T>(
     let value = result?;
     closed?;
     Ok(value)
+}
+
+/// What runs a model, as rows of a table.
+pub(crate) fn engine_rows(backend: &BackendInfo, decode_steps: Option<&str>) -> Vec<(&'static str, String)> {
+    let mut rows = vec![("backend", format!("{}, {} on {}", backend.id, backend.version, backend.device))];
+    rows.extend(decode_steps.map(|how| ("decode steps", how.to_owned())));
+    rows
 }
 
 /// The folder that was named, or the demo model's.

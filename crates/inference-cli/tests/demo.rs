@@ -150,6 +150,14 @@ fn bench_measures_the_engine() {
 fn the_demo_is_described_and_explained() {
     let facts = &json_lines(&run(&["info", DEMO, "--json"]))[0];
     assert_eq!((&facts["tokenizer"], &facts["chat_template"]), (&json!(true), &json!(true)));
+    assert_eq!(facts["loaded"], Value::Null);
+    let loaded = &json_lines(&run(&["info", DEMO, "--load", "--backend=cpu", "--json"]))[0]["loaded"];
+    assert_eq!(loaded["backend"]["id"], "cpu");
+    assert_eq!(loaded["decode_steps"], "one operation of the CPU's kernels");
+    assert!(loaded["memory"]["active_bytes"].as_u64().unwrap() > 1_000_000, "{loaded}");
+    let shown = text(&run(&["info", DEMO, "--load", "--backend=cpu", "--kv-bits=8"]));
+    let why = "the CPU's kernels, operation by operation: keys and values are quantised";
+    assert!(shown.contains(why) && shown.contains("memory in use"), "{shown}");
     let verdicts = &json_lines(&run(&["explain", DEMO, "--json"]))[0];
     let usable = verdicts.as_array().unwrap().iter().any(|verdict| verdict["outcome"] == "usable");
     assert!(usable, "{verdicts}");

@@ -232,6 +232,19 @@ fn info_reads_headers_alone() {
     assert_eq!(facts["parameters"], 1);
     assert_eq!(facts["dtypes"], json!({"F32": 4}));
     assert_eq!(facts["quantization"], Value::Null);
+    let output = run(&["info", path, "--backend=mock"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(errors(&output).contains("--load"), "{}", errors(&output));
+}
+
+#[test]
+fn info_shows_the_engine_of_a_loaded_model() {
+    let folder = model();
+    let arguments = ["info", folder.path().to_str().unwrap(), "--load", "--backend=mock"];
+    let shown = text(&run(&arguments));
+    assert!(shown.contains("backend        mock, ") && !shown.contains("decode steps"), "{shown}");
+    let facts = &json_lines(&run(&[&arguments[..], &["--json"]].concat()))[0];
+    assert_eq!((&facts["architecture"], &facts["loaded"]["backend"]["id"]), (&json!("mock"), &json!("mock")));
 }
 
 #[test]

@@ -1,24 +1,44 @@
-//! `inference info`: what a model's folder says about itself, read from config and tensor headers alone.
+//! `inference info`: what a model's folder says about itself, read from config and tensor headers alone; with `--load`, what its
+//! engine says of it as well.
 
 use std::{collections::BTreeMap, path::PathBuf, process::ExitCode};
 
-use inference::manifest::{Dtype, ModelManifest, SidePart};
-use inference_core::backend::ModelFiles;
+use inference::{
+    TextModel,
+    manifest::{Dtype, ModelManifest, SidePart},
+    metrics::MemoryUsage,
+    registry::Registry,
+};
+use inference_core::backend::{BackendInfo, ModelFiles};
 use serde::Serialize;
 use serde_json::Value;
 
 use crate::{
+    interrupt::Scope,
     model,
+    options::LoadArgs,
     render::{self, Out},
 };
 
-/// Show what a model is: architecture, size, quantisation, context; no weights are read
+/// Show what a model is: architecture, size, quantisation, context; no weights are read, unless it is loaded
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:
-  inference info ~/models/Qwen3-0.6B")]
+#[command(
+    // Without --load they would have no effect.
+    mut_group("LoadArgs", |group| group.requires("load")),
+    after_help = "Examples:
+  inference info ~/models/Qwen3-0.6B
+  inference info ~/models/Qwen3-0.6B --load --backend cpu"
+)]
 pub(crate) struct Args {
     /// The model's folder or GGUF file
     path: PathBuf,
+
+    /// Load the model, and show which engine runs it, how that computes decode steps, and the memory in use
+    #[arg(long)]
+    load: bool,
+
+    #[command(flatten)]
+    options: LoadArgs,
 
     /// Print a JSON object
     #[arg(long)]
@@ -51,15 +71,64 @@ pub(crate) struct Facts {
     unread: Option<String>,
 }
 
-pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let facts = Facts::of(&ModelManifest::read(model::find(&args.path)?)?)?;
+/// What is known once the model is loaded.
+#[derive(Debug, Serialize)]
+struct Loaded {
+    backend: BackendInfo,
+    decode_steps: Option<String>,
+    memory: MemoryUsage,
+}
+
+/// All that is shown.
+#[derive(Debug, Serialize)]
+struct Report {
+    #[serde(flatten)]
+    facts: Facts,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    loaded: Option<Loaded>,
+}
+
+pub(crate) async fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let path = model::find(&args.path)?;
+    let facts = Facts::of(&ModelManifest::read(&path)?)?;
+    let loaded = match args.load {
+        true => {
+            let scope = Scope::enter();
+            let model = model::load(&path, &args.options, scope.token(), args.json).await?;
+            Some(model::using(model, async |model| Loaded::of(model)).await?)
+        }
+        false => None,
+    };
     let mut out = Out::new();
     if args.json {
-        out.json(&facts)?;
-    } else {
-        out.table(&render::facts(facts.rows()))?;
+        out.json(&Report { facts, loaded })?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let rows = facts.rows().into_iter().chain(loaded.iter().flat_map(Loaded::rows));
+    out.table(&render::facts(rows))?;
+    if loaded.is_none() {
+        out.line("\n--load shows which engine runs it, and how")?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+impl Loaded {
+    fn of(model: &dyn TextModel) -> anyhow::Result<Self> {
+        let info = model.info();
+        Ok(Self {
+            backend: Registry::linked().open(&info.backend)?.info().clone(),
+            decode_steps: info.decode_steps.clone(),
+            memory: model.stats().memory,
+        })
+    }
+
+    fn rows(&self) -> Vec<(&'static str, String)> {
+        let mut rows = model::engine_rows(&self.backend, self.decode_steps.as_deref());
+        // An engine that cannot tell says 0.
+        let memory = Some(self.memory.active_bytes).filter(|bytes| *bytes > 0);
+        rows.extend(memory.map(|bytes| ("memory in use", render::bytes(bytes))));
+        rows
+    }
 }
 
 impl Facts {

@@ -4,7 +4,7 @@ use inference::ModelInfo;
 use inference_core::backend::BackendInfo;
 use serde::Serialize;
 
-use crate::render;
+use crate::{model::engine_rows, render};
 
 /// The program that measured.
 #[derive(Debug, Serialize)]
@@ -37,12 +37,10 @@ pub(super) struct Spread {
 /// What is measured, and how often.
 pub(super) fn subject(model: &ModelInfo, backend: &BackendInfo, trials: String) -> comfy_table::Table {
     let parameters = render::count(model.parameters);
-    let mut facts = vec![
-        ("model", format!("{}, {}, {parameters} parameters", render::path(&model.path), model.architecture)),
-        ("backend", format!("{}, {} on {}", backend.id, backend.version, backend.device)),
-        ("trials", trials),
-    ];
-    facts.extend(model.decode_steps.clone().map(|how| ("decode steps", how)));
+    let what = format!("{}, {}, {parameters} parameters", render::path(&model.path), model.architecture);
+    let mut facts = vec![("model", what)];
+    facts.extend(engine_rows(backend, model.decode_steps.as_deref()));
+    facts.push(("trials", trials));
     render::facts(facts)
 }
 
