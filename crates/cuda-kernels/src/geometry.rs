@@ -11,6 +11,8 @@ pub(crate) const MAX_STAGES: usize = 16;
 pub(crate) const WARPS: usize = 8;
 /// Bytes that a stage of a dense matrix has at most, without padding, and one of a quantised matrix.
 const STAGE: [usize; 2] = [32 << 10, 16 << 10];
+/// As many where rows of a dense matrix are not cut: short copies cost as much time as long ones.
+const WHOLE_STAGE: usize = 40 << 10;
 /// Bytes of shared memory that attention may need beside a dense product. (Quantised ones are bound by arithmetic.)
 const ATTENTION: usize = 28 << 10;
 /// Tiles of a dense matrix for each block from which on blocks ask for the next one.
@@ -95,7 +97,8 @@ impl Geometry {
         // Pieces of which every warp has its share, each a multiple of 16 bytes.
         let most = STAGE[usize::from(quantized)] / (8 * subtiles) * 8 / bits;
         let step = (WARPS * sub).max(128);
-        let pieces = k.div_ceil(most / step * step);
+        let whole = !quantized && 8 * subtiles * layout.row_bytes(k) <= WHOLE_STAGE;
+        let pieces = if whole { 1 } else { k.div_ceil(most / step * step) };
         let piece = if pieces == 1 { k } else { k.div_ceil(pieces).next_multiple_of(step) };
         let pieces = k.div_ceil(piece);
         let bytes = piece * bits / 8;
@@ -103,31 +106,32 @@ impl Geometry {
         let stage = 8 * subtiles * stride;
         let slot = subtiles * 2 * scale_bytes;
 
-        let sums = if quantized { (rows * (k / sub)).next_multiple_of(4) * 4 } else { 0 };
+        let sums = if quantized { rows * (k / sub) * 4 } else { 0 };
         let meeting = if rows == 1 { 4096 } else { 8192 };
         let fixed = 512 + 64 * rows + meeting * subtiles + rows * (2 * k + 16) + sums;
+        let fixed = fixed.next_multiple_of(128);
         let slots_for = |stages: usize| if quantized { (stages / pieces + 2).min(MAX_STAGES) } else { 0 };
+        let scales_for = |stages: usize| (slots_for(stages) * slot).next_multiple_of(128);
         let per_block = tiles.div_ceil(grid) * pieces;
         let most = MAX_STAGES.min(per_block).max(2);
         let all_but_attention = limits.beside_attention(fixed, quantized);
         let stages = [all_but_attention, limits.shared - 1024].into_iter().find_map(|budget| {
             let left = budget.checked_sub(fixed)?;
-            (2..=most).rev().find(|&stages| stages * stage + slots_for(stages).max(1) * slot <= left)
+            (2..=most).rev().find(|&stages| stages * stage + scales_for(stages) <= left)
         })?;
-        let slots = slots_for(stages);
         Some(Self {
             tiles: tiles as u32,
             grid: grid as u32,
             pieces: pieces as u32,
             piece: piece as u32,
             stages: stages as u32,
-            slots: slots.max(1) as u32,
+            slots: slots_for(stages).max(1) as u32,
             stride: stride as u32,
             scale_bytes: scale_bytes as u32,
             subtiles: subtiles as u32,
             asks: !quantized && tiles >= MANY * grid,
             even: (k / sub).is_multiple_of(2) && (piece / sub).is_multiple_of(2),
-            shared: (fixed + stages * stage + slots.max(1) * slot) as u32,
+            shared: (fixed + stages * stage + scales_for(stages)) as u32,
         })
     }
 }
@@ -196,6 +200,8 @@ mod tests {
                     assert!(
                         g.piece * bits / 8 % 16 == 0 && g.stride % 16 == 0 && g.stride >= g.piece * bits / 8
                     );
+                    let ring = g.shared - g.stages * 8 * g.subtiles * g.stride;
+                    assert!(ring.is_multiple_of(128), "{g:?}");
                     assert!((2..=16).contains(&g.stages) && (1..=16).contains(&g.slots));
                     assert_eq!(g.tiles, 192);
                 }

@@ -58,6 +58,11 @@ pub(crate) fn gating_kind(gating: Gating) -> u32 {
     }
 }
 
+/// Threads of a block of `gemv`, and its launch bounds: eight warps multiply, one copies a dense matrix, four another.
+pub(crate) fn gemv_threads(layout: Layout) -> (u32, &'static str) {
+    if layout == Layout::Dense { (288, "288, 1") } else { (384, "384, 1") }
+}
+
 /// A kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Instance {
@@ -224,7 +229,7 @@ impl Instance {
             Self::Gemv { rows, layout, even, subtiles, prologue, epilogue, .. } => {
                 let (stored, prologue, ended) = (stored(layout), prologue as u32, ended(epilogue));
                 let call = format!("gemv<{rows}, {stored}, {even}, {subtiles}, {prologue}, {ended}>");
-                ("GemvArgs", "384, 1", call)
+                ("GemvArgs", gemv_threads(layout).1, call)
             }
             Self::Pack { rows, layout, prologue, .. } => {
                 let call = format!("pack<{rows}, {}, {}>", stored(layout), prologue as u32);

@@ -9,7 +9,7 @@ use crate::{
     batch,
     class::{Class, Logits, MAX_ROWS},
     geometry::{Geometry, Limits},
-    instance::{Epilogue, Instance, Prologue},
+    instance::{Epilogue, Instance, Prologue, gemv_threads},
     product::{End, Input, Part, Product, Residual, outputs},
     spec::{AttentionSpec, DecoderSpec, FeedForwardSpec, Half, LayerSpec, MlpSpec, Weight},
     state::{MAX_CLUSTERS, State},
@@ -299,7 +299,7 @@ impl<'a> Planner<'a> {
         self.push(
             product.part,
             instance,
-            Size::new([geometry.grid as usize, 1, 1], 384, geometry.shared),
+            Size::new([geometry.grid as usize, 1, 1], gemv_threads(layout).0, geometry.shared),
             &argument,
         );
     }

@@ -280,8 +280,10 @@ DEVICE void batch(const GemvArgs& a) {
   u8* ring = smem + B::ring;
   const u32 tid = threadIdx.x, warp = tid / 32, lane = tid % 32;
   let_next_start();
-  if (tid == 0)
+  if (tid == 0) {
     for (u32 i = 0; i < a.stages; i++) barrier_init(full + i, COPY_WARPS * 32 + 1), barrier_init(empty + i, WARPS);
+    barriers_ready();
+  }
   __syncthreads();
   if (warp >= WARPS + COPY_WARPS) {
     if (lane == 0) copy_x<ROWS, BITS, GROUP, RT>(a, shared_address(ring), full, empty);

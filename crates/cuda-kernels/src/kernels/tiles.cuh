@@ -1,6 +1,7 @@
 // What `gemv` multiplies: its arguments, x in shared memory, and tiles of W in a ring. See `gemv.cuh`.
 #define WARPS 8
 #define THREADS 256
+// Warps that copy a quantised matrix. The copy engine copies a dense one, for one warp.
 #define COPY_WARPS 4
 #define MAX_STAGES 16
 // Tiles of a block that are known at once: those in the ring, and those whose epilogue is due.
@@ -50,7 +51,6 @@ struct Shared {
 };
 
 DEVICE void consumers_sync() { asm volatile("bar.sync 1, 256;" ::: "memory"); }
-DEVICE void producers_sync() { asm volatile("bar.sync 2, 128;" ::: "memory"); }
 
 // The sum of a value over the warps, which lies in `parts`.
 DEVICE float sum_of_warps(const float* parts) {
@@ -189,6 +189,8 @@ DEVICE void prologue(const GemvArgs& a, u8* smem, u8* xs, float* sums, u32 xstri
   }
 }
 
+DEVICE u32 next_128(u32 at) { return (at + 127) / 128 * 128; }
+
 // Where a walk around a ring stands.
 struct Turn {
   u32 index = 0, round = 0;
@@ -221,21 +223,58 @@ DEVICE const u8* locate_row(const GemvArgs& a, u32 tile, u32 r) {
   return m->w + (u64)(first + r % 8) * a.row_bytes;
 }
 
-// The warps that copy; `warp` counts from 0 among them.
+// The warp that has tiles of a dense matrix copied.
 //
-// Where blocks have many tiles of a dense matrix, they take the next from a counter: some multiprocessors read memory faster than others.
+// Where blocks have many tiles, they take the next from a counter: some multiprocessors read memory faster than others.
 // It is asked for when a tile begins and told to all warps in `order` when it ends; whoever asks last sets the counter back to zero.
-template <int BITS, int GROUP, int RT, bool GATED>
-DEVICE void produce(const GemvArgs& a, u32* order, u32 scales, u32 ring, u64* full, u64* empty, u64* freed, u32 warp, u32 lane) {
-  constexpr bool dense = BITS == 16;
-  constexpr u32 ROWS_EACH = RT * 8 / COPY_WARPS;
+template <int RT, bool GATED>
+DEVICE void produce_dense(const GemvArgs& a, u32* order, u32 ring, u64* full, u64* empty, u32 lane) {
   const u32 stage_bytes = RT * 8 * a.stride;
-  const bool asks = dense && a.next, leads = warp == 0 && lane == 0;
-  Turn stage, slot;
+  const u64 policy = evict_first();
+  Turn stage;
   u32 tile = blockIdx.x, place = 0;
   while (tile < a.tiles) {
     u32 turn = 0;
-    if (asks && leads) turn = atomicAdd(a.next, 1u);
+    if (a.next && lane == 0) turn = atomicAdd(a.next, 1u);
+    const u8* from = locate_row<RT, GATED>(a, tile, lane % (RT * 8));
+    u32 left = a.row_bytes;
+    for (u32 p = 0; p < a.pieces; p++) {
+      if (stage.round > 0) barrier_wait(empty + stage.index, (stage.round - 1) & 1);
+      const u32 bytes = min(a.piece * 2, left);
+      left -= bytes;
+      if (lane == 0) barrier_expect(full + stage.index, bytes * RT * 8);
+      __syncwarp();
+      if (lane < RT * 8)
+        copy_bulk_once(ring + stage.index * stage_bytes + lane * a.stride, from, bytes, full + stage.index, policy);
+      from += bytes;
+      stage.next(a.stages);
+    }
+    if (!a.next) {
+      tile += gridDim.x;
+      continue;
+    }
+    place = (place + 1) % ORDER;
+    if (lane == 0) {
+      order[place] = gridDim.x + turn;
+      if (turn == a.tiles - 1) *a.next = 0;
+    }
+    __syncwarp();
+    tile = *(volatile u32*)(order + place);
+  }
+  if (a.next && lane == 0) {
+    // Those who multiply see that there is none.
+    if (stage.round > 0) barrier_wait(empty + stage.index, (stage.round - 1) & 1);
+    barrier_arrive(full + stage.index);
+  }
+}
+
+// The warps that copy tiles of a quantised matrix; `warp` counts from 0 among them.
+template <int BITS, int GROUP, int RT, bool GATED>
+DEVICE void produce(const GemvArgs& a, u32 scales, u32 ring, u64* full, u64* empty, u64* freed, u32 warp, u32 lane) {
+  constexpr u32 ROWS_EACH = RT * 8 / COPY_WARPS;
+  const u32 stage_bytes = RT * 8 * a.stride;
+  Turn stage, slot;
+  for (u32 tile = blockIdx.x; tile < a.tiles; tile += gridDim.x) {
     const u8* from[ROWS_EACH];
 #pragma unroll
     for (u32 i = 0; i < ROWS_EACH; i++) from[i] = locate_row<RT, GATED>(a, tile, i * COPY_WARPS + warp) + lane * 16;
@@ -247,7 +286,7 @@ DEVICE void produce(const GemvArgs& a, u32* order, u32 scales, u32 ring, u64* fu
       u32 to[ROWS_EACH];
 #pragma unroll
       for (u32 i = 0; i < ROWS_EACH; i++) to[i] = ring + stage.index * stage_bytes + (i * COPY_WARPS + warp) * a.stride + lane * 16;
-      if (!dense && bytes >= 1024) {
+      if (bytes >= 1024) {
         // Row by row: with matrices of 4 bits that took 5 % less time.
 #pragma unroll
         for (u32 i = 0; i < ROWS_EACH; i++) {
@@ -271,7 +310,7 @@ DEVICE void produce(const GemvArgs& a, u32* order, u32 scales, u32 ring, u64* fu
           }
         }
       }
-      if (!dense && p == 0) {
+      if (p == 0) {
         if (warp < 2 * RT && (SCALE_KIND == 0 || warp % 2 == 0)) {
           if (slot.round > 0) barrier_wait(freed + slot.index, (slot.round - 1) & 1);
           const Matrix* m;
@@ -285,22 +324,6 @@ DEVICE void produce(const GemvArgs& a, u32* order, u32 scales, u32 ring, u64* fu
       barrier_arrive_after_copies(full + stage.index);
       stage.next(a.stages);
     }
-    if (!asks) {
-      tile += gridDim.x;
-      continue;
-    }
-    place = (place + 1) % ORDER;
-    if (leads) {
-      order[place] = gridDim.x + turn;
-      if (turn == a.tiles - 1) *a.next = 0;
-    }
-    producers_sync();
-    tile = *(volatile u32*)(order + place);
-  }
-  if (asks) {
-    // Those who multiply see that there is none.
-    if (stage.round > 0) barrier_wait(empty + stage.index, (stage.round - 1) & 1);
-    barrier_arrive(full + stage.index);
   }
   wait_for_copies();
 }
