@@ -13,6 +13,7 @@ const OLDEST_DRIVER: i32 = 12_080;
 #[derive(Debug, Clone)]
 pub struct Device {
     inner: Arc<Inner>,
+    guards_buffers: bool,
 }
 
 #[derive(Debug)]
@@ -76,7 +77,22 @@ impl Device {
         // SAFETY: the device exists.
         check("cuDevicePrimaryCtxRetain", unsafe { sys::cuDevicePrimaryCtxRetain(&mut context, device) })?;
         let inner = Inner { device, context, name, capability, multiprocessors, shared_memory, driver };
-        Ok(Self { inner: Arc::new(inner) })
+        Ok(Self { inner: Arc::new(inner), guards_buffers: false })
+    }
+
+    /// The same GPU. Behind each [`Buffer`](crate::Buffer) that is made with what this returns lies no memory: a kernel that reads or writes
+    /// past its end fails with [`Error::Driver`]. A buffer then takes megabytes, so this is for checks.
+    #[must_use]
+    pub fn with_guarded_buffers(self) -> Self {
+        Self { guards_buffers: true, ..self }
+    }
+
+    pub(crate) fn guards_buffers(&self) -> bool {
+        self.guards_buffers
+    }
+
+    pub(crate) fn ordinal(&self) -> sys::CUdevice {
+        self.inner.device
     }
 
     /// Its name.

@@ -29,6 +29,7 @@ mod device;
 mod error;
 mod executor;
 mod geometry;
+mod guard;
 mod instance;
 mod memory;
 mod options;

@@ -4,7 +4,7 @@ use std::ptr;
 
 use cudarc::driver::sys;
 
-use crate::{Device, Error, Result, device::check};
+use crate::{Device, Error, Result, device::check, guard::Guarded};
 
 /// An address in the memory of a GPU; 0 is none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
@@ -44,6 +44,7 @@ pub struct Buffer {
     device: Device,
     ptr: DevicePtr,
     bytes: usize,
+    guard: Option<Guarded>,
 }
 
 impl Buffer {
@@ -53,12 +54,19 @@ impl Buffer {
     /// [`Error::Driver`]
     pub fn zeroed(device: &Device, bytes: usize) -> Result<Self> {
         device.bind()?;
-        let (mut ptr, bytes) = (0, bytes.max(1));
-        // SAFETY: a context is current.
-        check("cuMemAlloc", unsafe { sys::cuMemAlloc_v2(&mut ptr, bytes) })?;
-        let buffer = Self { device: device.clone(), ptr: DevicePtr(ptr), bytes };
+        let bytes = bytes.max(1);
+        let (ptr, guard) = if device.guards_buffers() {
+            let (guard, ptr) = Guarded::new(device, bytes)?;
+            (ptr, Some(guard))
+        } else {
+            let mut ptr = 0;
+            // SAFETY: a context is current.
+            check("cuMemAlloc", unsafe { sys::cuMemAlloc_v2(&mut ptr, bytes) })?;
+            (DevicePtr(ptr), None)
+        };
+        let buffer = Self { device: device.clone(), ptr, bytes, guard };
         // SAFETY: the buffer is that large.
-        check("cuMemsetD8", unsafe { sys::cuMemsetD8_v2(ptr, 0, bytes) })?;
+        check("cuMemsetD8", unsafe { sys::cuMemsetD8_v2(ptr.0, 0, bytes) })?;
         // Streams of this crate do not wait for the default one.
         device.synchronize()?;
         Ok(buffer)
@@ -132,7 +140,7 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        if self.device.bind().is_ok() {
+        if self.guard.is_none() && self.device.bind().is_ok() {
             // SAFETY: allocated in `zeroed`, freed once. An error of the driver cannot be handled here.
             let _ = unsafe { sys::cuMemFree_v2(self.ptr.0) };
         }

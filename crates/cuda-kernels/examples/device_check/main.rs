@@ -1,6 +1,8 @@
 //! Compares steps on the GPU with double precision on the host, for many shapes of decoders. Fails without a GPU.
 //!
 //! `cargo run -p inferlm-cuda-kernels --example device_check [substring of a case's name] …`
+//!
+//! With `GUARD=1` in the environment, reading or writing past the end of a buffer is an error, too.
 
 mod cases;
 mod decoder;
@@ -33,7 +35,10 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<usize> {
-    let device = Device::probe(0)?;
+    let mut device = Device::probe(0)?;
+    if env::var_os("GUARD").is_some() {
+        device = device.with_guarded_buffers();
+    }
     println!("{} driver {}", device.name(), device.driver());
     let compiler = Arc::new(Compiler::new(&device, env::var_os("KERNEL_CACHE").map(Into::into)));
     let wanted: Vec<String> = env::args().skip(1).collect();
