@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 
 use super::{prefix::common, sampler::NOT_FINITE};
 use crate::{
-    mlx::{exception, on_cpu},
+    mlx::{exception, on_cpu, slice},
     nn::{Architecture, ModelConfig, Rows, SharedPrefix, argmax},
 };
 
@@ -31,8 +31,8 @@ const SHORTEST: usize = 16;
 /// Keys and values of a beginning are copied for each row of a pass, so many in all for each of its tokens.
 const COPIES: usize = 8;
 
-/// Logits computed in one forward pass: 256 MiB of f32.
-const BUCKET_LOGITS: usize = 1 << 26;
+/// Logits computed at once: 256 MiB of f32.
+const LOGITS_AT_ONCE: usize = 1 << 26;
 
 /// A classification, as the caller hands it over.
 #[derive(Debug)]
@@ -70,12 +70,20 @@ pub(super) struct ClassifyJob {
     beginning: SharedPrefix,
     /// The bucket that the device computes.
     submitted: Option<Submitted>,
+    logits_at_once: usize,
 }
 
-/// A bucket that was submitted and not read. N: the places whose logits are wanted.
+/// A bucket that was submitted and not read.
 #[derive(Debug)]
 struct Submitted {
     bucket: Vec<Sequence>,
+    /// Of all places whose logits are wanted, in their order.
+    pieces: Vec<Figures>,
+}
+
+/// What is wanted of the logits of N places.
+#[derive(Debug)]
+struct Figures {
     /// `[N, 1]`, f32: logits less this are log-probabilities.
     normalizers: Array,
     /// `[N]`, u32
@@ -114,7 +122,9 @@ impl ClassifyJob {
         let empty = Classified { labels: vec![0.0; request.labels.len()], ..Classified::default() };
         let results = vec![empty; request.prompts.len()];
         let (shared, beginning) = (shared(&request.prompts), SharedPrefix::default());
-        Self { request, sequences: sequences.into(), results, shared, beginning, submitted: None }
+        let sequences = sequences.into();
+        let logits_at_once = LOGITS_AT_ONCE;
+        Self { request, sequences, results, shared, beginning, submitted: None, logits_at_once }
     }
 
     /// Submits one bucket, and reads the one before it; whether that was the last. A cancelled job has nothing left.
@@ -168,7 +178,7 @@ impl ClassifyJob {
             let fits = next.len <= longest
                 && (next.len - self.shared) * (bucket.len() + 1) <= tokens
                 && self.shared * (bucket.len() + 1) <= COPIES * tokens
-                && logits <= BUCKET_LOGITS;
+                && (logits <= self.logits_at_once || !self.request.logits);
             if !bucket.is_empty() && !fits {
                 break;
             }
@@ -203,16 +213,15 @@ impl ClassifyJob {
         let places: Vec<u32> = places.into_iter().map(|place| place as u32).collect();
         let places = Array::from_slice(&places, &[places.len() as i32]);
         let hidden = hidden.reshape(&[-1, hidden.dim(-1)])?.take_axis(&places, 0)?;
-        let logits =
-            model.logits(&hidden.expand_dims(0)?)?.reshape(&[places.dim(0), -1])?.as_type::<f32>()?;
-        let normalizers = ops::logsumexp_axis(&logits, -1, true)?;
+        let width = self.scores_per_place() as i32;
         let wanted = self.wanted(&bucket);
-        let wanted = Array::from_slice(&wanted, &[logits.dim(0), self.scores_per_place() as i32]);
-        let scores = logits.take_along_axis(&wanted, -1)?.subtract(&normalizers)?;
-        let likeliest = argmax(&logits)?;
-        let logits = self.request.logits.then_some(logits);
-        transforms::async_eval([&normalizers, &likeliest, &scores].into_iter().chain(&logits))?;
-        Ok(Submitted { bucket, normalizers, likeliest, scores, logits })
+        let wanted = Array::from_slice(&wanted, &[hidden.dim(0), width]);
+        let (count, rows) = (hidden.dim(0), (self.logits_at_once / model.config().vocab_size).max(1) as i32);
+        let pieces = (0..count).step_by(rows as usize).map(|start| {
+            let part = |array: &Array| slice(array, 0, start, (start + rows).min(count));
+            Figures::submit(model, &part(&hidden)?, &part(&wanted)?, self.request.logits)
+        });
+        Ok(Submitted { bucket, pieces: pieces.collect::<Result<_>>()? })
     }
 
     /// How many scores each place has.
@@ -241,19 +250,22 @@ impl ClassifyJob {
 
     /// Takes the wanted figures of a bucket.
     fn read(&mut self, submitted: &Submitted) -> Result<()> {
-        let Submitted { bucket, normalizers, likeliest, scores, logits } = submitted;
-        let normalizers = normalizers.to_vec_exact::<f32>().map_err(exception)?;
-        if normalizers.iter().any(|normalizer| !normalizer.is_finite()) {
-            return Err(Exception::custom(NOT_FINITE));
+        let (mut scores, mut likeliest, mut full) = (Vec::new(), Vec::new(), None::<Vec<f32>>);
+        for piece in &submitted.pieces {
+            let normalizers = piece.normalizers.to_vec_exact::<f32>().map_err(exception)?;
+            if normalizers.iter().any(|normalizer| !normalizer.is_finite()) {
+                return Err(Exception::custom(NOT_FINITE));
+            }
+            scores.extend(piece.scores.to_vec_exact::<f32>().map_err(exception)?);
+            likeliest.extend(piece.likeliest.to_vec_exact::<u32>().map_err(exception)?);
+            if let Some(logits) = &piece.logits {
+                full.get_or_insert_default().extend(logits.to_vec_exact::<f32>().map_err(exception)?);
+            }
         }
-        let scores = scores.to_vec_exact::<f32>().map_err(exception)?;
-        let likeliest = likeliest.to_vec_exact::<u32>().map_err(exception)?;
-        let full =
-            logits.as_ref().map(|logits| logits.to_vec_exact::<f32>().map_err(exception)).transpose()?;
         let (labels, width) = (&self.request.labels, self.scores_per_place());
         let vocab_size = full.as_ref().map_or(0, |full| full.len() / likeliest.len().max(1));
         let mut place = 0;
-        for sequence in bucket {
+        for sequence in &submitted.bucket {
             let result = &mut self.results[sequence.prompt];
             match sequence.label {
                 None => {
@@ -277,6 +289,21 @@ impl ClassifyJob {
     }
 }
 
+impl Figures {
+    /// Submits what is wanted of the logits of these hidden states, `[N, hidden]`: of the ids `wanted`, `[N, labels]`, and all of them
+    /// if `keep`. What comes next finds their memory free.
+    fn submit(model: &dyn Architecture, hidden: &Array, wanted: &Array, keep: bool) -> Result<Self> {
+        let logits = model.logits(&hidden.expand_dims(0)?)?;
+        let logits = logits.reshape(&[hidden.dim(0), -1])?.as_type::<f32>()?;
+        let normalizers = ops::logsumexp_axis(&logits, -1, true)?;
+        let scores = logits.take_along_axis(wanted, -1)?.subtract(&normalizers)?;
+        let likeliest = argmax(&logits)?;
+        let logits = keep.then_some(logits);
+        transforms::async_eval([&normalizers, &likeliest, &scores].into_iter().chain(&logits))?;
+        Ok(Self { normalizers, likeliest, scores, logits })
+    }
+}
+
 /// How many tokens all prompts begin with, their last ones aside; 0 where they are too few to matter.
 fn shared(prompts: &[Vec<u32>]) -> usize {
     let [first, others @ ..] = prompts else { return 0 };
@@ -286,4 +313,41 @@ fn shared(prompts: &[Vec<u32>]) -> usize {
     let shortest = prompts.iter().map(Vec::len).min().unwrap_or(0);
     let shared = others.iter().map(|other| common(first, other)).fold(shortest.saturating_sub(1), usize::min);
     if shared < SHORTEST { 0 } else { shared }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::tests::{Fake, next},
+        *,
+    };
+
+    #[test]
+    fn logits_in_pieces_give_the_same_and_need_no_more_passes() {
+        let prompts: Vec<Vec<u32>> = (0..9).map(|n| (0..=n).map(|at| 200 + 13 * n + at).collect()).collect();
+        let ends: Vec<u32> = prompts.iter().map(|prompt| prompt[prompt.len() - 1]).collect();
+        let labels = vec![vec![next(ends[4])], vec![next(ends[2]), next(next(ends[2]))]];
+        let classify = |rows: usize| {
+            let (reply, mut results) = oneshot::channel();
+            let (prompts, labels) = (prompts.clone(), labels.clone());
+            let request =
+                ClassifyRequest { prompts, labels, logits: false, cancel: CancellationToken::new(), reply };
+            let (model, mut job) = (Fake::new(), ClassifyJob::new(request));
+            job.logits_at_once = rows * model.config().vocab_size;
+            while !job.advance(&*model).unwrap() {}
+            job.finish();
+            let results = results.try_recv().unwrap().unwrap();
+            let passes = model.passes.borrow().clone();
+            (results.into_iter().map(|result| (result.token, result.labels)).collect::<Vec<_>>(), passes)
+        };
+        let (whole, passes) = classify(100);
+        assert_eq!(
+            whole.iter().map(|(token, _)| *token).collect::<Vec<_>>(),
+            ends.iter().map(|id| next(*id)).collect::<Vec<_>>()
+        );
+        assert_eq!(passes.iter().map(|(rows, _)| rows).sum::<usize>(), 18);
+        for rows in [1, 4] {
+            assert_eq!(classify(rows), (whole.clone(), passes.clone()), "{rows} rows at once");
+        }
+    }
 }

@@ -33,7 +33,7 @@ use crate::nn::{Architecture, KvCache, LayerState, ModelConfig, Rows, TrainMode,
 const VOCAB: u32 = 2048;
 
 /// The token that follows `id` in every text of the fake model.
-fn next(id: u32) -> u32 {
+pub(super) fn next(id: u32) -> u32 {
     (7 * id + 3) % 1000 + 100
 }
 
@@ -45,11 +45,11 @@ fn answer(id: u32, tokens: usize) -> Vec<u32> {
 type Fault = Box<dyn Fn(&[u32], usize) -> bool>;
 
 /// A model of one layer whose hidden states are its tokens.
-struct Fake {
+pub(super) struct Fake {
     config: ModelConfig,
     registry: ParamRegistry,
     /// Rows and tokens of each forward pass.
-    passes: RefCell<Vec<(usize, usize)>>,
+    pub(super) passes: RefCell<Vec<(usize, usize)>>,
     /// Whether a pass of these tokens in so many rows fails.
     fault: RefCell<Fault>,
     /// A fault is a panic.
@@ -59,7 +59,7 @@ struct Fake {
 }
 
 impl Fake {
-    fn new() -> Rc<Self> {
+    pub(super) fn new() -> Rc<Self> {
         let config = ModelConfig {
             vocab_size: VOCAB as usize,
             layers: 1,
