@@ -18,8 +18,8 @@ use crate::{
 /// Rows of the matrix whose scales are converted at once.
 const SCALE_ROWS: usize = 8;
 
-/// How many bytes of the matrix lie between the rows in use and those whose scales are prefetched: farther than the matrix itself,
-/// since the processor's own prefetching does not help with such thin streams.
+/// With one row of `x`: how many bytes of the matrix lie between the rows in use and those whose scales are prefetched. They are farther
+/// than the matrix itself, since the processor's own prefetching does not help with such thin streams.
 const SCALES_AHEAD_BYTES: usize = 4 * PREFETCH_BYTES;
 
 /// The products of up to four rows of `x` with some rows of a matrix.
@@ -67,7 +67,11 @@ impl<P: Bf16Dot> Bf16Gemv<'_, P> {
         let row_bytes = self.w.inputs * P::BITS / 8;
         let bytes = element_bytes(&self.w.weights);
         let mut scales = RowScales::with_rows::<P, Avx512>(self.w, SCALE_ROWS);
-        let scales_ahead = (SCALES_AHEAD_BYTES / row_bytes).next_multiple_of(SCALE_ROWS).max(2 * SCALE_ROWS);
+        let scales_ahead = match M {
+            1 => (SCALES_AHEAD_BYTES / row_bytes).next_multiple_of(SCALE_ROWS).max(2 * SCALE_ROWS),
+            // The matrix is read more slowly.
+            _ => 2 * SCALE_ROWS,
+        };
         let blocks = row_bytes / P::BLOCK_BYTES;
         let [lane_groups, rest_groups] = [0, blocks].map(|block| {
             // A lane sums four elements. Those behind the end count for nothing, and belong to the row's last group.
