@@ -18,6 +18,10 @@ use crate::{
 /// Rows of the matrix whose scales are converted at once.
 const SCALE_ROWS: usize = 8;
 
+/// With one row of `x`: how many bytes of the matrix lie between the rows in use and those whose scales are prefetched. They are farther
+/// than the matrix itself, since the processor's own prefetching does not help with such thin streams.
+const SCALES_AHEAD_BYTES: usize = 4 * PREFETCH_BYTES;
+
 /// The products of up to four rows of `x` with some rows of a matrix.
 pub(crate) struct Bf16Gemv<'a, P> {
     pub(crate) w: &'a Matrices<'a>,
@@ -63,6 +67,11 @@ impl<P: Bf16Dot> Bf16Gemv<'_, P> {
         let row_bytes = self.w.inputs * P::BITS / 8;
         let bytes = element_bytes(&self.w.weights);
         let mut scales = RowScales::with_rows::<P, Avx512>(self.w, SCALE_ROWS);
+        let scales_ahead = match M {
+            1 => (SCALES_AHEAD_BYTES / row_bytes).next_multiple_of(SCALE_ROWS).max(2 * SCALE_ROWS),
+            // The matrix is read more slowly.
+            _ => 2 * SCALE_ROWS,
+        };
         let blocks = row_bytes / P::BLOCK_BYTES;
         let [lane_groups, rest_groups] = [0, blocks].map(|block| {
             // A lane sums four elements. Those behind the end count for nothing, and belong to the row's last group.
@@ -90,8 +99,7 @@ impl<P: Bf16Dot> Bf16Gemv<'_, P> {
         for first in (0..count).step_by(SCALE_ROWS) {
             let outputs = SCALE_ROWS.min(count - first);
             scales.fill::<Avx512>(self.w, self.first + first, outputs);
-            // As far ahead as the matrix.
-            scales.prefetch::<Avx512>(self.w, self.first + first + 2 * SCALE_ROWS, SCALE_ROWS);
+            scales.prefetch::<Avx512>(self.w, self.first + first + scales_ahead, SCALE_ROWS);
             let rows = &bytes[(self.first + first) * row_bytes..][..outputs * row_bytes];
             let mut vectors = [[_mm512_setzero_ps(); SCALE_ROWS]; M];
             for (output, row) in rows.chunks_exact(row_bytes).enumerate() {
@@ -104,6 +112,22 @@ impl<P: Bf16Dot> Bf16Gemv<'_, P> {
             for (m, vectors) in vectors.iter().enumerate().take(self.rows.len()) {
                 self.out[m * count + first..][..outputs].copy_from_slice(&sums_of_lanes(vectors)[..outputs]);
             }
+        }
+    }
+}
+
+/// Prefetches a line of the matrix, at any address. It is read once in a step. With one row of `x`, which leaves room in the first-level
+/// cache, it goes there alone and displaces nothing in the others. A Zen 5 decodes 2 to 5 % faster this way.
+///
+/// # Safety
+/// The machine has AVX-512.
+#[inline(always)]
+unsafe fn prefetch<const M: usize>(line: *const u8) {
+    // SAFETY: the caller's.
+    unsafe {
+        match M {
+            1 => _mm_prefetch::<_MM_HINT_NTA>(line.cast()),
+            _ => Avx512::prefetch(line),
         }
     }
 }
@@ -171,7 +195,7 @@ impl<const M: usize, const SPAN: usize> RowProduct<M, SPAN> {
             let mut block = row;
             for index in (0..self.blocks & !1).step_by(2) {
                 for line in (0..2 * P::BLOCK_BYTES).step_by(64) {
-                    Avx512::prefetch(block.wrapping_add(PREFETCH_BYTES + line));
+                    prefetch::<M>(block.wrapping_add(PREFETCH_BYTES + line));
                 }
                 totals = self.add_block::<P, 0>((index, self.lane_groups), block, scales, totals);
                 let second = block.wrapping_add(P::BLOCK_BYTES);
