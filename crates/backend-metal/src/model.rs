@@ -201,9 +201,11 @@ impl Trainable for MlxModel {
         let (events, mut stream) = mpsc::unbounded();
         let weight_bytes = model.info.weight_bytes;
         let free_bytes = model.handle.device().free_memory();
+        let closes = options.close_model;
         model.handle.train(TrainRequest { data, options, events, weight_bytes, free_bytes })?;
         // What makes no sense for this model is found before the first step, and is the call's own error.
         let first = stream.next().await.ok_or_else(|| model.handle.stopped())??;
+        model.closed.fetch_or(closes, Ordering::AcqRel);
         Ok(TrainStream::new(futures::stream::iter([Ok(first)]).chain(stream)))
     }
 }

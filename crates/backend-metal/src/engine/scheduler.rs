@@ -70,6 +70,8 @@ pub(super) struct Scheduler {
     /// The layers behind the pooling of an embedding model.
     pub(super) dense: Vec<DenseLayer>,
     pub(super) trainings: VecDeque<TrainJob>,
+    /// Whether a run of training closed the model for everything else.
+    pub(super) is_closed: bool,
     pub(super) prefixes: PrefixCache,
     pub(super) sessions: Sessions,
     pub(super) cuda: CudaSteps,
@@ -112,6 +114,7 @@ impl Scheduler {
             embeddings: VecDeque::new(),
             dense: Vec::new(),
             trainings: VecDeque::new(),
+            is_closed: false,
             prefixes,
             sessions: Sessions::default(),
             cuda: CudaSteps::none("they were not asked for"),
@@ -339,16 +342,29 @@ impl Scheduler {
         true
     }
 
+    /// Whether no request is under way.
+    fn is_idle(&self) -> bool {
+        let rows = self.running.len() + self.paused.len() + self.chunked.len() + self.waiting.len();
+        rows + self.jobs.len() + self.embeddings.len() == 0 && self.prefill.is_none()
+    }
+
     /// Computes one batch of the oldest training run.
     pub(super) fn train_some(&mut self) -> bool {
+        let idle = self.is_idle();
         let Some(job) = self.trainings.front_mut() else { return false };
+        if job.closes_model() && !job.is_prepared() && !idle {
+            return false;
+        }
         let (model, backend) = (&self.model, self.config.backend);
         let done = guard(backend, "train", || Ok(job.advance(model, backend))).and_then(|done| done);
+        self.is_closed |= job.closes_model() && job.is_prepared();
         if let Some(result) = done.map(|done| done.then_some(())).transpose()
             && let Some(job) = self.trainings.pop_front()
         {
             job.end(result);
-            if self.trainings.is_empty() {
+            if self.is_closed {
+                self.trainings.drain(..).for_each(|job| job.end(Err(Error::Closed)));
+            } else if self.trainings.is_empty() {
                 self.use_cuda_graphs();
             }
         }

@@ -170,18 +170,23 @@ impl Engine {
         overall
     }
 
+    /// A model that takes requests.
+    fn open(&mut self, model: ModelId) -> Option<&mut Scheduler> {
+        self.models.get_mut(&model).filter(|scheduler| !scheduler.is_closed)
+    }
+
     fn take(&mut self, command: Command) {
         match command {
             Command::Load { model, load, reply } => self.load(model, *load, reply),
-            Command::Generate { model, request } => match self.models.get_mut(&model) {
+            Command::Generate { model, request } => match self.open(model) {
                 Some(scheduler) => scheduler.push(*request),
                 None => request.refuse(Error::Closed),
             },
-            Command::Classify { model, request } => match self.models.get_mut(&model) {
+            Command::Classify { model, request } => match self.open(model) {
                 Some(scheduler) => scheduler.push_job(ClassifyJob::new(request)),
                 None => ClassifyJob::new(request).end(Err(Error::Closed)),
             },
-            Command::Embed { model, request } => match self.models.get_mut(&model) {
+            Command::Embed { model, request } => match self.open(model) {
                 Some(scheduler) => scheduler.push_embedding(EmbedJob::new(request)),
                 None => EmbedJob::new(request).end(Err(Error::Closed)),
             },
@@ -191,7 +196,7 @@ impl Engine {
                     scheduler.command(command);
                 }
             }
-            Command::Train { model, request } => match self.models.get_mut(&model) {
+            Command::Train { model, request } => match self.open(model) {
                 Some(scheduler) => scheduler.push_training(TrainJob::new(*request)),
                 None => TrainJob::new(*request).end(Err(Error::Closed)),
             },

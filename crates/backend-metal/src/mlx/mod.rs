@@ -28,7 +28,7 @@ pub(crate) use self::{
         cross_entropy, device_address, every, exception, filled, gather_rows, random_bits, scalar, slice,
         slice_update, with_bytes,
     },
-    checkpointing::{differentiated, recomputed},
+    checkpointing::{differentiated, loss_with_gradients, recomputed},
     device::{Device, choose_settings, mlx_version, on_cpu, on_cuda, synchronize},
     exit::at_exit,
     memory::Memory,
@@ -37,5 +37,5 @@ pub(crate) use self::{
         quantized_matmul,
     },
     reader::{Reader, Tensors, mlx_dtype},
-    vjp::take_failure,
+    vjp::{after, take_failure},
 };

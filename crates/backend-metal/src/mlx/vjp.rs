@@ -28,17 +28,17 @@ pub(crate) fn take_failure() -> Option<Exception> {
 pub(super) struct Closure(mlx_closure);
 
 impl Closure {
-    pub(super) fn new<F: Fn(&[Array]) -> Result<Array> + 'static>(function: F) -> Self {
+    pub(super) fn new<F: Fn(&[Array]) -> Result<Vec<Array>> + 'static>(function: F) -> Self {
         // SAFETY: the payload is freed by `free`, once, when the last owner of the closure goes, which may be a graph.
         Self(unsafe {
             mlx_sys::mlx_closure_new_func_payload(Some(call::<F>), boxed(function), Some(free::<F>))
         })
     }
 
-    /// The same with a custom gradient: `gradient(inputs, by_output)` returns one for each input.
+    /// The same with a custom gradient: `gradient(inputs, by_first_output, outputs)` returns one for each input.
     pub(super) fn with_gradient<B>(&self, gradient: B) -> Result<Self>
     where
-        B: Fn(&[Array], &Array) -> Result<Vec<Array>> + 'static,
+        B: Fn(&[Array], &Array, &[Array]) -> Result<Vec<Array>> + 'static,
     {
         // SAFETY: as in `new` and above; the handle made here is freed here.
         unsafe {
@@ -55,17 +55,17 @@ impl Closure {
         }
     }
 
-    /// Calls it.
+    /// Calls it, and returns its first output.
     pub(super) fn apply(&self, inputs: &[Array]) -> Result<Array> {
         let (inputs, mut output) = (Vector::of(inputs), Vector::of(&[]));
         // SAFETY: closure and vectors are alive.
         if unsafe { mlx_sys::mlx_closure_apply(&raw mut output.0, self.0, inputs.0) } != 0 {
             return Err(take_failure().unwrap_or_else(|| Exception::custom("a function failed")));
         }
-        output.arrays()?.pop().ok_or_else(|| Exception::custom("a function gave nothing"))
+        output.arrays()?.into_iter().next().ok_or_else(|| Exception::custom("a function gave nothing"))
     }
 
-    /// The gradient by each input, given the gradient by the output.
+    /// The gradient by each input, given the gradient by the output, of which there is one.
     pub(super) fn gradient(&self, inputs: &[Array], by_output: &Array) -> Result<Vec<Array>> {
         let (inputs, by_output) = (Vector::of(inputs), Vector::of(slice::from_ref(by_output)));
         let (mut output, mut gradients) = (Vector::of(&[]), Vector::of(&[]));
@@ -80,12 +80,11 @@ impl Closure {
     }
 }
 
-/// The arrays, with a dependency: they are computed after `other`.
-pub(super) fn after(arrays: &[Array], other: &Array) -> Result<Vec<Array>> {
-    let (arrays, other, mut result) =
-        (Vector::of(arrays), Vector::of(slice::from_ref(other)), Vector::of(&[]));
+/// The arrays, with dependencies: they are computed after `others`.
+pub(crate) fn after(arrays: &[Array], others: &[Array]) -> Result<Vec<Array>> {
+    let (arrays, others, mut result) = (Vector::of(arrays), Vector::of(others), Vector::of(&[]));
     // SAFETY: the vectors are alive.
-    match unsafe { mlx_sys::mlx_depends(&raw mut result.0, arrays.0, other.0) } {
+    match unsafe { mlx_sys::mlx_depends(&raw mut result.0, arrays.0, others.0) } {
         0 => result.arrays(),
         _ => Err(Exception::custom("arrays could not be made to wait")),
     }
@@ -108,12 +107,12 @@ unsafe extern "C" fn call<F>(
     payload: *mut c_void,
 ) -> i32
 where
-    F: Fn(&[Array]) -> Result<Array> + 'static,
+    F: Fn(&[Array]) -> Result<Vec<Array>> + 'static,
 {
     // SAFETY: the payload is the boxed function, alive as long as its closure is; inputs and output are the caller's.
     unsafe {
         let function = &*payload.cast::<F>();
-        answer(output, || Ok(vec![function(&borrowed(inputs)?)?]))
+        answer(output, || function(&borrowed(inputs)?))
     }
 }
 
@@ -121,18 +120,19 @@ unsafe extern "C" fn call_gradient<B>(
     output: *mut mlx_vector_array,
     inputs: mlx_vector_array,
     by_outputs: mlx_vector_array,
-    _outputs: mlx_vector_array,
+    outputs: mlx_vector_array,
     payload: *mut c_void,
 ) -> i32
 where
-    B: Fn(&[Array], &Array) -> Result<Vec<Array>> + 'static,
+    B: Fn(&[Array], &Array, &[Array]) -> Result<Vec<Array>> + 'static,
 {
     // SAFETY: as in `call`.
     unsafe {
         let function = &*payload.cast::<B>();
         answer(output, || {
-            let by_output = borrowed(by_outputs)?.pop().ok_or_else(|| Exception::custom("no gradient"))?;
-            function(&borrowed(inputs)?, &by_output)
+            let by_outputs = borrowed(by_outputs)?;
+            let by_first = by_outputs.first().ok_or_else(|| Exception::custom("no gradient"))?;
+            function(&borrowed(inputs)?, by_first, &borrowed(outputs)?)
         })
     }
 }

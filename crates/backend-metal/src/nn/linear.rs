@@ -63,6 +63,11 @@ impl Linear {
         self.slots.is_plain().then_some((&self.matrix, self.bias.as_ref()))
     }
 
+    /// Whether training keeps the parts of its matrix [apart](Weight::is_apart).
+    fn is_apart(&self) -> bool {
+        matches!(&self.matrix, Matrix::Dense(weight) if weight.is_apart())
+    }
+
     /// `[.., in]` → `[.., out]`
     pub(crate) fn forward(&self, x: &Array) -> Result<Array> {
         if self.slots.is_plain() {
@@ -114,7 +119,7 @@ impl Projections {
     /// The fused layer, if they are fused.
     pub(crate) fn joined(&self) -> Option<&Linear> {
         match self.linears.as_slice() {
-            [linear] => Some(linear),
+            [linear] if !linear.is_apart() => Some(linear),
             _ => None,
         }
     }
@@ -122,6 +127,7 @@ impl Projections {
     /// `[.., in]` → one `[.., out]` for each of the N layers.
     pub(crate) fn forward<const N: usize>(&self, x: &Array) -> Result<[Array; N]> {
         let outputs: Vec<_> = match self.linears.as_slice() {
+            [linear] if linear.is_apart() => linear.matrix.multiply_apart(x, linear.bias.as_ref())?,
             [linear] => ops::split_at_indices(linear.forward(x)?, &self.cuts, -1)?,
             linears => linears.iter().map(|linear| linear.forward(x)).collect::<Result<_>>()?,
         };

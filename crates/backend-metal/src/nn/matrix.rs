@@ -110,15 +110,16 @@ impl Matrix {
     /// `x · wᵀ + bias`: `[.., in]`, `[out]` → `[.., out]`.
     pub(crate) fn multiply(&self, x: &Array, bias: Option<&Weight>) -> Result<Array> {
         let operand = self.operand()?;
-        if let Some(product) = cpu::matmul(x, &operand, bias.map(|bias| &**bias)) {
+        let vector = bias.map(Weight::get).transpose()?;
+        if let Some(product) = cpu::matmul(x, &operand, vector.as_ref()) {
             return product;
         }
         if let (Some(_), Some(product)) = (bias, cpu::matmul(x, &operand, None)) {
             return plus(product?, bias);
         }
-        let product = match (self, bias) {
+        let product = match (self, vector) {
             (Self::Dense(transposed), Some(bias)) => {
-                return ops::addmm(bias.get()?, x, factor(x, &transposed.get()?)?, None, None);
+                return ops::addmm(bias, x, factor(x, &transposed.get()?)?, None, None);
             }
             (Self::Dense(transposed), None) => return x.matmul(factor(x, &transposed.get()?)?),
             (Self::Quantized(packed), _) => {
@@ -135,6 +136,24 @@ impl Matrix {
         plus(product, bias)
     }
 
+    /// The same with each of the dense matrices that it is made of: see [`Weight::is_apart`].
+    pub(super) fn multiply_apart(&self, x: &Array, bias: Option<&Weight>) -> Result<Vec<Array>> {
+        let Self::Dense(transposed) = self else { return Ok(vec![self.multiply(x, bias)?]) };
+        let mut biases = bias.map(Weight::get_parts);
+        let products = transposed.get_parts().map(|w| {
+            let w = w?;
+            let product = match cpu::matmul(x, &Operand::Dense(w.clone()), None) {
+                Some(product) => product?,
+                None => x.matmul(&w)?,
+            };
+            match biases.as_mut().and_then(Iterator::next) {
+                Some(bias) => product.add(bias?),
+                None => Ok(product),
+            }
+        });
+        products.collect()
+    }
+
     /// Product with a stack, `x · w[i]ᵀ`: one `i` of `indices` for each matrix of x: `[.., M, in]`, `[..]` → `[.., M, out]`.
     ///
     /// On the CPU, MLX's `gather_mm` aborts the process for half precision: the matrices are converted to float32 first.
@@ -146,7 +165,7 @@ impl Matrix {
             Self::Quantized(packed) => {
                 gather_qmm(x, packed, places(x, indices, sorted).as_ref(), indices, sorted)
             }
-            Self::Dense(transposed) if transposed.dtype() == mlx_rs::Dtype::Float32 || !on_cpu() => {
+            Self::Dense(transposed) if transposed.bound().dtype() == mlx_rs::Dtype::Float32 || !on_cpu() => {
                 ops::gather_mm(x, transposed.get()?, places(x, indices, sorted).as_ref(), indices, sorted)
             }
             Self::Dense(transposed) => {

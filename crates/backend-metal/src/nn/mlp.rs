@@ -17,7 +17,7 @@ use super::{
     linear::{Linear, Projections},
     weights::Weights,
 };
-use crate::mlx::{every, scalar, slice};
+use crate::mlx::{every, recomputed, scalar, slice};
 
 impl Gating {
     /// Combines gate and up from one array, `[.., 2 · size]`: gates first, or `interleaved`.
@@ -46,6 +46,14 @@ impl Gating {
         if let Some(gated) = cpu::glu(Halves::Apart(gate, up), self) {
             return gated;
         }
+        if ExecMode::current().is_differentiable() {
+            // Sizes of intermediates add up over layers, and they are cheap to compute.
+            return recomputed(&[gate.clone(), up.clone()], move |x| self.combine(&x[0], &x[1]));
+        }
+        self.combine(gate, up)
+    }
+
+    fn combine(self, gate: &Array, up: &Array) -> Result<Array> {
         match self {
             Self::Glu(activation) => activation.apply(gate)?.multiply(up),
             Self::Clamped { alpha, limit } => {

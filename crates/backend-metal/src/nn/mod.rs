@@ -72,7 +72,7 @@ pub(crate) use moe::{ExpertSizes, Experts, Moe, SharedExpert, mix};
 pub(crate) use norm::{LayerNorm, Norm, RmsNorm};
 pub(crate) use ops::{argmax, argmax_with_score, ban, draw};
 pub(crate) use packed::PackedTokens;
-pub(crate) use parameter::{Param, ParamOverride, Weight, WeightTransform, layer_of};
+pub(crate) use parameter::{Param, ParamOverride, Weight, WeightTransform, layer_of, params_used};
 pub(crate) use relative_bias::{BUCKETS, RelativeBias};
 pub(crate) use rope::{Rope, RopeShape};
 pub(crate) use routing::{Routing, Scoring};

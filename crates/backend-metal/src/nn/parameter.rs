@@ -3,8 +3,7 @@
 //! To take a gradient, training puts traced arrays into [`Param`]s while the graph is built: see [`ParamOverride`].
 
 use std::{
-    cell::{Ref, RefCell},
-    ops::Deref,
+    cell::{Cell, Ref, RefCell},
     rc::Rc,
 };
 
@@ -21,12 +20,14 @@ use crate::mlx::{scalar, slice};
 pub(crate) struct Param {
     name: String,
     value: RefCell<Option<Array>>,
+    /// Whether the value was asked for: see [`params_used`].
+    used: Cell<bool>,
 }
 
 impl Param {
     /// The tensor of this name. `None`: the weight's bound array is used.
     pub(crate) fn new(name: String, value: Option<Array>) -> Rc<Self> {
-        Rc::new(Self { name, value: RefCell::new(value) })
+        Rc::new(Self { name, value: RefCell::new(value), used: Cell::new(false) })
     }
 
     /// Its name.
@@ -44,7 +45,7 @@ impl Param {
     /// # Errors
     /// There is none.
     pub(crate) fn get(&self) -> Result<Array> {
-        self.value.borrow().clone().ok_or_else(|| Exception::custom(format!("{} has no value", self.name)))
+        self.peek().clone().ok_or_else(|| Exception::custom(format!("{} has no value", self.name)))
     }
 
     fn is_set(&self) -> bool {
@@ -52,8 +53,16 @@ impl Param {
     }
 
     fn peek(&self) -> Ref<'_, Option<Array>> {
+        self.used.set(true);
         self.value.borrow()
     }
+}
+
+/// The params whose values `work` asks for.
+pub(crate) fn params_used(params: &[Rc<Param>], work: impl FnOnce() -> Result<()>) -> Result<Vec<Rc<Param>>> {
+    params.iter().for_each(|param| param.used.set(false));
+    work()?;
+    Ok(params.iter().filter(|param| param.used.get()).cloned().collect())
 }
 
 /// The index of the block in the name of a tensor or layer: 3 for `model.layers.3.mlp.down_proj`.
@@ -109,8 +118,7 @@ impl WeightTransform {
     }
 }
 
-/// A tensor of floats as the model uses it: one of the checkpoint's, or several in one. It dereferences to the bound array. Graphs
-/// that may be trained use [`get`](Self::get) instead. Clones share their params.
+/// A tensor of floats as the model uses it: one of the checkpoint's, or several in one. Clones share their params.
 #[derive(Debug, Clone)]
 pub(crate) struct Weight(Rc<Inner>);
 
@@ -118,17 +126,9 @@ pub(crate) struct Weight(Rc<Inner>);
 struct Inner {
     /// The tensors of the checkpoint, stacked by rows, and the number of rows of each.
     parts: Vec<(Rc<Param>, i32)>,
-    stored: Array,
-    bound: Array,
+    stored: RefCell<Array>,
+    bound: RefCell<Array>,
     form: WeightTransform,
-}
-
-impl Deref for Weight {
-    type Target = Array;
-
-    fn deref(&self) -> &Array {
-        &self.0.bound
-    }
 }
 
 /// An array of no checkpoint, which is not trained.
@@ -137,8 +137,8 @@ impl From<Array> for Weight {
     fn from(bound: Array) -> Self {
         Self(Rc::new(Inner {
             parts: Vec::new(),
-            stored: bound.clone(),
-            bound,
+            stored: RefCell::new(bound.clone()),
+            bound: RefCell::new(bound),
             form: WeightTransform::Stored,
         }))
     }
@@ -152,21 +152,48 @@ impl Weight {
             bound.eval()?;
         }
         let parts = parts.into_iter().map(|(name, rows)| (Param::new(name, None), rows as i32)).collect();
+        let (stored, bound) = (RefCell::new(stored), RefCell::new(bound));
         Ok(Self(Rc::new(Inner { parts, stored, bound, form })))
+    }
+
+    /// What the checkpoint's tensors were bound to.
+    pub(crate) fn bound(&self) -> Array {
+        self.0.bound.borrow().clone()
+    }
+
+    /// Gives the checkpoint's tensors up. From here on only training can use the weight: all else finds zeros in it.
+    pub(crate) fn release(&self) -> Result<()> {
+        let Inner { stored, bound, .. } = &*self.0;
+        for array in [stored, bound] {
+            let (dtype, shape) = (array.borrow().dtype(), array.borrow().shape().to_vec());
+            array.replace(ops::broadcast_to(scalar(0.0, dtype)?, &shape)?);
+        }
+        Ok(())
     }
 
     /// The bound array, or one made of the params' values if training set them.
     pub(crate) fn get(&self) -> Result<Array> {
-        let Inner { parts, stored, bound, form } = &*self.0;
+        let Inner { parts, stored, form, .. } = &*self.0;
         if !parts.iter().any(|(param, _)| param.is_set()) {
-            return Ok(bound.clone());
+            return Ok(self.bound());
         }
         let values: Vec<_> = self.values().collect::<Result<_>>()?;
         let whole = match values.as_slice() {
             [value] => value.clone(),
             values => concatenate(values, 0)?,
         };
-        form.bind(&whole.reshape(stored.shape())?)
+        form.bind(&whole.reshape(stored.borrow().shape())?)
+    }
+
+    /// Whether it is made of several values that training set: joining them would copy them in each step.
+    pub(crate) fn is_apart(&self) -> bool {
+        let parts = &self.0.parts;
+        parts.len() > 1 && parts.iter().any(|(param, _)| param.is_set())
+    }
+
+    /// What it is made of, each as [`get`](Self::get) would give it alone.
+    pub(crate) fn get_parts(&self) -> impl Iterator<Item = Result<Array>> {
+        self.values().map(|value| self.0.form.bind(&value?))
     }
 
     /// The params that it is made of.
@@ -177,6 +204,7 @@ impl Weight {
     /// The params' values, as the checkpoint stores them.
     pub(crate) fn values(&self) -> impl Iterator<Item = Result<Array>> {
         let Inner { parts, stored, .. } = &*self.0;
+        let stored = stored.borrow().clone();
         let mut start = 0;
         parts.iter().map(move |(param, rows)| {
             let end = start + rows;

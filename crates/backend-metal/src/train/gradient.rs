@@ -9,17 +9,15 @@ use mlx_rs::{
     transforms,
 };
 
-use super::{compiled_fn::CompiledFn, trainable::TrainableParams};
-use crate::{
-    mlx::{cross_entropy, on_cpu, on_cuda, recomputed, slice, take_failure},
-    nn::{Architecture, ExecMode, ParamOverride, TrainMode},
+use super::{
+    compiled_fn::CompiledFn,
+    head_loss::{HeadLoss, LOGIT_BYTES, rows_at_once},
+    trainable::TrainableParams,
 };
-
-/// The largest logits that are held at once, in bytes, and the bytes of one logit in the type that the loss is computed in: float32,
-/// on CUDA the logits' own. Larger logits are computed in pieces, and again in the backward pass.
-fn logit_bytes(size: usize) -> (usize, usize) {
-    if on_cuda() { (2 << 30, size) } else { (256 << 20, size_of::<f32>()) }
-}
+use crate::{
+    mlx::{on_cpu, slice, take_failure},
+    nn::{Architecture, ExecMode, Param, ParamOverride, TrainMode, params_used},
+};
 
 /// Examples, padded to the longest of them.
 #[derive(Debug)]
@@ -117,7 +115,8 @@ impl LossAndGrad {
         // The rotations of some models depend on the length of a text: padding would change them.
         let exact = on_cpu() || model.config().length_dependent;
         let padding = if exact { Padding::Exact } else { Padding::Bucketed };
-        let function = CompiledFn::new(value_and_grad(model, trainable.clone(), checkpointing));
+        let gradient = value_and_grad(model, trainable.clone(), checkpointing, LOGIT_BYTES);
+        let function = CompiledFn::new(gradient);
         Self { function, padding, trainable }
     }
 
@@ -128,8 +127,20 @@ impl LossAndGrad {
         trainable: Rc<TrainableParams>,
         checkpointing: bool,
     ) -> Self {
-        let function = CompiledFn::compiled(value_and_grad(model, trainable.clone(), checkpointing));
+        let gradient = value_and_grad(model, trainable.clone(), checkpointing, LOGIT_BYTES);
+        let function = CompiledFn::compiled(gradient);
         Self { function, padding: Padding::Bucketed, trainable }
+    }
+
+    /// The same as [`new`](Self::new), with logits in as many pieces as there may be.
+    #[cfg(test)]
+    pub(crate) fn in_pieces(
+        model: Rc<dyn Architecture>,
+        trainable: Rc<TrainableParams>,
+        checkpointing: bool,
+    ) -> Self {
+        let function = CompiledFn::new(value_and_grad(model, trainable.clone(), checkpointing, 1));
+        Self { function, padding: Padding::Exact, trainable }
     }
 
     /// The batch of these examples.
@@ -159,6 +170,7 @@ fn value_and_grad(
     model: Rc<dyn Architecture>,
     trainable: Rc<TrainableParams>,
     checkpointing: bool,
+    logit_bytes: usize,
 ) -> impl FnMut(&[Array]) -> Result<Vec<Array>> + 'static {
     move |arguments| {
         let [tokens, positions, targets, loss_weights, key, values @ ..] = arguments else {
@@ -169,7 +181,7 @@ fn value_and_grad(
             recompute: checkpointing.then(|| trainable.by_layer()),
             dropout: trainable.residual_dropout(key)?,
         };
-        let inputs = LossInputs { tokens, positions, targets, loss_weights };
+        let inputs = LossInputs { tokens, positions, targets, loss_weights, logit_bytes };
         let all: Vec<i32> = (0..values.len() as i32).collect();
         let loss = |values: &[Array]| {
             let values = trainable.as_computed(values)?;
@@ -195,9 +207,12 @@ pub(crate) fn validation_loss(
     let values = trainable.as_computed(values)?;
     let _override = ParamOverride::new(trainable.params(), &values);
     let Batch { tokens, positions, targets, .. } = batch;
-    let inputs = LossInputs { tokens, positions, targets, loss_weights: &batch.loss_weights(1) };
+    let inputs = LossInputs { tokens, positions, targets, loss_weights: &batch.loss_weights(1), logit_bytes: LOGIT_BYTES };
     // Computed as in training, so that the two losses can be compared.
-    ExecMode::current().differentiable().scope(|| inputs.loss(model, trainable, &TrainMode::default()))
+    ExecMode::current().differentiable().scope(|| {
+        let hidden = inputs.hidden(&**model, &TrainMode::default())?;
+        inputs.head(model, Vec::new(), &hidden).value(&[hidden])
+    })
 }
 
 /// The arrays of a [`Batch`] that the loss is computed from.
@@ -207,49 +222,40 @@ struct LossInputs<'a> {
     targets: &'a Array,
     /// The weight of each target's loss: `[N]`, float32
     loss_weights: &'a Array,
+    /// The largest logits that are held at once.
+    logit_bytes: usize,
 }
 
 impl LossInputs<'_> {
+    /// The final hidden states at the positions: `[N, hidden]`.
+    fn hidden(&self, model: &dyn Architecture, mode: &TrainMode<'_>) -> Result<Array> {
+        let hidden = model.hidden_for_training(self.tokens, mode)?;
+        hidden.reshape(&[-1, hidden.dim(-1)])?.take_axis(self.positions, 0)
+    }
+
+    /// The loss of these hidden states.
+    fn head(&self, model: &Rc<dyn Architecture>, params: Vec<Rc<Param>>, hidden: &Array) -> HeadLoss {
+        let (targets, weights) = (self.targets.clone(), self.loss_weights.clone());
+        let vocabulary = model.config().vocab_size;
+        let rows = rows_at_once(targets.size(), vocabulary, hidden.item_size(), self.logit_bytes);
+        HeadLoss { model: model.clone(), params, targets, weights, rows }
+    }
+
+    /// The loss, to be differentiated.
     fn loss(
         &self,
         model: &Rc<dyn Architecture>,
         trainable: &TrainableParams,
         mode: &TrainMode<'_>,
     ) -> Result<Array> {
-        let hidden = model.hidden_for_training(self.tokens, mode)?;
-        let hidden = hidden.reshape(&[-1, hidden.dim(-1)])?.take_axis(self.positions, 0)?;
-        let (bytes, size) = logit_bytes(hidden.item_size());
-        let rows = (bytes / (size * model.config().vocab_size.max(1))).max(1) as i32;
-        let count = self.positions.dim(0);
-        if count <= rows {
-            return weighted_loss(&**model, &hidden, self.targets, self.loss_weights);
+        let hidden = self.hidden(&**model, mode)?;
+        let first = slice(&hidden, 0, 0, 1)?.expand_dims(0)?;
+        let params = params_used(&trainable.outside_blocks(), || model.logits(&first).map(drop))?;
+        let head = self.head(model, params, &hidden);
+        let mut inputs = vec![hidden];
+        for param in &head.params {
+            inputs.push(param.get()?);
         }
-        let outside_blocks = trainable.outside_blocks();
-        let mut sum = Array::from_f32(0.0);
-        for start in (0..count).step_by(rows as usize) {
-            let part = |array: &Array| slice(array, 0, start, (start + rows).min(count));
-            let (targets, weights) = (part(self.targets)?, part(self.loss_weights)?);
-            let mut inputs = vec![part(&hidden)?];
-            for param in &outside_blocks {
-                inputs.push(param.get()?);
-            }
-            let (model, outside_blocks) = (model.clone(), outside_blocks.clone());
-            sum = sum.add(recomputed(&inputs, move |inputs| {
-                let _override = ParamOverride::new(&outside_blocks, &inputs[1..]);
-                weighted_loss(&*model, &inputs[0], &targets, &weights)
-            })?)?;
-        }
-        Ok(sum)
+        head.differentiable(&inputs)
     }
-}
-
-/// Hidden states `[N, hidden]`, targets `[N]` and weights `[N]` → the sum of weight · −ln p(target), in float32.
-fn weighted_loss(
-    model: &dyn Architecture,
-    hidden: &Array,
-    targets: &Array,
-    weights: &Array,
-) -> Result<Array> {
-    let logits = model.logits(&hidden.expand_dims(0)?)?;
-    cross_entropy(&logits.reshape(&[-1, logits.dim(-1)])?, targets)?.multiply(weights)?.sum(false)
 }

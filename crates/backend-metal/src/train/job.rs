@@ -37,6 +37,16 @@ impl TrainJob {
         Self { request, run: None }
     }
 
+    /// Whether the model is closed for everything else, once the run is prepared.
+    pub(crate) fn closes_model(&self) -> bool {
+        self.request.options.close_model
+    }
+
+    /// Whether the run is prepared.
+    pub(crate) fn is_prepared(&self) -> bool {
+        self.run.is_some()
+    }
+
     /// Computes one batch. Returns whether the run has ended.
     ///
     /// # Errors

@@ -3,7 +3,10 @@
 use inference_core::train::{Method, TrainMemory, TrainOptions};
 use mlx_rs::Array;
 
-use super::optimizer::Optimizer;
+use super::{
+    head_loss::{LOGIT_BYTES, rows_at_once},
+    optimizer::Optimizer,
+};
 use crate::{
     mlx::on_cuda,
     nn::{Architecture, SlotKind, layer_of},
@@ -64,7 +67,9 @@ pub(super) fn estimate(
     };
     let bytes: u64 = values.iter().map(|value| value.nbytes() as u64).sum();
     let mut memory = TrainMemory::default();
-    memory.weights = weights + bytes;
+    // The run gets the weights that it trains from a model that is closed.
+    let released = options.close_model && options.method.adapter().is_none();
+    memory.weights = if released { weights } else { weights + bytes };
     memory.gradients = bytes;
     memory.optimizer = optimizer.bytes();
     memory.activations = activations * float
@@ -74,7 +79,8 @@ pub(super) fn estimate(
     memory
 }
 
-/// Bytes of the logits and their gradient in their own type. Except on CUDA, also of float32 copies and their exponentials.
+/// Bytes of the logits and their gradient in their own type, of the rows that are computed at once. Except on CUDA, also of float32
+/// copies and their exponentials.
 fn loss_bytes(vocabulary: usize, tokens: u64, float: u64) -> u64 {
     let wide = if on_cuda() {
         0
@@ -83,6 +89,6 @@ fn loss_bytes(vocabulary: usize, tokens: u64, float: u64) -> u64 {
     } else {
         12
     };
-    // Computing the loss in pieces does not lower the peak: the backward passes of all pieces may run at once.
-    vocabulary as u64 * tokens * (2 * float + wide)
+    let rows = rows_at_once(tokens as usize, vocabulary, float as usize, LOGIT_BYTES) as u64;
+    vocabulary as u64 * rows * (2 * float + wide)
 }

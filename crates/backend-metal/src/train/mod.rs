@@ -2,6 +2,7 @@
 //!
 //! - `trainable`: which tensors a run trains. They are attached to the model while a graph is built, and detached afterwards.
 //! - `gradient`: the loss of a batch and its gradient.
+//! - `head_loss`: the output layer and its loss, in pieces.
 //! - `compiled_fn`: the parts of a step that stay the same, compiled where that helps.
 //! - `optimizer`: how gradients change weights.
 //! - `output`: the lock on the output folder.
@@ -13,6 +14,7 @@
 mod checkpoint;
 mod compiled_fn;
 mod gradient;
+mod head_loss;
 mod job;
 mod memory;
 mod optimizer;
@@ -22,5 +24,7 @@ mod run;
 mod trainable;
 
 #[cfg(test)]
-pub(crate) use self::{gradient::LossAndGrad, optimizer::Optimizer, trainable::TrainableParams};
+pub(crate) use self::{
+    gradient::LossAndGrad, head_loss::HeadLoss, optimizer::Optimizer, trainable::TrainableParams,
+};
 pub(crate) use self::{job::TrainJob, run::TrainRequest};

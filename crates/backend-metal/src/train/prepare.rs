@@ -49,6 +49,9 @@ pub(super) fn prepare(
     let largest = largest_batch(&batches, &lengths);
     plan.memory = estimate(&**model, &values, &optimizer, request.weight_bytes, largest, options);
     check_memory(&plan, request, largest)?;
+    if options.close_model {
+        trainable.release_base(&**model).map_err(failed)?;
+    }
     let mut run = Run {
         trainable,
         values,

@@ -14,7 +14,7 @@ use mlx_rs::{
 
 use crate::{
     mlx::{exception, on_cuda},
-    nn::{Adapter, AdapterSlot, Architecture, Param, SlotKind, layer_of},
+    nn::{Adapter, AdapterSlot, Architecture, Param, SlotKind, Weight, layer_of},
 };
 
 /// Which tensors a run trains. Their values are kept by the run.
@@ -91,6 +91,13 @@ impl TrainableParams {
     /// The parameters, from the embedding to the head.
     pub(crate) fn params(&self) -> &[Rc<Param>] {
         &self.params
+    }
+
+    /// Has the model give up the weights that are trained here. It computes with zeros from then on.
+    pub(super) fn release_base(&self, model: &dyn Architecture) -> MlxResult<()> {
+        let trained = |param: &Rc<Param>| self.params.iter().any(|own| Rc::ptr_eq(own, param));
+        let parameters = model.registry().parameters();
+        parameters.iter().filter(|weight| weight.params().all(&trained)).try_for_each(Weight::release)
     }
 
     /// The parameters of each block.

@@ -54,6 +54,10 @@ pub struct TrainOptions {
     /// Goes on from the last checkpoint in `output`, which must be of the same run.
     #[serde(skip)]
     pub resume: bool,
+    /// Closes the model for everything else, for good, once the run is prepared: weights that are trained are then held once. Otherwise
+    /// the model goes on answering with those that it was loaded with, beside the run's.
+    #[serde(skip)]
+    pub close_model: bool,
     /// The folder for adapters and checkpoints.
     #[serde(skip)]
     pub output: PathBuf,
@@ -96,6 +100,7 @@ impl TrainOptions {
             save_every: 100,
             seed: 0,
             resume: false,
+            close_model: false,
             output: output.into(),
             cancel: CancellationToken::new(),
         }
@@ -176,6 +181,13 @@ impl TrainOptions {
     #[must_use]
     pub fn gradient_checkpointing(mut self, yes: bool) -> Self {
         self.gradient_checkpointing = yes;
+        self
+    }
+
+    /// Closes the model for everything else, so that weights that are trained need not be held twice.
+    #[must_use]
+    pub fn close_model(mut self, yes: bool) -> Self {
+        self.close_model = yes;
         self
     }
 

@@ -9,7 +9,7 @@ use mlx_rs::{
 };
 
 use super::{
-    super::{attention_params::AttentionParams, exec::ExecMode},
+    super::{attention_params::AttentionParams, exec::ExecMode, parameter::Weight},
     kernel::{KernelResult, kernel_result, kernels, promoted},
     operand::{FloatView, Vectors, floats_mut},
 };
@@ -178,10 +178,11 @@ fn forward([queries, keys, values]: [&Array; 3], how: &AttentionParams) -> Optio
     let &[batch, heads, tokens, head_dim] = queries.shape() else { return None };
     let dtype = promoted([queries.dtype(), keys.dtype(), values.dtype()])?;
     // MLX looks the products up by one type; so do we, for what a mixture would come to.
-    if how.sinks.as_ref().is_some_and(|sinks| promoted([sinks.dtype()]).is_none()) {
+    let sinks = how.sinks.as_ref().map(Weight::bound);
+    if sinks.as_ref().is_some_and(|sinks| promoted([sinks.dtype()]).is_none()) {
         return None;
     }
-    let arrays: Vec<_> = [queries, keys, values].into_iter().chain(how.sinks.as_deref()).collect();
+    let arrays: Vec<_> = [queries, keys, values].into_iter().chain(&sinks).collect();
     let (scale, window, softcap) = (how.scale, how.window, how.softcap);
     Some(primitive_one(
         c"attention",
@@ -295,7 +296,7 @@ mod tests {
                         let how = AttentionParams { window, softcap, sinks, ..AttentionParams::full(0.25) };
                         let ours = attention([&queries, &keys, &values], &how).unwrap().unwrap();
                         let wide_how = AttentionParams {
-                            sinks: how.sinks.as_deref().map(|sinks| wide(sinks).into()),
+                            sinks: how.sinks.as_ref().map(|sinks| wide(&sinks.bound()).into()),
                             ..how
                         };
                         let mlx = crate::nn::sdpa::plain(

@@ -6,7 +6,7 @@ use cpu_kernels::{Floats, KvCache, KvView, QuantizedHeads, Queries};
 use mlx_rs::{Array, Dtype, error::Result};
 
 use super::{
-    super::{attention_params::AttentionParams, exec::ExecMode},
+    super::{attention_params::AttentionParams, exec::ExecMode, parameter::Weight},
     kernel::{KernelResult, kernel_result, kernels, promoted},
     operand::{FloatView, Vectors, floats_mut, span},
 };
@@ -46,12 +46,12 @@ pub(in crate::nn) fn attend_in_place(
     let floats = new.iter().map(Array::dtype).filter(|dtype| *dtype != Dtype::Uint32);
     let dtype = promoted([queries.dtype()].into_iter().chain(floats))?;
     let alike = |slot: &KvSlot| slot.arrays.iter().map(Array::dtype).eq(new.iter().map(Array::dtype));
-    let sinks = params.sinks.as_deref();
-    if !slots.iter().all(alike) || sinks.is_some_and(|sinks| promoted([sinks.dtype()]).is_none()) {
+    let sinks = params.sinks.as_ref().map(Weight::bound);
+    if !slots.iter().all(alike) || sinks.as_ref().is_some_and(|sinks| promoted([sinks.dtype()]).is_none()) {
         return None;
     }
     let kept = slots.iter().flat_map(|slot| &slot.arrays);
-    let mut arrays: Vec<_> = [queries].into_iter().chain(new).chain(kept).chain(sinks).collect();
+    let mut arrays: Vec<_> = [queries].into_iter().chain(new).chain(kept).chain(&sinks).collect();
     let run = InPlace {
         rows: slots.iter().map(|slot| (slot.slot, slot.held)).collect(),
         scheme,

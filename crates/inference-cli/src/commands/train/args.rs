@@ -285,6 +285,7 @@ impl Args {
             .batch_size(self.batch_size)
             .gradient_accumulation_steps(self.gradient_accumulation_steps)
             .gradient_checkpointing(self.gradient_checkpointing)
+            .close_model(true)
             .max_length(self.max_length, longer)
             .loss_on(match self.loss_on {
                 LossTokens::Answer => LossOn::Answer,
