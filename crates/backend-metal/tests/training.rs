@@ -32,6 +32,15 @@ async fn model() -> Arc<dyn TextModel> {
     load(&demo(), LoadOptions::new()).await
 }
 
+/// A folder with the demo model in it, dense: `model`.
+fn dense_demo() -> tempfile::TempDir {
+    let dense = tempfile::tempdir().unwrap();
+    let manifest = inference_core::ModelManifest::read(demo()).unwrap();
+    let options = backend_metal::ConvertOptions::default();
+    backend_metal::convert(&manifest, &dense.path().join("model"), &options, &mut |_| true).unwrap();
+    dense
+}
+
 fn pair(question: &str, answer: &str) -> Example {
     Example::chat(vec![Message::user(question), Message::assistant(answer)])
 }
@@ -217,16 +226,13 @@ async fn others_are_served_meanwhile_and_a_dropped_stream_ends_the_run() {
 
 #[tokio::test]
 async fn whole_weights_are_trained_where_they_are_dense() {
-    let (dense, output) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (dense, output) = (dense_demo(), tempfile::tempdir().unwrap());
     let full = |output: &Path| options(output).method(Method::Full(FullOptions::new().dropout(0.1)));
     let quantised = model().await;
     let refused = quantised.trainable().unwrap().train(data(), full(output.path())).await;
     assert!(matches!(refused.map(|_| ()), Err(Error::InvalidOption { option: "method", .. })));
 
-    let manifest = inference_core::ModelManifest::read(demo()).unwrap();
     let folder = dense.path().join("model");
-    backend_metal::convert(&manifest, &folder, &backend_metal::ConvertOptions::default(), &mut |_| true)
-        .unwrap();
     let model = load(&folder, LoadOptions::new()).await;
     let [whole, mixed] = [false, true].map(|mixed| {
         let folder = output.path().join(mixed.to_string());
@@ -248,6 +254,33 @@ async fn whole_weights_are_trained_where_they_are_dense() {
         assert_eq!(answer(&*trained, "What colour is box 3?").await, "Box 3 is grey.");
     }
     assert_ne!(curves[0], curves[1]);
+}
+
+#[tokio::test]
+async fn a_model_that_is_closed_gives_its_weights_to_the_run() {
+    let [kept, closed] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let dense = dense_demo();
+    let mut runs = Vec::new();
+    for (output, closes) in [(&kept, false), (&closed, true)] {
+        let model = load(&dense.path().join("model"), LoadOptions::new()).await;
+        let options = options(output.path()).method(Method::Full(FullOptions::new())).close_model(closes);
+        let ask = || {
+            let prompt = Prompt::Chat(vec![Message::user("Who are you?")]);
+            model.generate(prompt, GenerateOptions::new().max_tokens(4))
+        };
+        let before = ask().await.unwrap();
+        let (before, run) = futures::join!(before.collect::<Vec<_>>(), events(&*model, data(), options));
+        assert!(before.iter().all(Result::is_ok), "{before:?}");
+        assert_eq!(matches!(ask().await, Err(Error::Closed)), closes);
+        runs.push(run);
+    }
+    assert_eq!(curve(&runs[0]), curve(&runs[1]));
+    assert_eq!(validations(&runs[0]), validations(&runs[1]));
+    assert_eq!(adapters(kept.path()), adapters(closed.path()));
+    let [TrainEvent::Started(kept), TrainEvent::Started(closed)] = [&runs[0][0], &runs[1][0]] else {
+        panic!("{:?}", runs[0][0])
+    };
+    assert_eq!(kept.memory.weights - closed.memory.weights, kept.memory.gradients);
 }
 
 #[tokio::test]

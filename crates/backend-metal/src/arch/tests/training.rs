@@ -8,8 +8,8 @@ use serde::Deserialize;
 
 use super::fixtures::{Variant, device, root, tensor};
 use crate::{
-    nn::Architecture,
-    train::{LossAndGrad, Optimizer, TrainableParams},
+    nn::{Architecture, ExecMode, ParamOverride, TrainMode},
+    train::{HeadLoss, LossAndGrad, Optimizer, TrainableParams},
 };
 
 /// The agreement that is asked for, relative to the largest element of a tensor.
@@ -94,14 +94,28 @@ fn begin(trainable: &TrainableParams, values: &mut [Array]) {
     }
 }
 
+/// How gradients are computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum How {
+    Plain,
+    /// As on other devices than the CPU, with a batch that is padded.
+    Compiled,
+    /// With the logits, and what comes after them, in pieces.
+    InPieces,
+}
+
 /// Everything in which the case differs from its golden figures by more than the tolerance.
-fn differences(golden: &Golden, case: &Case, recompute: bool, compiled: bool) -> Vec<String> {
+fn differences(golden: &Golden, case: &Case, recompute: bool, how: How) -> Vec<String> {
     let model: Rc<dyn Architecture> = Variant::named(&case.variant).load().into();
     let (trainable, mut values) = TrainableParams::new(&*model, &method(golden, case), 0).unwrap();
     begin(&trainable, &mut values);
     let before = values.clone();
     let trainable = Rc::new(trainable);
-    let new = if compiled { LossAndGrad::compiled } else { LossAndGrad::new };
+    let new = match how {
+        How::Plain => LossAndGrad::new,
+        How::Compiled => LossAndGrad::compiled,
+        How::InPieces => LossAndGrad::in_pieces,
+    };
     let mut loss_and_grad = new(model, trainable.clone(), recompute);
     let rule = Rule::AdamW {
         betas: [0.9, 0.999],
@@ -116,10 +130,7 @@ fn differences(golden: &Golden, case: &Case, recompute: bool, compiled: bool) ->
     let mut compare = |what: String, distance: f32| {
         // A NaN is no agreement.
         if distance.is_nan() || distance > TOLERANCE {
-            found.push(format!(
-                "{} {} {recompute} {compiled}: {what}: {distance:e}",
-                case.variant, case.method
-            ));
+            found.push(format!("{} {} {recompute} {how:?}: {what}: {distance:e}", case.variant, case.method));
         }
     };
     for (step, expected) in case.losses.iter().enumerate() {
@@ -160,18 +171,128 @@ fn losses_gradients_and_steps_are_the_references() {
             std::env::var("VARIANT").is_ok_and(|name| name == case.variant)
                 || std::env::var_os("VARIANT").is_none()
         })
-        .flat_map(|case| [false, true].map(|recompute| differences(&golden, case, recompute, false)))
+        .flat_map(|case| {
+            let hows = [(false, How::Plain), (true, How::Plain), (false, How::InPieces)];
+            hows.map(|(recompute, how)| differences(&golden, case, recompute, how))
+        })
         .flatten()
         .collect();
     assert!(found.is_empty(), "{}", found.join("\n"));
 }
 
-/// As on other devices than the CPU, with a batch that is padded.
 #[test]
 fn a_compiled_step_is_the_same() {
     device();
     let golden: Golden = serde_json::from_slice(&fs::read(root().join("training.json")).unwrap()).unwrap();
     let case = golden.cases.iter().find(|case| case.method == "lora").unwrap();
-    let found = differences(&golden, case, true, true);
+    let found = differences(&golden, case, true, How::Compiled);
     assert!(found.is_empty(), "{}", found.join("\n"));
+}
+
+fn largest(array: &Array) -> f32 {
+    array.abs().unwrap().max(None).unwrap().try_item_exact::<f32>().unwrap()
+}
+
+/// How far apart two arrays are.
+fn far(found: &Array, expected: &Array) -> f32 {
+    assert_eq!((found.shape(), found.dtype()), (expected.shape(), expected.dtype()));
+    largest(&found.subtract(expected).unwrap())
+}
+
+/// Models with a head of their own, with the embedding for one, with a soft cap and with a scale of logits; whole weights, and adapters
+/// on blocks alone and on the embedding.
+#[test]
+fn gradients_of_logits_in_pieces_are_those_of_all_at_once() {
+    device();
+    let golden: Golden = serde_json::from_slice(&fs::read(root().join("training.json")).unwrap()).unwrap();
+    let examples = examples(&golden);
+    let adapter = || AdapterOptions::new().rank(2);
+    for name in ["llama", "qwen3", "gemma2-window", "cohere2", "gemma3_text"] {
+        for method in [
+            Method::Full(FullOptions::new()),
+            Method::Full(FullOptions::new().layers(1)),
+            Method::Lora(adapter()),
+            Method::Lora(adapter().embeddings(true)),
+        ] {
+            let model: Rc<dyn Architecture> = Variant::named(name).load().into();
+            let (trainable, mut values) = TrainableParams::new(&*model, &method, 3).unwrap();
+            begin(&trainable, &mut values);
+            let trainable = Rc::new(trainable);
+            let results = [LossAndGrad::new, LossAndGrad::in_pieces].map(|new| {
+                let mut gradient = new(model.clone(), trainable.clone(), false);
+                let batch = gradient.batch(&examples.iter().collect::<Vec<_>>());
+                let (loss, mut results) = gradient.gradient(&values, &batch, 0, batch.target_count).unwrap();
+                results.push(loss);
+                results
+            });
+            assert_eq!(results[0].len(), values.len() + 1);
+            let of_all = results[0][..values.len()].iter().map(largest).fold(0.0, f32::max);
+            for (n, (whole, pieces)) in results[0].iter().zip(&results[1]).enumerate() {
+                let what = trainable.params().get(n).map_or("loss", |param| param.name());
+                // Some are nothing but rounding: a bias of keys changes no weight of attention.
+                let far = far(pieces, whole) / largest(whole).max(1e-2 * of_all);
+                assert!(far < 1e-5, "{name} {}: {what} is off by {far}", method.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn a_loss_in_pieces_is_that_of_all_at_once() {
+    device();
+    let model: Rc<dyn Architecture> = Variant::named("gemma2-window").load().into();
+    let (count, width) = (11, model.config().hidden_size as i32);
+    let hidden =
+        mlx_rs::random::uniform::<f32, f32>(-1.0, 1.0, &[count, width], &mlx_rs::random::key(5).unwrap())
+            .unwrap();
+    let targets: Vec<u32> = (0..count as u32).map(|n| n * 7 % 100).collect();
+    let weights: Vec<f32> = (0..count).map(|n| n as f32 / 8.0).collect();
+    let losses = |rows| {
+        let loss = HeadLoss {
+            model: model.clone(),
+            params: Vec::new(),
+            targets: Array::from_slice(&targets, &[count]),
+            weights: Array::from_slice(&weights, &[count]),
+            rows,
+        };
+        let hidden = std::slice::from_ref(&hidden);
+        ExecMode::current().differentiable().scope(|| [loss.value(hidden), loss.differentiable(hidden)])
+    };
+    let expected = losses(count as usize).map(Result::unwrap);
+    for rows in [1, 3, 10] {
+        for loss in losses(rows) {
+            let far = far(&loss.unwrap(), &expected[0]) / largest(&expected[0]);
+            assert!(far < 1e-6, "{rows} rows at once: {far}");
+        }
+    }
+}
+
+/// Tensors that are one matrix when text is generated are several when they are trained.
+#[test]
+fn weights_that_are_trained_compute_what_they_did() {
+    device();
+    let tokens = Array::from_slice(&(1..25_u32).collect::<Vec<_>>(), &[2, 12]);
+    let mut compared = 0;
+    for variant in Variant::all() {
+        let model = variant.load();
+        if model.config().vocab_size < 25 {
+            continue;
+        }
+        let Ok((trainable, values)) = TrainableParams::new(&*model, &Method::Full(FullOptions::new()), 0)
+        else {
+            continue;
+        };
+        let hidden = || {
+            let mode = TrainMode::default();
+            ExecMode::current().differentiable().scope(|| model.hidden_for_training(&tokens, &mode))
+        };
+        let Ok(expected) = hidden() else { continue };
+        let _override = ParamOverride::new(trainable.params(), &values);
+        let wide = |array: Array| array.as_dtype(Dtype::Float32).unwrap();
+        let far = far(&wide(hidden().unwrap()), &wide(expected.clone())) / largest(&wide(expected.clone()));
+        let tolerance = if expected.dtype() == Dtype::Float32 { 1e-5 } else { 2e-2 };
+        assert!(far < tolerance, "{}: {far}", variant.name);
+        compared += 1;
+    }
+    assert!(compared > 10 || std::env::var_os("VARIANT").is_some(), "{compared} models");
 }
