@@ -24,6 +24,30 @@ pub(crate) fn restore_limit(limit: Option<u64>) {
     LIMIT.store(limit.unwrap_or(u64::MAX), Ordering::Relaxed);
 }
 
+/// A lower limit of MLX's memory until it is dropped. Above it MLX waits for what it has begun before it begins more, and keeps no cache:
+/// without one it runs ahead of the device, and holds the memory of everything that it began.
+#[derive(Debug)]
+pub(crate) struct LowerLimit(usize);
+
+impl LowerLimit {
+    /// The limit is this many bytes above what is in use, unless it is lower already.
+    pub(crate) fn above_use(bytes: u64) -> mlx_rs::error::Result<Self> {
+        let limit = usize::try_from(bytes).unwrap_or(usize::MAX).saturating_add(memory::active_memory()?);
+        let before = memory::set_memory_limit(limit)?;
+        if before < limit {
+            memory::set_memory_limit(before)?;
+        }
+        Ok(Self(before))
+    }
+}
+
+impl Drop for LowerLimit {
+    fn drop(&mut self) {
+        // If it fails the lower limit stays, which only costs time.
+        let _ = memory::set_memory_limit(self.0);
+    }
+}
+
 /// Control over MLX's memory.
 #[derive(Debug)]
 pub(crate) struct Memory;

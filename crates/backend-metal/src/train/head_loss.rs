@@ -34,22 +34,22 @@ pub(super) fn rows_at_once(count: usize, vocabulary: usize, size: usize, limit: 
 }
 
 /// The loss of final hidden states.
-pub(super) struct HeadLoss {
-    pub(super) model: Rc<dyn Architecture>,
+pub(crate) struct HeadLoss {
+    pub(crate) model: Rc<dyn Architecture>,
     /// The trained parameters of the output layer.
-    pub(super) params: Vec<Rc<Param>>,
+    pub(crate) params: Vec<Rc<Param>>,
     /// `[N]`
-    pub(super) targets: Array,
+    pub(crate) targets: Array,
     /// `[N]`: the weight of each target's loss.
-    pub(super) weights: Array,
+    pub(crate) weights: Array,
     /// Rows of logits that are computed at once.
-    pub(super) rows: usize,
+    pub(crate) rows: usize,
 }
 
 impl HeadLoss {
     /// Hidden states `[N, hidden]`, then the parameters' values → the sum of weight · −ln p(target), in float32. If logits are computed
     /// in pieces, so are the gradients, with the loss: nothing of a piece is kept for the backward pass.
-    pub(super) fn differentiable(self, inputs: &[Array]) -> Result<Array> {
+    pub(crate) fn differentiable(self, inputs: &[Array]) -> Result<Array> {
         if self.pieces().count() == 1 {
             return self.loss(inputs, 0..inputs[0].dim(0));
         }
@@ -66,7 +66,7 @@ impl HeadLoss {
     }
 
     /// The same without a gradient.
-    pub(super) fn value(&self, inputs: &[Array]) -> Result<Array> {
+    pub(crate) fn value(&self, inputs: &[Array]) -> Result<Array> {
         let mut sums = self.in_pieces(inputs, |inputs, rows| Ok(vec![self.loss(inputs, rows)?]))?;
         Ok(sums.swap_remove(0))
     }

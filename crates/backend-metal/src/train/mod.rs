@@ -24,5 +24,7 @@ mod run;
 mod trainable;
 
 #[cfg(test)]
-pub(crate) use self::{gradient::LossAndGrad, optimizer::Optimizer, trainable::TrainableParams};
+pub(crate) use self::{
+    gradient::LossAndGrad, head_loss::HeadLoss, optimizer::Optimizer, trainable::TrainableParams,
+};
 pub(crate) use self::{job::TrainJob, run::TrainRequest};
