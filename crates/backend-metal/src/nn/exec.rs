@@ -47,6 +47,11 @@ impl ExecMode {
         }
     }
 
+    /// Whether MLX's operations compute, and no kernels of `cpu-kernels`.
+    pub(crate) fn is_mlx(self) -> bool {
+        matches!(self, Self::Mlx | Self::MlxDifferentiable)
+    }
+
     /// Whether gradients are taken of the graphs.
     pub(crate) fn is_differentiable(self) -> bool {
         matches!(self, Self::MlxDifferentiable | Self::CpuKernelsDifferentiable)
@@ -61,10 +66,7 @@ impl ExecMode {
             }
         }
         let on_cpu = mlx::on_cpu();
-        debug_assert!(
-            on_cpu || matches!(self, Self::Mlx | Self::MlxDifferentiable),
-            "the CPU's kernels need a stream of the CPU"
-        );
+        debug_assert!(on_cpu || self.is_mlx(), "the CPU's kernels need a stream of the CPU");
         let _restore = Restore(CONTEXT.replace(Some(Context { mode: self, on_cpu })));
         work()
     }

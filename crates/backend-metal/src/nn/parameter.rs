@@ -13,6 +13,7 @@ use mlx_rs::{
     ops::{self, concatenate},
 };
 
+use super::exec::ExecMode;
 use crate::mlx::{scalar, slice};
 
 /// One trainable tensor, with its name in the checkpoint or in the adapter's file.
@@ -185,10 +186,11 @@ impl Weight {
         form.bind(&whole.reshape(stored.borrow().shape())?)
     }
 
-    /// Whether it is made of several values that training set: joining them would copy them in each step.
+    /// Whether it is made of several values that training set: joining them would copy them in each step. With the CPU's kernels it is
+    /// never apart, since one product is faster there than several.
     pub(crate) fn is_apart(&self) -> bool {
         let parts = &self.0.parts;
-        parts.len() > 1 && parts.iter().any(|(param, _)| param.is_set())
+        ExecMode::current().is_mlx() && parts.len() > 1 && parts.iter().any(|(param, _)| param.is_set())
     }
 
     /// What it is made of, each as [`get`](Self::get) would give it alone.

@@ -207,7 +207,13 @@ pub(crate) fn validation_loss(
     let values = trainable.as_computed(values)?;
     let _override = ParamOverride::new(trainable.params(), &values);
     let Batch { tokens, positions, targets, .. } = batch;
-    let inputs = LossInputs { tokens, positions, targets, loss_weights: &batch.loss_weights(1), logit_bytes: LOGIT_BYTES };
+    let inputs = LossInputs {
+        tokens,
+        positions,
+        targets,
+        loss_weights: &batch.loss_weights(1),
+        logit_bytes: LOGIT_BYTES,
+    };
     // Computed as in training, so that the two losses can be compared.
     ExecMode::current().differentiable().scope(|| {
         let hidden = inputs.hidden(&**model, &TrainMode::default())?;

@@ -19,7 +19,10 @@ use super::{
     trainable::TrainableParams,
 };
 use crate::{
-    mlx::{exception, memory as mlx_memory},
+    mlx::{
+        exception,
+        memory::{self as mlx_memory, LowerLimit},
+    },
     nn::Architecture,
 };
 
@@ -69,6 +72,8 @@ pub(super) struct Run {
     pub(super) diverged: Option<String>,
     /// Keeps other runs from the output.
     pub(super) _lock: OutputLock,
+    /// On the CPU, keeps MLX from running ahead beyond the memory that was estimated.
+    pub(super) _limit: Option<LowerLimit>,
 }
 
 /// A step some of whose batches are computed.
