@@ -46,8 +46,8 @@ impl Gating {
         if let Some(gated) = cpu::glu(Halves::Apart(gate, up), self) {
             return gated;
         }
-        if ExecMode::current().is_differentiable() {
-            // Sizes of intermediates add up over layers, and they are cheap to compute.
+        if ExecMode::current() == ExecMode::MlxDifferentiable {
+            // Sizes of intermediates add up over layers, and on a GPU they are cheap to compute.
             return recomputed(&[gate.clone(), up.clone()], move |x| self.combine(&x[0], &x[1]));
         }
         self.combine(gate, up)
