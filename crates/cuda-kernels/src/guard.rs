@@ -7,7 +7,7 @@ use cudarc::driver::sys::{
     CUmemLocation, CUmemLocationType_enum as LocationType,
 };
 
-use crate::{Device, DevicePtr, Result, device::check};
+use crate::{Device, Result, device::check};
 
 /// Where buffers begin.
 const ALIGNMENT: usize = 16;
@@ -23,8 +23,8 @@ pub(crate) struct Guarded {
 }
 
 impl Guarded {
-    /// Memory for so many bytes, which end where it ends, to within 15 bytes.
-    pub(crate) fn new(device: &Device, bytes: usize) -> Result<(Self, DevicePtr)> {
+    /// Memory for so many bytes, and the address where they begin: they end where it ends, to within 15 bytes.
+    pub(crate) fn new(device: &Device, bytes: usize) -> Result<(Self, u64)> {
         device.bind()?;
         let location =
             CUmemLocation { type_: LocationType::CU_MEM_LOCATION_TYPE_DEVICE, id: device.ordinal() };
@@ -55,7 +55,7 @@ impl Guarded {
         let access = CUmemAccessDesc { location, flags: Access::CU_MEM_ACCESS_FLAGS_PROT_READWRITE };
         // SAFETY: the addresses are mapped.
         check("cuMemSetAccess", unsafe { sys::cuMemSetAccess(start, size, &access, 1) })?;
-        Ok((guarded, DevicePtr(start).offset(size - bytes.next_multiple_of(ALIGNMENT))))
+        Ok((guarded, start + (size - bytes.next_multiple_of(ALIGNMENT)) as u64))
     }
 }
 

@@ -56,8 +56,8 @@ impl Buffer {
         device.bind()?;
         let bytes = bytes.max(1);
         let (ptr, guard) = if device.guards_buffers() {
-            let (guard, ptr) = Guarded::new(device, bytes)?;
-            (ptr, Some(guard))
+            let (guard, start) = Guarded::new(device, bytes)?;
+            (DevicePtr(start), Some(guard))
         } else {
             let mut ptr = 0;
             // SAFETY: a context is current.

@@ -1,9 +1,6 @@
 //! MLX's allocator: process-wide, and safe to ask from any thread.
 
-use std::sync::{
-    Mutex, PoisonError,
-    atomic::{AtomicU64, Ordering},
-};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use inference_core::{
     Error, MemoryUsage, Result,
@@ -25,43 +22,6 @@ pub(crate) fn limit() -> Option<u64> {
 /// Puts back a limit that was in force.
 pub(crate) fn restore_limit(limit: Option<u64>) {
     LIMIT.store(limit.unwrap_or(u64::MAX), Ordering::Relaxed);
-}
-
-/// A lower limit of MLX's memory until it is dropped. Above it MLX waits for what it has begun before it begins more, and keeps no cache:
-/// without one it runs ahead of the device, and holds the memory of everything that it began.
-#[derive(Debug)]
-pub(crate) struct LowerLimit(());
-
-/// How many lower limits there are, and the limit before the first of them.
-static LOWERED: Mutex<(usize, usize)> = Mutex::new((0, usize::MAX));
-
-impl LowerLimit {
-    /// The limit is this many bytes above what is in use, unless it is lower already.
-    pub(crate) fn above_use(bytes: u64) -> mlx_rs::error::Result<Self> {
-        let mut lowered = LOWERED.lock().unwrap_or_else(PoisonError::into_inner);
-        let limit = usize::try_from(bytes).unwrap_or(usize::MAX).saturating_add(memory::active_memory()?);
-        let before = memory::set_memory_limit(limit)?;
-        if before < limit {
-            memory::set_memory_limit(before)?;
-        }
-        if lowered.0 == 0 {
-            lowered.1 = before;
-        }
-        lowered.0 += 1;
-        Ok(Self(()))
-    }
-}
-
-impl Drop for LowerLimit {
-    fn drop(&mut self) {
-        let mut lowered = LOWERED.lock().unwrap_or_else(PoisonError::into_inner);
-        lowered.0 -= 1;
-        if lowered.0 == 0 {
-            let before = limit().and_then(|limit| usize::try_from(limit).ok()).unwrap_or(lowered.1);
-            // If it fails the lower limit stays, which only costs time.
-            let _ = memory::set_memory_limit(before);
-        }
-    }
 }
 
 /// Control over MLX's memory.

@@ -21,7 +21,7 @@ pub(super) const LOGIT_BYTES: usize = 160 << 20;
 const MOST_PIECES: usize = 8;
 
 /// Bytes of a logit in the loss: on CUDA its own type, elsewhere float32. `size` is that of the logit's type.
-pub(super) fn logit_size(size: usize) -> usize {
+fn logit_size(size: usize) -> usize {
     if on_cuda() { size } else { size_of::<f32>() }
 }
 

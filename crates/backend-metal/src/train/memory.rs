@@ -3,11 +3,7 @@
 use inference_core::train::{Method, TrainMemory, TrainOptions};
 use mlx_rs::Array;
 
-use super::{
-    head_loss::{LOGIT_BYTES, rows_at_once},
-    optimizer::Optimizer,
-    trainable::TrainableParams,
-};
+use super::optimizer::Optimizer;
 use crate::{
     mlx::on_cuda,
     nn::{Architecture, SlotKind, layer_of},
@@ -25,7 +21,7 @@ pub(super) struct LargestBatch {
 /// The bytes that a run needs, including `weights`, which are already in memory.
 ///
 /// Activations are the sum of:
-/// - what the backward pass reads: a sixth more than the inputs and outputs of the linear layers. With gradient checkpointing, one
+/// - what the backward pass reads: a third more than the inputs and outputs of the linear layers. With gradient checkpointing, one
 ///   block's and the residual stream of every block;
 /// - what the backward pass of one block holds: about as much again, in the type of the trained values;
 /// - the logits and their gradient.
@@ -33,7 +29,6 @@ pub(super) struct LargestBatch {
 /// Attention scores are not kept, so they are not counted.
 pub(super) fn estimate(
     model: &dyn Architecture,
-    trainable: &TrainableParams,
     values: &[Array],
     optimizer: &Optimizer,
     weights: u64,
@@ -52,7 +47,7 @@ pub(super) fn estimate(
             SlotKind::Experts(_) => 2 * (slot.inputs() + slot.outputs()) as u64,
             _ => (slot.inputs() + slot.outputs()) as u64,
         });
-        widths.sum::<u64>() * tokens * 7 / 6
+        widths.sum::<u64>() * tokens * 4 / 3
     };
     let blocks: Vec<_> = (0..config.layers).map(block_elements).collect();
     let largest = blocks.iter().max().copied().unwrap_or(0);
@@ -72,7 +67,7 @@ pub(super) fn estimate(
     // The run gets the weights that it trains from a model that is closed.
     let released = options.close_model && options.method.adapter().is_none();
     memory.weights = if released { weights } else { weights + bytes };
-    memory.gradients = gradient_bytes(model.config().layers, trainable, values, options);
+    memory.gradients = bytes;
     memory.optimizer = optimizer.bytes();
     memory.activations = activations * float
         + largest * value_size * 6 / 5
@@ -81,27 +76,7 @@ pub(super) fn estimate(
     memory
 }
 
-/// Bytes of the gradients that are held at once: all, if they are accumulated or their norm is needed. Otherwise each weight is updated as
-/// soon as the backward pass has its gradient: then those outside of blocks, which the head has a part in, and of one block.
-fn gradient_bytes(
-    layers: usize,
-    trainable: &TrainableParams,
-    values: &[Array],
-    options: &TrainOptions,
-) -> u64 {
-    let params = trainable.params().iter().zip(values);
-    let mut by_layer = vec![0; layers + 1];
-    for (param, value) in params {
-        by_layer[param.layer().map_or(0, |layer| layer + 1).min(layers)] += value.nbytes() as u64;
-    }
-    if options.gradient_accumulation_steps > 1 || options.max_grad_norm.is_some() {
-        return by_layer.iter().sum();
-    }
-    by_layer[0] + by_layer[1..].iter().max().copied().unwrap_or(0)
-}
-
-/// Bytes of the logits and their gradient in their own type, of the rows that are computed at once. Except on CUDA, also of float32
-/// copies and their exponentials.
+/// Bytes of the logits and their gradient in their own type. Except on CUDA, also of float32 copies and their exponentials.
 fn loss_bytes(vocabulary: usize, tokens: u64, float: u64) -> u64 {
     let wide = if on_cuda() {
         0
@@ -110,6 +85,6 @@ fn loss_bytes(vocabulary: usize, tokens: u64, float: u64) -> u64 {
     } else {
         12
     };
-    let rows = rows_at_once(tokens as usize, vocabulary, float as usize, LOGIT_BYTES) as u64;
-    vocabulary as u64 * rows * (2 * float + wide)
+    // Computing the loss in pieces lowers the peak little: MLX begins pieces before those ahead of them have ended.
+    vocabulary as u64 * tokens * (2 * float + wide)
 }

@@ -18,13 +18,7 @@ use super::{
     run::{Run, TrainRequest},
     trainable::TrainableParams,
 };
-use crate::{
-    mlx::{
-        memory::{self as mlx_memory, LowerLimit},
-        on_cpu,
-    },
-    nn::Architecture,
-};
+use crate::{mlx::memory as mlx_memory, nn::Architecture};
 
 /// The run that `request` asks for, before its first step or as its last checkpoint left it, and its plan.
 ///
@@ -53,14 +47,11 @@ pub(super) fn prepare(
     let mut plan = plan(&**model, request, &values);
     (plan.steps, plan.resumed_at) = (steps, step);
     let largest = largest_batch(&batches, &lengths);
-    plan.memory = estimate(&**model, &trainable, &values, &optimizer, request.weight_bytes, largest, options);
+    plan.memory = estimate(&**model, &values, &optimizer, request.weight_bytes, largest, options);
     check_memory(&plan, request, largest)?;
     if options.close_model {
         trainable.release_base(&**model).map_err(failed)?;
     }
-    let needed = plan.memory.total().saturating_sub(request.weight_bytes);
-    // A GPU is waited for: MLX's graph is what takes the time there.
-    let limit = on_cpu().then(|| LowerLimit::above_use(needed + needed / 20)).transpose().map_err(failed)?;
     let mut run = Run {
         trainable,
         values,
@@ -80,7 +71,6 @@ pub(super) fn prepare(
         peak: 0,
         diverged: None,
         _lock: lock,
-        _limit: limit,
     };
     if step == 0 {
         run.begin_validation(request);

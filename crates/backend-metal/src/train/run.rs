@@ -19,10 +19,7 @@ use super::{
     trainable::TrainableParams,
 };
 use crate::{
-    mlx::{
-        exception,
-        memory::{self as mlx_memory, LowerLimit},
-    },
+    mlx::{exception, memory as mlx_memory},
     nn::Architecture,
 };
 
@@ -72,8 +69,6 @@ pub(super) struct Run {
     pub(super) diverged: Option<String>,
     /// Keeps other runs from the output.
     pub(super) _lock: OutputLock,
-    /// On the CPU, keeps MLX from running ahead beyond the memory that was estimated.
-    pub(super) _limit: Option<LowerLimit>,
 }
 
 /// A step some of whose batches are computed.
