@@ -85,6 +85,6 @@ fn loss_bytes(vocabulary: usize, tokens: u64, float: u64) -> u64 {
     } else {
         12
     };
-    // Computing the loss in pieces lowers the peak little: MLX begins pieces before those ahead of them have ended.
+    // All rows are counted, although the loss is computed in pieces: that is nearer to the peaks of most runs.
     vocabulary as u64 * tokens * (2 * float + wide)
 }

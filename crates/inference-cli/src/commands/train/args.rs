@@ -406,7 +406,8 @@ mod tests {
 
     #[test]
     fn nothing_typed_is_the_librarys_defaults() {
-        let (typed, default) = (parse(&[]).unwrap(), TrainOptions::new("o"));
+        // Nobody else uses the model.
+        let (typed, default) = (parse(&[]).unwrap(), TrainOptions::new("o").close_model(true));
         assert_eq!(format!("{typed:?}"), format!("{default:?}"));
     }
 
