@@ -70,6 +70,7 @@ pub(super) struct ClassifyJob {
     beginning: SharedPrefix,
     /// The bucket that the device computes.
     submitted: Option<Submitted>,
+    /// The most logits of one piece; a test sets fewer.
     logits_at_once: usize,
 }
 
@@ -78,12 +79,12 @@ pub(super) struct ClassifyJob {
 struct Submitted {
     bucket: Vec<Sequence>,
     /// Of all places whose logits are wanted, in their order.
-    pieces: Vec<Figures>,
+    pieces: Vec<Logprobs>,
 }
 
-/// What is wanted of the logits of N places.
+/// The log-probabilities of N places, as far as they are wanted.
 #[derive(Debug)]
-struct Figures {
+struct Logprobs {
     /// `[N, 1]`, f32: logits less this are log-probabilities.
     normalizers: Array,
     /// `[N]`, u32
@@ -219,7 +220,7 @@ impl ClassifyJob {
         let (count, rows) = (hidden.dim(0), (self.logits_at_once / model.config().vocab_size).max(1) as i32);
         let pieces = (0..count).step_by(rows as usize).map(|start| {
             let part = |array: &Array| slice(array, 0, start, (start + rows).min(count));
-            Figures::submit(model, &part(&hidden)?, &part(&wanted)?, self.request.logits)
+            Logprobs::submit(model, &part(&hidden)?, &part(&wanted)?, self.request.logits)
         });
         Ok(Submitted { bucket, pieces: pieces.collect::<Result<_>>()? })
     }
@@ -289,9 +290,9 @@ impl ClassifyJob {
     }
 }
 
-impl Figures {
-    /// Submits what is wanted of the logits of these hidden states, `[N, hidden]`: of the ids `wanted`, `[N, labels]`, and all of them
-    /// if `keep`. What comes next finds their memory free.
+impl Logprobs {
+    /// Submits the log-probabilities that these hidden states, `[N, hidden]`, give the ids `wanted`, `[N, labels]`; with all logits if
+    /// `keep`. The device may begin before the next piece is built, so that the logits of two need not be there at once.
     fn submit(model: &dyn Architecture, hidden: &Array, wanted: &Array, keep: bool) -> Result<Self> {
         let logits = model.logits(&hidden.expand_dims(0)?)?;
         let logits = logits.reshape(&[hidden.dim(0), -1])?.as_type::<f32>()?;

@@ -179,7 +179,7 @@ DEVICE void gemv(const GemvArgs& a) {
   const u32 xstride = a.k * 2 + 16;
   u8* xs = smem + S::x;
   float* sums = (float*)(xs + ROWS * xstride);
-  // Copies to addresses that were 16 bytes behind a multiple of 128 lost a tenth of the bandwidth.
+  // Copies to addresses that were 16 bytes behind a multiple of 128 lost up to a tenth of the bandwidth.
   const u32 scales_at = next_128(S::x + ROWS * xstride + (S::dense ? 0 : ROWS * (a.k / S::sub) * 4));
   u8 *scales = smem + scales_at, *ring = smem + next_128(scales_at + a.slots * RT * 2 * a.scale_bytes);
   let_next_start();
